@@ -1,0 +1,32 @@
+# Everything runs in .venv, made by the first target that needs it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check wheel clean
+
+help: ## Show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/.installed ## Render manifests/demo.csv with the tiny model on the CPU, build the page
+	$(BIN)/hv15-batch manifests/demo.csv model=tiny_t2v
+	$(BIN)/hv15-batch report outputs/demo
+
+test: .venv/.installed ## Run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/.installed ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict conf
+	$(BIN)/mypy
+
+wheel: .venv/.installed ## Build the wheel
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Remove what the targets made, but no outputs
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,228 @@
+"""Attention of the transformer blocks: the mask-free processor, the choice and check of backends.
+
+Only `transformer_blocks` are touched: the token refiner has a processor of another class, which
+diffusers' own `set_attn_processor` would replace.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+    _maybe_download_kernel_for_backend,
+    dispatch_attention_fn,
+)
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_hunyuan_video15 import (
+    HunyuanVideo15AttnProcessor2_0,
+)
+
+from hv15_batch.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+NATIVE = AttentionBackendName.NATIVE.value
+# At 49,350 tokens in bfloat16 on one H200: cuDNN 566 TFLOP/s, flash through SDPA 361 (measured
+# 2026-11-22, torch 2.11). cuDNN's fused kernels for Ampere and Ada are not measured here.
+CUDNN = AttentionBackendName._NATIVE_CUDNN.value
+FLASH = AttentionBackendName._NATIVE_FLASH.value
+
+_PROBE_TOKENS = 64
+_PIP_PACKAGES = {
+    "flash": "flash-attn",
+    "flash_varlen": "flash-attn",
+    "sage": "sageattention",
+    "sage_varlen": "sageattention",
+    "xformers": "xformers",
+}
+
+
+class MaskFreeAttnProcessor:
+    """Joint attention over video and text tokens of one clip, none of them padding.
+
+    With a batch of one and the text cut to its valid length every token attends to every other,
+    so no mask is built: the stock processor builds a dense boolean [S, S] one in each block, which
+    also keeps SDPA off its fused kernels (diffusers 0.42.1, transformer_hunyuan_video15.py).
+    """
+
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the attention output of video [1, N, D] and text [1, L, D].
+
+        `attention_mask` is all true by construction and is not read.
+        """
+        lengths = [hidden_states.shape[1], encoder_hidden_states.shape[1]]
+        query = _heads(attn.to_q(hidden_states), attn.heads, attn.norm_q)
+        key = _heads(attn.to_k(hidden_states), attn.heads, attn.norm_k)
+        value = _heads(attn.to_v(hidden_states), attn.heads)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+
+        text_query = _heads(
+            attn.add_q_proj(encoder_hidden_states), attn.heads, attn.norm_added_q
+        )
+        text_key = _heads(attn.add_k_proj(encoder_hidden_states), attn.heads, attn.norm_added_k)
+        text_value = _heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
+
+        joint = dispatch_attention_fn(
+            torch.cat([query, text_query], dim=1),
+            torch.cat([key, text_key], dim=1),
+            torch.cat([value, text_value], dim=1),
+            backend=self._attention_backend,
+        )
+        video, text = joint.flatten(2, 3).to(query.dtype).split(lengths, dim=1)
+        return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
+
+
+def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tensor:
+    """Return [1, S, D] as [1, S, heads, D / heads], each head normalised."""
+    split = projected.unflatten(2, (heads, -1))
+    return split if norm is None else norm(split)  # type: ignore[no-any-return]
+
+
+def apply_attention(
+    transformer: Any, backend: str, mask_free: bool, device: torch.device | None = None
+) -> str:
+    """Set the processors of `transformer.transformer_blocks`; return the backend in effect.
+
+    `auto` means: on the CPU `native`; on CUDA with a 16-bit type and no mask `_native_cudnn` from
+    compute capability 9.0 on and `_native_flash` from 8.0 on; otherwise `native`. Every backend is
+    run once on a few tokens before it is accepted; where that fails for `auto`, `native` is taken.
+
+    Args:
+        transformer: mutated.
+        backend: `auto` or a name of diffusers' `AttentionBackendName`.
+        mask_free: False keeps the stock processor, which masks the padded text.
+        device: where the transformer will run; None means where it is now.
+
+    Raises:
+        ConfigError: unknown backend, its package is missing, or it cannot run here (on this
+            device, with this type, or with a mask when `mask_free` is False).
+    """
+    device = torch.device(device or transformer.device)
+    name = backend.lower()
+    if name == AUTO:
+        chosen = _auto_backend(transformer, mask_free, device)
+    else:
+        chosen = _known_backend(name)
+        fault = _probe(chosen, transformer, mask_free, device)
+        if fault:
+            raise ConfigError(_refusal(chosen.value, fault, transformer, mask_free, device))
+    for block in transformer.transformer_blocks:
+        processor = MaskFreeAttnProcessor() if mask_free else HunyuanVideo15AttnProcessor2_0()
+        processor._attention_backend = chosen
+        block.attn.set_processor(processor)
+    return attention_backend_of(transformer)
+
+
+def attention_backend_of(transformer: Any) -> str:
+    """Return the backend of the transformer blocks, read back from their processors."""
+    names = {block.attn.processor._attention_backend for block in transformer.transformer_blocks}
+    assert len(names) == 1, names
+    (name,) = names
+    return NATIVE if name is None else str(name.value)
+
+
+def is_mask_free(transformer: Any) -> bool:
+    """Whether every transformer block runs without a mask, read back from their processors."""
+    return all(
+        isinstance(block.attn.processor, MaskFreeAttnProcessor)
+        for block in transformer.transformer_blocks
+    )
+
+
+def _auto_backend(
+    transformer: Any, mask_free: bool, device: torch.device
+) -> AttentionBackendName:
+    name = NATIVE
+    sixteen_bit = transformer.dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cuda" and mask_free and sixteen_bit:
+        name = _auto_for_capability(torch.cuda.get_device_capability(device))
+    fault = _probe(AttentionBackendName(name), transformer, mask_free, device)
+    if fault:
+        logger.warning("attention backend %s does not run here (%s); using native", name, fault)
+        name = NATIVE
+    return AttentionBackendName(name)
+
+
+def _auto_for_capability(capability: tuple[int, int]) -> str:
+    if capability >= (9, 0):
+        return CUDNN
+    return FLASH if capability >= (8, 0) else NATIVE
+
+
+def _known_backend(name: str) -> AttentionBackendName:
+    try:
+        return AttentionBackendName(name)
+    except ValueError:
+        allowed = ", ".join([AUTO, *sorted(member.value for member in AttentionBackendName)])
+        raise ConfigError(
+            f"runtime.attention_backend={name}: no such backend; allowed are {allowed}."
+        ) from None
+
+
+def _probe(
+    backend: AttentionBackendName, transformer: Any, mask_free: bool, device: torch.device
+) -> str | None:
+    """Run the backend once on a few tokens of the transformer's shape; return its error or None.
+
+    More honest than a list: what a backend accepts depends on device, type, packages and mask.
+    """
+    shape = (
+        1,
+        _PROBE_TOKENS,
+        transformer.config.num_attention_heads,
+        transformer.config.attention_head_dim,
+    )
+    mask = None
+    try:
+        _check_attention_backend_requirements(backend)
+        _maybe_download_kernel_for_backend(backend)
+        tokens = torch.ones(shape, dtype=transformer.dtype, device=device)
+        if not mask_free:  # as the stock processor makes it
+            mask = torch.ones(
+                (1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device
+            )
+        with torch.no_grad():
+            result = dispatch_attention_fn(
+                tokens, tokens, tokens, attn_mask=mask, backend=backend
+            )
+    except Exception as error:  # third-party kernels raise anything; the caller reports it
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    # Attention over equal values gives these values back.
+    return None if torch.allclose(result.float(), tokens.float(), atol=0.05) else "wrong result"
+
+
+def _refusal(
+    name: str, fault: str, transformer: Any, mask_free: bool, device: torch.device
+) -> str:
+    usable = [
+        member.value
+        for member in AttentionBackendName
+        # A hub kernel is not fetched only to be listed.
+        if not member.value.endswith("_hub")
+        and _probe(member, transformer, mask_free, device) is None
+    ]
+    package = "kernels" if name.endswith("_hub") else _PIP_PACKAGES.get(name)
+    advice = f"`pip install {package}` if it is missing, or " if package else ""
+    where = f"on {device.type} in {str(transformer.dtype).removeprefix('torch.')}"
+    masked = "" if mask_free else " with a mask (runtime.mask_free=true drops it)"
+    return (
+        f"runtime.attention_backend={name} cannot run here, {where}{masked}: {fault.rstrip('.')}. "
+        f"Do {advice}use one of {', '.join([AUTO, *usable])}."
+    )

@@ -1,0 +1,310 @@
+"""Where a model's weights are, which revision they have, and how missing ones are fetched.
+
+Torch-free. Looking never touches the network; only `fetch` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.architectures import checkpoint_folder, definition_sha256
+from hv15_batch.checkpoint_files import (
+    LOADED_SUFFIXES,
+    check_task,
+    content_sha256,
+    file_sha256s,
+    find_faults,
+    write_json,
+)
+from hv15_batch.config import ConfigError, ModelConfig, Weights
+from hv15_batch.hub import Hub, ask_hub, hub_cache_folder, offline_variable, open_hub
+from hv15_batch.machine import GIB, existing_parent, free_disk_bytes
+
+Say = Callable[[str], None]
+
+PATTERNS = [f"*{suffix}" for suffix in LOADED_SUFFIXES]
+"""What is downloaded: never pickled weights (.bin, .pt), which can run code when loaded."""
+LICENCE = (
+    "the weights have their own licence (Tencent Hunyuan Community License, whose territory leaves "
+    "out the European Union, the United Kingdom and South Korea); read it at "
+    "https://huggingface.co/tencent/HunyuanVideo-1.5"
+)
+SPARE_BYTES = GIB
+"""Disk that must stay free after a download."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class CheckpointKind(Enum):
+    """Where weights come from."""
+
+    hub = "hub"
+    local = "local"
+    tiny = "tiny"
+    random = "random"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights that a model option stands for on this machine."""
+
+    repo: str
+    """Hub id, or a local folder."""
+    revision: str | None
+    """Commit, or content hash; None for a hub model of which no commit is known here yet."""
+    folder: Path | None
+    """Where the files are, when they are complete; None when they are missing, or random."""
+    kind: CheckpointKind
+
+
+def cache_root() -> Path:
+    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hv15_batch"
+
+
+def tiny_root() -> Path:
+    """Return the folder under which the tiny checkpoints are written."""
+    return cache_root() / "tiny"
+
+
+def resolve_checkpoint(
+    model: ModelConfig, *, say: Say = lambda _: None, hub_cache: Path | None = None
+) -> Checkpoint:
+    """Return where a model's weights are and their revision, without network.
+
+    A hub model is looked for in the cache of huggingface_hub at `model.revision`, or else at the
+    commit that `fetch` recorded, or else at `refs/main`. The revision of a local folder is the
+    hash of its content, that of tiny and random weights the hash of their definition.
+
+    Args:
+        model: The model option.
+        say: Told when a local folder is hashed, which takes a while the first time.
+        hub_cache: Cache of huggingface_hub; None for its own.
+
+    Raises:
+        ConfigError: a local folder that is missing, incomplete or of another kind of model.
+    """
+    if model.weights is Weights.tiny:
+        folder = checkpoint_folder(model, tiny_root())
+        revision = definition_sha256("tiny", model)
+        # A tiny checkpoint gets its name by a rename, so one that is there is whole.
+        found = folder if folder.is_dir() else None
+        return Checkpoint(str(folder), revision, found, CheckpointKind.tiny)
+    repo = model.repo or ""
+    if model.weights is Weights.random:
+        return Checkpoint(repo, definition_sha256("full", model), None, CheckpointKind.random)
+    local = Path(repo).expanduser()
+    if local.is_dir():
+        return _resolve_local(local.absolute(), model, say)
+    if not _HUB_ID.fullmatch(repo):
+        raise ConfigError(
+            f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
+        )
+    return _resolve_hub(model, hub_cache or hub_cache_folder())
+
+
+def fetch(
+    model: ModelConfig,
+    *,
+    say: Say,
+    hub: Hub | None = None,
+    hub_cache: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    sleep: Callable[[float], None] = time.sleep,
+    check_sha256: bool = False,
+) -> Checkpoint:
+    """Return a model's checkpoint, downloading what is missing of it, and record its commit.
+
+    An interrupted download goes on where it was. Nothing happens for weights that are complete,
+    and none are downloaded for tiny and random ones.
+
+    Args:
+        model: The model option.
+        say: Prints a line for the user.
+        hub: Stands for the hub; None for `huggingface_hub.HfApi()`.
+        hub_cache: Cache of huggingface_hub; None for its own.
+        environ: Environment; HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE are read.
+        sleep: Waits between attempts.
+        check_sha256: Also read every weight file and compare its hash with the hub's.
+
+    Raises:
+        ConfigError: offline, disk short, refused by the hub, no network, or damaged files.
+    """
+    hub_cache = hub_cache or hub_cache_folder()
+    found = resolve_checkpoint(model, say=say, hub_cache=hub_cache)
+    if found.kind is not CheckpointKind.hub or (found.folder and not check_sha256):
+        return found
+    _check_online(model, environ)
+    api = hub or open_hub()
+    wanted = found.revision or model.revision
+    info = ask_hub(
+        lambda: api.model_info(found.repo, revision=wanted, files_metadata=True),
+        found.repo,
+        wanted,
+        say,
+        sleep,
+    )
+    commit = str(info.sha)
+    files = {f.rfilename: f for f in info.siblings if _is_loaded(f.rfilename)}
+    folder = _store(hub_cache, found.repo) / "snapshots" / commit
+    _announce(found.repo, commit, files, folder, hub_cache, say)
+    ask_hub(
+        lambda: api.snapshot_download(
+            found.repo, revision=commit, cache_dir=str(hub_cache), allow_patterns=PATTERNS
+        ),
+        found.repo,
+        commit,
+        say,
+        sleep,
+    )
+    _verify(folder, files, check_sha256, say)
+    check_task(folder, model, found.repo)
+    _record(model, commit, {name: file.size for name, file in files.items()})
+    say(f"complete and verified: {folder}")
+    return Checkpoint(found.repo, commit, folder, CheckpointKind.hub)
+
+
+def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
+    faults = find_faults(folder)
+    if faults:
+        raise ConfigError(
+            f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
+            f"{_some(faults)}; name the folder that holds model_index.json."
+        )
+    check_task(folder, model, str(folder))
+    revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    return Checkpoint(str(folder), revision, folder, CheckpointKind.local)
+
+
+def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
+    repo = str(model.repo)
+    record = _read_record(repo)
+    store = _store(hub_cache, repo)
+    commit = _commit(store, model.revision or record.get("commit") or "main")
+    folder = store / "snapshots" / commit if commit else None
+    if folder is not None:
+        sizes = record.get("snapshots", {}).get(commit)
+        is_complete = _has_sizes(folder, sizes) if sizes else not find_faults(folder)
+        if is_complete:
+            check_task(folder, model, repo)
+        else:
+            folder = None
+    return Checkpoint(repo, commit, folder, CheckpointKind.hub)
+
+
+def _is_loaded(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in PATTERNS)
+
+
+def _store(hub_cache: Path, repo: str) -> Path:
+    # Layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    return hub_cache / f"models--{repo.replace('/', '--')}"
+
+
+def _commit(store: Path, revision: str) -> str | None:
+    """Return the commit that a branch or tag stood for when it was last fetched, or None."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return (store / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _has_sizes(folder: Path, sizes: dict[str, int]) -> bool:
+    try:
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _record_file(repo: str) -> Path:
+    return cache_root() / "checkpoints" / f"{repo.replace('/', '--')}.json"
+
+
+def _read_record(repo: str) -> dict[str, Any]:
+    try:
+        record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
+    """Note what was fetched; the commit becomes the default unless one was typed in full."""
+    repo = str(model.repo)
+    record = _read_record(repo)
+    if model.revision is None or not _COMMIT.fullmatch(model.revision):
+        record["commit"] = commit
+    record["repo"] = repo
+    record["fetched_at"] = datetime.now(timezone.utc).isoformat()
+    record.setdefault("snapshots", {})[commit] = sizes
+    write_json(_record_file(repo), record)
+
+
+def _check_online(model: ModelConfig, environ: Mapping[str, str]) -> None:
+    name = offline_variable(environ)
+    if name:
+        raise ConfigError(
+            f"the weights of model={model.name} are not complete on this machine and "
+            f"{name}={environ[name]} forbids fetching them; run once with network: "
+            f"{name}=0 hv15-batch prefetch model={model.name}"
+        )
+
+
+def _announce(
+    repo: str, commit: str, files: dict[str, Any], folder: Path, hub_cache: Path, say: Say
+) -> None:
+    """Say what comes from where to where, and refuse a disk that is too small."""
+    total = sum(file.size for file in files.values())
+    missing = sum(
+        file.size for name, file in files.items() if not _has_sizes(folder, {name: file.size})
+    )
+    free = free_disk_bytes(hub_cache)
+    say(f"{repo} at {commit[:12]}: {len(files)} files, {_gib(total)}, {_gib(missing)} to download")
+    say(f"into {hub_cache} ({_gib(free)} free)")
+    say(LICENCE)
+    if missing and missing + SPARE_BYTES > free:
+        raise ConfigError(
+            f"the disk of {existing_parent(hub_cache)} has {_gib(free)} free and {repo} needs "
+            f"{_gib(missing)} and {_gib(SPARE_BYTES)} to spare; free some, or set HF_HUB_CACHE to "
+            "a folder on a larger disk."
+        )
+
+
+def _verify(folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
+    """Check sizes against the hub's list, every safetensors header, and hashes when asked."""
+    bad = [name for name, file in files.items() if not _has_sizes(folder, {name: file.size})]
+    faults = [f"{name} has another size than on the hub" for name in bad] or find_faults(folder)
+    if check_sha256 and not faults:
+        known = {folder / n: f.lfs.sha256 for n, f in files.items() if f.lfs is not None}
+        found = file_sha256s(list(known), cache_root() / "file_sha256.json", say)
+        faults = [
+            f"{path.relative_to(folder)} has another SHA-256 than on the hub"
+            for path, sha256 in known.items()
+            if found[path] != sha256
+        ]
+    if faults:
+        raise ConfigError(
+            f"{folder} is damaged: {_some(faults)}; delete the named files and run again, "
+            "which downloads only those."
+        )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
+def _some(faults: list[str]) -> str:
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more

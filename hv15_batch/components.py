@@ -1,0 +1,106 @@
+"""Load one component: from a checkpoint folder as the stock pipelines do, or with random weights.
+
+Reads local safetensors only; fetching is `prefetch`'s job.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hv15_batch import random_weights
+from hv15_batch.config import STEP_DISTILLED_T2V, Config, ConfigError, Task, effective_dtype
+
+PIPELINE_CLASSES = {
+    Task.t2v: "HunyuanVideo15Pipeline",
+    Task.i2v: "HunyuanVideo15ImageToVideoPipeline",
+}
+_LIBRARIES = ("diffusers", "transformers")
+_NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+
+
+def torch_dtype(config: Config) -> torch.dtype:
+    """Return the type of every component's parameters."""
+    dtype = getattr(torch, effective_dtype(config).value)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def check_checkpoint(config: Config, folder: Path) -> None:
+    """Check, before any weight is read, that a checkpoint fits the model option.
+
+    Raises:
+        ConfigError: no checkpoint there, one of the other task, or a MeanFlow one for
+            text-to-video, whose frames would be wrong without an error.
+    """
+    where = f"model={config.model.name}: {folder}"
+    index = _read_json(folder / "model_index.json", where)
+    transformer = _read_json(folder / "transformer" / "config.json", where)
+    if transformer.get("use_meanflow") and config.model.task is Task.t2v:
+        raise ConfigError(f"{where} holds a MeanFlow transformer: {STEP_DISTILLED_T2V}.")
+    wanted, found = PIPELINE_CLASSES[config.model.task], index.get("_class_name")
+    if found != wanted:
+        raise ConfigError(
+            f"{where} is a checkpoint for {found}, but model.task={config.model.task.value} needs "
+            f"{wanted}; use the model option of that checkpoint."
+        )
+
+
+def load_component(name: str, config: Config, folder: Path | None, device: torch.device) -> Any:
+    """Return one component on `device`, in evaluation mode, without gradients.
+
+    Args:
+        name: as in the checkpoint's model_index.json.
+        config: decides type and, for random weights, the architecture.
+        folder: local checkpoint in diffusers layout; None builds random weights.
+        device: weights are read straight to it, so that no second copy is held.
+    """
+    if folder is None:
+        return _build_random(name, config, device)
+    library, class_name = _read_json(folder / "model_index.json", str(folder))[name]
+    if library not in _LIBRARIES:
+        raise ConfigError(
+            f"{folder}: {name} is of {library}; only {' and '.join(_LIBRARIES)} are loaded."
+        )
+    cls = getattr(importlib.import_module(library), class_name)
+    if name not in _NETWORKS:
+        return cls.from_pretrained(folder / name, local_files_only=True)
+    dtype_name = "torch_dtype" if library == "diffusers" else "dtype"
+    network = cls.from_pretrained(
+        folder / name,
+        local_files_only=True,
+        use_safetensors=True,
+        device_map={"": device},
+        **{dtype_name: torch_dtype(config)},
+    )
+    return network.eval().requires_grad_(False)
+
+
+def _build_random(name: str, config: Config, device: torch.device) -> Any:
+    model = config.model
+    if name in _NETWORKS:
+        return random_weights.build_component(name, model, torch_dtype(config), device)
+    tokenizer, tokenizer_2 = random_weights.tokenizers()
+    return {
+        "tokenizer": lambda: tokenizer,
+        "tokenizer_2": lambda: tokenizer_2,
+        "scheduler": lambda: random_weights.build_scheduler(model),
+        "guider": lambda: random_weights.build_guider(model),
+        "feature_extractor": lambda: random_weights.build_feature_extractor(model),
+    }[name]()
+
+
+def _read_json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{where} is no checkpoint in diffusers layout: {path.name} cannot be read ({error}); "
+            "run `hv15-batch prefetch` for this model."
+        ) from error
+    assert isinstance(content, dict)
+    return content

@@ -1,0 +1,154 @@
+"""Latents to frames: the VAE decode, streamed in time, converted to uint8 on the device.
+
+The picture does not depend on the plan: every plan gives the frames of an untiled decode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hv15_batch.fast_vae import decode_untiled, num_output_frames, stream
+from hv15_batch.tile_plan import (
+    SPATIAL_RATIO,
+    TILED_FROM_STAGE,
+    TilePlan,
+    make_plan,
+    plan_tiles,
+    predict_peak_bytes,
+)
+
+__all__ = [
+    "TilePlan",
+    "apply_fast_vae",
+    "decode_frames",
+    "make_plan",
+    "plan_tiles",
+    "predict_peak_bytes",
+]
+
+Vae = Any
+"""diffusers' AutoencoderKLHunyuanVideo15; its sub-modules carry no types."""
+
+
+@torch.no_grad()
+def decode_frames(vae: Vae, latents: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+    """Return the clip's frames as uint8 [F, H, W, 3] on the CPU, pinned where the VAE is on CUDA.
+
+    Args:
+        vae: The VAE; its decoder's convolution weights are laid out channels last on CUDA.
+        latents: [1, 32, T, h, w], scaled as the pipeline returns them.
+        plan: How to cut the work.
+
+    Raises:
+        ValueError: if there is more than one clip in the batch.
+        FloatingPointError: if a decoded value is not finite.
+    """
+    if latents.ndim != 5 or latents.shape[0] != 1:
+        raise ValueError(f"latents of shape {tuple(latents.shape)}: must be [1, C, T, h, w].")
+    _run_offload_hook(vae)
+    z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    x = z[0].permute(1, 2, 3, 0).contiguous()
+    frames = num_output_frames(vae.decoder, x.shape[0])
+    height, width = x.shape[1] * SPATIAL_RATIO, x.shape[2] * SPATIAL_RATIO
+    on_cuda = x.is_cuda
+    out = torch.empty((frames, height, width, 3), dtype=torch.uint8, pin_memory=on_cuda)
+    finite = torch.ones((), dtype=torch.bool, device=x.device)
+    if plan.is_tiled:
+        canvas = torch.empty(out.shape, dtype=torch.uint8, device=x.device)
+        _decode_tiles(vae.decoder, x, plan, canvas, finite)
+        out.copy_(canvas, non_blocking=True)
+    else:
+        start = 0
+        for piece in stream(vae.decoder, x, plan.chunk_bytes):
+            stop = start + piece.shape[0]
+            out[start:stop].copy_(_to_uint8(piece, finite), non_blocking=True)
+            start = stop
+    # Waits for the copies too, which run on the same stream.
+    if not finite.item():
+        raise FloatingPointError("the VAE gave values that are not finite; the clip is unusable.")
+    return out
+
+
+def apply_fast_vae(vae: Vae) -> None:
+    """Make this instance's own `decode` fast as well, and its causal masks cheap.
+
+    `vae.decode` keeps diffusers' tiling; each tile is decoded by streaming. The class is left as
+    it is. The mask of the encoder's attention is filled in one go instead of row by row.
+    """
+    decoder = vae.decoder
+    decoder.forward = lambda hidden_states: decode_untiled(decoder, hidden_states)
+    for module in vae.encoder.modules():
+        if hasattr(module, "prepare_causal_attention_mask"):
+            module.prepare_causal_attention_mask = _causal_mask
+
+
+def _decode_tiles(
+    decoder: Any, x: torch.Tensor, plan: TilePlan, canvas: torch.Tensor, finite: torch.Tensor
+) -> None:
+    """Decode tile by tile onto the canvas; the first stages run on the whole frame, once."""
+    base = _whole_frame_stages(decoder, x, plan.chunk_bytes)
+    scale = 1 << (TILED_FROM_STAGE - 1)
+    rest = SPATIAL_RATIO // scale
+    for top, bottom, above, below in _spans(x.shape[1], plan.tile_height, plan.overlap):
+        for left, right, before, after in _spans(x.shape[2], plan.tile_width, plan.overlap):
+            tile = base[:, above * scale : below * scale, before * scale : after * scale]
+            y, height = (top - above) * scale * rest, (bottom - top) * scale * rest
+            column, width = (left - before) * scale * rest, (right - left) * scale * rest
+            target = canvas[
+                :, top * scale * rest : bottom * scale * rest, left * scale * rest :
+            ][:, :, :width]
+            start = 0
+            for piece in stream(decoder, tile, plan.chunk_bytes, first_stage=TILED_FROM_STAGE):
+                core = piece[:, y : y + height, column : column + width]
+                target[start : start + piece.shape[0]] = _to_uint8(core, finite)
+                start += piece.shape[0]
+
+
+def _whole_frame_stages(decoder: Any, x: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+    """Return the input of the first tiled stage for all frames: [T', h', w', C]."""
+    frames = num_output_frames(decoder, x.shape[0], TILED_FROM_STAGE)
+    base, start = torch.empty(0), 0
+    for piece in stream(decoder, x, chunk_bytes, end_stage=TILED_FROM_STAGE):
+        if start == 0:
+            base = piece.new_empty((frames, *piece.shape[1:]))
+        base[start : start + piece.shape[0]] = piece
+        start += piece.shape[0]
+    return base
+
+
+def _spans(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
+    """Return (start, stop, start with margin, stop with margin) of each tile along one axis."""
+    return [
+        (start, min(start + tile, length), max(0, start - margin), min(start + tile + margin, length))
+        for start in range(0, length, tile)
+    ]
+
+
+def _to_uint8(frames: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """Return [-1, 1] as 0..255, rounded; clears `finite` where a value is not."""
+    values = frames.float()
+    finite.logical_and_(values.isfinite().all())
+    return values.mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _causal_mask(
+    n_frame: int,
+    n_hw: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """Return diffusers' mask, bit for bit: 0 where a key's frame is not after the query's."""
+    frame = torch.arange(n_frame, device=device).repeat_interleave(n_hw)
+    mask = torch.zeros(len(frame), len(frame), dtype=dtype, device=device)
+    mask.masked_fill_(frame[None, :] > frame[:, None], float("-inf"))
+    return mask if batch_size is None else mask.unsqueeze(0).expand(batch_size, -1, -1)
+
+
+def _run_offload_hook(vae: Vae) -> None:
+    """Move the VAE in where model offloading manages it, as `vae.decode` itself would."""
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)

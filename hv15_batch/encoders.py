@@ -1,0 +1,184 @@
+"""Run the stock text and image encoders: each is loaded when first needed, and released at once.
+
+The maths is diffusers' own (static methods of its pipeline); only padding is cut off.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import HunyuanVideo15ImageToVideoPipeline as StockPipeline
+from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
+    extract_glyph_texts,
+    format_text_input,
+)
+from PIL import Image, ImageOps
+
+from hv15_batch.components import check_checkpoint, load_component
+from hv15_batch.config import Config
+from hv15_batch.embeddings import (
+    CROP_START,
+    MAX_GLYPH_TOKENS,
+    MAX_TEXT_TOKENS,
+    SYSTEM_MESSAGE,
+    ImageEmbedding,
+    TextEmbedding,
+)
+from hv15_batch.placement import execution_device
+
+
+class Encoders:
+    """Tokenizers, Qwen2.5-VL, ByT5 and, for first frames, SigLIP and the VAE."""
+
+    def __init__(
+        self, load: Callable[[str], Any], device: torch.device, vae: Any | None = None
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            load: returns the component of a name, on `device`.
+            device: where the encoders run.
+            vae: the VAE to encode first frames with, on its own device; None loads one.
+        """
+        self._load = load
+        self._device = device
+        self._loaded: dict[str, Any] = {}
+        if vae is not None:
+            self._loaded["vae"] = vae
+
+    @torch.no_grad()
+    def encode_text(self, text: str) -> TextEmbedding:
+        """Return a text's embedding on the CPU; ByT5 runs only where the text has a quotation."""
+        embeds, mask = StockPipeline._get_mllm_prompt_embeds(
+            text_encoder=self._component("text_encoder"),
+            tokenizer=self._component("tokenizer"),
+            prompt=text,
+            device=self._device,
+            tokenizer_max_length=MAX_TEXT_TOKENS,
+            system_message=SYSTEM_MESSAGE,
+            crop_start=CROP_START,
+        )
+        glyph_embeds, num_lost_glyph_tokens = self._encode_glyphs(text)
+        prompt_embeds = _valid(embeds, mask)
+        return TextEmbedding(
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_2=glyph_embeds,
+            num_lost_tokens=self._count_tokens(text) - prompt_embeds.shape[1],
+            num_lost_glyph_tokens=num_lost_glyph_tokens,
+        )
+
+    @torch.no_grad()
+    def encode_image(self, image_path: Path, height: int, width: int) -> ImageEmbedding:
+        """Return a first frame's embedding on the CPU.
+
+        Args:
+            image_path: image in any format and orientation that Pillow reads.
+            height: pixels of the bucket; the image is resized and cropped to it.
+            width: likewise.
+        """
+        source = open_upright(image_path)
+        vae = self._component("vae")
+        # As the image-to-video pipeline builds its own (diffusers 0.42.1).
+        processor = HunyuanVideo15ImageProcessor(
+            vae_scale_factor=vae.spatial_compression_ratio, do_resize=False, do_convert_rgb=True
+        )
+        frame = processor.resize(source, height=height, width=width, resize_mode="crop")
+        image_embeds = StockPipeline._get_image_embeds(
+            image_encoder=self._component("image_encoder"),
+            feature_extractor=self._component("feature_extractor"),
+            image=frame,
+            device=self._device,
+        )
+        return ImageEmbedding(
+            image_embeds=image_embeds.cpu(),
+            image_latents=_encode_untiled(vae, processor, frame, height, width).cpu(),
+            source_height=source.height,
+            source_width=source.width,
+        )
+
+    def release(self) -> None:
+        """Forget every component and give its memory back; the next use loads again."""
+        self._loaded.clear()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _component(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _encode_glyphs(self, text: str) -> tuple[torch.Tensor | None, int]:
+        """Return the ByT5 states of the quoted text and how many of its tokens were cut off."""
+        glyph_text = extract_glyph_texts(text)
+        if glyph_text is None:
+            return None, 0
+        tokenizer = self._component("tokenizer_2")
+        embeds, mask = StockPipeline._get_byt5_prompt_embeds(
+            tokenizer=tokenizer,
+            text_encoder=self._component("text_encoder_2"),
+            prompt=text,
+            device=self._device,
+            tokenizer_max_length=MAX_GLYPH_TOKENS,
+        )
+        valid = _valid(embeds, mask)
+        return valid, len(tokenizer(glyph_text).input_ids) - valid.shape[1]
+
+    def _count_tokens(self, text: str) -> int:
+        """Return how many Qwen tokens a text has behind the cropped prefix, none cut off."""
+        (conversation,) = format_text_input([text], SYSTEM_MESSAGE)
+        tokens = self._component("tokenizer").apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return len(tokens["input_ids"]) - CROP_START
+
+
+def load_encoders(config: Config, folder: Path | None, *, vae: Any | None = None) -> Encoders:
+    """Return the encoders of a model; their weights are read when first needed.
+
+    Args:
+        config: decides type and device.
+        folder: local checkpoint in diffusers layout; None means random weights.
+        vae: a VAE that is loaded already, on the device where it is to encode.
+
+    Raises:
+        ConfigError: the checkpoint does not fit the model option.
+    """
+    if folder is not None:
+        check_checkpoint(config, folder)
+    device = execution_device(config)
+    return Encoders(lambda name: load_component(name, config, folder, device), device, vae)
+
+
+def open_upright(path: Path) -> Image.Image:
+    """Return an image as RGB, turned as its EXIF orientation says."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _valid(embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return states [1, L, D] without those whose mask is 0, on the CPU."""
+    return embeds[:, mask[0].bool()].cpu()
+
+
+def _encode_untiled(
+    vae: Any, processor: HunyuanVideo15ImageProcessor, frame: Image.Image, height: int, width: int
+) -> torch.Tensor:
+    """Return the latents of a frame; tiles would change them much, and one frame needs none."""
+    use_tiling, vae.use_tiling = vae.use_tiling, False
+    try:
+        return StockPipeline._get_image_latents(
+            vae=vae,
+            image_processor=processor,
+            image=frame,
+            height=height,
+            width=width,
+            device=vae.device,
+        )
+    finally:
+        vae.use_tiling = use_tiling

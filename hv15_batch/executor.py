@@ -1,0 +1,132 @@
+"""What an executor is: it takes jobs and answers with events. Plain picklable values, no torch.
+
+Two executors stand behind this: a child process of this machine (`worker`), and later Ray actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hv15_batch.clip import Clip
+from hv15_batch.config import Config
+from hv15_batch.records import ClipRecord
+
+
+@dataclass(frozen=True)
+class ExecutorSpec:
+    """What an executor needs to know once, before its first clip."""
+
+    config: Config
+    run_dir: Path
+    run_id: str
+    manifest_sha256: str
+    repo: str
+    """Hub id or local folder, for the log."""
+    revision: str | None
+    checkpoint: Path | None
+    """Folder of the weights; None for random ones and for a tiny model not yet written."""
+    hostname: str
+    system_sha256: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one clip."""
+
+    clip: Clip
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line worth telling the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Another text or image is encoded."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class EncodingEnded:
+    """The encoders are released."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step has ended (`step` from 1), or another stage has begun."""
+
+    clip_id: str
+    stage: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The device is free for the next clip; the last one may still be written."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An attempt has ended, well or not: its record is to be logged."""
+
+    job: Job
+    record: ClipRecord
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The configuration can't be carried out here; the message is for the user."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The executor is gone; what it had in hand is lost."""
+
+    reason: str
+
+
+Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+
+
+class Renderer(Protocol):
+    """What runs inside an executor (`render.ClipRenderer`, or a fake in tests)."""
+
+    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+        """Encode the texts and images of these clips that the cache lacks."""
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        """Denoise and decode; return what writes the file and gives the record."""
+
+
+class Executor(Protocol):
+    """What the runner talks to."""
+
+    def start(self) -> None:
+        """Bring the executor up; returns at once."""
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """Begin the encode phase; ends with `EncodingEnded`."""
+
+    def submit(self, job: Job) -> None:
+        """Hand over a clip; ends with `Ready` and, maybe later, `Finished`."""
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        """Return the next event, or None when there was none in that time."""
+
+    def close(self) -> None:
+        """End in order; all events have been taken."""
+
+    def kill(self) -> None:
+        """End at once."""

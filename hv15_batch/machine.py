@@ -1,0 +1,307 @@
+"""What this machine is: cards, memory, CPU and versions, read without touching CUDA.
+
+NVML and /proc only: no CUDA context is created, so a reader costs no VRAM.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hv15_batch import __version__
+
+GIB = 1024**3
+PACKAGES = ("torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One visible card, as NVML describes it."""
+
+    index: int
+    """NVML's index: that of CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID, or with equal cards."""
+    name: str
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+    """At the moment of reading, all processes counted."""
+    driver: str
+    power_limit_watts: float | None
+    """Enforced limit; None where the card does not tell."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine at one moment. None where it could not be found out."""
+
+    gpus: tuple[Gpu, ...]
+    """Cards that CUDA_VISIBLE_DEVICES lets through, in its order; empty without a driver."""
+    ram_total_bytes: int
+    """The smaller of installed memory and the control group's limit."""
+    ram_available_bytes: int
+    """The smaller of MemAvailable and what the control group leaves."""
+    cpu_name: str
+    cpu_count: int
+    """Logical CPUs that this process may use."""
+    hostname: str
+    os: str
+    python_version: str
+    torch_version: str | None
+    diffusers_version: str | None
+    transformers_version: str | None
+    hv15_batch_version: str
+    pytorch_cuda_alloc_conf: str | None
+    """PYTORCH_CUDA_ALLOC_CONF, or its newer name PYTORCH_ALLOC_CONF."""
+
+
+def read_machine() -> Machine:
+    """Return what this machine is now."""
+    ram_total, ram_available = read_ram()
+    versions = {f"{name}_version": _version(name) for name in PACKAGES}
+    return Machine(
+        gpus=tuple(read_gpus()),
+        ram_total_bytes=ram_total,
+        ram_available_bytes=ram_available,
+        cpu_name=_cpu_name(),
+        cpu_count=len(os.sched_getaffinity(0)),
+        hostname=socket.gethostname(),
+        os=platform.platform(),
+        python_version=platform.python_version(),
+        hv15_batch_version=__version__,
+        pytorch_cuda_alloc_conf=os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+        or os.environ.get("PYTORCH_ALLOC_CONF"),
+        **versions,
+    )
+
+
+def read_gpus(environ: Mapping[str, str] = os.environ, nvml: Any = None) -> list[Gpu]:
+    """Return the cards that CUDA would see, in its order; empty without a driver.
+
+    Args:
+        environ: Environment; only CUDA_VISIBLE_DEVICES is read.
+        nvml: Module with pynvml's functions; None imports pynvml.
+    """
+    if nvml is None:
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return []
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        return _visible(nvml, environ.get("CUDA_VISIBLE_DEVICES"))
+    except nvml.NVMLError:
+        return []
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _visible(nvml: Any, wanted: str | None) -> list[Gpu]:
+    """Return the cards named by CUDA_VISIBLE_DEVICES, by index or by (the start of) a UUID.
+
+    As CUDA does, the list ends at the first entry that names no card.
+    Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
+    gpus = [gpu for i in range(nvml.nvmlDeviceGetCount()) if (gpu := _card(nvml, i))]
+    if wanted is None:
+        return gpus
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in wanted.split(",")):
+        if entry.startswith("MIG-"):
+            slice_ = _mig_slice(nvml, entry)
+            found = [slice_] if slice_ else []
+        elif entry.isdigit():
+            found = [gpu for gpu in gpus if gpu.index == int(entry)]
+        else:
+            found = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
+        if len(found) != 1:
+            break
+        chosen.append(found[0])
+    return chosen
+
+
+def _card(nvml: Any, index: int) -> Gpu | None:
+    """Return the card at NVML's `index`; None where it is lost or not readable."""
+    try:
+        return _read_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index), index)
+    except nvml.NVMLError:
+        return None
+
+
+def _mig_slice(nvml: Any, uuid: str) -> Gpu | None:
+    """Return the part of a card with this MIG UUID, with the index of the whole card."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        return _read_gpu(nvml, handle, nvml.nvmlDeviceGetIndex(whole))
+    except nvml.NVMLError:
+        return None
+
+
+def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        power = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    except nvml.NVMLError:
+        power = None
+    return Gpu(
+        index=index,
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        driver=_text(nvml.nvmlSystemGetDriverVersion()),
+        power_limit_watts=power,
+    )
+
+
+def read_ram(
+    proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> tuple[int, int]:
+    """Return (total, available) bytes of RAM for this process, control group limits included."""
+    memory = psutil.virtual_memory()
+    total, available = int(memory.total), int(memory.available)
+    for limit, used in _cgroup_limits(proc_cgroup, root):
+        total = min(total, limit)
+        available = min(available, max(limit - used, 0))
+    return total, available
+
+
+def _cgroup_limits(proc_cgroup: Path, root: Path) -> list[tuple[int, int]]:
+    """Return (limit, bytes in use) of this process's control group and all above it.
+
+    Inactive page cache is not counted as in use: the kernel gives it back before it kills.
+    """
+    try:
+        lines = proc_cgroup.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        relative = Path(path.lstrip("/"))
+        for folder in (base / relative, *(base / parent for parent in relative.parents)):
+            limit, used = _read_int(folder / names[0]), _read_int(folder / names[1])
+            if limit is not None and used is not None:
+                limits.append((limit, used - _inactive_bytes(folder / "memory.stat", names[2])))
+    return limits
+
+
+def _read_int(path: Path) -> int | None:
+    """Return the number in a control group file; None for `max` or no such file."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _inactive_bytes(path: Path, key: str) -> int:
+    try:
+        pairs = (line.split() for line in path.read_text().splitlines())
+        return next((int(value) for name, value in pairs if name == key), 0)
+    except OSError:
+        return 0
+
+
+def system_facts(machine: Machine | None = None) -> dict[str, Any]:
+    """Return what is written to `runs/<run_id>/system.json`: JSON-able values.
+
+    `hardware` and `software` are what `system_sha256` covers; `moment` is the rest.
+    """
+    machine = machine or read_machine()
+    facts = asdict(machine)
+    gpus = facts.pop("gpus")
+    return {
+        "hardware": {
+            "gpus": [_pick(gpu, "name", "total_bytes", "power_limit_watts") for gpu in gpus],
+            **_pick(facts, "cpu_name", "cpu_count", "ram_total_bytes"),
+        },
+        "software": {
+            "driver": gpus[0]["driver"] if gpus else None,
+            **_pick(facts, "os", "python_version", "pytorch_cuda_alloc_conf"),
+            **_pick(facts, *(f"{name}_version" for name in (*PACKAGES, "hv15_batch"))),
+        },
+        "moment": {
+            "read_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "gpus": [_pick(gpu, "index", "uuid", "free_bytes") for gpu in gpus],
+            **_pick(facts, "hostname", "ram_available_bytes"),
+        },
+    }
+
+
+def system_sha256(facts: dict[str, Any]) -> str:
+    """Return the SHA-256 of hardware and software: equal machines have equal hashes.
+
+    RAM counts in whole GiB, because the kernel's own share differs from boot to boot.
+    """
+    hardware = dict(facts["hardware"])
+    hardware["ram_total_bytes"] = round(hardware["ram_total_bytes"] / GIB) * GIB
+    text = json.dumps(
+        {"hardware": hardware, "software": facts["software"]},
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that `path` is on, or will be once it is made."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """Return `path` itself, or the nearest folder above it that exists."""
+    path = path.expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _pick(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _text(value: Any) -> str:
+    """Return NVML's text; older bindings give bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)

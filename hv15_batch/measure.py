@@ -1,0 +1,181 @@
+"""Seconds and memory per stage, step times and machine facts.
+
+Only reader of CUDA counters, of NVML while rendering, and of the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hv15_batch.machine import read_gpus
+from hv15_batch.records import ClipRecord
+
+_COLUMNS = frozenset(field.name for field in fields(ClipRecord))
+
+
+@dataclass
+class Stage:
+    """What one stage cost; a stage that was entered twice counts as one."""
+
+    seconds: float = 0.0
+    """Wall clock with the device synchronised at both ends."""
+    peak_vram_allocated_bytes: int | None = None
+    """None without CUDA."""
+    peak_vram_reserved_bytes: int | None = None
+
+
+class StageMeter:
+    """Measures the stages of one clip: one meter per clip.
+
+        meter = StageMeter(device)
+        with meter.stage("denoise"):
+            ...
+        meter.columns()["denoise_seconds"]
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin a clip on the device that renders it."""
+        self.stages: dict[str, Stage] = {}
+        self._device = device
+        self._retries_before = _num_alloc_retries(device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what is inside, also when it raises."""
+        _synchronize(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            _synchronize_quietly(self._device)
+            stage = self.stages.setdefault(name, Stage())
+            stage.seconds += time.perf_counter() - begin
+            self._add_peaks(stage)
+
+    def columns(self) -> dict[str, float | int | None]:
+        """Return the log columns that were measured; a column that is absent was not."""
+        columns: dict[str, float | int | None] = {}
+        for name, stage in self.stages.items():
+            columns[f"{name}_seconds"] = stage.seconds
+            columns[f"{name}_peak_vram_allocated_bytes"] = stage.peak_vram_allocated_bytes
+            columns[f"{name}_peak_vram_reserved_bytes"] = stage.peak_vram_reserved_bytes
+        for peak in ("peak_vram_allocated_bytes", "peak_vram_reserved_bytes"):
+            columns[peak] = max(
+                (v for v in (getattr(s, peak) for s in self.stages.values()) if v is not None),
+                default=None,
+            )
+        columns["peak_ram_bytes"] = peak_ram_bytes()
+        retries = _num_alloc_retries(self._device)
+        if retries is not None and self._retries_before is not None:
+            columns["num_alloc_retries"] = retries - self._retries_before
+        return {name: value for name, value in columns.items() if name in _COLUMNS}
+
+    def _add_peaks(self, stage: Stage) -> None:
+        if self._device.type != "cuda":
+            return
+        allocated = torch.cuda.max_memory_allocated(self._device)
+        reserved = torch.cuda.max_memory_reserved(self._device)
+        stage.peak_vram_allocated_bytes = max(stage.peak_vram_allocated_bytes or 0, allocated)
+        stage.peak_vram_reserved_bytes = max(stage.peak_vram_reserved_bytes or 0, reserved)
+
+
+class StepClock:
+    """Marks moments on the device without waiting for it; the waiting is done once, at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin without a mark."""
+        self._device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        """Mark the moment that the device reaches with the work handed to it so far."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._events.append(event)
+        else:
+            self._times.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Return the seconds between neighbouring marks: one value fewer than marks."""
+        if self._device.type == "cuda":
+            _synchronize(self._device)
+            pairs = zip(self._events, self._events[1:], strict=False)
+            return [begin.elapsed_time(end) / 1000 for begin, end in pairs]
+        times = zip(self._times, self._times[1:], strict=False)
+        return [later - earlier for earlier, later in times]
+
+
+def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """Return this process's peak resident set, VmHWM; None where the system does not tell."""
+    try:
+        lines = status.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024  # the kernel's "kB" is KiB
+    return None
+
+
+def machine_columns(device: torch.device) -> dict[str, Any]:
+    """Return the log's columns on card and versions; None where unknown, or without a card."""
+    columns: dict[str, Any] = {
+        "gpu_name": None,
+        "gpu_uuid": None,
+        "gpu_index": None,
+        "gpu_total_bytes": None,
+        "driver_version": None,
+        "torch_version": torch.__version__,
+        "diffusers_version": metadata.version("diffusers"),
+    }
+    if device.type != "cuda":
+        return columns
+    properties = torch.cuda.get_device_properties(device)
+    uuid = f"GPU-{properties.uuid}"
+    columns |= {
+        "gpu_name": properties.name,
+        "gpu_uuid": uuid,
+        "gpu_total_bytes": properties.total_memory,
+    }
+    for gpu in read_gpus():
+        if gpu.uuid == uuid:
+            columns |= {
+                "gpu_name": gpu.name,
+                "gpu_index": gpu.index,
+                "gpu_total_bytes": gpu.total_bytes,
+                "driver_version": gpu.driver,
+            }
+    return columns
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _synchronize_quietly(device: torch.device) -> None:
+    """Synchronise, but let an error that is on its way out keep its place."""
+    try:
+        _synchronize(device)
+    except RuntimeError:
+        # After a device fault each call fails. Where the stage itself went well, this is the first
+        # to say so, and the next call on the device will say it again.
+        pass
+
+
+def _num_alloc_retries(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))

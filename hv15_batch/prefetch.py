@@ -1,0 +1,51 @@
+"""`hv15-batch prefetch model=...`: have the weights on disk, verified, before a run needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hv15_batch.checkpoint import Checkpoint, CheckpointKind, fetch
+from hv15_batch.config import Config
+from hv15_batch.hub import Hub
+from hv15_batch.machine import GIB
+
+
+def prefetch(
+    config: Config,
+    say: Callable[[str], None],
+    *,
+    hub: Hub | None = None,
+    hub_cache: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """Fetch and verify what `config.model` needs, and return the exit code 0.
+
+    Args:
+        config: Settings; only `model` matters.
+        say: Prints a line for the user.
+        hub: Stands for the hub; None for the real one.
+        hub_cache: Cache of huggingface_hub; None for its own.
+        environ: Environment, for HF_HUB_OFFLINE.
+
+    Raises:
+        ConfigError: as `checkpoint.fetch` does.
+    """
+    model = config.model
+    checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
+    name = f"model={model.name}"
+    if checkpoint.kind is CheckpointKind.tiny:
+        say(f"{name} is built on this machine in seconds: nothing needs downloading.")
+    elif checkpoint.kind is CheckpointKind.random:
+        say(f"{name} model.weights=random is built on the device: nothing needs downloading.")
+    else:
+        say(f"{_size(checkpoint)} in {checkpoint.folder}, revision {checkpoint.revision}")
+        say(f"Runs with {name} need no network from now on.")
+    return 0
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    assert checkpoint.folder is not None
+    files = [path for path in checkpoint.folder.rglob("*") if path.is_file()]
+    return f"{len(files)} files, {sum(path.stat().st_size for path in files) / GIB:.1f} GiB"

@@ -1,0 +1,156 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, status.json.
+
+Reads nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from hv15_batch.records import FAILED, SUSPECT, ClipRecord
+from hv15_batch.rundir import publish_json, utc_now
+
+_STATUS_SECONDS = 1.0
+"""Steps come faster than anyone reads; status.json is not written more often than this."""
+
+
+class Progress:
+    """Counts clips and shows them."""
+
+    def __init__(
+        self, status_file: Path, run_id: str, total: int, done: int, out: TextIO | None = None
+    ) -> None:
+        """Begin with `done` of `total` clips finished by earlier runs."""
+        self._status_file = status_file
+        self._out = out or sys.stdout
+        self._tty = self._out.isatty()
+        self._bar: Any = None
+        self._steps: Any = None
+        self._written_at = 0.0
+        self._warm_seconds: list[float] = []
+        self._last_finish = time.monotonic()
+        self.failed = 0
+        self.suspect = 0
+        self.finished = 0
+        self.rendered = 0
+        self._status: dict[str, Any] = {
+            "state": "encoding",
+            "run_id": run_id,
+            "pid": os.getpid(),
+            "total": total,
+            "done": done,
+            "failed": 0,
+            "suspect": 0,
+            "clip_id": None,
+            "stage": None,
+            "step": None,
+            "steps": None,
+            "seconds_per_clip": None,
+            "eta": None,
+            "message": "",
+        }
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bars."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._out)
+        else:
+            print(text, file=self._out, flush=True)
+
+    def encoding(self, done: int, total: int) -> None:
+        """Show that another text or image is encoded."""
+        if self._bar is None:
+            self._bar = self._make_bar(total, "encode")
+        self._advance(done)
+        if done == total:
+            self._close_bars()
+
+    def rendering(self, todo: int) -> None:
+        """Show that clips are rendered from now on."""
+        self._close_bars()
+        self._bar = self._make_bar(todo, "clips")
+        self._last_finish = time.monotonic()
+        self._set(state="rendering")
+
+    def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
+        """Show a denoising step or another stage of the clip in hand."""
+        if self._tty:
+            if self._steps is None:
+                self._steps = tqdm(total=steps, leave=False, position=1, file=self._out)
+            self._steps.total = steps
+            self._steps.n = step
+            self._steps.set_description(f"{clip_id[:40]} {stage}")
+            self._steps.refresh()
+        self._set(throttled=True, clip_id=clip_id, stage=stage, step=step, steps=steps)
+
+    def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
+        """Show an ended attempt."""
+        now = time.monotonic()
+        seconds, self._last_finish = now - self._last_finish, now
+        self.finished += 1
+        if record.status == FAILED:
+            self.failed += 1
+        else:
+            self.rendered += 1
+            self.suspect += record.status == SUSPECT
+            if not record.is_cold:
+                self._warm_seconds.append(seconds)
+        self.say(_line(record, number, todo, seconds))
+        if self._bar is not None:
+            self._advance(number)
+        per_clip = statistics.median(self._warm_seconds) if self._warm_seconds else None
+        eta = utc_now() + timedelta(seconds=per_clip * (todo - number)) if per_clip else None
+        self._set(
+            done=self._status["done"] + (record.status != FAILED),
+            failed=self.failed,
+            suspect=self.suspect,
+            seconds_per_clip=per_clip,
+            eta=eta.isoformat(timespec="seconds") if eta else None,
+        )
+
+    def end(self, state: str, message: str = "") -> None:
+        """Close the bars and write the last status."""
+        self._close_bars()
+        self._set(state=state, message=message, clip_id=None, stage=None, step=None, steps=None)
+
+    def _set(self, throttled: bool = False, **values: Any) -> None:
+        self._status.update(values)
+        now = time.monotonic()
+        if throttled and now - self._written_at < _STATUS_SECONDS:
+            return
+        self._written_at = now
+        self._status["updated_at"] = utc_now().isoformat(timespec="seconds")
+        publish_json(self._status_file, self._status)
+
+    def _make_bar(self, total: int, what: str) -> Any:
+        return tqdm(total=total, desc=what, file=self._out, disable=not self._tty, position=0)
+
+    def _advance(self, n: int) -> None:
+        self._bar.n = n
+        self._bar.refresh()
+
+    def _close_bars(self) -> None:
+        for bar in (self._steps, self._bar):
+            if bar is not None:
+                bar.close()
+        self._steps = self._bar = None
+
+
+def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
+    head = f"[{number}/{todo}] {record.clip_id}"
+    if record.status == FAILED:
+        return f"{head} failed: {record.error_type}: {record.error_message}"
+    parts = [f"{seconds:.1f} s"]
+    if record.peak_vram_reserved_bytes is not None:
+        parts.append(f"{record.peak_vram_reserved_bytes / 2**30:.1f} GiB")
+    if record.status == SUSPECT:
+        parts.append(f"suspect: {record.quality_flag}")
+    return f"{head} {', '.join(parts)}"

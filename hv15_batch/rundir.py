@@ -1,0 +1,265 @@
+"""The run directory: its paths, its lock, and how a file becomes visible in it.
+
+The only module that knows names inside a run directory. A file is written under a temporary name
+in the folder where it will live, synced, and renamed: what has a name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hv15_batch.config import ConfigError
+
+_LOCK_NAMES = (".lock", ".lock.json")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run directory."""
+
+    path: Path
+    """Absolute."""
+
+    @property
+    def clips(self) -> Path:
+        """Finished videos."""
+        return self.path / "clips"
+
+    @property
+    def latents(self) -> Path:
+        """Denoised latents."""
+        return self.path / "latents"
+
+    @property
+    def thumbs(self) -> Path:
+        """One JPEG per clip."""
+        return self.path / "thumbs"
+
+    @property
+    def log(self) -> Path:
+        """Parquet segments of `ClipRecord`s."""
+        return self.path / "log"
+
+    @property
+    def embeddings(self) -> Path:
+        """Cached prompt and image embeddings."""
+        return self.path / "embeddings"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per invocation."""
+        return self.path / "runs"
+
+    @property
+    def status(self) -> Path:
+        """Progress of the current or last run."""
+        return self.path / "status.json"
+
+    @property
+    def plan(self) -> Path:
+        """Every clip of the current manifest, its state and why."""
+        return self.path / "plan.csv"
+
+    @property
+    def clips_table(self) -> Path:
+        """One line per current clip, for spreadsheets."""
+        return self.path / "clips.csv"
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.path / "index.html"
+
+    def latents_file(self, denoise_sha256: str) -> Path:
+        """Return where the latents of these denoise settings are kept."""
+        return self.latents / f"{denoise_sha256}.safetensors"
+
+    def relative(self, path: Path) -> str:
+        """Return a path as the log stores it."""
+        return path.relative_to(self.path).as_posix()
+
+    def create(self) -> None:
+        """Create the folder tree."""
+        for folder in self._folders():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def check_usable(self) -> None:
+        """Refuse a folder that holds something else than a run.
+
+        Raises:
+            ConfigError: the folder exists, is not empty and is no run directory.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
+            )
+        names = {entry.name for entry in self.path.iterdir()} - {self.plan.name, *_LOCK_NAMES}
+        if names and not self.is_run_dir():
+            raise ConfigError(
+                f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
+                "no run directory; name an empty or new folder with run_dir=DIR."
+            )
+
+    def is_run_dir(self) -> bool:
+        """Whether a run was started here before."""
+        return self.runs.is_dir() or self.log.is_dir()
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (
+            self.path,
+            self.clips,
+            self.latents,
+            self.thumbs,
+            self.log,
+            self.embeddings,
+            self.runs,
+        )
+
+    def sweep_temporary(self) -> int:
+        """Remove what an interrupted write left behind; return how many files. Needs the lock."""
+        removed = 0
+        for folder in (*self._folders(), *(p for p in self.runs.iterdir() if p.is_dir())):
+            for entry in folder.iterdir():
+                if entry.name.startswith(".") and entry.name not in _LOCK_NAMES:
+                    if entry.is_file() or entry.is_symlink():
+                        entry.unlink()
+                        removed += 1
+        return removed
+
+    @contextmanager
+    def locked(self, run_id: str) -> Iterator[None]:
+        """Hold the directory's lock, which the kernel releases when the process dies.
+
+        Raises:
+            ConfigError: another run holds it; the message says which.
+        """
+        holder = self.path / ".lock.json"
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(_held_message(self.path, holder)) from None
+        try:
+            facts = {
+                "pid": os.getpid(),
+                "hostname": socket.gethostname(),
+                "run_id": run_id,
+                "started_at": utc_now().isoformat(timespec="seconds"),
+            }
+            publish_text(holder, json.dumps(facts))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    def run_folder(self, run_id: str) -> Path:
+        """Return the folder of one invocation."""
+        return self.runs / run_id
+
+    def run_ids(self) -> list[str]:
+        """Return the invocations that were started here, oldest first."""
+        if not self.runs.is_dir():
+            return []
+        return sorted(p.name for p in self.runs.iterdir() if (p / "config.yaml").is_file())
+
+
+def default_run_dir(manifest: Path, sweep: str | None) -> Path:
+    """Return outputs/<manifest name>, or the folder of one sweep job below it."""
+    name = manifest.stem.lstrip(".") or "manifest"
+    if sweep is None:
+        return Path("outputs") / name
+    return Path("outputs") / f"{name}.sweep" / sweep
+
+
+def new_run_id(existing: list[str]) -> str:
+    """Return a name that sorts after all existing ones, also when the clock was set back."""
+    stamp = utc_now().strftime("%Y%m%dT%H%M%S")
+    newest = max((name.split("-")[0] for name in existing), default="")
+    if stamp < newest:
+        stamp = newest
+    number = sum(1 for name in existing if name.startswith(stamp))
+    return f"{stamp}-{number:02d}-{os.urandom(2).hex()}"
+
+
+def utc_now() -> datetime:
+    """Return the time, with its zone."""
+    return datetime.now(timezone.utc)
+
+
+def sweep_folder_name(values: list[str]) -> str:
+    """Return a folder name of swept values, joined with `-`, safe on every file system."""
+    joined = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values)
+    return joined.strip("._-")[:120] or "job"
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; sync and rename it when the block succeeds."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Write a text file as a whole."""
+    with publishing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Write a JSON file as a whole."""
+    publish_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _held_message(path: Path, holder: Path) -> str:
+    try:
+        facts = json.loads(holder.read_text(encoding="utf-8"))
+        who = (
+            f"process {facts['pid']} on {facts['hostname']} (run {facts['run_id']}, "
+            f"since {facts['started_at']})"
+        )
+    except (OSError, ValueError, KeyError):
+        who = "another process"
+    return (
+        f"run_dir={path}: in use by {who}; wait for it, watch it with "
+        f"`hv15-batch status {path}`, or choose another folder with run_dir=DIR."
+    )

@@ -1,0 +1,136 @@
+"""The Parquet log of a run directory: append a record, read them, last attempt per clip.
+
+One writer (the parent). A segment is rewritten whole and renamed after each attempt, so that
+`pandas.read_parquet("<run_dir>/log")` is right at every moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hv15_batch.records import SCHEMA_VERSION, ClipRecord, arrow_schema
+from hv15_batch.rundir import publishing
+
+SEGMENT_ROWS = 128
+"""Rows per segment: rewriting a full one with fsync takes about 7 ms."""
+
+
+class LogSchemaError(ValueError):
+    """A segment that this version can't read."""
+
+
+class RunLog:
+    """Appends this run's records to its own segments."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        """Start with no segment; the first record makes the first."""
+        self._folder = folder
+        self._run_id = run_id
+        self._schema = arrow_schema()
+        self._number = 0
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, record: ClipRecord) -> None:
+        """Make the record part of the log; durable when this returns."""
+        if len(self._rows) == SEGMENT_ROWS:
+            self._rows = []
+            self._number += 1
+        self._rows.append(asdict(record))
+        path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        with publishing(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return all records of a log, columns of the current schema that a segment lacks as null.
+
+    Raises:
+        LogSchemaError: a segment is unreadable or written by a newer version.
+    """
+    schema = arrow_schema()
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    tables = [_read_segment(path, schema) for path in segments(log_folder)]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def read_last_attempts(
+    log_folder: Path, columns: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Return the last attempt per `settings_sha256`, in the order of first attempts.
+
+    The last is the one with the highest `attempt`: it is counted under the lock, where the
+    clock may be set back. Benchmark repetitions are left out: they make no clip.
+    """
+    needed = {"settings_sha256", "attempt", "repeat"}
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *sorted(needed)]))
+    last: dict[str, dict[str, Any]] = {}
+    for row in _rows(read_records(log_folder, wanted)):
+        if row["repeat"] is not None:
+            continue
+        key = row["settings_sha256"]
+        if key not in last or (row["attempt"] or 0) >= (last[key]["attempt"] or 0):
+            last[key] = row
+    return list(last.values())
+
+
+def bring_to_current_schema(log_folder: Path) -> int:
+    """Rewrite segments of older schema versions; return how many. Needs the lock."""
+    schema = arrow_schema()
+    rewritten = 0
+    for path in segments(log_folder):
+        if _schema_version(path) == SCHEMA_VERSION:
+            continue
+        table = _read_segment(path, schema)
+        with publishing(path) as temporary:
+            pq.write_table(table, temporary)
+        rewritten += 1
+    return rewritten
+
+
+def segments(log_folder: Path) -> list[Path]:
+    """Return the segments of a log, oldest first."""
+    if not log_folder.is_dir():
+        return []
+    return sorted(p for p in log_folder.glob("*.parquet") if not p.name.startswith("."))
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
+
+
+def _schema_version(path: Path) -> int:
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        version = int(metadata.get(b"schema_version", b"0"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise LogSchemaError(
+            f"{path}: not a readable log segment ({error}); move it out of the folder: its clips "
+            "are rendered again, or decoded again from their latents."
+        ) from error
+    if version > SCHEMA_VERSION:
+        raise LogSchemaError(
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
+            "update hv15_batch to the version that wrote it."
+        )
+    return version
+
+
+def _read_segment(path: Path, schema: pa.Schema) -> pa.Table:
+    _schema_version(path)
+    with pq.ParquetFile(path) as file:
+        present = set(file.schema_arrow.names)
+        table = file.read(columns=[name for name in schema.names if name in present])
+    columns = [
+        table[f.name].cast(f.type) if f.name in present else pa.nulls(table.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,228 @@
+"""Progress of a run, read from its `status.json`: `hv15-batch status [RUN_DIR]`.
+
+Starts at once: neither torch nor pandas nor the log is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import psutil
+
+from hv15_batch.config import ConfigError
+from hv15_batch.rundir import RunDir, utc_now
+
+ACTIVE_STATES = ("encoding", "rendering")
+"""States that a living process is behind."""
+OUTPUTS = Path("outputs")
+"""Where runs are looked for when none is named."""
+
+_CLOCK_SLACK = timedelta(seconds=2)
+"""Process start times are read to about a hundredth of a second, boot time to a second."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Contents of `status.json`, which the runner writes."""
+
+    state: str
+    """encoding, rendering, done, stopped, failed or interrupted."""
+    total: int
+    """Clips of the current manifest."""
+    done: int
+    """Clips that are `ok` or `suspect`, of this run and earlier ones."""
+    failed: int
+    """Clips that failed in this run."""
+    suspect: int
+    """Clips of this run that are `suspect`."""
+    updated_at: str
+    """ISO 8601, UTC."""
+    pid: int
+    """Process that wrote it."""
+    run_id: str | None = None
+    clip_id: str | None = None
+    """Clip being rendered."""
+    stage: str | None = None
+    """What is being done to it."""
+    step: int | None = None
+    """Steps of that stage that are finished."""
+    steps: int | None = None
+    seconds_per_clip: float | None = None
+    """Median of this run's warm clips; None before the first."""
+    eta: str | None = None
+    """Expected end, ISO 8601; None when not known."""
+    message: str | None = None
+    """Why the run ended."""
+    hostname: str | None = None
+    """Machine of the process; None counts as this one."""
+
+
+def read_status(run_dir: Path) -> Status:
+    """Return the status of a run directory.
+
+    Raises:
+        ConfigError: there is none, or it cannot be understood.
+    """
+    path = RunDir(run_dir).status
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Status)}
+        status = Status(**{name: value for name, value in values.items() if name in known})
+        _parse_time(status.updated_at)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{run_dir}: no run has written its status here; name a run directory, or leave it "
+            f"out for the latest run below {OUTPUTS}/."
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a status of this version ({error}); the next run writes a new one."
+        ) from error
+    return status
+
+
+def find_latest_run(outputs: Path) -> Path:
+    """Return the run directory whose status was written last, jobs of sweeps included.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    if not found:
+        raise ConfigError(
+            f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def is_gone(status: Status) -> bool:
+    """Whether the status says that work goes on, but the process behind it has ended.
+
+    A process of another machine cannot be seen and counts as there.
+    """
+    if status.state not in ACTIVE_STATES:
+        return False
+    if status.hostname not in (None, socket.gethostname()):
+        return False
+    try:
+        process = psutil.Process(status.pid)
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        started = datetime.fromtimestamp(process.create_time(), timezone.utc)
+    except psutil.NoSuchProcess:
+        return True
+    # A process that began after the last update only has the number of the one that wrote it.
+    return is_zombie or started > _parse_time(status.updated_at) + _CLOCK_SLACK
+
+
+def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
+    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; nothing is said of zero."""
+    parts = [f"{done} of {total} done"]
+    parts += [f"{n} {word}" for n, word in ((failed, "failed"), (suspect, "suspect")) if n]
+    return ", ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def format_status(run_dir: Path, status: Status, now: datetime) -> str:
+    """Return the lines that a person reads."""
+    path = run_dir.absolute()
+    resume = shlex.quote(f"resume={path}")
+    lines = [
+        str(path),
+        format_progress(
+            total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
+        ),
+    ]
+    if is_gone(status):
+        at = f" at {status.clip_id}" if status.clip_id else ""
+        lines.append(f"interrupted{at}: process {status.pid} is gone, without a last word")
+        lines.append(f"go on with: hv15-batch {resume}")
+    elif status.state in ACTIVE_STATES:
+        lines += _active_lines(status, now)
+    else:
+        lines.append(_format_end(status))
+        if status.state != "done":
+            lines.append(f"go on with: hv15-batch {resume}")
+        elif RunDir(path).page.is_file():
+            lines.append(f"page: {RunDir(path).page}")
+    age = (now - _parse_time(status.updated_at)).total_seconds()
+    lines.append(f"last update {format_duration(age)} ago{_format_process(status)}")
+    return "\n".join(lines)
+
+
+def _active_lines(status: Status, now: datetime) -> list[str]:
+    what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
+    if status.stage:
+        what.append(status.stage)
+    if status.step is not None and status.steps:
+        what.append(f"step {status.step} of {status.steps}")
+    lines = [", ".join(what)]
+    if status.seconds_per_clip is not None:
+        lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
+    if status.eta is not None:
+        end = _parse_time(status.eta)
+        left = format_duration((end - now).total_seconds())
+        lines.append(f"about {left} left, until {end.astimezone():%Y-%m-%d %H:%M %Z}")
+    return lines
+
+
+def _format_end(status: Status) -> str:
+    if not status.message:
+        return status.state
+    if status.message.startswith(status.state):
+        return status.message
+    return f"{status.state}: {status.message}"
+
+
+def _format_process(status: Status) -> str:
+    if status.state not in ACTIVE_STATES or is_gone(status):
+        return ""
+    where = "" if status.hostname in (None, socket.gethostname()) else f" on {status.hostname}"
+    return f" by process {status.pid}{where}"
+
+
+def _parse_time(text: str) -> datetime:
+    # Python 3.10 does not know the Z.
+    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the progress of a run; return 0, or 2 where there is nothing to read."""
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch status", description="Print the progress and the expected end of a run."
+    )
+    parser.add_argument(
+        "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
+        print(format_status(run_dir, read_status(run_dir), utc_now()))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""How a clip is cut for decoding, and the memory that takes; plain arithmetic, no torch.
+
+The decoder is causal in time, so a clip is decoded in pieces of a few frames, each convolution
+keeping the last two frames that it saw: the same frames as in one go. Where even that is too much
+memory, the later stages also run on spatial tiles with a margin as wide as their receptive field,
+which again gives the same frames. So a plan changes time and memory, never the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SPATIAL_RATIO = 16
+"""Pixels per latent row and column."""
+TILED_FROM_STAGE = 2
+"""First stage that runs on tiles; the ones before it see the whole frame."""
+TILE_MARGIN = 4
+"""Latent rows and columns decoded around a tile and dropped again.
+
+The stages from `TILED_FROM_STAGE` on reach 7.125 pixels of their input (1 + 6/2 + 1/2 + 6/4 + 1/4
++ 7/8, with three residual blocks of two 3x3x3 convolutions per stage), which are 3.6 latents.
+"""
+
+# The published VAE, from the defaults of diffusers' AutoencoderKLHunyuanVideo15.
+CHANNELS = (1024, 1024, 512, 256, 128)
+FRAME_RATIO = (1, 2, 2, 1, 1)
+CONVOLUTIONS = (10, 6, 6, 6, 7)
+"""3x3x3 convolutions at each stage's own resolution, its upsampler not counted."""
+WEIGHT_BYTES = 2 * 1_260_634_115
+ITEM_BYTES = 2
+
+DEFAULT_CHUNK_BYTES = 1 << 28
+WORKSPACE_BYTES = 256 << 20
+"""Set aside for cuDNN's workspaces and the allocator's rounding."""
+MAX_SPLITS = 4
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one clip is decoded."""
+
+    rows: int
+    """Tiles from top to bottom; 1 with `columns` 1 is untiled."""
+    columns: int
+    """Tiles from left to right."""
+    tile_height: int
+    """Latent rows of a tile, its margin not counted; the last tile may have fewer."""
+    tile_width: int
+    """Latent columns of a tile, its margin not counted."""
+    overlap: int
+    """Latent rows and columns of margin on each inner side of a tile; 0 when untiled."""
+    chunk_bytes: int
+    """Size that no activation of a piece of frames exceeds, unless one frame alone does."""
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the frame is cut at all."""
+        return self.rows * self.columns > 1
+
+    @property
+    def tile_size(self) -> int | None:
+        """Longer edge of a tile in pixels, its margin not counted; None when untiled."""
+        return max(self.tile_height, self.tile_width) * SPATIAL_RATIO if self.is_tiled else None
+
+
+def make_plan(
+    latent_height: int, latent_width: int, rows: int, columns: int, chunk_bytes: int
+) -> TilePlan:
+    """Return the plan that cuts a frame evenly into so many rows and columns of tiles."""
+    return TilePlan(
+        rows=rows,
+        columns=columns,
+        tile_height=-(-latent_height // rows),
+        tile_width=-(-latent_width // columns),
+        overlap=TILE_MARGIN if rows * columns > 1 else 0,
+        chunk_bytes=chunk_bytes,
+    )
+
+
+def plan_tiles(
+    latent_height: int,
+    latent_width: int,
+    num_latent_frames: int,
+    budget_bytes: int | None,
+    device_type: str,
+) -> TilePlan:
+    """Return the fastest plan for this clip within a memory budget.
+
+    Args:
+        latent_height: Rows of the latents.
+        latent_width: Columns of the latents.
+        num_latent_frames: Frames of the latents.
+        budget_bytes: What decoding may take of the device's memory in all, the VAE's bf16
+            weights included (2.35 GiB); None for no limit.
+        device_type: `cuda` or `cpu`.
+
+    Raises:
+        ValueError: if even the most frugal plan needs more than the budget.
+    """
+    if budget_bytes is None or device_type == "cpu":
+        return make_plan(latent_height, latent_width, 1, 1, DEFAULT_CHUNK_BYTES)
+    plans = candidate_plans(latent_height, latent_width)
+    peaks = [
+        predict_peak_bytes(plan, latent_height, latent_width, num_latent_frames) for plan in plans
+    ]
+    for plan, peak in zip(plans, peaks, strict=True):
+        if peak <= budget_bytes:
+            return plan
+    raise ValueError(
+        f"decoding {latent_height * SPATIAL_RATIO}x{latent_width * SPATIAL_RATIO} with "
+        f"{num_latent_frames} latent frames needs {min(peaks) / 2**30:.1f} GiB at least, and "
+        f"{budget_bytes / 2**30:.1f} GiB are free for it; free memory or render smaller clips."
+    )
+
+
+def candidate_plans(latent_height: int, latent_width: int) -> list[TilePlan]:
+    """Return all plans for a frame of this size, fastest first."""
+    final = _plane_bytes(4, latent_height, latent_width)
+    plans = [make_plan(latent_height, latent_width, 1, 1, final * n) for n in (8, 4, 2, 1)]
+    for splits in range(2, MAX_SPLITS * MAX_SPLITS + 1):
+        for rows in range(1, splits + 1):
+            columns = splits // rows
+            if rows * columns == splits and max(rows, columns) <= MAX_SPLITS and rows <= columns:
+                tall = (rows, columns) if latent_width >= latent_height else (columns, rows)
+                tile = make_plan(latent_height, latent_width, *tall, 0)
+                chunk = 2 * _plane_bytes(4, tile.tile_height, tile.tile_width)
+                plans.append(make_plan(latent_height, latent_width, *tall, chunk))
+    return plans
+
+
+def frames_per_piece(chunk_bytes: int, output_frame_bytes: int, frame_ratio: int) -> int:
+    """Return how many frames a stage takes at a time, so that its output stays within a chunk."""
+    return max(1, chunk_bytes // (output_frame_bytes * frame_ratio))
+
+
+def predict_peak_bytes(
+    plan: TilePlan, latent_height: int, latent_width: int, num_latent_frames: int
+) -> int:
+    """Return the peak device memory of decoding with this plan, bf16 weights included.
+
+    Counts the context frames that the convolutions keep, the piece that each stage hands on and
+    the activations alive inside the busiest stage.
+    """
+    frames = [num_latent_frames]
+    for ratio in FRAME_RATIO[1:]:
+        frames.append(frames[-1] * ratio - (ratio - 1))
+    fixed = WEIGHT_BYTES + WORKSPACE_BYTES
+    size = latent_height, latent_width
+    if not plan.is_tiled:
+        return fixed + _stages_bytes(plan, 0, len(CHANNELS), size, frames)
+    margin = 2 * plan.overlap
+    tile = (
+        min(latent_height, plan.tile_height + margin),
+        min(latent_width, plan.tile_width + margin),
+    )
+    canvas = frames[-1] * latent_height * latent_width * SPATIAL_RATIO**2 * 3
+    last = TILED_FROM_STAGE - 1
+    handed_on = frames[last] * _plane_bytes(last, *size)
+    whole = _stages_bytes(plan, 0, TILED_FROM_STAGE, size, frames)
+    tiled = _stages_bytes(plan, TILED_FROM_STAGE, len(CHANNELS), tile, frames)
+    return fixed + handed_on + max(whole, canvas + tiled)
+
+
+def _stages_bytes(
+    plan: TilePlan, first: int, end: int, size: tuple[int, int], frames: list[int]
+) -> int:
+    """Return the peak of running stages `first` to `end` on latents of this size."""
+    contexts = held = busiest = 0
+    if first == 0:
+        contexts = 2 * frames[0] * _plane_bytes(0, *size)  # keys and values of the attention
+    for stage in range(first, end):
+        plane, ratio = _plane_bytes(stage, *size), FRAME_RATIO[stage]
+        contexts += 2 * CONVOLUTIONS[stage] * plane
+        taken = min(frames[max(0, stage - 1)], frames_per_piece(plan.chunk_bytes, plane, ratio))
+        given = taken * ratio
+        working = (3 * given + 2) * plane
+        if stage > 0:
+            before = _plane_bytes(stage - 1, *size)
+            contexts += 2 * before
+            working = max(working, 2 * given * plane + (taken + 2) * before)
+        busiest = max(busiest, held + working)
+        held += given * plane
+    return contexts + busiest
+
+
+def _plane_bytes(stage: int, latent_height: int, latent_width: int) -> int:
+    """Return the bytes of one frame at a stage's resolution, edges padded."""
+    scale = 1 << stage
+    return (latent_height * scale + 2) * (latent_width * scale + 2) * CHANNELS[stage] * ITEM_BYTES

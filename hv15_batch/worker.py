@@ -1,0 +1,186 @@
+"""The local executor: one spawned child process, its life and death. No torch in the parent."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+from hv15_batch.clip import Clip
+from hv15_batch.config import ConfigError
+from hv15_batch.executor import (
+    Died,
+    EncodingEnded,
+    Event,
+    ExecutorSpec,
+    Finished,
+    Job,
+    Ready,
+    Refused,
+    Renderer,
+)
+
+from hv15_batch.records import ClipRecord
+
+_CLOSE_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+def make_renderer(spec: ExecutorSpec) -> Renderer:
+    """Return the real renderer; called in the child, where torch is imported."""
+    from hv15_batch.render import ClipRenderer
+
+    return ClipRenderer(spec)
+
+
+class LocalExecutor:
+    """Runs a `Renderer` in a child process and talks to it through a pipe."""
+
+    def __init__(
+        self,
+        spec: ExecutorSpec,
+        renderer: Callable[[ExecutorSpec], Renderer] = make_renderer,
+    ) -> None:
+        """Remember what to run; `start` runs it. `renderer` must be picklable."""
+        self._spec = spec
+        self._renderer = renderer
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def start(self) -> None:
+        """Spawn the child; it imports torch while the parent goes on."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_child_main,
+            args=(theirs, self._spec, self._renderer, os.getpid()),
+            name="hv15_batch-worker",
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._process.pid if self._process else None
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """See `executor.Executor.encode`."""
+        self._send(list(clips))
+
+    def submit(self, job: Job) -> None:
+        """See `executor.Executor.submit`."""
+        self._send(job)
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        """See `executor.Executor.poll`; a lost child is the event `Died`."""
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(timeout_seconds):
+                return None
+            event: Event = self._pipe.recv()
+            return event
+        except (EOFError, OSError):
+            return Died(self._reason_of_death())
+
+    def close(self) -> None:
+        """Ask the child to end, and wait for it."""
+        if self._process is None:
+            return
+        self._send(None)
+        self._process.join(_CLOSE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child at once and reap it."""
+        if self._process is not None:
+            if self._process.is_alive():
+                self._process.kill()
+            self._process.join()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _send(self, message: object) -> None:
+        assert self._pipe is not None
+        try:
+            self._pipe.send(message)
+        except OSError:
+            pass  # the child is gone: the next poll says so
+
+    def _reason_of_death(self) -> str:
+        assert self._process is not None
+        self._process.join(_CLOSE_SECONDS)
+        code = self._process.exitcode
+        if code is None:
+            return "the worker closed its pipe"
+        if code >= 0:
+            return f"the worker exited with code {code}"
+        name = signal.Signals(-code).name
+        hint = "; the host may have run out of memory" if name == "SIGKILL" else ""
+        return f"the worker was ended by {name}{hint}"
+
+
+def _child_main(
+    pipe: Connection,
+    spec: ExecutorSpec,
+    make: Callable[[ExecutorSpec], Renderer],
+    parent: int,
+) -> None:
+    """Serve the parent until it closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    _die_with_parent(parent)
+    lock = threading.Lock()
+
+    def emit(event: Event) -> None:
+        with lock:
+            pipe.send(event)
+
+    try:
+        _serve(pipe, make(spec), emit)
+    except ConfigError as error:
+        emit(Refused(str(error)))
+
+
+def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:
+    """Answer messages: a list of clips to encode, a job to render, or None to end."""
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        writing: Future[None] | None = None
+        while True:
+            try:
+                message = pipe.recv()
+            except EOFError:
+                os._exit(0)  # the parent is gone: nobody would log what is still being written
+            if message is None:
+                break
+            if isinstance(message, list):
+                renderer.encode(message, emit)
+                emit(EncodingEnded())
+                continue
+            finish = renderer.render(message, emit)
+            if writing is not None:
+                writing.result()  # one clip at most waits in memory
+            writing = writer.submit(_finish, message, finish, emit)
+            emit(Ready())
+        if writing is not None:
+            writing.result()
+
+
+def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], None]) -> None:
+    record = finish()
+    emit(Finished(job, record))
+
+
+def _die_with_parent(parent: int) -> None:
+    """Let the kernel end this process when the parent dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
