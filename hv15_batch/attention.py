@@ -26,11 +26,11 @@ from hv15_batch.config import ConfigError
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-NATIVE = AttentionBackendName.NATIVE.value
+NATIVE: str = AttentionBackendName.NATIVE.value
 # At 49,350 tokens in bfloat16 on one H200: cuDNN 566 TFLOP/s, flash through SDPA 361 (measured
 # 2026-11-22, torch 2.11). cuDNN's fused kernels for Ampere and Ada are not measured here.
-CUDNN = AttentionBackendName._NATIVE_CUDNN.value
-FLASH = AttentionBackendName._NATIVE_FLASH.value
+CUDNN: str = AttentionBackendName._NATIVE_CUDNN.value
+FLASH: str = AttentionBackendName._NATIVE_FLASH.value
 
 _PROBE_TOKENS = 64
 _PIP_PACKAGES = {
@@ -73,9 +73,7 @@ class MaskFreeAttnProcessor:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
 
-        text_query = _heads(
-            attn.add_q_proj(encoder_hidden_states), attn.heads, attn.norm_added_q
-        )
+        text_query = _heads(attn.add_q_proj(encoder_hidden_states), attn.heads, attn.norm_added_q)
         text_key = _heads(attn.add_k_proj(encoder_hidden_states), attn.heads, attn.norm_added_k)
         text_value = _heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
 
@@ -91,8 +89,10 @@ class MaskFreeAttnProcessor:
 
 def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tensor:
     """Return [1, S, D] as [1, S, heads, D / heads], each head normalised."""
-    split = projected.unflatten(2, (heads, -1))
-    return split if norm is None else norm(split)  # type: ignore[no-any-return]
+    split: torch.Tensor = projected.unflatten(2, (heads, -1))  # type: ignore[no-untyped-call]
+    if norm is not None:
+        split = norm(split)
+    return split
 
 
 def apply_attention(
@@ -132,10 +132,10 @@ def apply_attention(
 
 def attention_backend_of(transformer: Any) -> str:
     """Return the backend of the transformer blocks, read back from their processors."""
-    names = {block.attn.processor._attention_backend for block in transformer.transformer_blocks}
-    assert len(names) == 1, names
-    (name,) = names
-    return NATIVE if name is None else str(name.value)
+    backends = {block.attn.processor._attention_backend for block in transformer.transformer_blocks}
+    assert len(backends) == 1, backends
+    (backend,) = backends
+    return NATIVE if backend is None else str(backend.value)
 
 
 def is_mask_free(transformer: Any) -> bool:
@@ -146,9 +146,7 @@ def is_mask_free(transformer: Any) -> bool:
     )
 
 
-def _auto_backend(
-    transformer: Any, mask_free: bool, device: torch.device
-) -> AttentionBackendName:
+def _auto_backend(transformer: Any, mask_free: bool, device: torch.device) -> AttentionBackendName:
     name = NATIVE
     sixteen_bit = transformer.dtype in (torch.bfloat16, torch.float16)
     if device.type == "cuda" and mask_free and sixteen_bit:
@@ -195,22 +193,16 @@ def _probe(
         _maybe_download_kernel_for_backend(backend)
         tokens = torch.ones(shape, dtype=transformer.dtype, device=device)
         if not mask_free:  # as the stock processor makes it
-            mask = torch.ones(
-                (1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device
-            )
+            mask = torch.ones((1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device)
         with torch.no_grad():
-            result = dispatch_attention_fn(
-                tokens, tokens, tokens, attn_mask=mask, backend=backend
-            )
+            result = dispatch_attention_fn(tokens, tokens, tokens, attn_mask=mask, backend=backend)
     except Exception as error:  # third-party kernels raise anything; the caller reports it
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     # Attention over equal values gives these values back.
     return None if torch.allclose(result.float(), tokens.float(), atol=0.05) else "wrong result"
 
 
-def _refusal(
-    name: str, fault: str, transformer: Any, mask_free: bool, device: torch.device
-) -> str:
+def _refusal(name: str, fault: str, transformer: Any, mask_free: bool, device: torch.device) -> str:
     usable = [
         member.value
         for member in AttentionBackendName

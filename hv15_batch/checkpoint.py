@@ -10,10 +10,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,21 @@ from hv15_batch.checkpoint_files import (
     check_task,
     content_sha256,
     file_sha256s,
+    file_sizes,
     find_faults,
+    has_sizes,
+    is_loaded,
     write_json,
 )
 from hv15_batch.config import ConfigError, ModelConfig, Weights
-from hv15_batch.hub import Hub, ask_hub, hub_cache_folder, offline_variable, open_hub
+from hv15_batch.hub import (
+    DOWNLOAD_WAITS_SECONDS,
+    Hub,
+    ask_hub,
+    hub_cache_folder,
+    offline_variable,
+    open_hub,
+)
 from hv15_batch.machine import GIB, existing_parent, free_disk_bytes
 
 Say = Callable[[str], None]
@@ -87,7 +97,6 @@ def resolve_checkpoint(
     hash of its content, that of tiny and random weights the hash of their definition.
 
     Args:
-        model: The model option.
         say: Told when a local folder is hashed, which takes a while the first time.
         hub_cache: Cache of huggingface_hub; None for its own.
 
@@ -129,7 +138,6 @@ def fetch(
     and none are downloaded for tiny and random ones.
 
     Args:
-        model: The model option.
         say: Prints a line for the user.
         hub: Stands for the hub; None for `huggingface_hub.HfApi()`.
         hub_cache: Cache of huggingface_hub; None for its own.
@@ -142,7 +150,10 @@ def fetch(
     """
     hub_cache = hub_cache or hub_cache_folder()
     found = resolve_checkpoint(model, say=say, hub_cache=hub_cache)
-    if found.kind is not CheckpointKind.hub or (found.folder and not check_sha256):
+    if found.kind is not CheckpointKind.hub:
+        return found
+    if found.folder is not None and found.revision is not None and not check_sha256:
+        _record(model, found.revision, file_sizes(found.folder))
         return found
     _check_online(model, environ)
     api = hub or open_hub()
@@ -152,10 +163,10 @@ def fetch(
         found.repo,
         wanted,
         say,
-        sleep,
+        sleep=sleep,
     )
     commit = str(info.sha)
-    files = {f.rfilename: f for f in info.siblings if _is_loaded(f.rfilename)}
+    files = {f.rfilename: f for f in info.siblings if is_loaded(f.rfilename)}
     folder = _store(hub_cache, found.repo) / "snapshots" / commit
     _announce(found.repo, commit, files, folder, hub_cache, say)
     ask_hub(
@@ -165,9 +176,10 @@ def fetch(
         found.repo,
         commit,
         say,
+        DOWNLOAD_WAITS_SECONDS,
         sleep,
     )
-    _verify(folder, files, check_sha256, say)
+    _verify(found.repo, folder, files, check_sha256, say)
     check_task(folder, model, found.repo)
     _record(model, commit, {name: file.size for name, file in files.items()})
     say(f"complete and verified: {folder}")
@@ -194,7 +206,7 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     folder = store / "snapshots" / commit if commit else None
     if folder is not None:
         sizes = record.get("snapshots", {}).get(commit)
-        is_complete = _has_sizes(folder, sizes) if sizes else not find_faults(folder)
+        is_complete = has_sizes(folder, sizes) if sizes else not find_faults(folder)
         if is_complete:
             check_task(folder, model, repo)
         else:
@@ -202,12 +214,8 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     return Checkpoint(repo, commit, folder, CheckpointKind.hub)
 
 
-def _is_loaded(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in PATTERNS)
-
-
 def _store(hub_cache: Path, repo: str) -> Path:
-    # Layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    # Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     return hub_cache / f"models--{repo.replace('/', '--')}"
 
 
@@ -215,17 +223,9 @@ def _commit(store: Path, revision: str) -> str | None:
     """Return the commit that a branch or tag stood for when it was last fetched, or None."""
     if _COMMIT.fullmatch(revision):
         return revision
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return (store / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _has_sizes(folder: Path, sizes: dict[str, int]) -> bool:
-    try:
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return None
 
 
 def _record_file(repo: str) -> Path:
@@ -233,11 +233,10 @@ def _record_file(repo: str) -> Path:
 
 
 def _read_record(repo: str) -> dict[str, Any]:
-    try:
+    with suppress(FileNotFoundError, ValueError):
         record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
@@ -253,8 +252,7 @@ def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
 
 
 def _check_online(model: ModelConfig, environ: Mapping[str, str]) -> None:
-    name = offline_variable(environ)
-    if name:
+    if name := offline_variable(environ):
         raise ConfigError(
             f"the weights of model={model.name} are not complete on this machine and "
             f"{name}={environ[name]} forbids fetching them; run once with network: "
@@ -267,9 +265,7 @@ def _announce(
 ) -> None:
     """Say what comes from where to where, and refuse a disk that is too small."""
     total = sum(file.size for file in files.values())
-    missing = sum(
-        file.size for name, file in files.items() if not _has_sizes(folder, {name: file.size})
-    )
+    missing = sum(f.size for name, f in files.items() if not has_sizes(folder, {name: f.size}))
     free = free_disk_bytes(hub_cache)
     say(f"{repo} at {commit[:12]}: {len(files)} files, {_gib(total)}, {_gib(missing)} to download")
     say(f"into {hub_cache} ({_gib(free)} free)")
@@ -282,23 +278,25 @@ def _announce(
         )
 
 
-def _verify(folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
-    """Check sizes against the hub's list, every safetensors header, and hashes when asked."""
-    bad = [name for name, file in files.items() if not _has_sizes(folder, {name: file.size})]
-    faults = [f"{name} has another size than on the hub" for name in bad] or find_faults(folder)
-    if check_sha256 and not faults:
-        known = {folder / n: f.lfs.sha256 for n, f in files.items() if f.lfs is not None}
-        found = file_sha256s(list(known), cache_root() / "file_sha256.json", say)
-        faults = [
-            f"{path.relative_to(folder)} has another SHA-256 than on the hub"
-            for path, sha256 in known.items()
-            if found[path] != sha256
-        ]
-    if faults:
+def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
+    """Check sizes, hashes when asked, and that the files make a checkpoint."""
+    paths = {folder / name: file for name, file in files.items()}
+    bad = [
+        path for path, file in paths.items() if not has_sizes(path.parent, {path.name: file.size})
+    ]
+    if check_sha256 and not bad:
+        wanted = {path: file.lfs.sha256 for path, file in paths.items() if file.lfs is not None}
+        found = file_sha256s(list(wanted), cache_root() / "file_sha256.json", say)
+        bad = [path for path, sha256 in wanted.items() if found[path] != sha256]
+    if bad:
+        # The hub's cache holds links: only without the file behind it is one downloaded again.
         raise ConfigError(
-            f"{folder} is damaged: {_some(faults)}; delete the named files and run again, "
-            "which downloads only those."
+            f"{len(bad)} of the files of {repo} are not what the hub has: "
+            f"{_some([str(path.resolve()) for path in bad])}; delete them and run again."
         )
+    faults = find_faults(folder)
+    if faults:
+        raise ConfigError(f"{repo} is not a complete checkpoint: {_some(faults)}.")
 
 
 def _gib(num_bytes: int) -> str:
@@ -306,5 +304,4 @@ def _gib(num_bytes: int) -> str:
 
 
 def _some(faults: list[str]) -> str:
-    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return "; ".join(faults[:3]) + more
+    return "; ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")

@@ -122,9 +122,28 @@ def loaded_files(folder: Path) -> list[Path]:
         files += sorted(
             path
             for path in (folder / component).iterdir()
-            if path.suffix in LOADED_SUFFIXES and path.is_file()
+            if is_loaded(path.name) and path.is_file()
         )
     return files
+
+
+def is_loaded(name: str) -> bool:
+    """Return whether a file of this name is of a kind that a pipeline loads."""
+    return name.endswith(LOADED_SUFFIXES)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size of each file of a loaded kind, by its name relative to `folder`."""
+    paths = (path for path in folder.rglob("*") if is_loaded(path.name) and path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def has_sizes(folder: Path, sizes: dict[str, int]) -> bool:
+    """Return whether all these files are in `folder`, each with its size."""
+    try:
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def file_sha256s(
@@ -144,7 +163,7 @@ def file_sha256s(
             f"{paths[0].parent}, once, to know which weights these are"
         )
     with ThreadPoolExecutor(4) as pool:
-        for path, digest in zip(unknown, pool.map(_file_sha256, unknown)):
+        for path, digest in zip(unknown, pool.map(_file_sha256, unknown), strict=True):
             known[str(path)] = {"key": keys[path], "sha256": digest}
     if unknown:
         write_json(cache_file, known)
@@ -203,7 +222,7 @@ def _is_whole(path: Path) -> bool:
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
-    return size == 8 + length + max(ends, default=0)
+    return bool(size == 8 + length + max(ends, default=0))
 
 
 def _components(index: dict[str, Any]) -> list[str]:

@@ -127,8 +127,7 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         ConfigError: a value is of the wrong type or missing.
     """
-    plain = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
-    config = OmegaConf.to_object(plain)
+    config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
 

@@ -83,7 +83,7 @@ class FileCheck(Enum):
 
 @dataclass
 class SamplingConfig:
-    """Sampling settings for every row; null means the model option's `defaults`."""
+    """Sampling settings for every row; null means the model option's `default_sampling`."""
 
     seeds: Any = None
     """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
@@ -134,7 +134,7 @@ class ModelConfig:
     """Type used unless `runtime.dtype` is set."""
     target_size: int = 640
     """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass

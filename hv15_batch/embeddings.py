@@ -32,9 +32,7 @@ def _stock_default(function: Any, name: str) -> Any:
 # The pipelines set attributes of the same values; a test holds them equal.
 SYSTEM_MESSAGE: str = _stock_default(StockPipeline._get_mllm_prompt_embeds, "system_message")
 CROP_START: int = _stock_default(StockPipeline._get_mllm_prompt_embeds, "crop_start")
-MAX_TEXT_TOKENS: int = _stock_default(
-    StockPipeline._get_mllm_prompt_embeds, "tokenizer_max_length"
-)
+MAX_TEXT_TOKENS: int = _stock_default(StockPipeline._get_mllm_prompt_embeds, "tokenizer_max_length")
 MAX_GLYPH_TOKENS: int = _stock_default(
     StockPipeline._get_byt5_prompt_embeds, "tokenizer_max_length"
 )
@@ -159,7 +157,12 @@ class EmbeddingCache:
         if entry is None:
             return None
         tensors, numbers = entry
-        return ImageEmbedding(**tensors, **numbers)
+        return ImageEmbedding(
+            tensors["image_embeds"],
+            tensors["image_latents"],
+            numbers["source_height"],
+            numbers["source_width"],
+        )
 
     def write_image(self, key: str, embedding: ImageEmbedding) -> None:
         """Store a first frame's embedding."""
@@ -197,18 +200,15 @@ class EmbeddingCache:
         try:
             with safe_open(self._path(key), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
             if metadata["sha256"] != _tensors_sha256(tensors):
                 return None
             return tensors, json.loads(metadata["numbers"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
-    def _write(
-        self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]
-    ) -> None:
-        # `clone` as well: a trimmed tensor must not be written with what it was cut from.
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    def _write(self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with publishing(self._path(key)) as temporary:

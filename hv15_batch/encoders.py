@@ -172,7 +172,7 @@ def _encode_untiled(
     """Return the latents of a frame; tiles would change them much, and one frame needs none."""
     use_tiling, vae.use_tiling = vae.use_tiling, False
     try:
-        return StockPipeline._get_image_latents(
+        latents: torch.Tensor = StockPipeline._get_image_latents(
             vae=vae,
             image_processor=processor,
             image=frame,
@@ -182,3 +182,4 @@ def _encode_untiled(
         )
     finally:
         vae.use_tiling = use_tiling
+    return latents

@@ -38,6 +38,9 @@ class Job:
 
     clip: Clip
     attempt: int
+    """Attempts at these settings so far, this one included."""
+    use_latents: bool
+    """Decode from saved latents where there are any."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from hv15_batch.config import ConfigError
 Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
-RETRY_WAITS_SECONDS = (5, 15, 45, 120)
-"""Pauses between attempts; a download goes on where it was."""
+LOOK_UP_WAITS_SECONDS = (2, 5)
+"""Pauses between attempts at a question: who has no network is told soon."""
+DOWNLOAD_WAITS_SECONDS = (5, 15, 45, 120)
+"""Pauses between attempts at a download, which goes on where it was."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY_REQUESTS = 429
 
@@ -58,6 +60,7 @@ def ask_hub(
     repo: str,
     revision: str | None,
     say: Say,
+    waits: tuple[int, ...] = LOOK_UP_WAITS_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
     """Return what `call` returns, trying again while the network or the hub falters.
@@ -67,7 +70,8 @@ def ask_hub(
         repo: Repository, for messages.
         revision: Revision, for messages.
         say: Told of each further attempt.
-        sleep: Waits between attempts.
+        waits: Seconds between attempts; one attempt more than there are waits.
+        sleep: Waits.
 
     Raises:
         ConfigError: refused by the hub, unreachable after all attempts, or the disk is full; the
@@ -76,12 +80,12 @@ def ask_hub(
     from huggingface_hub import errors
 
     # The first base is the error of the HTTP library that huggingface_hub is built on.
-    transport = errors.HfHubHTTPError.__bases__[0]
-    passing = getattr(errors, "XetDownloadError", RuntimeError)
-    for wait in (*RETRY_WAITS_SECONDS, None):
+    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    xet: type[Exception] = getattr(errors, "XetDownloadError", RuntimeError)
+    for wait in (*waits, None):
         try:
             return call()
-        except (transport, OSError, RuntimeError, passing, errors.HFValidationError) as error:
+        except (transport, OSError, RuntimeError, xet, errors.HFValidationError) as error:
             if wait is None or not _is_passing(error):
                 raise ConfigError(_explain(error, repo, revision)) from error
             say(f"{_first_line(error)}; trying again in {wait} s, what is downloaded is kept")

@@ -14,6 +14,7 @@ import platform
 import shutil
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -94,11 +95,7 @@ def read_gpus(environ: Mapping[str, str] = os.environ, nvml: Any = None) -> list
         environ: Environment; only CUDA_VISIBLE_DEVICES is read.
         nvml: Module with pynvml's functions; None imports pynvml.
     """
-    if nvml is None:
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return []
+    nvml = nvml or importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
@@ -155,10 +152,9 @@ def _mig_slice(nvml: Any, uuid: str) -> Gpu | None:
 
 def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
+    power = None
+    with suppress(nvml.NVMLError):
         power = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    except nvml.NVMLError:
-        power = None
     return Gpu(
         index=index,
         name=_text(nvml.nvmlDeviceGetName(handle)),
@@ -211,19 +207,17 @@ def _cgroup_limits(proc_cgroup: Path, root: Path) -> list[tuple[int, int]]:
 
 def _read_int(path: Path) -> int | None:
     """Return the number in a control group file; None for `max` or no such file."""
-    try:
+    with suppress(OSError):
         text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+        return int(text) if text.isdigit() else None
+    return None
 
 
 def _inactive_bytes(path: Path, key: str) -> int:
-    try:
+    with suppress(OSError):
         pairs = (line.split() for line in path.read_text().splitlines())
         return next((int(value) for name, value in pairs if name == key), 0)
-    except OSError:
-        return 0
+    return 0
 
 
 def system_facts(machine: Machine | None = None) -> dict[str, Any]:
@@ -286,22 +280,19 @@ def _pick(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def _text(value: Any) -> str:
-    """Return NVML's text; older bindings give bytes."""
+    # Older bindings give bytes.
     return value.decode() if isinstance(value, bytes) else str(value)

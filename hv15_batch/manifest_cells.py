@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeVar
@@ -153,9 +154,7 @@ def parse_id(value: Any) -> str:
             "or leave it empty and it is made from the prompt"
         )
     if text.startswith("."):
-        raise ValueError(
-            "an id must not begin with a full stop, as temporary files do; remove it"
-        )
+        raise ValueError("an id must not begin with a full stop, as temporary files do; remove it")
     return text
 
 
@@ -210,26 +209,27 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
             10,000. A range is counted before it is expanded, so a huge one is refused at once.
     """
     if isinstance(value, str):
-        parts: Iterable[Any] = _SEPARATORS.split(value.strip())
-    elif isinstance(value, (list, tuple)):
-        parts = value
+        parts: Sequence[Any] = _SEPARATORS.split(value.strip())
     else:
-        parts = (value,)
-    ranges = [_seed_range(part) for part in parts]
-    count = sum(part.stop - part.start for part in ranges)
-    if not count:
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+    if not parts:
         raise ValueError(f"{SEED_RULE}, at least one; {SEED_FORMS}")
+    _check_seed_count(len(parts))
+    ranges = [_seed_range(part) for part in parts]
+    _check_seed_count(sum(part.stop - part.start for part in ranges))
+    seeds = tuple(chain.from_iterable(ranges))
+    if len(set(seeds)) < len(seeds):
+        [(seed, _)] = Counter(seeds).most_common(1)
+        raise ValueError(f"a seed makes one clip, and {seed} comes twice; give it once")
+    return seeds
+
+
+def _check_seed_count(count: int) -> None:
     if count > MAX_SEEDS_PER_ROW:
         raise ValueError(
-            f"a row takes at most {MAX_SEEDS_PER_ROW:,} seeds and these are {count:,}; "
+            f"a row takes at most {MAX_SEEDS_PER_ROW:,} seeds, and here are {count:,}; "
             "use fewer, or several rows"
         )
-    seeds = tuple(chain.from_iterable(ranges))
-    if len(set(seeds)) < count:
-        seen: set[int] = set()
-        twice = next(seed for seed in seeds if seed in seen or seen.add(seed))  # type: ignore[func-returns-value]
-        raise ValueError(f"a seed makes one clip, and {twice} comes twice; give it once")
-    return seeds
 
 
 def _seed_range(part: Any) -> range:

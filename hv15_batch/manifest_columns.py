@@ -30,7 +30,7 @@ TAG_PREFIX = "tag_"
 
 MAX_COLUMNS = 1_000
 
-SIMILARITY = 0.4
+SIMILARITY = 0.5
 """Names less alike than this (difflib's ratio) are not suggested."""
 
 # The row index as pandas writes it: to_csv, the same read back and written again, to_parquet.
@@ -53,7 +53,7 @@ class Record:
 
 def is_known_column(name: str) -> bool:
     """Return whether a manifest may have a column of this name."""
-    return name in KNOWN_COLUMNS or (name.startswith(TAG_PREFIX) and name != TAG_PREFIX)
+    return name in KNOWN_COLUMNS or (name.startswith(TAG_PREFIX) and name.isprintable())
 
 
 def is_index_column(name: str) -> bool:
@@ -110,6 +110,9 @@ def unknown_column_rule(name: str) -> str:
 
 def _nearest_column(name: str) -> str | None:
     # Columns have short names, and difflib's time grows with the square of the length.
-    short = name.strip().lower()[:64]
+    short = name.strip(" _").lower()[:64]
+    whole = [known for known in KNOWN_COLUMNS if short in known and len(short) > 2]
+    if whole:
+        return whole[0]  # `steps`, `frames`, `guidance`
     near = difflib.get_close_matches(short, KNOWN_COLUMNS, n=1, cutoff=SIMILARITY)
     return near[0] if near else None

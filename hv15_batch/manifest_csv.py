@@ -12,6 +12,9 @@ from hv15_batch.manifest_lines import LINE_END_RULE, Lines
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """What spreadsheets and databases write instead of commas."""
 
+MAX_HEADER_CHARACTERS = 10_000
+"""How far into a header known names are looked for."""
+
 TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 
 
@@ -92,7 +95,7 @@ def _cells_rule(cells: list[str], header: list[str], nameless: list[int]) -> str
     if len(cells) != len(header):
         rule = f"a record has a cell for each column, and here are {len(cells)} for {len(header)}"
         if len(cells) > len(header):
-            return f"{rule}; put a text with commas in quotation marks"
+            return f"{rule}; put a text with commas in quotation marks, without a space before them"
         return f"{rule}; add the missing commas (an empty cell means the default)"
     for place in nameless:
         if cells[place].strip():
@@ -105,15 +108,13 @@ def _cells_rule(cells: list[str], header: list[str], nameless: list[int]) -> str
 
 def _check_separator(lines: Lines, faults: Faults) -> None:
     """Refuse a header whose names are separated by something else than commas."""
-    header = lines.record_text
+    header = lines.record_text[:MAX_HEADER_CHARACTERS]
     if _has_known_name(header, ","):
         return
     for separator, name in SEPARATORS.items():
         if separator in header and _has_known_name(header, separator):
             rule = f"cells are separated by commas, and here by {name}"
-            faults.add(
-                lines.record_number, "header", header, f"{rule}; save the file with commas"
-            )
+            faults.add(lines.record_number, "header", header, f"{rule}; save the file with commas")
             raise Unreadable
 
 

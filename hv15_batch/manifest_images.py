@@ -28,6 +28,9 @@ ORIENTATION = 0x0112
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that turn the picture by a quarter. Source: EXIF 2.32, tag 0x0112."""
 
+PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Where a PNG may hold an orientation; Pillow decodes the whole picture to look for one."""
+
 # What Pillow's decoders raise on malformed files, beside OSError.
 _DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, ArithmeticError,
@@ -75,9 +78,9 @@ class FirstFrames:
 
 
 def read_first_frame(path: str) -> FirstFrame:
-    """Read, hash and decode one image.
+    """Read and hash one image, and check all of it.
 
-    It is decoded because a truncated file opens like any other and would fail only in the night.
+    All of it because a truncated file opens like any other and would fail only in the night.
 
     Raises:
         ValueError: It is missing, no plain file, too large, too long, or not such an image.
@@ -108,9 +111,7 @@ def _read_bytes(path: str) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(
-                f"{FORMAT_RULE}, and {path} is no regular file; name an image file"
-            )
+            raise ValueError(f"{FORMAT_RULE}, and {path} is no regular file; name an image file")
         if status.st_size > MAX_IMAGE_BYTES:
             raise ValueError(
                 f"an image file has at most {MAX_IMAGE_BYTES // 1024**2} MiB, and this one "
@@ -131,7 +132,7 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _decoded_size(data: bytes) -> tuple[int, int]:
-    """Decode the image and return (height, width) as a viewer shows it."""
+    """Check the whole image and return (height, width) as a viewer shows it."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -145,6 +146,11 @@ def _decoded_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise _RefusedImage(_too_many_pixels(f"{width}x{height}"))
+            has_orientation = any(mark in data for mark in PNG_ORIENTATION_MARKS)
+            if image.format == "PNG" and not has_orientation:
+                # The checksum of every chunk, 3 ms for 2.3 MB where decoding takes 58 ms.
+                image.verify()
+                return height, width
             swaps = image.getexif().get(ORIENTATION) in SWAPPING_ORIENTATIONS
             # JPEG only: an eighth of the size is decoded, which still reads the whole file.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))

@@ -31,14 +31,18 @@ class Stage:
     """None without CUDA."""
     peak_vram_reserved_bytes: int | None = None
 
+    def add_peaks(self, device: torch.device) -> None:
+        """Raise the peaks to what CUDA's counters say since they were reset."""
+        allocated = torch.cuda.max_memory_allocated(device)
+        reserved = torch.cuda.max_memory_reserved(device)
+        self.peak_vram_allocated_bytes = max(self.peak_vram_allocated_bytes or 0, allocated)
+        self.peak_vram_reserved_bytes = max(self.peak_vram_reserved_bytes or 0, reserved)
+
 
 class StageMeter:
     """Measures the stages of one clip: one meter per clip.
 
-        meter = StageMeter(device)
-        with meter.stage("denoise"):
-            ...
-        meter.columns()["denoise_seconds"]
+    `with meter.stage("denoise"): ...`, then `meter.columns()["denoise_seconds"]`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,19 +52,27 @@ class StageMeter:
         self._retries_before = _num_alloc_retries(device)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what is inside, also when it raises."""
-        _synchronize(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+    def stage(self, name: str, on_device: bool = True) -> Iterator[None]:
+        """Measure what is inside, also when it raises.
+
+        Args:
+            name: beginning of the log columns' names.
+            on_device: False for work that runs beside the next clip's: it must neither wait for
+                the device nor reset the peaks that belong to that clip.
+        """
+        device = self._device if on_device else torch.device("cpu")
+        _synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
         try:
             yield
+            _synchronize(device)
         finally:
-            _synchronize_quietly(self._device)
             stage = self.stages.setdefault(name, Stage())
             stage.seconds += time.perf_counter() - begin
-            self._add_peaks(stage)
+            if device.type == "cuda":
+                stage.add_peaks(device)
 
     def columns(self) -> dict[str, float | int | None]:
         """Return the log columns that were measured; a column that is absent was not."""
@@ -80,14 +92,6 @@ class StageMeter:
             columns["num_alloc_retries"] = retries - self._retries_before
         return {name: value for name, value in columns.items() if name in _COLUMNS}
 
-    def _add_peaks(self, stage: Stage) -> None:
-        if self._device.type != "cuda":
-            return
-        allocated = torch.cuda.max_memory_allocated(self._device)
-        reserved = torch.cuda.max_memory_reserved(self._device)
-        stage.peak_vram_allocated_bytes = max(stage.peak_vram_allocated_bytes or 0, allocated)
-        stage.peak_vram_reserved_bytes = max(stage.peak_vram_reserved_bytes or 0, reserved)
-
 
 class StepClock:
     """Marks moments on the device without waiting for it; the waiting is done once, at the end."""
@@ -101,7 +105,7 @@ class StepClock:
     def mark(self) -> None:
         """Mark the moment that the device reaches with the work handed to it so far."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
@@ -163,16 +167,6 @@ def machine_columns(device: torch.device) -> dict[str, Any]:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _synchronize_quietly(device: torch.device) -> None:
-    """Synchronise, but let an error that is on its way out keep its place."""
-    try:
-        _synchronize(device)
-    except RuntimeError:
-        # After a device fault each call fails. Where the stage itself went well, this is the first
-        # to say so, and the next call on the device will say it again.
-        pass
 
 
 def _num_alloc_retries(device: torch.device) -> int | None:

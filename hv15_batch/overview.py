@@ -20,7 +20,7 @@ def print_overview(say: Callable[[str], None]) -> None:
     for gpu in machine.gpus:
         say(
             f"Card {gpu.index}: {gpu.name}, {gpu.free_bytes / _GIB:.1f} of "
-            f"{gpu.total_bytes / _GIB:.1f} GiB free, driver {gpu.driver_version}"
+            f"{gpu.total_bytes / _GIB:.1f} GiB free, driver {gpu.driver}"
         )
     if not machine.gpus:
         say("Card: none visible; the tiny models run on the CPU, real ones can be planned")

@@ -100,7 +100,9 @@ class PlannedClip:
     attempts: int
     """Attempts so far."""
     has_latents: bool
-    """Its latents are saved: it is decoded from them, not denoised."""
+    """Its latents are saved."""
+    use_latents: bool
+    """Saved latents are good enough: it is decoded from them, not denoised."""
     last: dict[str, Any] | None
     """The last attempt at these settings."""
 
@@ -231,7 +233,7 @@ def _row_values(row: Row, config: Config) -> dict[str, Any]:
     for name in SAMPLING_FIELDS:
         if name == "seeds":
             continue
-        for source in (config.override, row, config.sampling, config.model.defaults):
+        for source in (config.override, row, config.sampling, config.model.default_sampling):
             value = getattr(source, name)
             if value is not None:
                 values[name] = value
@@ -339,6 +341,8 @@ def plan_clips(
                 reason=reason,
                 attempts=(last["attempt"] or 0) if last else 0,
                 has_latents=run_dir.latents_file(clip.denoise_sha256).name in latents,
+                use_latents=not config.force and (last is None or last["status"] != SUSPECT
+                or not config.retry.suspect),
                 last=last,
             )
         )
@@ -509,7 +513,7 @@ def write_plan(
             tokens = (prompt_tokens or {}).get(settings.prompt)
             writer.writerow(
                 [clip.clip_id, clip.row_id, clip.row_index, clip.line, p.state.name, p.reason]
-                + [p.has_latents and not p.is_done]
+                + [p.has_latents and p.use_latents and not p.is_done]
                 + [getattr(settings, name) for name in _PLAN_SETTINGS]
                 + [settings.model, tokens, " | ".join(glyph_texts(settings.prompt))]
                 + [clip.image, clip.off_recipe, clip.settings_sha256, clip.denoise_sha256]

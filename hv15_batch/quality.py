@@ -70,9 +70,7 @@ def measure_quality(frames: torch.Tensor, bounds: QualityConfig) -> Quality:
     )
 
 
-def _flag(
-    mean: float, deviation: float, moved: float | None, bounds: QualityConfig
-) -> str | None:
+def _flag(mean: float, deviation: float, moved: float | None, bounds: QualityConfig) -> str | None:
     if mean < bounds.black_luma:
         return BLACK
     if deviation < bounds.flat_std:

@@ -125,7 +125,7 @@ def _make(path: Path, index: int, values: dict[str, Any]) -> Reference:
     missing = [name for name in _REQUIRED if values.get(name) is None]
     if missing:
         raise ConfigError(f"{path}: missing key {missing[0]!r}{where}.")
-    typed = {
+    typed: dict[str, Any] = {
         name: None if value is None else _typed(path, where, name, value)
         for name, value in values.items()
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -172,6 +173,10 @@ class RunDir:
         """Return the folder of one invocation."""
         return self.runs / run_id
 
+    def run_log(self, run_id: str) -> Path:
+        """Return the text log of one invocation."""
+        return self.run_folder(run_id) / "run.log"
+
     def run_ids(self) -> list[str]:
         """Return the invocations that were started here, oldest first."""
         if not self.runs.is_dir():
@@ -195,6 +200,24 @@ def new_run_id(existing: list[str]) -> str:
         stamp = newest
     number = sum(1 for name in existing if name.startswith(stamp))
     return f"{stamp}-{number:02d}-{os.urandom(2).hex()}"
+
+
+def log_to_file(path: Path) -> None:
+    """Send this process's log records and warnings to a file, and nothing of them to the screen.
+
+    Parent and executor append to the same file, a line at a time.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 def utc_now() -> datetime:

@@ -102,7 +102,7 @@ class Runner:
             self._executor.start()
             self._encode(todo)
             self._progress.rendering(len(todo))
-            self._render([Job(p.clip, p.attempts + 1) for p in todo])
+            self._render([Job(p.clip, p.attempts + 1, p.use_latents) for p in todo])
             self._executor.close()
         except _Stop as stop:
             return self._outcome(stop.exit_code, stop.state, stop.message)
@@ -118,7 +118,7 @@ class Runner:
     # -- phases -------------------------------------------------------------------------------
 
     def _encode(self, todo: Sequence[PlannedClip]) -> None:
-        clips = [p.clip for p in todo if not p.has_latents]
+        clips = [p.clip for p in todo if not (p.has_latents and p.use_latents)]
         if not clips:
             return
         self._executor.encode(clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -33,10 +34,12 @@ from hv15_batch.plan import (
 )
 from hv15_batch.progress import Progress
 from hv15_batch.records import FAILED, SUSPECT
-from hv15_batch.report import write_report
+from hv15_batch.clips_table import write_clips_table
+from hv15_batch.report import write_page
 from hv15_batch.rundir import (
     RunDir,
     default_run_dir,
+    log_to_file,
     new_run_id,
     publish_json,
     publish_text,
@@ -45,6 +48,8 @@ from hv15_batch.rundir import (
 from hv15_batch.runlog import RunLog, bring_to_current_schema, read_last_attempts
 from hv15_batch.runner import EXIT_OK, Outcome, Runner, median_warm_seconds
 from hv15_batch.worker import LocalExecutor
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 MIN_FREE_BYTES = 512 * 2**20
@@ -215,6 +220,8 @@ def _run_locked(
     facts = system_facts(machine)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts))
     _write_run_folder(prepared, run_id, facts)
+    log_to_file(run_dir.run_log(run_id))
+    say = _also_logged(say)
     write_plan(planned, run_dir.plan, None)
     progress = Progress(run_dir.status, run_id, len(planned), done)
     runner = Runner(
@@ -233,6 +240,14 @@ def _run_locked(
         _write_results(prepared)
     _say_summary(prepared, outcome, say)
     return outcome.exit_code
+
+
+def _also_logged(say: Say) -> Say:
+    def say_and_log(text: str) -> None:
+        logger.info("%s", text)
+        say(text)
+
+    return say_and_log
 
 
 def _executor_spec(
@@ -285,7 +300,8 @@ def _write_results(prepared: Prepared) -> None:
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     keep = replace(prepared.config, force=False, limit=None, only=None)
     write_plan(plan_clips(prepared.clips, keep, history, run_dir), run_dir.plan, None)
-    write_report(run_dir)
+    write_clips_table(run_dir)
+    write_page(run_dir.path)
 
 
 def _say_summary(prepared: Prepared, outcome: Outcome, say: Say) -> None:

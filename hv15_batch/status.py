@@ -131,7 +131,7 @@ def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:

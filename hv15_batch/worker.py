@@ -27,6 +27,7 @@ from hv15_batch.executor import (
 )
 
 from hv15_batch.records import ClipRecord
+from hv15_batch.rundir import RunDir, log_to_file
 
 _CLOSE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
@@ -137,6 +138,7 @@ def _child_main(
     """Serve the parent until it closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
     _die_with_parent(parent)
+    log_to_file(RunDir(spec.run_dir).run_log(spec.run_id))
     lock = threading.Lock()
 
     def emit(event: Event) -> None:

@@ -321,7 +321,7 @@ def test_what_was_not_measured_is_a_dash_and_never_zero(tmp_path: Path) -> None:
 
     page = read_page(make_run(tmp_path, [clip], [clip]))
 
-    assert page.row_words["a"][-3:] == ["–", "–", "ok"]  # noqa: RUF001 - an en dash
+    assert page.row_words["a"][-3:] == ["–", "–", "ok"]
 
 
 def test_seconds_a_clip_leaves_cold_clips_out_and_says_how_many_count(tmp_path: Path) -> None:

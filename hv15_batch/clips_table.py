@@ -1,0 +1,65 @@
+"""clips.csv: one line per current clip, for spreadsheets. Reads plan.csv and the log."""
+
+from __future__ import annotations
+
+import csv
+
+from hv15_batch.rundir import RunDir, publishing
+from hv15_batch.runlog import read_last_attempts
+
+COLUMNS = (
+    "clip_id",
+    "row_id",
+    "row_index",
+    "seed",
+    "status",
+    "file",
+    "prompt",
+    "negative_prompt",
+    "image",
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "flow_shift",
+    "fps",
+    "tags",
+    "model",
+    "weights",
+    "offload",
+    "attention_backend",
+    "total_seconds",
+    "denoise_seconds",
+    "decode_seconds",
+    "is_cold",
+    "peak_vram_reserved_bytes",
+    "quality_flag",
+    "error_type",
+    "error_message",
+    "attempt",
+    "finished_at",
+    "settings_sha256",
+)
+_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt")
+"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
+
+
+def write_clips_table(run_dir: RunDir) -> None:
+    """Write the table of the current manifest's clips; not yet rendered ones have no status."""
+    attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, COLUMNS)}
+    with (
+        run_dir.plan.open(encoding="utf-8", newline="") as plan,
+        publishing(run_dir.clips_table) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as table,
+    ):
+        writer = csv.DictWriter(table, COLUMNS)
+        writer.writeheader()
+        for row in csv.DictReader(plan):
+            record = attempts.get(row["settings_sha256"], {})
+            known = {name: _cell(record.get(name)) for name in COLUMNS}
+            writer.writerow(known | {name: row[name] for name in _FROM_PLAN})
+
+
+def _cell(value: object) -> object:
+    return value.isoformat() if hasattr(value, "isoformat") else value

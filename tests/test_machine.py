@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from hv15_batch.machine import (
+    GIB,
+    Gpu,
+    Machine,
+    free_disk_bytes,
+    read_gpus,
+    read_machine,
+    read_ram,
+    system_facts,
+    system_sha256,
+)
+
+UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
+
+
+class FakeNvml:
+    """NVML of a machine with three cards, and one slice of the third."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, lost: int | None = None, has_driver: bool = True) -> None:
+        self.lost = lost
+        self.has_driver = has_driver
+        self.is_open = False
+
+    def nvmlInit(self) -> None:
+        if not self.has_driver:
+            raise self.NVMLError("driver not loaded")
+        self.is_open = True
+
+    def nvmlShutdown(self) -> None:
+        self.is_open = False
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(UUIDS)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index == self.lost:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "MIG-cccc":
+            raise self.NVMLError("not found")
+        return uuid
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> int:
+        return 2
+
+    def nvmlDeviceGetIndex(self, handle: int) -> int:
+        return handle
+
+    def nvmlDeviceGetName(self, handle: int | str) -> bytes | str:
+        return b"NVIDIA H200" if handle == 0 else "NVIDIA RTX 4090"
+
+    def nvmlDeviceGetUUID(self, handle: int | str) -> str:
+        return handle if isinstance(handle, str) else UUIDS[handle]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int | str) -> SimpleNamespace:
+        return SimpleNamespace(total=24 * GIB, free=23 * GIB)
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int | str) -> int:
+        if handle == 1:
+            raise self.NVMLError("not supported")
+        return 450_000
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.95.05"
+
+
+def visible(value: str | None, nvml: FakeNvml | None = None) -> list[str]:
+    environ = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    return [gpu.uuid for gpu in read_gpus(environ, nvml or FakeNvml())]
+
+
+def test_a_card_is_described_as_nvml_describes_it() -> None:
+    nvml = FakeNvml()
+
+    gpus = read_gpus({}, nvml)
+
+    assert gpus[0] == Gpu(0, "NVIDIA H200", "GPU-aaaa1111", 24 * GIB, 23 * GIB, "580.95.05", 450.0)
+    assert gpus[1].power_limit_watts is None
+    assert not nvml.is_open
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, list(UUIDS)),
+        ("", []),
+        ("-1", []),
+        ("2", [UUIDS[2]]),
+        ("2,0", [UUIDS[2], UUIDS[0]]),
+        ("0, 1", [UUIDS[0], UUIDS[1]]),
+        ("0,7,1", [UUIDS[0]]),
+        ("GPU-bbbb3333", [UUIDS[2]]),
+        ("GPU-b,0", [UUIDS[2], UUIDS[0]]),
+        ("GPU-aaaa", []),
+        ("GPU-none,0", []),
+        ("MIG-cccc", ["MIG-cccc"]),
+        ("MIG-none", []),
+    ],
+)
+def test_cuda_visible_devices_chooses_as_cuda_does(value: str | None, expected: list[str]) -> None:
+    assert visible(value) == expected
+
+
+def test_a_mig_slice_has_the_index_of_its_card() -> None:
+    (gpu,) = read_gpus({"CUDA_VISIBLE_DEVICES": "MIG-cccc"}, FakeNvml())
+
+    assert gpu.index == 2
+
+
+def test_a_lost_card_is_left_out_and_the_others_keep_their_index() -> None:
+    gpus = read_gpus({}, FakeNvml(lost=0))
+
+    assert [gpu.index for gpu in gpus] == [1, 2]
+
+
+def test_without_a_driver_there_are_no_cards() -> None:
+    assert read_gpus({}, FakeNvml(has_driver=False)) == []
+
+
+def cgroup_v2(tmp_path: Path, limits: dict[str, tuple[str, int, int]]) -> tuple[Path, Path]:
+    """Write control groups: path -> (memory.max, memory.current, inactive_file)."""
+    for path, (limit, used, inactive) in limits.items():
+        folder = tmp_path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\nslab 1\n")
+    proc = tmp_path / "self_cgroup"
+    proc.write_text("0::/job/step\n")
+    return proc, tmp_path
+
+
+def test_ram_is_bounded_by_a_control_group_above(tmp_path: Path) -> None:
+    proc, root = cgroup_v2(
+        tmp_path, {"job": (str(GIB), GIB // 2, 0), "job/step": ("max", GIB // 2, 0)}
+    )
+
+    assert read_ram(proc, root) == (GIB, GIB // 2)
+
+
+def test_page_cache_that_the_kernel_gives_back_counts_as_available(tmp_path: Path) -> None:
+    proc, root = cgroup_v2(tmp_path, {"job/step": (str(GIB), GIB, GIB // 4)})
+
+    assert read_ram(proc, root) == (GIB, GIB // 4)
+
+
+def test_ram_is_bounded_by_a_version_1_control_group(tmp_path: Path) -> None:
+    folder = tmp_path / "memory/docker/abc"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{GIB // 2}\n")
+    (folder / "memory.stat").write_text(f"total_inactive_file {GIB // 4}\n")
+    proc = tmp_path / "self_cgroup"
+    proc.write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n")
+
+    assert read_ram(proc, tmp_path) == (GIB, GIB * 3 // 4)
+
+
+def test_without_control_groups_ram_is_that_of_the_machine(tmp_path: Path) -> None:
+    total, available = read_ram(tmp_path / "none", tmp_path)
+
+    assert total == psutil.virtual_memory().total
+    assert 0 < available <= total
+
+
+def test_this_machine_is_read_with_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+    machine = read_machine()
+
+    assert machine.gpus == ()
+    assert machine.cpu_count >= 1
+    assert machine.diffusers_version is not None
+    assert machine.pytorch_cuda_alloc_conf == "expandable_segments:True"
+
+
+MACHINE = Machine(
+    gpus=(Gpu(0, "NVIDIA H200", "GPU-1", 140 * GIB, 130 * GIB, "580.95", 700.0),),
+    ram_total_bytes=128 * GIB - 12345,
+    ram_available_bytes=100 * GIB,
+    cpu_name="Xeon",
+    cpu_count=16,
+    hostname="left",
+    os="Linux-6.18",
+    python_version="3.11.7",
+    torch_version="2.13.0",
+    diffusers_version="0.42.1",
+    transformers_version="5.23.0",
+    hv15_batch_version="0.1.0",
+    pytorch_cuda_alloc_conf=None,
+)
+
+
+def sha256_of(machine: Machine) -> str:
+    return system_sha256(system_facts(machine))
+
+
+def test_system_facts_are_json() -> None:
+    facts = system_facts(MACHINE)
+
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["hardware"]["gpus"] == [
+        {"name": "NVIDIA H200", "total_bytes": 140 * GIB, "power_limit_watts": 700.0}
+    ]
+
+
+def test_equal_machines_have_equal_hashes_whatever_the_moment() -> None:
+    gpu = MACHINE.gpus[0]
+    other = replace(
+        MACHINE,
+        gpus=(replace(gpu, index=3, uuid="GPU-2", free_bytes=GIB),),
+        ram_total_bytes=128 * GIB - 99999,
+        ram_available_bytes=GIB,
+        hostname="right",
+    )
+
+    assert sha256_of(other) == sha256_of(MACHINE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpus": ()},
+        {"gpus": (replace(MACHINE.gpus[0], power_limit_watts=500.0),)},
+        {"gpus": (replace(MACHINE.gpus[0], driver="590.1"),)},
+        {"torch_version": "2.14.0"},
+        {"ram_total_bytes": 64 * GIB},
+        {"pytorch_cuda_alloc_conf": "expandable_segments:True"},
+    ],
+)
+def test_other_hardware_or_software_has_another_hash(change: dict[str, object]) -> None:
+    assert sha256_of(replace(MACHINE, **change)) != sha256_of(MACHINE)  # type: ignore[arg-type]
+
+
+def test_free_disk_of_a_folder_not_yet_made_is_that_of_its_parent(tmp_path: Path) -> None:
+    ours = free_disk_bytes(tmp_path / "not" / "yet")
+
+    assert abs(ours - psutil.disk_usage(str(tmp_path)).free) < GIB
