@@ -34,8 +34,8 @@ from hv15_batch.hub import (
     DOWNLOAD_WAITS_SECONDS,
     Hub,
     ask_hub,
+    check_online,
     hub_cache_folder,
-    offline_variable,
     open_hub,
 )
 from hv15_batch.machine import GIB, existing_parent, free_disk_bytes
@@ -155,7 +155,7 @@ def fetch(
     if found.folder is not None and found.revision is not None and not check_sha256:
         _record(model, found.revision, file_sizes(found.folder))
         return found
-    _check_online(model, environ)
+    check_online(model.name, environ)
     api = hub or open_hub()
     wanted = found.revision or model.revision
     info = ask_hub(
@@ -249,15 +249,6 @@ def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
     record["fetched_at"] = datetime.now(timezone.utc).isoformat()
     record.setdefault("snapshots", {})[commit] = sizes
     write_json(_record_file(repo), record)
-
-
-def _check_online(model: ModelConfig, environ: Mapping[str, str]) -> None:
-    if name := offline_variable(environ):
-        raise ConfigError(
-            f"the weights of model={model.name} are not complete on this machine and "
-            f"{name}={environ[name]} forbids fetching them; run once with network: "
-            f"{name}=0 hv15-batch prefetch model={model.name}"
-        )
 
 
 def _announce(

@@ -30,6 +30,14 @@ _TEXT_KEYS = ("manifest", "run_dir", "resume", "only")
 _SEED_KEYS = ("sampling.seeds", "override.seeds")
 _GROUPS = ("model", "offload", "dispatch", "experiment")
 
+_USER_ERRORS = (
+    ConfigError,
+    LogSchemaError,
+    HydraException,
+    OmegaConfBaseException,
+    PermissionError,
+)
+
 HELP = """\
 hv15-batch prompts.csv                    render every row; run it again to go on
 hv15-batch prompts.csv --dry-run          check, resolve and predict; no weights, no device
@@ -52,12 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except (ConfigError, LogSchemaError) as error:
-        return _refuse(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_hydra_message(error))
-    except PermissionError as error:
-        return _refuse(f"{error.filename}: no permission ({error.strerror}).")
+    except _USER_ERRORS as error:
+        return _refuse(_message(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_SIGINT
@@ -171,15 +175,12 @@ def _run_hydra(arguments: list[str], job: Callable[[DictConfig, Sequence[str]], 
 
     def task(composed: DictConfig) -> None:
         is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        if not is_sweep:
-            codes.append(job(composed, []))
-            return
         try:
-            codes.append(job(composed, swept))
-        except (ConfigError, LogSchemaError) as error:
-            codes.append(_refuse(str(error)))
-        if codes[-1] >= EXIT_SIGINT:
-            raise KeyboardInterrupt
+            codes.append(job(composed, swept if is_sweep else []))
+        except _USER_ERRORS as error:  # here: Hydra would print its own line about the job
+            codes.append(_refuse(_message(error)))
+        if is_sweep and codes[-1] >= EXIT_SIGINT:
+            raise KeyboardInterrupt  # ends the sweep
 
     saved_argv, saved_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["hv15-batch", *arguments]
@@ -263,6 +264,14 @@ def _swept_keys(arguments: Sequence[str]) -> list[str]:
 def _refuse(message: str) -> int:
     print(f"hv15-batch: {message}", file=sys.stderr)
     return EXIT_REFUSED
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: no permission ({error.strerror})."
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _hydra_message(error)
+    return str(error)
 
 
 def _hydra_message(error: Exception) -> str:

@@ -272,6 +272,10 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"video.crf={config.video.crf}: x264 takes 0 (lossless) to 51 (worst); try 17."
         )
+    if config.video.preset not in X264_PRESETS:
+        raise ConfigError(
+            f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}."
+        )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
     for section, values in (("sampling", config.sampling), ("override", config.override)):
@@ -297,7 +301,7 @@ def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
         if value < 16 or value % 16:
             return f"must be a multiple of 16; {_nearest(value, 16, 0)}"
         if value > MAX_SIDE:
-            return f"must be at most {MAX_SIDE} pixels"
+            return f"must be at most {MAX_SIDE} pixels; 480x848 and 720x1280 are usual"
     elif name == "num_frames":
         if value < 1 or (value - 1) % 4:
             return f"must be 4n+1; {_nearest(value, 4, 1)}"
@@ -317,17 +321,29 @@ def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
     return None
 
 
+X264_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
 MAX_SIDE = 4096
 MAX_FRAMES = 1001
 MAX_STEPS = 1000
 
 
 def _nearest(value: int, step: int, offset: int) -> str:
+    """Name the allowed values on both sides: n*step + offset, at least `offset or step`."""
+    least = offset or step
     below = (value - offset) // step * step + offset
-    candidates = [v for v in (below, below + step) if v >= max(offset, step if not offset else 1)]
-    return "nearest are " + " and ".join(map(str, candidates)) if len(candidates) > 1 else (
-        f"nearest is {candidates[0]}"
-    )
+    if below < least:
+        return f"the least is {least}"
+    return f"nearest are {below} and {below + step}"
 
 
 def check_recipe(

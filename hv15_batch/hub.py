@@ -47,12 +47,19 @@ def hub_cache_folder() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def offline_variable(environ: Mapping[str, str]) -> str | None:
-    """Return the name of the environment variable that forbids the network, or None."""
+def check_online(model_name: str, environ: Mapping[str, str]) -> None:
+    """Check that the environment allows weights to be fetched.
+
+    Raises:
+        ConfigError: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.
+    """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return name
-    return None
+            raise ConfigError(
+                f"the weights of model={model_name} are not complete on this machine and "
+                f"{name}={environ[name]} forbids fetching them; run once with network: "
+                f"{name}=0 hv15-batch prefetch model={model_name}"
+            )
 
 
 def ask_hub(

@@ -6,6 +6,7 @@ Reads nothing and decides nothing.
 from __future__ import annotations
 
 import os
+import socket
 import statistics
 import sys
 import time
@@ -56,7 +57,9 @@ class Progress:
             "seconds_per_clip": None,
             "eta": None,
             "message": "",
+            "hostname": socket.gethostname(),
         }
+        self._set()
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""

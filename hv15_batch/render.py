@@ -16,10 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 
 from hv15_batch import __version__, costs
 from hv15_batch.attention import attention_backend_of, is_mask_free
@@ -59,7 +57,6 @@ class ClipRenderer:
 
     def __init__(self, spec: ExecutorSpec) -> None:
         """Prepare, but load nothing: a clip with saved latents needs no transformer."""
-        _quieten_libraries()
         config = spec.config
         self._spec = spec
         self._config = config
@@ -446,14 +443,6 @@ class _Attempt:
         else:
             columns["status"] = self.status
         return replace(self._base, **columns, finished_at=utc_now())
-
-
-def _quieten_libraries() -> None:
-    """Keep progress bars and notices of the libraries off the screen: run.log has the latter."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.disable_default_handler()
-        library.enable_propagation()
 
 
 def write_thumbnail_whole(pixels: np.ndarray[Any, Any], path: Path) -> None:
