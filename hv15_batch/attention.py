@@ -7,6 +7,7 @@ diffusers' own `set_attn_processor` would replace.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ CUDNN: str = AttentionBackendName._NATIVE_CUDNN.value
 FLASH: str = AttentionBackendName._NATIVE_FLASH.value
 
 _PROBE_TOKENS = 64
+MAX_RELATIVE_ERROR = 0.08
+"""Norm of the difference over the norm: bf16 kernels stay under 1 %, INT8 ones (SageAttention on
+normal values) under 5 %, a wrong layout or mask is near 100 %."""
 _PIP_PACKAGES = {
     "flash": "flash-attn",
     "flash_varlen": "flash-attn",
@@ -194,7 +198,8 @@ def _probe(
         tokens = torch.ones(shape, dtype=transformer.dtype, device=device)
         if not mask_free:  # as the stock processor makes it
             mask = torch.ones((1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them is in the error
             result = dispatch_attention_fn(tokens, tokens, tokens, attn_mask=mask, backend=backend)
     except Exception as error:  # third-party kernels raise anything; the caller reports it
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -211,10 +216,41 @@ def _refusal(name: str, fault: str, transformer: Any, mask_free: bool, device: t
         and _probe(member, transformer, mask_free, device) is None
     ]
     package = "kernels" if name.endswith("_hub") else _PIP_PACKAGES.get(name)
-    advice = f"`pip install {package}` if it is missing, or " if package else ""
+    advice = f"Run `pip install {package}` if that is missing, or use" if package else "Use"
     where = f"on {device.type} in {str(transformer.dtype).removeprefix('torch.')}"
     masked = "" if mask_free else " with a mask (runtime.mask_free=true drops it)"
     return (
         f"runtime.attention_backend={name} cannot run here, {where}{masked}: {fault.rstrip('.')}. "
-        f"Do {advice}use one of {', '.join([AUTO, *usable])}."
+        f"{advice} one of {', '.join([AUTO, *usable])}."
     )
+
+
+def check_accuracy(transformer: Any, num_tokens: int, device: torch.device) -> None:
+    """Compare a backend that is not torch's own with torch's, on one block's real shapes.
+
+    Args:
+        transformer: its blocks' backend is the one checked.
+        num_tokens: video and text tokens of a clip.
+        device: where it runs.
+
+    Raises:
+        ConfigError: the relative error is larger than a quantised kernel's may be.
+    """
+    name = attention_backend_of(transformer)
+    if "native" in name:
+        return
+    attn = transformer.transformer_blocks[0].attn
+    shape = (1, num_tokens, attn.heads, attn.inner_dim // attn.heads)
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value = (
+        torch.randn(shape, generator=generator, device=device, dtype=transformer.dtype)
+        for _ in range(3)
+    )
+    reference = dispatch_attention_fn(query, key, value, backend=AttentionBackendName.NATIVE)
+    found = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(name))
+    error = (found.float() - reference.float()).norm() / reference.float().norm()
+    if not error <= MAX_RELATIVE_ERROR:
+        raise ConfigError(
+            f"runtime.attention_backend={name}: its result differs from torch's by {error:.1%} on "
+            f"{num_tokens} tokens ({MAX_RELATIVE_ERROR:.0%} is allowed); use auto."
+        )

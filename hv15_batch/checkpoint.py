@@ -97,6 +97,7 @@ def resolve_checkpoint(
     hash of its content, that of tiny and random weights the hash of their definition.
 
     Args:
+        model: The model option.
         say: Told when a local folder is hashed, which takes a while the first time.
         hub_cache: Cache of huggingface_hub; None for its own.
 
@@ -138,6 +139,7 @@ def fetch(
     and none are downloaded for tiny and random ones.
 
     Args:
+        model: The model option.
         say: Prints a line for the user.
         hub: Stands for the hub; None for `huggingface_hub.HfApi()`.
         hub_cache: Cache of huggingface_hub; None for its own.

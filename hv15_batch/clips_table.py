@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 
 from hv15_batch.rundir import RunDir, publishing
 from hv15_batch.runlog import read_last_attempts
@@ -47,6 +48,7 @@ _FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt")
 
 def write_clips_table(run_dir: RunDir) -> None:
     """Write the table of the current manifest's clips; not yet rendered ones have no status."""
+    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
     attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, COLUMNS)}
     with (
         run_dir.plan.open(encoding="utf-8", newline="") as plan,

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from hv15_batch import random_weights
 from hv15_batch.config import STEP_DISTILLED_T2V, Config, ConfigError, Task, effective_dtype
@@ -21,6 +23,14 @@ PIPELINE_CLASSES = {
 }
 _LIBRARIES = ("diffusers", "transformers")
 _NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+
+
+def quiet_libraries() -> None:
+    """Switch off the libraries' own bars and notices, which would break into the run's output."""
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def torch_dtype(config: Config) -> torch.dtype:
@@ -69,13 +79,12 @@ def load_component(name: str, config: Config, folder: Path | None, device: torch
     cls = getattr(importlib.import_module(library), class_name)
     if name not in _NETWORKS:
         return cls.from_pretrained(folder / name, local_files_only=True)
-    dtype_name = "torch_dtype" if library == "diffusers" else "dtype"
     network = cls.from_pretrained(
         folder / name,
         local_files_only=True,
         use_safetensors=True,
         device_map={"": device},
-        **{dtype_name: torch_dtype(config)},
+        dtype=torch_dtype(config),
     )
     return network.eval().requires_grad_(False)
 

@@ -1,235 +1,77 @@
-"""Typed settings of a run: every option, its default and the pure checks on it.
+"""Settings and the pure checks on them.
 
-Holds dataclasses and enums only. `cli` turns Hydra's result into a `Config` once; nothing below
-it sees a `DictConfig`. Checks raise and never assign.
+`compose` turns Hydra's result into a `Config` once; nothing below it sees a `DictConfig`. Checks
+raise and never assign.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
+
+from hv15_batch.settings import (
+    Config,
+    DispatchConfig,
+    DispatchKind,
+    Distillation,
+    Dtype,
+    FileCheck,
+    ModelConfig,
+    OffloadConfig,
+    OffloadKind,
+    Order,
+    QualityConfig,
+    RetryConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    SamplingDefaults,
+    Task,
+    VideoCodec,
+    VideoConfig,
+    Weights,
+)
+
+__all__ = [
+    "CFG_DISTILLED_STEPS",
+    "MAX_FRAMES",
+    "MAX_LUMA",
+    "MAX_SIDE",
+    "MAX_STEPS",
+    "SAMPLING_FIELDS",
+    "STEP_DISTILLED_STEPS",
+    "STEP_DISTILLED_T2V",
+    "X264_PRESETS",
+    "Config",
+    "ConfigError",
+    "DispatchConfig",
+    "DispatchKind",
+    "Distillation",
+    "Dtype",
+    "FileCheck",
+    "ModelConfig",
+    "OffloadConfig",
+    "OffloadKind",
+    "Order",
+    "QualityConfig",
+    "RetryConfig",
+    "RuntimeConfig",
+    "SamplingConfig",
+    "SamplingDefaults",
+    "Task",
+    "VideoCodec",
+    "VideoConfig",
+    "Weights",
+    "check_config",
+    "check_recipe",
+    "check_sampling_value",
+    "conf_dir",
+    "effective_dtype",
+]
 
 
 class ConfigError(ValueError):
     """A setting or a command line that is refused before anything is touched (exit code 2)."""
-
-
-class Task(Enum):
-    """What a model turns into a video."""
-
-    t2v = "t2v"
-    i2v = "i2v"
-
-
-class Weights(Enum):
-    """Where the parameters come from."""
-
-    pretrained = "pretrained"
-    random = "random"
-    tiny = "tiny"
-
-
-class Distillation(Enum):
-    """How a checkpoint was distilled, which decides the settings it was made for."""
-
-    none = "none"
-    cfg = "cfg"
-    step = "step"
-
-
-class Dtype(Enum):
-    """Parameter and activation type of every component."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class OffloadKind(Enum):
-    """Where each component lives in each phase (see `placement`)."""
-
-    auto = "auto"
-    resident = "resident"
-    model = "model"
-
-
-class DispatchKind(Enum):
-    """Which executor renders."""
-
-    local = "local"
-
-
-class VideoCodec(Enum):
-    """How frames are stored; `ffv1` is lossless and goes into Matroska."""
-
-    h264 = "h264"
-    ffv1 = "ffv1"
-
-
-class Order(Enum):
-    """`takes`: every row's first seed, then every second one. `rows`: row by row."""
-
-    takes = "takes"
-    rows = "rows"
-
-
-class FileCheck(Enum):
-    """What a finished clip's file must show to count as done."""
-
-    size = "size"
-    sha256 = "sha256"
-
-
-@dataclass
-class SamplingConfig:
-    """Sampling settings for every row; null means the model option's `default_sampling`."""
-
-    seeds: Any = None
-    """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
-    negative_prompt: str | None = None
-    height: int | None = None
-    """Pixels, a multiple of 16."""
-    width: int | None = None
-    """Pixels, a multiple of 16."""
-    num_frames: int | None = None
-    """4n+1."""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    """1.0 means one forward per step, no classifier-free guidance."""
-    flow_shift: float | None = None
-    """`shift` of the flow-match scheduler."""
-    fps: float | None = None
-    """Frames per second of the written file."""
-
-
-@dataclass
-class SamplingDefaults:
-    """What a model option was made for; used where neither row nor command says otherwise."""
-
-    height: int = 480
-    width: int = 848
-    num_frames: int = 121
-    num_inference_steps: int = 50
-    guidance_scale: float = 6.0
-    flow_shift: float = 5.0
-    fps: float = 24.0
-    negative_prompt: str = ""
-
-
-@dataclass
-class ModelConfig:
-    """One model variant: one YAML under `conf/model/`."""
-
-    name: str = "???"
-    """Name of the option."""
-    repo: str | None = None
-    """Hub id, or a local folder in diffusers layout. Null for the tiny models."""
-    revision: str | None = None
-    """Commit of the hub repository; null means the one that `prefetch` recorded."""
-    weights: Weights = Weights.pretrained
-    task: Task = Task.t2v
-    distillation: Distillation = Distillation.none
-    dtype: Dtype = Dtype.bfloat16
-    """Type used unless `runtime.dtype` is set."""
-    target_size: int = 640
-    """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
-    default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
-
-
-@dataclass
-class OffloadConfig:
-    """One offload profile: one YAML under `conf/offload/`."""
-
-    kind: OffloadKind = OffloadKind.auto
-
-
-@dataclass
-class DispatchConfig:
-    """Which executor renders: one YAML under `conf/dispatch/`."""
-
-    kind: DispatchKind = DispatchKind.local
-
-
-@dataclass
-class RuntimeConfig:
-    """How the maths is carried out on this machine."""
-
-    dtype: Dtype | None = None
-    """Null means the model option's `dtype`."""
-    attention_backend: str = "auto"
-    """`auto` or a backend name of diffusers' attention dispatcher."""
-    mask_free: bool = True
-    """Drop the padded text tokens instead of masking them: same maths, far less work."""
-    allow_off_recipe: bool = False
-    """Allow settings that a distilled checkpoint was not made for."""
-
-
-@dataclass
-class VideoConfig:
-    """How frames become a file. All of it is part of a clip's settings."""
-
-    codec: VideoCodec = VideoCodec.h264
-    crf: int = 17
-    """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
-    preset: str = "medium"
-    """x264 preset."""
-    embed_metadata: bool = True
-    """Write the clip's settings as JSON into the container's `comment` tag."""
-
-
-@dataclass
-class QualityConfig:
-    """Bounds beyond which a finished clip is `suspect`. Luma is 0..255 (BT.709)."""
-
-    black_luma: float = 4.0
-    """Mean luma below this: black."""
-    flat_std: float = 2.0
-    """Luma deviation below this: flat."""
-    frozen_difference: float = 0.02
-    """Mean absolute luma difference of neighbouring frames below this: frozen."""
-
-
-@dataclass
-class RetryConfig:
-    """What is tried again."""
-
-    suspect: bool = False
-    """Render suspect clips again."""
-
-
-@dataclass
-class Config:
-    """Everything one run is asked to do."""
-
-    manifest: str | None = None
-    """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
-    run_dir: str | None = None
-    """Where clips and log go; null means outputs/<manifest name>."""
-    resume: str | None = None
-    """Run directory whose manifest and settings are used again."""
-    dry_run: bool = False
-    limit: int | None = None
-    """Render at most this many clips."""
-    only: str | None = None
-    """Row ids, separated by commas."""
-    force: bool = False
-    """Render again what is done."""
-    add: bool = False
-    """Allow new settings in a run directory that holds clips of other settings."""
-    order: Order = Order.takes
-    check_files: FileCheck = FileCheck.size
-    keep_latents: bool = True
-    """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    offload: OffloadConfig = field(default_factory=OffloadConfig)
-    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    override: SamplingConfig = field(default_factory=SamplingConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    video: VideoConfig = field(default_factory=VideoConfig)
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    retry: RetryConfig = field(default_factory=RetryConfig)
 
 
 SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingConfig))
@@ -243,6 +85,13 @@ STEP_DISTILLED_T2V = (
     "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, "
     "or model=480p_t2v_distilled"
 )
+
+
+def conf_dir() -> Path:
+    """Return `conf/`: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def effective_dtype(config: Config) -> Dtype:
@@ -262,11 +111,15 @@ def check_config(config: Config) -> None:
     )
     if step_distilled and model.task is Task.t2v:
         raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
-    if (model.weights is Weights.tiny) != (model.repo is None):
+    if model.weights is Weights.tiny and model.repo is not None:
         raise ConfigError(
-            f"model.weights={model.weights.name} with model={model.name}: the tiny models have "
-            "their own weights and the others have none of that kind; leave model.weights out, "
-            "or use model.weights=random for a full-size model without a download."
+            f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
+            "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
+        )
+    if model.weights is not Weights.tiny and model.repo is None:
+        raise ConfigError(
+            f"model.weights={model.weights.name} with model={model.name}: it has no repository; "
+            "leave model.weights out for a tiny model, and set model.repo for any other."
         )
     if not 0 <= config.video.crf <= 51:
         raise ConfigError(
@@ -278,11 +131,31 @@ def check_config(config: Config) -> None:
         )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
-    for section, values in (("sampling", config.sampling), ("override", config.override)):
+    for name, bound in asdict(config.quality).items():
+        if not 0 <= bound <= MAX_LUMA:
+            raise ConfigError(
+                f"quality.{name}={bound:g}: must be 0 (never suspect) to {MAX_LUMA}; "
+                "leave it out for the default."
+            )
+    _check_sampling(config)
+
+
+def _check_sampling(config: Config) -> None:
+    """Check every sampling value of the command, the experiment and the model option."""
+    defaults = {**asdict(config.model.default_sampling), "seeds": None}
+    if config.model.task is Task.i2v:
+        # What the model was made for; the size of a clip follows from its image.
+        defaults |= {"height": None, "width": None}
+    sections = {
+        "sampling": asdict(config.sampling),
+        "override": asdict(config.override),
+        "model.default_sampling": defaults,
+    }
+    for section, values in sections.items():
         for name in SAMPLING_FIELDS:
-            fault = check_sampling_value(name, getattr(values, name), model.task)
+            fault = check_sampling_value(name, values[name], config.model.task)
             if fault:
-                raise ConfigError(f"{section}.{name}={getattr(values, name)}: {fault}.")
+                raise ConfigError(f"{section}.{name}={values[name]}: {fault}.")
 
 
 def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
@@ -332,6 +205,7 @@ X264_PRESETS = (
     "slower",
     "veryslow",
 )
+MAX_LUMA = 255
 MAX_SIDE = 4096
 MAX_FRAMES = 1001
 MAX_STEPS = 1000
@@ -360,9 +234,6 @@ def check_recipe(
         return "guidance_scale", f"{model.name} is distilled for guidance_scale 1"
     if model.distillation is Distillation.cfg and num_inference_steps != CFG_DISTILLED_STEPS:
         return "num_inference_steps", f"{model.name} is CFG-distilled for exactly 50 steps"
-    if (
-        model.distillation is Distillation.step
-        and num_inference_steps not in STEP_DISTILLED_STEPS
-    ):
+    if model.distillation is Distillation.step and num_inference_steps not in STEP_DISTILLED_STEPS:
         return "num_inference_steps", f"{model.name} is step-distilled for 8 or 12 steps (or 4)"
     return None

@@ -5,6 +5,7 @@ The picture does not depend on the plan: every plan gives the frames of an until
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,21 +90,17 @@ def _decode_tiles(
 ) -> None:
     """Decode tile by tile onto the canvas; the first stages run on the whole frame, once."""
     base = _whole_frame_stages(decoder, x, plan.chunk_bytes)
-    scale = 1 << (TILED_FROM_STAGE - 1)
-    rest = SPATIAL_RATIO // scale
-    for top, bottom, above, below in _spans(x.shape[1], plan.tile_height, plan.overlap):
-        for left, right, before, after in _spans(x.shape[2], plan.tile_width, plan.overlap):
-            tile = base[:, above * scale : below * scale, before * scale : after * scale]
-            y, height = (top - above) * scale * rest, (bottom - top) * scale * rest
-            column, width = (left - before) * scale * rest, (right - left) * scale * rest
-            target = canvas[
-                :, top * scale * rest : bottom * scale * rest, left * scale * rest :
-            ][:, :, :width]
+    scale = base.shape[1] // x.shape[1]
+    for rows in _spans(x.shape[1], plan.tile_height, plan.overlap):
+        for columns in _spans(x.shape[2], plan.tile_width, plan.overlap):
+            tile = base[:, rows.with_margin(scale), columns.with_margin(scale)]
+            core = rows.core_within(SPATIAL_RATIO), columns.core_within(SPATIAL_RATIO)
+            target = canvas[:, rows.core(SPATIAL_RATIO), columns.core(SPATIAL_RATIO)]
             start = 0
             for piece in stream(decoder, tile, plan.chunk_bytes, first_stage=TILED_FROM_STAGE):
-                core = piece[:, y : y + height, column : column + width]
-                target[start : start + piece.shape[0]] = _to_uint8(core, finite)
-                start += piece.shape[0]
+                stop = start + piece.shape[0]
+                target[start:stop] = _to_uint8(piece[:, core[0], core[1]], finite)
+                start = stop
 
 
 def _whole_frame_stages(decoder: Any, x: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
@@ -118,12 +115,37 @@ def _whole_frame_stages(decoder: Any, x: torch.Tensor, chunk_bytes: int) -> torc
     return base
 
 
-def _spans(length: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
-    """Return (start, stop, start with margin, stop with margin) of each tile along one axis."""
-    return [
-        (start, min(start + tile, length), max(0, start - margin), min(start + tile + margin, length))
-        for start in range(0, length, tile)
-    ]
+@dataclass(frozen=True)
+class _Span:
+    """A tile's extent along one axis, in latents."""
+
+    start: int
+    stop: int
+    outer_start: int
+    """Start with the margin."""
+    outer_stop: int
+
+    def core(self, scale: int) -> slice:
+        """Return where the tile lies in the frame."""
+        return slice(self.start * scale, self.stop * scale)
+
+    def with_margin(self, scale: int) -> slice:
+        """Return where the tile with its margin lies in the frame."""
+        return slice(self.outer_start * scale, self.outer_stop * scale)
+
+    def core_within(self, scale: int) -> slice:
+        """Return where the tile lies within its margin."""
+        start = (self.start - self.outer_start) * scale
+        return slice(start, start + (self.stop - self.start) * scale)
+
+
+def _spans(length: int, tile: int, margin: int) -> list[_Span]:
+    """Return the tiles along one axis."""
+    spans = []
+    for start in range(0, length, tile):
+        stop = min(start + tile, length)
+        spans.append(_Span(start, stop, max(0, start - margin), min(stop + margin, length)))
+    return spans
 
 
 def _to_uint8(frames: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:

@@ -3,86 +3,63 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from hv15_batch import costs
-from hv15_batch.checkpoint import Checkpoint
+from hv15_batch.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.clip import ClipSettings
 from hv15_batch.manifest import Manifest
 from hv15_batch.plan import PlannedClip, State, glyph_texts
 
-MAX_GROUPS = 8
-MAX_REASONS = 3
+MAX_SETTINGS = 8
+MAX_REASONS = 2
+MAX_EXAMPLES = 3
+MAX_REASON_CHARACTERS = 160
 MAX_PROMPT_TOKENS = 1000
 """The pipeline cuts longer prompts without a word (`tokenizer_max_length`)."""
 TEMPLATE_TAIL_TOKENS = 5
 """`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
 
 _BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-@dataclass(frozen=True)
-class _Group:
-    model: str
-    height: int
-    width: int
-    num_frames: int
-    num_inference_steps: int
-    guidance_scale: float
-    flow_shift: float
-    fps: float
-
-    def describe(self) -> str:
-        return (
-            f"{self.height}x{self.width} {self.num_frames} frames at {self.fps:g} fps, "
-            f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}, "
-            f"shift {self.flow_shift:g}"
-        )
+_Settings = tuple[int, int, int, int, float, float, float]
 
 
 def print_dry_run(
     manifest: Manifest,
     planned: Sequence[PlannedClip],
     checkpoint: Checkpoint,
-    beaten: dict[str, int],
+    beaten: Mapping[str, int],
     say: Callable[[str], None],
 ) -> None:
-    """Print what a run would do, grouped by equal settings."""
-    states = Counter(p.state for p in planned)
-    counts = ", ".join(f"{states[s]} {s.name}" for s in State if states[s])
-    say(f"{manifest.name}: {len(manifest.rows)} rows, {len(planned)} clips: {counts or 'none'}")
-    where = checkpoint.folder or "not on disk yet"
-    say(f"Model: {checkpoint.repo} at {checkpoint.revision or 'its newest revision'} ({where})")
-    groups: dict[_Group, Counter[State]] = {}
-    for p in planned:
-        groups.setdefault(_group(p), Counter())[p.state] += 1
-    for group, count in sorted(groups.items(), key=lambda item: -item[1].total())[:MAX_GROUPS]:
-        parts = ", ".join(f"{count[s]} {s.name}" for s in State if count[s])
-        say(f"  {count.total():>6} x {group.describe()} ({parts})")
-    if len(groups) > MAX_GROUPS:
-        say(f"  and {len(groups) - MAX_GROUPS} more settings")
-    reasons = Counter(p.reason for p in planned if p.reason and not p.is_done)
-    for reason, count_ in reasons.most_common(MAX_REASONS):
-        say(f"  {count_:>6} again: {reason}")
-    for name, rows in beaten.items():
-        say(f"  sampling.{name} is beaten by the cells of {rows} rows; override.{name} beats them")
-    glyphs = sum(bool(glyph_texts(p.clip.settings.prompt)) for p in planned)
-    if glyphs:
-        say(f"  {glyphs} clips have quoted text, which drives the glyph encoder")
-    off_recipe = sum(p.clip.off_recipe for p in planned)
-    if off_recipe:
-        say(f"  {off_recipe} clips are off the checkpoint's recipe (runtime.allow_off_recipe)")
-    tokens = count_prompt_tokens(planned, checkpoint)
-    if tokens is None:
-        say("Tokens: counted once the tokenizer is on disk")
-    else:
-        limit = MAX_PROMPT_TOKENS - TEMPLATE_TAIL_TOKENS
-        long = sum(tokens[p.clip.settings.prompt] > limit for p in planned)
-        say(
-            f"Tokens: at most {max(tokens.values(), default=0)} in a prompt"
-            + (f"; WARNING: {long} clips have over {limit} and would be cut" if long else "")
-        )
-    say(f"Disk: about {_disk_bytes(planned) / 2**30:.2f} GiB for what is to be rendered")
+    """Print what a run would do, grouped by equal settings.
+
+    Args:
+        manifest: What was read.
+        planned: The clips that the run would be about.
+        checkpoint: Weights as they are on this machine.
+        beaten: Typed `sampling.*` values and how many rows have their own.
+        say: Prints a line.
+    """
+    say(
+        f"{manifest.name}: {_count(len(manifest.rows), 'row')}, {_count(len(planned), 'clip')}: "
+        f"{_format_states([p.state for p in planned]) or 'none'}"
+    )
+    if not planned:
+        return
+    model = planned[0].clip.settings.model
+    say(f"Model: {model}, {_format_weights(checkpoint)}")
+    for line in (
+        *_settings_lines(planned),
+        *_reason_lines(planned),
+        *_beaten_lines(beaten),
+        *_glyph_lines(planned),
+        *_off_recipe_lines(planned),
+        _tokens_line(planned, checkpoint),
+        f"Disk: about {_format_bytes(_disk_bytes(planned))} for what is to be rendered",
+    ):
+        say(line)
 
 
 def count_prompt_tokens(
@@ -94,20 +71,58 @@ def count_prompt_tokens(
     file = checkpoint.folder / "tokenizer" / "tokenizer.json"
     if not file.is_file():
         return None
+    return _count_tokens(file, frozenset(p.clip.settings.prompt for p in planned))
+
+
+@lru_cache(maxsize=1)
+def _count_tokens(file: Path, prompts: frozenset[str]) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    prompts = list({p.clip.settings.prompt for p in planned})
-    encoded = tokenizer.encode_batch(prompts, add_special_tokens=False)
-    return {prompt: len(e.ids) for prompt, e in zip(prompts, encoded, strict=True)}
+    texts = list(prompts)
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return {text: len(e.ids) for text, e in zip(texts, encoded, strict=True)}
 
 
-def _group(planned: PlannedClip) -> _Group:
-    s = planned.clip.settings
-    return _Group(
-        s.model,
+# -- lines ------------------------------------------------------------------------------------
+
+
+def _format_states(states: Sequence[State]) -> str:
+    counts = Counter(states)
+    return ", ".join(f"{counts[s]} {s.name}" for s in State if counts[s])
+
+
+def _format_weights(checkpoint: Checkpoint) -> str:
+    if checkpoint.kind is CheckpointKind.random:
+        return "random weights: nothing is downloaded, and the clips are noise"
+    if checkpoint.kind is CheckpointKind.tiny:
+        return "built on this machine in seconds: the clips are noise on purpose"
+    revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
+    what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
+    there = "on disk" if checkpoint.folder else "not on disk: fetched at the start of a run"
+    return f"{what} at {revision}, {there}"
+
+
+def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    groups: dict[_Settings, list[State]] = {}
+    for p in planned:
+        groups.setdefault(_settings(p.clip.settings), []).append(p.state)
+    largest = sorted(groups.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"{len(states):>6} x {_format_settings(settings)} ({_format_states(states)})"
+        for settings, states in largest[:MAX_SETTINGS]
+    ]
+    rest = largest[MAX_SETTINGS:]
+    if rest:
+        clips = sum(len(states) for _, states in rest)
+        lines.append(f"{clips:>6} x {len(rest)} more settings")
+    return lines
+
+
+def _settings(s: ClipSettings) -> _Settings:
+    return (
         s.height,
         s.width,
         s.num_frames,
@@ -116,6 +131,83 @@ def _group(planned: PlannedClip) -> _Group:
         s.flow_shift,
         s.fps,
     )
+
+
+def _format_settings(settings: _Settings) -> str:
+    height, width, frames, steps, guidance, shift, fps = settings
+    return (
+        f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, {_count(steps, 'step')}, "
+        f"guidance {guidance:g}, shift {shift:g}"
+    )
+
+
+def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    reasons = Counter((p.state, p.reason) for p in planned if p.reason and not p.is_done)
+    common = reasons.most_common()
+    lines = [
+        f"{count:>6} {state.name}: {_shortened(reason)}"
+        for (state, reason), count in common[:MAX_REASONS]
+    ]
+    if len(common) > MAX_REASONS:
+        clips = sum(count for _, count in common[MAX_REASONS:])
+        lines.append(f"{clips:>6} for {len(common) - MAX_REASONS} more reasons")
+    return lines
+
+
+def _beaten_lines(beaten: Mapping[str, int]) -> list[str]:
+    if not beaten:
+        return []
+    each = ", ".join(f"sampling.{name} in {_count(rows, 'row')}" for name, rows in beaten.items())
+    names = ", ".join(f"override.{name}" for name in beaten)
+    return [f"Rows with a value of their own, which wins: {each}; {names} would replace it"]
+
+
+def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    texts = [glyph_texts(p.clip.settings.prompt) for p in planned]
+    clips = sum(map(bool, texts))
+    if not clips:
+        return []
+    each = list(dict.fromkeys(text for found in texts for text in found))
+    some = ", ".join(f'"{_shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
+    more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
+    return [
+        f"Glyphs: quoted text, written into the picture, in {_count(clips, 'clip')}: {some}{more}"
+    ]
+
+
+def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    clips = sum(p.clip.off_recipe for p in planned)
+    if not clips:
+        return []
+    return [f"Off the checkpoint's recipe: {_count(clips, 'clip')} (runtime.allow_off_recipe)"]
+
+
+def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
+    tokens = count_prompt_tokens(planned, checkpoint)
+    if tokens is None:
+        return "Tokens: counted once the tokenizer is on disk"
+    line = f"Tokens: at most {max(tokens.values())} in a prompt"
+    limit = MAX_PROMPT_TOKENS - TEMPLATE_TAIL_TOKENS
+    long = [p.clip for p in planned if tokens[p.clip.settings.prompt] > limit]
+    if not long:
+        return line
+    return (
+        f"{line}; WARNING: {_count(len(long), 'clip')} with over {limit}, whose rest the model "
+        f"never sees, first {long[0].row_id} in line {long[0].line}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _shortened(text: str, characters: int = MAX_REASON_CHARACTERS) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
+def _format_bytes(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def _disk_bytes(planned: Sequence[PlannedClip]) -> int:

@@ -6,7 +6,7 @@ The maths is diffusers' own (static methods of its pipeline); only padding is cu
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +29,63 @@ from hv15_batch.embeddings import (
     ImageEmbedding,
     TextEmbedding,
 )
+from hv15_batch.layer_stream import InputRecorder, StreamedTextEncoder
 from hv15_batch.placement import execution_device
+
+GROUP_SIZE = 64
+"""Prompts per pass over a streamed encoder's weights: their states take 0.5 GiB of the card."""
 
 
 class Encoders:
     """Tokenizers, Qwen2.5-VL, ByT5 and, for first frames, SigLIP and the VAE."""
 
     def __init__(
-        self, load: Callable[[str], Any], device: torch.device, vae: Any | None = None
+        self,
+        load: Callable[[str], Any],
+        device: torch.device,
+        vae: Any | None = None,
+        streams_text_encoder: bool = False,
     ) -> None:
         """Load nothing yet.
 
         Args:
-            load: returns the component of a name, on `device`.
+            load: returns the component of a name, on `device`; a streamed text encoder on the CPU.
             device: where the encoders run.
             vae: the VAE to encode first frames with, on its own device; None loads one.
+            streams_text_encoder: whether Qwen runs layer by layer (`layer_stream`).
         """
+        self._streams_text_encoder = streams_text_encoder
         self._load = load
         self._device = device
-        self._loaded: dict[str, Any] = {}
-        if vae is not None:
-            self._loaded["vae"] = vae
+        self._given = {} if vae is None else {"vae": vae}
+        self._loaded: dict[str, Any] = {**self._given}
+
+    def encode_texts(self, texts: Sequence[str]) -> Iterator[TextEmbedding]:
+        """Yield each text's embedding; a streamed encoder reads its weights once per group."""
+        if not self._streams_text_encoder:
+            for text in texts:
+                yield self.encode_text(text)
+            return
+        streamed = StreamedTextEncoder(self._component("text_encoder"), self._device)
+        for start in range(0, len(texts), GROUP_SIZE):
+            group = texts[start : start + GROUP_SIZE]
+            recorder = InputRecorder()
+            for text in group:
+                self._encode_with(recorder, text)
+            streamed.run(recorder.inputs)
+            for text in group:
+                yield self._finish(text, *self._encode_with(streamed, text))
 
     @torch.no_grad()
     def encode_text(self, text: str) -> TextEmbedding:
         """Return a text's embedding on the CPU; ByT5 runs only where the text has a quotation."""
+        return self._finish(text, *self._encode_with(self._component("text_encoder"), text))
+
+    @torch.no_grad()
+    def _encode_with(self, encoder: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return Qwen's states and their mask as the stock pipeline makes them."""
         embeds, mask = StockPipeline._get_mllm_prompt_embeds(
-            text_encoder=self._component("text_encoder"),
+            text_encoder=encoder,
             tokenizer=self._component("tokenizer"),
             prompt=text,
             device=self._device,
@@ -63,6 +93,11 @@ class Encoders:
             system_message=SYSTEM_MESSAGE,
             crop_start=CROP_START,
         )
+        return embeds, mask
+
+    @torch.no_grad()
+    def _finish(self, text: str, embeds: torch.Tensor, mask: torch.Tensor) -> TextEmbedding:
+        """Return Qwen's states trimmed, with ByT5's."""
         glyph_embeds, num_lost_glyph_tokens = self._encode_glyphs(text)
         prompt_embeds = _valid(embeds, mask)
         return TextEmbedding(
@@ -102,8 +137,8 @@ class Encoders:
         )
 
     def release(self) -> None:
-        """Forget every component and give its memory back; the next use loads again."""
-        self._loaded.clear()
+        """Forget what was loaded here and give its memory back; the next use loads again."""
+        self._loaded = {**self._given}
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -138,13 +173,20 @@ class Encoders:
         return len(tokens["input_ids"]) - CROP_START
 
 
-def load_encoders(config: Config, folder: Path | None, *, vae: Any | None = None) -> Encoders:
+def load_encoders(
+    config: Config,
+    folder: Path | None,
+    *,
+    vae: Any | None = None,
+    streams_text_encoder: bool = False,
+) -> Encoders:
     """Return the encoders of a model; their weights are read when first needed.
 
     Args:
         config: decides type and device.
         folder: local checkpoint in diffusers layout; None means random weights.
         vae: a VAE that is loaded already, on the device where it is to encode.
+        streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
 
     Raises:
         ConfigError: the checkpoint does not fit the model option.
@@ -152,7 +194,13 @@ def load_encoders(config: Config, folder: Path | None, *, vae: Any | None = None
     if folder is not None:
         check_checkpoint(config, folder)
     device = execution_device(config)
-    return Encoders(lambda name: load_component(name, config, folder, device), device, vae)
+    host = torch.device("cpu")
+
+    def load(name: str) -> Any:
+        is_streamed = streams_text_encoder and name == "text_encoder"
+        return load_component(name, config, folder, host if is_streamed else device)
+
+    return Encoders(load, device, vae, streams_text_encoder)
 
 
 def open_upright(path: Path) -> Image.Image:

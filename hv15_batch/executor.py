@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hv15_batch.clip import Clip
-from hv15_batch.config import Config
+from hv15_batch.config import Config, OffloadKind
 from hv15_batch.records import ClipRecord
 
 
@@ -30,6 +30,12 @@ class ExecutorSpec:
     """Folder of the weights; None for random ones and for a tiny model not yet written."""
     hostname: str
     system_sha256: str
+    offload: OffloadKind = OffloadKind.resident
+    """The profile chosen; never `auto`."""
+    budget_bytes: int | None = None
+    """What torch may take of the card; None on the CPU."""
+    streams_text_encoder: bool = False
+    """The text encoder is larger than the budget and runs layer by layer."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class StepClock:
     def mark(self) -> None:
         """Mark the moment that the device reaches with the work handed to it so far."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
@@ -119,6 +119,13 @@ class StepClock:
             return [begin.elapsed_time(end) / 1000 for begin, end in pairs]
         times = zip(self._times, self._times[1:], strict=False)
         return [later - earlier for earlier, later in times]
+
+
+def limit_device_memory(device: torch.device, budget_bytes: int | None) -> None:
+    """Let torch's allocator take no more than this of the card, as a smaller card would."""
+    if device.type == "cuda" and budget_bytes is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total), device)
 
 
 def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:

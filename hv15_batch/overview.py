@@ -7,11 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from hv15_batch.checkpoint import hub_cache_folder, resolve_checkpoint
-from hv15_batch.config import ConfigError, ModelConfig, Task, Weights
-from hv15_batch.machine import free_disk_bytes, read_machine
+from hv15_batch.checkpoint import resolve_checkpoint
+from hv15_batch.config import ConfigError, ModelConfig, Task, Weights, conf_dir
+from hv15_batch.hub import hub_cache_folder
+from hv15_batch.machine import GIB, free_disk_bytes, read_machine
 
-_GIB = 2**30
+DEMO = Path("manifests/demo.csv")
 
 
 def print_overview(say: Callable[[str], None]) -> None:
@@ -19,48 +20,52 @@ def print_overview(say: Callable[[str], None]) -> None:
     machine = read_machine()
     for gpu in machine.gpus:
         say(
-            f"Card {gpu.index}: {gpu.name}, {gpu.free_bytes / _GIB:.1f} of "
-            f"{gpu.total_bytes / _GIB:.1f} GiB free, driver {gpu.driver}"
+            f"Card {gpu.index}: {gpu.name}, {gpu.free_bytes / GIB:.1f} of "
+            f"{gpu.total_bytes / GIB:.1f} GiB free, driver {gpu.driver}"
         )
     if not machine.gpus:
         say("Card: none visible; the tiny models run on the CPU, real ones can be planned")
     say(
-        f"RAM: {machine.ram_available_bytes / _GIB:.1f} of "
-        f"{machine.ram_total_bytes / _GIB:.1f} GiB available"
+        f"RAM: {machine.ram_available_bytes / GIB:.1f} of "
+        f"{machine.ram_total_bytes / GIB:.1f} GiB available"
     )
+    cache = hub_cache_folder()
     say(
-        f"Disk: {free_disk_bytes(Path.cwd()) / _GIB:.1f} GiB free here, "
-        f"{free_disk_bytes(hub_cache_folder()) / _GIB:.1f} GiB where weights go "
-        f"({hub_cache_folder()})"
+        f"Disk: {free_disk_bytes(Path.cwd()) / GIB:.1f} GiB free here, "
+        f"{free_disk_bytes(cache) / GIB:.1f} GiB where weights go ({cache})"
     )
-    present = [name for name in model_options() if _is_present(name)]
+    present = [model.name for model in _hub_models() if _is_present(model)]
     say(f"Weights on disk: {', '.join(present) or 'none'}")
     say("Go on with:")
-    say("  hv15-batch manifests/demo.csv model=tiny_t2v      a first clip, noise on purpose")
-    say("  hv15-batch prefetch model=480p_t2v_distilled      download the weights")
-    say("  hv15-batch prompts.csv --dry-run                  check a manifest of your own")
+    if DEMO.is_file():
+        say(f"  hv15-batch {DEMO} model=tiny_t2v    a first clip, noise on purpose")
+    else:
+        say("  echo 'A cat walks on the grass.' > prompts.txt && hv15-batch prompts.txt \\")
+        say("      model=tiny_t2v                              a first clip, noise on purpose")
+    say("  hv15-batch prefetch model=480p_t2v_distilled    download the weights")
+    say("  hv15-batch prompts.csv --dry-run                check a manifest of your own")
 
 
-def model_options() -> list[str]:
-    """Return the names of the model options."""
-    from hv15_batch.cli import conf_dir
+def _hub_models() -> list[ModelConfig]:
+    """Return the model options whose weights are downloaded, with what a look-up needs."""
+    models = []
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if stored["weights"] == Weights.pretrained.name:
+            models.append(
+                ModelConfig(
+                    name=stored["name"],
+                    repo=stored["repo"],
+                    revision=stored["revision"],
+                    task=Task[stored["task"]],
+                    target_size=stored["target_size"],
+                )
+            )
+    return models
 
-    return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
-
-def _is_present(name: str) -> bool:
-    from hv15_batch.cli import conf_dir
-
-    stored = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    if stored.get("weights") == Weights.tiny.name:
-        return False
-    model = ModelConfig(
-        name=name,
-        repo=stored["repo"],
-        revision=stored.get("revision"),
-        task=Task[stored["task"]],
-    )
+def _is_present(model: ModelConfig) -> bool:
     try:
         return resolve_checkpoint(model).folder is not None
-    except ConfigError:
+    except ConfigError:  # what is there is of another kind: a run says so
         return False

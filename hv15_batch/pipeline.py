@@ -22,7 +22,7 @@ from hv15_batch.components import check_checkpoint, load_component
 from hv15_batch.config import Config, Task
 from hv15_batch.embeddings import Conditioning, ImageEmbedding, TextEmbedding
 from hv15_batch.measure import StepClock
-from hv15_batch.placement import execution_device, loading_device
+from hv15_batch.placement import execution_device
 
 
 @dataclass(frozen=True)
@@ -93,23 +93,31 @@ class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ig
 Denoiser = TextToVideo | ImageToVideo
 
 
-def load_vae(config: Config, folder: Path | None) -> Any:
+def load_vae(config: Config, folder: Path | None, device: torch.device | None = None) -> Any:
     """Return the VAE alone, so that a clip can be decoded without the transformer.
 
     Args:
-        config: decides type and device.
+        config: decides the type.
         folder: local checkpoint in diffusers layout; None means random weights.
+        device: where to load it to; None means where the maths runs.
     """
-    return load_component("vae", config, folder, loading_device(config))
+    return load_component("vae", config, folder, device or execution_device(config))
 
 
-def load_denoiser(config: Config, folder: Path | None, *, vae: Any | None = None) -> Denoiser:
+def load_denoiser(
+    config: Config,
+    folder: Path | None,
+    *,
+    vae: Any | None = None,
+    loading_device: torch.device | None = None,
+) -> Denoiser:
     """Return a pipeline of transformer, VAE, scheduler and guider, with its attention applied.
 
     Args:
-        config: decides model, type, device, attention backend and mask.
+        config: decides model, type, attention backend, mask and compilation.
         folder: local checkpoint in diffusers layout; None means random weights.
         vae: a VAE that is loaded already; None loads it.
+        loading_device: where to load weights to; None means where the maths runs.
 
     Raises:
         ConfigError: the checkpoint does not fit the model option, or the attention backend
@@ -117,7 +125,7 @@ def load_denoiser(config: Config, folder: Path | None, *, vae: Any | None = None
     """
     if folder is not None:
         check_checkpoint(config, folder)
-    here = loading_device(config)
+    here = loading_device or execution_device(config)
     names = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     pipeline_class: type[Denoiser] = TextToVideo
     if config.model.task is Task.i2v:
@@ -127,9 +135,11 @@ def load_denoiser(config: Config, folder: Path | None, *, vae: Any | None = None
     device = execution_device(config)
     mask_free = config.runtime.mask_free
     apply_attention(transformer, config.runtime.attention_backend, mask_free, device)
+    if config.runtime.compile:
+        compile_blocks(transformer)
     pipe: Denoiser = pipeline_class(
         transformer=transformer,
-        vae=load_vae(config, folder) if vae is None else vae,
+        vae=load_vae(config, folder, here) if vae is None else vae,
         scheduler=load_component("scheduler", config, folder, here),
         guider=load_component("guider", config, folder, here),
         **dict.fromkeys(names),
@@ -140,6 +150,34 @@ def load_denoiser(config: Config, folder: Path | None, *, vae: Any | None = None
         pipe.vision_num_semantic_tokens = 0
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def compile_blocks(transformer: Any) -> None:
+    """Compile each block's forward, all blocks sharing the code of the first.
+
+    Not `compile_repeated_blocks`: that compiles a block's call, hooks and a replaced `forward`
+    included, so that streamed blocks could not be compiled. The text's length differs between
+    prompts and is marked dynamic, so that one compilation serves all prompts of a size.
+    """
+    mask_free = is_mask_free(transformer)
+    for block in transformer.transformer_blocks:
+        compiled = torch.compile(block.forward, fullgraph=True)
+        block.forward = _with_dynamic_text(compiled, mask_free)
+
+
+def _with_dynamic_text(forward: Callable[..., Any], mask_free: bool) -> Callable[..., Any]:
+    def forward_(
+        video: torch.Tensor,
+        text: torch.Tensor,
+        temb: torch.Tensor,
+        mask: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+    ) -> Any:
+        torch._dynamo.maybe_mark_dynamic(text, 1)
+        # Without padding the mask is not read, but its length would be guarded on.
+        return forward(video, text, temb, None if mask_free else mask, rope)
+
+    return forward_
 
 
 def denoise(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from hv15_batch.block_stream import BlockStream
 from hv15_batch.config import Config, OffloadKind, Weights
 
-RESIDENT_BYTES = 40 * 1024**3
-"""Least card memory for `resident`: transformer 15.5 GiB + VAE 2.35 + 14 of activations of a
-256-pixel tile decode at 121 frames (measured 2026-11-22), with room for 720p latents and others."""
+_PINNED_FROM_BYTES = 1 << 20
+"""Smaller tensors share pages with others and gain nothing from being pinned."""
 
 
 def execution_device(config: Config) -> torch.device:
@@ -24,70 +27,83 @@ def execution_device(config: Config) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def resolve_offload(kind: OffloadKind, device: torch.device) -> OffloadKind:
-    """Return the profile that `auto` means on this device; others are returned as they are."""
-    if kind is not OffloadKind.auto:
-        return kind
-    if device.type == "cpu":
-        return OffloadKind.resident
-    total = torch.cuda.get_device_properties(device).total_memory
-    return OffloadKind.resident if total >= RESIDENT_BYTES else OffloadKind.model
-
-
-def loading_device(config: Config) -> torch.device:
-    """Return where transformer and VAE are loaded to: straight to the card when they stay there."""
-    device = execution_device(config)
-    if resolve_offload(config.offload.kind, device) is OffloadKind.resident:
-        return device
-    return torch.device("cpu")
-
-
 class Placement:
     """Brings transformer and VAE to the device when a phase needs them, and away when not.
 
-    `resident`: both stay on the device. `model`: one of them at a time. On the CPU neither moves.
-    A component is brought when its phase begins and stays until another one needs the room.
+    `resident`: both stay on the device. `model`: one of them at a time. `stream`, `stream_disk`:
+    the transformer's blocks pass through two slots while denoising (`block_stream`), and the VAE is
+    there while decoding. On the CPU nothing moves.
     """
 
-    def __init__(self, kind: OffloadKind, device: torch.device) -> None:
-        """Begin with no component; see `hold_transformer` and `hold_vae`."""
-        self.kind = resolve_offload(kind, device)
+    def __init__(self, kind: OffloadKind, device: torch.device, disk_folder: Path) -> None:
+        """Begin with no component; see `hold_transformer` and `hold_vae`.
+
+        Args:
+            kind: The profile; not `auto`, which is decided before (`offload_choice`).
+            device: Where the maths runs.
+            disk_folder: Where `stream_disk` keeps its unnamed file.
+        """
+        assert kind is not OffloadKind.auto
+        self.kind = kind
         self.device = device
+        self._disk_folder = disk_folder
         self._transformer: _Movable | None = None
         self._vae: _Movable | None = None
+        self._stream: BlockStream | None = None
 
-    def hold_transformer(self, transformer: torch.nn.Module) -> None:
-        """Take charge of the transformer."""
-        self._transformer = _Movable(transformer, keep_host_copy=self.kind is OffloadKind.model)
+    @property
+    def loading_device(self) -> torch.device:
+        """Where components are loaded to: straight to the device when they stay there."""
+        if self.kind is OffloadKind.resident:
+            return self.device
+        return torch.device("cpu")
 
-    def hold_vae(self, vae: torch.nn.Module) -> None:
+    def hold_transformer(self, transformer: Any) -> None:
+        """Take charge of the transformer, its attention and compilation already applied."""
+        if self.device.type != "cpu" and self._is_streamed:
+            folder = self._disk_folder if self.kind is OffloadKind.stream_disk else None
+            self._stream = BlockStream(transformer.transformer_blocks, self.device, folder)
+            for name, module in transformer.named_children():
+                if name != "transformer_blocks":
+                    module.to(self.device)
+            return
+        self._transformer = _Movable(transformer, leaves=self.kind is OffloadKind.model)
+
+    def hold_vae(self, vae: nn.Module) -> None:
         """Take charge of the VAE."""
-        self._vae = _Movable(vae, keep_host_copy=self.kind is OffloadKind.model)
+        self._vae = _Movable(vae, leaves=self.kind is not OffloadKind.resident)
 
     @contextmanager
     def denoising(self) -> Iterator[None]:
         """Within: the transformer is where it runs."""
-        assert self._transformer is not None
-        self._bring(self._transformer, away=self._vae)
+        if self.device.type != "cpu":
+            if self._vae is not None:
+                self._vae.leave()
+            if self._stream is not None:
+                self._stream.open()
+            elif self._transformer is not None:
+                self._transformer.move_to(self.device)
         yield
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """Within: the VAE is where it runs, for decoding and for encoding a first frame."""
-        assert self._vae is not None
-        self._bring(self._vae, away=self._transformer)
+        if self.device.type != "cpu":
+            if self._stream is not None:
+                self._stream.close()
+            elif self._transformer is not None:
+                self._transformer.leave()
+            assert self._vae is not None
+            self._vae.move_to(self.device)
         yield
 
     def describe(self) -> str:
         """Return the name of the profile in effect."""
-        return self.kind.value
+        return self.kind.name
 
-    def _bring(self, needed: _Movable, away: _Movable | None) -> None:
-        if self.device.type == "cpu":
-            return
-        if self.kind is OffloadKind.model and away is not None:
-            away.move_to_host()
-        needed.move_to(self.device)
+    @property
+    def _is_streamed(self) -> bool:
+        return self.kind in (OffloadKind.stream, OffloadKind.stream_disk)
 
 
 class _Movable:
@@ -97,22 +113,28 @@ class _Movable:
     12 s, dropping the card's copy none (pageable memory, H200, measured 2026-11-22).
     """
 
-    def __init__(self, module: torch.nn.Module, keep_host_copy: bool) -> None:
+    def __init__(self, module: nn.Module, leaves: bool) -> None:
         self._module = module
         self._host: list[torch.Tensor] | None = None
-        if keep_host_copy:
+        if leaves:
             self._host = [tensor.data.cpu() for tensor in self._tensors()]
+            if torch.cuda.is_available():
+                for tensor in self._host:
+                    _pin_in_place(tensor)
 
     def move_to(self, device: torch.device) -> None:
+        """Bring the weights to the device, where they are not there already."""
         if self._host is None:
             self._module.to(device)
             return
         for tensor, host in zip(self._tensors(), self._host, strict=True):
             if tensor.device != device:
-                tensor.data = host.to(device)
+                tensor.data = host.to(device, non_blocking=True)
 
-    def move_to_host(self) -> None:
-        assert self._host is not None
+    def leave(self) -> None:
+        """Drop the card's copy; no-op for a component that stays."""
+        if self._host is None:
+            return
         tensors = self._tensors()
         if all(tensor.device.type == "cpu" for tensor in tensors):
             return
@@ -122,3 +144,11 @@ class _Movable:
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*self._module.parameters(), *self._module.buffers()]
+
+
+def _pin_in_place(tensor: torch.Tensor) -> None:
+    """Pin memory that exists: torch's own pinned allocations round up to powers of two."""
+    size = tensor.numel() * tensor.element_size()
+    if size >= _PINNED_FROM_BYTES and tensor.is_contiguous() and not tensor.is_pinned():
+        # A region that cannot be pinned (a file mapping) is copied at pageable speed instead.
+        torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)

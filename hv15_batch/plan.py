@@ -1,12 +1,10 @@
-"""From rows to clips: settings after precedence, sizes, hashes, done or not and why, order.
+"""What is to be done about each clip: done or not and why, order, selection, refusals.
 
 Knows nothing of how a clip is rendered.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,53 +12,25 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings, make_clip
-from hv15_batch.config import (
-    SAMPLING_FIELDS,
-    Config,
-    ConfigError,
-    FileCheck,
-    Order,
-    Task,
-    check_recipe,
-    effective_dtype,
-)
-from hv15_batch.manifest import Manifest, ManifestError, Row, format_fault, parse_seeds
+from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.config import Config, ConfigError, FileCheck, Order
+from hv15_batch.manifest import Manifest
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
-from hv15_batch.rundir import RunDir, publishing, sha256_of_file
+from hv15_batch.resolve import glyph_texts, make_clips, resolve_clips
+from hv15_batch.rundir import RunDir, sha256_of_file
 
-HISTORY_COLUMNS = (
-    "settings_sha256",
-    "denoise_sha256",
-    "clip_id",
-    "row_id",
-    "attempt",
-    "status",
-    "file",
-    "file_bytes",
-    "file_sha256",
-    "error_type",
-    "error_message",
-    "prompt",
-    "negative_prompt",
-    "image",
-    "seed",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-    "model",
-    "revision",
-    "weights",
-    "dtype",
-    "attention_backend_requested",
-    "total_seconds",
-    "is_cold",
-)
-"""Columns of the log that planning needs."""
+__all__ = [
+    "HISTORY_COLUMNS",
+    "History",
+    "PlannedClip",
+    "State",
+    "describe_difference",
+    "glyph_texts",
+    "make_clips",
+    "plan_clips",
+    "select",
+    "settings_conflict",
+]
 
 _COMPARED = (
     "prompt",
@@ -76,7 +46,26 @@ _COMPARED = (
     "model",
     "revision",
     "weights",
+    "dtype",
+    "attention_backend",
 )
+"""What of a clip's settings the log has too; `video.*` and an image's content it has not."""
+
+_LOGGED_AS = {"attention_backend": "attention_backend_requested"}
+
+HISTORY_COLUMNS = (
+    "settings_sha256",
+    "row_id",
+    "seed",
+    "attempt",
+    "status",
+    "file",
+    "file_bytes",
+    "file_sha256",
+    "error_type",
+    *(_LOGGED_AS.get(name, name) for name in _COMPARED),
+)
+"""Columns of the log that planning needs."""
 
 
 class State(Enum):
@@ -87,7 +76,7 @@ class State(Enum):
     changed = "changed"
     """The row was rendered before with other settings."""
     retry = "retry"
-    """The last attempt failed, was interrupted, or its file is gone."""
+    """The last attempt failed, was interrupted, its file is gone, or it is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +92,8 @@ class PlannedClip:
     """Its latents are saved."""
     use_latents: bool
     """Saved latents are good enough: it is decoded from them, not denoised."""
+    has_result: bool
+    """It has been rendered and its file is there, also where it is asked for again."""
     last: dict[str, Any] | None
     """The last attempt at these settings."""
 
@@ -111,202 +102,10 @@ class PlannedClip:
         """Whether nothing is left to do."""
         return self.state is State.done
 
-
-# -- from rows to clips -----------------------------------------------------------------------
-
-
-def make_clips(
-    manifest: Manifest, config: Config, revision: str | None
-) -> tuple[Clip, ...]:
-    """Return every clip of the manifest, rows in file order, seeds in the row's order.
-
-    Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
-
-    Raises:
-        ManifestError: all faults that need the settings as well as the row.
-    """
-    faults: list[str] = []
-    clips: list[Clip] = []
-    default_seeds = _configured_seeds(config)
-    for row in manifest.rows:
-        values = _row_values(row, config)
-        if config.model.task is Task.i2v:
-            assert row.image_size is not None
-            values["height"], values["width"] = bucket_size(
-                *row.image_size, config.model.target_size
-            )
-        off_recipe = check_recipe(
-            config.model, values["num_inference_steps"], values["guidance_scale"]
-        )
-        if off_recipe and not config.runtime.allow_off_recipe:
-            name, reason = off_recipe
-            faults.append(
-                format_fault(
-                    manifest.name,
-                    row.line,
-                    name,
-                    values[name],
-                    reason,
-                    "leave it out, or set runtime.allow_off_recipe=true",
-                )
-            )
-            continue
-        seeds = default_seeds or row.seeds or parse_seeds(config.sampling.seeds or 0)
-        clips += [
-            _clip(row, seed, values, config, revision, bool(off_recipe)) for seed in seeds
-        ]
-    faults += _duplicate_faults(manifest.name, clips)
-    if faults:
-        raise ManifestError(faults)
-    return tuple(clips)
-
-
-def check_typed_sampling(
-    manifest: Manifest, config: Config, typed: Iterable[str]
-) -> dict[str, int]:
-    """Return how many rows beat each typed `sampling.*` value.
-
-    Raises:
-        ConfigError: every row beats it, so that typing it had no effect.
-    """
-    beaten: dict[str, int] = {}
-    for name in typed:
-        count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
-        if count and count == len(manifest.rows):
-            value = getattr(config.sampling, name)
-            raise ConfigError(
-                f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
-                f"wins; to replace them all use override.{name}={value}."
-            )
-        if count:
-            beaten[name] = count
-    return beaten
-
-
-def bucket_size(height: int, width: int, target_size: int) -> tuple[int, int]:
-    """Return the (height, width) that the image-to-video pipeline gives an image of this size.
-
-    Buckets are the 16-pixel sizes of about `target_size`² area with an aspect of up to 4:1; the
-    chosen one is the nearest in aspect that is not more elongated than the image.
-
-    Source: diffusers 0.42.1 HunyuanVideo15ImageProcessor.calculate_default_height_width.
-    """
-    patches = round((target_size / 16) ** 2)
-    aspect = height / width
-    best: tuple[float, int, int] | None = None
-    rows, columns = patches, 1
-    while rows > 0:
-        if max(rows, columns) / min(rows, columns) <= 4.0:
-            distance = round(rows / columns, 5) - aspect
-            reachable = distance <= 0 if aspect >= 1 else distance >= 0
-            if reachable and (best is None or abs(distance) < best[0]):
-                best = (abs(distance), rows * 16, columns * 16)
-        if (columns + 1) * rows <= patches:
-            columns += 1
-        else:
-            rows -= 1
-    if best is None:
-        raise ValueError(f"no bucket for an image of {height}x{width}: the aspect is over 4:1")
-    return best[1], best[2]
-
-
-def glyph_texts(prompt: str) -> list[str]:
-    """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
-    found = [a or b for a, b in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
-    return list(dict.fromkeys(found))
-
-
-def _configured_seeds(config: Config) -> tuple[int, ...] | None:
-    for section, value in (("sampling", config.sampling), ("override", config.override)):
-        if value.seeds is not None:
-            try:
-                parse_seeds(value.seeds)
-            except ValueError as error:
-                raise ConfigError(f"{section}.seeds={value.seeds}: {error}") from None
-    if config.override.seeds is None:
-        return None
-    return parse_seeds(config.override.seeds)
-
-
-def _row_values(row: Row, config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in SAMPLING_FIELDS:
-        if name == "seeds":
-            continue
-        for source in (config.override, row, config.sampling, config.model.default_sampling):
-            value = getattr(source, name)
-            if value is not None:
-                values[name] = value
-                break
-    return values
-
-
-def _clip(
-    row: Row,
-    seed: int,
-    values: dict[str, Any],
-    config: Config,
-    revision: str | None,
-    off_recipe: bool,
-) -> Clip:
-    guidance_scale = float(values["guidance_scale"])
-    video = config.video
-    settings = ClipSettings(
-        prompt=row.prompt,
-        negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
-        image_sha256=row.image_sha256,
-        seed=seed,
-        height=values["height"],
-        width=values["width"],
-        num_frames=values["num_frames"],
-        num_inference_steps=values["num_inference_steps"],
-        guidance_scale=guidance_scale,
-        flow_shift=float(values["flow_shift"]),
-        fps=float(values["fps"]),
-        video={
-            "codec": video.codec.name,
-            "crf": video.crf,
-            "preset": video.preset,
-            "embed_metadata": video.embed_metadata,
-        },
-        model=config.model.name,
-        revision=revision,
-        weights=config.model.weights.name,
-        dtype=effective_dtype(config).name,
-        attention_backend=config.runtime.attention_backend,
-    )
-    return make_clip(
-        row_id=row.id,
-        row_index=row.index,
-        line=row.line,
-        settings=settings,
-        image=row.image,
-        image_path=row.image_path,
-        tags=row.tags,
-        off_recipe=off_recipe,
-    )
-
-
-def _duplicate_faults(manifest_name: str, clips: Sequence[Clip]) -> list[str]:
-    first: dict[str, Clip] = {}
-    faults = []
-    for clip in clips:
-        other = first.setdefault(clip.settings_sha256, clip)
-        if other is not clip:
-            faults.append(
-                format_fault(
-                    manifest_name,
-                    clip.line,
-                    "seed",
-                    clip.settings.seed,
-                    f"makes the same clip as line {other.line}",
-                    "remove one of them, or change its seed or settings",
-                )
-            )
-    return faults
-
-
-# -- what is done -----------------------------------------------------------------------------
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it has been rendered and looks black, flat or frozen."""
+        return self.has_result and self.last is not None and self.last["status"] == SUSPECT
 
 
 class History:
@@ -315,13 +114,20 @@ class History:
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:
         """Index `runlog.read_last_attempts` with `HISTORY_COLUMNS`."""
         self.by_settings = {r["settings_sha256"]: r for r in records}
-        self._by_row = {
-            (r["row_id"], r["seed"]): r for r in records if r["status"] in DONE_STATUSES
-        }
+        self._by_row: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for record in records:
+            if record["status"] in DONE_STATUSES:
+                self._by_row.setdefault((record["row_id"], record["seed"]), []).append(record)
 
-    def earlier_clip_of_row(self, clip: Clip) -> dict[str, Any] | None:
-        """Return the finished clip of the same row and seed with other settings, if any."""
-        return self._by_row.get((clip.row_id, clip.settings.seed))
+    def earlier_clip_of_row(self, clip: Clip, current: set[str]) -> dict[str, Any] | None:
+        """Return the finished clip that this one takes the place of, if any.
+
+        Args:
+            clip: a clip that was never tried.
+            current: `settings_sha256` of all clips of the manifest: those are not replaced.
+        """
+        records = self._by_row.get((clip.row_id, clip.settings.seed), ())
+        return next((r for r in reversed(records) if r["settings_sha256"] not in current), None)
 
 
 def plan_clips(
@@ -329,35 +135,37 @@ def plan_clips(
 ) -> list[PlannedClip]:
     """Return each clip with its state, in the order in which they are to be rendered."""
     files = _file_sizes(run_dir.clips)
-    latents = _file_sizes(run_dir.latents)
+    latents = run_dir.saved_latents()
+    current = {clip.settings_sha256 for clip in clips}
     planned = []
     for clip in clips:
         last = history.by_settings.get(clip.settings_sha256)
-        state, reason = _state(clip, last, config, history, run_dir, files)
+        fault = _fault(last, config.check_files, run_dir, files)
+        if last is not None:
+            state, reason = _state_of_tried(last, fault, config)
+        else:
+            earlier = history.earlier_clip_of_row(clip, current)
+            state = State.new if earlier is None else State.changed
+            reason = "" if earlier is None else describe_difference(earlier, clip)
+        # The same latents would give the same suspect frames.
+        is_suspect = last is not None and last["status"] == SUSPECT
         planned.append(
             PlannedClip(
                 clip=clip,
                 state=state,
                 reason=reason,
                 attempts=(last["attempt"] or 0) if last else 0,
-                has_latents=run_dir.latents_file(clip.denoise_sha256).name in latents,
-                use_latents=not config.force and (last is None or last["status"] != SUSPECT
-                or not config.retry.suspect),
+                has_latents=clip.denoise_sha256 in latents,
+                use_latents=not config.force and not (is_suspect and config.retry.suspect),
+                has_result=not fault,
                 last=last,
             )
         )
-    if config.order is Order.takes:
-        take: Counter[int] = Counter()
-        keyed = []
-        for p in planned:
-            keyed.append((take[p.clip.row_index], p.clip.row_index, p))
-            take[p.clip.row_index] += 1
-        planned = [p for _, _, p in sorted(keyed, key=lambda item: item[:2])]
-    return planned
+    return _takes_first(planned) if config.order is Order.takes else planned
 
 
 def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
-    """Return the clips that this run is about: `only` and then `limit` not yet done ones.
+    """Return the clips that this run is about: `only`, and of those not done `limit`.
 
     Raises:
         ConfigError: `only` names a row that is not there.
@@ -365,103 +173,77 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {p.clip.row_id for p in planned}
+        known = {p.clip.row_id: None for p in planned}
         for name in wanted:
             if name not in known:
-                some = ", ".join(sorted(known)[:5])
-                raise ConfigError(f"only={name}: no row has that id; ids are {some} ...")
+                some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
+                raise ConfigError(f"only={name}: no row has that id; ids are {some}.")
         selected = [p for p in planned if p.clip.row_id in wanted]
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
-        keep = {id(p) for p in todo}
-        selected = [p for p in selected if p.is_done or id(p) in keep]
+        kept = {p.clip.settings_sha256 for p in todo}
+        selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
     return selected
 
 
 def settings_conflict(
     manifest: Manifest,
     selected: Sequence[PlannedClip],
-    earlier: Sequence[tuple[Config, str | None]],
+    config: Config,
+    earlier: Iterable[Config],
     history: History,
 ) -> str | None:
     """Return how this command's settings would render again what is done, or None.
 
-    The current manifest is planned once more with the settings of each earlier run: where such
-    a clip is done and the one planned now has the same row and seed but other settings, it is the
-    command and not the manifest that changed.
+    The manifest of today is resolved once more with the settings of each earlier run: where such
+    a clip is done, and the one asked for now has the same row and seed but other settings, it is
+    the command and not the manifest that changed.
+
+    Args:
+        manifest: as it is now.
+        selected: what this command is about.
+        config: this command's settings.
+        earlier: settings of earlier runs, with the revision that each rendered.
+        history: what is done.
     """
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
-    if not todo:
-        return None
-    for config, revision in earlier:
-        try:
-            clips = make_clips(manifest, config, revision)
-        except ConfigError:
-            continue  # the manifest of today was never rendered with those settings
-        for clip in clips:
+    for before in earlier if todo else ():
+        if before.model.task is not config.model.task:
+            continue  # the manifest was read for this task: for the other it would be refused
+        replaced: list[tuple[Clip, Clip]] = []
+        for clip in resolve_clips(manifest, before, before.model.revision):
             now = todo.get((clip.row_index, clip.settings.seed))
             record = history.by_settings.get(clip.settings_sha256)
-            if now is None or record is None or record["status"] not in DONE_STATUSES:
-                continue
-            if now.settings_sha256 != clip.settings_sha256:
-                return describe_difference(record, now)
-    return None
-
-
-def _state(
-    clip: Clip,
-    last: dict[str, Any] | None,
-    config: Config,
-    history: History,
-    run_dir: RunDir,
-    files: dict[str, int],
-) -> tuple[State, str]:
-    if last is None:
-        earlier = history.earlier_clip_of_row(clip)
-        if earlier is None:
-            return State.new, ""
-        return State.changed, describe_difference(earlier, clip)
-    if last["status"] in (FAILED, INTERRUPTED):
-        return State.retry, f"{last['status']} before: {last['error_type'] or 'stopped'}"
-    if config.force:
-        return State.retry, "force=true"
-    if last["status"] == SUSPECT and config.retry.suspect:
-        return State.retry, "suspect, retry.suspect=true"
-    fault = _file_fault(last, config.check_files, run_dir, files)
-    return (State.retry, fault) if fault else (State.done, "")
-
-
-def _file_fault(
-    last: dict[str, Any], check: FileCheck, run_dir: RunDir, files: dict[str, int]
-) -> str | None:
-    name = Path(last["file"]).name if last["file"] else ""
-    size = files.get(name)
-    if size is None:
-        return "its file is missing"
-    if size != last["file_bytes"]:
-        return f"its file has {size} bytes instead of {last['file_bytes']}"
-    if check is FileCheck.sha256:
-        if sha256_of_file(run_dir.clips / name) != last["file_sha256"]:
-            return "its file's SHA-256 is not the logged one"
+            is_done = record is not None and record["status"] in DONE_STATUSES
+            if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
+                replaced.append((clip, now))
+        if replaced:
+            difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            return f"{difference}; {len(replaced)} clips"
     return None
 
 
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
-    settings = clip.settings
-    now: dict[str, Any] = {name: getattr(settings, name, None) for name in _COMPARED}
-    now["image"] = clip.image
     changes = []
     for name in _COMPARED:
-        before, after = record[name], now[name]
-        if before != after:
-            changes.append(f"{name} {_short(before)} -> {_short(after)}")
-    if record["attention_backend_requested"] != settings.attention_backend:
-        changes.append(
-            f"attention_backend {record['attention_backend_requested']} -> "
-            f"{settings.attention_backend}"
-        )
-    return ", ".join(changes) or "video.* or runtime.dtype changed"
+        before = record[_LOGGED_AS.get(name, name)]
+        now = clip.image if name == "image" else getattr(clip.settings, name)
+        if before != now and not (name == "dtype" and before is None):
+            changes.append(f"{name} {_short(before)} -> {_short(now)}")
+    unlogged = "the image's content or video.* changed" if clip.image else "video.* changed"
+    return ", ".join(changes) or unlogged
+
+
+def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
+    old, new = before.as_dict(), now.as_dict()
+    for values in (old, new):
+        values |= {f"video.{name}": value for name, value in values.pop("video").items()}
+    return ", ".join(
+        f"{name} {_short(old[name])} -> {_short(new[name])}"
+        for name in old
+        if old[name] != new[name]
+    )
 
 
 def _short(value: Any) -> str:
@@ -469,53 +251,52 @@ def _short(value: Any) -> str:
         return str(int(value))
     if isinstance(value, str):
         text = " ".join(value.split())
-        return repr(text if len(text) <= 40 else text[:39] + "…")
+        text = text if len(text) <= 40 else text[:39] + "…"
+        return repr(text) if " " in text or not text else text
     return "none" if value is None else str(value)
+
+
+def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[State, str]:
+    """Return the state of a clip that was tried before, and why."""
+    if fault:
+        return State.retry, fault
+    if config.force:
+        return State.retry, "force=true"
+    if last["status"] == SUSPECT and config.retry.suspect:
+        return State.retry, "suspect, retry.suspect=true"
+    return State.done, ""
+
+
+def _fault(
+    last: dict[str, Any] | None, check: FileCheck, run_dir: RunDir, files: dict[str, int]
+) -> str:
+    """Return why a clip does not count as rendered; empty when it does."""
+    if last is None:
+        return "never tried"
+    if last["status"] in (FAILED, INTERRUPTED):
+        return f"{last['status']} before: {last['error_type'] or 'stopped'}"
+    name = Path(last["file"] or "").name
+    size = files.get(name)
+    if size is None:
+        return "its file is missing"
+    if size != last["file_bytes"]:
+        return f"its file has {size} bytes instead of {last['file_bytes']}"
+    if check is FileCheck.sha256 and sha256_of_file(run_dir.clips / name) != last["file_sha256"]:
+        return "its file's SHA-256 is not the logged one"
+    return ""
+
+
+def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return the clips with every row's first seed in front, then every second one, and so on."""
+    take: Counter[int] = Counter()
+    keyed = []
+    for p in planned:
+        keyed.append((take[p.clip.row_index], p.clip.row_index, p))
+        take[p.clip.row_index] += 1
+    return [p for _, _, p in sorted(keyed, key=lambda item: item[:2])]
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     return {entry.name: entry.stat().st_size for entry in folder.iterdir()}
-
-
-# -- the table --------------------------------------------------------------------------------
-
-_PLAN_SETTINGS = (
-    "seed",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-)
-
-
-def write_plan(
-    planned: Sequence[PlannedClip], path: Path, prompt_tokens: dict[str, int] | None
-) -> None:
-    """Write every clip with its state to a CSV file.
-
-    `prompt_tokens` maps a prompt to its number of tokens, where a tokenizer was at hand.
-    """
-    with publishing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents"]
-            + list(_PLAN_SETTINGS)
-            + ["model", "num_prompt_tokens", "glyph_text", "image", "off_recipe"]
-            + ["settings_sha256", "denoise_sha256", "file", "prompt"]
-        )
-        for p in planned:
-            clip, settings = p.clip, p.clip.settings
-            tokens = (prompt_tokens or {}).get(settings.prompt)
-            writer.writerow(
-                [clip.clip_id, clip.row_id, clip.row_index, clip.line, p.state.name, p.reason]
-                + [p.has_latents and p.use_latents and not p.is_done]
-                + [getattr(settings, name) for name in _PLAN_SETTINGS]
-                + [settings.model, tokens, " | ".join(glyph_texts(settings.prompt))]
-                + [clip.image, clip.off_recipe, clip.settings_sha256, clip.denoise_sha256]
-                + [p.last["file"] if p.is_done and p.last else None, settings.prompt]
-            )

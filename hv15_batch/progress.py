@@ -10,6 +10,7 @@ import socket
 import statistics
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +21,10 @@ from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import publish_json, utc_now
 
 _STATUS_SECONDS = 1.0
-"""Steps come faster than anyone reads; status.json is not written more often than this."""
+"""Steps and tiny clips come faster than anyone reads; status.json is not written more often."""
+
+
+_ERROR_CHARACTERS = 200
 
 
 class Progress:
@@ -63,25 +67,31 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._out)
-        else:
-            print(text, file=self._out, flush=True)
+        with suppress(BrokenPipeError):  # who listened is gone: the night's work goes on
+            if self._bar is not None:
+                self._bar.write(text, file=self._out)
+                self._out.flush()
+            else:
+                print(text, file=self._out, flush=True)
 
     def encoding(self, done: int, total: int) -> None:
         """Show that another text or image is encoded."""
-        if self._bar is None:
-            self._bar = self._make_bar(total, "encode")
-        self._advance(done)
-        if done == total:
-            self._close_bars()
+        if self._status["state"] != "encoding":
+            return  # a damaged entry, made again in the middle of a run
+        if self._tty:
+            self._bar = self._bar or self._make_bar(total, "encode")
+            self._advance(done)
+        elif done == total:
+            self.say(f"encoded {total} texts and images")
+        self._set(throttled=True, stage="encode", step=done, steps=total)
 
     def rendering(self, todo: int) -> None:
         """Show that clips are rendered from now on."""
         self._close_bars()
-        self._bar = self._make_bar(todo, "clips")
+        if self._tty:
+            self._bar = self._make_bar(todo, "clips")
         self._last_finish = time.monotonic()
-        self._set(state="rendering")
+        self._set(state="rendering", stage=None, step=None, steps=None)
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
@@ -106,12 +116,15 @@ class Progress:
             self.suspect += record.status == SUSPECT
             if not record.is_cold:
                 self._warm_seconds.append(seconds)
+        if record.total_seconds is not None and record.denoise_attempt == record.attempt:
+            seconds = record.total_seconds  # its own stages; less than those from saved latents
         self.say(_line(record, number, todo, seconds))
         if self._bar is not None:
             self._advance(number)
         per_clip = statistics.median(self._warm_seconds) if self._warm_seconds else None
         eta = utc_now() + timedelta(seconds=per_clip * (todo - number)) if per_clip else None
         self._set(
+            throttled=True,
             done=self._status["done"] + (record.status != FAILED),
             failed=self.failed,
             suspect=self.suspect,
@@ -131,10 +144,11 @@ class Progress:
             return
         self._written_at = now
         self._status["updated_at"] = utc_now().isoformat(timespec="seconds")
-        publish_json(self._status_file, self._status)
+        with suppress(OSError):  # a full disk stops the run where clips and log are written
+            publish_json(self._status_file, self._status)
 
     def _make_bar(self, total: int, what: str) -> Any:
-        return tqdm(total=total, desc=what, file=self._out, disable=not self._tty, position=0)
+        return tqdm(total=total, desc=what, file=self._out, position=0)
 
     def _advance(self, n: int) -> None:
         self._bar.n = n
@@ -147,10 +161,16 @@ class Progress:
         self._steps = self._bar = None
 
 
+def format_error(record: ClipRecord) -> str:
+    """Return what went wrong, on one short line."""
+    text = " ".join(f"{record.error_type}: {record.error_message}".split())
+    return text if len(text) <= _ERROR_CHARACTERS else f"{text[: _ERROR_CHARACTERS - 1]}…"
+
+
 def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
     head = f"[{number}/{todo}] {record.clip_id}"
     if record.status == FAILED:
-        return f"{head} failed: {record.error_type}: {record.error_message}"
+        return f"{head} failed: {format_error(record)}"
     parts = [f"{seconds:.1f} s"]
     if record.peak_vram_reserved_bytes is not None:
         parts.append(f"{record.peak_vram_reserved_bytes / 2**30:.1f} GiB")

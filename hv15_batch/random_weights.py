@@ -67,7 +67,8 @@ _SPECIAL_TOKENS = (
 # A byte-level tokenizer would need several hundred tokens for the system message. It says the
 # same for every prompt, so any fixed sequence can stand for it: here as many `<|system|>` as fill
 # the prefix up to the prompt's first byte.
-_NUM_SYSTEM_TOKENS = PROMPT_START - len(("im_start", "im_end", "im_start", "user"))
+_HEADER = ("<|im_start|>", "<|im_end|>", "<|im_start|>", "<|user|>")
+_NUM_SYSTEM_TOKENS = PROMPT_START - len(_HEADER)
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' -}}"

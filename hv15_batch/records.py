@@ -53,8 +53,8 @@ class ClipRecord:
     settings_sha256: str | None = _column("hash of everything asked")
     denoise_sha256: str | None = _column("the same less fps and video settings")
     manifest_sha256: str | None = _column("hash of the manifest's bytes")
-    started_at: datetime | None = _column("start of the attempt, UTC")
-    finished_at: datetime | None = _column("end of the attempt, UTC")
+    started_at: datetime | None = _column("start of the attempt, UTC")  # noqa: RUF009
+    finished_at: datetime | None = _column("end of the attempt, UTC")  # noqa: RUF009
     # asked for
     prompt: str | None = _column("text", source=ASKED)
     negative_prompt: str | None = _column("text; null without guidance", source=ASKED)
@@ -95,7 +95,9 @@ class ClipRecord:
     )
     encode_cached: bool | None = _column("all embeddings were on disk already")
     denoise_seconds: float | None = _column("the pipeline call up to latents", "second", CLOCK)
-    step_seconds: list[float] | None = _column("each denoising step", "second", CLOCK)
+    step_seconds: list[float] | None = _column(  # noqa: RUF009
+        "each denoising step", "second", CLOCK
+    )
     decode_seconds: float | None = _column("VAE decode to uint8 frames", "second", CLOCK)
     write_seconds: float | None = _column("encoding, read-back and publishing", "second", CLOCK)
     total_seconds: float | None = _column(

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from hv15_batch import __version__, costs
-from hv15_batch.attention import attention_backend_of, is_mask_free
+from hv15_batch.attention import attention_backend_of, check_accuracy, is_mask_free
+from hv15_batch.cards import find_card
+from hv15_batch.checkpoint import cache_root, tiny_root
 from hv15_batch.clip import Clip
-from hv15_batch.checkpoint import tiny_root
-from hv15_batch.config import ConfigError, VideoCodec, Weights
+from hv15_batch.config import ConfigError, Dtype, VideoCodec, Weights
 from hv15_batch.decode import TilePlan, decode_frames, plan_tiles
 from hv15_batch.embeddings import (
     Conditioning,
@@ -33,10 +34,10 @@ from hv15_batch.embeddings import (
     image_key,
     text_key,
 )
-from hv15_batch.encoders import load_encoders
+from hv15_batch.encoders import Encoders, load_encoders
 from hv15_batch.executor import Encoded, Event, ExecutorSpec, Job, Note, Stepped
 from hv15_batch.latents import DenoisedClip, read_latents, write_latents
-from hv15_batch.measure import StageMeter, machine_columns
+from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns
 from hv15_batch.pipeline import Denoiser, denoise, load_denoiser, load_vae
 from hv15_batch.placement import Placement, execution_device
 from hv15_batch.quality import measure_quality
@@ -48,8 +49,6 @@ from hv15_batch.video import check_video, file_suffix, write_thumbnail, write_vi
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Event], None]
-DECODE_MARGIN_BYTES = 512 * 2**20
-"""Left free beside a decode, for the allocator's blocks and the desktop."""
 
 
 class ClipRenderer:
@@ -64,6 +63,8 @@ class ClipRenderer:
         self._device = execution_device(config)
         self._folder: Path | None = spec.checkpoint
         if config.model.weights is Weights.tiny:
+            # Small tensors gain nothing from threads, and lose much where others use the cores.
+            torch.set_num_threads(1)
             self._folder = ensure_checkpoint(config.model, tiny_root())
         self._cache = EmbeddingCache(self._run_dir.embeddings)
         self._identity = EncoderIdentity(
@@ -72,11 +73,13 @@ class ClipRenderer:
             weights=config.model.weights.name,
             dtype=(config.runtime.dtype or config.model.dtype).name,
         )
-        self._placement = Placement(config.offload.kind, self._device)
+        self._placement = Placement(spec.offload, self._device, cache_root() / "blocks")
+        limit_device_memory(self._device, spec.budget_bytes)
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
+        self._is_backend_checked = False
         self._load_seconds: float | None = None
-        self._is_first = True
+        self._sizes_seen: set[tuple[int, int, int, bool]] = set()
         self._encoded: dict[str, StageMeter] = {}
         self._encode_errors: dict[str, Exception] = {}
         self._machine = machine_columns(self._device)
@@ -88,60 +91,86 @@ class ClipRenderer:
 
         What fails to encode fails the clips that need it, when their turn comes.
         """
-        missing = self._missing(clips)
-        if not missing:
-            return
-        has_images = any(isinstance(item, Clip) for item in missing.values())
-        vae = self._load_vae() if has_images else None
-        encoders = load_encoders(self._config, self._folder, vae=vae)
+        texts, images = self._missing(clips)
+        total = len(texts) + len(images)
+        if texts:
+            self._encode_texts(texts, total, emit)
+        if images:
+            self._encode_images(images, len(texts), total, emit)
+        gc.collect()
+
+    def _encode_texts(self, texts: dict[str, str], total: int, emit: Emit) -> None:
+        encoders = self._encoders()
+        embeddings = encoders.encode_texts(list(texts.values()))
         try:
-            for number, (key, item) in enumerate(missing.items(), 1):
+            for number, (key, text) in enumerate(texts.items(), 1):
                 meter = StageMeter(self._device)
                 try:
                     with meter.stage("encode"):
-                        if isinstance(item, str):
-                            self._encode_text(key, item, encoders, emit)
-                        else:
-                            with self._placement.decoding():
-                                self._encode_image(key, item, encoders)
+                        embedding = next(embeddings)
+                        self._cache.write_text(key, embedding)
+                    self._encoded[key] = meter
+                    self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
+                except Exception as error:
+                    self._encode_errors[key] = error.with_traceback(None)
+                    # A generator that raised is spent: the remaining texts need a new one.
+                    embeddings = encoders.encode_texts(list(texts.values())[number:])
+                emit(Encoded(number, total))
+        finally:
+            encoders.release()
+
+    def _encode_images(
+        self, images: dict[str, Clip], done: int, total: int, emit: Emit
+    ) -> None:
+        """After the texts: text and image encoders and the VAE need not be there together."""
+        encoders = self._encoders(vae=self._load_vae())
+        try:
+            for number, (key, clip) in enumerate(images.items(), done + 1):
+                meter = StageMeter(self._device)
+                try:
+                    with meter.stage("encode"), self._placement.decoding():
+                        self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
                 except Exception as error:
                     self._encode_errors[key] = error.with_traceback(None)
-                emit(Encoded(number, len(missing)))
+                emit(Encoded(number, total))
         finally:
             encoders.release()
-            gc.collect()
 
-    def _missing(self, clips: Sequence[Clip]) -> dict[str, str | Clip]:
-        """Return what the cache lacks by key: a text, or the clip whose image it is."""
-        missing: dict[str, str | Clip] = {}
+    def _encoders(self, vae: Any = None) -> Encoders:
+        return load_encoders(
+            self._config,
+            self._folder,
+            vae=vae,
+            streams_text_encoder=self._spec.streams_text_encoder,
+        )
+
+    def _missing(self, clips: Sequence[Clip]) -> tuple[dict[str, str], dict[str, Clip]]:
+        """Return by key the texts that the cache lacks, and a clip for each missing image."""
+        texts: dict[str, str] = {}
+        images: dict[str, Clip] = {}
         seen: set[str] = set()
         for clip in clips:
-            items: list[tuple[str, str | Clip]] = [
-                (text_key(text, self._identity), text) for text in clip_texts(clip.settings)
-            ]
-            if clip.settings.image_sha256 is not None:
-                items.append((self._image_key(clip), clip))
-            for key, item in items:
-                if key in seen:
-                    continue
+            for text in clip_texts(clip.settings):
+                key = text_key(text, self._identity)
+                if key not in seen and self._cache.read_text(key) is None:
+                    texts[key] = text
                 seen.add(key)
-                is_text = isinstance(item, str)
-                read = self._cache.read_text if is_text else self._cache.read_image
-                if read(key) is None:
-                    missing[key] = item
-        return missing
+            if clip.settings.image_sha256 is not None:
+                key = self._image_key(clip)
+                if key not in seen and self._cache.read_image(key) is None:
+                    images[key] = clip
+                seen.add(key)
+        return texts, images
 
-    def _encode_text(self, key: str, text: str, encoders: Any, emit: Emit) -> None:
-        embedding = encoders.encode_text(text)
-        if embedding.num_lost_tokens > 0:
+    def _warn_of_lost_tokens(self, text: str, lost: int, emit: Emit) -> None:
+        if lost > 0:
             emit(
                 Note(
-                    f"WARNING: the last {embedding.num_lost_tokens} tokens of a prompt are cut off "
-                    f"(the model reads 1000): {text[:60]!r}..."
+                    f"WARNING: the last {lost} tokens of a prompt are cut off (the model reads "
+                    f"1000): {text[:60]!r}..."
                 )
             )
-        self._cache.write_text(key, embedding)
 
     def _encode_image(self, key: str, clip: Clip, encoders: Any) -> None:
         assert clip.image_path is not None
@@ -178,7 +207,7 @@ class ClipRenderer:
             costs_ = [meter.columns() for meter in meters]
             columns["encode_seconds"] = sum(c["encode_seconds"] or 0.0 for c in costs_)
             for name in ("encode_peak_vram_allocated_bytes", "encode_peak_vram_reserved_bytes"):
-                peaks = [c[name] for c in costs_ if c.get(name) is not None]
+                peaks = [peak for c in costs_ if (peak := c.get(name)) is not None]
                 columns[name] = max(peaks) if peaks else None
         return conditioning, columns
 
@@ -191,8 +220,7 @@ class ClipRenderer:
         meter = StageMeter(self._device)
         frames: torch.Tensor | None = None
         with attempt.failing():
-            attempt.add(is_cold=self._is_first)
-            self._is_first = False
+            attempt.add(is_cold=self._is_cold(clip))
             denoised = self._denoised(job, meter, attempt, emit)
             emit(Stepped(clip.clip_id, "decode", *[clip.settings.num_inference_steps] * 2))
             vae = self._load_vae()
@@ -206,6 +234,15 @@ class ClipRenderer:
         attempt.add_measured(meter.columns())
         return lambda: self._finish(clip, attempt, frames)
 
+    def _is_cold(self, clip: Clip) -> bool:
+        """Whether this clip pays for first things: kernels, and compilation for its size."""
+        s = clip.settings
+        size = (s.height, s.width, s.num_frames, s.has_guidance)
+        is_first = not self._sizes_seen
+        is_compiling = self._config.runtime.compile and size not in self._sizes_seen
+        self._sizes_seen.add(size)
+        return is_first or is_compiling
+
     def _denoised(
         self, job: Job, meter: StageMeter, attempt: _Attempt, emit: Emit
     ) -> DenoisedClip:
@@ -217,6 +254,7 @@ class ClipRenderer:
             conditioning, encode_columns = self._conditioning(clip, emit)
             attempt.add(**encode_columns)
             pipe = self._load_denoiser()
+            self._check_backend(pipe, clip, conditioning)
             steps = clip.settings.num_inference_steps
             with meter.stage("denoise"), self._placement.denoising():
                 result = denoise(
@@ -297,7 +335,9 @@ class ClipRenderer:
     def _load_vae(self) -> Any:
         if self._vae is None:
             with self._loading():
-                self._vae = load_vae(self._config, self._folder)
+                self._vae = load_vae(
+                    self._config, self._folder, self._placement.loading_device
+                )
                 self._placement.hold_vae(self._vae)
         return self._vae
 
@@ -305,7 +345,12 @@ class ClipRenderer:
         if self._denoiser is None:
             vae = self._load_vae()
             with self._loading():
-                self._denoiser = load_denoiser(self._config, self._folder, vae=vae)
+                self._denoiser = load_denoiser(
+                    self._config,
+                    self._folder,
+                    vae=vae,
+                    loading_device=self._placement.loading_device,
+                )
                 self._placement.hold_transformer(self._denoiser.transformer)
         return self._denoiser
 
@@ -324,12 +369,22 @@ class ClipRenderer:
         """Return what decoding may take in all, the VAE's weights included."""
         if self._device.type != "cuda":
             return None
+        allocated = torch.cuda.memory_allocated(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
-            self._device
-        )
-        vae_bytes = sum(p.numel() * p.element_size() for p in self._vae.parameters())
-        return free + cached + vae_bytes - DECODE_MARGIN_BYTES
+        usable = free + torch.cuda.memory_reserved(self._device)
+        if self._spec.budget_bytes is not None:
+            usable = min(usable, self._spec.budget_bytes)
+        vae_bytes: int = sum(p.numel() * p.element_size() for p in self._vae.parameters())
+        return int(usable - (allocated - vae_bytes))
+
+    def _check_backend(self, pipe: Denoiser, clip: Clip, conditioning: Conditioning) -> None:
+        """Check a foreign attention kernel once, on the first clip's shapes."""
+        if not self._is_backend_checked:
+            s = clip.settings
+            tokens = costs.num_video_tokens(s.height, s.width, s.num_frames)
+            tokens += conditioning.prompt.num_text_tokens + conditioning.prompt.num_glyph_tokens
+            check_accuracy(pipe.transformer, tokens, self._device)
+            self._is_backend_checked = True
 
     # -- what the record says -----------------------------------------------------------------
 
@@ -355,7 +410,7 @@ class ClipRenderer:
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
             "attention_backend": attention_backend_of(pipe.transformer),
             "mask_free": is_mask_free(pipe.transformer),
-            "compiled": False,
+            "compiled": self._config.runtime.compile,
             "offload": self._placement.describe(),
         }
 
@@ -378,7 +433,11 @@ class ClipRenderer:
             )
             for text in texts
         )
-        return columns | {"model_pflop": flop / 1e15, "tflops": flop / 1e12 / seconds}
+        tflops = flop / 1e12 / seconds
+        card = find_card(self._machine["gpu_name"] or "")
+        is_16_bit = self._identity.dtype != Dtype.float32.name
+        mfu = tflops / card.dense_bf16_tflops if card is not None and is_16_bit else None
+        return columns | {"model_pflop": flop / 1e15, "tflops": tflops, "mfu": mfu}
 
     def _comment(self, clip: Clip) -> str:
         settings = clip.settings.as_dict()

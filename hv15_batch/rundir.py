@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +23,9 @@ from filelock import FileLock, Timeout
 from hv15_batch.config import ConfigError
 
 _LOCK_NAMES = (".lock", ".lock.json")
+_MAX_FOLDER_NAME = 120
+_RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
+_TEMPORARY = re.compile(r"\.[0-9]+\..+")
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,32 @@ class RunDir:
         """Return where the latents of these denoise settings are kept."""
         return self.latents / f"{denoise_sha256}.safetensors"
 
+    def saved_latents(self) -> set[str]:
+        """Return the `denoise_sha256` of all saved latents."""
+        return {path.stem for path in self.latents.glob("[!.]*.safetensors")}
+
     def relative(self, path: Path) -> str:
         """Return a path as the log stores it."""
         return path.relative_to(self.path).as_posix()
 
     def create(self) -> None:
-        """Create the folder tree."""
+        """Create the folder tree.
+
+        Raises:
+            ConfigError: the disk does not allow it.
+        """
         for folder in self._folders():
-            folder.mkdir(parents=True, exist_ok=True)
+            self.create_folder(folder)
+
+    def create_folder(self, folder: Path | None = None) -> None:
+        """Create one folder, by default the run directory itself; raises as `create` does."""
+        try:
+            (folder or self.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir={self.path}: cannot be made ({error.strerror}); name a folder that can "
+                "be written with run_dir=DIR."
+            ) from error
 
     def check_usable(self) -> None:
         """Refuse a folder that holds something else than a run.
@@ -131,15 +151,18 @@ class RunDir:
         )
 
     def sweep_temporary(self) -> int:
-        """Remove what an interrupted write left behind; return how many files. Needs the lock."""
-        removed = 0
-        for folder in (*self._folders(), *(p for p in self.runs.iterdir() if p.is_dir())):
-            for entry in folder.iterdir():
-                if entry.name.startswith(".") and entry.name not in _LOCK_NAMES:
-                    if entry.is_file() or entry.is_symlink():
-                        entry.unlink()
-                        removed += 1
-        return removed
+        """Remove what an interrupted write left behind; return how many files. Needs the lock.
+
+        Every hidden file in the folders that only runs write to; beside them a user may keep
+        hidden files of his own, so there only what has the form of `publishing`'s names.
+        """
+        folders = [*self._folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
+        left = [entry for folder in folders for entry in folder.glob(".*")]
+        left += [e for e in self.path.glob(".*") if _TEMPORARY.fullmatch(e.name)]
+        left = [entry for entry in left if entry.is_file() or entry.is_symlink()]
+        for entry in left:
+            entry.unlink()
+        return len(left)
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[None]:
@@ -179,9 +202,11 @@ class RunDir:
 
     def run_ids(self) -> list[str]:
         """Return the invocations that were started here, oldest first."""
-        if not self.runs.is_dir():
-            return []
-        return sorted(p.name for p in self.runs.iterdir() if (p / "config.yaml").is_file())
+        return sorted(path.parent.name for path in self.runs.glob("*/config.yaml"))
+
+    def new_run_id(self) -> str:
+        """Return a name for the next invocation, which sorts after all others."""
+        return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
 
 
 def default_run_dir(manifest: Path, sweep: str | None) -> Path:
@@ -192,32 +217,13 @@ def default_run_dir(manifest: Path, sweep: str | None) -> Path:
     return Path("outputs") / f"{name}.sweep" / sweep
 
 
-def new_run_id(existing: list[str]) -> str:
+def new_run_id(existing: Iterable[str]) -> str:
     """Return a name that sorts after all existing ones, also when the clock was set back."""
+    matches = (_RUN_ID.match(name) for name in existing)
+    newest, number = max(((m[1], int(m[2])) for m in matches if m), default=("", 0))
     stamp = utc_now().strftime("%Y%m%dT%H%M%S")
-    newest = max((name.split("-")[0] for name in existing), default="")
-    if stamp < newest:
-        stamp = newest
-    number = sum(1 for name in existing if name.startswith(stamp))
-    return f"{stamp}-{number:02d}-{os.urandom(2).hex()}"
-
-
-def log_to_file(path: Path) -> None:
-    """Send this process's log records and warnings to a file, and nothing of them to the screen.
-
-    Parent and executor append to the same file, a line at a time.
-    """
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    )
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
-        old.close()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(True)
+    stamp, number = (stamp, 0) if stamp > newest else (newest, number + 1)
+    return f"{stamp}-{number:04d}-{os.urandom(2).hex()}"
 
 
 def utc_now() -> datetime:
@@ -227,8 +233,11 @@ def utc_now() -> datetime:
 
 def sweep_folder_name(values: list[str]) -> str:
     """Return a folder name of swept values, joined with `-`, safe on every file system."""
-    joined = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values)
-    return joined.strip("._-")[:120] or "job"
+    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
+    if len(name) > _MAX_FOLDER_NAME:
+        digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
+        name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}"
+    return name or "job"
 
 
 @contextmanager

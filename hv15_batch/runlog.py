@@ -7,7 +7,7 @@ One writer (the parent). A segment is rewritten whole and renamed after each att
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,23 @@ class RunLog:
         self._run_id = run_id
         self._schema = arrow_schema()
         self._number = 0
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[pa.Table] = []
 
     def append(self, record: ClipRecord) -> None:
-        """Make the record part of the log; durable when this returns."""
+        """Make the record part of the log; durable when this returns.
+
+        Raises:
+            OSError: it could not be written; the log is as before.
+        """
         if len(self._rows) == SEGMENT_ROWS:
             self._rows = []
             self._number += 1
-        self._rows.append(asdict(record))
+        row = pa.Table.from_pylist([vars(record)], schema=self._schema)
+        table = pa.concat_tables([*self._rows, row]).combine_chunks()
         path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
-        table = pa.Table.from_pylist(self._rows, schema=self._schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
+        self._rows.append(row)
 
 
 def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -82,13 +87,18 @@ def read_last_attempts(
 
 
 def bring_to_current_schema(log_folder: Path) -> int:
-    """Rewrite segments of older schema versions; return how many. Needs the lock."""
+    """Rewrite segments of older schema versions; return how many. Needs the lock.
+
+    Raises:
+        LogSchemaError: a segment is unreadable or written by a newer version.
+    """
     schema = arrow_schema()
     rewritten = 0
     for path in segments(log_folder):
-        if _schema_version(path) == SCHEMA_VERSION:
-            continue
-        table = _read_segment(path, schema)
+        with _open_segment(path) as (file, version):
+            if version == SCHEMA_VERSION:
+                continue
+            table = _columns(file, schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
         rewritten += 1
@@ -107,30 +117,41 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _schema_version(path: Path) -> int:
+def _read_segment(path: Path, schema: pa.Schema) -> pa.Table:
+    with _open_segment(path) as (file, _):
+        return _columns(file, schema)
+
+
+@contextmanager
+def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """Open a segment and yield it with its schema version, 0 where it has none."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        version = int(metadata.get(b"schema_version", b"0"))
+        with pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            version = int(metadata.get(b"schema_version", b"0"))
+            if version > SCHEMA_VERSION:
+                raise LogSchemaError(
+                    f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
+                    "update hv15_batch to the version that wrote it."
+                )
+            yield file, version
+    except LogSchemaError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise LogSchemaError(
             f"{path}: not a readable log segment ({error}); move it out of the folder: its clips "
             "are rendered again, or decoded again from their latents."
         ) from error
-    if version > SCHEMA_VERSION:
-        raise LogSchemaError(
-            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
-            "update hv15_batch to the version that wrote it."
-        )
-    return version
 
 
-def _read_segment(path: Path, schema: pa.Schema) -> pa.Table:
-    _schema_version(path)
-    with pq.ParquetFile(path) as file:
-        present = set(file.schema_arrow.names)
-        table = file.read(columns=[name for name in schema.names if name in present])
+def _columns(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
+    """Return a segment's rows in a schema, null where it lacks a column."""
+    present = set(file.schema_arrow.names)
+    table = file.read(columns=[name for name in schema.names if name in present])
     columns = [
-        table[f.name].cast(f.type) if f.name in present else pa.nulls(table.num_rows, f.type)
+        table[f.name].cast(f.type)
+        if f.name in present
+        else pa.nulls(file.metadata.num_rows, f.type)
         for f in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)

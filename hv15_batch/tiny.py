@@ -13,18 +13,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+from diffusers import (
+    DiffusionPipeline,
+    HunyuanVideo15ImageToVideoPipeline,
+    HunyuanVideo15Pipeline,
+)
+from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from hv15_batch.architectures import (
     MODULES,
+    TINY_GAINS,
     checkpoint_folder,
     component_names,
-    definition_sha256,
     read_architecture,
+    tiny_model,
 )
-from hv15_batch.config import Distillation, Dtype, ModelConfig, Task, Weights
+from hv15_batch.config import ModelConfig, Task, Weights
 from hv15_batch.random_weights import (
     build_component,
     build_feature_extractor,
@@ -83,29 +91,49 @@ def write_checkpoint(model: ModelConfig, folder: Path) -> None:
     """Write a tiny model in diffusers layout, as float32, for the stock pipelines to load."""
     architecture = read_architecture("tiny")
     tokenizer, tokenizer_2 = tokenizers()
-    components = {
-        name: build_component(name, model, torch.float32, "cpu", architecture=architecture)
-        for name in component_names(model.task)
-        if name in MODULES
-    }
-    components |= {
+    components: dict[str, Any] = {
         "tokenizer": tokenizer,
         "tokenizer_2": tokenizer_2,
         "scheduler": build_scheduler(model, architecture),
         "guider": build_guider(model, architecture),
     }
+    for name in component_names(model.task):
+        if name in MODULES:
+            component = build_component(
+                name, model, torch.float32, "cpu", architecture=architecture
+            )
+            _apply_gains(component, TINY_GAINS.get(name, {}))
+            components[name] = component
+    pipeline_class: type[DiffusionPipeline] = HunyuanVideo15Pipeline
     if model.task is Task.i2v:
+        pipeline_class = HunyuanVideo15ImageToVideoPipeline
         components["feature_extractor"] = build_feature_extractor(model, architecture)
-        pipeline = HunyuanVideo15ImageToVideoPipeline(**components)
-    else:
-        pipeline = HunyuanVideo15Pipeline(**components)
-    pipeline.save_pretrained(folder)
+    with _without_progress_bars():
+        pipeline_class(**components).save_pretrained(folder)
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     (folder / CONTENTS).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+
+
+def _apply_gains(component: nn.Module, gains: dict[str, float]) -> None:
+    for name, parameter in component.named_parameters():
+        for ending, gain in gains.items():
+            if name.endswith(ending):
+                parameter.mul_(gain)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -117,3 +145,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m hv15_batch.tiny NAME ROOT")
+    print(ensure_checkpoint(tiny_model(sys.argv[1]), Path(sys.argv[2])))

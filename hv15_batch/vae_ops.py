@@ -7,6 +7,7 @@ fused kernels; `ops_for` picks.
 from __future__ import annotations
 
 import importlib.util
+import math
 from types import ModuleType
 
 import torch
@@ -26,18 +27,24 @@ def ops_for(device: torch.device) -> ModuleType:
 
 def normalize(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     """Return RMS-normalised channels: x / |x| * sqrt(C) * gamma, computed in float32."""
+    scale = gamma.float() * math.sqrt(x.shape[-1])
     normalized: torch.Tensor = F.normalize(x.float(), dim=-1)
-    return (normalized * x.shape[-1] ** 0.5 * gamma.float()).to(x.dtype)
+    return (normalized * scale).to(x.dtype)
 
 
-def pad_into(out: torch.Tensor, x: torch.Tensor, gamma: torch.Tensor | None) -> None:
-    """Write x with replicated edges into out, normalised and through SiLU where gamma is given.
+def pad_into(
+    out: torch.Tensor, x: torch.Tensor, gamma: torch.Tensor | None, bias: torch.Tensor | None
+) -> None:
+    """Write x + bias with replicated edges into out, normalised and through SiLU if gamma is given.
 
     Args:
         out: [T, H + 2, W + 2, C], overwritten.
         x: [T, H, W, C].
-        gamma: float [C], or None to pad only.
+        gamma: float32 [C], or None to leave norm and SiLU out.
+        bias: [C] of the convolution that made x, or None.
     """
+    if bias is not None:
+        x = x + bias
     if gamma is not None:
         x = F.silu(normalize(x, gamma))
     out[:, 1:-1, 1:-1] = x
@@ -47,33 +54,38 @@ def pad_into(out: torch.Tensor, x: torch.Tensor, gamma: torch.Tensor | None) -> 
     out[:, :, -1] = out[:, :, -2]
 
 
-def unpack_add(packed: torch.Tensor, x: torch.Tensor, channels: int, first: bool) -> torch.Tensor:
-    """Return the upsampler's output: packed channels spread over space and time, plus a shortcut.
+def add_into(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> None:
+    """Add x and bias [C] to h in place. h, x: [T, H, W, C]."""
+    h.add_(bias).add_(x)
 
-    The packed channel index is ((a * 2 + b) * 2 + d) * channels + c for frame a, row b and column
-    d of the 2x2 or 2x2x2 block; the shortcut spreads x the same way, its channels repeated.
+
+def unpack_into(
+    out: torch.Tensor, packed: torch.Tensor, x: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """Write the upsampler's output: packed channels spread over space and time, plus a shortcut.
+
+    The packed channel index is ((a * 2 + b) * 2 + d) * C + c for frame a, row b and column d of the
+    2x2x2 block (2x2 without a); the shortcut spreads x the same way, its channels repeated. The
+    first frame of a clip is not doubled in time: each group holds 2 C channels, of which the
+    first C count.
 
     Args:
-        packed: [T, H, W, factor * channels], factor 4 (space) or 8 (time and space).
+        out: [T, 2H, 2W, C] or, doubled in time, [2T, 2H, 2W, C], overwritten.
+        packed: [T, H, W, factor * C], factor 4 (space) or 8 (time and space).
         x: [T, H, W, Cin], the upsampler's input.
-        channels: Channels of the output.
-        first: Whether this is the clip's first frame (T is 1), which is not doubled in time: it
-            takes the first half of each group of channels.
-
-    Returns:
-        [T or 2T, 2H, 2W, channels].
+        bias: [factor * C] of the convolution that made `packed`.
 
     Source: diffusers 0.42.1 autoencoder_kl_hunyuanvideo15.py, HunyuanVideo15Upsample.
     """
-    factor = packed.shape[-1] // channels
+    ratio = out.shape[0] // packed.shape[0]
+    halves = packed.shape[-1] // (4 * ratio * out.shape[-1])
     repeats = packed.shape[-1] // x.shape[-1]
-    if first and factor == 8:
-        h = _unpack(packed, 1)[..., :channels]
+    h = _unpack(packed + bias, ratio)[..., : out.shape[-1]]
+    if halves == 2:
         shortcut = _unpack(x, 1).repeat_interleave(repeats // 2, dim=-1)
     else:
-        h = _unpack(packed, factor // 4)
-        shortcut = _unpack(x.repeat_interleave(repeats, dim=-1), factor // 4)
-    return h + shortcut
+        shortcut = _unpack(x.repeat_interleave(repeats, dim=-1), ratio)
+    torch.add(h, shortcut, out=out)
 
 
 def _unpack(packed: torch.Tensor, ratio: int) -> torch.Tensor:

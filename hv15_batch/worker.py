@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from hv15_batch.clip import Clip
@@ -25,9 +28,11 @@ from hv15_batch.executor import (
     Refused,
     Renderer,
 )
-
 from hv15_batch.records import ClipRecord
-from hv15_batch.rundir import RunDir, log_to_file
+from hv15_batch.rundir import RunDir
+from hv15_batch.text_log import text_log
+
+logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
@@ -78,7 +83,14 @@ class LocalExecutor:
             args=(theirs, self._spec, self._renderer, os.getpid()),
             name="hv15_batch-worker",
         )
-        self._process.start()
+        # Ctrl-C reaches the whole group, and a child that is still importing would print a
+        # traceback. It inherits the blocked signal, until it has said to ignore it.
+        resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
     @property
@@ -126,10 +138,8 @@ class LocalExecutor:
 
     def _send(self, message: object) -> None:
         assert self._pipe is not None
-        try:
+        with suppress(OSError):  # the child is gone: the next poll says so
             self._pipe.send(message)
-        except OSError:
-            pass  # the child is gone: the next poll says so
 
     def _reason_of_death(self) -> str:
         assert self._process is not None
@@ -151,19 +161,23 @@ def _child_main(
     parent: int,
 ) -> None:
     """Serve the parent until it closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent(parent)
-    log_to_file(RunDir(spec.run_dir).run_log(spec.run_id))
     lock = threading.Lock()
 
     def emit(event: Event) -> None:
         with lock:
             pipe.send(event)
 
-    try:
-        _serve(pipe, make(spec), emit)
-    except ConfigError as error:
-        emit(Refused(str(error)))
+    with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
+        try:
+            _serve(pipe, make(spec), emit)
+        except ConfigError as error:
+            emit(Refused(str(error)))
+        except Exception as error:  # not a clip's: those are records
+            logger.exception("the worker failed")
+            emit(Died(f"the worker failed: {type(error).__name__}: {error}"))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ def test_a_checkpoint_that_lacks_a_file_is_not_complete(name: str, tmp_path: Pat
     (folder / name).unlink()
 
     assert resolve_checkpoint(model, hub_cache=tmp_path).folder is None
+
+
+def test_a_checkpoint_as_diffusers_writes_it_is_complete(
+    tiny_folder: Callable[[str], Path],
+) -> None:
+    folder = tiny_folder("tiny_i2v_step_distilled")
+    model = hub_model(repo=str(folder), task=Task.i2v, distillation=Distillation.step)
+
+    assert find_faults(folder) == []
+    assert resolve_checkpoint(model).folder == folder
 
 
 def test_weights_cut_short_are_not_complete(tmp_path: Path) -> None:

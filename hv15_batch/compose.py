@@ -1,0 +1,110 @@
+"""Hydra behind one function: from words to typed settings, once or for each job of a sweep."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from hv15_batch.config import Config, conf_dir
+from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
+from hv15_batch.messages import report_error
+from hv15_batch.overrides import check_settings, key_of, translate, value_of
+from hv15_batch.rundir import sweep_folder_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed configuration and what was typed to get it."""
+
+    config: Config
+    typed: dict[str, str]
+    """Settings that were typed, with their values as text; in a sweep those of this job."""
+    swept: tuple[str, ...]
+    """Settings with several values; empty outside a sweep."""
+
+    def sweep_folder(self) -> str:
+        """Return the name of this job's folder: its swept values joined with `-`."""
+        return sweep_folder_name([self.typed[key] for key in self.swept])
+
+
+def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
+    """Compose the settings and run the job, or each job of a sweep; return the worst code.
+
+    One job that fails does not end a sweep; an interrupted one does.
+
+    Raises:
+        ConfigError: words that are no settings.
+        hydra.errors.HydraException: settings that cannot be composed.
+    """
+    flags, settings = translate(arguments)
+    swept = check_settings(settings, is_sweep=bool({"-m", "--multirun"} & set(flags)))
+    codes: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            overrides = HydraConfig.get().overrides.task
+            typed = {key_of(override): value_of(override) for override in overrides}
+            codes.append(run(Job(to_config(composed), typed, swept)))
+        except Exception as error:
+            code = report_error(error)
+            if code is None:
+                raise  # Hydra keeps it until the other jobs of a sweep have run
+            codes.append(code)
+        if codes[-1] >= EXIT_SIGINT:
+            raise KeyboardInterrupt
+
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    try:
+        with _hydra_command_line([*flags, *settings]):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
+                task
+            )()
+    except KeyboardInterrupt:
+        if not codes:
+            raise
+    except SystemExit as stop:  # of argparse, for a bad value of --cfg or --info
+        return stop.code if isinstance(stop.code, int) else EXIT_REFUSED
+    return max(codes, default=EXIT_OK)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Return the typed settings of a composed configuration.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a value is of the wrong type or missing.
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+@contextmanager
+def _hydra_command_line(words: Sequence[str]) -> Iterator[None]:
+    """Give Hydra its words, a folder for what it writes, and no say in how errors are shown."""
+    saved_argv, saved_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:
+        # A sweep writes multirun.yaml into its directory, whatever is configured.
+        sys.argv = [
+            "hv15-batch",
+            *words,
+            f"hydra.run.dir='{folder}'",
+            f"hydra.sweep.dir='{folder}'",
+        ]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; else it prints and exits with 1
+        try:
+            yield
+        finally:
+            sys.argv = saved_argv
+            if saved_full is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = saved_full

@@ -1,0 +1,240 @@
+"""What is typed: turned into Hydra's grammar, and checked against the settings that there are."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.manifest import MANIFEST_SUFFIXES
+
+GROUPS = ("model", "offload", "dispatch", "experiment")
+WORDS = ("report", "status", "prefetch")
+
+_TEXT_KEYS = ("run_dir", "resume", "only")
+"""Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
+_SWEPT_TEXT_KEYS = (
+    "manifest",
+    "sampling.negative_prompt",
+    "override.negative_prompt",
+    "model.repo",
+    "model.revision",
+)
+"""The same, but commas separate values in a sweep."""
+_SEED_KEYS = ("sampling.seeds", "override.seeds")
+
+_SWEEP_FLAGS = {"-m", "--multirun"}
+_PLAIN_FLAGS = {"--resolve", "--hydra-help"}
+_VALUE_FLAGS = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--package": None,
+    "--config-dir": None,
+}
+"""Flags with a value, and what it may be. Not among them: what replaces the configuration as a
+whole, or reads a pickled one."""
+_SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
+_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
+_KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
+
+
+# -- words to Hydra's grammar -----------------------------------------------------------------
+
+
+def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Turn what a person types into Hydra's flags and settings.
+
+    A word that ends like a manifest is the manifest; `--dry-run` is `dry_run=true`; a leading `+`
+    changes nothing; text with spaces, brackets, commas, quotes or `${` is quoted.
+
+    Raises:
+        ConfigError: an unknown flag, or a word that is none of these.
+    """
+    flags, settings = [], []
+    is_sweep = bool(_SWEEP_FLAGS & set(arguments))
+    words = iter(arguments)
+    for number, word in enumerate(words):
+        if word == "--dry-run":
+            settings.append("dry_run=true")
+        elif word.startswith("-"):
+            flags.append(_flag(word, words))
+        elif _is_manifest(word, is_first=number == 0):
+            settings.append(f"manifest={_quoted(word)}")
+        elif "=" in word:
+            settings.append(_setting(word.lstrip("+"), is_sweep))
+        else:
+            raise ConfigError(_unknown_word(word))
+    return flags, settings
+
+
+def _flag(word: str, following: Iterator[str]) -> str:
+    """Return a flag as one word, with the value that follows it.
+
+    Raises:
+        ConfigError: there is no such flag, or its value is missing or not one of those allowed.
+    """
+    name, equals, value = word.partition("=")
+    name = _SHORT_FLAGS.get(name, name)
+    if name not in _VALUE_FLAGS:
+        if word in _SWEEP_FLAGS or word in _PLAIN_FLAGS:
+            return word
+        some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
+        raise ConfigError(
+            f"{word}: there is no such flag.{_suggestion(name, some)} The flags are --dry-run, "
+            "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
+        )
+    allowed = _VALUE_FLAGS[name]
+    if not equals:
+        value = "all" if name == "--info" else next(following, "")
+    if not value or (allowed is not None and value not in allowed):
+        what = f"one of {', '.join(allowed)}" if allowed else "a name"
+        raise ConfigError(f"{name}={value}: takes {what}; write it after the {name}.")
+    return f"{name}={value}"
+
+
+def _is_manifest(word: str, is_first: bool) -> bool:
+    if not word.lower().endswith(MANIFEST_SUFFIXES):
+        return False
+    return _KEY_LIKE.match(word) is None or (is_first and Path(word).is_file())
+
+
+def _setting(word: str, is_sweep: bool) -> str:
+    key, _, value = word.partition("=")
+    has_values = is_sweep and "," in value
+    if key in _TEXT_KEYS or (key in _SWEPT_TEXT_KEYS and not has_values):
+        return word if _is_literal(value) else f"{key}={_quoted(value)}"
+    if key == "manifest" and Path(value).is_file():
+        return f"{key}={_quoted(value)}"  # a comma in its name, not a sweep
+    if key in _SEED_KEYS and "," in value and not is_sweep and not value.startswith("["):
+        return f"{key}={_quoted(value.strip(chr(34) + chr(39)))}"
+    return word
+
+
+def _is_literal(value: str) -> bool:
+    """Whether Hydra reads the value as it should be already: a quoted text, or null."""
+    return value == "null" or _LITERAL.fullmatch(value) is not None
+
+
+def _quoted(value: str) -> str:
+    """Return a Hydra string literal that means exactly this text, interpolation included."""
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
+    text = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], text)
+    return f'"{text}"'
+
+
+def _unknown_word(word: str) -> str:
+    if word.startswith("~"):
+        return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
+    return (
+        f"{word!r}: neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor key=value nor one of "
+        f"the words {', '.join(WORDS)}.{_suggestion(word, WORDS)} See hv15-batch --help."
+    )
+
+
+# -- words against settings -------------------------------------------------------------------
+
+
+def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
+    """Return the swept settings; refuse words that are no settings, all at once.
+
+    Raises:
+        ConfigError: naming each such word and the nearest setting.
+    """
+    faults, swept = [], []
+    for word in words:
+        override = _parse(word)
+        fault = None if override.is_hydra_override() else _fault(override, is_sweep)
+        if fault:
+            faults.append(f"{word}: {fault}")
+        elif override.is_sweep_override():
+            swept.append(override.key_or_group)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return tuple(swept)
+
+
+def key_of(word: str) -> str:
+    """Return the setting that a word sets."""
+    return word.split("=", 1)[0]
+
+
+def value_of(word: str) -> str:
+    """Return the value that a word sets, as text without Hydra's quotes."""
+    value = _parse(word).value()
+    return value if isinstance(value, str) else word.split("=", 1)[1]
+
+
+def _parse(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        raise ConfigError(
+            f"{word}: not understood; put a value with special characters in quotes of its own: "
+            f"'{key_of(word)}=\"...\"'."
+        ) from None
+
+
+def _fault(override: Override, is_sweep: bool) -> str | None:
+    """Return what is wrong with a word and what to do, or None."""
+    key, value = override.key_or_group, override.value()
+    known = setting_names()
+    members = [name for name in known if name.startswith(f"{key}.")]
+    if override.type is not OverrideType.CHANGE or override.package is not None:
+        return "settings are set with key=value."
+    if key in GROUPS:
+        if value in (None, "") and key != "experiment":
+            return "must name an option; leave it out for the default."
+        if isinstance(value, (dict, list)):
+            return "must name one option."
+    elif members:
+        return f"{key} is a section; set its members, for example {members[0]}=VALUE."
+    elif key not in known:
+        near = _suggestion(key, [*GROUPS, *(n for n in known if not n.startswith("model."))])
+        return f"there is no setting {key}.{near} All of them: hv15-batch --cfg job."
+    if override.is_sweep_override() and not is_sweep:
+        return "several values are a sweep; add -m to run one after the other."
+    return None
+
+
+@cache
+def setting_names() -> tuple[str, ...]:
+    """Return the dotted name of every setting."""
+    return tuple(_names(Config, ""))
+
+
+def _names(cls: type, prefix: str) -> Iterator[str]:
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        hint: Any = hints[field.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _names(hint, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _suggestion(typed: str, known: Sequence[str]) -> str:
+    """Return e.g. ` Did you mean override.num_frames?`, or nothing.
+
+    Nearest first: the same last part (`num_frames`), a piece of it (`frames`), the whole name,
+    the last part with a slip of the fingers.
+    """
+    last = typed.rsplit(".", 1)[-1]
+    lasts = {name: name.rsplit(".", 1)[-1] for name in known}
+    near = (
+        [name for name in known if lasts[name] == last]
+        or [name for name in known if len(last) > 3 and last in lasts[name]]
+        or difflib.get_close_matches(typed, known, n=1)
+    )
+    if not near:
+        close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1)
+        near = [name for name in known if lasts[name] in close]
+    return f" Did you mean {' or '.join(near[:3])}?" if near else ""

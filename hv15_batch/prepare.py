@@ -1,0 +1,149 @@
+"""What a command means, before anything is touched: checks, clips, their states, refusals."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
+from hv15_batch.clip import Clip
+from hv15_batch.config import Config, ConfigError, Weights, check_config
+from hv15_batch.machine import Machine
+from hv15_batch.manifest import Manifest, read_manifest
+from hv15_batch.plan import (
+    HISTORY_COLUMNS,
+    History,
+    PlannedClip,
+    plan_clips,
+    select,
+    settings_conflict,
+)
+from hv15_batch.resolve import check_typed_sampling, make_clips
+from hv15_batch.rundir import RunDir, default_run_dir
+from hv15_batch.runlog import read_last_attempts
+from hv15_batch.stored_settings import check_owner, earlier_settings
+from hv15_batch.summary import headline
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a command means, before anything is touched."""
+
+    config: Config
+    manifest: Manifest
+    checkpoint: Checkpoint
+    run_dir: RunDir
+    clips: tuple[Clip, ...]
+    beaten: dict[str, int]
+    """Typed `sampling.*` values and how many rows beat each."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Every clip of the manifest with its state, and what this command is about."""
+
+    clips: list[PlannedClip]
+    selected: list[PlannedClip]
+
+    @property
+    def todo(self) -> list[PlannedClip]:
+        """What is to be rendered, in order."""
+        return [p for p in self.selected if not p.is_done]
+
+
+def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) -> Prepared:
+    """Read and check everything that needs no weights and no device.
+
+    Raises:
+        ConfigError: naming place, value, what is allowed and what to do.
+    """
+    check_config(config)
+    if config.manifest is None:
+        raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
+    path = Path(config.manifest).expanduser()
+    run_dir = RunDir(Path(config.run_dir or default_run_dir(path, sweep)).expanduser().absolute())
+    run_dir.check_usable()
+    manifest = read_manifest(path, config.model.task)
+    check_owner(run_dir, manifest.path)
+    beaten = check_typed_sampling(manifest, config, typed_sampling)
+    checkpoint = resolve_checkpoint(config.model)
+    if checkpoint.revision is None:
+        config = _with_remembered_revision(config, run_dir)
+        checkpoint = resolve_checkpoint(config.model)
+    clips = make_clips(manifest, config, checkpoint.revision)
+    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten)
+
+
+def plan_against_log(prepared: Prepared) -> Planned:
+    """Return every clip with its state; refuse settings that repeat finished work.
+
+    Raises:
+        ConfigError: the command's settings, not the manifest, would render again what is done.
+    """
+    config, run_dir = prepared.config, prepared.run_dir
+    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+    clips = plan_clips(prepared.clips, config, history, run_dir)
+    planned = Planned(clips, select(clips, config))
+    if history.by_settings and not config.add:
+        earlier = earlier_settings(run_dir)
+        difference = settings_conflict(
+            prepared.manifest, planned.selected, config, earlier, history
+        )
+        if difference:
+            resume = shlex.quote(f"resume={run_dir.path}")
+            raise ConfigError(
+                f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
+                f"To go on with those: hv15-batch {resume}. To keep both apart: run_dir=DIR. "
+                "To add clips with the new settings here: add=true."
+            )
+    return planned
+
+
+def check_device(config: Config, machine: Machine) -> None:
+    """Refuse a real model on a machine without CUDA.
+
+    Raises:
+        ConfigError: naming what works here.
+    """
+    if config.model.weights is not Weights.tiny and not machine.gpus:
+        raise ConfigError(
+            f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "
+            "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and "
+            "plan use dry_run=true."
+        )
+
+
+def lacks_weights(prepared: Prepared) -> bool:
+    """Return whether weights have to be fetched before anything can be rendered."""
+    is_hub_model = prepared.config.model.weights is Weights.pretrained
+    return is_hub_model and prepared.checkpoint.folder is None
+
+
+def with_weights(prepared: Prepared, say: Say) -> Prepared:
+    """Fetch missing weights where a clip needs them, after the first line is said.
+
+    A revision that was first learnt there goes into the clips' settings.
+    """
+    planned = plan_against_log(prepared)
+    say(headline(prepared.run_dir, planned.clips))
+    if not planned.todo:
+        return prepared
+    checkpoint = fetch(prepared.config.model, say=say)
+    clips = make_clips(prepared.manifest, prepared.config, checkpoint.revision)
+    return replace(prepared, checkpoint=checkpoint, clips=clips)
+
+
+def _with_remembered_revision(config: Config, run_dir: RunDir) -> Config:
+    """Return the settings with the revision that this run directory was last rendered with.
+
+    For a hub model without a revision of which nothing is on disk any more: its newest commit
+    would render everything again.
+    """
+    for earlier in earlier_settings(run_dir):
+        if earlier.model.repo == config.model.repo:
+            return replace(config, model=replace(config.model, revision=earlier.model.revision))
+    return config

@@ -1,0 +1,212 @@
+"""From rows to clips: settings after precedence, sizes, seeds, hashes. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from hv15_batch.clip import Clip, ClipSettings, make_clip
+from hv15_batch.config import (
+    SAMPLING_FIELDS,
+    Config,
+    ConfigError,
+    Task,
+    check_recipe,
+    effective_dtype,
+)
+from hv15_batch.manifest import Manifest, ManifestError, Row, format_fault, parse_seeds
+
+
+def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tuple[Clip, ...]:
+    """Return every clip of the manifest, rows in file order, seeds in the row's order.
+
+    Raises:
+        ManifestError: all faults that need the settings as well as the row.
+    """
+    clips = resolve_clips(manifest, config, revision)
+    faults = _recipe_faults(manifest.name, clips, config) + _duplicate_faults(manifest.name, clips)
+    if faults:
+        raise ManifestError(faults)
+    return tuple(clips)
+
+
+def resolve_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
+    """Return what every row asks for, refused or not.
+
+    Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
+    """
+    override_seeds, default_seeds = _configured_seeds(config)
+    video = {
+        "codec": config.video.codec.name,
+        "crf": config.video.crf,
+        "preset": config.video.preset,
+        "embed_metadata": config.video.embed_metadata,
+    }
+    clips: list[Clip] = []
+    for row in manifest.rows:
+        values = _row_values(row, config)
+        if config.model.task is Task.i2v:
+            assert row.image_size is not None
+            values["height"], values["width"] = bucket_size(
+                *row.image_size, config.model.target_size
+            )
+        for seed in override_seeds or row.seeds or default_seeds:
+            clips.append(_clip(row, seed, values, video, config, revision))
+    return clips
+
+
+def check_typed_sampling(
+    manifest: Manifest, config: Config, typed: Iterable[str]
+) -> dict[str, int]:
+    """Return how many rows beat each typed `sampling.*` value.
+
+    Raises:
+        ConfigError: every row beats it, so that typing it had no effect.
+    """
+    beaten: dict[str, int] = {}
+    for name in typed:
+        count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
+        if count and count == len(manifest.rows):
+            value = getattr(config.sampling, name)
+            raise ConfigError(
+                f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
+                f"wins; to replace them all use override.{name}={value}."
+            )
+        if count:
+            beaten[name] = count
+    return beaten
+
+
+@lru_cache(maxsize=4096)
+def bucket_size(height: int, width: int, target_size: int) -> tuple[int, int]:
+    """Return the (height, width) that the image-to-video pipeline gives an image of this size.
+
+    Buckets are the 16-pixel sizes of about `target_size`² area with an aspect of up to 4:1; the
+    chosen one is the nearest in aspect that is not more elongated than the image.
+
+    Source: diffusers 0.42.1 HunyuanVideo15ImageProcessor.calculate_default_height_width.
+    """
+    patches = round((target_size / 16) ** 2)
+    aspect = height / width
+    best: tuple[float, int, int] | None = None
+    rows, columns = patches, 1
+    while rows > 0:
+        if max(rows, columns) / min(rows, columns) <= 4.0:
+            distance = round(rows / columns, 5) - aspect
+            reachable = distance <= 0 if aspect >= 1 else distance >= 0
+            if reachable and (best is None or abs(distance) < best[0]):
+                best = (abs(distance), rows * 16, columns * 16)
+        if (columns + 1) * rows <= patches:
+            columns += 1
+        else:
+            rows -= 1
+    if best is None:
+        raise ValueError(f"no bucket for an image of {height}x{width}: the aspect is over 4:1")
+    return best[1], best[2]
+
+
+def glyph_texts(prompt: str) -> list[str]:
+    """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
+    found = [a or b for a, b in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
+    return list(dict.fromkeys(found))
+
+
+def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the seeds of `override` (empty where there are none) and of `sampling`."""
+    parsed: list[tuple[int, ...]] = []
+    for section, value in (("override", config.override), ("sampling", config.sampling)):
+        try:
+            parsed.append(() if value.seeds is None else parse_seeds(value.seeds))
+        except ValueError as error:
+            raise ConfigError(f"{section}.seeds={value.seeds}: {error}") from None
+    return parsed[0], parsed[1] or (0,)
+
+
+def _row_values(row: Row, config: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in SAMPLING_FIELDS:
+        if name == "seeds":
+            continue
+        for source in (config.override, row, config.sampling, config.model.default_sampling):
+            value = getattr(source, name)
+            if value is not None:
+                values[name] = value
+                break
+    return values
+
+
+def _clip(
+    row: Row,
+    seed: int,
+    values: dict[str, Any],
+    video: dict[str, Any],
+    config: Config,
+    revision: str | None,
+) -> Clip:
+    guidance_scale = float(values["guidance_scale"])
+    steps = values["num_inference_steps"]
+    settings = ClipSettings(
+        prompt=row.prompt,
+        negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
+        image_sha256=row.image_sha256,
+        seed=seed,
+        height=values["height"],
+        width=values["width"],
+        num_frames=values["num_frames"],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        flow_shift=float(values["flow_shift"]),
+        fps=float(values["fps"]),
+        video=video,
+        model=config.model.name,
+        revision=revision,
+        weights=config.model.weights.name,
+        dtype=effective_dtype(config).name,
+        attention_backend=config.runtime.attention_backend,
+    )
+    return make_clip(
+        row_id=row.id,
+        row_index=row.index,
+        line=row.line,
+        settings=settings,
+        image=row.image,
+        image_path=row.image_path,
+        tags=row.tags,
+        off_recipe=check_recipe(config.model, steps, guidance_scale) is not None,
+    )
+
+
+def _recipe_faults(manifest_name: str, clips: Sequence[Clip], config: Config) -> list[str]:
+    """Return a fault for each row that uses a distilled model off its recipe."""
+    if config.runtime.allow_off_recipe:
+        return []
+    faults = []
+    for line, settings in {clip.line: clip.settings for clip in clips if clip.off_recipe}.items():
+        found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
+        assert found is not None
+        name, reason = found
+        action = "leave it out, or set runtime.allow_off_recipe=true"
+        value = getattr(settings, name)
+        faults.append(format_fault(manifest_name, line, name, value, reason, action))
+    return faults
+
+
+def _duplicate_faults(manifest_name: str, clips: Sequence[Clip]) -> list[str]:
+    first: dict[str, Clip] = {}
+    faults = []
+    for clip in clips:
+        other = first.setdefault(clip.settings_sha256, clip)
+        if other is not clip:
+            faults.append(
+                format_fault(
+                    manifest_name,
+                    clip.line,
+                    "seed",
+                    clip.settings.seed,
+                    f"makes the same clip as line {other.line}",
+                    "remove one of them, or change its seed or settings",
+                )
+            )
+    return faults

@@ -1,0 +1,236 @@
+"""Every setting of a run: its type, its default and what it means. Values only, no rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Task(Enum):
+    """What a model turns into a video."""
+
+    t2v = "t2v"
+    i2v = "i2v"
+
+
+class Weights(Enum):
+    """Where the parameters come from."""
+
+    pretrained = "pretrained"
+    random = "random"
+    tiny = "tiny"
+
+
+class Distillation(Enum):
+    """How a checkpoint was distilled, which decides the settings it was made for."""
+
+    none = "none"
+    cfg = "cfg"
+    step = "step"
+
+
+class Dtype(Enum):
+    """Parameter and activation type of every component."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class OffloadKind(Enum):
+    """Where each component lives in each phase (see `placement`)."""
+
+    auto = "auto"
+    resident = "resident"
+    """Transformer and VAE stay on the card."""
+    stream = "stream"
+    """The transformer's blocks come to the card one by one from pinned host memory."""
+    stream_disk = "stream_disk"
+    """The same from disk, for hosts with little memory."""
+    model = "model"
+    """Transformer and VAE are on the card in turn."""
+
+
+class DispatchKind(Enum):
+    """Which executor renders."""
+
+    local = "local"
+
+
+class VideoCodec(Enum):
+    """How frames are stored; `ffv1` is lossless and goes into Matroska."""
+
+    h264 = "h264"
+    ffv1 = "ffv1"
+
+
+class Order(Enum):
+    """`takes`: every row's first seed, then every second one. `rows`: row by row."""
+
+    takes = "takes"
+    rows = "rows"
+
+
+class FileCheck(Enum):
+    """What a finished clip's file must show to count as done."""
+
+    size = "size"
+    sha256 = "sha256"
+
+
+@dataclass
+class SamplingConfig:
+    """Sampling settings for every row; null means the model option's `default_sampling`."""
+
+    seeds: Any = None
+    """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
+    negative_prompt: str | None = None
+    height: int | None = None
+    """Pixels, a multiple of 16."""
+    width: int | None = None
+    """Pixels, a multiple of 16."""
+    num_frames: int | None = None
+    """4n+1."""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    """1.0 means one forward per step, no classifier-free guidance."""
+    flow_shift: float | None = None
+    """`shift` of the flow-match scheduler."""
+    fps: float | None = None
+    """Frames per second of the written file."""
+
+
+@dataclass
+class SamplingDefaults:
+    """What a model option was made for; used where neither row nor command says otherwise."""
+
+    height: int = 480
+    width: int = 848
+    num_frames: int = 121
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    flow_shift: float = 5.0
+    fps: float = 24.0
+    negative_prompt: str = ""
+
+
+@dataclass
+class ModelConfig:
+    """One model variant: one YAML under `conf/model/`."""
+
+    name: str = "???"
+    """Name of the option."""
+    repo: str | None = None
+    """Hub id, or a local folder in diffusers layout. Null for the tiny models."""
+    revision: str | None = None
+    """Commit of the hub repository; null means the one that `prefetch` recorded."""
+    weights: Weights = Weights.pretrained
+    task: Task = Task.t2v
+    distillation: Distillation = Distillation.none
+    dtype: Dtype = Dtype.bfloat16
+    """Type used unless `runtime.dtype` is set."""
+    target_size: int = 640
+    """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
+    default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass
+class OffloadConfig:
+    """One offload profile: one YAML under `conf/offload/`."""
+
+    kind: OffloadKind = OffloadKind.auto
+
+
+@dataclass
+class DispatchConfig:
+    """Which executor renders: one YAML under `conf/dispatch/`."""
+
+    kind: DispatchKind = DispatchKind.local
+
+
+@dataclass
+class RuntimeConfig:
+    """How the maths is carried out on this machine."""
+
+    dtype: Dtype | None = None
+    """Null means the model option's `dtype`."""
+    attention_backend: str = "auto"
+    """`auto` or a backend name of diffusers' attention dispatcher."""
+    mask_free: bool = True
+    """Drop the padded text tokens instead of masking them: same maths, far less work."""
+    compile: bool = False
+    """Compile the transformer blocks: faster from a few clips on (see the dry run)."""
+    vram_limit_gib: float | None = None
+    """Use the card as if it had this much memory (GiB, CUDA's own part included)."""
+    card: str | None = None
+    """Card that the dry run predicts for, e.g. `rtx_4090`; null means the one in this machine."""
+    allow_off_recipe: bool = False
+    """Allow settings that a distilled checkpoint was not made for."""
+
+
+@dataclass
+class VideoConfig:
+    """How frames become a file. All of it is part of a clip's settings."""
+
+    codec: VideoCodec = VideoCodec.h264
+    crf: int = 17
+    """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
+    preset: str = "medium"
+    """x264 preset."""
+    embed_metadata: bool = True
+    """Write the clip's settings as JSON into the container's `comment` tag."""
+
+
+@dataclass
+class QualityConfig:
+    """Bounds beyond which a finished clip is `suspect`. Luma is 0..255 (BT.709)."""
+
+    black_luma: float = 4.0
+    """Mean luma below this: black."""
+    flat_std: float = 2.0
+    """Luma deviation below this: flat."""
+    frozen_difference: float = 0.02
+    """Mean absolute luma difference of neighbouring frames below this: frozen."""
+
+
+@dataclass
+class RetryConfig:
+    """What is tried again."""
+
+    suspect: bool = False
+    """Render suspect clips again."""
+
+
+@dataclass
+class Config:
+    """Everything one run is asked to do."""
+
+    manifest: str | None = None
+    """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
+    run_dir: str | None = None
+    """Where clips and log go; null means outputs/<manifest name>."""
+    resume: str | None = None
+    """Run directory whose manifest and settings are used again."""
+    dry_run: bool = False
+    limit: int | None = None
+    """Render at most this many clips."""
+    only: str | None = None
+    """Row ids, separated by commas."""
+    force: bool = False
+    """Render again what is done."""
+    add: bool = False
+    """Allow new settings in a run directory that holds clips of other settings."""
+    order: Order = Order.takes
+    check_files: FileCheck = FileCheck.size
+    keep_latents: bool = True
+    """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    override: SamplingConfig = field(default_factory=SamplingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)

@@ -1,0 +1,151 @@
+"""Settings of earlier runs: how they are stored, read back, and whose a run directory is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.rundir import RunDir, publish_text
+
+FILE = "config.yaml"
+_OF_ONE_RUN = ("limit", "only", "force", "add", "dry_run", "resume")
+"""Options that a resumed run does not take over."""
+_MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
+
+
+def write_settings(folder: Path, config: Config) -> None:
+    """Store a run's settings; a folder that has them is a run that was started."""
+    publish_text(folder / FILE, OmegaConf.to_yaml(as_omegaconf(config)))
+
+
+def withdraw_settings(folder: Path) -> None:
+    """Let a refused run count as never started, so that `resume=` does not take it up."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
+def as_omegaconf(config: Config) -> DictConfig:
+    """Return settings as OmegaConf holds them, a `${...}` in a text being just text."""
+    node: DictConfig = OmegaConf.structured(Config)
+    _fill(node, config)
+    return node
+
+
+def read_settings(path: Path) -> Config:
+    """Return the settings of an earlier run.
+
+    Raises:
+        ConfigError: the file is not readable as this version's settings.
+    """
+    try:
+        stored = OmegaConf.create(_read_yaml(path))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def latest_settings(run_dir: RunDir) -> Config:
+    """Return the settings of the last run in a directory, for `resume=`.
+
+    Raises:
+        ConfigError: nothing was ever run there.
+    """
+    run_ids = run_dir.run_ids()
+    if not run_ids:
+        raise ConfigError(
+            f"resume={run_dir.path}: no run was started there; name a run directory, for example "
+            "outputs/prompts, or start one: hv15-batch prompts.csv"
+        )
+    config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE)
+    defaults = Config()
+    for name in _OF_ONE_RUN:
+        setattr(config, name, getattr(defaults, name))
+    config.run_dir = str(run_dir.path)
+    return config
+
+
+def earlier_settings(run_dir: RunDir) -> list[Config]:
+    """Return the settings of earlier runs, newest first, each way of making clips once.
+
+    Their `model.revision` is the one that was rendered.
+
+    Raises:
+        ConfigError: a file is not readable as this version's settings.
+    """
+    seen: set[str] = set()
+    configs = []
+    for run_id in reversed(run_dir.run_ids()):
+        path = run_dir.run_folder(run_id) / FILE
+        stored = _read_yaml(path)
+        key = repr([stored.get(name) for name in _MAKES_CLIPS])
+        if key not in seen:
+            seen.add(key)
+            configs.append(read_settings(path))
+    return configs
+
+
+def check_owner(run_dir: RunDir, manifest: Path) -> None:
+    """Refuse the run directory of another manifest.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    run_ids = run_dir.run_ids()
+    if not run_ids:
+        return
+    owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
+    if owner and Path(_unescaped(owner)) != manifest:
+        raise ConfigError(
+            f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
+            f"{manifest}; name another folder with run_dir=DIR."
+        )
+
+
+def _fill(node: DictConfig, value: Any) -> None:
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if hasattr(item, "__dataclass_fields__"):
+            _fill(node[field.name], item)
+        else:
+            node[field.name] = _escaped(item)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value whose texts OmegaConf reads as they are."""
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str) and "${" in value:
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
+    return value
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: match[1][::2] + "${", text)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+    if not isinstance(stored, dict):
+        raise ConfigError(_unreadable(path, "no mapping"))
+    return stored
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"{path}: not readable as settings of this version ({reason}); delete the folder "
+        f"{path.parent}: clips and log do not depend on it."
+    )
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,0 +1,75 @@
+"""What a run says of itself: its first line, that nothing is to do, and how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Iterator, Sequence
+
+from hv15_batch.config import Config
+from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.manifest import Manifest
+from hv15_batch.plan import PlannedClip
+from hv15_batch.progress import format_error
+from hv15_batch.records import FAILED, SUSPECT, ClipRecord
+from hv15_batch.rundir import RunDir, sha256_of_file
+from hv15_batch.runner import Outcome
+
+MAX_SHOWN_FAILURES = 5
+
+
+def headline(run_dir: RunDir, clips: Sequence[PlannedClip]) -> str:
+    """Return the first line of a run: where, and `new` or how many of all clips are done."""
+    if not run_dir.run_ids():
+        return f"{run_dir.path}: new"
+    return f"{run_dir.path}: {sum(p.has_result for p in clips)} of {len(clips)} done"
+
+
+def nothing_to_do(
+    config: Config, run_dir: RunDir, manifest: Manifest, selected: Sequence[PlannedClip]
+) -> Iterator[str]:
+    """Yield the lines of a run that finds everything done."""
+    which = f"the rows of only={config.only}" if config.only else manifest.name
+    yield f"Nothing to do: every clip of {which} is done. force=true renders again."
+    suspects = sum(p.is_suspect for p in selected)
+    if suspects:
+        yield f"{suspects} of them suspect; retry.suspect=true renders those again."
+    yield f"Page: {run_dir.page}"
+
+
+def closing_lines(run_dir: RunDir, manifest: Manifest, outcome: Outcome) -> Iterator[str]:
+    """Yield the lines that end a run."""
+    failed = [r for r in outcome.records if r.status == FAILED]
+    yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
+    for record in failed[:MAX_SHOWN_FAILURES]:
+        yield f"  {record.clip_id}: {format_error(record)}"
+    if len(failed) > MAX_SHOWN_FAILURES:
+        yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
+    if outcome.exit_code != EXIT_OK:
+        resume = shlex.quote(f"resume={run_dir.path}")
+        yield f"{outcome.message}; go on with: hv15-batch {resume}"
+    if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
+        yield (
+            f"{manifest.path.name} has changed since the start; run again to render what is new "
+            "in it."
+        )
+    yield f"Page: {run_dir.page}"
+    yield f"Clips: {run_dir.clips}"
+
+
+def _counts(records: Sequence[ClipRecord], failed: int) -> str:
+    suspect = sum(r.status == SUSPECT for r in records)
+    parts = [f"{len(records) - failed} clips rendered", f"{failed} failed", f"{suspect} suspect"]
+    seconds = median_warm_seconds(records)
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s per warm clip (median)")
+    peaks = [r.peak_vram_reserved_bytes for r in records if r.peak_vram_reserved_bytes is not None]
+    if peaks:
+        parts.append(f"peak VRAM {max(peaks) / 2**30:.1f} GiB")
+    return ", ".join(parts)
+
+
+def median_warm_seconds(records: Sequence[ClipRecord]) -> float | None:
+    """Return the median `total_seconds` of the clips that were not cold."""
+    warm = [r.total_seconds for r in records if r.total_seconds is not None and not r.is_cold]
+    return statistics.median(warm) if warm else None

@@ -1,0 +1,36 @@
+"""run.log: where log records and warnings of a run go, the libraries' included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
+
+
+@contextmanager
+def text_log(path: Path) -> Iterator[None]:
+    """Within: this process's log records and warnings go to a file, and nowhere else.
+
+    Parent and executor append to the same file, a line at a time.
+    """
+    handler = _FileHandler(path, encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        root.handlers, root.level = handlers, level
+        logging.captureWarnings(False)
+        handler.close()

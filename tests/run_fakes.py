@@ -1,0 +1,234 @@
+"""A renderer without torch, an executor without a process, and settings for both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hv15_batch import session
+from hv15_batch.clip import Clip
+from hv15_batch.config import (
+    Config,
+    ConfigError,
+    Dtype,
+    ModelConfig,
+    SamplingConfig,
+    SamplingDefaults,
+    Task,
+    Weights,
+)
+from hv15_batch.executor import (
+    Died,
+    EncodingEnded,
+    Event,
+    ExecutorSpec,
+    Finished,
+    Job,
+    Ready,
+    Stepped,
+)
+from hv15_batch.records import FAILED, OK, SUSPECT, ClipRecord, asked_record
+from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
+from hv15_batch.runlog import read_records
+from hv15_batch.worker import LocalExecutor
+
+SMALL = SamplingDefaults(
+    height=32, width=32, num_frames=1, num_inference_steps=2, guidance_scale=6.0
+)
+
+
+def tiny_config(manifest: Path, run_dir: Path, **changes: Any) -> Config:
+    """Settings of the tiny text-to-video model at its smallest."""
+    model = ModelConfig(
+        name="tiny_t2v",
+        weights=Weights.tiny,
+        task=Task.t2v,
+        dtype=Dtype.float32,
+        target_size=128,
+        default_sampling=SMALL,
+    )
+    config = Config(
+        manifest=str(manifest), run_dir=str(run_dir), model=model, sampling=SamplingConfig(seeds=0)
+    )
+    return replace(config, **changes)
+
+
+class FakeRenderer:
+    """Writes a few bytes as latents and clip; what a prompt says, it does.
+
+    `fail`, `suspect`, `die`, `refuse`, `sleep 0.5`; with `once` only in the first attempt.
+    """
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        self._spec = spec
+        self._run_dir = RunDir(spec.run_dir)
+
+    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+        self._note("encode", len(clips))
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        clip, words = job.clip, job.clip.settings.prompt.split()
+        if "once" in words and job.attempt > 1:
+            words = []
+        latents = self._run_dir.latents_file(clip.denoise_sha256)
+        columns: dict[str, Any] = {}
+        if job.use_latents and latents.is_file():
+            columns |= json.loads(latents.read_text(encoding="utf-8"))
+            self._note("decode", clip.clip_id)
+        else:
+            columns |= {"denoise_attempt": job.attempt, "step_seconds": [0.1] * steps_of(clip)}
+            self._note("denoise", clip.clip_id)
+            self._act(words)
+            with publishing(latents) as temporary:
+                temporary.write_text(json.dumps(columns), encoding="utf-8")
+        emit(Stepped(clip.clip_id, "decode", steps_of(clip), steps_of(clip)))
+        started_at = utc_now()
+        return lambda: self._finish(job, words, columns | {"started_at": started_at})
+
+    def _act(self, words: list[str]) -> None:
+        if "sleep" in words:
+            time.sleep(float(words[words.index("sleep") + 1]))
+        if "die" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "refuse" in words:
+            raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
+
+    def _finish(self, job: Job, words: list[str], columns: dict[str, Any]) -> ClipRecord:
+        clip = job.clip
+        path = self._run_dir.clips / f"{clip.clip_id}.mp4"
+        columns |= {"status": SUSPECT if "suspect" in words else OK, "attempt": job.attempt}
+        if "fail" in words:
+            columns |= {
+                "status": FAILED,
+                "error_type": "RuntimeError",
+                "error_message": "as the prompt says",
+            }
+        else:
+            with publishing(path) as temporary:
+                temporary.write_bytes(clip.settings_sha256.encode())
+            columns |= {
+                "file": self._run_dir.relative(path),
+                "file_bytes": path.stat().st_size,
+                "file_sha256": sha256_of_file(path),
+                "total_seconds": 0.25,
+                "is_cold": False,
+            }
+        known = {"run_id": self._spec.run_id, "dtype": clip.settings.dtype}
+        return asked_record(clip, **known, **columns, finished_at=utc_now())
+
+    def _note(self, what: str, about: object) -> None:
+        with (self._run_dir.path.parent / "journal.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{what} {about}\n")
+
+
+def steps_of(clip: Clip) -> int:
+    return clip.settings.num_inference_steps
+
+
+class FakeExecutor:
+    """Runs a renderer in this process, one event at a time."""
+
+    def __init__(
+        self, spec: ExecutorSpec, renderer: Callable[[ExecutorSpec], Any] = FakeRenderer
+    ) -> None:
+        self.spec = spec
+        self._renderer = renderer(spec)
+        self._events: deque[Event | Callable[[], Event]] = deque()
+
+    def start(self) -> None:
+        pass
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        self._renderer.encode(clips, self._events.append)
+        self._events.append(EncodingEnded())
+
+    def submit(self, job: Job) -> None:
+        if "die" in job.clip.settings.prompt.split():
+            self._events.append(Died("the worker was ended by SIGKILL"))
+            return
+        finish = self._renderer.render(job, self._events.append)
+        self._events.append(Ready())
+        self._events.append(lambda: Finished(job, finish()))
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        return event() if callable(event) else event
+
+    def close(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self._events.clear()
+
+
+@dataclass
+class Project:
+    """A folder with a manifest and its run directory, and what runs said in it."""
+
+    folder: Path
+    name: str = "prompts.csv"
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(self.folder / "out")
+
+    def write(self, *lines: str) -> None:
+        """Write the manifest; the header comes first."""
+        self.manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def config(self, **changes: Any) -> Config:
+        return tiny_config(self.manifest, self.run_dir.path, **changes)
+
+    def run(
+        self,
+        make_executor: Callable[[ExecutorSpec], Any] = FakeExecutor,
+        typed: tuple[str, ...] = (),
+        **changes: Any,
+    ) -> int:
+        """Run in this process, with the fake renderer unless told otherwise."""
+        self.said.clear()
+        return session.run(self.config(**changes), typed, None, self.said.append, make_executor)
+
+    def did(self) -> list[str]:
+        """Return and forget what the fake renderer was made to do, encoding left out."""
+        path = self.folder / "journal.txt"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line for line in lines if not line.startswith("encode")]
+
+    def records(self) -> list[dict[str, Any]]:
+        return list(read_records(self.run_dir.log).to_pylist())
+
+    def plan(self) -> list[dict[str, str]]:
+        return read_csv(self.run_dir.plan)
+
+    def strays(self) -> list[str]:
+        """Return the temporary files in the run directory; the lock is none."""
+        found = (p.name for p in self.run_dir.path.rglob(".*"))
+        return [name for name in found if name != ".lock"]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    import csv
+
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fake_local_executor(spec: ExecutorSpec) -> LocalExecutor:
+    """A real child process behind which the fake renderer works."""
+    return LocalExecutor(spec, FakeRenderer)

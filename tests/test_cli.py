@@ -1,0 +1,713 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Answer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hv15_batch import __version__, cli, machine, session
+from hv15_batch.compose import Job, run_jobs
+from hv15_batch.config import Config, ConfigError, Order, conf_dir
+
+Command = Callable[..., Answer]
+
+MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+OFFLOADS = sorted(path.stem for path in (conf_dir() / "offload").glob("*.yaml"))
+STEP_DISTILLED_T2V = (
+    "There is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
+    "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
+    "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, or "
+    "model=480p_t2v_distilled."
+)
+FLAGS = (
+    "The flags are --dry-run, -m (a sweep), --cfg job (the settings), --help and --version; all "
+    "else is key=value."
+)
+TINY = ("model=tiny_t2v", "override.height=32", "override.width=32", "override.num_frames=1")
+
+
+def settings_of(*words: str) -> list[Job]:
+    """The jobs that a command line stands for."""
+    jobs: list[Job] = []
+
+    def keep(job: Job) -> int:
+        jobs.append(job)
+        return 0
+
+    assert run_jobs(words, keep) == 0
+    return jobs
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A manifest of two rows in the folder of the command."""
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,num_inference_steps\na cat,\na dog,50\n", encoding="utf-8")
+    return path
+
+
+class FakeRuns:
+    """Stands for `session.run`: remembers what it is given and ends as it is told."""
+
+    def __init__(self, *ends: int | Exception) -> None:
+        self.ends = list(ends)
+        self.configs: list[Config] = []
+        self.typed: list[tuple[str, ...]] = []
+        self.sweeps: list[str | None] = []
+
+    def __call__(
+        self, config: Config, typed: tuple[str, ...], sweep: str | None, _say: object
+    ) -> int:
+        self.configs.append(config)
+        self.typed.append(typed)
+        self.sweeps.append(sweep)
+        end = self.ends.pop(0) if self.ends else 0
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    runs = FakeRuns()
+    monkeypatch.setattr(session, "run", runs)
+    return runs
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ("help",), ("p.csv", "--help")])
+def test_help_is_one_screen_with_the_commands_and_exit_codes(
+    command: Command, words: tuple[str, ...]
+) -> None:
+    answer = command(*words)
+
+    assert (answer.code, answer.err) == (0, "")
+    assert len(answer.out.splitlines()) <= 24
+    for word in ("--dry-run", "resume=", "-m ", "report", "status", "prefetch", "Exit codes"):
+        assert word in answer.out
+
+
+def test_the_version_is_that_of_the_package(command: Command) -> None:
+    assert command("--version") == Answer(0, f"{__version__}\n", "")
+
+
+def test_all_settings_can_be_printed(command: Command, tmp_path: Path) -> None:
+    answer = command("limit=3", "--cfg", "job", "model=tiny_t2v")
+
+    assert (answer.code, answer.err) == (0, "")
+    assert "limit: 3\n" in answer.out
+    assert "  name: tiny_t2v\n" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_argument_machine_weights_and_three_commands_are_shown(
+    command: Command, tmp_path: Path
+) -> None:
+    answer = command()
+
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert lines[0] == (
+        "Card: none visible; the tiny models run on the CPU, real ones can be planned"
+    )
+    assert [line.split(":")[0] for line in lines[1:5]] == [
+        "RAM",
+        "Disk",
+        "Weights on disk",
+        "Go on with",
+    ]
+    assert lines[3] == "Weights on disk: none"
+    assert answer.out.count("hv15-batch ") == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_argument_a_card_is_shown_with_its_free_memory(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "read_gpus", lambda: [CARD])
+
+    assert command().out.splitlines()[0] == (
+        "Card 0: NVIDIA GeForce RTX 4090, 23.0 of 24.0 GiB free, driver 580.1"
+    )
+
+
+CARD = machine.Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-1", 24 * 2**30, 23 * 2**30, "580.1", 450.0)
+
+
+def test_status_and_report_are_words_with_arguments_of_their_own(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command("status", "nowhere") == Answer(
+        2,
+        "",
+        "nowhere: no run has written its status here; name a run directory, or leave it out for "
+        "the latest run below outputs/.\n",
+    )
+    assert command("report", "--help").code == 0
+    assert command("report").code == 2
+
+
+def test_prefetch_needs_no_manifest(command: Command) -> None:
+    assert command("prefetch", "model=tiny_t2v") == Answer(
+        0, "model=tiny_t2v is built on this machine in seconds: nothing needs downloading.\n", ""
+    )
+
+
+# -- refusals: the whole message, exit code 2, nothing touched --------------------------------
+
+REFUSED: dict[tuple[str, ...], str] = {
+    ("prompts.csv", "modle=tiny_t2v"): (
+        "modle=tiny_t2v: there is no setting modle. Did you mean model? All of them: "
+        "hv15-batch --cfg job."
+    ),
+    ("prompts.csv", "steps=30"): (
+        "steps=30: there is no setting steps. Did you mean sampling.num_inference_steps or "
+        "override.num_inference_steps? All of them: hv15-batch --cfg job."
+    ),
+    ("prompts.csv", "override.num_frame=61", "++video.size=3"): (
+        "override.num_frame=61: there is no setting override.num_frame. Did you mean "
+        "sampling.num_frames or override.num_frames? All of them: hv15-batch --cfg job.\n"
+        "video.size=3: there is no setting video.size. Did you mean video.preset? All of them: "
+        "hv15-batch --cfg job."
+    ),
+    ("prompts.csv", "limit=many"): "limit=many: must be a whole number.",
+    ("prompts.csv", "override.num_frames=61.5"): (
+        "override.num_frames=61.5: must be a whole number."
+    ),
+    ("prompts.csv", "override.fps=fast"): "override.fps=fast: must be a number.",
+    ("prompts.csv", "force=perhaps"): "force=perhaps: must be true or false.",
+    ("prompts.csv", "order=random"): "order=random: must be one of takes, rows.",
+    ("prompts.csv", "video.crf=null"): "video.crf=null: must not be null; leave it out.",
+    ("prompts.csv", "sampling=3"): (
+        "sampling=3: sampling is a section; set its members, for example sampling.seeds=VALUE."
+    ),
+    ("prompts.csv", "offload=streem"): (
+        "offload=streem: there is no such option."
+        f"{' Did you mean stream?' * ('stream' in OFFLOADS)} Options: {', '.join(OFFLOADS)}."
+    ),
+    ("prompts.csv", "offload=null"): (
+        "offload=null: must name an option; leave it out for the default."
+    ),
+    ("prompts.csv", "model=480p"): (
+        f"model=480p: there is no such option. Did you mean 480p_t2v? Options: {', '.join(MODELS)}."
+    ),
+    ("prompts.csv", "model=480p_t2v_step_distilled"): (
+        "model=480p_t2v_step_distilled: there is no such option. Did you mean "
+        f"480p_i2v_step_distilled? Options: {', '.join(MODELS)}.\n{STEP_DISTILLED_T2V}"
+    ),
+    ("prompts.csv", "experiment=rtx4090"): (
+        "experiment=rtx4090: there is no such option. Did you mean rtx4090_24gb? Options: "
+        f"{', '.join(PRESETS)}."
+    ),
+    ("prompts.csv", "model=480p_i2v_step_distilled", "model.task=t2v"): (
+        "model.task=t2v with 480p_i2v_step_distilled: "
+        f"{STEP_DISTILLED_T2V[0].lower()}{STEP_DISTILLED_T2V[1:]}"
+    ),
+    ("prompts.csv", "model=480p_t2v,tiny_t2v"): (
+        "model=480p_t2v,tiny_t2v: several values are a sweep; add -m to run one after the other."
+    ),
+    ("prompts.csv", "~limit"): (
+        "~limit: a setting cannot be taken away; leave it out, or set it to null."
+    ),
+    ("prompts.csv", "video@here=1"): "video@here=1: settings are set with key=value.",
+    ("prompts.csv", "video.preset=(fast"): (
+        "video.preset=(fast: not understood; put a value with special characters in quotes of its "
+        "own: 'video.preset=\"...\"'."
+    ),
+    ("prompts.csv", "--dryrun"): f"--dryrun: there is no such flag. Did you mean --dry-run? {FLAGS}",
+    ("prompts.csv", "-x"): f"-x: there is no such flag. {FLAGS}",
+    ("prompts.csv", "--cfg", "jobs"): (
+        "--cfg=jobs: takes one of job, hydra, all; write it after the --cfg."
+    ),
+    ("prompts.csv", "rendr"): (
+        "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
+        "of the words report, status, prefetch. See hv15-batch --help."
+    ),
+    ("satus",): (
+        "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
+        "of the words report, status, prefetch. Did you mean status? See hv15-batch --help."
+    ),
+    ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
+    ("prompt.csv", "model=tiny_t2v"): (
+        "manifest=prompt.csv: there is no such file; did you mean prompts.csv?"
+    ),
+    ("prompts.csv", "video.crf=99"): (
+        "video.crf=99: x264 takes 0 (lossless) to 51 (worst); try 17."
+    ),
+    ("prompts.csv", "video.preset=quick"): (
+        "video.preset=quick: x264 knows ultrafast, superfast, veryfast, faster, fast, medium, "
+        "slow, slower, veryslow."
+    ),
+    ("prompts.csv", "model=480p_i2v", "override.height=480"): (
+        "override.height=480: an image-to-video model takes its size from the image; leave it out "
+        "(the dry run shows the size)."
+    ),
+    ("prompts.csv", "model.repo=./weights"): (
+        "model.repo='./weights': no such folder, and not a hub id of the form owner/name."
+    ),
+    ("prompts.csv", "run_dir=full", "model=tiny_t2v"): (
+        "run_dir={cwd}/full: holds other files (notes.txt) and is no run directory; name an empty "
+        "or new folder with run_dir=DIR."
+    ),
+    ("prompts.csv", "run_dir=prompts.csv", "model=tiny_t2v"): (
+        "run_dir={cwd}/prompts.csv: a file has that name; name a folder with run_dir=DIR."
+    ),
+    ("prompts.csv", "run_dir=prompts.csv/sub", "model=tiny_t2v"): (
+        "{cwd}/prompts.csv/sub: Not a directory; correct the path or its permissions."
+    ),
+    ("resume=full",): (
+        "resume={cwd}/full: no run was started there; name a run directory, for example "
+        "outputs/prompts, or start one: hv15-batch prompts.csv"
+    ),
+    ("prompts.csv", "resume=full"): (
+        "manifest= with resume={cwd}/full: a run directory has its own; leave one out."
+    ),
+    ("resume=full", "experiment=rtx4090_14gb"): (
+        "experiment= with resume={cwd}/full: a run directory has its own; leave one out."
+    ),
+    ("prompts.csv",): (
+        "model=480p_t2v_distilled: needs a CUDA card, and none is visible here; to try the "
+        "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and plan "
+        "use dry_run=true."
+    ),
+    ("prompts.csv", "model=tiny_t2v", "sampling.seeds=1,x"): (
+        "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is none; write them like "
+        "7, like 1 2 5, like 1,2,5 or like 0..3"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_a_bad_command_line_is_refused_with_its_whole_message(
+    command: Command, prompts: Path, words: tuple[str, ...]
+) -> None:
+    (prompts.parent / "full").mkdir()
+    (prompts.parent / "full" / "notes.txt").touch()
+    before = sorted(prompts.parent.rglob("*"))
+
+    answer = command(*words)
+
+    message = REFUSED[words].replace("{cwd}", str(prompts.parent))
+    assert answer.err.removesuffix("\n").removesuffix(".") == message.removesuffix(".")
+    assert (answer.code, answer.out) == (2, "")
+    assert sorted(prompts.parent.rglob("*")) == before
+
+
+OFF_RECIPE = {
+    ("480p_t2v_distilled", "override.num_inference_steps=30"): (
+        "num_inference_steps=30",
+        "480p_t2v_distilled is CFG-distilled for exactly 50 steps",
+    ),
+    ("480p_t2v_distilled", "override.guidance_scale=6"): (
+        "guidance_scale=6",
+        "480p_t2v_distilled is distilled for guidance_scale 1",
+    ),
+    ("480p_i2v_step_distilled", "override.num_inference_steps=10"): (
+        "num_inference_steps=10",
+        "480p_i2v_step_distilled is step-distilled for 8 or 12 steps (or 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OFF_RECIPE, ids=" ".join)
+def test_a_distilled_model_off_its_recipe_is_refused_unless_allowed(
+    command: Command, tmp_path: Path, photo: Path, case: tuple[str, str]
+) -> None:
+    model, setting = case
+    images = [("image", str(photo))] if "i2v" in model else []
+    row = {"prompt": "a cat", **dict(images)}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    refused = command("p.jsonl", f"model={model}", setting, "--dry-run")
+    allowed = command(
+        "p.jsonl", f"model={model}", setting, "--dry-run", "runtime.allow_off_recipe=true"
+    )
+
+    value, reason = OFF_RECIPE[case]
+    number = value.split("=")[1]
+    assert refused.code == 2
+    assert refused.err.replace(f"={number}.0:", f"={number}:") == (
+        f"p.jsonl:1: {value}: {reason}; leave it out, or set runtime.allow_off_recipe=true.\n"
+    )
+    assert (allowed.code, allowed.err) == (0, "")
+    assert "Off the checkpoint's recipe: 1 clip (runtime.allow_off_recipe)\n" in allowed.out
+
+
+def test_manifest_faults_begin_with_file_and_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,num_frames\na,120\n,5\n", encoding="utf-8")
+
+    answer = command("p.csv", "model=tiny_t2v")
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        "p.csv:2: num_frames=120: must be 4n+1; nearest are 117 and 121.\n"
+        "p.csv:3: prompt='': must not be empty; write what the clip shows, or delete the row.\n"
+    )
+
+
+def test_a_typed_default_that_every_row_beats_is_refused_and_override_named(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt,num_frames\na,5\nb,9\n", encoding="utf-8")
+
+    answer = command("p.csv", "model=tiny_t2v", "sampling.num_frames=13", "--dry-run")
+
+    assert (answer.code, answer.err) == (
+        2,
+        "sampling.num_frames=13: every row of p.csv has its own value, which wins; to replace "
+        "them all use override.num_frames=13.\n",
+    )
+
+
+def test_missing_weights_offline_are_refused_and_prefetch_named(
+    command: Command, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "read_gpus", lambda: [CARD])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    answer = command("prompts.csv", "model=480p_t2v")
+
+    assert answer.code == 2
+    assert answer.err == (
+        "the weights of model=480p_t2v are not complete on this machine and HF_HUB_OFFLINE=1 "
+        "forbids fetching them; run once with network: HF_HUB_OFFLINE=0 hv15-batch prefetch "
+        "model=480p_t2v\n"
+    )
+
+
+def test_a_dry_run_where_nothing_can_be_written_says_so(command: Command, prompts: Path) -> None:
+    answer = command("prompts.csv", "model=tiny_t2v", "run_dir=/proc/self/run", "--dry-run")
+
+    assert answer.code == 2
+    assert answer.err == (
+        "/proc/self/run: No such file or directory; correct the path or its permissions.\n"
+    )
+
+
+# -- names of manifests -----------------------------------------------------------------------
+
+NAMES = [
+    "my prompts (1).csv",
+    "a,b.csv",
+    "[x] {y}.csv",
+    'say "hi".csv',
+    "it's.csv",
+    "${x}.csv",
+    "${oc.env:HOME}.csv",
+    "\\${x}.csv",
+    "back\\slash.csv",
+    "a=b.csv",
+    "model=tiny_t2v.csv",
+    "雨 🐈.CSV",
+    "100%.csv",
+    "line\nbreak.csv",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_may_have_any_name(command: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("prompt\na cat\n", encoding="utf-8")
+
+    first_word = command(name, "model=tiny_t2v", "--dry-run")
+    by_key = command(f"manifest={name}", "model=tiny_t2v", "--dry-run")
+
+    assert (first_word.code, first_word.err) == (0, "")
+    assert first_word.out.startswith(f"{name}: 1 row, 1 clip: 1 new\n")
+    assert by_key == first_word
+    assert [p.name for p in (tmp_path / "outputs").iterdir()] == [Path(name).stem]
+
+
+@given(
+    name=st.text(
+        st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30
+    )
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_text_arrives_as_it_was_typed(name: str) -> None:
+    from hv15_batch.overrides import translate, value_of
+
+    for key in ("manifest", "run_dir", "override.negative_prompt"):
+        _, [word] = translate([f"{key}=x{name}"])
+
+        # `\${` is how OmegaConf writes a `${` that is no interpolation
+        assert _resolved(value_of(word)) == f"x{name}"
+
+
+def _resolved(value: str) -> str:
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.create({"value": value}).value)
+
+
+def test_a_path_means_what_was_typed_from_another_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    relative = command("../in/p.csv", "model=tiny_t2v", "--dry-run")
+    absolute = command(tmp_path / "in" / "p.csv", "model=tiny_t2v", "--dry-run", "run_dir=../there")
+
+    assert (relative.code, absolute.code) == (0, 0)
+    assert (tmp_path / "elsewhere" / "outputs" / "p" / "plan.csv").is_file()
+    assert (tmp_path / "there" / "plan.csv").is_file()
+
+
+def test_a_manifest_need_not_be_the_first_word(fake_runs: FakeRuns, command: Command) -> None:
+    command("-m", "my file.csv", "model=tiny_t2v")
+    command("model=tiny_t2v", "--dry-run", "my file.csv")
+
+    assert [c.manifest for c in fake_runs.configs] == ["my file.csv", "my file.csv"]
+    assert [c.dry_run for c in fake_runs.configs] == [False, True]
+
+
+def test_text_settings_take_commas_quotes_and_brackets(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    command(
+        "p.csv",
+        'override.negative_prompt=blurry, "text" (low) ${x}',
+        "only=a,b",
+        "sampling.seeds=1,2,5",
+        "model.revision=12345678",
+        "run_dir=my runs, [1]",
+    )
+
+    [config] = fake_runs.configs
+    assert config.override.negative_prompt == 'blurry, "text" (low) ${x}'
+    assert config.only == "a,b"
+    assert config.sampling.seeds == "1,2,5"
+    assert config.model.revision == "12345678"
+    assert config.run_dir == "my runs, [1]"
+    assert fake_runs.typed == [("seeds",)]
+
+
+# -- sweeps -----------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_each_combination_in_its_own_folder(
+    command: Command, prompts: Path, tmp_path: Path
+) -> None:
+    answer = command(
+        "-m",
+        "manifest=prompts.csv",
+        "model=tiny_t2v,480p_t2v",
+        "override.num_inference_steps=2,3",
+        "dry_run=true",
+    )
+
+    assert (answer.code, answer.err) == (0, "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs", "prompts.csv"]
+    assert sorted(p.name for p in (tmp_path / "outputs").iterdir()) == ["prompts.sweep"]
+    assert sorted(p.name for p in (tmp_path / "outputs" / "prompts.sweep").iterdir()) == [
+        "480p_t2v-2",
+        "480p_t2v-3",
+        "tiny_t2v-2",
+        "tiny_t2v-3",
+    ]
+
+
+def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    fake_runs.ends = [3, ConfigError("refused: why."), 4, 0]
+
+    answer = command("-m", "p.csv", "override.num_frames=1,5,9,13")
+
+    assert answer == Answer(4, "", "refused: why.\n")
+    assert fake_runs.sweeps == ["1", "5", "9", "13"]
+
+
+def test_a_fault_of_the_program_in_one_job_leaves_the_others_their_turn(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    fake_runs.ends = [RuntimeError("a bug"), 0]
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("-m", "p.csv", "override.num_frames=1,5")
+
+    assert fake_runs.sweeps == ["1", "5"]
+
+
+def test_an_interrupted_job_ends_a_sweep(fake_runs: FakeRuns, command: Command) -> None:
+    fake_runs.ends = [3, 130, 0]
+
+    assert command("-m", "p.csv", "override.num_frames=1,5,9").code == 130
+    assert fake_runs.sweeps == ["1", "5"]
+
+
+def test_a_sweep_with_an_unknown_option_is_refused_as_a_whole(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    answer = command("-m", "p.csv", "model=tiny_t2v,nope")
+
+    assert (answer.code, fake_runs.configs) == (2, [])
+
+
+def test_swept_values_are_joined_in_the_order_they_were_typed(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    command("-m", "p.csv", 'override.negative_prompt="a b",c', "model=tiny_t2v", "limit=range(1,3)")
+
+    assert fake_runs.sweeps == ["a_b-1", "a_b-2", "c-1", "c-2"]
+    assert [c.override.negative_prompt for c in fake_runs.configs] == ["a b", "a b", "c", "c"]
+
+
+def test_a_folder_given_to_a_sweep_holds_the_folders_of_its_jobs(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    command("-m", "p.csv", "override.num_frames=1,5", "run_dir=my runs")
+    command("-m", "p.csv", "run_dir=one,two")
+
+    assert [c.run_dir for c in fake_runs.configs] == ["my runs/1", "my runs/5", "one,two"]
+
+
+def test_a_sweep_over_manifests_keeps_a_comma_in_a_name(
+    fake_runs: FakeRuns, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "x,y.csv").touch()
+
+    command("-m", "manifest=a.csv,b.csv")
+    command("-m", "manifest=x,y.csv")
+
+    assert [c.manifest for c in fake_runs.configs] == ["a.csv", "b.csv", "x,y.csv"]
+    assert fake_runs.sweeps == ["a.csv", "b.csv", None]
+
+
+@pytest.mark.parametrize("words", [(), ("-m",)])
+def test_hydra_leaves_nothing_behind(
+    fake_runs: FakeRuns, command: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    environment = dict(os.environ)
+
+    assert command("p.csv", *words, "hydra.run.dir=here", "hydra.job.name=x").code == 0
+
+    assert list(tmp_path.iterdir()) == []
+    assert dict(os.environ) == environment
+
+
+# -- errors that are not the user's -----------------------------------------------------------
+
+
+def test_a_fault_of_the_program_is_shown_whole(fake_runs: FakeRuns, command: Command) -> None:
+    fake_runs.ends = [KeyError("a bug")]
+
+    with pytest.raises(KeyError, match="a bug"):
+        command("p.csv")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(13, "Permission denied", "x"), 2, "x: Permission denied; correct the "),
+        (OSError(30, "Read-only file system", "x"), 2, "x: Read-only file system; correct the "),
+        (OSError(28, "No space left on device", "x"), 4, "x: No space left on device; free some "),
+    ],
+)
+def test_what_the_disk_refuses_is_one_message(
+    fake_runs: FakeRuns, command: Command, error: OSError, code: int, message: str
+) -> None:
+    fake_runs.ends = [error]
+
+    answer = command("p.csv")
+
+    assert answer.code == code
+    assert answer.err.startswith(message)
+    assert answer.err.count("\n") == 1
+
+
+def test_an_interrupt_before_anything_runs_has_its_code(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "run", interrupt)
+
+    assert command("p.csv") == Answer(130, "", "interrupted\n")
+
+
+# -- as a program -----------------------------------------------------------------------------
+
+
+def program(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "hv15_batch", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_is_resumed_with_its_settings_and_what_is_typed_on_top(
+    prompts: Path, tmp_path: Path
+) -> None:
+    tiny = [*TINY, "override.num_inference_steps=1", "order=rows", "limit=1"]
+
+    first = program(tmp_path, "manifest=prompts.csv", *tiny)
+    dry = program(tmp_path, "resume=outputs/prompts", "dry_run=true")
+    second = program(tmp_path / "outputs", "resume=prompts", "video.crf=20", "add=true", "limit=1")
+
+    assert (first.returncode, first.stderr) == (0, first.stderr)
+    assert first.stdout.splitlines()[0] == f"{tmp_path}/outputs/prompts: new"
+    assert dry.stdout.splitlines()[0].endswith("2 clips: 1 done, 1 new")
+    assert "32x32 1 frame at 24 fps, 1 step," in dry.stdout
+    assert second.returncode == 0, second.stderr
+    stored = sorted((tmp_path / "outputs" / "prompts" / "runs").glob("*/config.yaml"))
+    assert len(stored) == 2
+    assert "crf: 20" in stored[1].read_text(encoding="utf-8")
+    assert f"order: {Order.rows.name}" in stored[1].read_text(encoding="utf-8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs", "prompts.csv"]
+
+
+def test_a_refusal_of_the_program_is_one_message_and_code_2(tmp_path: Path) -> None:
+    done = program(tmp_path, "none.csv")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "manifest=none.csv: there is no such file; correct the path.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_unicode_is_printable(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hv15_batch", b"\xff.csv"], cwd=tmp_path, capture_output=True
+    )
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"manifest=\\udcff.csv: there is no such file; correct the path.\n"
+
+
+def test_a_reader_that_leaves_does_not_stop_the_command(prompts: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "hv15_batch", "prompts.csv", "model=tiny_t2v", "--dry-run"]
+    read, write = os.pipe()
+    os.close(read)
+
+    done = subprocess.run(words, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "outputs" / "prompts" / "plan.csv").is_file()
+
+
+def test_main_reads_the_words_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hv15-batch", "--version"])
+
+    assert cli.main() == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
