@@ -93,7 +93,7 @@ class MaskFreeAttnProcessor:
 
 def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tensor:
     """Return [1, S, D] as [1, S, heads, D / heads], each head normalised."""
-    split: torch.Tensor = projected.unflatten(2, (heads, -1))  # type: ignore[no-untyped-call]
+    split: torch.Tensor = projected.unflatten(2, (heads, -1))
     if norm is not None:
         split = norm(split)
     return split

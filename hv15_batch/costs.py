@@ -30,12 +30,16 @@ SMALL_ENCODERS_BYTES = int(0.42 * GIB)
 IMAGE_ENCODER_BYTES = int(0.80 * GIB)
 STREAMED_ENCODER_BYTES = int(1.6 * GIB)
 """One layer of the text encoder, the states of a group of prompts, and ByT5."""
-CONTEXT_BYTES = int(0.62 * GIB)
-"""CUDA context and libraries: on the card, but in no counter of torch (H200, driver 580)."""
+CONTEXT_BYTES = int(1.4 * GIB)
+"""CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved was
+1.28 to 1.38 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
+ALLOCATOR_BYTES = int(0.3 * GIB)
+"""What torch's allocator may hold beyond what is in use, with expandable segments."""
 HOST_BASE_BYTES = int(3.5 * GIB)
 """Python, torch and CUDA's host side in the executor, frames and the parent included."""
 ACTIVATION_BYTES_PER_TOKEN = 51_500
-"""Peak of a mask-free forward less weights: 2.36 GiB at 49,290 tokens, 1.2 GiB at 25,440."""
+COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
+"""Peak of a mask-free forward less weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
 
 ATTENTION_EFFICIENCY = 0.62
 MATMUL_EFFICIENCY = 0.70
@@ -45,10 +49,10 @@ ELEMENTWISE_COMPILED_SHARE = 0.4
 BANDWIDTH_EFFICIENCY = 0.8
 DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
 DECODE_EFFICIENCY = 0.53
-ENCODE_FLOP = 2 * 7.07e9 * 1108
+DISK_BYTES_PER_SECOND = 3e9
+"""Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
 TEXT_TOKENS = 100
 """Assumed where a prompt was not yet tokenised: 0.2 % of the video's tokens."""
-MIN_CALIBRATION_CLIPS = 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def forward_flop(video_tokens: int, text_tokens: int) -> float:
 
 
 def predict_clip(
-    settings: ClipSettings, card: Card, *, compiled: bool, streamed: bool, scale: float | None
+    settings: ClipSettings, card: Card, *, compiled: bool, offload: str, scale: float | None
 ) -> ClipCost:
     """Return the predicted seconds of a warm clip.
 
@@ -114,7 +118,7 @@ def predict_clip(
         settings: The clip's settings.
         card: Vendor figures.
         compiled: Whether the transformer blocks are compiled.
-        streamed: Whether their weights are copied to the card in each forward.
+        offload: Profile; a streamed one copies the weights to the card in each forward.
         scale: Measured over predicted seconds on this very card (`calibration`), or None.
     """
     tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
@@ -126,8 +130,11 @@ def predict_clip(
         + linear_flop(tokens) / (rate * MATMUL_EFFICIENCY)
         + bytes_ / (card.bandwidth_gb_per_second * 1e9 * BANDWIDTH_EFFICIENCY)
     )
-    if streamed:
-        forward = max(forward, TRANSFORMER_BYTES / (card.host_gb_per_second * 1e9))
+    if offload in ("stream", "stream_disk"):
+        bytes_per_second = card.host_gb_per_second * 1e9
+        if offload == "stream_disk":
+            bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
+        forward = max(forward, TRANSFORMER_BYTES / bytes_per_second)
     forwards = settings.num_inference_steps * (2 if settings.has_guidance else 1)
     pixels = settings.height * settings.width * settings.num_frames
     decode = DECODE_FLOP_PER_PIXEL * pixels / (rate * DECODE_EFFICIENCY)
@@ -137,23 +144,23 @@ def predict_clip(
 
 def calibration(
     records: Sequence[dict[str, Any]], card: Card, gpu_name: str
-) -> dict[tuple[bool, bool], float]:
-    """Return measured over predicted seconds by (compiled, streamed), from warm clips of this card.
+) -> dict[tuple[bool, str], float]:
+    """Return measured over predicted seconds by (compiled, offload), from warm clips of this card.
 
     Args:
         records: Log rows with the columns of `CALIBRATION_COLUMNS`.
         card: Vendor figures that the prediction starts from.
         gpu_name: Product name of the card; rows of other cards don't count.
     """
-    ratios: dict[tuple[bool, bool], list[float]] = {}
+    ratios: dict[tuple[bool, str], list[float]] = {}
     for row in records:
         if row["gpu_name"] != gpu_name or row["is_cold"] or row["denoise_seconds"] is None:
             continue
         if row["decode_seconds"] is None or row["weights"] == "tiny":
             continue
-        key = (bool(row["compiled"]), str(row["offload"]).startswith("stream"))
+        key = (bool(row["compiled"]), str(row["offload"]))
         predicted = predict_clip(
-            _settings_of(row), card, compiled=key[0], streamed=key[1], scale=None
+            _settings_of(row), card, compiled=key[0], offload=key[1], scale=None
         )
         measured = row["denoise_seconds"] + row["decode_seconds"]
         ratios.setdefault(key, []).append(measured / predicted.seconds)
@@ -177,7 +184,12 @@ CALIBRATION_COLUMNS = (
 
 
 def predict_peaks(
-    settings: ClipSettings, offload: str, budget_bytes: int, *, is_i2v: bool
+    settings: ClipSettings,
+    offload: str,
+    budget_bytes: int,
+    *,
+    is_i2v: bool,
+    compiled: bool = False,
 ) -> Peaks | None:
     """Return the predicted peaks of a clip under a profile, or None where decoding can't fit.
 
@@ -186,9 +198,11 @@ def predict_peaks(
         offload: `resident`, `model`, `stream` or `stream_disk`.
         budget_bytes: What torch may take of the card.
         is_i2v: Whether first frames are encoded too.
+        compiled: Whether the transformer blocks are compiled.
     """
     tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
-    activations = ACTIVATION_BYTES_PER_TOKEN * tokens
+    per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
+    activations = per_token * tokens
     is_streamed = offload.startswith("stream")
     transformer = TRANSFORMER_REST_BYTES + 2 * BLOCK_BYTES if is_streamed else TRANSFORMER_BYTES
     beside_decode = TRANSFORMER_BYTES if offload == "resident" else 0

@@ -5,7 +5,6 @@ The picture does not depend on the plan: every plan gives the frames of an until
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from hv15_batch.tile_plan import (
     make_plan,
     plan_tiles,
     predict_peak_bytes,
+    spans,
 )
 
 __all__ = [
@@ -91,8 +91,8 @@ def _decode_tiles(
     """Decode tile by tile onto the canvas; the first stages run on the whole frame, once."""
     base = _whole_frame_stages(decoder, x, plan.chunk_bytes)
     scale = base.shape[1] // x.shape[1]
-    for rows in _spans(x.shape[1], plan.tile_height, plan.overlap):
-        for columns in _spans(x.shape[2], plan.tile_width, plan.overlap):
+    for rows in spans(x.shape[1], plan.tile_height, plan.overlap):
+        for columns in spans(x.shape[2], plan.tile_width, plan.overlap):
             tile = base[:, rows.with_margin(scale), columns.with_margin(scale)]
             core = rows.core_within(SPATIAL_RATIO), columns.core_within(SPATIAL_RATIO)
             target = canvas[:, rows.core(SPATIAL_RATIO), columns.core(SPATIAL_RATIO)]
@@ -113,39 +113,6 @@ def _whole_frame_stages(decoder: Any, x: torch.Tensor, chunk_bytes: int) -> torc
         base[start : start + piece.shape[0]] = piece
         start += piece.shape[0]
     return base
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A tile's extent along one axis, in latents."""
-
-    start: int
-    stop: int
-    outer_start: int
-    """Start with the margin."""
-    outer_stop: int
-
-    def core(self, scale: int) -> slice:
-        """Return where the tile lies in the frame."""
-        return slice(self.start * scale, self.stop * scale)
-
-    def with_margin(self, scale: int) -> slice:
-        """Return where the tile with its margin lies in the frame."""
-        return slice(self.outer_start * scale, self.outer_stop * scale)
-
-    def core_within(self, scale: int) -> slice:
-        """Return where the tile lies within its margin."""
-        start = (self.start - self.outer_start) * scale
-        return slice(start, start + (self.stop - self.start) * scale)
-
-
-def _spans(length: int, tile: int, margin: int) -> list[_Span]:
-    """Return the tiles along one axis."""
-    spans = []
-    for start in range(0, length, tile):
-        stop = min(start + tile, length)
-        spans.append(_Span(start, stop, max(0, start - margin), min(stop + margin, length)))
-    return spans
 
 
 def _to_uint8(frames: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:

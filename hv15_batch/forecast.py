@@ -40,7 +40,7 @@ class Forecast:
             settings,
             self.card,
             compiled=self.compiled,
-            streamed=self.offload.kind.name.startswith("stream"),
+            offload=self.offload.kind.name,
             scale=self.scale,
         ).seconds
 
@@ -74,9 +74,8 @@ def make_forecast(
     if card is None or gpu_name is None:
         return None
     offload = choose_offload(config, todo, _machine_with(card, machine) if name else machine)
-    streamed = offload.kind.name.startswith("stream")
     scales = calibration(_sibling_records(log_folder), card, gpu_name) if not name else {}
-    scale = scales.get((config.runtime.compile, streamed))
+    scale = scales.get((config.runtime.compile, offload.kind.name))
     return Forecast(card, gpu_name, offload, scale, config.runtime.compile)
 
 
@@ -167,5 +166,3 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes = rest // 60
     return f"{hours} h {minutes:02d} min" if hours else f"{max(1, minutes)} min"
-
-

@@ -121,11 +121,11 @@ class StepClock:
         return [later - earlier for earlier, later in times]
 
 
-def limit_device_memory(device: torch.device, budget_bytes: int | None) -> None:
+def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
     """Let torch's allocator take no more than this of the card, as a smaller card would."""
-    if device.type == "cuda" and budget_bytes is not None:
+    if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
 
 
 def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:

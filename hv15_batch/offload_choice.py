@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, OffloadKind, Task, Weights
-from hv15_batch.costs import CONTEXT_BYTES, GIB, Peaks, fits_text_encoder, predict_peaks
+from hv15_batch.costs import (
+    ALLOCATOR_BYTES,
+    CONTEXT_BYTES,
+    GIB,
+    Peaks,
+    fits_text_encoder,
+    predict_peaks,
+)
 from hv15_batch.machine import Machine
 
-ALLOCATOR_BYTES = int(0.2 * GIB)
-"""What torch's allocator holds beyond what is in use, with expandable segments."""
 _FASTEST_FIRST = (
     OffloadKind.resident,
     OffloadKind.stream,
@@ -56,7 +61,10 @@ def choose_offload(
     largest = _largest(settings)
     is_i2v = config.model.task is Task.i2v
     peaks = {
-        kind: predict_peaks(largest, kind.name, budget, is_i2v=is_i2v) for kind in _FASTEST_FIRST
+        kind: predict_peaks(
+            largest, kind.name, budget, is_i2v=is_i2v, compiled=config.runtime.compile
+        )
+        for kind in _FASTEST_FIRST
     }
     faults = {kind: _fault(peaks[kind], budget, machine) for kind in _FASTEST_FIRST}
     fitting = [kind for kind in _FASTEST_FIRST if faults[kind] is None]
@@ -93,9 +101,7 @@ def _choice(kind: OffloadKind, why: str, budget: int, peaks: Peaks | None) -> Of
         f"offload {kind.name}: {why}; predicted peak {peaks.device_bytes / GIB:.1f} GiB of card "
         f"and {peaks.host_bytes / GIB:.1f} GiB of RAM"
     )
-    return OffloadChoice(
-        kind, text, budget, not fits_text_encoder(kind.name, budget), peaks
-    )
+    return OffloadChoice(kind, text, budget, not fits_text_encoder(kind.name, budget), peaks)
 
 
 def _fault(peaks: Peaks | None, budget: int, machine: Machine) -> str | None:

@@ -73,7 +73,21 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             settings.append(_setting(word.lstrip("+"), is_sweep))
         else:
             raise ConfigError(_unknown_word(word))
+    _check_flags(flags)
     return flags, settings
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+    """Refuse flags that exclude each other.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    modes = [flag for flag in flags if flag in _SWEEP_FLAGS or flag.startswith(("--cfg", "--info"))]
+    if len(modes) > 1:
+        raise ConfigError(f"{' '.join(modes)}: only one of -m, --cfg and --info at a time.")
+    if "--resolve" in flags and not any(flag.startswith("--cfg") for flag in flags):
+        raise ConfigError("--resolve: goes with --cfg job; leave it out.")
 
 
 def _flag(word: str, following: Iterator[str]) -> str:
@@ -224,17 +238,19 @@ def _names(cls: type, prefix: str) -> Iterator[str]:
 def _suggestion(typed: str, known: Sequence[str]) -> str:
     """Return e.g. ` Did you mean override.num_frames?`, or nothing.
 
-    Nearest first: the same last part (`num_frames`), a piece of it (`frames`), the whole name,
-    the last part with a slip of the fingers.
+    Nearest first: in the typed section, a slip of the fingers; anywhere, the same last part
+    (`num_frames`), a piece of it (`frames`), a slip in the whole name or in the last part.
     """
-    last = typed.rsplit(".", 1)[-1]
+    section, _, last = typed.rpartition(".")
     lasts = {name: name.rsplit(".", 1)[-1] for name in known}
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
     near = (
-        [name for name in known if lasts[name] == last]
+        difflib.get_close_matches(typed, inside, n=1, cutoff=0.8)
+        or [name for name in known if lasts[name] == last]
         or [name for name in known if len(last) > 3 and last in lasts[name]]
-        or difflib.get_close_matches(typed, known, n=1)
+        or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
     )
     if not near:
-        close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1)
+        close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1, cutoff=0.7)
         near = [name for name in known if lasts[name] in close]
     return f" Did you mean {' or '.join(near[:3])}?" if near else ""

@@ -9,6 +9,7 @@ import os
 import socket
 import statistics
 import sys
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -46,6 +47,8 @@ class Progress:
         self.suspect = 0
         self.finished = 0
         self.rendered = 0
+        # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
+        tqdm.set_lock(threading.RLock())
         self._status: dict[str, Any] = {
             "state": "encoding",
             "run_id": run_id,

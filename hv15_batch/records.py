@@ -212,7 +212,7 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
     float: pa.float64(),
     bool: pa.bool_(),
     datetime: pa.timestamp("us", tz="UTC"),
-    list[float]: pa.list_(pa.float64()),
+    list[float]: pa.list_(pa.field("element", pa.float64())),  # Parquet's own name for it
 }
 
 

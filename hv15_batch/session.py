@@ -42,7 +42,7 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
-from hv15_batch.worker import LocalExecutor
+from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def run(
     run_dir = prepared.run_dir
     if config.dry_run:
         return _dry_run(prepared, say)
+    set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
     is_announced = lacks_weights(prepared)

@@ -30,8 +30,8 @@ WEIGHT_BYTES = 2 * 1_260_634_115
 ITEM_BYTES = 2
 
 DEFAULT_CHUNK_BYTES = 1 << 28
-WORKSPACE_BYTES = 256 << 20
-"""Set aside for cuDNN's workspaces and the allocator's rounding."""
+WORKSPACE_BYTES = 64 << 20
+"""Set aside for cuBLAS's workspace and small tensors; cuDNN takes none for these convolutions."""
 MAX_SPLITS = 4
 PIECE_FRAMES = (8, 4, 2, 1)
 """Frames that the last stage takes at a time."""
@@ -65,6 +65,44 @@ class TilePlan:
     def tile_size(self) -> int | None:
         """Longer edge of a tile in pixels, its margin not counted; None when untiled."""
         return max(self.tile_height, self.tile_width) * SPATIAL_RATIO if self.is_tiled else None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A tile's extent along one axis, in latents."""
+
+    start: int
+    stop: int
+    outer_start: int
+    """Start with the margin."""
+    outer_stop: int
+
+    @property
+    def outer_size(self) -> int:
+        """Size with the margin."""
+        return self.outer_stop - self.outer_start
+
+    def core(self, scale: int) -> slice:
+        """Return where the tile lies in the frame."""
+        return slice(self.start * scale, self.stop * scale)
+
+    def with_margin(self, scale: int) -> slice:
+        """Return where the tile with its margin lies in the frame."""
+        return slice(self.outer_start * scale, self.outer_stop * scale)
+
+    def core_within(self, scale: int) -> slice:
+        """Return where the tile lies within its margin."""
+        start = (self.start - self.outer_start) * scale
+        return slice(start, start + (self.stop - self.start) * scale)
+
+
+def spans(length: int, tile: int, margin: int) -> list[Span]:
+    """Return the tiles along one axis."""
+    result = []
+    for start in range(0, length, tile):
+        stop = min(start + tile, length)
+        result.append(Span(start, stop, max(0, start - margin), min(stop + margin, length)))
+    return result
 
 
 def make_plan(
@@ -125,22 +163,16 @@ def candidate_plans(latent_height: int, latent_width: int) -> list[TilePlan]:
     for rows in range(1, min(MAX_SPLITS, latent_height) + 1):
         for columns in range(1, min(MAX_SPLITS, latent_width) + 1):
             plan = make_plan(latent_height, latent_width, rows, columns, 0)
-            work = _margin_factor(latent_height, plan.tile_height, plan.overlap)
-            work *= _margin_factor(latent_width, plan.tile_width, plan.overlap)
-            height = min(latent_height, plan.tile_height + 2 * plan.overlap)
-            width = min(latent_width, plan.tile_width + 2 * plan.overlap)
+            rows_cut = spans(latent_height, plan.tile_height, plan.overlap)
+            columns_cut = spans(latent_width, plan.tile_width, plan.overlap)
+            decoded = sum(r.outer_size for r in rows_cut) * sum(c.outer_size for c in columns_cut)
+            work = decoded / (latent_height * latent_width)
+            tile = max(r.outer_size for r in rows_cut), max(c.outer_size for c in columns_cut)
             for frames in PIECE_FRAMES:
-                chunk_bytes = frames * _plane_bytes(len(CHANNELS) - 1, height, width)
+                chunk_bytes = frames * _plane_bytes(len(CHANNELS) - 1, *tile)
                 seconds = work * (1 + PIECE_OVERHEAD / frames)
                 timed.append((seconds, replace(plan, chunk_bytes=chunk_bytes)))
     return [plan for _, plan in sorted(timed, key=lambda pair: pair[0])]
-
-
-def _margin_factor(length: int, tile: int, margin: int) -> float:
-    """Return how much longer all tiles along one axis are than the frame."""
-    starts = range(0, length, tile)
-    covered = sum(min(s + tile + margin, length) - max(0, s - margin) for s in starts)
-    return covered / length
 
 
 def frames_per_piece(chunk_bytes: int, output_frame_bytes: int, frame_ratio: int) -> int:
@@ -163,10 +195,9 @@ def predict_peak_bytes(
     size = latent_height, latent_width
     if not plan.is_tiled:
         return fixed + _stages_bytes(plan, 0, len(CHANNELS), size, frames)
-    margin = 2 * plan.overlap
     tile = (
-        min(latent_height, plan.tile_height + margin),
-        min(latent_width, plan.tile_width + margin),
+        max(r.outer_size for r in spans(latent_height, plan.tile_height, plan.overlap)),
+        max(c.outer_size for c in spans(latent_width, plan.tile_width, plan.overlap)),
     )
     canvas = frames[-1] * latent_height * latent_width * SPATIAL_RATIO**2 * 3
     last = TILED_FROM_STAGE - 1
@@ -186,13 +217,16 @@ def _stages_bytes(
     arriving = frames[max(0, first - 1)]
     for stage in range(first, end):
         plane, ratio = _plane_bytes(stage, *size), FRAME_RATIO[stage]
+        padded = _plane_bytes(stage, *size, padding=1)
         pieces = -(-arriving // frames_per_piece(plan.chunk_bytes, plane, ratio))
         taken = -(-arriving // pieces)
-        given = taken * ratio
-        contexts += 2 * CONVOLUTIONS[stage] * plane
-        working = (3 * given + 2) * plane
-        if stage > 0:
-            before = _plane_bytes(stage - 1, *size)
+        given = min(frames[stage], taken * ratio)
+        contexts += 2 * CONVOLUTIONS[stage] * padded
+        working = 2 * given * plane + (given + 2) * padded
+        if stage == 0:
+            working += 3 * given * plane  # of the attention: normalised in float32, query
+        else:
+            before = _plane_bytes(stage - 1, *size, padding=1)
             contexts += 2 * before
             working = max(working, given * plane + max(given * plane, (taken + 2) * before))
         busiest = max(busiest, held + working)
@@ -201,7 +235,8 @@ def _stages_bytes(
     return contexts + busiest
 
 
-def _plane_bytes(stage: int, latent_height: int, latent_width: int) -> int:
-    """Return the bytes of one frame at a stage's resolution, edges padded."""
-    scale = 1 << stage
-    return (latent_height * scale + 2) * (latent_width * scale + 2) * CHANNELS[stage] * ITEM_BYTES
+def _plane_bytes(stage: int, latent_height: int, latent_width: int, padding: int = 0) -> int:
+    """Return the bytes of one frame at a stage's resolution."""
+    height = (latent_height << stage) + 2 * padding
+    width = (latent_width << stage) + 2 * padding
+    return height * width * CHANNELS[stage] * ITEM_BYTES

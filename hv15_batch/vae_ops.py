@@ -7,22 +7,47 @@ fused kernels; `ops_for` picks.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
+import subprocess
+import sys
+from functools import cache
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
+logger = logging.getLogger(__name__)
+
 
 def ops_for(device: torch.device) -> ModuleType:
     """Return the module whose operations suit this device: Triton kernels on CUDA."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from hv15_batch import vae_triton
+    return _cuda_ops() if device.type == "cuda" else sys.modules[__name__]
 
-        return vae_triton
-    import hv15_batch.vae_ops as plain
 
-    return plain
+@cache
+def _cuda_ops() -> ModuleType:
+    """Return the Triton kernels, or plain torch where Triton is missing or cannot build them.
+
+    Triton compiles its launcher with the machine's C compiler, which slim images lack.
+    """
+    plain = sys.modules[__name__]
+    if importlib.util.find_spec("triton") is None:
+        logger.warning("triton is not installed: the VAE decode takes longer and more memory.")
+        return plain
+    from hv15_batch import vae_triton
+
+    value = torch.zeros(1, device="cuda")
+    try:
+        vae_triton.add_into(value, value.clone(), value.clone())
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        logger.warning(
+            "triton cannot build its kernels (%s): the VAE decode takes longer and more memory; "
+            "install a C compiler and the Python headers.",
+            error,
+        )
+        return plain
+    return vae_triton
 
 
 def normalize(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

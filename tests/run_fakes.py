@@ -44,7 +44,7 @@ SMALL = SamplingDefaults(
 )
 
 
-def tiny_config(manifest: Path, run_dir: Path, **changes: Any) -> Config:
+def tiny_config(manifest: Path, run_dir: Path) -> Config:
     """Settings of the tiny text-to-video model at its smallest."""
     model = ModelConfig(
         name="tiny_t2v",
@@ -54,10 +54,9 @@ def tiny_config(manifest: Path, run_dir: Path, **changes: Any) -> Config:
         target_size=128,
         default_sampling=SMALL,
     )
-    config = Config(
+    return Config(
         manifest=str(manifest), run_dir=str(run_dir), model=model, sampling=SamplingConfig(seeds=0)
     )
-    return replace(config, **changes)
 
 
 class FakeRenderer:
@@ -191,7 +190,7 @@ class Project:
         self.manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def config(self, **changes: Any) -> Config:
-        return tiny_config(self.manifest, self.run_dir.path, **changes)
+        return replace(tiny_config(self.manifest, self.run_dir.path), **changes)
 
     def run(
         self,

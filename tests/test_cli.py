@@ -5,16 +5,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import Answer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_fakes import FakeExecutor
 
 from hv15_batch import __version__, cli, machine, session
 from hv15_batch.compose import Job, run_jobs
 from hv15_batch.config import Config, ConfigError, Order, conf_dir
+from hv15_batch.rundir import RunDir
+from hv15_batch.stored_settings import read_settings
 
 Command = Callable[..., Answer]
 
@@ -176,9 +181,8 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("prompts.csv", "override.num_frame=61", "++video.size=3"): (
         "override.num_frame=61: there is no setting override.num_frame. Did you mean "
-        "sampling.num_frames or override.num_frames? All of them: hv15-batch --cfg job.\n"
-        "video.size=3: there is no setting video.size. Did you mean video.preset? All of them: "
-        "hv15-batch --cfg job."
+        "override.num_frames? All of them: hv15-batch --cfg job.\n"
+        "video.size=3: there is no setting video.size. All of them: hv15-batch --cfg job."
     ),
     ("prompts.csv", "limit=many"): "limit=many: must be a whole number.",
     ("prompts.csv", "override.num_frames=61.5"): (
@@ -224,11 +228,18 @@ REFUSED: dict[tuple[str, ...], str] = {
         "video.preset=(fast: not understood; put a value with special characters in quotes of its "
         "own: 'video.preset=\"...\"'."
     ),
-    ("prompts.csv", "--dryrun"): f"--dryrun: there is no such flag. Did you mean --dry-run? {FLAGS}",
+    (
+        "prompts.csv",
+        "--dryrun",
+    ): f"--dryrun: there is no such flag. Did you mean --dry-run? {FLAGS}",
     ("prompts.csv", "-x"): f"-x: there is no such flag. {FLAGS}",
     ("prompts.csv", "--cfg", "jobs"): (
         "--cfg=jobs: takes one of job, hydra, all; write it after the --cfg."
     ),
+    ("prompts.csv", "-m", "--cfg", "job"): (
+        "-m --cfg=job: only one of -m, --cfg and --info at a time."
+    ),
+    ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
         "of the words report, status, prefetch. See hv15-batch --help."
@@ -263,7 +274,8 @@ REFUSED: dict[tuple[str, ...], str] = {
         "run_dir={cwd}/prompts.csv: a file has that name; name a folder with run_dir=DIR."
     ),
     ("prompts.csv", "run_dir=prompts.csv/sub", "model=tiny_t2v"): (
-        "{cwd}/prompts.csv/sub: Not a directory; correct the path or its permissions."
+        "run_dir={cwd}/prompts.csv/sub: cannot be made (Not a directory); name a folder that can "
+        "be written with run_dir=DIR."
     ),
     ("resume=full",): (
         "resume={cwd}/full: no run was started there; name a run directory, for example "
@@ -390,7 +402,8 @@ def test_a_dry_run_where_nothing_can_be_written_says_so(command: Command, prompt
 
     assert answer.code == 2
     assert answer.err == (
-        "/proc/self/run: No such file or directory; correct the path or its permissions.\n"
+        "run_dir=/proc/self/run: cannot be made (No such file or directory); name a folder that "
+        "can be written with run_dir=DIR.\n"
     )
 
 
@@ -598,6 +611,82 @@ def test_hydra_leaves_nothing_behind(
     assert dict(os.environ) == environment
 
 
+# -- resume -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rendered(command: Command, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A command of which one of two rows is rendered, with settings of its own, by a fake."""
+    monkeypatch.setattr(session, "run", partial(session.run, make_executor=FakeExecutor))
+    answer = command("prompts.csv", *TINY, "order=rows", "video.crf=20", "limit=1")
+    assert (answer.code, answer.err) == (0, ""), answer.err
+    return command
+
+
+def stored_settings(folder: Path) -> list[Config]:
+    run_dir = RunDir(folder)
+    files = [run_dir.run_folder(run_id) / "config.yaml" for run_id in run_dir.run_ids()]
+    return [read_settings(path) for path in files]
+
+
+def test_resume_goes_on_with_the_stored_manifest_and_settings(
+    rendered: Command, tmp_path: Path
+) -> None:
+    answer = rendered("resume=outputs/prompts")
+
+    first, second = stored_settings(tmp_path / "outputs" / "prompts")
+    assert answer.code == 0
+    assert answer.out.splitlines()[0] == f"{tmp_path}/outputs/prompts: 1 of 2 done"
+    assert (second.video.crf, second.order, second.limit) == (20, Order.rows, None)
+    assert replace(second, limit=1) == first
+
+
+def test_resume_takes_what_is_typed_on_top(
+    rendered: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "outputs")
+
+    dry = rendered("resume=prompts", "--dry-run", "order=takes")
+    refused = rendered("resume=prompts", "video.crf=21")
+    added = rendered("resume=prompts", "video.crf=21", "offload=resident", "add=true")
+
+    assert dry.out.splitlines()[0].endswith(": 2 rows, 2 clips: 1 done, 1 new")
+    assert refused.code == 2
+    assert "add=true" in refused.err
+    assert added.code == 0, added.err
+    last = stored_settings(tmp_path / "outputs" / "prompts")[-1]
+    assert (last.video.crf, last.order, last.offload.kind.name) == (21, Order.rows, "resident")
+    assert last.model.name == "tiny_t2v"
+
+
+def test_resume_without_its_manifest_says_where_a_copy_is(
+    rendered: Command, prompts: Path, tmp_path: Path
+) -> None:
+    prompts.unlink()
+    folder = tmp_path / "outputs" / "prompts"
+
+    assert rendered("resume=outputs/prompts") == Answer(
+        2,
+        "",
+        f"resume={folder}: its manifest {prompts} is gone; put it back (copies are in "
+        f"{folder}/runs/*/manifest.*).\n",
+    )
+
+
+def test_resume_keeps_text_that_looks_like_an_interpolation(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "run", partial(session.run, make_executor=FakeExecutor))
+    (tmp_path / "${x}.csv").write_text("prompt\na cat\n", encoding="utf-8")
+
+    first = command("${x}.csv", *TINY, "override.negative_prompt=a ${y}, b")
+    again = command("resume=outputs/${x}")
+
+    assert (first.code, first.err) == (0, "")
+    assert again.out.splitlines()[0] == f"{tmp_path}/outputs/${{x}}: 1 of 1 done"
+    assert again.code == 0
+
+
 # -- errors that are not the user's -----------------------------------------------------------
 
 
@@ -654,24 +743,14 @@ def program(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_is_resumed_with_its_settings_and_what_is_typed_on_top(
-    prompts: Path, tmp_path: Path
-) -> None:
-    tiny = [*TINY, "override.num_inference_steps=1", "order=rows", "limit=1"]
+def test_a_run_renders_and_leaves_nothing_beside_its_folder(prompts: Path, tmp_path: Path) -> None:
+    steps = "override.num_inference_steps=1"
 
-    first = program(tmp_path, "manifest=prompts.csv", *tiny)
-    dry = program(tmp_path, "resume=outputs/prompts", "dry_run=true")
-    second = program(tmp_path / "outputs", "resume=prompts", "video.crf=20", "add=true", "limit=1")
+    done = program(tmp_path, "manifest=prompts.csv", *TINY, steps, "limit=1")
 
-    assert (first.returncode, first.stderr) == (0, first.stderr)
-    assert first.stdout.splitlines()[0] == f"{tmp_path}/outputs/prompts: new"
-    assert dry.stdout.splitlines()[0].endswith("2 clips: 1 done, 1 new")
-    assert "32x32 1 frame at 24 fps, 1 step," in dry.stdout
-    assert second.returncode == 0, second.stderr
-    stored = sorted((tmp_path / "outputs" / "prompts" / "runs").glob("*/config.yaml"))
-    assert len(stored) == 2
-    assert "crf: 20" in stored[1].read_text(encoding="utf-8")
-    assert f"order: {Order.rows.name}" in stored[1].read_text(encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{tmp_path}/outputs/prompts: new"
+    assert len(list((tmp_path / "outputs" / "prompts" / "clips").glob("*.mp4"))) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs", "prompts.csv"]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,12 @@ from hv15_batch.config import (
 from hv15_batch.overrides import GROUPS, setting_names
 
 OPTIONS = [
-    (group, path.stem)
-    for group in GROUPS
-    for path in sorted((conf_dir() / group).glob("*.yaml"))
+    (group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))
 ]
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 
 
+@cache
 def compose(*words: str) -> Config:
     """The settings of one command line."""
     jobs: list[Job] = []

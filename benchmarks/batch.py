@@ -1,0 +1,84 @@
+"""A batch of this project at full size with random weights: seconds per warm clip and peaks.
+
+    python benchmarks/batch.py OUT 121:8:1 121:10:6 61:10:6 [-- runtime.compile=true ...]
+
+Each case is frames:steps:guidance, or height:width:frames:steps:guidance. Before the first case of
+a size a one-step clip of that size is rendered, which takes the cold start. Everything after `--`
+goes to `hv15_batch`. Wall seconds are those between the ends of two clips, so whatever delays the
+next clip counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from nvml_peak import GIB, nvml_peak
+
+PROMPT = "A teddy bear sits on a bed of soft pillows."
+
+
+def write_manifest(path: Path, cases: list[str], repeat: int) -> None:
+    seen: set[tuple[str, ...]] = set()
+    rows = []
+    for case in cases:
+        parts = case.split(":")
+        *size, frames, steps, guidance = ["480", "848", *parts][-5:]
+        if (*size, frames) not in seen:
+            seen.add((*size, frames))
+            rows.append((f"warmup_{len(rows)}", *size, frames, "1", guidance, "0"))
+        for seed in range(repeat):
+            rows.append((f"case_{len(rows)}", *size, frames, steps, guidance, str(seed + 1)))
+    names = ("id", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "seed")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "prompt"])
+        writer.writerows([*row, PROMPT] for row in rows)
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    out, *cases = arguments[:cut]
+    more = arguments[cut + 1 :]
+    repeat = 1
+    if cases and cases[0].startswith("x"):
+        repeat = int(cases.pop(0)[1:])
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder / "cases.csv", cases, repeat)
+    command = [sys.executable, "-m", "hv15_batch", str(folder / "cases.csv"), "order=rows"]
+    command += [f"run_dir={folder / 'run'}", "model=480p_t2v", "model.weights=random", *more]
+    begin = time.perf_counter()
+    with nvml_peak() as peak:
+        code = subprocess.run(command, check=False).returncode
+    print(f"exit {code}, whole run {time.perf_counter() - begin:.1f} s, NVML peak {peak.gib:.2f} GiB")
+    print_log(folder / "run")
+    return code
+
+
+def print_log(run_dir: Path) -> None:
+    log = pd.read_parquet(run_dir / "log").sort_values("finished_at")
+    ready = log["finished_at"] - pd.to_timedelta(log["write_seconds"].fillna(0), unit="s")
+    log["wall"] = ready.diff().dt.total_seconds()
+    for stage in ("encode", "denoise", "decode"):
+        log[f"{stage}_gib"] = log[f"{stage}_peak_vram_allocated_bytes"] / GIB
+    log["reserved_gib"] = log["peak_vram_reserved_bytes"] / GIB
+    log["ram_gib"] = log["peak_ram_bytes"] / GIB
+    names = ["row_id", "status", "width", "num_frames", "num_inference_steps", "guidance_scale"]
+    names += ["load_seconds", "encode_seconds", "denoise_seconds", "decode_seconds"]
+    names += ["write_seconds", "wall", "encode_gib", "denoise_gib", "decode_gib", "reserved_gib"]
+    names += ["ram_gib", "tflops", "num_alloc_retries"]
+    with pd.option_context("display.width", 300, "display.max_columns", 40):
+        print(log[names].round(3).to_string(index=False))
+    first = log.iloc[-1]
+    print({n: first[n] for n in ("offload", "attention_backend", "compiled", "vae_tile_size",
+                                 "torch_version", "error_type", "error_message")})  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

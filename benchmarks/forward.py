@@ -1,0 +1,109 @@
+"""One transformer forward at full size, random weights: stock, mask-free, compiled, side by side.
+
+    python benchmarks/forward.py [FRAMES ...]
+
+480x848, bf16. Prints median seconds, activations (peak less weights), the share of the card's
+measured matrix-product rate, and the relative difference to stock.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nvml_peak import GIB
+
+from hv15_batch import random_weights
+from hv15_batch.attention import apply_attention
+from hv15_batch.config import ModelConfig
+from hv15_batch.costs import forward_flop
+from hv15_batch.pipeline import compile_blocks
+
+TEXT, PADDED, GLYPHS, IMAGE = 60, 1000, 256, 729
+
+
+def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
+    """Return median seconds, peak bytes and the last result; one warm-up."""
+    output = call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(repeats):
+        del output
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        output = call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1000)
+    return statistics.median(seconds), torch.cuda.max_memory_allocated(), output
+
+
+def inputs(frames: int, trimmed: bool) -> dict[str, Any]:
+    """Return a forward's inputs: padded as stock makes them, or trimmed to what is valid."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    make = {"device": "cuda", "dtype": torch.bfloat16}
+    video = torch.randn(1, 65, (frames - 1) // 4 + 1, 30, 53, generator=generator, **make)
+    video[:, 32:] = 0
+    text = torch.randn(1, TEXT, 3584, generator=generator, **make)
+    length, glyphs, image = (TEXT, 0, 0) if trimmed else (PADDED, GLYPHS, IMAGE)
+    states = torch.zeros(1, length, 3584, **make)
+    states[:, :TEXT] = text
+    mask = torch.zeros(1, length, **make)
+    mask[:, :TEXT] = 1
+    return {
+        "hidden_states": video,
+        "timestep": torch.tensor([900.0], **make),
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": mask,
+        "encoder_hidden_states_2": torch.zeros(1, glyphs, 1472, **make),
+        "encoder_attention_mask_2": torch.zeros(1, glyphs, **make),
+        "image_embeds": torch.zeros(1, image, 1152, **make),
+        "return_dict": False,
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    sizes = [int(a) for a in sys.argv[1:]] or [121]
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds, _, _ = timed(lambda: [a @ b for _ in range(10)], 5)
+    matmul = 10 * 2 * 8192**3 / seconds
+    print(f"matrix product 8192^3: {matmul / 1e12:.0f} TFLOP/s", flush=True)
+    del a, b
+    model = ModelConfig(name="480p_t2v", repo="-")
+    transformer = random_weights.build_component("transformer", model, torch.bfloat16, "cuda")
+    weights = torch.cuda.memory_allocated()
+    reference: dict[int, torch.Tensor] = {}
+
+    def report(name: str, frames: int, trimmed: bool, repeats: int) -> None:
+        given = inputs(frames, trimmed)
+        begin = time.perf_counter()
+        seconds, peak, output = timed(lambda: transformer(**given)[0], repeats)
+        rate = forward_flop((frames - 1) // 4 * 1590 + 1590, TEXT) / seconds
+        base = reference.setdefault(frames, output)
+        error = ((output - base).float().norm() / base.float().norm()).item()
+        print(
+            f"{frames} frames {name:28s} {seconds:7.3f} s  activations "
+            f"{(peak - weights) / GIB:5.2f} GiB  {rate / 1e12:4.0f} TFLOP/s = {rate / matmul:.0%}"
+            f" of matmul  differs from stock {error:.4f}  (all {time.perf_counter() - begin:.0f} s)",
+            flush=True,
+        )
+
+    for frames in sizes:
+        apply_attention(transformer, "native", mask_free=False)
+        report("stock", frames, False, 1)
+        backend = apply_attention(transformer, "auto", mask_free=True)
+        report(f"mask-free {backend}", frames, True, 3)
+    compile_blocks(transformer)
+    for frames in sizes:
+        report("mask-free compiled", frames, True, 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What one attempt at a clip has come to: columns, status, and an error as data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from hv15_batch.config import ConfigError
+from hv15_batch.records import FAILED, OK, ClipRecord
+from hv15_batch.rundir import utc_now
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR_CHARACTERS = 2000
+STAGES = ("encode", "denoise", "decode", "write")
+"""Their seconds make up `total_seconds`."""
+
+
+class Attempt:
+    """Gathers the columns of one attempt, whichever thread finds them."""
+
+    def __init__(self, base: ClipRecord) -> None:
+        """Begin with what is known of the clip before it is rendered."""
+        self._base = base
+        self._columns: dict[str, Any] = {}
+        self._error: tuple[str, str] | None = None
+        self.status = OK
+
+    def add(self, **columns: Any) -> None:
+        """Set columns."""
+        self._columns.update(columns)
+
+    def add_measured(self, columns: dict[str, Any]) -> None:
+        """Set columns that no earlier stage has set, e.g. from the latents' metadata."""
+        for name, value in columns.items():
+            if self._columns.get(name) is None:
+                self._columns[name] = value
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Turn an error into this attempt's outcome; a refused setting is not the clip's fault."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", self._base.clip_id)
+            # Not the exception: its traceback holds the frames and so their tensors.
+            self._error = self._error or (type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS])
+
+    def record(self) -> ClipRecord:
+        """Return the finished record."""
+        columns = dict(self._columns)
+        seconds = [columns.get(f"{stage}_seconds") for stage in STAGES]
+        columns["total_seconds"] = sum(s for s in seconds if s is not None)
+        if self._error is not None:
+            columns |= {
+                "status": FAILED,
+                "error_type": self._error[0],
+                "error_message": self._error[1],
+                "file": None,
+                "file_bytes": None,
+                "file_sha256": None,
+            }
+        else:
+            columns["status"] = self.status
+        return replace(self._base, **columns, finished_at=utc_now())

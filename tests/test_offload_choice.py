@@ -1,0 +1,83 @@
+"""Which profile `auto` takes, and what is refused with which numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_costs import SETTINGS
+
+from hv15_batch.config import Config, ConfigError, ModelConfig, OffloadKind, Weights
+from hv15_batch.machine import Gpu, Machine, read_machine
+from hv15_batch.offload_choice import choose_offload
+
+GIB = 2**30
+
+
+def machine(card_gib: float, ram_gib: float = 64) -> Machine:
+    size = int(card_gib * GIB)
+    gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-0", size, size, "580", None)
+    return replace(read_machine(), gpus=(gpu,), ram_available_bytes=int(ram_gib * GIB))
+
+
+def config(kind: str = "auto", limit: float | None = None) -> Config:
+    made = Config(model=ModelConfig(name="480p_t2v", repo="a/b", weights=Weights.random))
+    made.offload.kind = OffloadKind[kind]
+    made.runtime.vram_limit_gib = limit
+    return made
+
+
+@pytest.mark.parametrize(
+    ("card", "ram", "limit", "kind", "streams"),
+    [
+        (139, 120, None, "resident", False),
+        (24, 64, None, "resident", False),
+        (16, 64, None, "stream", True),
+        (8, 32, None, "stream", True),
+        (8, 16, None, "stream_disk", True),
+        (139, 120, 12, "stream", True),
+    ],
+)
+def test_auto_takes_the_fastest_profile_that_fits(
+    card: float, ram: float, limit: float | None, kind: str, streams: bool
+) -> None:
+    choice = choose_offload(config(limit=limit), [SETTINGS], machine(card, ram))
+
+    assert choice.kind.name == kind
+    assert choice.streams_text_encoder is streams
+    assert choice.reason.startswith(f"offload {kind}: ")
+    assert choice.peaks is not None
+    assert choice.peaks.device_bytes <= (limit or card) * GIB
+
+
+def test_the_largest_clip_decides() -> None:
+    large = replace(SETTINGS, height=720, width=1280)
+
+    assert choose_offload(config(), [SETTINGS], machine(24)).kind is OffloadKind.resident
+    assert choose_offload(config(), [SETTINGS, large], machine(24)).kind is OffloadKind.stream
+
+
+def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_offload(config("resident"), [SETTINGS], machine(16))
+
+    assert str(refused.value) == (
+        "offload=resident: 480x848x121 cannot decode within 14.3 GiB; use offload=stream or "
+        "offload=auto."
+    )
+
+
+def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_offload(config(), [SETTINGS], machine(4))
+
+    message = str(refused.value)
+    assert message.startswith("offload=auto: 480x848x121 fits no profile here: resident ")
+    assert all(f"{kind} " in message for kind in ("resident", "stream", "model", "stream_disk"))
+
+
+def test_on_the_cpu_nothing_is_chosen() -> None:
+    choice = choose_offload(config(), [SETTINGS], replace(machine(8), gpus=()))
+
+    assert choice.kind is OffloadKind.resident
+    assert choice.budget_bytes is None

@@ -1,0 +1,141 @@
+"""What must start in about a second imports neither torch nor what is as slow."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hv15_batch
+
+NEEDS_TORCH = {
+    "attention",
+    "block_stream",
+    "components",
+    "decode",
+    "embeddings",
+    "encoders",
+    "fast_vae",
+    "latents",
+    "layer_stream",
+    "measure",
+    "pipeline",
+    "placement",
+    "quality",
+    "random_weights",
+    "render",
+    "tiny",
+    "vae_layers",
+    "vae_ops",
+    "vae_triton",
+}
+"""What runs inside the executor, `tiny` and `random_weights` included. All else is torch-free."""
+TORCH_FREE = {
+    "checkpoint",
+    "clip",
+    "cli",
+    "compose",
+    "config",
+    "costs",
+    "dry_run",
+    "executor",
+    "machine",
+    "manifest",
+    "overview",
+    "plan",
+    "prefetch",
+    "progress",
+    "records",
+    "references",
+    "report",
+    "report.__main__",
+    "rundir",
+    "runlog",
+    "runner",
+    "session",
+    "status",
+    "video",
+    "worker",
+}
+"""What design and issue name; a module moved to the other list has to be taken out here."""
+SLOW = ("torch", "diffusers", "transformers")
+
+
+def modules() -> list[str]:
+    """Every module of the package that is not excused."""
+    found = pkgutil.walk_packages(hv15_batch.__path__, "hv15_batch.")
+    names = [name.removeprefix("hv15_batch.") for _, name, _ in found]
+    return sorted(name for name in names if name not in {*NEEDS_TORCH, "__main__"})
+
+
+def python(code: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_every_module_of_the_parent_is_torch_free(tmp_path: Path) -> None:
+    names = modules()
+    assert set(names) >= TORCH_FREE
+    code = f"""
+import importlib, json, sys
+guilty = []
+for name in {names!r}:
+    importlib.import_module("hv15_batch." + name)
+    for slow in {SLOW!r}:
+        if slow in sys.modules:
+            guilty.append([name, slow])
+            del sys.modules[slow]
+print(json.dumps(guilty))
+"""
+
+    assert json.loads(python(code, tmp_path)) == []
+
+
+def test_the_list_of_modules_with_torch_is_no_longer_than_it_must_be() -> None:
+    existing = {name for _, name, _ in pkgutil.iter_modules(hv15_batch.__path__)}
+
+    assert NEEDS_TORCH & TORCH_FREE == set()
+    assert NEEDS_TORCH & existing
+
+
+COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "help": (["--help"], ("hydra", "omegaconf", "pyarrow", "pandas", "huggingface_hub", "jinja2")),
+    "unknown setting": (["p.csv", "modle=x"], ("pyarrow", "pandas", "jinja2", "tqdm")),
+    "dry run": (["p.csv", "--dry-run"], ("pandas", "huggingface_hub.hf_api", "tokenizers", "av")),
+    "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
+    "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_command_imports_nothing_slow(case: str, tmp_path: Path) -> None:
+    words, absent = COMMANDS[case]
+    (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    code = f"""
+import json, os, sys
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+from hv15_batch.cli import main
+main({words!r})
+print(json.dumps([name for name in {[*SLOW, *absent]!r} if name in sys.modules]))
+"""
+
+    assert json.loads(python(code, tmp_path)) == []
+
+
+def test_a_dry_run_of_a_tiny_model_makes_no_cuda_context(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    code = """
+import sys
+from hv15_batch.cli import main
+main(["p.csv", "model=tiny_t2v", "--dry-run"])
+maps = open("/proc/self/maps").read()
+print("torch" in sys.modules, "libcudart" in maps, "libcuda." in maps)
+"""
+
+    assert python(code, tmp_path) == "False False False"
