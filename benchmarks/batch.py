@@ -56,7 +56,8 @@ def main() -> int:
     begin = time.perf_counter()
     with nvml_peak() as peak:
         code = subprocess.run(command, check=False).returncode
-    print(f"exit {code}, whole run {time.perf_counter() - begin:.1f} s, NVML peak {peak.gib:.2f} GiB")
+    seconds = time.perf_counter() - begin
+    print(f"exit {code}, whole run {seconds:.1f} s, NVML peak {peak.gib:.2f} GiB")
     print_log(folder / "run")
     return code
 

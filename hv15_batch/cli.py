@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hv15_batch import __version__
 from hv15_batch.config import Config, ConfigError
-from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT
+from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
 from hv15_batch.messages import report_error
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 
         return status(arguments)
     except SystemExit as stop:  # of argparse: 2 for a bad argument, 0 after --help
-        return stop.code if isinstance(stop.code, int) else EXIT_OK
+        return EXIT_REFUSED if stop.code else EXIT_OK
 
 
 # -- jobs: what is done with one composed configuration ---------------------------------------

@@ -42,26 +42,28 @@ COLUMNS = (
     "finished_at",
     "settings_sha256",
 )
-_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt")
+_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
 """As the manifest of today has them: a renamed row keeps its clip under the new name."""
+_FROM_LOG = tuple(name for name in COLUMNS if name not in _FROM_PLAN)
 
 
 def write_clips_table(run_dir: RunDir) -> None:
     """Write the table of the current manifest's clips; not yet rendered ones have no status."""
     csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
-    attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, COLUMNS)}
+    attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, _FROM_LOG)}
     with (
         run_dir.plan.open(encoding="utf-8", newline="") as plan,
         publishing(run_dir.clips_table) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as table,
     ):
-        writer = csv.DictWriter(table, COLUMNS)
-        writer.writeheader()
-        for row in csv.DictReader(plan):
-            record = attempts.get(row["settings_sha256"], {})
-            known = {name: _cell(record.get(name)) for name in COLUMNS}
-            writer.writerow(known | {name: row[name] for name in _FROM_PLAN})
-
-
-def _cell(value: object) -> object:
-    return value.isoformat() if hasattr(value, "isoformat") else value
+        rows = csv.reader(plan)
+        place = {name: number for number, name in enumerate(next(rows))}
+        writer = csv.writer(table)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            record = attempts.get(row[place["settings_sha256"]], {})
+            if record.get("finished_at") is not None:
+                record["finished_at"] = record["finished_at"].isoformat()
+            writer.writerow(
+                [row[place[name]] if name in _FROM_PLAN else record.get(name) for name in COLUMNS]
+            )

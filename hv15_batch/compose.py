@@ -71,8 +71,8 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
     except KeyboardInterrupt:
         if not codes:
             raise
-    except SystemExit as stop:  # of argparse, for a bad value of --cfg or --info
-        return stop.code if isinstance(stop.code, int) else EXIT_REFUSED
+    except SystemExit as stop:  # of Hydra's own commands, for example an unknown --package
+        return EXIT_REFUSED if stop.code else EXIT_OK
     return max(codes, default=EXIT_OK)
 
 

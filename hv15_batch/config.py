@@ -33,6 +33,7 @@ from hv15_batch.settings import (
 )
 
 __all__ = [
+    "ATTENTION_BACKENDS",
     "CFG_DISTILLED_STEPS",
     "MAX_FRAMES",
     "MAX_LUMA",
@@ -125,6 +126,11 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"video.crf={config.video.crf}: x264 takes 0 (lossless) to 51 (worst); try 17."
         )
+    backend = config.runtime.attention_backend
+    if backend not in ATTENTION_BACKENDS:
+        raise ConfigError(
+            f"runtime.attention_backend={backend}: known are {', '.join(ATTENTION_BACKENDS)}."
+        )
     if config.video.preset not in X264_PRESETS:
         raise ConfigError(
             f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}."
@@ -194,6 +200,34 @@ def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
     return None
 
 
+ATTENTION_BACKENDS = (
+    "auto",
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+    "flash",
+    "flash_hub",
+    "flash_varlen",
+    "flash_varlen_hub",
+    "flash_4_hub",
+    "_flash_3",
+    "_flash_3_hub",
+    "_flash_3_varlen_hub",
+    "_flash_varlen_3",
+    "flex",
+    "sage",
+    "sage_hub",
+    "sage_blackwell_hub",
+    "sage_varlen",
+    "_sage_qk_int8_pv_fp16_cuda",
+    "_sage_qk_int8_pv_fp16_triton",
+    "_sage_qk_int8_pv_fp8_cuda",
+    "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "xformers",
+)
+"""`auto` and the CUDA backends of diffusers' attention dispatcher (0.42.1)."""
 X264_PRESETS = (
     "ultrafast",
     "superfast",

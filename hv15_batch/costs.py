@@ -31,8 +31,8 @@ IMAGE_ENCODER_BYTES = int(0.80 * GIB)
 STREAMED_ENCODER_BYTES = int(1.6 * GIB)
 """One layer of the text encoder, the states of a group of prompts, and ByT5."""
 CONTEXT_BYTES = int(1.4 * GIB)
-"""CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved was
-1.28 to 1.38 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
+"""CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved
+was 1.28 to 1.39 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
 ALLOCATOR_BYTES = int(0.3 * GIB)
 """What torch's allocator may hold beyond what is in use, with expandable segments."""
 HOST_BASE_BYTES = int(3.5 * GIB)

@@ -13,7 +13,7 @@ from hv15_batch.clip import ClipSettings
 from hv15_batch.manifest import Manifest
 from hv15_batch.plan import PlannedClip, State, glyph_texts
 
-MAX_SETTINGS = 8
+MAX_SETTINGS = 4
 MAX_REASONS = 2
 MAX_EXAMPLES = 3
 MAX_REASON_CHARACTERS = 160

@@ -56,6 +56,22 @@ class Forecast:
         return f"an estimate from the {self.card.name}'s vendor figures"
 
 
+def parse_until(text: str | None, now: datetime) -> datetime | None:
+    """Return the next moment at which the clock shows `HH:MM`.
+
+    Raises:
+        ConfigError: not a time of day.
+    """
+    if text is None:
+        return None
+    try:
+        hour, minute = (int(part) for part in text.split(":"))
+        moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    except ValueError:
+        raise ConfigError(f"until={text}: must be a time of day, for example 07:00.") from None
+    return moment if moment > now else moment + timedelta(days=1)
+
+
 def make_forecast(
     config: Config, todo: Sequence[ClipSettings], machine: Machine, log_folder: Path
 ) -> Forecast | None:

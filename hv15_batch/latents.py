@@ -26,6 +26,8 @@ class DenoisedClip:
     """[1, 32, T, h, w] on the CPU, scaled as the pipeline returns them."""
     columns: dict[str, Any]
     """Denoise timings, memory and what was in effect, by column name."""
+    settings_sha256: str
+    """Of the clip for which they were denoised; another one may share them."""
 
     def latents_sha256(self) -> str:
         """Return the hash of the tensor's raw bytes."""
@@ -38,6 +40,7 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
     settings = clip.settings.as_dict()
     metadata = {
         "denoise_sha256": clip.denoise_sha256,
+        "settings_sha256": denoised.settings_sha256,
         "latents_sha256": denoised.latents_sha256(),
         "settings": json.dumps(settings, ensure_ascii=False),
         "denoise": json.dumps(denoised.columns),
@@ -53,7 +56,11 @@ def read_latents(path: Path, denoise_sha256: str) -> DenoisedClip | None:
             metadata = file.metadata() or {}
             if metadata.get("denoise_sha256") != denoise_sha256:
                 return None
-            saved = DenoisedClip(file.get_tensor(TENSOR), json.loads(metadata["denoise"]))
+            saved = DenoisedClip(
+                file.get_tensor(TENSOR),
+                json.loads(metadata["denoise"]),
+                metadata["settings_sha256"],
+            )
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
     return saved if saved.latents_sha256() == metadata["latents_sha256"] else None

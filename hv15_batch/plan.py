@@ -1,7 +1,4 @@
-"""What is to be done about each clip: done or not and why, order, selection, refusals.
-
-Knows nothing of how a clip is rendered.
-"""
+"""What is to be done about each clip: done or not and why, order, selection, refusals."""
 
 from __future__ import annotations
 
@@ -203,7 +200,7 @@ def settings_conflict(
         manifest: as it is now.
         selected: what this command is about.
         config: this command's settings.
-        earlier: settings of earlier runs, with the revision that each rendered.
+        earlier: settings of earlier runs.
         history: what is done.
     """
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
@@ -231,8 +228,7 @@ def describe_difference(record: dict[str, Any], clip: Clip) -> str:
         now = clip.image if name == "image" else getattr(clip.settings, name)
         if before != now and not (name == "dtype" and before is None):
             changes.append(f"{name} {_short(before)} -> {_short(now)}")
-    unlogged = "the image's content or video.* changed" if clip.image else "video.* changed"
-    return ", ".join(changes) or unlogged
+    return ", ".join(changes) or ("the image's content or " * bool(clip.image)) + "video.* changed"
 
 
 def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,33 +44,43 @@ COLUMNS = (
 
 def write_plan(
     planned: Sequence[PlannedClip], path: Path, prompt_tokens: dict[str, int] | None
-) -> None:
-    """Write every clip with its state to a CSV file.
+) -> bool:
+    """Write every clip with its state to a CSV file; return whether that changed it.
 
     `prompt_tokens` maps a prompt to its number of tokens, where a tokenizer was at hand.
     """
-    with publishing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for p in planned:
-            clip, settings = p.clip, p.clip.settings
-            writer.writerow(
-                [
-                    clip.clip_id,
-                    clip.row_id,
-                    clip.row_index,
-                    clip.line,
-                    p.state.name,
-                    p.reason,
-                    p.has_latents and p.use_latents and not p.is_done,
-                    *(getattr(settings, name) for name in _SETTINGS),
-                    (prompt_tokens or {}).get(settings.prompt),
-                    " | ".join(glyph_texts(settings.prompt)),
-                    clip.image,
-                    clip.off_recipe,
-                    clip.settings_sha256,
-                    clip.denoise_sha256,
-                    p.last["file"] if p.has_result and p.last else None,
-                    settings.prompt,
-                ]
-            )
+    data = _format_plan(planned, prompt_tokens or {}).encode()
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    with publishing(path) as temporary:
+        temporary.write_bytes(data)
+    return True
+
+
+def _format_plan(planned: Sequence[PlannedClip], prompt_tokens: dict[str, int]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for p in planned:
+        clip, settings = p.clip, p.clip.settings
+        writer.writerow(
+            [
+                clip.clip_id,
+                clip.row_id,
+                clip.row_index,
+                clip.line,
+                p.state.name,
+                p.reason,
+                p.has_latents and p.use_latents and not p.is_done,
+                *(getattr(settings, name) for name in _SETTINGS),
+                prompt_tokens.get(settings.prompt),
+                " | ".join(glyph_texts(settings.prompt)),
+                clip.image,
+                clip.off_recipe,
+                clip.settings_sha256,
+                clip.denoise_sha256,
+                p.last["file"] if p.has_result and p.last else None,
+                settings.prompt,
+            ]
+        )
+    return text.getvalue()

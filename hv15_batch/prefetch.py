@@ -49,3 +49,11 @@ def _size(checkpoint: Checkpoint) -> str:
     assert checkpoint.folder is not None
     files = [path for path in checkpoint.folder.rglob("*") if path.is_file()]
     return f"{len(files)} files, {sum(path.stat().st_size for path in files) / GIB:.1f} GiB"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from hv15_batch.cli import main
+
+    sys.exit(main(["prefetch", *sys.argv[1:]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from hv15_batch.plan import (
     select,
     settings_conflict,
 )
+from hv15_batch.records import DONE_STATUSES
 from hv15_batch.resolve import check_typed_sampling, make_clips
 from hv15_batch.rundir import RunDir, default_run_dir
 from hv15_batch.runlog import read_last_attempts
@@ -64,8 +66,9 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     check_config(config)
     if config.manifest is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
-    path = Path(config.manifest).expanduser()
-    run_dir = RunDir(Path(config.run_dir or default_run_dir(path, sweep)).expanduser().absolute())
+    path = find_manifest(os.path.expanduser(config.manifest))
+    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+    run_dir = RunDir(Path(folder).absolute())
     run_dir.check_usable()
     manifest = read_manifest(path, config.model.task)
     check_owner(run_dir, manifest.path)
@@ -88,7 +91,7 @@ def plan_against_log(prepared: Prepared) -> Planned:
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     clips = plan_clips(prepared.clips, config, history, run_dir)
     planned = Planned(clips, select(clips, config))
-    if history.by_settings and not config.add:
+    if history.by_settings and not config.add and not _is_known_here(prepared, history):
         earlier = earlier_settings(run_dir)
         difference = settings_conflict(
             prepared.manifest, planned.selected, config, earlier, history
@@ -101,6 +104,36 @@ def plan_against_log(prepared: Prepared) -> Planned:
                 "To add clips with the new settings here: add=true."
             )
     return planned
+
+
+def find_manifest(typed: str) -> Path:
+    """Return the manifest typed; `manifests/...` also names those that ship with the package."""
+    path = Path(typed)
+    if path.exists() or path.is_absolute() or path.parts[:1] != ("manifests",):
+        return path
+    package = Path(__file__).resolve().parent
+    for folder in (package, package.parent):
+        if (folder / path).is_file():
+            return folder / path
+    return path
+
+
+def _is_known_here(prepared: Prepared, history: History) -> bool:
+    """Whether an earlier run with these very settings was let in here and finished a clip."""
+    now = prepared.config
+    model = replace(now.model, revision=prepared.checkpoint.revision)
+    known = any(
+        (before.model, before.sampling, before.override, before.video)
+        == (model, now.sampling, now.override, now.video)
+        and before.runtime.dtype == now.runtime.dtype
+        and before.runtime.attention_backend == now.runtime.attention_backend
+        for before in earlier_settings(prepared.run_dir)
+    )
+    return known and any(
+        (record := history.by_settings.get(clip.settings_sha256)) is not None
+        and record["status"] in DONE_STATUSES
+        for clip in prepared.clips
+    )
 
 
 def check_device(config: Config, machine: Machine) -> None:

@@ -68,6 +68,11 @@ class Progress:
         }
         self._set()
 
+    @property
+    def seconds_per_clip(self) -> float | None:
+        """Median wall seconds of this run's warm clips; None before the first."""
+        return statistics.median(self._warm_seconds) if self._warm_seconds else None
+
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
         with suppress(BrokenPipeError):  # who listened is gone: the night's work goes on
@@ -124,7 +129,7 @@ class Progress:
         self.say(_line(record, number, todo, seconds))
         if self._bar is not None:
             self._advance(number)
-        per_clip = statistics.median(self._warm_seconds) if self._warm_seconds else None
+        per_clip = self.seconds_per_clip
         eta = utc_now() + timedelta(seconds=per_clip * (todo - number)) if per_clip else None
         self._set(
             throttled=True,

@@ -105,7 +105,8 @@ class ClipRecord:
     )
     is_cold: bool | None = _column("first clip of a worker, or a compiling one")
     denoise_attempt: int | None = _column(
-        "attempt in which the latents were denoised; less than `attempt` when they were reused"
+        "attempt in which the latents were denoised, less than `attempt` when they were reused; "
+        "0 when another clip, or an attempt without a record, denoised them"
     )
     # memory
     peak_vram_allocated_bytes: int | None = _column("of all stages", "byte", ALLOCATED)

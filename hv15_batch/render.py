@@ -90,7 +90,7 @@ class ClipRenderer:
                 frames = decode_frames(vae, denoised.latents, plan)
                 attempt.add(vae_tile_size=plan.tile_size, decode_device=str(vae.device))
         if self._load_seconds is not None:
-            attempt.add(load_seconds=self._load_seconds)
+            attempt.add(load_seconds=self._load_seconds, is_cold=True)
             self._load_seconds = None
         attempt.add_measured(meter.columns())
         return lambda: self._finish(clip, attempt, frames)
@@ -109,6 +109,7 @@ class ClipRenderer:
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
         saved = read_latents(path, clip.denoise_sha256) if job.use_latents else None
+        is_reused = saved is not None
         if saved is None:
             conditioning, encode_columns = self._encode_phase.conditioning(clip, emit)
             attempt.add(**encode_columns)
@@ -131,6 +132,7 @@ class ClipRenderer:
             assert seconds is not None
             saved = DenoisedClip(
                 latents=result.latents,
+                settings_sha256=clip.settings_sha256,
                 columns={
                     "denoise_seconds": seconds,
                     "step_seconds": result.step_seconds,
@@ -141,8 +143,13 @@ class ClipRenderer:
                 },
             )
             write_latents(path, clip, saved)
+        attempt.add(**saved.columns)
+        if is_reused:
+            # 0 where another clip denoised them, or an attempt that a crash left without a record.
+            is_own = saved.settings_sha256 == clip.settings_sha256
+            denoised_in = saved.columns["denoise_attempt"] if is_own else 0
+            attempt.add(denoise_attempt=min(denoised_in, job.attempt - 1))
         attempt.add(
-            **saved.columns,
             latents_file=self._run_dir.relative(path),
             latents_sha256=saved.latents_sha256(),
         )

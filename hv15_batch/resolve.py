@@ -120,7 +120,7 @@ def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]
         try:
             parsed.append(() if value.seeds is None else parse_seeds(value.seeds))
         except ValueError as error:
-            raise ConfigError(f"{section}.seeds={value.seeds}: {error}") from None
+            raise ConfigError(f"{section}.seeds={value.seeds}: {error}.") from None
     return parsed[0], parsed[1] or (0,)
 
 
@@ -188,6 +188,8 @@ def _recipe_faults(manifest_name: str, clips: Sequence[Clip], config: Config) ->
         assert found is not None
         name, reason = found
         action = "leave it out, or set runtime.allow_off_recipe=true"
+        if getattr(config.override, name) is not None:
+            raise ConfigError(f"override.{name}={getattr(settings, name)}: {reason}; {action}.")
         value = getattr(settings, name)
         faults.append(format_fault(manifest_name, line, name, value, reason, action))
     return faults

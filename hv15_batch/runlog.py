@@ -34,7 +34,7 @@ class RunLog:
         self._run_id = run_id
         self._schema = arrow_schema()
         self._number = 0
-        self._rows: list[pa.Table] = []
+        self._table = self._schema.empty_table()
 
     def append(self, record: ClipRecord) -> None:
         """Make the record part of the log; durable when this returns.
@@ -42,15 +42,15 @@ class RunLog:
         Raises:
             OSError: it could not be written; the log is as before.
         """
-        if len(self._rows) == SEGMENT_ROWS:
-            self._rows = []
+        if self._table.num_rows == SEGMENT_ROWS:
+            self._table = self._schema.empty_table()
             self._number += 1
         row = pa.Table.from_pylist([vars(record)], schema=self._schema)
-        table = pa.concat_tables([*self._rows, row]).combine_chunks()
+        table = pa.concat_tables([self._table, row]).combine_chunks()
         path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
-        self._rows.append(row)
+        self._table = table
 
 
 def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -74,6 +74,8 @@ def read_last_attempts(
     The last is the one with the highest `attempt`: it is counted under the lock, where the
     clock may be set back. Benchmark repetitions are left out: they make no clip.
     """
+    if not segments(log_folder):
+        return []  # before anything of Arrow makes an array, which imports pandas: 0.5 s
     needed = {"settings_sha256", "attempt", "repeat"}
     wanted = None if columns is None else list(dict.fromkeys([*columns, *sorted(needed)]))
     last: dict[str, dict[str, Any]] = {}

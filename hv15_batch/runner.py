@@ -29,13 +29,7 @@ from hv15_batch.executor import (
     Refused,
     Stepped,
 )
-from hv15_batch.exit_codes import (
-    EXIT_OK,
-    EXIT_SIGINT,
-    EXIT_SIGTERM,
-    EXIT_SOME_FAILED,
-    EXIT_STOPPED,
-)
+from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_SOME_FAILED, EXIT_STOPPED
 from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import Progress
 from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord, asked_record
@@ -92,7 +86,7 @@ class Runner:
             make_executor: called at the start and after each death.
             run_log: takes the records.
             progress: is told what happens.
-            known: log columns of an attempt that the executor left no record of.
+            known: log columns of an attempt of which the executor left no record.
             check_before_clip: returns why to stop before the next clip, or None.
         """
         self._make_executor = make_executor
@@ -102,11 +96,12 @@ class Runner:
         self._known = known
         self._check_before_clip = check_before_clip
         self._in_hand: dict[str, _InHand] = {}
+        self._is_busy = False  # with a clip after which it has not said `Ready`
         self._records: list[ClipRecord] = []
         self._deaths = 0
         self._todo_count = 0
         self._signals: list[int] = []
-        self._has_said_stopping = False
+        self._has_said_it = False
         self._stop_reason: str | None = None
         self.has_logged = False
         """Whether the log has a record of this run."""
@@ -133,8 +128,8 @@ class Runner:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         failed = sum(r.status == FAILED for r in self._records)
+        message = f"{failed} of {len(todo)} clips failed"
         if failed:
-            message = f"{failed} of {len(todo)} clips failed"
             return Outcome(EXIT_SOME_FAILED, "failed", message, self._records)
         return Outcome(EXIT_OK, "done", "", self._records)
 
@@ -156,13 +151,15 @@ class Runner:
     def _render(self, jobs: list[Job]) -> None:
         queue = list(reversed(jobs))
         self._submit_next(queue)
-        while self._in_hand:
+        while self._in_hand or self._is_busy:
             event = self._next_event()
             if isinstance(event, Ready):
+                self._is_busy = False  # before or after the clip's own `Finished`
                 self._submit_next(queue)
             elif isinstance(event, Finished):
                 self._finish(event)
             elif isinstance(event, Died):
+                self._is_busy = False
                 self._bury(event.reason)
                 if self._goes_on(queue):
                     self._replace(event.reason)
@@ -171,6 +168,7 @@ class Runner:
             raise _Stop(EXIT_STOPPED, "stopped", self._stop_reason)
         if queue and self._signals:
             self._stop_interrupted()
+        assert not queue, f"{len(queue)} clips were never rendered"
 
     def _goes_on(self, queue: list[Job]) -> bool:
         """Whether there is a next clip; what is in hand is finished in any case."""
@@ -183,6 +181,7 @@ class Runner:
         if self._goes_on(queue):
             job = queue.pop()
             self._in_hand[job.clip.settings_sha256] = _InHand(job, utc_now())
+            self._is_busy = True
             self._executor.submit(job)
 
     # -- events -------------------------------------------------------------------------------
@@ -279,8 +278,8 @@ class Runner:
         is_first_interrupt = self._signals == [signal.SIGINT]
         if not is_first_interrupt or not self._in_hand:
             self._stop_interrupted()
-        if not self._has_said_stopping:
-            self._has_said_stopping = True
+        if not self._has_said_it:
+            self._has_said_it = True
             self._progress.say("Stopping after the clip in hand; Ctrl-C again stops at once.")
 
     def _stop_interrupted(self) -> None:
@@ -292,9 +291,7 @@ class Runner:
         self._executor.kill()
         number = signal.SIGTERM if signal.SIGTERM in self._signals else signal.SIGINT
         for lost in self._let_go():
-            record = self._record_without_result(
-                lost, INTERRUPTED, number.name, "stopped by the user"
-            )
-            self._append(record)
+            why = (number.name, "stopped by the user")
+            self._append(self._record_without_result(lost, INTERRUPTED, *why))
         code = EXIT_SIGTERM if number is signal.SIGTERM else EXIT_SIGINT
         raise _Stop(code, "interrupted", f"interrupted by {number.name}")

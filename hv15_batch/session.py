@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hv15_batch.config import Config, ConfigError, VideoCodec
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
 from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
 from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
@@ -31,8 +33,8 @@ from hv15_batch.prepare import (
 )
 from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
-from hv15_batch.rundir import publish_json
-from hv15_batch.runlog import RunLog, bring_to_current_schema, read_last_attempts
+from hv15_batch.rundir import RunDir, publish_json
+from hv15_batch.runlog import RunLog, bring_to_current_schema, read_last_attempts, segments
 from hv15_batch.runner import Outcome, Runner
 from hv15_batch.stored_settings import (
     check_owner,
@@ -118,12 +120,17 @@ def _render(
         done = sum(p.is_done for p in planned.clips)
         progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
+        clip_seconds = _clip_seconds(prepared, planned, machine)
+        until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
             lambda: make_executor(spec),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
-            lambda: _disk_fault(run_dir.path, needed),
+            lambda: (
+                _disk_fault(run_dir.path, needed)
+                or _until_fault(until, progress.seconds_per_clip or clip_seconds)
+            ),
         )
         outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
         try:
@@ -202,16 +209,24 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     write_settings(folder, stored)
 
 
-def _write_results(prepared: Prepared, clips: Sequence[PlannedClip] | None = None) -> None:
-    """Write plan.csv, clips.csv and the page as things are now; None plans again for it."""
+def _write_results(prepared: Prepared) -> None:
+    """Write plan.csv, clips.csv and the page as things are after a run."""
     run_dir = prepared.run_dir
-    if clips is None:
-        config = replace(prepared.config, force=False)
-        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-        clips = plan_clips(prepared.clips, config, history, run_dir)
-    write_plan(clips, run_dir.plan, None)
+    config = replace(prepared.config, force=False)
+    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+    write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir)
     write_page(run_dir.path)
+
+
+def _is_up_to_date(run_dir: RunDir) -> bool:
+    """Whether clips.csv and the page were written after plan and log were changed last."""
+    results = [run_dir.clips_table, run_dir.page]
+    if not all(path.is_file() for path in results):
+        return False
+    sources = [run_dir.plan, *segments(run_dir.log)]
+    changed_at = max(path.stat().st_mtime_ns for path in sources)
+    return min(path.stat().st_mtime_ns for path in results) >= changed_at
 
 
 def _disk_bytes(planned: PlannedClip) -> int:
@@ -232,11 +247,29 @@ def _disk_fault(path: Path, needed: int) -> str | None:
     )
 
 
+def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
+    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
+    settings = [p.clip.settings for p in planned.todo]
+    config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
+    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
+    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
+
+
+def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
+    """Return why no further clip is begun: it would not be finished in time."""
+    if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
+        return None
+    return f"until={until:%H:%M}: the next clip takes about {clip_seconds:.0f} s"
+
+
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
-    _write_results(prepared, planned.clips)
+    run_dir = prepared.run_dir
+    if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
+        write_clips_table(run_dir)
+        write_page(run_dir.path)
     for line in nothing_to_do(
         prepared.config, prepared.run_dir, prepared.manifest, planned.selected
     ):
@@ -248,6 +281,11 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    todo = [p.clip.settings for p in planned.todo]
+    now = datetime.now().astimezone()
+    until = parse_until(prepared.config.until, now)
+    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
+        say(line)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
     write_plan(planned.clips, run_dir.plan, tokens)

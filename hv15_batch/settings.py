@@ -219,6 +219,8 @@ class Config:
     """Row ids, separated by commas."""
     force: bool = False
     """Render again what is done."""
+    until: str | None = None
+    """Time of day, e.g. `07:00`: no clip is begun that would not be finished by then."""
     add: bool = False
     """Allow new settings in a run directory that holds clips of other settings."""
     order: Order = Order.takes

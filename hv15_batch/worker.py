@@ -68,7 +68,10 @@ def _quieten_libraries() -> None:
     tqdm.set_lock(threading.RLock())
     import diffusers.utils.logging
     import transformers.utils.logging
+    from tqdm import tqdm
 
+    # tqdm's own lock is shared between processes: a killed worker would leave its semaphore behind.
+    tqdm.set_lock(threading.RLock())
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.disable_default_handler()

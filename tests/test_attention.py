@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import HunyuanVideo15Transformer3DModel
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15AttnProcessor2_0,
 )
@@ -17,7 +17,7 @@ from hv15_batch.attention import (
     attention_backend_of,
     is_mask_free,
 )
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ATTENTION_BACKENDS, ConfigError
 
 
 @pytest.fixture
@@ -199,3 +199,9 @@ def test_a_backend_that_takes_no_mask_is_refused_with_one(
         "flash attention. Use one of auto, flex, native, _native_math."
     )
     assert attention_backend_of(transformer) == "native"
+
+
+def test_the_backends_that_the_command_line_knows_exist_in_diffusers() -> None:
+    names = {member.value for member in AttentionBackendName}
+
+    assert set(ATTENTION_BACKENDS) - {"auto"} <= names

@@ -115,6 +115,12 @@ def test_all_settings_can_be_printed(command: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_that_hydra_cannot_print_are_refused(command: Command) -> None:
+    assert command("--cfg", "job", "--package", "none") == Answer(
+        2, "", "package 'none' not found in config\n"
+    )
+
+
 def test_without_an_argument_machine_weights_and_three_commands_are_shown(
     command: Command, tmp_path: Path
 ) -> None:
@@ -331,6 +337,19 @@ OFF_RECIPE = {
 }
 
 
+def test_a_cell_off_the_recipe_is_refused_with_its_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,num_inference_steps\na cat,50\na dog,30\n")
+
+    refused = command("p.csv", "model=480p_t2v_distilled", "--dry-run")
+
+    assert refused == Answer(
+        2,
+        "",
+        "p.csv:3: num_inference_steps=30: 480p_t2v_distilled is CFG-distilled for exactly 50 "
+        "steps; leave it out, or set runtime.allow_off_recipe=true.\n",
+    )
+
+
 @pytest.mark.parametrize("case", OFF_RECIPE, ids=" ".join)
 def test_a_distilled_model_off_its_recipe_is_refused_unless_allowed(
     command: Command, tmp_path: Path, photo: Path, case: tuple[str, str]
@@ -349,7 +368,7 @@ def test_a_distilled_model_off_its_recipe_is_refused_unless_allowed(
     number = value.split("=")[1]
     assert refused.code == 2
     assert refused.err.replace(f"={number}.0:", f"={number}:") == (
-        f"p.jsonl:1: {value}: {reason}; leave it out, or set runtime.allow_off_recipe=true.\n"
+        f"override.{value}: {reason}; leave it out, or set runtime.allow_off_recipe=true.\n"
     )
     assert (allowed.code, allowed.err) == (0, "")
     assert "Off the checkpoint's recipe: 1 clip (runtime.allow_off_recipe)\n" in allowed.out

@@ -23,6 +23,8 @@ from hv15_batch.config import (
     check_recipe,
     check_sampling_value,
 )
+from hv15_batch.manifest import read_manifest
+from hv15_batch.prepare import find_manifest
 from hv15_batch.references import Quantity, read_references
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -139,14 +141,14 @@ def test_a_preset_begins_with_its_command_line_and_is_short(name: str) -> None:
 
     assert lines[:2] == [
         "# @package _global_",
-        f"# python -m hv15_batch manifest=prompts.csv experiment={name}",
+        f"# python -m hv15_batch experiment={name}",
     ]
     assert len(lines) <= 12
 
 
 PRESETS = {
     "h200_vllm_omni": ("480p_t2v", "auto", {"width": 832}),
-    "rtx4090_14gb": ("480p_t2v", "model", {}),
+    "rtx4090_14gb": ("480p_t2v", "stream", {}),
     "rtx4090_24gb": ("480p_t2v", "resident", {}),
     "rtx4090_standard": ("480p_t2v", "auto", {}),
     "rtx4090_step_distilled": ("480p_i2v_step_distilled", "auto", {"num_inference_steps": 8}),
@@ -160,6 +162,8 @@ def test_a_preset_composes_to_what_it_names(name: str, tmp_path: Path) -> None:
     config = compose_config(tmp_path, f"experiment={name}")
 
     check_config(config)
+    assert config.manifest is not None
+    read_manifest(find_manifest(config.manifest), config.model.task)
     assert (config.model.name, config.offload.kind.name) == (model, offload)
     sampling = dataclasses.asdict(config.sampling)
     assert {key: value for key, value in sampling.items() if value is not None} == typed

@@ -119,6 +119,7 @@ def test_the_whole_of_a_small_dry_run(command: Command, tmp_path: Path) -> None:
         'Glyphs: quoted text, written into the picture, in 1 clip: "OPEN"\n'
         "Tokens: counted once the tokenizer is on disk\n"
         "Disk: about 23.8 MiB for what is to be rendered\n"
+        "Time: no card here that is in the table; runtime.card=rtx_4090 predicts\n"
         f"Every clip: {tmp_path}/outputs/p/plan.csv\n",
         "",
     )
@@ -136,7 +137,7 @@ def test_thirty_settings_fit_the_screen_and_every_row_is_in_the_table(
     lines = answer.out.splitlines()
     assert (answer.code, answer.err) == (0, "")
     assert len(lines) <= MAX_LINES
-    assert lines[10] == "    22 x 22 more settings"
+    assert lines[6] == "    26 x 26 more settings"
     with (tmp_path / "outputs" / "p" / "plan.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["prompt"] for row in table] == [f"prompt {n}" for n in range(30)]
@@ -161,8 +162,9 @@ def test_the_longest_dry_run_is_twenty_lines(tiny_on_disk: Path) -> None:
 
     lines = lines_of(planned, checkpoint, dict.fromkeys(names, 3))
 
-    assert len(lines) == MAX_LINES - 1
-    assert lines[11:] == [
+    # The forecast has four lines at most, and the table's path one.
+    assert len(lines) == MAX_LINES - 5
+    assert lines[7:] == [
         "     1 changed: num_inference_steps 50 -> 0",
         "     1 changed: num_inference_steps 50 -> 1",
         "    28 for 28 more reasons",
@@ -173,10 +175,10 @@ def test_the_longest_dry_run_is_twenty_lines(tiny_on_disk: Path) -> None:
         + " would replace it",
         'Glyphs: quoted text, written into the picture, in 30 clips: "0", "1", "2" and 27 more',
         "Off the checkpoint's recipe: 30 clips (runtime.allow_off_recipe)",
-        lines[17],
+        lines[13],
         "Disk: about 88.1 MiB for what is to be rendered",
     ]
-    assert lines[17].endswith(
+    assert lines[13].endswith(
         "WARNING: 30 clips with over 995, whose rest the model never sees, first row0 in line 2"
     )
 

@@ -219,6 +219,17 @@ def test_a_log_that_cannot_be_written_stops_the_run_and_the_clip_is_made_again_f
     assert project.did()[0].startswith("decode dog_")
 
 
+def test_a_clip_may_be_finished_before_the_executor_is_free_again(project: Project) -> None:
+    class WritesFast(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            finished, ready = self._events.pop(), self._events.pop()
+            self._events += [finished, ready]
+
+    assert project.run(WritesFast) == 0
+    assert len(outcomes(project)) == 3
+
+
 def test_notes_of_the_executor_are_said(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

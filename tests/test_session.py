@@ -698,3 +698,25 @@ def test_a_default_run_dir_is_named_after_the_manifest(
     assert session.run(config, (), "a-b", project.said.append, FakeExecutor) == 0
     assert (project.folder / "outputs/prompts.sweep/a-b/clips").is_dir()
     assert os.listdir(project.folder / "outputs") != []
+
+
+def test_a_run_without_work_writes_table_and_page_again_only_where_they_are_behind(
+    project: Project,
+) -> None:
+    project.run()
+    project.run_dir.page.write_text("mine", encoding="utf-8")
+    project.run()
+    assert project.run_dir.page.read_text(encoding="utf-8") == "mine"
+
+    # As a run leaves them that is killed between plan and page.
+    os.utime(project.run_dir.page, ns=(0, 0))
+    project.run()
+    assert project.run_dir.page.read_text(encoding="utf-8") != "mine"
+
+    project.run_dir.clips_table.unlink()
+    project.run()
+    assert len(read_csv(project.run_dir.clips_table)) == 2
+
+    project.write("id,prompt", "dog,a dog", "tom,a cat")
+    project.run()
+    assert [row["row_id"] for row in read_csv(project.run_dir.clips_table)] == ["dog", "tom"]

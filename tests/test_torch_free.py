@@ -18,6 +18,7 @@ NEEDS_TORCH = {
     "components",
     "decode",
     "embeddings",
+    "encode_phase",
     "encoders",
     "fast_vae",
     "latents",

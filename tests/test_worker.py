@@ -197,7 +197,7 @@ def test_ctrl_c_while_the_child_is_still_importing_leaves_no_traceback(
 
 def test_a_killed_child_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.write("id,prompt", "cat,a cat", "dog,die once", "owl,an owl")
+    project.write("id,prompt", "cat,a cat", "dog,sleep 1 die once", "owl,an owl")
 
     assert project.run(fake_local_executor) == 3
 
