@@ -43,6 +43,14 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
     return statistics.median(seconds), torch.cuda.max_memory_allocated(), output
 
 
+def matmul_rate() -> float:
+    """Return the card's rate in a large bf16 matrix product, FLOP/s."""
+    one = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    other = torch.randn_like(one)
+    seconds, _, _ = timed(lambda: [one @ other for _ in range(10)], 5)
+    return 10 * 2 * 8192**3 / seconds
+
+
 def inputs(frames: int, trimmed: bool) -> dict[str, Any]:
     """Return a forward's inputs: padded as stock makes them, or trimmed to what is valid."""
     generator = torch.Generator("cuda").manual_seed(0)
@@ -71,11 +79,7 @@ def inputs(frames: int, trimmed: bool) -> dict[str, Any]:
 def main() -> None:
     sizes = [int(a) for a in sys.argv[1:]] or [121]
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
-    square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    other = torch.randn_like(square)
-    seconds, _, _ = timed(lambda: [square @ other for _ in range(10)], 5)
-    del square, other
-    matmul = 10 * 2 * 8192**3 / seconds
+    matmul = matmul_rate()
     print(f"matrix product 8192^3: {matmul / 1e12:.0f} TFLOP/s", flush=True)
     model = ModelConfig(name="480p_t2v", repo="-")
     transformer = random_weights.build_component("transformer", model, torch.bfloat16, "cuda")
