@@ -30,6 +30,8 @@ class ExecutorSpec:
     """Folder of the weights; None for random ones and for a tiny model not yet written."""
     hostname: str
     system_sha256: str
+    worker_id: str = "local-0"
+    """Executor within the run; a replaced one has the next number."""
     offload: OffloadKind = OffloadKind.resident
     """The profile chosen; never `auto`."""
     budget_bytes: int | None = None

@@ -64,12 +64,17 @@ class ClipRenderer:
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
         self._is_backend_checked = False
+        self._will_denoise = False
         self._load_seconds: float | None = None
         self._sizes_seen: set[tuple[int, int, int, bool]] = set()
         self._machine = machine_columns(self._device)
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
-        """Encode each text and image that the cache lacks once, then release the encoders."""
+        """Encode each text and image that the cache lacks once, then release the encoders.
+
+        These are the clips that will be denoised.
+        """
+        self._will_denoise = bool(clips)
         self._encode_phase.encode(clips, emit)
 
     # -- one clip -----------------------------------------------------------------------------
@@ -82,6 +87,9 @@ class ClipRenderer:
         frames: torch.Tensor | None = None
         with attempt.failing():
             attempt.add(is_cold=self._is_cold(clip))
+            if self._will_denoise:
+                # All at once, also where the first clips come from latents: a worker loads once.
+                self._load_denoiser()
             denoised = self._denoised(job, meter, attempt, emit)
             emit(Stepped(clip.clip_id, "decode", *[clip.settings.num_inference_steps] * 2))
             vae = self._load_vae()
@@ -259,7 +267,7 @@ class ClipRenderer:
             hostname=spec.hostname,
             system_sha256=spec.system_sha256,
             hv15_batch_version=__version__,
-            worker_id="local-0",
+            worker_id=spec.worker_id,
             **self._machine,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Callable
@@ -121,9 +122,10 @@ def _render(
         progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
         clip_seconds = _clip_seconds(prepared, planned, machine)
+        workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
-            lambda: make_executor(spec),
+            lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),

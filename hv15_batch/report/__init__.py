@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hv15_batch.clips_table import write_clips_table
 from hv15_batch.config import ConfigError
 from hv15_batch.report.page import write_page
+from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
 
 __all__ = ["main", "write_page"]
@@ -31,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
     for run_dir in parser.parse_args(argv).run_dirs:
         try:
             print(write_page(run_dir))
+            directory = RunDir(run_dir.absolute())
+            if directory.plan.is_file():
+                write_clips_table(directory)
         except (ConfigError, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
             exit_code = 2
