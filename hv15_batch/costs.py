@@ -15,7 +15,7 @@ from typing import Any
 
 from hv15_batch.cards import Card
 from hv15_batch.clip import ClipSettings
-from hv15_batch.tile_plan import plan_tiles, predict_peak_bytes
+from hv15_batch.tile_plan import NoPlanError, plan_tiles, predict_peak_bytes
 
 GIB = 2**30
 
@@ -209,7 +209,7 @@ def predict_peaks(
     latent = (settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1)
     try:
         plan = plan_tiles(*latent, budget_bytes - beside_decode, "cuda")
-    except ValueError:
+    except NoPlanError:
         return None
     denoise = transformer + activations + (VAE_BYTES if offload == "resident" else 0)
     if fits_text_encoder(offload, budget_bytes):

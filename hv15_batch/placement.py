@@ -44,7 +44,7 @@ class Placement:
             disk_folder: Where `stream_disk` keeps its unnamed file.
         """
         assert kind is not OffloadKind.auto
-        self.kind = kind
+        self.kind: OffloadKind = kind
         self.device = device
         self._disk_folder = disk_folder
         self._transformer: _Movable | None = None
@@ -97,6 +97,34 @@ class Placement:
             self._vae.move_to(self.device)
         yield
 
+    def leave_transformer(self) -> None:
+        """Give the transformer's memory on the card back; the next denoising brings it again."""
+        if self._stream is not None:
+            self._stream.close()
+        elif self._transformer is not None:
+            self._transformer.leave(force=True)
+
+    def step_down(self, has_ram_for_blocks: bool) -> bool:
+        """Change to the next smaller profile; the transformer must then be loaded and held again.
+
+        Args:
+            has_ram_for_blocks: Whether the transformer fits into host memory.
+
+        Returns:
+            False where there is no smaller profile.
+        """
+        smaller = OffloadKind.stream if has_ram_for_blocks else OffloadKind.stream_disk
+        if self.kind is smaller or self.kind is OffloadKind.stream_disk:
+            return False
+        self.kind = smaller
+        self._transformer = None
+        if self._stream is not None:
+            self._stream.free()
+            self._stream = None
+        if self._vae is not None:
+            self.hold_vae(self._vae.module)
+        return True
+
     def describe(self) -> str:
         """Return the name of the profile in effect."""
         return self.kind.name
@@ -114,27 +142,27 @@ class _Movable:
     """
 
     def __init__(self, module: nn.Module, leaves: bool) -> None:
-        self._module = module
+        self.module = module
         self._host: list[torch.Tensor] | None = None
         if leaves:
-            self._host = [tensor.data.cpu() for tensor in self._tensors()]
-            if torch.cuda.is_available():
-                for tensor in self._host:
-                    _pin_in_place(tensor)
+            self._keep_host_copy()
 
     def move_to(self, device: torch.device) -> None:
         """Bring the weights to the device, where they are not there already."""
         if self._host is None:
-            self._module.to(device)
+            self.module.to(device)
             return
         for tensor, host in zip(self._tensors(), self._host, strict=True):
             if tensor.device != device:
                 tensor.data = host.to(device, non_blocking=True)
 
-    def leave(self) -> None:
-        """Drop the card's copy; no-op for a component that stays."""
+    def leave(self, force: bool = False) -> None:
+        """Drop the card's copy; no-op for a component that stays, unless it is forced to go."""
         if self._host is None:
-            return
+            if not force:
+                return
+            self._keep_host_copy()
+            assert self._host is not None
         tensors = self._tensors()
         if all(tensor.device.type == "cpu" for tensor in tensors):
             return
@@ -142,8 +170,14 @@ class _Movable:
             tensor.data = host
         torch.cuda.empty_cache()  # one large block for the next component instead of many small
 
+    def _keep_host_copy(self) -> None:
+        self._host = [tensor.data.cpu() for tensor in self._tensors()]
+        if torch.cuda.is_available():
+            for tensor in self._host:
+                _pin_in_place(tensor)
+
     def _tensors(self) -> list[torch.Tensor]:
-        return [*self._module.parameters(), *self._module.buffers()]
+        return [*self.module.parameters(), *self.module.buffers()]
 
 
 def _pin_in_place(tensor: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ write, record. A clip that fails is a record too (`attempt`).
 
 from __future__ import annotations
 
-import json
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,21 +19,23 @@ import torch
 from hv15_batch import __version__, costs
 from hv15_batch.attempt import Attempt
 from hv15_batch.attention import attention_backend_of, check_accuracy, is_mask_free
-from hv15_batch.cards import find_card
 from hv15_batch.checkpoint import cache_root, tiny_root
 from hv15_batch.clip import Clip
-from hv15_batch.config import Dtype, VideoCodec, Weights, effective_dtype
+from hv15_batch.clip_facts import settings_comment, work_columns
+from hv15_batch.config import VideoCodec, Weights
 from hv15_batch.decode import TilePlan, decode_frames, plan_tiles
 from hv15_batch.embeddings import Conditioning
 from hv15_batch.encode_phase import EncodePhase
-from hv15_batch.executor import Event, ExecutorSpec, Job, Stepped
+from hv15_batch.executor import Event, ExecutorSpec, Job, Note, Stepped
 from hv15_batch.latents import DenoisedClip, read_latents, write_latents
+from hv15_batch.machine import read_ram
 from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns
-from hv15_batch.pipeline import Denoiser, denoise, load_denoiser, load_vae
+from hv15_batch.pipeline import Denoised, Denoiser, denoise, load_denoiser, load_vae
 from hv15_batch.placement import Placement, execution_device
 from hv15_batch.quality import measure_quality
 from hv15_batch.records import OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
+from hv15_batch.tile_plan import NoPlanError
 from hv15_batch.tiny import ensure_checkpoint
 from hv15_batch.video import check_video, file_suffix, write_thumbnail, write_video
 
@@ -51,7 +53,8 @@ class ClipRenderer:
         self._run_dir = RunDir(spec.run_dir)
         self._device = execution_device(config)
         self._folder: Path | None = spec.checkpoint
-        if config.model.weights is Weights.tiny:
+        self._is_tiny = config.model.weights is Weights.tiny
+        if self._is_tiny:
             # Small tensors gain nothing from threads, and lose much where others use the cores.
             torch.set_num_threads(1)
             self._folder = ensure_checkpoint(config.model, tiny_root())
@@ -92,11 +95,8 @@ class ClipRenderer:
                 self._load_denoiser()
             denoised = self._denoised(job, meter, attempt, emit)
             emit(Stepped(clip.clip_id, "decode", *[clip.settings.num_inference_steps] * 2))
-            vae = self._load_vae()
-            with meter.stage("decode"), self._placement.decoding():
-                plan = self._tile_plan(clip)
-                frames = decode_frames(vae, denoised.latents, plan)
-                attempt.add(vae_tile_size=plan.tile_size, decode_device=str(vae.device))
+            with meter.stage("decode"):
+                frames = self._decoded(clip, denoised.latents, attempt, emit)
         if self._load_seconds is not None:
             attempt.add(load_seconds=self._load_seconds, is_cold=True)
             self._load_seconds = None
@@ -124,13 +124,17 @@ class ClipRenderer:
             pipe = self._load_denoiser()
             self._check_backend(pipe, clip, conditioning)
             steps = clip.settings.num_inference_steps
-            with meter.stage("denoise"), self._placement.denoising():
-                result = denoise(
-                    pipe,
-                    clip,
-                    conditioning,
-                    lambda step, total: emit(Stepped(clip.clip_id, "denoise", step, total)),
-                )
+            result, shortage = None, ""
+            try:
+                result = self._denoise(pipe, clip, conditioning, meter, emit)
+            except torch.OutOfMemoryError as error:
+                shortage = str(error)
+            if result is None:  # outside of `except`: the error's frames hold the transformer
+                del pipe
+                if not self._step_down(emit):
+                    raise torch.OutOfMemoryError(shortage)
+                pipe = self._load_denoiser()
+                result = self._denoise(pipe, clip, conditioning, meter, emit)
             if not torch.isfinite(result.latents).all():
                 raise FloatingPointError(
                     f"the latents are not finite after {steps} steps; bfloat16 is the safe type"
@@ -147,7 +151,12 @@ class ClipRenderer:
                     "denoise_attempt": job.attempt,
                     **{k: v for k, v in columns.items() if k.startswith("denoise_peak_")},
                     **self._effective(pipe),
-                    **self._work(clip, conditioning, float(seconds)),
+                    **work_columns(
+                        clip.settings,
+                        conditioning,
+                        float(seconds),
+                        None if self._is_tiny else self._machine["gpu_name"] or "",
+                    ),
                 },
             )
             write_latents(path, clip, saved)
@@ -162,6 +171,59 @@ class ClipRenderer:
             latents_sha256=saved.latents_sha256(),
         )
         return saved
+
+    def _denoise(
+        self,
+        pipe: Denoiser,
+        clip: Clip,
+        conditioning: Conditioning,
+        meter: StageMeter,
+        emit: Emit,
+    ) -> Denoised:
+        def on_step(step: int, total: int) -> None:
+            emit(Stepped(clip.clip_id, "denoise", step, total))
+
+        with meter.stage("denoise"), self._placement.denoising():
+            return denoise(pipe, clip, conditioning, on_step)
+
+    def _step_down(self, emit: Emit) -> bool:
+        """After running out of memory: change to the next smaller profile for the rest of the run.
+
+        The transformer is loaded again, into host memory.
+        """
+        if not self._config.retry.ladder:
+            return False
+        self._denoiser = None
+        _, available = read_ram()
+        if not self._placement.step_down(available > costs.TRANSFORMER_BYTES + costs.GIB):
+            return False
+        _release_memory()
+        name = self._placement.kind.name
+        emit(Note(f"out of memory while denoising: going on with offload={name}"))
+        return True
+
+    def _decoded(
+        self, clip: Clip, latents: torch.Tensor, attempt: Attempt, emit: Emit
+    ) -> torch.Tensor:
+        """Return the frames; when memory runs out from smaller tiles, then alone on the card."""
+        vae = self._load_vae()
+        shares = (1.0, 0.6, 1.0) if self._config.retry.ladder else (1.0,)
+        for rung, share in enumerate(shares, 1):
+            if 1 < rung == len(shares):
+                self._placement.leave_transformer()
+            try:
+                with self._placement.decoding():
+                    plan = self._tile_plan(clip, share)
+                    frames = decode_frames(vae, latents, plan)
+            except (torch.OutOfMemoryError, NoPlanError) as error:
+                if rung == len(shares):
+                    raise
+                emit(Note(f"out of memory while decoding, trying with less: {str(error)[:200]}"))
+            else:
+                attempt.add(vae_tile_size=plan.tile_size, decode_device=str(vae.device))
+                return frames
+            _release_memory()
+        raise AssertionError("the last rung returns or raises")
 
     def _finish(self, clip: Clip, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
         """Check and write the frames; runs on a thread while the next clip denoises."""
@@ -182,7 +244,9 @@ class ClipRenderer:
         path = self._run_dir.clips / f"{clip.clip_id}{file_suffix(codec)}"
         pixels: np.ndarray[Any, Any] = frames.numpy()
         write_thumbnail_whole(pixels, self._run_dir.thumbs / f"{clip.clip_id}.jpg")
-        comment = self._comment(clip) if config.video.embed_metadata else None
+        comment = None
+        if config.video.embed_metadata:
+            comment = settings_comment(clip, self._spec.repo, config.model.task.name)
         with publishing(path) as temporary:
             write_video(pixels, temporary, fps=settings.fps, video=config.video, comment=comment)
             check_video(
@@ -226,10 +290,14 @@ class ClipRenderer:
         yield
         self._load_seconds = (self._load_seconds or 0.0) + time.perf_counter() - begin
 
-    def _tile_plan(self, clip: Clip) -> TilePlan:
+    def _tile_plan(self, clip: Clip, share: float) -> TilePlan:
+        """Return the fastest plan within this share of what is free."""
         settings = clip.settings
         size = (settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1)
-        return plan_tiles(*size, self._decode_budget_bytes(), self._device.type)
+        budget = self._decode_budget_bytes()
+        if budget is not None:
+            budget = int(budget * share)
+        return plan_tiles(*size, budget, self._device.type)
 
     def _decode_budget_bytes(self) -> int | None:
         """Return what decoding may take in all, the VAE's weights included."""
@@ -280,44 +348,12 @@ class ClipRenderer:
             "offload": self._placement.describe(),
         }
 
-    def _work(self, clip: Clip, conditioning: Conditioning, seconds: float) -> dict[str, Any]:
-        settings = clip.settings
-        size = (settings.height, settings.width, settings.num_frames)
-        video_tokens = costs.num_video_tokens(*size)
-        columns: dict[str, Any] = {
-            "num_text_tokens": conditioning.prompt.num_text_tokens,
-            "num_glyph_tokens": conditioning.prompt.num_glyph_tokens,
-            "num_video_tokens": video_tokens,
-        }
-        if self._config.model.weights is Weights.tiny:
-            return columns  # the FLOP formula holds for the full-size transformer
-        image_tokens = 0 if conditioning.image is None else conditioning.image.image_embeds.shape[1]
-        texts = [conditioning.prompt] + ([conditioning.negative] if conditioning.negative else [])
-        flop = settings.num_inference_steps * sum(
-            costs.forward_flop(
-                video_tokens, text.num_text_tokens + text.num_glyph_tokens + image_tokens
-            )
-            for text in texts
-        )
-        tflops = flop / 1e12 / seconds
-        card = find_card(self._machine["gpu_name"] or "")
-        is_16_bit = effective_dtype(self._config) is not Dtype.float32
-        mfu = tflops / card.dense_bf16_tflops if card is not None and is_16_bit else None
-        return columns | {"model_pflop": flop / 1e15, "tflops": tflops, "mfu": mfu}
 
-    def _comment(self, clip: Clip) -> str:
-        settings = clip.settings.as_dict()
-        facts = {
-            "hv15_batch_version": __version__,
-            "clip_id": clip.clip_id,
-            "settings_sha256": clip.settings_sha256,
-            "repo": Path(self._spec.repo).name
-            if Path(self._spec.repo).is_absolute()
-            else self._spec.repo,
-            "task": self._config.model.task.name,
-            "image": Path(clip.image).name if clip.image else None,
-        }
-        return json.dumps(facts | settings, ensure_ascii=False)
+def _release_memory() -> None:
+    """Free what an error left behind, so that the next try has all of it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def write_thumbnail_whole(pixels: np.ndarray[Any, Any], path: Path) -> None:

@@ -200,6 +200,9 @@ class RetryConfig:
 
     suspect: bool = False
     """Render suspect clips again."""
+    ladder: bool = True
+    """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
+    smaller offload profile. False makes it a failure at once."""
 
 
 @dataclass

@@ -39,6 +39,10 @@ PIECE_OVERHEAD = 0.11
 """A plan takes about 1 + PIECE_OVERHEAD / frames. Measured, 480x848x121, H200, 2026-11-22."""
 
 
+class NoPlanError(ValueError):
+    """Even the most frugal plan needs more memory than there is."""
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """How one clip is decoded."""
@@ -137,7 +141,7 @@ def plan_tiles(
         device_type: `cuda`, or `cpu`, where the budget does not count.
 
     Raises:
-        ValueError: if even the most frugal plan needs more than the budget.
+        NoPlanError: if even the most frugal plan needs more than the budget.
     """
     if device_type == "cpu":
         return make_plan(latent_height, latent_width, 1, 1, DEFAULT_CHUNK_BYTES)
@@ -150,7 +154,7 @@ def plan_tiles(
     for plan, peak in zip(plans, peaks, strict=True):
         if peak <= budget_bytes:
             return plan
-    raise ValueError(
+    raise NoPlanError(
         f"decoding {latent_height * SPATIAL_RATIO}x{latent_width * SPATIAL_RATIO} with "
         f"{num_latent_frames} latent frames needs {min(peaks) / 2**30:.1f} GiB at least, and "
         f"{budget_bytes / 2**30:.1f} GiB are free for it; free memory or render smaller clips."

@@ -1,0 +1,125 @@
+"""Running out of memory: each rung of the ladder, injected into the real renderer on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from run_fakes import Project
+
+from hv15_batch import render
+from hv15_batch.config import RetryConfig
+from hv15_batch.executor import EncodingEnded, Event, ExecutorSpec, Finished, Ready
+from hv15_batch.render import ClipRenderer
+
+Fail = Callable[[int], bool]
+
+
+class InProcessExecutor:
+    """The real renderer in this process, so that a fault can be planted."""
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        self._renderer = ClipRenderer(spec)
+        self._events: list[Event] = []
+
+    def start(self) -> None: ...
+
+    def encode(self, clips: Any) -> None:
+        self._renderer.encode(clips, self._events.append)
+        self._events.append(EncodingEnded())
+
+    def submit(self, job: Any) -> None:
+        finish = self._renderer.render(job, self._events.append)
+        self._events += [Finished(job, finish()), Ready()]
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        return self._events.pop(0) if self._events else None
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def out_of_memory_at(real: Callable[..., Any], fails: Fail, calls: list[int]) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls))
+        if fails(calls[-1]):
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        return real(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.fixture
+def project(tmp_path: Any) -> Project:
+    made = Project(tmp_path)
+    made.write("id,prompt,height,width,num_frames,num_inference_steps", "cat,a cat,32,32,1,1")
+    return made
+
+
+def only_record(project: Project) -> dict[str, Any]:
+    (record,) = project.records()
+    return record
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_decoding_is_tried_with_less_and_then_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        render,
+        "decode_frames",
+        out_of_memory_at(render.decode_frames, lambda n: n < failures, calls),
+    )
+
+    assert project.run(InProcessExecutor) == 0
+
+    assert len(calls) == failures + 1
+    assert only_record(project)["status"] == "ok"
+
+
+def test_a_decode_that_never_fits_fails_and_keeps_its_latents(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        render, "decode_frames", out_of_memory_at(render.decode_frames, lambda n: True, calls)
+    )
+
+    assert project.run(InProcessExecutor) == 3
+
+    record = only_record(project)
+    assert len(calls) == 3
+    assert (record["status"], record["error_type"]) == ("failed", "OutOfMemoryError")
+    assert (project.run_dir.path / record["latents_file"]).is_file()
+
+
+def test_denoising_goes_on_with_the_next_smaller_profile(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(render, "denoise", out_of_memory_at(render.denoise, lambda n: n < 1, calls))
+
+    assert project.run(InProcessExecutor) == 0
+
+    record = only_record(project)
+    assert (record["status"], record["offload"]) == ("ok", "stream")
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("stage", ["denoise", "decode_frames"])
+def test_without_the_ladder_the_first_shortage_is_a_failure(
+    project: Project, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        render, stage, out_of_memory_at(getattr(render, stage), lambda n: True, calls)
+    )
+
+    assert project.run(InProcessExecutor, retry=RetryConfig(ladder=False)) == 3
+
+    assert len(calls) == 1
+    assert only_record(project)["error_type"] == "OutOfMemoryError"
