@@ -11,10 +11,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from hv15_batch.cards import Card
-from hv15_batch.clip import ClipSettings
 from hv15_batch.tile_plan import NoPlanError, plan_tiles, predict_peak_bytes
 
 GIB = 2**30
@@ -53,6 +52,38 @@ DISK_BYTES_PER_SECOND = 3e9
 """Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
 TEXT_TOKENS = 100
 """Assumed where a prompt was not yet tokenised: 0.2 % of the video's tokens."""
+
+
+class ClipShape(Protocol):
+    """What decides a clip's cost; `clip.ClipSettings` has all of it."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames."""
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Denoising steps."""
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether each step runs two forwards."""
+
+
+class _LoggedShape(NamedTuple):
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    has_guidance: bool
 
 
 @dataclass(frozen=True)
@@ -110,7 +141,7 @@ def forward_flop(video_tokens: int, text_tokens: int) -> float:
 
 
 def predict_clip(
-    settings: ClipSettings, card: Card, *, compiled: bool, offload: str, scale: float | None
+    settings: ClipShape, card: Card, *, compiled: bool, offload: str, scale: float | None
 ) -> ClipCost:
     """Return the predicted seconds of a warm clip.
 
@@ -159,9 +190,7 @@ def calibration(
         if row["decode_seconds"] is None or row["weights"] == "tiny":
             continue
         key = (bool(row["compiled"]), str(row["offload"]))
-        predicted = predict_clip(
-            _settings_of(row), card, compiled=key[0], offload=key[1], scale=None
-        )
+        predicted = predict_clip(_shape_of(row), card, compiled=key[0], offload=key[1], scale=None)
         measured = row["denoise_seconds"] + row["decode_seconds"]
         ratios.setdefault(key, []).append(measured / predicted.seconds)
     return {key: statistics.median(values) for key, values in ratios.items()}
@@ -184,7 +213,7 @@ CALIBRATION_COLUMNS = (
 
 
 def predict_peaks(
-    settings: ClipSettings,
+    settings: ClipShape,
     offload: str,
     budget_bytes: int,
     *,
@@ -246,20 +275,11 @@ def video_bytes_estimate(height: int, width: int, num_frames: int, lossless: boo
     return int(height * width * num_frames * (12 if lossless else 0.5) / 8)
 
 
-def _settings_of(row: dict[str, Any]) -> ClipSettings:
-    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
-    return ClipSettings(
-        prompt="",
-        negative_prompt=None,
-        image_sha256=None,
-        seed=0,
-        flow_shift=0.0,
-        fps=24.0,
-        video={},
-        model="",
-        revision=None,
-        weights="",
-        dtype="",
-        attention_backend="",
-        **{name: row[name] for name in names},
+def _shape_of(row: dict[str, Any]) -> ClipShape:
+    return _LoggedShape(
+        row["height"],
+        row["width"],
+        row["num_frames"],
+        row["num_inference_steps"],
+        row["guidance_scale"] != 1.0,
     )
