@@ -98,10 +98,14 @@ class Placement:
         yield
 
     def leave_transformer(self) -> None:
-        """Give the transformer's memory on the card back; the next denoising brings it again."""
+        """Give the transformer's memory on the card back; the next denoising brings it again.
+
+        From then on the two take turns: `resident` becomes `model`, and is logged so.
+        """
         if self._stream is not None:
             self._stream.close()
         elif self._transformer is not None:
+            self.kind = OffloadKind.model
             self._transformer.leave(force=True)
 
     def step_down(self, has_ram_for_blocks: bool) -> bool:
