@@ -39,6 +39,11 @@ class Attempt:
             if self._columns.get(name) is None:
                 self._columns[name] = value
 
+    @property
+    def has_reused_latents(self) -> bool:
+        """Whether the latents are those of an earlier attempt, or of another clip."""
+        return bool(self._columns.get("denoise_attempt") != self._base.attempt)
+
     @contextmanager
     def failing(self) -> Iterator[None]:
         """Turn an error into this attempt's outcome; a refused setting is not the clip's fault."""
@@ -55,7 +60,8 @@ class Attempt:
         """Return the finished record."""
         columns = dict(self._columns)
         seconds = [columns.get(f"{stage}_seconds") for stage in STAGES]
-        columns["total_seconds"] = sum(s for s in seconds if s is not None)
+        known = [s for s in seconds if s is not None]
+        columns["total_seconds"] = sum(known) if known else None
         if self._error is not None:
             columns |= {
                 "status": FAILED,

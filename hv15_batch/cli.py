@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def _resumed(job: Job) -> Config:
     from hv15_batch.rundir import RunDir
     from hv15_batch.stored_settings import latest_settings
 
-    run_dir = RunDir(Path(str(job.config.resume)).expanduser().absolute())
+    run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
     for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
             raise ConfigError(
@@ -153,4 +154,7 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(main())
+    code = main()
+    # What is left is the interpreter's own end: a late Ctrl-C must not make it look interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

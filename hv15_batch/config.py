@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.cards import card_names, find_card
 from hv15_batch.settings import (
     Config,
     DispatchConfig,
@@ -126,6 +127,11 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"video.crf={config.video.crf}: x264 takes 0 (lossless) to 51 (worst); try 17."
         )
+    limit, card = config.runtime.vram_limit_gib, config.runtime.card
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"runtime.vram_limit_gib={limit:g}: must be over 0, for example 24.")
+    if card is not None and find_card(card) is None:
+        raise ConfigError(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
     backend = config.runtime.attention_backend
     if backend not in ATTENTION_BACKENDS:
         raise ConfigError(

@@ -210,7 +210,7 @@ class EmbeddingCache:
     def _write(self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         with publishing(self._path(key)) as temporary:
             save_file(tensors, temporary, metadata)
 

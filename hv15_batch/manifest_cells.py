@@ -52,7 +52,8 @@ class Faults:
 
     def add(self, line: int, column: str, value: Any, rule: str) -> None:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
-        self.messages.append(f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}.")
+        message = f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}."
+        self.messages.append("".join(map(_printable, message)))
 
     def try_cell(
         self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]
@@ -65,6 +66,13 @@ class Faults:
         except ValueError as error:
             self.add(line, column, value, str(error))
             return None
+
+
+def _printable(character: str) -> str:
+    """Return a character as a terminal may see it: no control sequence of a manifest gets there."""
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def format_fault(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import sys
 
@@ -91,5 +92,9 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # Nobody listens any more; the exit code still says it.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     return code

@@ -164,6 +164,8 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
         ConfigError: naming each such word and the nearest setting.
     """
     faults, swept = [], []
+    if sum(key_of(word) == "manifest" for word in words) > 1:
+        raise ConfigError("one manifest at a time; name one, or join the files into one.")
     for word in words:
         override = _parse(word)
         fault = None if override.is_hydra_override() else _fault(override, is_sweep)
@@ -207,7 +209,7 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     if key in GROUPS:
         if value in (None, "") and key != "experiment":
             return "must name an option; leave it out for the default."
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, bool, int, float)):
             return "must name one option."
     elif members:
         return f"{key} is a section; set its members, for example {members[0]}=VALUE."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,7 +70,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
     path = find_manifest(os.path.expanduser(config.manifest))
     folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    run_dir = RunDir(Path(folder).absolute())
+    run_dir = RunDir(Path(os.path.abspath(folder)))
     run_dir.check_usable()
     manifest = read_manifest(path, config.model.task)
     check_owner(run_dir, manifest.path)
@@ -136,12 +138,39 @@ def _is_known_here(prepared: Prepared, history: History) -> bool:
     )
 
 
+_BACKEND_PACKAGES = (
+    (r".*_hub", "kernels", "kernels"),
+    (r"_flash_3.*|_flash_varlen_3", "flash_attn_interface", "flash-attn-3"),
+    (r"flash.*", "flash_attn", "flash-attn"),
+    (r"_?sage.*", "sageattention", "'sageattention>=2.1.1'"),
+    (r"xformers", "xformers", "xformers"),
+)
+"""Backends by pattern, the module that each imports, and what pip calls it."""
+
+
+def check_backend_package(backend: str) -> None:
+    """Refuse an attention backend whose package is not installed, before anything is touched.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    for pattern, module, package in _BACKEND_PACKAGES:
+        if re.fullmatch(pattern, backend):
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(
+                    f"runtime.attention_backend={backend}: needs the package {module}, which is "
+                    f"not installed; pip install {package}, or leave it at auto."
+                )
+            return
+
+
 def check_device(config: Config, machine: Machine) -> None:
-    """Refuse a real model on a machine without CUDA.
+    """Refuse what this machine lacks: a card for a real model, a package for a kernel.
 
     Raises:
         ConfigError: naming what works here.
     """
+    check_backend_package(config.runtime.attention_backend)
     if config.model.weights is not Weights.tiny and not machine.gpus:
         raise ConfigError(
             f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "

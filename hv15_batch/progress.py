@@ -123,7 +123,11 @@ class Progress:
             self.rendered += 1
             self.suspect += record.status == SUSPECT
             if not record.is_cold:
-                self._warm_seconds.append(seconds)
+                # Two files may be finished at once while one clip takes as long as ever.
+                busy = [record.denoise_seconds, record.decode_seconds]
+                is_own = record.denoise_attempt == record.attempt
+                own = sum(s for s in busy if s is not None) if is_own else 0.0
+                self._warm_seconds.append(max(seconds, own))
         if record.total_seconds is not None and record.denoise_attempt == record.attempt:
             seconds = record.total_seconds  # its own stages; less than those from saved latents
         self.say(_line(record, number, todo, seconds))

@@ -34,9 +34,8 @@ NVML = "NVML"
 FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
-def _column(about: str, unit: str | None = None, source: str | None = None) -> Any:
-    metadata = {"about": about, "unit": unit, "source": source}
-    return field(default=None, metadata={k: v for k, v in metadata.items() if v})
+def _column(about: str, unit: str = "none", source: str = "hv15_batch") -> Any:
+    return field(default=None, metadata={"about": about, "unit": unit, "source": source})
 
 
 @dataclass(frozen=True)

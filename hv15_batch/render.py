@@ -258,7 +258,7 @@ class ClipRenderer:
             )
             attempt.add(file_bytes=temporary.stat().st_size, file_sha256=sha256_of_file(temporary))
         attempt.add(file=self._run_dir.relative(path))
-        if not config.keep_latents:
+        if not config.keep_latents and not attempt.has_reused_latents:
             self._run_dir.latents_file(clip.denoise_sha256).unlink(missing_ok=True)
             attempt.add(latents_file=None)
 

@@ -26,7 +26,7 @@ def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tupl
         ManifestError: all faults that need the settings as well as the row.
     """
     clips = resolve_clips(manifest, config, revision)
-    faults = _recipe_faults(manifest.name, clips, config) + _duplicate_faults(manifest.name, clips)
+    faults = _recipe_faults(manifest, clips, config) + _duplicate_faults(manifest.name, clips)
     if faults:
         raise ManifestError(faults)
     return tuple(clips)
@@ -178,21 +178,38 @@ def _clip(
     )
 
 
-def _recipe_faults(manifest_name: str, clips: Sequence[Clip], config: Config) -> list[str]:
-    """Return a fault for each row that uses a distilled model off its recipe."""
+def _recipe_faults(manifest: Manifest, clips: Sequence[Clip], config: Config) -> list[str]:
+    """Return a fault for each row that uses a distilled model off its recipe.
+
+    Raises:
+        ConfigError: it is the command or the model option that says so, not a row.
+    """
     if config.runtime.allow_off_recipe:
         return []
     faults = []
-    for line, settings in {clip.line: clip.settings for clip in clips if clip.off_recipe}.items():
+    for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
+        settings = clip.settings
         found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
         assert found is not None
         name, reason = found
         action = "leave it out, or set runtime.allow_off_recipe=true"
-        if getattr(config.override, name) is not None:
-            raise ConfigError(f"override.{name}={getattr(settings, name)}: {reason}; {action}.")
         value = getattr(settings, name)
-        faults.append(format_fault(manifest_name, line, name, value, reason, action))
+        key = _setting_that_gave(name, manifest.rows[index], config)
+        if key is not None:
+            raise ConfigError(f"{key}={value:g}: {reason}; {action}.")
+        faults.append(format_fault(manifest.name, clip.line, name, value, reason, action))
     return faults
+
+
+def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
+    """Return the setting that a row's value comes from; None for its own cell."""
+    if getattr(config.override, name) is not None:
+        return f"override.{name}"
+    if getattr(row, name) is not None:
+        return None
+    if getattr(config.sampling, name) is not None:
+        return f"sampling.{name}"
+    return f"model.default_sampling.{name}"
 
 
 def _duplicate_faults(manifest_name: str, clips: Sequence[Clip]) -> list[str]:

@@ -234,10 +234,11 @@ def utc_now() -> datetime:
 def sweep_folder_name(values: list[str]) -> str:
     """Return a folder name of swept values, joined with `-`, safe on every file system."""
     name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
-    if len(name) > _MAX_FOLDER_NAME:
+    if len(name) > _MAX_FOLDER_NAME or name != "-".join(values):
+        # Cut or replaced: what tells the values apart may be gone.
         digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
-        name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}"
-    return name or "job"
+        name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}".lstrip("-")
+    return name
 
 
 @contextmanager
@@ -249,7 +250,9 @@ def publishing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        if type(error) is OSError and error.filename is None:
+            error.filename = str(path)  # a full disk is noticed by write and fsync, which name none
         temporary.unlink(missing_ok=True)
         raise
 

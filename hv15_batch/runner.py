@@ -113,7 +113,7 @@ class Runner:
             ConfigError: the executor cannot carry out the settings here.
         """
         self._todo_count = len(todo)
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             self._executor.start()
@@ -265,7 +265,8 @@ class Runner:
     # -- signals ------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signals.append(number)
+        # A closed terminal asks for the same as SIGTERM.
+        self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _obey_signals(self) -> None:
         """Stop where a signal says so: SIGINT after the clip in hand, a second one at once.

@@ -35,7 +35,13 @@ from hv15_batch.prepare import (
 from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
 from hv15_batch.rundir import RunDir, publish_json
-from hv15_batch.runlog import RunLog, bring_to_current_schema, read_last_attempts, segments
+from hv15_batch.runlog import (
+    LogSchemaError,
+    RunLog,
+    bring_to_current_schema,
+    read_last_attempts,
+    segments,
+)
 from hv15_batch.runner import Outcome, Runner
 from hv15_batch.stored_settings import (
     check_owner,
@@ -156,8 +162,9 @@ def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
     lines = list(closing_lines(prepared.run_dir, prepared.manifest, outcome))
     try:
         _write_results(prepared)
-    except OSError as error:
-        lines.append(f"plan.csv, clips.csv and the page are not up to date ({error.strerror})")
+    except (OSError, ConfigError, LogSchemaError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
     for line in lines:
         logger.info("%s", line)
         say(line)

@@ -15,7 +15,7 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.rundir import RunDir, publish_text
 
 FILE = "config.yaml"
-_OF_ONE_RUN = ("limit", "only", "force", "add", "dry_run", "resume")
+_OF_ONE_RUN = ("limit", "only", "force", "add", "dry_run", "resume", "until")
 """Options that a resumed run does not take over."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
@@ -43,9 +43,13 @@ def read_settings(path: Path) -> Config:
     Raises:
         ConfigError: the file is not readable as this version's settings.
     """
+    return _to_config(path, _read_yaml(path))
+
+
+def _to_config(path: Path, stored: dict[str, Any]) -> Config:
     try:
-        stored = OmegaConf.create(_read_yaml(path))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
     assert isinstance(config, Config)
@@ -68,6 +72,7 @@ def latest_settings(run_dir: RunDir) -> Config:
     defaults = Config()
     for name in _OF_ONE_RUN:
         setattr(config, name, getattr(defaults, name))
+    config.retry.suspect = defaults.retry.suspect
     config.run_dir = str(run_dir.path)
     return config
 
@@ -88,7 +93,8 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
         key = repr([stored.get(name) for name in _MAKES_CLIPS])
         if key not in seen:
             seen.add(key)
-            configs.append(read_settings(path))
+            # A setting that this version lacks can't have made clips that it would make.
+            configs.append(_to_config(path, _known_part(stored, OmegaConf.structured(Config))))
     return configs
 
 
@@ -102,11 +108,31 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     if not run_ids:
         return
     owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
-    if owner and Path(_unescaped(owner)) != manifest:
+    if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
         raise ConfigError(
             f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
             f"{manifest}; name another folder with run_dir=DIR."
         )
+
+
+def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
+    """Return stored settings without those that this version has no more, or not yet."""
+    known: dict[str, Any] = {}
+    for name in stored.keys() & set(node.keys()):
+        value = stored[name]
+        section = None if OmegaConf.is_missing(node, name) else node[name]
+        if isinstance(value, dict) and isinstance(section, DictConfig):
+            known[name] = _known_part(value, section)
+        else:
+            known[name] = value
+    return known
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
 
 
 def _fill(node: DictConfig, value: Any) -> None:

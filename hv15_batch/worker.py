@@ -186,7 +186,10 @@ def _child_main(
 
     def emit(event: Event) -> None:
         with lock:
-            pipe.send(event)
+            try:
+                pipe.send(event)
+            except OSError:
+                os._exit(0)  # the parent is gone
 
     with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
         try:
@@ -205,7 +208,7 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) 
         while True:
             try:
                 message = pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 os._exit(0)  # the parent is gone: nobody would log what is still being written
             if message is None:
                 break

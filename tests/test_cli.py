@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -593,7 +594,10 @@ def test_swept_values_are_joined_in_the_order_they_were_typed(
 ) -> None:
     command("-m", "p.csv", 'override.negative_prompt="a b",c', "model=tiny_t2v", "limit=range(1,3)")
 
-    assert fake_runs.sweeps == ["a_b-1", "a_b-2", "c-1", "c-2"]
+    # A replaced character is told apart by a hash: "a_b" would be another value.
+    assert [re.sub(r"-[0-9a-f]{8}$", "-#", name or "") for name in fake_runs.sweeps] == [
+        "a_b-1-#", "a_b-2-#", "c-1", "c-2",
+    ]  # fmt: skip
     assert [c.override.negative_prompt for c in fake_runs.configs] == ["a b", "a b", "c", "c"]
 
 
@@ -809,3 +813,29 @@ def test_main_reads_the_words_of_the_program(
 
     assert cli.main() == 0
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_two_manifests_on_one_line_are_refused(command: Command, tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("prompt\na cat\n")
+
+    answer = command("a.csv", "b.csv", "model=tiny_t2v", "--dry-run")
+
+    message = "one manifest at a time; name one, or join the files into one.\n"
+    assert answer == Answer(2, "", message)
+
+
+def test_a_backend_without_its_package_is_refused_before_anything_is_touched(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+
+    answer = command("p.csv", "model=tiny_t2v", "runtime.attention_backend=sage")
+
+    assert answer == Answer(
+        2,
+        "",
+        "runtime.attention_backend=sage: needs the package sageattention, which is not installed; "
+        "pip install 'sageattention>=2.1.1', or leave it at auto.\n",
+    )
+    assert not (tmp_path / "outputs").exists()

@@ -459,3 +459,13 @@ def test_a_job_says_which_attempt_it_is(project: Project) -> None:
     assert project.run(lambda spec: FakeExecutor(spec, Remembers)) == 0
 
     assert [(job.clip.row_id, job.attempt, job.use_latents) for job in seen] == [("cat", 2, True)]
+
+
+def test_latents_that_another_clip_owns_are_kept(project: Project) -> None:
+    before = {path.name for path in project.run_dir.latents.iterdir()}
+    override = replace(project.config().override, fps=12.0)
+
+    assert project.run(in_process, override=override, add=True, keep_latents=False) == 0
+
+    assert {path.name for path in project.run_dir.latents.iterdir()} == before
+    assert all((project.run_dir.path / r["latents_file"]).is_file() for r in project.records())

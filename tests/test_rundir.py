@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -177,8 +178,14 @@ def test_the_default_folder_is_named_after_the_manifest(
 
 def test_swept_values_make_a_folder_name_that_every_disk_takes() -> None:
     assert sweep_folder_name(["480p_t2v", "30"]) == "480p_t2v-30"
-    assert sweep_folder_name(["a/b c", "..", "é"]) == "a_b_c-..-_".strip("._-")
-    assert sweep_folder_name(["///"]) == "job"
+    assert re.fullmatch(r"a_b_c-[0-9a-f]{8}", sweep_folder_name(["a/b c", "..", "é"]))
+    assert re.fullmatch(r"[0-9a-f]{8}", sweep_folder_name(["///"]))
+
+
+def test_values_that_differ_only_in_replaced_characters_get_different_folders() -> None:
+    names = {sweep_folder_name([value]) for value in ("a b", "a_b", "a/b", "猫", "犬")}
+
+    assert len(names) == 5
 
 
 def test_long_swept_values_make_different_folder_names() -> None:

@@ -256,3 +256,9 @@ def test_a_column_of_an_impossible_type_is_refused_with_its_segment(tmp_path: Pa
 
     with pytest.raises(LogSchemaError, match="not a readable log segment"):
         bring_to_current_schema(tmp_path)
+
+
+def test_every_field_says_its_unit_and_source() -> None:
+    for field in arrow_schema():
+        assert set(field.metadata) == {b"about", b"unit", b"source"}, field.name
+        assert all(field.metadata.values()), field.name
