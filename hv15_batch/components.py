@@ -10,9 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from hv15_batch import random_weights
 from hv15_batch.config import STEP_DISTILLED_T2V, Config, ConfigError, Task, effective_dtype
@@ -23,14 +21,6 @@ PIPELINE_CLASSES = {
 }
 _LIBRARIES = ("diffusers", "transformers")
 _NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
-
-
-def quiet_libraries() -> None:
-    """Switch off the libraries' own bars and notices, which would break into the run's output."""
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def torch_dtype(config: Config) -> torch.dtype:

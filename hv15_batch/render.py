@@ -218,6 +218,7 @@ class ClipRenderer:
             except (torch.OutOfMemoryError, NoPlanError) as error:
                 if rung == len(shares):
                     raise
+                attempt.add(is_cold=True)  # its seconds are those of several tries
                 emit(Note(f"out of memory while decoding, trying with less: {str(error)[:200]}"))
             else:
                 attempt.add(vae_tile_size=plan.tile_size, decode_device=str(vae.device))

@@ -45,7 +45,6 @@ from hv15_batch.runlog import (
 from hv15_batch.runner import Outcome, Runner
 from hv15_batch.stored_settings import (
     check_owner,
-    latest_settings,
     withdraw_settings,
     write_settings,
 )
@@ -57,7 +56,6 @@ logger = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 512 * 2**20
 """Left free on the disk: a run stops before a clip that would take from it."""
-latest_config = latest_settings
 
 
 def run(

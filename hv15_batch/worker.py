@@ -62,10 +62,6 @@ def _quieten_libraries() -> None:
 
     Before anything else of them is imported: some say a word at import.
     """
-    from tqdm import tqdm
-
-    # Its own lock is for several processes, and lies about as a leaked semaphore after a kill.
-    tqdm.set_lock(threading.RLock())
     import diffusers.utils.logging
     import transformers.utils.logging
     from tqdm import tqdm

@@ -26,7 +26,7 @@ from hv15_batch.config import (
     Weights,
 )
 from hv15_batch.executor import Job
-from hv15_batch.stored_settings import read_settings
+from hv15_batch.stored_settings import latest_settings, read_settings
 
 
 @pytest.fixture
@@ -417,7 +417,7 @@ def test_stored_settings_are_read_back_as_they_were(project: Project) -> None:
 def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: Project) -> None:
     project.run(only="cat", limit=1, force=True, keep_latents=False)
 
-    config = session.latest_config(project.run_dir)
+    config = latest_settings(project.run_dir)
 
     assert config.keep_latents is False
     assert (config.only, config.limit, config.force) == (None, None, False)
@@ -427,7 +427,7 @@ def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: P
 
 def test_resume_of_a_folder_without_a_run_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
-        session.latest_config(project.run_dir)
+        latest_settings(project.run_dir)
 
     assert str(caught.value) == (
         f"resume={project.run_dir.path}: no run was started there; name a run directory, for "
