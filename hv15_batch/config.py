@@ -12,6 +12,7 @@ from typing import Any
 
 from hv15_batch.cards import card_names, find_card
 from hv15_batch.settings import (
+    BenchmarkConfig,
     Config,
     DispatchConfig,
     DispatchKind,
@@ -19,10 +20,12 @@ from hv15_batch.settings import (
     Dtype,
     FileCheck,
     ModelConfig,
+    NotifyConfig,
     OffloadConfig,
     OffloadKind,
     Order,
     QualityConfig,
+    ReportConfig,
     RetryConfig,
     RuntimeConfig,
     SamplingConfig,
@@ -44,6 +47,7 @@ __all__ = [
     "STEP_DISTILLED_STEPS",
     "STEP_DISTILLED_T2V",
     "X264_PRESETS",
+    "BenchmarkConfig",
     "Config",
     "ConfigError",
     "DispatchConfig",
@@ -52,10 +56,12 @@ __all__ = [
     "Dtype",
     "FileCheck",
     "ModelConfig",
+    "NotifyConfig",
     "OffloadConfig",
     "OffloadKind",
     "Order",
     "QualityConfig",
+    "ReportConfig",
     "RetryConfig",
     "RuntimeConfig",
     "SamplingConfig",
@@ -149,7 +155,28 @@ def check_config(config: Config) -> None:
                 f"quality.{name}={bound:g}: must be 0 (never suspect) to {MAX_LUMA}; "
                 "leave it out for the default."
             )
+    _check_counts(config)
     _check_sampling(config)
+
+
+def _check_counts(config: Config) -> None:
+    """Check what is counted, limited or priced."""
+    retry = config.retry
+    least: tuple[tuple[str, float | None, float], ...] = (
+        ("retry.max_attempts", retry.max_attempts, 1),
+        ("retry.max_clips_per_worker", retry.max_clips_per_worker, 1),
+        ("retry.max_ram_growth_gib", retry.max_ram_growth_gib, 0.1),
+        ("retry.stall_factor", retry.stall_factor, 2),
+        ("retry.max_consecutive_bad", retry.max_consecutive_bad, 1),
+        ("benchmark.repeat", config.benchmark.repeat, 1),
+        ("notify.timeout_seconds", config.notify.timeout_seconds, 0.1),
+        ("report.price_per_kwh", config.report.price_per_kwh, 0),
+    )
+    for key, value, bound in least:
+        if value is not None and not value >= bound:
+            raise ConfigError(
+                f"{key}={value:g}: must be {bound:g} or more; leave it out for the default."
+            )
 
 
 def _check_sampling(config: Config) -> None:

@@ -234,7 +234,7 @@ def predict_peaks(
     activations = per_token * tokens
     is_streamed = offload.startswith("stream")
     transformer = TRANSFORMER_REST_BYTES + 2 * BLOCK_BYTES if is_streamed else TRANSFORMER_BYTES
-    beside_decode = TRANSFORMER_BYTES if offload == "resident" else 0
+    beside_decode = {"resident": TRANSFORMER_BYTES, "model": 0}.get(offload, TRANSFORMER_REST_BYTES)
     latent = (settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1)
     try:
         plan = plan_tiles(*latent, budget_bytes - beside_decode, "cuda")

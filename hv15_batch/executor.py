@@ -49,6 +49,13 @@ class Job:
     """Attempts at these settings so far, this one included."""
     use_latents: bool
     """Decode from saved latents where there are any."""
+    repeat: int | None = None
+    """Which repetition of a benchmark this is, from 1; None makes the clip."""
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What tells it from every other job that an executor has in hand."""
+        return self.clip.settings_sha256, self.repeat
 
 
 @dataclass(frozen=True)

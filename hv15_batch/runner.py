@@ -95,7 +95,7 @@ class Runner:
         self._progress = progress
         self._known = known
         self._check_before_clip = check_before_clip
-        self._in_hand: dict[str, _InHand] = {}
+        self._in_hand: dict[tuple[str, int | None], _InHand] = {}
         self._is_busy = False  # with a clip after which it has not said `Ready`
         self._records: list[ClipRecord] = []
         self._deaths = 0
@@ -180,7 +180,7 @@ class Runner:
     def _submit_next(self, queue: list[Job]) -> None:
         if self._goes_on(queue):
             job = queue.pop()
-            self._in_hand[job.clip.settings_sha256] = _InHand(job, utc_now())
+            self._in_hand[job.key] = _InHand(job, utc_now())
             self._is_busy = True
             self._executor.submit(job)
 
@@ -211,7 +211,7 @@ class Runner:
 
     def _finish(self, event: Finished) -> None:
         self._deaths = 0
-        del self._in_hand[event.job.clip.settings_sha256]
+        del self._in_hand[event.job.key]
         self._take(event.record)
 
     def _take(self, record: ClipRecord) -> None:

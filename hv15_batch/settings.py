@@ -203,6 +203,46 @@ class RetryConfig:
     ladder: bool = True
     """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
     smaller offload profile. False makes it a failure at once."""
+    max_attempts: int = 2
+    """Attempts in one run at a clip whose worker died with it in hand; then it is set aside."""
+    max_clips_per_worker: int | None = None
+    """The worker is replaced after this many clips; null means never for that reason."""
+    max_ram_growth_gib: float | None = 8.0
+    """The worker is replaced when it holds this much more memory (GiB) than after its first clip;
+    null means never for that reason."""
+    stall_factor: float = 10.0
+    """A worker with no step finished in this many times the expected time counts as dead."""
+    max_consecutive_bad: int = 5
+    """This many failed or suspect clips in a row stop the run."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """Repeated measurement."""
+
+    repeat: int | None = None
+    """Render each clip this many times, for its timings; null renders it once, for its file."""
+
+
+@dataclass
+class NotifyConfig:
+    """A command that is told how the run goes."""
+
+    command: Any = None
+    """Program with its arguments, a text or a list; run after the first clip, at failures and at
+    the end, with what happened in environment variables HV15_*. Never through a shell."""
+    timeout_seconds: float = 60.0
+    """It is ended when it takes longer."""
+
+
+@dataclass
+class ReportConfig:
+    """What the page shows."""
+
+    public: bool = False
+    """Leave hostname, folders and prompts out."""
+    price_per_kwh: float | None = None
+    """Price of electricity, in any currency; null leaves cost out."""
 
 
 @dataclass
@@ -224,6 +264,12 @@ class Config:
     """Render again what is done."""
     until: str | None = None
     """Time of day, e.g. `07:00`: no clip is begun that would not be finished by then."""
+    time_limit: str | None = None
+    """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
+    window: str | None = None
+    """Times of day, e.g. `22:00-07:00`: outside of them the run waits and releases the card."""
+    verify: bool = False
+    """Afterwards render a sampled clip again and compare it bit by bit."""
     add: bool = False
     """Allow new settings in a run directory that holds clips of other settings."""
     order: Order = Order.takes
@@ -239,3 +285,6 @@ class Config:
     video: VideoConfig = field(default_factory=VideoConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)

@@ -15,7 +15,10 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.rundir import RunDir, publish_text
 
 FILE = "config.yaml"
-_OF_ONE_RUN = ("limit", "only", "force", "add", "dry_run", "resume", "until")
+_OF_ONE_RUN = (
+    *("limit", "only", "force", "add", "dry_run", "resume"),
+    *("until", "time_limit", "verify"),
+)
 """Options that a resumed run does not take over."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
