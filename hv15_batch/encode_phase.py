@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, effective_dtype
 from hv15_batch.embeddings import (
@@ -38,7 +36,7 @@ class EncodePhase:
         self,
         spec: ExecutorSpec,
         folder: Path | None,
-        device: torch.device,
+        make_meter: Callable[[], StageMeter],
         placement: Placement,
         load_vae: Callable[[], Any],
     ) -> None:
@@ -47,14 +45,14 @@ class EncodePhase:
         Args:
             spec: Decides model, revision and whether the text encoder is streamed.
             folder: Checkpoint; None means random weights.
-            device: Where the encoders run.
+            make_meter: Returns a meter of the device on which the encoders run.
             placement: Brings the VAE for first frames.
             load_vae: Returns the VAE that the renderer uses too.
         """
         config = spec.config
         self._config: Config = config
         self._folder = folder
-        self._device = device
+        self._make_meter = make_meter
         self._placement = placement
         self._load_vae = load_vae
         self._streams_text_encoder = spec.streams_text_encoder
@@ -86,7 +84,7 @@ class EncodePhase:
         embeddings = encoders.encode_texts(list(texts.values()))
         try:
             for number, (key, text) in enumerate(texts.items(), 1):
-                meter = StageMeter(self._device)
+                meter = self._make_meter()
                 try:
                     with meter.stage("encode"):
                         embedding = next(embeddings)
@@ -106,7 +104,7 @@ class EncodePhase:
         encoders = self._encoders(vae=self._load_vae())
         try:
             for number, (key, clip) in enumerate(images.items(), done + 1):
-                meter = StageMeter(self._device)
+                meter = self._make_meter()
                 try:
                     with meter.stage("encode"), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
@@ -165,8 +163,11 @@ class EncodePhase:
         assert settings.image_sha256 is not None
         return image_key(settings.image_sha256, settings.height, settings.width, self._identity)
 
-    def conditioning(self, clip: Clip, emit: Emit) -> tuple[Conditioning, dict[str, Any]]:
-        """Return the cached embeddings and what encoding them cost, where this clip caused it."""
+    def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
+        """Return the cached embeddings, and whether all of them were on disk already.
+
+        What encoding took is added to `meter` where this clip is the first that needs it.
+        """
         keys = [text_key(text, self._identity) for text in clip_texts(clip.settings)]
         if clip.settings.image_sha256 is not None:
             keys.append(self._image_key(clip))
@@ -181,12 +182,7 @@ class EncodePhase:
             if key in self._errors:
                 raise self._errors[key]
         assert conditioning is not None
-        meters = [self._encoded.pop(key) for key in keys if key in self._encoded]
-        columns: dict[str, Any] = {"encode_cached": not meters}
-        if meters:
-            costs_ = [meter.columns() for meter in meters]
-            columns["encode_seconds"] = sum(c["encode_seconds"] or 0.0 for c in costs_)
-            for name in ("encode_peak_vram_allocated_bytes", "encode_peak_vram_reserved_bytes"):
-                peaks = [peak for c in costs_ if (peak := c.get(name)) is not None]
-                columns[name] = max(peaks) if peaks else None
-        return conditioning, columns
+        encoded = [self._encoded.pop(key) for key in keys if key in self._encoded]
+        for other in encoded:
+            meter.add(other)
+        return conditioning, not encoded

@@ -29,7 +29,7 @@ from hv15_batch.encode_phase import EncodePhase
 from hv15_batch.executor import Event, ExecutorSpec, Job, Note, Stepped
 from hv15_batch.latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.machine import read_ram
-from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns
+from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns, make_sampler
 from hv15_batch.pipeline import Denoised, Denoiser, denoise, load_denoiser, load_vae
 from hv15_batch.placement import Placement, execution_device
 from hv15_batch.quality import measure_quality
@@ -58,9 +58,10 @@ class ClipRenderer:
             # Small tensors gain nothing from threads, and lose much where others use the cores.
             torch.set_num_threads(1)
             self._folder = ensure_checkpoint(config.model, tiny_root())
+        self._sampler = make_sampler(self._device)
         self._placement = Placement(spec.offload, self._device, cache_root() / "blocks")
         self._encode_phase = EncodePhase(
-            spec, self._folder, self._device, self._placement, self._load_vae
+            spec, self._folder, self._make_meter, self._placement, self._load_vae
         )
         if spec.budget_bytes is not None:
             limit_device_memory(self._device, spec.budget_bytes + costs.ALLOCATOR_BYTES)
@@ -86,7 +87,7 @@ class ClipRenderer:
         """Denoise and decode a clip; return what checks and writes it and gives its record."""
         clip = job.clip
         attempt = Attempt(self._base_record(job))
-        meter = StageMeter(self._device)
+        meter = self._make_meter()
         frames: torch.Tensor | None = None
         with attempt.failing():
             attempt.add(is_cold=self._is_cold(clip))
@@ -102,6 +103,9 @@ class ClipRenderer:
             self._load_seconds = None
         attempt.add_measured(meter.columns())
         return lambda: self._finish(clip, attempt, frames)
+
+    def _make_meter(self) -> StageMeter:
+        return StageMeter(self._device, self._sampler)
 
     def _is_cold(self, clip: Clip) -> bool:
         """Whether this clip pays for first things: kernels, and compilation for its size."""
@@ -119,8 +123,8 @@ class ClipRenderer:
         saved = read_latents(path, clip.denoise_sha256) if job.use_latents else None
         is_reused = saved is not None
         if saved is None:
-            conditioning, encode_columns = self._encode_phase.conditioning(clip, emit)
-            attempt.add(**encode_columns)
+            conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
+            attempt.add(encode_cached=is_cached)
             pipe = self._load_denoiser()
             self._check_backend(pipe, clip, conditioning)
             steps = clip.settings.num_inference_steps
