@@ -18,7 +18,7 @@ from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
 from hv15_batch.exit_codes import EXIT_OK
 from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
-from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
+from hv15_batch.machine import Machine, free_disk_bytes, read_machine
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.plan_table import write_plan
@@ -49,6 +49,7 @@ from hv15_batch.stored_settings import (
     write_settings,
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
+from hv15_batch.system import system_facts, system_sha256
 from hv15_batch.text_log import text_log
 from hv15_batch.worker import LocalExecutor, set_allocator
 
