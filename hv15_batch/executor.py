@@ -40,6 +40,10 @@ class ExecutorSpec:
     """The text encoder is larger than the budget and runs layer by layer."""
 
 
+WARM_UP = 0
+"""`Job.repeat` of a rendering that takes the first use of kernels, compilation and memory."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One attempt at one clip."""
@@ -50,7 +54,7 @@ class Job:
     use_latents: bool
     """Decode from saved latents where there are any."""
     repeat: int | None = None
-    """Which repetition of a benchmark this is, from 1; None makes the clip."""
+    """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
 
     @property
     def key(self) -> tuple[str, int | None]:

@@ -49,7 +49,7 @@ class ClipRecord:
     row_id: str | None = _column("name of the manifest row")
     row_index: int | None = _column("place of the row in the manifest, from 0")
     attempt: int | None = _column("attempts at these settings so far, this one included")
-    repeat: int | None = _column("benchmark repetition, from 1; null outside benchmarks")
+    repeat: int | None = _column("benchmark repetition, from 1; 0 is a warm-up; null outside")
     settings_sha256: str | None = _column("hash of everything asked")
     denoise_sha256: str | None = _column("the same less fps and video settings")
     manifest_sha256: str | None = _column("hash of the manifest's bytes")
@@ -103,7 +103,7 @@ class ClipRecord:
     total_seconds: float | None = _column(
         "sum of encode, denoise, decode and write of this clip", "second"
     )
-    is_cold: bool | None = _column("first clip of a worker, or a compiling one")
+    is_cold: bool | None = _column("first clip of a worker, a compiling one or a warm-up")
     denoise_attempt: int | None = _column(
         "attempt in which the latents were denoised, less than `attempt` when they were reused; "
         "0 when another clip, or an attempt without a record, denoised them"

@@ -26,7 +26,7 @@ from hv15_batch.config import VideoCodec, Weights
 from hv15_batch.decode import TilePlan, decode_frames, plan_tiles
 from hv15_batch.embeddings import Conditioning
 from hv15_batch.encode_phase import EncodePhase
-from hv15_batch.executor import Event, ExecutorSpec, Job, Note, Stepped
+from hv15_batch.executor import WARM_UP, Event, ExecutorSpec, Job, Note, Stepped
 from hv15_batch.latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.machine import read_ram
 from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns, make_sampler
@@ -90,7 +90,7 @@ class ClipRenderer:
         meter = self._make_meter()
         frames: torch.Tensor | None = None
         with attempt.failing():
-            attempt.add(is_cold=self._is_cold(clip))
+            attempt.add(is_cold=self._is_cold(clip) or job.repeat == WARM_UP)
             if self._will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
                 self._load_denoiser()
@@ -102,7 +102,7 @@ class ClipRenderer:
             attempt.add(load_seconds=self._load_seconds, is_cold=True)
             self._load_seconds = None
         attempt.add_measured(meter.columns())
-        return lambda: self._finish(clip, attempt, frames)
+        return lambda: self._finish(job, attempt, frames)
 
     def _make_meter(self) -> StageMeter:
         return StageMeter(self._device, self._sampler)
@@ -120,7 +120,10 @@ class ClipRenderer:
         """Return saved latents, or denoise and save them."""
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
-        saved = read_latents(path, clip.denoise_sha256) if job.use_latents else None
+        # A repetition measures the whole of it, and leaves nothing behind.
+        is_repetition = job.repeat is not None
+        may_reuse = job.use_latents and not is_repetition
+        saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
         is_reused = saved is not None
         if saved is None:
             conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
@@ -163,7 +166,8 @@ class ClipRenderer:
                     ),
                 },
             )
-            write_latents(path, clip, saved)
+            if not is_repetition:
+                write_latents(path, clip, saved)
         attempt.add(**saved.columns)
         if is_reused:
             # 0 where another clip denoised them, or an attempt that a crash left without a record.
@@ -171,7 +175,7 @@ class ClipRenderer:
             denoised_in = saved.columns["denoise_attempt"] if is_own else 0
             attempt.add(denoise_attempt=min(denoised_in, job.attempt - 1))
         attempt.add(
-            latents_file=self._run_dir.relative(path),
+            latents_file=None if is_repetition else self._run_dir.relative(path),
             latents_sha256=saved.latents_sha256(),
         )
         return saved
@@ -230,16 +234,17 @@ class ClipRenderer:
             _release_memory()
         raise AssertionError("the last rung returns or raises")
 
-    def _finish(self, clip: Clip, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
+    def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
         """Check and write the frames; runs on a thread while the next clip denoises."""
         with attempt.failing():
             if frames is not None:
                 begin = time.perf_counter()
-                self._write(clip, attempt, frames)
+                self._write(job, attempt, frames)
                 attempt.add(write_seconds=time.perf_counter() - begin)
         return attempt.record()
 
-    def _write(self, clip: Clip, attempt: Attempt, frames: torch.Tensor) -> None:
+    def _write(self, job: Job, attempt: Attempt, frames: torch.Tensor) -> None:
+        clip, is_kept = job.clip, job.repeat is None
         config, settings = self._config, clip.settings
         quality = measure_quality(frames, config.quality)
         attempt.add(**vars(quality))
@@ -248,11 +253,12 @@ class ClipRenderer:
         codec = VideoCodec[settings.video["codec"]]
         path = self._run_dir.clips / f"{clip.clip_id}{file_suffix(codec)}"
         pixels: np.ndarray[Any, Any] = frames.numpy()
-        write_thumbnail_whole(pixels, self._run_dir.thumbs / f"{clip.clip_id}.jpg")
+        with publishing(self._run_dir.thumbs / f"{clip.clip_id}.jpg", is_kept) as temporary:
+            write_thumbnail(pixels, temporary)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._spec.repo, config.model.task.name)
-        with publishing(path) as temporary:
+        with publishing(path, is_kept) as temporary:
             write_video(pixels, temporary, fps=settings.fps, video=config.video, comment=comment)
             check_video(
                 temporary,
@@ -262,6 +268,8 @@ class ClipRenderer:
                 fps=settings.fps,
             )
             attempt.add(file_bytes=temporary.stat().st_size, file_sha256=sha256_of_file(temporary))
+        if not is_kept:
+            return
         attempt.add(file=self._run_dir.relative(path))
         if not config.keep_latents and not attempt.has_reused_latents:
             self._run_dir.latents_file(clip.denoise_sha256).unlink(missing_ok=True)
@@ -333,6 +341,7 @@ class ClipRenderer:
             job.clip,
             run_id=spec.run_id,
             attempt=job.attempt,
+            repeat=job.repeat,
             manifest_sha256=spec.manifest_sha256,
             started_at=utc_now(),
             repo=spec.repo,
@@ -359,9 +368,3 @@ def _release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def write_thumbnail_whole(pixels: np.ndarray[Any, Any], path: Path) -> None:
-    """Write a thumbnail under its final name only when it is whole."""
-    with publishing(path) as temporary:
-        write_thumbnail(pixels, temporary)

@@ -81,6 +81,11 @@ class RunDir:
         return self.path / "clips.csv"
 
     @property
+    def benchmark_table(self) -> Path:
+        """Timings of a benchmark's repetitions; as Markdown in the `.md` beside it."""
+        return self.path / "benchmark.csv"
+
+    @property
     def page(self) -> Path:
         """The page."""
         return self.path / "index.html"
@@ -242,14 +247,20 @@ def sweep_folder_name(values: list[str]) -> str:
 
 
 @contextmanager
-def publishing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; sync and rename it when the block succeeds."""
+def publishing(path: Path, is_kept: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; sync and rename it when the block succeeds.
+
+    What is not kept is written and synced in the same way, and then deleted.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        if is_kept:
+            temporary.replace(path)
+            _sync(path.parent)
+        else:
+            temporary.unlink()
     except BaseException as error:
         if type(error) is OSError and error.filename is None:
             error.filename = str(path)  # a full disk is noticed by write and fsync, which name none

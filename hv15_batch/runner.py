@@ -119,7 +119,7 @@ class Runner:
             self._executor.start()
             self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
             self._progress.rendering(len(todo))
-            self._render([Job(p.clip, p.attempts + 1, p.use_latents) for p in todo])
+            self._render([Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo])
             self._executor.close()
         except _Stop as stop:
             return Outcome(stop.exit_code, stop.state, stop.message, self._records)
@@ -255,6 +255,7 @@ class Runner:
             lost.job.clip,
             **self._known,
             attempt=lost.job.attempt,
+            repeat=lost.job.repeat,
             status=status,
             error_type=error_type,
             error_message=message,

@@ -51,6 +51,7 @@ from hv15_batch.stored_settings import (
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.system import system_facts, system_sha256
 from hv15_batch.text_log import text_log
+from hv15_batch.timing_table import write_timing_tables
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,9 @@ def run(
     """
     prepared = prepare(config, typed_sampling, sweep)
     run_dir = prepared.run_dir
+    set_allocator()  # before the machine is read, so that the log tells it
     if config.dry_run:
         return _dry_run(prepared, say)
-    set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
     is_announced = lacks_weights(prepared)
@@ -123,8 +124,7 @@ def _render(
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        done = sum(p.is_done for p in planned.clips)
-        progress = Progress(run_dir.status, run_id, len(planned.clips), done)
+        progress = Progress(run_dir.status, run_id, planned.num_total, planned.num_done)
         needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
         clip_seconds = _clip_seconds(prepared, planned, machine)
         workers = itertools.count()
@@ -160,7 +160,7 @@ def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
     lines = list(closing_lines(prepared.run_dir, prepared.manifest, outcome))
     try:
-        _write_results(prepared)
+        lines += _write_results(prepared)
     except (OSError, ConfigError, LogSchemaError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
@@ -217,14 +217,15 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     write_settings(folder, stored)
 
 
-def _write_results(prepared: Prepared) -> None:
-    """Write plan.csv, clips.csv and the page as things are after a run."""
+def _write_results(prepared: Prepared) -> list[str]:
+    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what those say."""
     run_dir = prepared.run_dir
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir)
     write_page(run_dir.path)
+    return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
 
 
 def _is_up_to_date(run_dir: RunDir) -> bool:
@@ -278,6 +279,11 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
+    if planned.repetitions is not None:
+        say("Nothing to do: every repetition is measured. force=true measures again.")
+        for line in write_timing_tables(run_dir):
+            say(line)
+        return EXIT_OK
     for line in nothing_to_do(
         prepared.config, prepared.run_dir, prepared.manifest, planned.selected
     ):
@@ -289,6 +295,8 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    if planned.repetitions is not None:
+        say(planned.repetitions.describe())
     todo = [p.clip.settings for p in planned.todo]
     now = datetime.now().astimezone()
     until = parse_until(prepared.config.until, now)

@@ -25,6 +25,7 @@ from hv15_batch.config import (
     Weights,
 )
 from hv15_batch.executor import (
+    WARM_UP,
     Died,
     EncodingEnded,
     Event,
@@ -78,14 +79,15 @@ class FakeRenderer:
             words = []
         latents = self._run_dir.latents_file(clip.denoise_sha256)
         columns: dict[str, Any] = {}
-        if job.use_latents and latents.is_file():
+        is_repetition = job.repeat is not None
+        if job.use_latents and latents.is_file() and not is_repetition:
             columns |= json.loads(latents.read_text(encoding="utf-8"))
             self._note("decode", clip.clip_id)
         else:
             columns |= {"denoise_attempt": job.attempt, "step_seconds": [0.1] * steps_of(clip)}
             self._note("denoise", clip.clip_id)
             self._act(words)
-            with publishing(latents) as temporary:
+            with publishing(latents, not is_repetition) as temporary:
                 temporary.write_text(json.dumps(columns), encoding="utf-8")
         emit(Stepped(clip.clip_id, "decode", steps_of(clip), steps_of(clip)))
         started_at = utc_now()
@@ -110,16 +112,23 @@ class FakeRenderer:
                 "error_message": "as the prompt says",
             }
         else:
-            with publishing(path) as temporary:
+            with publishing(path, job.repeat is None) as temporary:
                 temporary.write_bytes(clip.settings_sha256.encode())
+                columns |= {
+                    "file_bytes": temporary.stat().st_size,
+                    "file_sha256": sha256_of_file(temporary),
+                }
             columns |= {
-                "file": self._run_dir.relative(path),
-                "file_bytes": path.stat().st_size,
-                "file_sha256": sha256_of_file(path),
+                "file": self._run_dir.relative(path) if job.repeat is None else None,
                 "total_seconds": 0.25,
-                "is_cold": False,
+                "is_cold": job.repeat == WARM_UP,
             }
-        known = {"run_id": self._spec.run_id, "dtype": clip.settings.dtype}
+        known = {
+            "run_id": self._spec.run_id,
+            "repeat": job.repeat,
+            "system_sha256": self._spec.system_sha256,
+            "dtype": clip.settings.dtype,
+        }
         return asked_record(clip, **known, **columns, finished_at=utc_now())
 
     def _note(self, what: str, about: object) -> None:
