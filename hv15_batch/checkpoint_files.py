@@ -36,6 +36,8 @@ SETTINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 IMAGE_COMPONENTS = ("image_encoder", "feature_extractor")
 LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Kinds of file that a pipeline loads; `.jinja` is the chat template of a tokenizer."""
+LICENCE_NAMES = ("LICENSE*", "LICENCE*", "NOTICE*")
+"""Files that say under which terms weights may be used."""
 HASH_ALOUD_BYTES = 256 * 1024**2
 """From this size on hashing takes long enough to be announced."""
 
@@ -130,6 +132,11 @@ def loaded_files(folder: Path) -> list[Path]:
 def is_loaded(name: str) -> bool:
     """Return whether a file of this name is of a kind that a pipeline loads."""
     return name.endswith(LOADED_SUFFIXES)
+
+
+def find_licences(folder: Path) -> list[Path]:
+    """Return the licence files of a checkpoint."""
+    return [path for name in LICENCE_NAMES for path in folder.glob(name) if path.is_file()]
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
