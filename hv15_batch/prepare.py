@@ -27,6 +27,7 @@ from hv15_batch.records import DONE_STATUSES
 from hv15_batch.resolve import check_typed_sampling, make_clips
 from hv15_batch.rundir import RunDir, default_run_dir
 from hv15_batch.runlog import read_last_attempts
+from hv15_batch.secret_check import check_no_secrets
 from hv15_batch.stored_settings import check_owner, earlier_settings
 
 Say = Callable[[str], None]
@@ -79,6 +80,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         config = _with_remembered_revision(config, run_dir)
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
+    check_no_secrets(config, manifest, clips)
     return Prepared(config, manifest, checkpoint, run_dir, clips, beaten)
 
 
