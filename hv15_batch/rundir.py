@@ -140,16 +140,9 @@ class RunDir:
         return self.runs.is_dir() or self.log.is_dir()
 
     def written_folders(self) -> tuple[Path, ...]:
-        """Return the run directory and the folders in it that runs write to."""
-        return (
-            self.path,
-            self.clips,
-            self.latents,
-            self.thumbs,
-            self.log,
-            self.embeddings,
-            self.runs,
-        )
+        """Return the run directory and its folders that runs write to."""
+        parts = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
+        return (self.path, *parts)
 
     def sweep_temporary(self) -> int:
         """Remove what an interrupted write left behind; return how many files. Needs the lock.
