@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from hv15_batch.progress import Progress
-from hv15_batch.status import format_duration, format_progress, main, read_status
+from hv15_batch.status import main, read_status
+from hv15_batch.status_text import format_duration, format_progress
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)
 
@@ -38,7 +39,7 @@ def write_status(run_dir: Path, **changes: Any) -> Path:
         "step": 12,
         "steps": 50,
         "seconds_per_clip": 412.34,
-        "eta": None,
+        "eta_p50": None,
         "updated_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "message": "",
     }
@@ -104,11 +105,18 @@ def test_the_expected_end_is_said_in_local_time(
 ) -> None:
     monkeypatch.setattr("hv15_batch.status.utc_now", lambda: NOW)
     monkeypatch.setattr("hv15_batch.status.is_gone", lambda status: False)
-    write_status(tmp_path, eta="2026-11-22T16:10:00+00:00", updated_at="2026-11-22T09:37:00+00:00")
+    write_status(
+        tmp_path,
+        eta_p50="2026-11-22T16:10:00+00:00",
+        eta_p90="2026-11-22T16:40:00+00:00",
+        eta_basis="measured",
+        updated_at="2026-11-22T09:37:00+00:00",
+    )
 
     lines = printed(tmp_path, capsys)
 
-    assert "about 6 h 30 min left, until 2026-11-22 17:10 CET" in lines
+    assert "about 6 h 30 min left, until 2026-11-22 17:10 CET, 90 % sure by 17:40" in lines
+    assert "  (from this run's clips)" in lines
     assert lines[-1].startswith("last update 3 min ago")
 
 
