@@ -28,6 +28,7 @@ class Notices:
         run_dir: RunDir,
         snapshot: Callable[[], Mapping[str, Any]],
         say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with a run.
 
@@ -36,11 +37,13 @@ class Notices:
             run_dir: Of the run.
             snapshot: Returns what status.json says.
             say: Shows a line to the user: where the command does not work.
+            clock: Seconds since any moment.
         """
         self._notifier = notifier
         self._run_dir = run_dir
         self._snapshot = snapshot
         self._say = say
+        self._clock = clock
         self._has_clip = False
         self._untold: list[ClipRecord] = []
         self._told_failure_at: float | None = None
@@ -66,7 +69,7 @@ class Notices:
         self._show_fault()
 
     def _tell_failures(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         told_at = self._told_failure_at
         if not self._untold or (told_at is not None and now - told_at < FAILURE_SECONDS):
             return

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from errno import ENOEXEC
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def parse_command(command: Any) -> tuple[str, ...]:
     program = shutil.which(os.path.expanduser(words[0]))
     if program is None:
         raise ConfigError(
-            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, or "
-            "give its whole path."
+            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, give "
+            "its whole path, or set notify.command=null."
         )
     return (os.path.abspath(program), *words[1:])
 
@@ -185,14 +186,17 @@ class _Notice:
                 shell=False,
             )
         except (OSError, ValueError) as error:
-            return f"could not be started ({error})", b""
-        process = self._process
-        output = _read(process, time.monotonic() + self._timeout_seconds)
-        if process.poll() is None:
-            self.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_KILL_SECONDS)
-            return f"killed after {self._timeout_seconds:g} s", output
+            hint = "; a script begins with #!" if getattr(error, "errno", 0) == ENOEXEC else ""
+            return f"could not be started ({error}{hint})", b""
+        process, pipe = self._process, self._process.stdout
+        assert pipe is not None
+        with pipe:  # open until it is killed: otherwise it would be ended by SIGPIPE
+            output = _read(process, pipe.fileno(), time.monotonic() + self._timeout_seconds)
+            if process.poll() is None:
+                self.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_KILL_SECONDS)
+                return f"killed after {self._timeout_seconds:g} s", output
         code = process.returncode
         if code < 0:
             return f"ended by signal {-code}", output
@@ -205,20 +209,20 @@ class _Notice:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+def _read(process: subprocess.Popen[bytes], pipe: int, deadline: float) -> bytes:
     """Return the beginning of the output, once the process has ended or its time is over.
 
     What it leaves running may hold the pipe open: only the process itself is waited for.
     """
     output = b""
-    with process.stdout as pipe, selectors.DefaultSelector() as selector:  # type: ignore[union-attr]
+    with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         is_open = True
         while time.monotonic() < deadline:
             has_ended = process.poll() is not None
             is_ready = is_open and bool(selector.select(0 if has_ended else _POLL_SECONDS))
             if is_ready:
-                chunk = os.read(pipe.fileno(), 1 << 16)
+                chunk = os.read(pipe, 1 << 16)
                 is_open = bool(chunk)
                 output += chunk[: MAX_OUTPUT_BYTES - len(output)]
             if has_ended and (not is_ready or len(output) == MAX_OUTPUT_BYTES):

@@ -127,6 +127,12 @@ class Progress:
         self._state = "rendering"
         self._status.update(state=self._state, stage=None, step=None, steps=None)
 
+    def started(self, clip_id: str) -> None:
+        """Show that a clip is in the executor's hands."""
+        if self._eta is not None:
+            self._eta.started(clip_id)
+        self._status.update(clip_id=clip_id, stage=None, step=None, steps=None)
+
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
         if self._tty:
@@ -136,8 +142,6 @@ class Progress:
             self._steps.n = step
             self._steps.set_description(f"{clip_id[:40]} {stage}")
             self._steps.refresh()
-        if self._eta is not None:
-            self._eta.started(clip_id)
         self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
 
     def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:

@@ -44,6 +44,7 @@ def watch(run_dir: Path, out: TextIO | None = None) -> int:
     try:
         _redraw(run_dir, out) if is_terminal else _follow(run_dir, out)
     except KeyboardInterrupt:
+        print(file=out)  # the prompt begins a line of its own
         return EXIT_SIGINT
     return EXIT_OK
 
