@@ -74,8 +74,8 @@ def parse_command(command: Any) -> tuple[str, ...]:
     program = shutil.which(os.path.expanduser(words[0]))
     if program is None:
         raise ConfigError(
-            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, give "
-            "its whole path, or set notify.command=null."
+            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, "
+            "give its whole path, or set notify.command=null."
         )
     return (os.path.abspath(program), *words[1:])
 
