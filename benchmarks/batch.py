@@ -29,7 +29,7 @@ from hv15_batch.runlog import read_records
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 
 
-def write_manifest(path: Path, cases: list[str], repeat: int) -> None:
+def write_manifest(path: Path, cases: list[str], repeat: int = 1) -> None:
     seen: set[tuple[str, ...]] = set()
     rows = []
     for case in cases:
@@ -38,8 +38,9 @@ def write_manifest(path: Path, cases: list[str], repeat: int) -> None:
         if (*size, frames) not in seen:
             seen.add((*size, frames))
             rows.append((f"warmup_{len(rows)}", *size, frames, "1", guidance, "0"))
-        for seed in range(repeat):
-            rows.append((f"case_{len(rows)}", *size, frames, steps, guidance, str(seed + 1)))
+        for _ in range(repeat):
+            number = str(len(rows))  # equal cases are different clips
+            rows.append((f"case_{len(rows)}", *size, frames, steps, guidance, number))
     names = ("id", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "seed")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -1,9 +1,10 @@
 """Share of the wall time in which the card computes nothing, over warm clips in a row.
 
-    python benchmarks/idle_share.py OUT 121:4:1 [-- runtime.compile=true ...]
+    python benchmarks/idle_share.py OUT 121:4:1 [CASE ...] [-- runtime.compile=true ...]
 
-The case is frames:steps:guidance, at 480x848 with random weights; one clip warms up, six are
-traced. The worker runs as in any run, but with CUPTI's trace of kernels around the six: from the
+A case is frames:steps:guidance or height:width:frames:steps:guidance, with random weights. One clip
+warms up, six of the first case are traced, then one clip of each further case is rendered
+untraced. The worker runs as in any run, but with CUPTI's trace of kernels around the six: from the
 beginning of the first one's denoising to the end of the last one's decode. Few steps make the
 figure worse, not better: what comes between clips is spread over less work.
 """
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batch import write_manifest
+from batch import print_log, write_manifest
 
 from hv15_batch import session
 from hv15_batch.clip import Clip
@@ -49,7 +50,7 @@ class TracedRenderer:
         """See `executor.Renderer.render`."""
         import torch
 
-        if job.clip.row_id.startswith("case") and self._profiler is None:
+        if job.clip.row_id.startswith("case") and self._profiler is None and not self._traced:
             activities = [torch.profiler.ProfilerActivity.CUDA]
             self._profiler = torch.profiler.profile(activities=activities)
             self._profiler.start()
@@ -57,12 +58,13 @@ class TracedRenderer:
         finish = self._inner.render(job, emit)
         if self._profiler is not None:
             self._traced += 1
-        if self._traced == CLIPS:
+        if self._profiler is not None and self._traced == CLIPS:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             wall = time.perf_counter() - self._begin
             self._profiler.stop()
             self._file.write_text(json.dumps(shares(self._profiler, wall)))
+            self._profiler = None
         return finish
 
 
@@ -96,10 +98,10 @@ def union_seconds(intervals: list[tuple[int, int, str]]) -> float:
 def main() -> int:
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    out, case = arguments[:cut]
+    out, case, *further = arguments[:cut]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / "cases.csv", [case], CLIPS)
+    write_manifest(folder / "cases.csv", [case] * CLIPS + further)
     words = [str(folder / "cases.csv"), "order=rows", f"run_dir={folder / 'run'}"]
     words += arguments[cut + 1 :]
     if not any(word.startswith("model=") for word in words):
@@ -118,6 +120,7 @@ def main() -> int:
         f"({1 - found['kernel_seconds'] / wall:.2%}), "
         f"neither kernel nor copy for {wall - found['busy_seconds']:.3f} s"
     )
+    print_log(folder / "run", [])
     return code
 
 
