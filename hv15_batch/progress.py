@@ -27,6 +27,7 @@ from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.status_file import StatusFile
 
 _ERROR_CHARACTERS = 200
+_NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
 _NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
 
 
@@ -71,27 +72,8 @@ class Progress:
         self._done = done
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
-        values = {
-            "state": "encoding",
-            "run_id": run_id,
-            "pid": os.getpid(),
-            "total": total,
-            "done": done,
-            "failed": 0,
-            "suspect": 0,
-            "clip_id": None,
-            "stage": None,
-            "step": None,
-            "steps": None,
-            "seconds_per_clip": None,
-            **_NO_ETA,
-            **asdict(GpuHealth()),
-            "free_disk_bytes": None,
-            "message": "",
-            "hostname": socket.gethostname(),
-        }
         self._state = "encoding"
-        self._status = StatusFile(status_file, values, self._sample)
+        self._status = StatusFile(status_file, _first_values(run_id, total, done), self._sample)
 
     @property
     def seconds_per_clip(self) -> float | None:
@@ -131,7 +113,7 @@ class Progress:
         """Show that a clip is in the executor's hands."""
         if self._eta is not None:
             self._eta.started(clip_id)
-        self._status.update(clip_id=clip_id, stage=None, step=None, steps=None)
+        self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
@@ -170,8 +152,7 @@ class Progress:
         """Close the bars and write the last status."""
         self._close_bars()
         self._state = state
-        nothing = {"clip_id": None, "stage": None, "step": None, "steps": None}
-        self._status.close(state=state, message=message, **nothing, **_NO_ETA)
+        self._status.close(state=state, message=message, **_NO_CLIP, **_NO_ETA)
         self._health.close()
 
     def _measure(self, record: ClipRecord) -> float:
@@ -233,6 +214,25 @@ class Progress:
             if bar is not None:
                 bar.close()
         self._steps = self._bar = None
+
+
+def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
+    return {
+        "state": "encoding",
+        "run_id": run_id,
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "total": total,
+        "done": done,
+        "failed": 0,
+        "suspect": 0,
+        **_NO_CLIP,
+        "seconds_per_clip": None,
+        **_NO_ETA,
+        **asdict(GpuHealth()),
+        "free_disk_bytes": None,
+        "message": "",
+    }
 
 
 def format_error(record: ClipRecord) -> str:

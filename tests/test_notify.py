@@ -329,14 +329,14 @@ def test_a_command_that_hangs_delays_no_clip_and_is_killed_with_what_it_started(
     command = [sys.executable, "-c", HANG, str(told)]
 
     began = time.monotonic()
-    code = project.run(notify=NotifyConfig(command=command, timeout_seconds=1.5))
+    code = project.run(notify=NotifyConfig(command=command, timeout_seconds=3))
     took = time.monotonic() - began
 
     records = project.records()
     assert code == 0
-    assert (records[-1]["finished_at"] - records[0]["started_at"]).total_seconds() < 1.5
+    assert (records[-1]["finished_at"] - records[0]["started_at"]).total_seconds() < 3
     assert took < 20
-    assert "notice ended: killed after 1.5 s" in run_log(project)
+    assert "notice ended: killed after 3 s" in run_log(project)
     pids = [int(pid) for pid in (told / "pids").read_text().split()]
     assert pids
     assert not [pid for pid in pids if _is_alive(pid)]
