@@ -15,6 +15,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
+from hv15_batch.notify import parse_command
 from hv15_batch.plan import (
     HISTORY_COLUMNS,
     History,
@@ -66,6 +67,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         ConfigError: naming place, value, what is allowed and what to do.
     """
     check_config(config)
+    parse_command(config.notify.command)
     if config.manifest is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
     path = find_manifest(os.path.expanduser(config.manifest))
