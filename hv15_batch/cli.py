@@ -27,6 +27,7 @@ hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra s
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
 hv15-batch status [RUN_DIR]               progress and time left; without a name the latest run
+hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status"):
+    if word in ("report", "status", "compare"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -79,6 +80,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.report import main as report
 
             return report(arguments)
+        if word == "compare":
+            from hv15_batch.compare import main as compare
+
+            return compare(arguments, _say)
         from hv15_batch.status import main as status
 
         return status(arguments)

@@ -18,7 +18,7 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.manifest import MANIFEST_SUFFIXES
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "prefetch")
+WORDS = ("report", "status", "compare", "prefetch")
 
 _TEXT_KEYS = ("run_dir", "resume", "only")
 """Settings whose value is text as typed, whatever Hydra's grammar would make of it."""

@@ -202,6 +202,23 @@ def _find_faults(
     return faults
 
 
+def read_frames(path: Path) -> Iterator[Frames]:
+    """Yield the frames of a file one by one, as uint8 [H, W, 3] RGB.
+
+    Raises:
+        ValueError: the file is no video, or is damaged.
+        OSError: the file cannot be opened.
+    """
+    with _open_video(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"err_detect": "explode"}
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
 def read_comment(path: Path) -> str | None:
     """Return the container's `comment` tag, or None where there is none.
 
