@@ -253,7 +253,8 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch --help."
+        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch "
+        "--help."
     ),
     ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
     ("prompt.csv", "model=tiny_t2v"): (

@@ -13,10 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hv15_batch.compare.comparison import (
     Comparison,
-    cost_lines,
     format_db,
     pair_line,
-    quality_lines,
     summary_lines,
 )
 from hv15_batch.compare.pairs import Record
@@ -90,15 +88,12 @@ def _page(comparison: Comparison, folder: Path) -> str:
         keep_trailing_newline=True,
     )
     matched = comparison.matched
-    lines = summary_lines(comparison)
-    main = [*quality_lines(comparison), *(cost_lines(comparison) if comparison.known else [])]
     return environment.get_template(f"{PAGE}.j2").render(
         name_a=matched.a.path.name,
         name_b=matched.b.path.name,
         path_a=matched.a.path,
         path_b=matched.b.path,
-        lines=lines,
-        main=set(main),
+        lines=summary_lines(comparison),
         differing=[row for row in comparison.settings if not row.is_same],
         same=[row for row in comparison.settings if row.is_same],
         pairs=[_played(comparison, quality, folder) for quality in comparison.qualities],
