@@ -20,7 +20,9 @@ from hv15_batch.manifest import MANIFEST_SUFFIXES
 GROUPS = ("model", "offload", "dispatch", "experiment")
 WORDS = ("report", "status", "compare", "prefetch")
 
-_TEXT_KEYS = ("run_dir", "resume", "only")
+FROM_CLIP = "from_clip"
+"""What `from=` is called inside: `from` is a word of Python's own."""
+_TEXT_KEYS = ("run_dir", "resume", "only", "image", FROM_CLIP)
 """Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
 _SWEPT_TEXT_KEYS = (
     "manifest",
@@ -123,6 +125,8 @@ def _is_manifest(word: str, is_first: bool) -> bool:
 
 def _setting(word: str, is_sweep: bool) -> str:
     key, _, value = word.partition("=")
+    if key == "from":
+        key, word = FROM_CLIP, f"{FROM_CLIP}={value}"
     has_values = is_sweep and "," in value
     if key in _TEXT_KEYS or (key in _SWEPT_TEXT_KEYS and not has_values):
         return word if _is_literal(value) else f"{key}={_quoted(value)}"

@@ -96,6 +96,8 @@ def run(
         planned = plan_against_log(prepared)
         if not is_announced:
             say(headline(run_dir, planned.clips))
+        if prepared.note:
+            say(prepared.note)
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
@@ -205,13 +207,13 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
-    revision = prepared.checkpoint.revision
+    if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
+        shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
         run_dir=str(prepared.run_dir.path),
-        model=replace(prepared.config.model, revision=revision),
+        model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
     )
     write_settings(folder, stored)
 
@@ -277,9 +279,7 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
-    for line in nothing_to_do(
-        prepared.config, prepared.run_dir, prepared.manifest, planned.selected
-    ):
+    for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
         say(line)
     return EXIT_OK
 
@@ -288,6 +288,8 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    if prepared.note:
+        say(prepared.note)
     todo = [p.clip.settings for p in planned.todo]
     now = datetime.now().astimezone()
     until = parse_until(prepared.config.until, now)

@@ -41,6 +41,12 @@ _RATE_TOLERANCE = 1e-4
 _MAX_RATE_DENOMINATOR = 1001
 _JPEG_QUALITY = 85
 
+_READ_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm",
+}
+"""A file is data: one that is really a playlist must not make FFmpeg open other files or hosts."""
+
 # AREA is the mean of each 2x2 block, and ACCURATE_RND keeps every plane within rounding of the
 # BT.709 formula; swscale's default (bilinear) is up to 30 levels off in chroma on sharp detail.
 # Measured 2026-11-22 on random pixels, libswscale 9.5. The mean sits in the middle of its block,
@@ -235,7 +241,7 @@ def read_comment(path: Path) -> str | None:
 def _open_video(path: Path) -> Iterator[InputContainer]:
     """Open a file; what FFmpeg cannot make sense of, then or later, is a ValueError."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_READ_OPTIONS) as container:
             yield container
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
