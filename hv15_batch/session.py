@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
+from hv15_batch.verify import verify_run
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
@@ -99,9 +101,16 @@ def run(
         if prepared.note:
             say(prepared.note)
         run_dir.sweep_temporary()
-        if not planned.todo:
-            return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, run_id, machine, say, make_executor)
+        if planned.todo:
+            code = _render(prepared, planned, run_id, machine, say, make_executor)
+        else:
+            code = _nothing_to_do(prepared, planned, say)
+        if config.verify:
+            second = partial(
+                _render, machine=machine, say=lambda _: None, make_executor=make_executor
+            )
+            code = verify_run(prepared, code, run_id, second, say)
+        return code
 
 
 # -- a run that renders -----------------------------------------------------------------------
