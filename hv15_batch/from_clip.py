@@ -15,7 +15,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.clip_tag import ClipTag, read_clip_tag
 from hv15_batch.config import Config, ConfigError, Task, Weights
 from hv15_batch.manifest import Manifest, ManifestError
-from hv15_batch.manifest_cells import Faults
+from hv15_batch.manifest_cells import Faults, format_value
 from hv15_batch.manifest_columns import Record
 from hv15_batch.manifest_rows import Row, RowReader
 from hv15_batch.overrides import FROM_CLIP, key_of, value_of
@@ -110,7 +110,7 @@ def check_same_clip(config: Config, clips: Sequence[Clip]) -> str | None:
     if "revision" in changed and config.model.revision == tag.settings.revision:
         raise ConfigError(
             f"from={tag.name}: was rendered with revision {before['revision']} of its weights by "
-            f"hv15_batch {tag.version}, and here they have {now['revision']}; name those weights "
+            f"hv15_batch {format_value(tag.version)}, and here they have {now['revision']}; name those weights "
             "with model.repo=FOLDER, or take what is here with model.revision=null."
         )
     return f"not the clip of {tag.name}: {', '.join(changed)} differ, as typed"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch import __version__, costs
-from hv15_batch.clips_table import write_clips_table
+from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError, VideoCodec
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
@@ -41,7 +41,6 @@ from hv15_batch.runlog import (
     RunLog,
     bring_to_current_schema,
     read_last_attempts,
-    segments,
 )
 from hv15_batch.runner import Outcome, Runner
 from hv15_batch.stored_settings import (
@@ -237,16 +236,6 @@ def _write_results(prepared: Prepared) -> None:
     write_page(run_dir.path)
 
 
-def _is_up_to_date(run_dir: RunDir) -> bool:
-    """Whether clips.csv and the page were written after plan and log were changed last."""
-    results = [run_dir.clips_table, run_dir.page]
-    if not all(path.is_file() for path in results):
-        return False
-    sources = [run_dir.plan, *segments(run_dir.log)]
-    changed_at = max(path.stat().st_mtime_ns for path in sources)
-    return min(path.stat().st_mtime_ns for path in results) >= changed_at
-
-
 def _disk_bytes(planned: PlannedClip) -> int:
     """Return a cautious size of what a clip leaves on the disk while it is written."""
     settings = planned.clip.settings
@@ -285,7 +274,7 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
-    if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
+    if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
     for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):

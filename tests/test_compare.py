@@ -298,8 +298,9 @@ def test_benchmark_repetitions_are_what_is_timed_where_both_have_them(
 ) -> None:
     for run, seconds in zip(runs, (6.0, 3.0), strict=True):
         run.add("fox", latents_sha256="ab" * 32, total_seconds=99.0)
-        for repeat in (1, 2, 3):
-            run.add("fox", repeat=repeat, total_seconds=seconds, latents_sha256="ab" * 32)
+        for repeat in (0, 1, 2, 3):  # 0 is a warm-up
+            timed = seconds if repeat else 50.0
+            run.add("fox", repeat=repeat, total_seconds=timed, latents_sha256="ab" * 32)
 
     out, rows = compare(command)
 
@@ -406,6 +407,23 @@ def test_the_page_stands_in_b_with_assets_players_and_prompts_as_text(
         assert f'src="previews/fox_s0_{side}.mp4"' in html
         assert (folder / f"previews/fox_s0_{side}.mp4").is_file()
     assert "| num\\_inference\\_steps | 4 | 8 |" in (folder / "compare.md").read_text()
+
+
+def test_what_is_written_names_no_machine_and_no_folder(
+    command: Command, runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    for run in runs:
+        run.add(
+            "fox", picture(), hostname=f"secret-{run.path.name}", repo=f"/home/{run.path.name}/w"
+        )
+
+    compare(command)
+
+    for name in ("compare.html", "compare.md", "compare.csv"):
+        text = Path("out", name).read_text(encoding="utf-8")
+        assert "secret-" not in text
+        assert "/home/" not in text
+        assert str(tmp_path) not in text
 
 
 @pytest.mark.slow

@@ -91,8 +91,6 @@ def _page(comparison: Comparison, folder: Path) -> str:
     return environment.get_template(f"{PAGE}.j2").render(
         name_a=matched.a.path.name,
         name_b=matched.b.path.name,
-        path_a=matched.a.path,
-        path_b=matched.b.path,
         lines=summary_lines(comparison),
         differing=[row for row in comparison.settings if not row.is_same],
         same=[row for row in comparison.settings if row.is_same],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,6 @@ COLUMNS = (
     "torch_version",
     "diffusers_version",
     "hv15_batch_version",
-    "hostname",
 )
 MACHINE_COLUMNS = ("gpu_name", "driver_version", "torch_version", "diffusers_version")
 MAX_SHOWN_VALUES = 4
@@ -77,10 +77,13 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def _text(value: Any) -> str:
+    """Return a value as text; of a local folder its name, because the tables are for showing."""
     if value is None:
         return NOTHING
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.path.basename(value)
     return str(value) if str(value).strip() else repr(value)
