@@ -95,8 +95,8 @@ def clip_manifest(config: Config) -> Manifest:
     return Manifest(tag.path, tag.name, sha256_of_file(tag.path), (row,))
 
 
-def check_same_clip(config: Config, clips: Sequence[Clip]) -> str | None:
-    """Return what is said where a typed setting makes another clip than the one named, or None.
+def check_same_clip(config: Config, clips: Sequence[Clip]) -> tuple[str, ...]:
+    """Return the line that is said where a typed setting makes another clip than the one named.
 
     Raises:
         ConfigError: nothing typed does, but the weights here are not those of the clip.
@@ -104,16 +104,16 @@ def check_same_clip(config: Config, clips: Sequence[Clip]) -> str | None:
     assert config.from_clip is not None
     tag = read_clip_tag(config.from_clip)
     if any(clip.settings_sha256 == tag.settings_sha256 for clip in clips):
-        return None
+        return ()
     before, now = tag.settings.as_dict(), clips[0].settings.as_dict()
     changed = [name for name in before if before[name] != now[name]]
     if "revision" in changed and config.model.revision == tag.settings.revision:
         raise ConfigError(
             f"from={tag.name}: was rendered with revision {before['revision']} of its weights by "
-            f"hv15_batch {format_value(tag.version)}, and here they have {now['revision']}; name those weights "
-            "with model.repo=FOLDER, or take what is here with model.revision=null."
+            f"hv15_batch {format_value(tag.version)}, and here they have {now['revision']}; name "
+            "those weights with model.repo=FOLDER, or take what is here with model.revision=null."
         )
-    return f"not the clip of {tag.name}: {', '.join(changed)} differ, as typed"
+    return (f"not the clip of {tag.name}: {', '.join(changed)} differ, as typed",)
 
 
 def _check_model(tag: ClipTag, config: Config) -> None:

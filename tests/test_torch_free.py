@@ -52,6 +52,7 @@ TORCH_FREE = {
     "overview",
     "plan",
     "prefetch",
+    "preflight",
     "progress",
     "records",
     "references",
