@@ -28,7 +28,7 @@ hv15-batch from=clip.mp4                  render a clip again from its own tag
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
-hv15-batch status [RUN_DIR]               progress and time left; without a name the latest run
+hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 

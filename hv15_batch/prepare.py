@@ -16,6 +16,7 @@ from hv15_batch.config import Config, ConfigError, Weights, check_config
 from hv15_batch.from_clip import check_same_clip, clip_manifest
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
+from hv15_batch.notify import parse_command
 from hv15_batch.plan import (
     HISTORY_COLUMNS,
     History,
@@ -69,6 +70,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         ConfigError: naming place, value, what is allowed and what to do.
     """
     check_config(config)
+    parse_command(config.notify.command)
     named = config.from_clip or config.manifest
     if named is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")

@@ -17,8 +17,8 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
-from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
+from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
+from hv15_batch.forecast import forecast_lines, parse_until
 from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
@@ -34,7 +34,6 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
 from hv15_batch.rundir import publish_json
 from hv15_batch.runlog import (
@@ -52,6 +51,7 @@ from hv15_batch.stored_settings import (
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
 from hv15_batch.verify import verify_run
+from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
@@ -137,10 +137,10 @@ def _render(
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        done = sum(p.is_done for p in planned.clips)
-        progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         need = disk_need(todo, prepared.config)
-        clip_seconds = _clip_seconds(prepared, planned, machine)
+        forecast = run_forecast(prepared, planned, machine)
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
         workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
@@ -150,14 +150,14 @@ def _render(
             _known_columns(spec),
             lambda: (
                 disk_fault(run_dir.path, need)
-                or _until_fault(until, progress.seconds_per_clip or clip_seconds)
+                or _until_fault(until, progress.seconds_per_clip or max(predicted))
             ),
         )
-        outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
+        outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             outcome = runner.run(todo)
         except ConfigError as error:
-            outcome.message = str(error)
+            outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
                 withdraw_settings(run_dir.run_folder(run_id))
             raise
@@ -166,7 +166,11 @@ def _render(
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-        _end(prepared, outcome, say)
+            try:
+                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                    _end(prepared, outcome, say)
+            finally:
+                notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
 
 
@@ -239,14 +243,6 @@ def _write_results(prepared: Prepared) -> None:
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir)
     write_page(run_dir.path)
-
-
-def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
-    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
-    settings = [p.clip.settings for p in planned.todo]
-    config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
-    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
-    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
 
 
 def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
