@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch import session
 from hv15_batch.clip import Clip
 from hv15_batch.config import (
     Config,
@@ -36,7 +35,6 @@ from hv15_batch.executor import (
 )
 from hv15_batch.records import FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
-from hv15_batch.runlog import read_records
 from hv15_batch.worker import LocalExecutor
 
 SMALL = SamplingDefaults(
@@ -110,8 +108,7 @@ class FakeRenderer:
                 "error_message": "as the prompt says",
             }
         else:
-            with publishing(path) as temporary:
-                temporary.write_bytes(clip.settings_sha256.encode())
+            self._write(clip, path)
             columns |= {
                 "file": self._run_dir.relative(path),
                 "file_bytes": path.stat().st_size,
@@ -121,6 +118,10 @@ class FakeRenderer:
             }
         known = {"run_id": self._spec.run_id, "dtype": clip.settings.dtype}
         return asked_record(clip, **known, **columns, finished_at=utc_now())
+
+    def _write(self, clip: Clip, path: Path) -> None:
+        with publishing(path) as temporary:
+            temporary.write_bytes(clip.settings_sha256.encode())
 
     def _note(self, what: str, about: object) -> None:
         with (self._run_dir.path.parent / "journal.txt").open("a", encoding="utf-8") as file:
@@ -199,6 +200,8 @@ class Project:
         **changes: Any,
     ) -> int:
         """Run in this process, with the fake renderer unless told otherwise."""
+        from hv15_batch import session  # not at the top: a child need not wait for it
+
         self.said.clear()
         return session.run(self.config(**changes), typed, None, self.said.append, make_executor)
 
@@ -210,6 +213,8 @@ class Project:
         return [line for line in lines if not line.startswith("encode")]
 
     def records(self) -> list[dict[str, Any]]:
+        from hv15_batch.runlog import read_records
+
         return list(read_records(self.run_dir.log).to_pylist())
 
     def plan(self) -> list[dict[str, str]]:
