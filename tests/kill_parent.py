@@ -1,4 +1,4 @@
-"""The parent of the kill suite: `python kill_parent.py FOLDER fake|tiny` runs the manifest there."""
+"""The parent of the kill suite: `kill_parent.py FOLDER fake|tiny` runs the manifest there."""
 
 from __future__ import annotations
 
