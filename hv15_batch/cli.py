@@ -13,6 +13,7 @@ from hv15_batch import __version__
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
 from hv15_batch.messages import report_error
+from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
     from hv15_batch.compose import Job
@@ -144,7 +145,7 @@ def _copy_setting(key: str, source: Config, target: Config) -> None:
 
 def _say(text: str) -> None:
     try:
-        print(text, flush=True)
+        print(redacted(text), flush=True)
     except BrokenPipeError:  # who read along has left, e.g. `| head`; the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -154,6 +155,7 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.excepthook = print_redacted
     code = main()
     # What is left is the interpreter's own end: a late Ctrl-C must not make it look interrupted.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

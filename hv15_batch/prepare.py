@@ -27,8 +27,8 @@ from hv15_batch.records import DONE_STATUSES
 from hv15_batch.resolve import check_typed_sampling, make_clips
 from hv15_batch.rundir import RunDir, default_run_dir
 from hv15_batch.runlog import read_last_attempts
+from hv15_batch.secret_check import check_no_secrets
 from hv15_batch.stored_settings import check_owner, earlier_settings
-from hv15_batch.summary import headline
 
 Say = Callable[[str], None]
 
@@ -80,6 +80,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         config = _with_remembered_revision(config, run_dir)
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
+    check_no_secrets(config, manifest, clips)
     return Prepared(config, manifest, checkpoint, run_dir, clips, beaten)
 
 
@@ -186,14 +187,7 @@ def lacks_weights(prepared: Prepared) -> bool:
 
 
 def with_weights(prepared: Prepared, say: Say) -> Prepared:
-    """Fetch missing weights where a clip needs them, after the first line is said.
-
-    A revision that was first learnt there goes into the clips' settings.
-    """
-    planned = plan_against_log(prepared)
-    say(headline(prepared.run_dir, planned.clips))
-    if not planned.todo:
-        return prepared
+    """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
     checkpoint = fetch(prepared.config.model, say=say)
     clips = make_clips(prepared.manifest, prepared.config, checkpoint.revision)
     return replace(prepared, checkpoint=checkpoint, clips=clips)

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
+from hv15_batch.redaction import redacted
 from hv15_batch.rundir import publish_json, utc_now
 
 _STATUS_SECONDS = 1.0
@@ -75,6 +76,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
+        text = redacted(text)
         with suppress(BrokenPipeError):  # who listened is gone: the night's work goes on
             if self._bar is not None:
                 self._bar.write(text, file=self._out)
@@ -147,7 +149,9 @@ class Progress:
     def end(self, state: str, message: str = "") -> None:
         """Close the bars and write the last status."""
         self._close_bars()
-        self._set(state=state, message=message, clip_id=None, stage=None, step=None, steps=None)
+        self._set(
+            state=state, message=redacted(message), clip_id=None, stage=None, step=None, steps=None
+        )
 
     def _set(self, throttled: bool = False, **values: Any) -> None:
         self._status.update(values)
@@ -175,7 +179,7 @@ class Progress:
 
 def format_error(record: ClipRecord) -> str:
     """Return what went wrong, on one short line."""
-    text = " ".join(f"{record.error_type}: {record.error_message}".split())
+    text = " ".join(redacted(f"{record.error_type}: {record.error_message}").split())
     return text if len(text) <= _ERROR_CHARACTERS else f"{text[: _ERROR_CHARACTERS - 1]}…"
 
 

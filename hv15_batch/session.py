@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from hv15_batch import __version__, costs
+from hv15_batch import __version__
 from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import Config, ConfigError, VideoCodec
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
 from hv15_batch.exit_codes import EXIT_OK
 from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
-from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
+from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
-from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
+from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.plan_table import write_plan
+from hv15_batch.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
 from hv15_batch.prepare import (
     Planned,
     Prepared,
@@ -54,9 +55,6 @@ from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
 
-MIN_FREE_BYTES = 512 * 2**20
-"""Left free on the disk: a run stops before a clip that would take from it."""
-
 
 def run(
     config: Config,
@@ -85,9 +83,13 @@ def run(
     set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
-    is_announced = lacks_weights(prepared)
+    planned = plan_against_log(prepared)
+    notes = refuse_or_note(prepared, planned, machine)
+    is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
+        _say_all([headline(run_dir, planned.clips), *notes], say)
         prepared = with_weights(prepared, say)
+        _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id):
@@ -95,11 +97,16 @@ def run(
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
-            say(headline(run_dir, planned.clips))
+            _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
         return _render(prepared, planned, run_id, machine, say, make_executor)
+
+
+def _say_all(lines: Iterable[str], say: Say) -> None:
+    for line in lines:
+        say(line)
 
 
 # -- a run that renders -----------------------------------------------------------------------
@@ -124,7 +131,7 @@ def _render(
         write_plan(planned.clips, run_dir.plan, None)
         done = sum(p.is_done for p in planned.clips)
         progress = Progress(run_dir.status, run_id, len(planned.clips), done)
-        needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
+        need = disk_need(todo, prepared.config)
         clip_seconds = _clip_seconds(prepared, planned, machine)
         workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
@@ -134,7 +141,7 @@ def _render(
             progress,
             _known_columns(spec),
             lambda: (
-                _disk_fault(run_dir.path, needed)
+                disk_fault(run_dir.path, need)
                 or _until_fault(until, progress.seconds_per_clip or clip_seconds)
             ),
         )
@@ -236,24 +243,6 @@ def _is_up_to_date(run_dir: RunDir) -> bool:
     return min(path.stat().st_mtime_ns for path in results) >= changed_at
 
 
-def _disk_bytes(planned: PlannedClip) -> int:
-    """Return a cautious size of what a clip leaves on the disk while it is written."""
-    settings = planned.clip.settings
-    size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
-    return 2 * costs.video_bytes_estimate(*size, is_lossless) + costs.latents_bytes(*size, 4)
-
-
-def _disk_fault(path: Path, needed: int) -> str | None:
-    free = free_disk_bytes(path)
-    if free >= needed:
-        return None
-    return (
-        f"disk full: {free / 2**30:.2f} GiB free at {path}, and the next clip needs "
-        f"{needed / 2**30:.2f} to be written safely"
-    )
-
-
 def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
     """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
     settings = [p.clip.settings for p in planned.todo]
@@ -287,12 +276,17 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
 def _dry_run(prepared: Prepared, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
-    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
+    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
     todo = [p.clip.settings for p in planned.todo]
     now = datetime.now().astimezone()
     until = parse_until(prepared.config.until, now)
     for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
         say(line)
+    if planned.todo:
+        findings = find_hindrances(prepared, planned)
+        _say_all(findings.notes, say)
+        _say_all((f"A run would be refused: {fault}" for fault in findings.refusals), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
     write_plan(planned.clips, run_dir.plan, tokens)
