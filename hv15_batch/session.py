@@ -35,7 +35,7 @@ from hv15_batch.prepare import (
 )
 from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
-from hv15_batch.rundir import RunDir, publish_json
+from hv15_batch.rundir import RunDir, publish_json, publishing
 from hv15_batch.runlog import (
     LogSchemaError,
     RunLog,
@@ -212,7 +212,10 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
+    copy = folder / f"manifest{manifest.path.suffix}"
+    with publishing(copy) as temporary, manifest.path.open("rb") as file:
+        with temporary.open("wb") as target:
+            shutil.copyfileobj(file, target)
     revision = prepared.checkpoint.revision
     stored = replace(
         prepared.config,

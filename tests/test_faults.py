@@ -30,6 +30,7 @@ from safetensors import safe_open
 
 from hv15_batch import encode_phase, preflight, render, rundir, runner, session
 from hv15_batch.clip import Clip
+from hv15_batch.config import FileCheck
 from hv15_batch.disk_need import DiskNeed
 from hv15_batch.executor import Event, ExecutorSpec, Job
 from hv15_batch.records import ClipRecord
@@ -276,6 +277,36 @@ def test_a_disk_that_is_full_before_the_first_clip_is_one_message_and_code_4(
     assert project.run() == 0
 
 
+def test_a_disk_that_is_full_for_run_log_costs_nothing_but_its_lines(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,fail", "owl,an owl")
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir.RunDir, "run_log", lambda *_: Path("/dev/full"))
+        assert project.run() == 3
+
+    assert statuses(project) == {"cat": "ok", "dog": "failed", "owl": "ok"}
+    assert project.run_dir.page.exists()
+
+
+def test_a_disk_that_is_full_for_the_copy_of_the_manifest_is_one_message_and_code_4(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (project.manifest, "model=tiny_t2v", f"run_dir={project.run_dir.path}")
+    with monkeypatch.context() as patch:
+        full_disk_at(patch, "manifest.csv")
+        answer = command(*words)
+
+    assert answer.code == 4
+    assert re.fullmatch(
+        rf"{re.escape(str(project.run_dir.runs))}/[^/]+/manifest\.csv: "
+        rf"{NO_SPACE.strerror}; free some disk and run again\.\n",
+        answer.err,
+    )
+    assert list(project.run_dir.runs.rglob("*manifest*")) == []
+    assert project.run() == 0
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one mebibyte; made by root only."""
@@ -453,6 +484,26 @@ def test_a_corrupted_embedding_is_made_again_and_gives_the_same_latents(project:
     assert (after["attempt"], after["encode_cached"]) == (2, False)
     assert after["latents_sha256"] == before["latents_sha256"]
     check_files(project)
+
+
+@pytest.mark.parametrize(("check", "is_found"), [("size", False), ("sha256", True)])
+def test_a_truncated_video_of_the_logged_size_is_found_where_its_bytes_are_read(
+    project: Project, check: str, is_found: bool
+) -> None:
+    assert project.run(in_process) == 0
+    before = by_row(project)
+    video = project.run_dir.path / before["dog"]["file"]
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+
+    assert project.run(in_process, check_files=FileCheck[check]) == 0
+
+    dog = by_row(project)["dog"]
+    assert (dog["attempt"], dog["denoise_attempt"]) == ((2, 1) if is_found else (1, 1))
+    assert (video.read_bytes() == whole) is is_found
+    assert {row: by_row(project)[row]["attempt"] for row in ("cat", "owl")} == {"cat": 1, "owl": 1}
+    if is_found:
+        check_files(project)
 
 
 # -- time and place ---------------------------------------------------------------------------
