@@ -53,6 +53,7 @@ def named_kills() -> list[Kill]:
         *("before child", "after child"),
     ]
     kills = [Kill(victim, point) for point in of_both for victim in VICTIMS]
+    kills.remove(Kill("child", "log: half"))  # the parent, who writes it, lives on and finishes it
     return kills + [Kill("parent", point) for point in of_parent]
 
 
