@@ -262,6 +262,12 @@ def publish_json(path: Path, value: Any) -> None:
     publish_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def publish_copy(path: Path, original: Path) -> None:
+    """Copy a file as a whole; a full disk is an error about the copy."""
+    with publishing(path) as temporary, original.open("rb") as file, temporary.open("wb") as copy:
+        copy.writelines(file)
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

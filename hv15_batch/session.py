@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from hv15_batch import __version__
-from hv15_batch.clips_table import write_clips_table
+from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
-from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
+from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
+from hv15_batch.forecast import forecast_lines, parse_until
 from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
@@ -33,15 +33,13 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
-from hv15_batch.rundir import RunDir, publish_json, publishing
+from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
     RunLog,
     bring_to_current_schema,
     read_last_attempts,
-    segments,
 )
 from hv15_batch.runner import Outcome, Runner
 from hv15_batch.stored_settings import (
@@ -51,6 +49,8 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
+from hv15_batch.verify import verify_run
+from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def run(
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
-    notes = refuse_or_note(prepared, planned, machine)
+    notes = [*prepared.notes, *refuse_or_note(prepared, planned, machine)]
     is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
         _say_all([headline(run_dir, planned.clips), *notes], say)
@@ -99,9 +99,16 @@ def run(
         if not is_announced:
             _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
-        if not planned.todo:
-            return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, run_id, machine, say, make_executor)
+        if planned.todo:
+            code = _render(prepared, planned, run_id, machine, say, make_executor)
+        else:
+            code = _nothing_to_do(prepared, planned, say)
+        if config.verify:
+            second = partial(
+                _render, machine=machine, say=lambda _: None, make_executor=make_executor
+            )
+            code = verify_run(prepared, code, run_id, second, say)
+        return code
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -129,10 +136,10 @@ def _render(
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        done = sum(p.is_done for p in planned.clips)
-        progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         need = disk_need(todo, prepared.config)
-        clip_seconds = _clip_seconds(prepared, planned, machine)
+        forecast = run_forecast(prepared, planned, machine)
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
         workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
@@ -142,14 +149,14 @@ def _render(
             _known_columns(spec),
             lambda: (
                 disk_fault(run_dir.path, need)
-                or _until_fault(until, progress.seconds_per_clip or clip_seconds)
+                or _until_fault(until, progress.seconds_per_clip or max(predicted))
             ),
         )
-        outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
+        outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             outcome = runner.run(todo)
         except ConfigError as error:
-            outcome.message = str(error)
+            outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
                 withdraw_settings(run_dir.run_folder(run_id))
             raise
@@ -158,7 +165,11 @@ def _render(
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-        _end(prepared, outcome, say)
+            try:
+                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                    _end(prepared, outcome, say)
+            finally:
+                notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
 
 
@@ -212,16 +223,13 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    copy = folder / f"manifest{manifest.path.suffix}"
-    with publishing(copy) as temporary, manifest.path.open("rb") as file:
-        with temporary.open("wb") as target:
-            shutil.copyfileobj(file, target)
-    revision = prepared.checkpoint.revision
+    if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
+        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
         run_dir=str(prepared.run_dir.path),
-        model=replace(prepared.config.model, revision=revision),
+        model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
     )
     write_settings(folder, stored)
 
@@ -236,24 +244,6 @@ def _write_results(prepared: Prepared) -> None:
     write_page(run_dir.path)
 
 
-def _is_up_to_date(run_dir: RunDir) -> bool:
-    """Whether clips.csv and the page were written after plan and log were changed last."""
-    results = [run_dir.clips_table, run_dir.page]
-    if not all(path.is_file() for path in results):
-        return False
-    sources = [run_dir.plan, *segments(run_dir.log)]
-    changed_at = max(path.stat().st_mtime_ns for path in sources)
-    return min(path.stat().st_mtime_ns for path in results) >= changed_at
-
-
-def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
-    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
-    settings = [p.clip.settings for p in planned.todo]
-    config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
-    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
-    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
-
-
 def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
     """Return why no further clip is begun: it would not be finished in time."""
     if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
@@ -266,12 +256,10 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
-    if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
+    if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
-    for line in nothing_to_do(
-        prepared.config, prepared.run_dir, prepared.manifest, planned.selected
-    ):
+    for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
         say(line)
     return EXIT_OK
 
@@ -281,6 +269,7 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
+    _say_all(prepared.notes, say)
     todo = [p.clip.settings for p in planned.todo]
     now = datetime.now().astimezone()
     until = parse_until(prepared.config.until, now)
