@@ -43,10 +43,8 @@ class Progress:
         self._written_at = 0.0
         self._warm_seconds: list[float] = []
         self._last_finish = time.monotonic()
-        self.failed = 0
-        self.suspect = 0
-        self.finished = 0
-        self.rendered = 0
+        self._done_before = done
+        self._statuses: dict[str | None, str | None] = {}  # of the last attempt, by clip
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
         self._status: dict[str, Any] = {
@@ -116,18 +114,15 @@ class Progress:
         """Show an ended attempt."""
         now = time.monotonic()
         seconds, self._last_finish = now - self._last_finish, now
-        self.finished += 1
-        if record.status == FAILED:
-            self.failed += 1
-        else:
-            self.rendered += 1
-            self.suspect += record.status == SUSPECT
-            if not record.is_cold:
-                # Two files may be finished at once while one clip takes as long as ever.
-                busy = [record.denoise_seconds, record.decode_seconds]
-                is_own = record.denoise_attempt == record.attempt
-                own = sum(s for s in busy if s is not None) if is_own else 0.0
-                self._warm_seconds.append(max(seconds, own))
+        self._statuses[record.clip_id] = record.status
+        statuses = list(self._statuses.values())
+        failed = statuses.count(FAILED)
+        if record.status != FAILED and not record.is_cold:
+            # Two files may be finished at once while one clip takes as long as ever.
+            busy = [record.denoise_seconds, record.decode_seconds]
+            is_own = record.denoise_attempt == record.attempt
+            own = sum(s for s in busy if s is not None) if is_own else 0.0
+            self._warm_seconds.append(max(seconds, own))
         if record.total_seconds is not None and record.denoise_attempt == record.attempt:
             seconds = record.total_seconds  # its own stages; less than those from saved latents
         self.say(_line(record, number, todo, seconds))
@@ -137,9 +132,9 @@ class Progress:
         eta = utc_now() + timedelta(seconds=per_clip * (todo - number)) if per_clip else None
         self._set(
             throttled=True,
-            done=self._status["done"] + (record.status != FAILED),
-            failed=self.failed,
-            suspect=self.suspect,
+            done=self._done_before + len(statuses) - failed,
+            failed=failed,
+            suspect=statuses.count(SUSPECT),
             seconds_per_clip=per_clip,
             eta=eta.isoformat(timespec="seconds") if eta else None,
         )

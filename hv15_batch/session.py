@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from hv15_batch.config import Config, ConfigError, VideoCodec
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
 from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
+from hv15_batch.forecast import Forecast, forecast_lines, make_forecast, parse_until
 from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
@@ -43,12 +42,14 @@ from hv15_batch.runlog import (
     segments,
 )
 from hv15_batch.runner import Outcome, Runner
+from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
     write_settings,
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
+from hv15_batch.supervisor import Start, lost_gpu, make_supervisor
 from hv15_batch.text_log import text_log
 from hv15_batch.worker import LocalExecutor, set_allocator
 
@@ -64,6 +65,7 @@ def run(
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
+    patience: Patience = PATIENCE,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -73,6 +75,7 @@ def run(
         sweep: Name of this job's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: What renders.
+        patience: How long a silent worker is given at least.
 
     Raises:
         ConfigError: refused; nothing was touched.
@@ -90,7 +93,7 @@ def run(
         prepared = with_weights(prepared, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id):
+    with run_dir.locked(run_id) as lock:
         check_owner(run_dir, prepared.manifest.path)
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
@@ -99,7 +102,8 @@ def run(
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, run_id, machine, say, make_executor)
+        start = Start(make_executor, patience, lock)
+        return _render(prepared, planned, run_id, machine, say, start)
 
 
 # -- a run that renders -----------------------------------------------------------------------
@@ -111,7 +115,7 @@ def _render(
     run_id: str,
     machine: Machine,
     say: Say,
-    make_executor: Callable[[ExecutorSpec], Executor],
+    start: Start,
 ) -> int:
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
@@ -125,18 +129,22 @@ def _render(
         done = sum(p.is_done for p in planned.clips)
         progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
-        clip_seconds = _clip_seconds(prepared, planned, machine)
-        workers = itertools.count()
+        forecast = _forecast(prepared, planned, machine)
+        clip_seconds = (
+            max(forecast.clip_seconds(p.clip.settings) for p in todo) if forecast else 0.0
+        )
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
-            lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
+            make_supervisor(spec, start, forecast),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
+            prepared.config.retry,
             lambda: (
                 _disk_fault(run_dir.path, needed)
                 or _until_fault(until, progress.seconds_per_clip or clip_seconds)
             ),
+            lambda: lost_gpu(spec, machine),
         )
         outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
         try:
@@ -254,12 +262,11 @@ def _disk_fault(path: Path, needed: int) -> str | None:
     )
 
 
-def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
-    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
-    settings = [p.clip.settings for p in planned.todo]
+def _forecast(prepared: Prepared, planned: Planned, machine: Machine) -> Forecast | None:
+    """Return what is predicted on this card; None where nothing is known of it."""
     config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
-    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
-    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
+    settings = [p.clip.settings for p in planned.todo]
+    return make_forecast(config, settings, machine, prepared.run_dir.log)
 
 
 def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:

@@ -149,7 +149,8 @@ class FakeExecutor:
         self._events.append(EncodingEnded())
 
     def submit(self, job: Job) -> None:
-        if "die" in job.clip.settings.prompt.split():
+        words = job.clip.settings.prompt.split()
+        if "die" in words and not ("once" in words and job.attempt > 1):
             self._events.append(Died("the worker was ended by SIGKILL"))
             return
         finish = self._renderer.render(job, self._events.append)
@@ -167,6 +168,9 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self._events.clear()
+
+    def resident_bytes(self) -> int | None:
+        return None
 
 
 @dataclass

@@ -41,6 +41,8 @@ class InProcessExecutor:
 
     def kill(self) -> None: ...
 
+    def resident_bytes(self) -> None: ...
+
 
 def out_of_memory_at(real: Callable[..., Any], fails: Fail, calls: list[int]) -> Any:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
