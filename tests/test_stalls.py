@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 import test_worker
-from run_fakes import Project
+from run_fakes import FakeExecutor, Project
 
+from hv15_batch import supervisor
+from hv15_batch.config import RetryConfig
 from hv15_batch.costs import ClipCost
-from hv15_batch.executor import Encoded, EncodingEnded, Event, Finished, Job, Note, Ready, Stepped
+from hv15_batch.executor import (
+    Died,
+    Encoded,
+    EncodingEnded,
+    Event,
+    Finished,
+    Job,
+    Note,
+    Ready,
+    Stepped,
+)
 from hv15_batch.records import asked_record
 from hv15_batch.stalls import Patience, StallWatch
+from hv15_batch.supervisor import Supervisor
 
 COLD, WARM = 1000.0, 50.0
 STEPS = 2
@@ -198,3 +211,44 @@ def test_each_encoded_text_begins_a_new_wait() -> None:
         watch.heard(Encoded(number, 5), is_writing=False)
 
     assert allowed(watch) == COLD
+
+
+class Hangs(FakeExecutor):
+    """Says nothing more after a clip is handed over."""
+
+    def submit(self, job: Job) -> None:
+        pass
+
+    def encode(self, clips: object) -> None:
+        pass
+
+
+def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
+    clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
+    made = Hangs(test_worker.spec(Project(tmp_path)))
+    workers = Supervisor(lambda: made, RetryConfig(), make_watch())
+    workers.start()
+    workers.submit(job)
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: next(clock))
+
+    assert workers.poll(0.2) is None
+    assert workers.poll(0.2) is None
+
+
+def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path: Path) -> None:
+    made = Hangs(test_worker.spec(Project(tmp_path)))
+    killed: list[bool] = []
+    made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
+    watch = StallWatch(10.0, Patience(0.0, 0.0), lambda _settings: None, False)
+    workers = Supervisor(lambda: made, RetryConfig(), watch)
+    workers.start()
+    workers.submit(job)
+
+    event = workers.poll(0.0)
+
+    assert isinstance(event, Died)
+    assert (event.error_type, killed) == ("WorkerStalled", [True])
+    assert [held.job for held in workers.in_hand.let_go()] == [job]

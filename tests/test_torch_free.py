@@ -51,6 +51,7 @@ TORCH_FREE = {
     "prefetch",
     "progress",
     "records",
+    "recovery",
     "references",
     "report",
     "report.__main__",
@@ -58,7 +59,9 @@ TORCH_FREE = {
     "runlog",
     "runner",
     "session",
+    "stalls",
     "status",
+    "supervisor",
     "video",
     "worker",
 }

@@ -18,7 +18,7 @@ from run_fakes import FakeRenderer, Project, fake_local_executor
 
 from hv15_batch.checkpoint import resolve_checkpoint
 from hv15_batch.clip import Clip
-from hv15_batch.config import ConfigError, OffloadKind
+from hv15_batch.config import ConfigError, OffloadKind, RetryConfig
 from hv15_batch.executor import (
     Died,
     EncodingEnded,
@@ -275,6 +275,21 @@ def test_the_memory_of_a_child_is_known_while_it_lives(
     assert 2**20 < (executor.resident_bytes() or 0) < 2**34
     executor.kill()
     assert executor.resident_bytes() is None
+
+
+def test_a_recycled_child_has_written_and_logged_everything_before_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,seed", "cat,a cat,0..4")
+
+    assert project.run(fake_local_executor, retry=RetryConfig(max_clips_per_worker=2)) == 0
+
+    assert [(r["seed"], r["attempt"], r["status"]) for r in project.records()] == [
+        (seed, 1, "ok") for seed in range(5)
+    ]
+    (log,) = project.run_dir.runs.glob("*/run.log")
+    assert log.read_text(encoding="utf-8").count("the worker is replaced after 2 clips") == 2
 
 
 _PARENT = """
