@@ -28,7 +28,7 @@ from conftest import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from safetensors import safe_open
 
-from hv15_batch import encode_phase, render, rundir, runner, session
+from hv15_batch import encode_phase, in_hand, render, rundir, session
 from hv15_batch.clip import Clip
 from hv15_batch.executor import Event, ExecutorSpec, Job
 from hv15_batch.records import ClipRecord
@@ -463,7 +463,7 @@ def test_a_clock_that_is_set_back_a_day_confuses_neither_plan_nor_log(
     project.write("id,prompt", "cat,a cat", "dog,fail once", "owl,an owl")
     assert project.run() == 3
     now = rundir.utc_now
-    for module in (rundir, runner, run_fakes):
+    for module in (rundir, in_hand, run_fakes):
         monkeypatch.setattr(module, "utc_now", lambda: now() - timedelta(days=1))
 
     assert project.run() == 0
@@ -480,7 +480,7 @@ def test_a_clock_that_is_set_back_during_a_run_makes_no_negative_time(
 ) -> None:
     start = datetime.now().astimezone()
     moments = iter(start - timedelta(hours=n) for n in range(1000))
-    for module in (render, runner):
+    for module in (render, in_hand):
         monkeypatch.setattr(module, "utc_now", lambda: next(moments))
 
     assert project.run(in_process) == 0
