@@ -189,7 +189,9 @@ class Runner:
             if reason:
                 self._progress.say(f"The worker is replaced {reason}.")
                 self._executor.recycle()
-            self._executor.submit(queue.pop())
+            job = queue.pop()
+            self._executor.submit(job)
+            self._progress.started(job.clip.clip_id)
 
     # -- events -------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from hv15_batch.executor import (
     RendererBroken,
 )
 from hv15_batch.records import ClipRecord
+from hv15_batch.redaction import redacted
 from hv15_batch.rundir import RunDir
 from hv15_batch.text_log import text_log
 
@@ -230,12 +231,12 @@ def _child_main(
         try:
             _serve(pipe, make(spec), emit)
         except ConfigError as error:
-            emit(Refused(str(error)))
+            emit(Refused(redacted(str(error))))
         except RendererBroken as error:
-            emit(Died(error.reason, record=error.record))
+            emit(Died(redacted(error.reason), record=error.record))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
-            emit(Died(f"the worker failed: {type(error).__name__}: {error}"))
+            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:
@@ -283,8 +284,7 @@ def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], 
 def _die_with_parent(parent: int | None) -> None:
     """End this process when the parent dies: by the kernel (Linux), and by a thread that watches.
 
-    The thread sees it too where the kernel was not asked to; it cannot run while this process is
-    stopped, or while native code holds the interpreter.
+    The thread cannot run while this process is stopped or native code holds the interpreter.
     """
     if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
