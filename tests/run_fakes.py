@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -60,7 +61,8 @@ def tiny_config(manifest: Path, run_dir: Path) -> Config:
 class FakeRenderer:
     """Writes a few bytes as latents and clip; what a prompt says, it does.
 
-    `fail`, `suspect`, `die`, `refuse`, `sleep 0.5`; with `once` only in the first attempt.
+    `fail`, `suspect`, `die`, `stop`, `unsignal` (by the kernel, when the parent dies), `refuse`,
+    `sleep 0.5`; with `once` only in the first attempt.
     """
 
     def __init__(self, spec: ExecutorSpec) -> None:
@@ -94,6 +96,10 @@ class FakeRenderer:
             time.sleep(float(words[words.index("sleep") + 1]))
         if "die" in words:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "unsignal" in words:
+            ctypes.CDLL(None).prctl(1, 0)
+        if "stop" in words:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if "refuse" in words:
             raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
 
@@ -150,7 +156,8 @@ class FakeExecutor:
         self._events.append(EncodingEnded())
 
     def submit(self, job: Job) -> None:
-        if "die" in job.clip.settings.prompt.split():
+        words = job.clip.settings.prompt.split()
+        if "die" in words and not ("once" in words and job.attempt > 1):
             self._events.append(Died("the worker was ended by SIGKILL"))
             return
         finish = self._renderer.render(job, self._events.append)
@@ -168,6 +175,9 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self._events.clear()
+
+    def resident_bytes(self) -> int | None:
+        return None
 
 
 @dataclass
