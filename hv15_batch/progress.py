@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import publish_json, utc_now
+from hv15_batch.schedule import Wait
 
 _STATUS_SECONDS = 1.0
 """Steps and tiny clips come faster than anyone reads; status.json is not written more often."""
@@ -47,6 +48,7 @@ class Progress:
         self.suspect = 0
         self.finished = 0
         self.rendered = 0
+        self.is_rendering = False
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
         self._status: dict[str, Any] = {
@@ -64,6 +66,7 @@ class Progress:
             "seconds_per_clip": None,
             "eta": None,
             "message": "",
+            "goes_on_at": None,
             "hostname": socket.gethostname(),
         }
         self._set()
@@ -99,7 +102,22 @@ class Progress:
         if self._tty:
             self._bar = self._make_bar(todo, "clips")
         self._last_finish = time.monotonic()
+        self.is_rendering = True
         self._set(state="rendering", stage=None, step=None, steps=None)
+
+    def waiting(self, wait: Wait) -> None:
+        """Show that nothing is rendered now, why, and until when."""
+        self.say(wait.line)
+        moment = wait.until.isoformat(timespec="seconds") if wait.until else None
+        what: dict[str, Any] = {"clip_id": None, "stage": None, "step": None, "steps": None}
+        self._set(state=wait.state, message=wait.reason, goes_on_at=moment, eta=None, **what)
+
+    def going_on(self) -> None:
+        """Show that a wait is over."""
+        self.say("Going on.")
+        self._last_finish = time.monotonic()
+        state = "rendering" if self.is_rendering else "encoding"
+        self._set(state=state, message="", goes_on_at=None)
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
@@ -147,7 +165,8 @@ class Progress:
     def end(self, state: str, message: str = "") -> None:
         """Close the bars and write the last status."""
         self._close_bars()
-        self._set(state=state, message=message, clip_id=None, stage=None, step=None, steps=None)
+        what: dict[str, Any] = {"clip_id": None, "stage": None, "step": None, "steps": None}
+        self._set(state=state, message=message, goes_on_at=None, **what)
 
     def _set(self, throttled: bool = False, **values: Any) -> None:
         self._status.update(values)

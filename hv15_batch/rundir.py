@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def pause(self) -> Path:
+        """While this file exists no further clip is begun."""
+        return self.path / "pause"
+
+    @property
     def plan(self) -> Path:
         """Every clip of the current manifest, its state and why."""
         return self.path / "plan.csv"
@@ -140,15 +145,8 @@ class RunDir:
         return self.runs.is_dir() or self.log.is_dir()
 
     def _folders(self) -> tuple[Path, ...]:
-        return (
-            self.path,
-            self.clips,
-            self.latents,
-            self.thumbs,
-            self.log,
-            self.embeddings,
-            self.runs,
-        )
+        inside = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
+        return (self.path, *inside)
 
     def sweep_temporary(self) -> int:
         """Remove what an interrupted write left behind; return how many files. Needs the lock.

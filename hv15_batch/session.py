@@ -7,7 +7,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from hv15_batch import __version__, costs
 from hv15_batch.clips_table import write_clips_table
 from hv15_batch.config import Config, ConfigError, VideoCodec
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
-from hv15_batch.executor import Executor, ExecutorSpec
+from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
+from hv15_batch.forecast import forecast_lines, make_pace
 from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
+from hv15_batch.outcome import Outcome
 from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.plan_table import write_plan
 from hv15_batch.prepare import (
@@ -42,7 +42,8 @@ from hv15_batch.runlog import (
     read_last_attempts,
     segments,
 )
-from hv15_batch.runner import Outcome, Runner
+from hv15_batch.runner import Runner
+from hv15_batch.schedule import Clock, Rules, Schedule, Stop, Verdict, read_rules
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
@@ -64,6 +65,7 @@ def run(
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
+    clock: Clock | None = None,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -73,15 +75,17 @@ def run(
         sweep: Name of this job's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: What renders.
+        clock: Counts from the start of the command; None starts one.
 
     Raises:
         ConfigError: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
+    rules = read_rules(config, clock or Clock())
     prepared = prepare(config, typed_sampling, sweep)
     run_dir = prepared.run_dir
     if config.dry_run:
-        return _dry_run(prepared, say)
+        return _dry_run(prepared, rules, say)
     set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
@@ -99,7 +103,7 @@ def run(
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, run_id, machine, say, make_executor)
+        return _render(prepared, planned, rules, run_id, machine, say, make_executor)
 
 
 # -- a run that renders -----------------------------------------------------------------------
@@ -108,6 +112,7 @@ def run(
 def _render(
     prepared: Prepared,
     planned: Planned,
+    rules: Rules,
     run_id: str,
     machine: Machine,
     say: Say,
@@ -116,6 +121,7 @@ def _render(
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
+    pace = make_pace(prepared.config, todo, machine, run_dir, rules)
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
@@ -125,18 +131,21 @@ def _render(
         done = sum(p.is_done for p in planned.clips)
         progress = Progress(run_dir.status, run_id, len(planned.clips), done)
         needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
-        clip_seconds = _clip_seconds(prepared, planned, machine)
+        schedule = Schedule(rules, run_dir.pause, pace.clip_seconds)
+
+        def gate(job: Job) -> Verdict:
+            fault = _disk_fault(run_dir.path, needed)
+            return Stop(fault) if fault else schedule(job)
+
         workers = itertools.count()
-        until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
             lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
-            lambda: (
-                _disk_fault(run_dir.path, needed)
-                or _until_fault(until, progress.seconds_per_clip or clip_seconds)
-            ),
+            gate,
+            pace,
+            rules.clock,
         )
         outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
         try:
@@ -254,21 +263,6 @@ def _disk_fault(path: Path, needed: int) -> str | None:
     )
 
 
-def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
-    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
-    settings = [p.clip.settings for p in planned.todo]
-    config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
-    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
-    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
-
-
-def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
-    """Return why no further clip is begun: it would not be finished in time."""
-    if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
-        return None
-    return f"until={until:%H:%M}: the next clip takes about {clip_seconds:.0f} s"
-
-
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
@@ -284,14 +278,12 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     return EXIT_OK
 
 
-def _dry_run(prepared: Prepared, say: Say) -> int:
+def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
     todo = [p.clip.settings for p in planned.todo]
-    now = datetime.now().astimezone()
-    until = parse_until(prepared.config.until, now)
-    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
+    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
         say(line)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()

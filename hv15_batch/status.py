@@ -19,8 +19,9 @@ import psutil
 
 from hv15_batch.config import ConfigError
 from hv15_batch.rundir import RunDir, utc_now
+from hv15_batch.schedule import format_duration
 
-ACTIVE_STATES = ("encoding", "rendering")
+ACTIVE_STATES = ("encoding", "rendering", "waiting", "paused")
 """States that a living process is behind."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
@@ -34,7 +35,7 @@ class Status:
     """Contents of `status.json`, which the runner writes."""
 
     state: str
-    """encoding, rendering, done, stopped, failed or interrupted."""
+    """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
     total: int
     """Clips of the current manifest."""
     done: int
@@ -60,7 +61,9 @@ class Status:
     eta: str | None = None
     """Expected end, ISO 8601; None when not known."""
     message: str | None = None
-    """Why the run ended."""
+    """Why the run ended, waits or is paused."""
+    goes_on_at: str | None = None
+    """When a wait ends, ISO 8601; None where that is not known."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
 
@@ -129,19 +132,6 @@ def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
     return ", ".join(parts)
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
-    if seconds < 59.5:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
-
-
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
     path = run_dir.absolute()
@@ -170,6 +160,8 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
 
 
 def _active_lines(status: Status, now: datetime) -> list[str]:
+    if status.state in ("waiting", "paused"):
+        return [_format_wait(status)]
     what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
     if status.stage:
         what.append(status.stage)
@@ -181,8 +173,13 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     if status.eta is not None:
         end = _parse_time(status.eta)
         left = format_duration((end - now).total_seconds())
-        lines.append(f"about {left} left, until {end.astimezone():%Y-%m-%d %H:%M %Z}")
+        lines.append(f"about {left} left, until {_local(status.eta)}")
     return lines
+
+
+def _format_wait(status: Status) -> str:
+    until = f" until {_local(status.goes_on_at)}" if status.goes_on_at else ""
+    return f"{status.state}{until}: {status.message}"
 
 
 def _format_end(status: Status) -> str:
@@ -200,10 +197,35 @@ def _format_process(status: Status) -> str:
     return f" by process {status.pid}{where}"
 
 
+def _local(text: str) -> str:
+    return f"{_parse_time(text).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
 def _parse_time(text: str) -> datetime:
     # Python 3.10 does not know the Z.
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
+    """Make or remove the file that pauses a run, and return what that means now.
+
+    Raises:
+        ConfigError: the run directory cannot be written.
+    """
+    try:
+        if is_wanted:
+            run_dir.pause.touch()
+        else:
+            run_dir.pause.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+    folder = shlex.quote(str(run_dir.path))
+    is_active = status.state in ACTIVE_STATES and not is_gone(status)
+    if not is_wanted:
+        return "goes on" if is_active else f"not paused; start it with: hv15-batch resume={folder}"
+    when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
+    return f"{when}; to go on: hv15-batch status {folder} --unpause"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -214,10 +236,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
     )
+    pause = parser.add_mutually_exclusive_group()
+    pause.add_argument(
+        "--pause",
+        action="store_true",
+        help="let the run stop before its next clip and release the card, until --unpause",
+    )
+    pause.add_argument("--unpause", action="store_true", help="let it go on")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
-        print(format_status(run_dir, read_status(run_dir), utc_now()))
+        status = read_status(run_dir)
+        if arguments.pause or arguments.unpause:
+            print(_set_pause(RunDir(run_dir), arguments.pause, status))
+        else:
+            print(format_status(run_dir, status, utc_now()))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

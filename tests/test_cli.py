@@ -70,7 +70,12 @@ class FakeRuns:
         self.sweeps: list[str | None] = []
 
     def __call__(
-        self, config: Config, typed: tuple[str, ...], sweep: str | None, _say: object
+        self,
+        config: Config,
+        typed: tuple[str, ...],
+        sweep: str | None,
+        _say: object,
+        clock: object,
     ) -> int:
         self.configs.append(config)
         self.typed.append(typed)

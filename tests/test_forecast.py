@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from run_fakes import FakeClock
 from test_costs import SETTINGS, row
 from test_offload_choice import config, machine
 
@@ -15,8 +16,11 @@ from hv15_batch.forecast import forecast_lines, make_forecast
 from hv15_batch.machine import Machine
 from hv15_batch.records import ClipRecord
 from hv15_batch.runlog import RunLog
+from hv15_batch.schedule import Deadline, Rules
 
 NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
+CLOCK = FakeClock(NOW)
+RULES = Rules(CLOCK)
 
 
 def without_card() -> Machine:
@@ -27,7 +31,7 @@ def test_another_card_is_predicted_as_an_estimate(tmp_path: Path) -> None:
     asked = config()
     asked.runtime.card = "rtx_4090"
 
-    lines = forecast_lines(asked, [SETTINGS] * 10, without_card(), tmp_path / "log", NOW, None)
+    lines = forecast_lines(asked, [SETTINGS] * 10, without_card(), tmp_path / "log", RULES)
 
     assert len(lines) == 2
     assert "(an estimate from the rtx_4090's vendor figures)" in lines[0]
@@ -43,7 +47,7 @@ def test_an_unknown_card_is_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_without_a_card_the_way_to_predict_is_named(tmp_path: Path) -> None:
-    lines = forecast_lines(config(), [SETTINGS], without_card(), tmp_path / "log", NOW, None)
+    lines = forecast_lines(config(), [SETTINGS], without_card(), tmp_path / "log", RULES)
 
     assert lines == ["Time: no card here that is in the table; runtime.card=rtx_4090 predicts"]
 
@@ -70,7 +74,8 @@ def test_until_counts_clips_and_names_a_cheaper_setting(tmp_path: Path) -> None:
     assert forecast is not None
     until = NOW + timedelta(seconds=10.5 * forecast.clip_seconds(SETTINGS))
 
-    lines = forecast_lines(config(), todo, machine(24), tmp_path / "log", NOW, until)
+    rules = Rules(CLOCK, (Deadline("until=07:00", until),))
+    lines = forecast_lines(config(), todo, machine(24), tmp_path / "log", rules)
 
     assert f"Until {until:%a %H:%M}: 10 of 100 clips" in lines
     assert lines[-1].startswith("Cheaper: runtime.compile=true would take ")
