@@ -28,6 +28,7 @@ class _InHand:
     job: Job
     began: float
     is_cold: bool
+    nominal_seconds: float
     stage: str | None = None
     stage_began: float = 0.0
     step: int = 0
@@ -66,6 +67,7 @@ class Pace:
         self._cold_rest = _newest()
         self._is_cold = True  # the next clip waits for a worker that loads its model
         self._has_warm = False
+        self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
         self._in_hand: dict[tuple[str, int | None], _InHand] = {}
         self._on_device: _InHand | None = None
 
@@ -78,7 +80,8 @@ class Pace:
 
     def submitted(self, job: Job) -> None:
         """Note that a clip is begun."""
-        self._on_device = _InHand(job, self._clock.elapsed_seconds(), self._is_cold)
+        nominal = sum(self._nominal(job, self._has_latents(job)).values())
+        self._on_device = _InHand(job, self._clock.elapsed_seconds(), self._is_cold, nominal)
         self._in_hand[job.key] = self._on_device
 
     def stepped(self, event: Stepped) -> None:
@@ -95,9 +98,10 @@ class Pace:
     def ready(self) -> None:
         """Note that the clip on the device is decoded and is now being written."""
         self._is_cold = False
-        if self._on_device is not None:
-            self._on_device.stage = _WRITE
-            self._on_device.stage_began = self._clock.elapsed_seconds()
+        clip, now = self._on_device, self._clock.elapsed_seconds()
+        if clip is not None:
+            clip.stage, clip.stage_began = _WRITE, now
+            self._first_ratio = (now - clip.began) / clip.nominal_seconds
             self._on_device = None
 
     def finished(self, record: ClipRecord, job: Job) -> None:
@@ -180,7 +184,9 @@ class Pace:
             return statistics.median(ratios)
         if self._is_forecast:
             return 1.0
-        return max((statistics.median(r) for r in self._ratios.values() if r), default=0.0)
+        return max(
+            (statistics.median(r) for r in self._ratios.values() if r), default=self._first_ratio
+        )
 
 
 def _newest() -> deque[float]:

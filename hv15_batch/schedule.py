@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from datetime import time as time_of_day
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -67,7 +67,7 @@ class Wait:
     def line(self) -> str:
         """What the user is told."""
         end = f" until {self.until:%a %H:%M}" if self.until else ""
-        return f"{self.state.capitalize()}{end} ({self.reason}); the card is released."
+        return f"{self.state.capitalize()}{end} ({self.reason}); the card is free."
 
 
 Verdict = Stop | Wait | None
@@ -283,7 +283,9 @@ def format_duration(seconds: float) -> str:
 
 def _moment(day: date, clock_time: time_of_day) -> datetime:
     """Return when the clock on the wall shows a time; where it skips it, an hour on."""
-    return datetime.combine(day, clock_time).astimezone()
+    # By its timestamp: `astimezone` alone takes a time that is skipped for an hour earlier.
+    seconds = datetime.combine(day, clock_time).timestamp()
+    return datetime.fromtimestamp(seconds, timezone.utc).astimezone()
 
 
 def _minutes(clock_time: time_of_day) -> int:

@@ -17,7 +17,8 @@ TERMINATION_SECONDS = 6.0
 """After SIGTERM a clip that is only being decoded or written may take this long. `docker stop`
 kills after 10 s and systemd after 90; log, tables and page need a moment too."""
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals whose meaning is decided here; the worker ignores them."""
 
 
 class Demand(Enum):
@@ -45,7 +46,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         """Handle them from now on."""
-        self._handlers = {number: signal.signal(number, self._take) for number in _HANDLED}
+        self._handlers = {number: signal.signal(number, self._take) for number in HANDLED}
         return self
 
     def __exit__(

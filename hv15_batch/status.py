@@ -223,7 +223,9 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     folder = shlex.quote(str(run_dir.path))
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:
-        return "goes on" if is_active else f"not paused; start it with: hv15-batch resume={folder}"
+        resume = shlex.quote(f"resume={run_dir.path}")
+        rest = "the run goes on" if is_active else f"no run is at work: hv15-batch {resume}"
+        return f"no longer paused; {rest}"
     when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
     return f"{when}; to go on: hv15-batch status {folder} --unpause"
 

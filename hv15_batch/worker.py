@@ -30,6 +30,7 @@ from hv15_batch.executor import (
 )
 from hv15_batch.records import ClipRecord
 from hv15_batch.rundir import RunDir
+from hv15_batch.signals import HANDLED
 from hv15_batch.text_log import text_log
 
 logger = logging.getLogger(__name__)
@@ -97,10 +98,10 @@ class LocalExecutor:
             args=(theirs, self._spec, self._renderer, os.getpid()),
             name="hv15_batch-worker",
         )
-        # Ctrl-C reaches the whole group, and a child that is still importing would print a
-        # traceback. It inherits the blocked signal, until it has said to ignore it.
+        # Ctrl-C, a closed terminal and systemd's SIGTERM reach the whole group; what they mean is
+        # the parent's to decide. The child inherits them blocked, until it has said to ignore them.
         resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             self._process.start()
         finally:
@@ -175,8 +176,9 @@ def _child_main(
     parent: int,
 ) -> None:
     """Serve the parent until it closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides, and its end is this one's
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     _die_with_parent(parent)
     lock = threading.Lock()
 

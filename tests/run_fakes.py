@@ -238,7 +238,9 @@ def fake_local_executor(spec: ExecutorSpec) -> LocalExecutor:
 
 
 class FakeClock(Clock):
-    """A clock that only moves when it is told to, or when somebody sleeps."""
+    """A clock that only moves when it is told to, or when somebody sleeps, then in long steps."""
+
+    SLEEP_SECONDS = 20.0
 
     def __init__(self, start: datetime) -> None:
         self._start = start.astimezone()
@@ -254,7 +256,7 @@ class FakeClock(Clock):
 
     def sleep(self, seconds: float) -> None:
         self.at_sleep()
-        self.pass_time(seconds)
+        self.pass_time(max(seconds, self.SLEEP_SECONDS))
 
     def pass_time(self, seconds: float) -> None:
         self._seconds += seconds

@@ -68,6 +68,7 @@ class FakeRuns:
         self.configs: list[Config] = []
         self.typed: list[tuple[str, ...]] = []
         self.sweeps: list[str | None] = []
+        self.clocks: list[object] = []
 
     def __call__(
         self,
@@ -80,6 +81,7 @@ class FakeRuns:
         self.configs.append(config)
         self.typed.append(typed)
         self.sweeps.append(sweep)
+        self.clocks.append(clock)
         end = self.ends.pop(0) if self.ends else 0
         if isinstance(end, Exception):
             raise end
@@ -555,6 +557,27 @@ def test_a_sweep_runs_each_combination_in_its_own_folder(
         "tiny_t2v-2",
         "tiny_t2v-3",
     ]
+
+
+def test_the_jobs_of_a_sweep_count_time_from_the_same_moment(
+    fake_runs: FakeRuns, command: Command, prompts: Path
+) -> None:
+    command("-m", str(prompts), "model=tiny_t2v", "sampling.flow_shift=5,7", "time_limit=1h30m")
+
+    assert [config.time_limit for config in fake_runs.configs] == ["1h30m", "1h30m"]
+    assert fake_runs.clocks[0] is fake_runs.clocks[1] is not None
+
+
+@pytest.mark.parametrize(
+    "word", ["until=07:00", "until=7:05", "time_limit=8h", "time_limit=90min", "window=22:00-07:00"]
+)
+def test_times_arrive_as_they_were_typed(
+    fake_runs: FakeRuns, command: Command, prompts: Path, word: str
+) -> None:
+    assert command(str(prompts), word).code == 0
+
+    key, _, value = word.partition("=")
+    assert getattr(fake_runs.configs[0], key) == value
 
 
 def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(

@@ -518,7 +518,9 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        session, "free_disk_bytes", lambda _path: 2**20 if project.records() else 2**40
+        session,
+        "free_disk_bytes",
+        lambda _path: 2**20 if project.run_dir.saved_latents() else 2**40,
     )
 
     assert project.run() == 4
