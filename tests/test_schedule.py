@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +14,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from run_fakes import FakeClock, Project
+from run_fakes import FakeClock, FakeRenderer, Project
 
 from hv15_batch.cards import CARDS
 from hv15_batch.clip import Clip
@@ -25,6 +28,7 @@ from hv15_batch.rundir import utc_now
 from hv15_batch.schedule import Clock, read_rules
 from hv15_batch.status import main as status
 from hv15_batch.stored_settings import latest_settings
+from hv15_batch.worker import LocalExecutor
 
 LOAD_SECONDS = 30.0
 WRITE_SECONDS = 2.0
@@ -554,6 +558,58 @@ def test_a_second_termination_stops_at_once(night: Night) -> None:
     during(night, "b", "write", signal.SIGTERM, signal.SIGTERM)
 
     assert night.run() == 143
+
+
+@pytest.mark.slow
+def test_a_termination_of_the_whole_group_ends_run_and_worker_in_time(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,sleep 60")
+    words = [sys.executable, str(Path(__file__).parent / "run_parent.py"), str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        while not (tmp_path / "journal.txt").exists():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        began = time.monotonic()
+        os.killpg(parent.pid, signal.SIGTERM)
+        parent.communicate(timeout=30)
+
+    assert parent.returncode == 143
+    assert time.monotonic() - began < 10  # what `docker stop` leaves
+    psutil.wait_procs(children, timeout=10)
+    left = [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+    assert children
+    assert left == []
+    assert [(r["status"], r["error_type"]) for r in project.records()] == [
+        ("interrupted", "SIGTERM")
+    ]
+
+
+@pytest.mark.slow
+def test_while_paused_no_worker_process_is_left_that_could_hold_the_card(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,sleep 0.2", "dog,sleep 0.1")
+    clock = FakeClock(at("2026-11-22 21:00"))
+    workers: list[int] = []
+
+    def look() -> None:
+        children = psutil.Process().children(recursive=True)
+        workers.append(sum("spawn_main" in " ".join(child.cmdline()) for child in children))
+        project.run_dir.pause.unlink()
+
+    class PausesWhenItBegins(LocalExecutor):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            if job.clip.row_id == "cat":
+                project.run_dir.pause.touch()
+
+    clock.at_sleep = look
+
+    code = project.run(lambda spec: PausesWhenItBegins(spec, FakeRenderer), clock=clock)
+
+    assert code == 0
+    assert workers == [0]
+    assert [r["row_id"] for r in project.records()] == ["cat", "dog"]
 
 
 # -- what is asked ----------------------------------------------------------------------------
