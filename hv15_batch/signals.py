@@ -89,7 +89,7 @@ class Signals:
         if demand is Demand.soon:
             return f"Ending in at most {TERMINATION_SECONDS:.0f} s: a clip is only being written."
         seconds = self._pace.remaining_seconds(in_hand)
-        when = f", in about {format_duration(seconds)}" if seconds else ""
+        when = f", in about {format_duration(max(seconds, 1))}" if seconds else ""
         return f"Stopping after the clip in hand{when}; Ctrl-C again stops at once."
 
     def _ends_in_time(self, in_hand: Sequence[Job]) -> bool:

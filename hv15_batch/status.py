@@ -250,7 +250,7 @@ def main(argv: Sequence[str]) -> int:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
         status = read_status(run_dir)
         if arguments.pause or arguments.unpause:
-            print(_set_pause(RunDir(run_dir), arguments.pause, status))
+            print(_set_pause(RunDir(run_dir.absolute()), arguments.pause, status))
         else:
             print(format_status(run_dir, status, utc_now()))
     except ConfigError as error:

@@ -771,7 +771,7 @@ def test_what_the_disk_refuses_is_one_message(
 def test_an_interrupt_before_anything_runs_has_its_code(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> int:
+    def interrupt(*_: object, **_named: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "run", interrupt)
