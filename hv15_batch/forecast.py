@@ -96,15 +96,13 @@ def make_forecast(
 
 
 def make_pace(
-    config: Config, todo: Sequence[PlannedClip], machine: Machine, run_dir: RunDir, rules: Rules
+    forecast: Forecast | None, todo: Sequence[PlannedClip], run_dir: RunDir, rules: Rules
 ) -> Pace:
-    """Return what predicts the clips of a run on this machine.
+    """Return what predicts the clips of a run.
 
     Raises:
         ConfigError: a clip is predicted to be longer than `window`.
     """
-    here = replace(config, runtime=replace(config.runtime, card=None))
-    forecast = make_forecast(here, [p.clip.settings for p in todo], machine, run_dir.log)
 
     def proportions(settings: ClipShape) -> ClipCost:
         return predict_clip(settings, CARDS[5], compiled=False, offload="resident", scale=None)

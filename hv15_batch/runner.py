@@ -162,20 +162,19 @@ class Runner:
         waited: Wait | None = None
         while queue and not self._signals.demand and not self._stop_reason:
             verdict = self._gate(queue[-1])
-            if isinstance(verdict, Stop):
-                self._stop_reason = verdict.reason
-            elif verdict is None:
+            if verdict is None:
                 if waited:
                     self._progress.going_on()
                 return True
-            elif self._in_hand or self._is_busy:
-                return False
-            else:
-                if verdict != waited:
-                    self._release()
-                    self._progress.waiting(verdict)
-                waited = verdict
-                self._clock.sleep(WAIT_SECONDS)
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._in_hand or self._is_busy:
+                break
+            if verdict != waited:
+                self._release()
+                self._progress.waiting(waited := verdict)
+            self._clock.sleep(WAIT_SECONDS)
         return False
 
     def _submit(self, job: Job) -> None:
@@ -184,6 +183,7 @@ class Runner:
         self._is_busy = True
         self._pace.submitted(job)
         self._executor.submit(job)
+        self._progress.started(job.clip.clip_id)
 
     # -- the executor -------------------------------------------------------------------------
 

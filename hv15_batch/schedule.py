@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hv15_batch.config import Config, ConfigError
+from hv15_batch.status_text import format_duration
 
 if TYPE_CHECKING:  # pyarrow comes with it, which `status` need not wait for
     from hv15_batch.executor import Job
@@ -192,6 +193,18 @@ class Rules:
         now = self.clock.now()
         return [now + timedelta(seconds=d.seconds_left(self.clock)) for d in self.deadlines]
 
+    def ends_after(self, seconds: float) -> datetime:
+        """Return when work of that length in all, in many clips, will be done."""
+        moment, window = self.clock.now(), self.window
+        while window is not None:
+            opening, closing = window.current(moment)
+            moment = max(moment, opening)
+            if moment + timedelta(seconds=seconds) <= closing:
+                break
+            seconds -= (closing - moment).total_seconds()
+            moment = closing
+        return moment + timedelta(seconds=seconds)
+
     def finishes(self, seconds: Iterable[float]) -> Iterator[datetime]:
         """Yield when clips of these lengths will be finished, one after the other from now on."""
         now = self.clock.now()
@@ -266,19 +279,6 @@ def _duration_seconds(text: str) -> float:
             "example 8h, 90min or 1h30m."
         )
     return float(total)
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
-    if seconds < 59.5:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _moment(day: date, clock_time: time_of_day) -> datetime:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from hv15_batch import __version__, costs
+from hv15_batch import __version__
 from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import Config, ConfigError, VideoCodec
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec, Job
-from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
 from hv15_batch.forecast import forecast_lines, make_pace
-from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
+from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.outcome import Outcome
-from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
+from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.plan_table import write_plan
+from hv15_batch.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
 from hv15_batch.prepare import (
     Planned,
     Prepared,
@@ -32,7 +33,6 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.progress import Progress
 from hv15_batch.report import write_page
 from hv15_batch.rundir import RunDir, publish_json
 from hv15_batch.runlog import (
@@ -43,7 +43,7 @@ from hv15_batch.runlog import (
     segments,
 )
 from hv15_batch.runner import Runner
-from hv15_batch.schedule import Clock, Rules, Schedule, Stop, Verdict, read_rules
+from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
@@ -51,12 +51,10 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
+from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
-
-MIN_FREE_BYTES = 512 * 2**20
-"""Left free on the disk: a run stops before a clip that would take from it."""
 
 
 def run(
@@ -89,9 +87,13 @@ def run(
     set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
-    is_announced = lacks_weights(prepared)
+    planned = plan_against_log(prepared)
+    notes = refuse_or_note(prepared, planned, machine)
+    is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
+        _say_all([headline(run_dir, planned.clips), *notes], say)
         prepared = with_weights(prepared, say)
+        _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id):
@@ -99,11 +101,16 @@ def run(
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
-            say(headline(run_dir, planned.clips))
+            _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
         return _render(prepared, planned, rules, run_id, machine, say, make_executor)
+
+
+def _say_all(lines: Iterable[str], say: Say) -> None:
+    for line in lines:
+        say(line)
 
 
 # -- a run that renders -----------------------------------------------------------------------
@@ -121,37 +128,31 @@ def _render(
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
-    pace = make_pace(prepared.config, todo, machine, run_dir, rules)
+    forecast = run_forecast(prepared, planned, machine)
+    pace = make_pace(forecast, todo, run_dir, rules)
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        done = sum(p.is_done for p in planned.clips)
-        progress = Progress(run_dir.status, run_id, len(planned.clips), done)
-        needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
-        schedule = Schedule(rules, run_dir.pause, pace.clip_seconds)
-
-        def gate(job: Job) -> Verdict:
-            fault = _disk_fault(run_dir.path, needed)
-            return Stop(fault) if fault else schedule(job)
-
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        progress.ends_after = rules.ends_after
         workers = itertools.count()
         runner = Runner(
             lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
-            gate,
+            _gate(prepared, planned, Schedule(rules, run_dir.pause, pace.clip_seconds)),
             pace,
             rules.clock,
         )
-        outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
+        outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             outcome = runner.run(todo)
         except ConfigError as error:
-            outcome.message = str(error)
+            outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
                 withdraw_settings(run_dir.run_folder(run_id))
             raise
@@ -160,8 +161,23 @@ def _render(
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-        _end(prepared, outcome, say)
+            try:
+                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                    _end(prepared, outcome, say)
+            finally:
+                notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
+
+
+def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
+    """Return what is asked before each clip: the disk, then the clock."""
+    folder, need = prepared.run_dir.path, disk_need(planned.todo, prepared.config)
+
+    def gate(job: Job) -> Verdict:
+        fault = disk_fault(folder, need)
+        return Stop(fault) if fault else schedule(job)
+
+    return gate
 
 
 def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
@@ -245,24 +261,6 @@ def _is_up_to_date(run_dir: RunDir) -> bool:
     return min(path.stat().st_mtime_ns for path in results) >= changed_at
 
 
-def _disk_bytes(planned: PlannedClip) -> int:
-    """Return a cautious size of what a clip leaves on the disk while it is written."""
-    settings = planned.clip.settings
-    size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
-    return 2 * costs.video_bytes_estimate(*size, is_lossless) + costs.latents_bytes(*size, 4)
-
-
-def _disk_fault(path: Path, needed: int) -> str | None:
-    free = free_disk_bytes(path)
-    if free >= needed:
-        return None
-    return (
-        f"disk full: {free / 2**30:.2f} GiB free at {path}, and the next clip needs "
-        f"{needed / 2**30:.2f} to be written safely"
-    )
-
-
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
@@ -281,10 +279,15 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
 def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
-    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
+    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
     todo = [p.clip.settings for p in planned.todo]
     for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
         say(line)
+    if planned.todo:
+        findings = find_hindrances(prepared, planned)
+        _say_all(findings.notes, say)
+        _say_all((f"A run would be refused: {fault}" for fault in findings.refusals), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
     write_plan(planned.clips, run_dir.plan, tokens)

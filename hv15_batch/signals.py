@@ -11,7 +11,8 @@ from typing import Any
 from hv15_batch.executor import Job
 from hv15_batch.exit_codes import EXIT_SIGINT, EXIT_SIGTERM
 from hv15_batch.pace import Pace
-from hv15_batch.schedule import Clock, format_duration
+from hv15_batch.schedule import Clock
+from hv15_batch.status_text import format_duration
 
 TERMINATION_SECONDS = 6.0
 """After SIGTERM a clip that is only being decoded or written may take this long. `docker stop`

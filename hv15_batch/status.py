@@ -19,9 +19,18 @@ import psutil
 
 from hv15_batch.config import ConfigError
 from hv15_batch.rundir import RunDir, utc_now
-from hv15_batch.schedule import format_duration
+from hv15_batch.status_text import (
+    IDLE_STATES,
+    age,
+    format_eta,
+    format_health,
+    format_progress,
+    format_wait,
+    parse_time,
+    silence_lines,
+)
 
-ACTIVE_STATES = ("encoding", "rendering", "waiting", "paused")
+ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
 """States that a living process is behind."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
@@ -58,8 +67,22 @@ class Status:
     steps: int | None = None
     seconds_per_clip: float | None = None
     """Median of this run's warm clips; None before the first."""
-    eta: str | None = None
-    """Expected end, ISO 8601; None when not known."""
+    eta_p50: str | None = None
+    """Expected end, ISO 8601 with the machine's zone; None when not known."""
+    eta_p90: str | None = None
+    """When it will be over with a probability of 90 %."""
+    eta_basis: str | None = None
+    """estimated, calibrated, first_clip or measured: see `eta.EtaBasis`."""
+    temperature_celsius: float | None = None
+    """Of the card."""
+    power_watts: float | None = None
+    vram_used_bytes: int | None = None
+    """Of all processes."""
+    vram_total_bytes: int | None = None
+    free_disk_bytes: int | None = None
+    """Of the disk that the run directory is on."""
+    last_event_at: str | None = None
+    """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
     message: str | None = None
     """Why the run ended, waits or is paused."""
     goes_on_at: str | None = None
@@ -79,7 +102,9 @@ def read_status(run_dir: Path) -> Status:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Status)}
         status = Status(**{name: value for name, value in values.items() if name in known})
-        _parse_time(status.updated_at)
+        parse_time(status.updated_at)
+        for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
+            parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{run_dir}: no run has written its status here; name a run directory, or leave it "
@@ -122,14 +147,7 @@ def is_gone(status: Status) -> bool:
     except psutil.NoSuchProcess:
         return True
     # A process that began after the last update only has the number of the one that wrote it.
-    return is_zombie or started > _parse_time(status.updated_at) + _CLOCK_SLACK
-
-
-def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
-    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; nothing is said of zero."""
-    parts = [f"{done} of {total} done"]
-    parts += [f"{n} {word}" for n, word in ((failed, "failed"), (suspect, "suspect")) if n]
-    return ", ".join(parts)
+    return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK
 
 
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
@@ -154,14 +172,14 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(f"go on with: hv15-batch {resume}")
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
-    age = (now - _parse_time(status.updated_at)).total_seconds()
-    lines.append(f"last update {format_duration(age)} ago{_format_process(status)}")
+    lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
 
 
 def _active_lines(status: Status, now: datetime) -> list[str]:
-    if status.state in ("waiting", "paused"):
-        return [_format_wait(status)]
+    if status.state in IDLE_STATES:
+        lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
+        return [line for line in (*lines, format_health(status)) if line]
     what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
     if status.stage:
         what.append(status.stage)
@@ -170,16 +188,12 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     lines = [", ".join(what)]
     if status.seconds_per_clip is not None:
         lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
-    if status.eta is not None:
-        end = _parse_time(status.eta)
-        left = format_duration((end - now).total_seconds())
-        lines.append(f"about {left} left, until {_local(status.eta)}")
-    return lines
-
-
-def _format_wait(status: Status) -> str:
-    until = f" until {_local(status.goes_on_at)}" if status.goes_on_at else ""
-    return f"{status.state}{until}: {status.message}"
+    if status.eta_p50 is not None:
+        lines.append(format_eta(status, now))
+    health = format_health(status)
+    if health:
+        lines.append(health)
+    return lines + silence_lines(status, now)
 
 
 def _format_end(status: Status) -> str:
@@ -195,16 +209,6 @@ def _format_process(status: Status) -> str:
         return ""
     where = "" if status.hostname in (None, socket.gethostname()) else f" on {status.hostname}"
     return f" by process {status.pid}{where}"
-
-
-def _local(text: str) -> str:
-    return f"{_parse_time(text).astimezone():%Y-%m-%d %H:%M %Z}"
-
-
-def _parse_time(text: str) -> datetime:
-    # Python 3.10 does not know the Z.
-    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
 def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
@@ -238,18 +242,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
     )
-    pause = parser.add_mutually_exclusive_group()
-    pause.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("-w", "--watch", action="store_true", help="go on showing it until the end")
+    how.add_argument("--json", action="store_true", help="print status.json as it is")
+    how.add_argument(
         "--pause",
         action="store_true",
         help="let the run stop before its next clip and release the card, until --unpause",
     )
-    pause.add_argument("--unpause", action="store_true", help="let it go on")
+    how.add_argument("--unpause", action="store_true", help="let it go on")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
+        if arguments.watch:
+            from hv15_batch.watch import watch
+
+            return watch(run_dir)
         status = read_status(run_dir)
-        if arguments.pause or arguments.unpause:
+        if arguments.json:
+            print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
+        elif arguments.pause or arguments.unpause:
             print(_set_pause(RunDir(run_dir.absolute()), arguments.pause, status))
         else:
             print(format_status(run_dir, status, utc_now()))

@@ -29,6 +29,7 @@ from hv15_batch.executor import (
     Renderer,
 )
 from hv15_batch.records import ClipRecord
+from hv15_batch.redaction import redacted
 from hv15_batch.rundir import RunDir
 from hv15_batch.signals import HANDLED
 from hv15_batch.text_log import text_log
@@ -194,10 +195,10 @@ def _child_main(
         try:
             _serve(pipe, make(spec), emit)
         except ConfigError as error:
-            emit(Refused(str(error)))
+            emit(Refused(redacted(str(error))))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
-            emit(Died(f"the worker failed: {type(error).__name__}: {error}"))
+            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:

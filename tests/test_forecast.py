@@ -170,4 +170,5 @@ def pace_of(asked: Config, folder: Path) -> tuple[Pace, Job]:
     clip = replace(clip, clip_id="cat")
     planned = PlannedClip(clip, State.new, "", 0, False, True, False, None)
     rules = read_rules(asked, CLOCK)
-    return make_pace(asked, [planned], machine(24), RunDir(folder), rules), Job(clip, 1, True)
+    forecast = make_forecast(asked, [SETTINGS], machine(24), folder / "log")
+    return make_pace(forecast, [planned], RunDir(folder), rules), Job(clip, 1, True)

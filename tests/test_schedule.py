@@ -27,6 +27,7 @@ from hv15_batch.records import OK, asked_record
 from hv15_batch.rundir import utc_now
 from hv15_batch.schedule import Clock, read_rules
 from hv15_batch.status import main as status
+from hv15_batch.status_text import IDLE_STATES
 from hv15_batch.stored_settings import latest_settings
 from hv15_batch.worker import LocalExecutor
 
@@ -145,7 +146,11 @@ class Night:
         self.clock.at_sleep = self.look
 
     def look(self) -> None:
-        """Remember what status.json says while nothing is rendered."""
+        """Remember what status.json says while nothing is rendered, once it is written."""
+        if not self.states:
+            end = time.monotonic() + 30
+            while self.status()["state"] not in IDLE_STATES and time.monotonic() < end:
+                time.sleep(0.05)
         values = self.status()
         self.states.append((values["state"], values["goes_on_at"]))
 
@@ -336,6 +341,14 @@ def test_a_window_takes_the_hour_that_the_clock_skips_or_repeats_into_account() 
     assert window.begin(at("2026-03-28 22:00"), 8.5 * 3600) == at("2026-03-29 22:00")
 
 
+def test_the_expected_end_of_much_work_leaves_the_days_out() -> None:
+    rules = read_rules(Config(window="22:00-07:00"), FakeClock(at("2026-11-22 21:00")))
+
+    assert rules.ends_after(9 * 3600) == at("2026-11-23 07:00")
+    assert rules.ends_after(20 * 3600) == at("2026-11-25 00:00")
+    assert read_rules(Config(), rules.clock).ends_after(20 * 3600) == at("2026-11-23 17:00")
+
+
 def test_a_window_that_the_clock_skips_is_the_next_days() -> None:
     opening, _ = window_of("02:30-03:10").current(at("2026-03-29 01:00"))
 
@@ -392,6 +405,7 @@ def test_a_pause_is_shown_with_the_way_to_end_it(
     lines: list[str] = []
 
     def look() -> None:
+        night.look()
         status([folder])
         lines.extend(capsys.readouterr().out.splitlines())
         status([folder, "--unpause"])
@@ -410,6 +424,7 @@ def test_a_wait_is_shown_with_its_end(night: Night, capsys: pytest.CaptureFixtur
 
     def look() -> None:
         if not lines:
+            night.look()
             status([str(night.project.run_dir.path)])
             lines.extend(capsys.readouterr().out.splitlines())
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from run_fakes import FakeExecutor, FakeRenderer, Project, read_csv
 
-from hv15_batch import session
+from hv15_batch import preflight, session
 from hv15_batch.config import (
     Config,
     ConfigError,
@@ -518,7 +518,7 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        session,
+        preflight,
         "free_disk_bytes",
         lambda _path: 2**20 if project.run_dir.saved_latents() else 2**40,
     )

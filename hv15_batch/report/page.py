@@ -18,7 +18,7 @@ from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.rundir import RunDir, publish_text, utc_now
 from hv15_batch.runlog import read_last_attempts
-from hv15_batch.status import format_progress
+from hv15_batch.status_text import format_progress
 
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"
