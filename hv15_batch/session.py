@@ -7,10 +7,11 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hv15_batch import __version__
-from hv15_batch.clips_table import write_clips_table
+from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
@@ -34,13 +35,12 @@ from hv15_batch.prepare import (
     with_weights,
 )
 from hv15_batch.report import write_page
-from hv15_batch.rundir import RunDir, publish_json
+from hv15_batch.rundir import publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
     RunLog,
     bring_to_current_schema,
     read_last_attempts,
-    segments,
 )
 from hv15_batch.runner import Runner
 from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
@@ -51,6 +51,7 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
+from hv15_batch.verify import verify_run
 from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
@@ -88,7 +89,7 @@ def run(
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
-    notes = refuse_or_note(prepared, planned, machine)
+    notes = [*prepared.notes, *refuse_or_note(prepared, planned, machine)]
     is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
         _say_all([headline(run_dir, planned.clips), *notes], say)
@@ -103,9 +104,20 @@ def run(
         if not is_announced:
             _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
-        if not planned.todo:
-            return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, rules, run_id, machine, say, make_executor)
+        if planned.todo:
+            code = _render(prepared, planned, run_id, rules, machine, say, make_executor)
+        else:
+            code = _nothing_to_do(prepared, planned, say)
+        if config.verify:
+            second = partial(
+                _render,
+                rules=rules,
+                machine=machine,
+                say=lambda _: None,
+                make_executor=make_executor,
+            )
+            code = verify_run(prepared, code, run_id, second, say)
+        return code
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -119,8 +131,8 @@ def _say_all(lines: Iterable[str], say: Say) -> None:
 def _render(
     prepared: Prepared,
     planned: Planned,
-    rules: Rules,
     run_id: str,
+    rules: Rules,
     machine: Machine,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor],
@@ -230,13 +242,13 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
-    revision = prepared.checkpoint.revision
+    if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
+        shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
         run_dir=str(prepared.run_dir.path),
-        model=replace(prepared.config.model, revision=revision),
+        model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
     )
     write_settings(folder, stored)
 
@@ -251,27 +263,15 @@ def _write_results(prepared: Prepared) -> None:
     write_page(run_dir.path)
 
 
-def _is_up_to_date(run_dir: RunDir) -> bool:
-    """Whether clips.csv and the page were written after plan and log were changed last."""
-    results = [run_dir.clips_table, run_dir.page]
-    if not all(path.is_file() for path in results):
-        return False
-    sources = [run_dir.plan, *segments(run_dir.log)]
-    changed_at = max(path.stat().st_mtime_ns for path in sources)
-    return min(path.stat().st_mtime_ns for path in results) >= changed_at
-
-
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
-    if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
+    if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
-    for line in nothing_to_do(
-        prepared.config, prepared.run_dir, prepared.manifest, planned.selected
-    ):
+    for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
         say(line)
     return EXIT_OK
 
@@ -281,6 +281,7 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
+    _say_all(prepared.notes, say)
     todo = [p.clip.settings for p in planned.todo]
     for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
         say(line)

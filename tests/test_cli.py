@@ -256,11 +256,12 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, prefetch. See hv15-batch --help."
+        "of the words report, status, compare, prefetch. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, prefetch. Did you mean status? See hv15-batch --help."
+        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch "
+        "--help."
     ),
     ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
     ("prompt.csv", "model=tiny_t2v"): (

@@ -39,6 +39,9 @@ TORCH_FREE = {
     "checkpoint",
     "clip",
     "cli",
+    "compare",
+    "compare.comparison",
+    "compare.page",
     "compose",
     "config",
     "costs",
@@ -112,6 +115,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "dry run": (["p.csv", "--dry-run"], ("pandas", "huggingface_hub.hf_api", "tokenizers", "av")),
     "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
     "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
+    "help of compare": (["compare", "--help"], ("skimage", "av", "pyarrow", "hydra", "jinja2")),
 }
 
 
