@@ -94,12 +94,16 @@ def _hydra_command_line(words: Sequence[str]) -> Iterator[None]:
     """Give Hydra its words, a folder for what it writes, and no say in how errors are shown."""
     saved_argv, saved_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:
-        # A sweep writes multirun.yaml into its directory, whatever is configured.
+        # A sweep writes multirun.yaml into its directory, whatever is configured. What is typed
+        # last wins: a folder typed by the user would be made beside the run directory.
         sys.argv = [
             "hv15-batch",
             *words,
             f"hydra.run.dir='{folder}'",
             f"hydra.sweep.dir='{folder}'",
+            "hydra.sweep.subdir=job",
+            "hydra.output_subdir=null",
+            "hydra.job.name=hv15_batch",
         ]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; else it prints and exits with 1
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.costs import ClipCost
-from hv15_batch.executor import Job, Stepped
+from hv15_batch.executor import Event, Finished, Job, Key, Ready, Stepped
 from hv15_batch.records import FAILED, ClipRecord
 from hv15_batch.schedule import Clock
 
@@ -68,7 +68,7 @@ class Pace:
         self._is_cold = True  # the next clip waits for a worker that loads its model
         self._has_warm = False
         self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
-        self._in_hand: dict[tuple[str, int | None], _InHand] = {}
+        self._in_hand: dict[Key, _InHand] = {}
         self._on_device: _InHand | None = None
 
     # -- what happens -------------------------------------------------------------------------
@@ -76,6 +76,7 @@ class Pace:
     def started_worker(self) -> None:
         """Note that the next clip has to wait until a worker has loaded its model."""
         self._in_hand.clear()
+        self._on_device = None
         self._is_cold = True
 
     def submitted(self, job: Job) -> None:
@@ -84,8 +85,19 @@ class Pace:
         self._on_device = _InHand(job, self._clock.elapsed_seconds(), self._is_cold, nominal)
         self._in_hand[job.key] = self._on_device
 
-    def stepped(self, event: Stepped) -> None:
-        """Note how far the clip on the device is."""
+    def heard(self, event: Event) -> None:
+        """Follow an event of the worker."""
+        match event:
+            case Stepped(stage="denoise" | "decode"):
+                self._stepped(event)
+            case Ready():
+                self._ready()
+            case Finished(job, record):
+                self._finished(job, record)
+            case _:
+                pass
+
+    def _stepped(self, event: Stepped) -> None:
         clip = self._on_device
         if clip is None or clip.job.clip.clip_id != event.clip_id:
             return
@@ -95,7 +107,7 @@ class Pace:
         clip.step, clip.stepped = event.step, now
         clip.first = clip.first or (event.step, now)
 
-    def ready(self) -> None:
+    def _ready(self) -> None:
         """Note that the clip on the device is decoded and is now being written."""
         self._is_cold = False
         clip, now = self._on_device, self._clock.elapsed_seconds()
@@ -104,7 +116,7 @@ class Pace:
             self._first_ratio = (now - clip.began) / clip.nominal_seconds
             self._on_device = None
 
-    def finished(self, record: ClipRecord, job: Job) -> None:
+    def _finished(self, job: Job, record: ClipRecord) -> None:
         """Learn from a clip that has ended."""
         clip = self._in_hand.pop(job.key, None)
         if clip is None or record.status == FAILED:

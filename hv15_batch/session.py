@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -35,7 +33,7 @@ from hv15_batch.prepare import (
     with_weights,
 )
 from hv15_batch.report import write_page
-from hv15_batch.rundir import publish_json
+from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
     RunLog,
@@ -44,12 +42,14 @@ from hv15_batch.runlog import (
 )
 from hv15_batch.runner import Runner
 from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
+from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
     write_settings,
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
+from hv15_batch.supervisor import Start, lost_gpu, make_supervisor
 from hv15_batch.text_log import text_log
 from hv15_batch.verify import verify_run
 from hv15_batch.watching import run_forecast, start_watching
@@ -64,6 +64,7 @@ def run(
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
+    patience: Patience = PATIENCE,
     clock: Clock | None = None,
 ) -> int:
     """Carry out one job and return its exit code.
@@ -74,6 +75,7 @@ def run(
         sweep: Name of this job's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: What renders.
+        patience: How long a silent worker is given at least.
         clock: Counts from the start of the command; None starts one.
 
     Raises:
@@ -97,25 +99,20 @@ def run(
         _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id):
+    with run_dir.locked(run_id) as lock:
         check_owner(run_dir, prepared.manifest.path)
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
             _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
+        start = Start(make_executor, patience, lock)
         if planned.todo:
-            code = _render(prepared, planned, run_id, rules, machine, say, make_executor)
+            code = _render(prepared, planned, run_id, rules, machine, say, start)
         else:
             code = _nothing_to_do(prepared, planned, say)
         if config.verify:
-            second = partial(
-                _render,
-                rules=rules,
-                machine=machine,
-                say=lambda _: None,
-                make_executor=make_executor,
-            )
+            second = partial(_render, rules=rules, machine=machine, say=lambda _: None, start=start)
             code = verify_run(prepared, code, run_id, second, say)
         return code
 
@@ -135,7 +132,7 @@ def _render(
     rules: Rules,
     machine: Machine,
     say: Say,
-    make_executor: Callable[[ExecutorSpec], Executor],
+    start: Start,
 ) -> int:
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
@@ -150,15 +147,16 @@ def _render(
         write_plan(planned.clips, run_dir.plan, None)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
         progress.ends_after = rules.ends_after
-        workers = itertools.count()
         runner = Runner(
-            lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
+            make_supervisor(spec, start, forecast, pace),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
+            prepared.config.retry,
             _gate(prepared, planned, Schedule(rules, run_dir.pause, pace.clip_seconds)),
             pace,
             rules.clock,
+            lambda: lost_gpu(spec, machine),
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
@@ -243,7 +241,7 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
     if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
-        shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
+        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),

@@ -128,6 +128,9 @@ class TimedWorker:
     def kill(self) -> None:
         self._events.clear()
 
+    def resident_bytes(self) -> int | None:
+        return None
+
     def _note(self, what: str) -> None:
         self._night.journal.append((f"{self._night.clock.now():%a %H:%M:%S}", what))
 

@@ -55,6 +55,7 @@ TORCH_FREE = {
     "preflight",
     "progress",
     "records",
+    "recovery",
     "references",
     "report",
     "report.__main__",
@@ -62,7 +63,9 @@ TORCH_FREE = {
     "runlog",
     "runner",
     "session",
+    "stalls",
     "status",
+    "supervisor",
     "video",
     "worker",
 }
