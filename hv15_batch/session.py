@@ -33,7 +33,7 @@ from hv15_batch.prepare import (
     with_weights,
 )
 from hv15_batch.progress import Progress
-from hv15_batch.report import write_page
+from hv15_batch.report import live_page, write_page
 from hv15_batch.rundir import RunDir, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
@@ -140,7 +140,8 @@ def _render(
         )
         outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
         try:
-            outcome = runner.run(todo)
+            with live_page(run_dir.path):
+                outcome = runner.run(todo)
         except ConfigError as error:
             outcome.message = str(error)
             if not runner.has_logged:
@@ -222,7 +223,7 @@ def _write_results(prepared: Prepared) -> None:
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
+    write_clips_table(run_dir, config.report.public)
     write_page(run_dir.path)
 
 
@@ -275,7 +276,7 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
     if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
-        write_clips_table(run_dir)
+        write_clips_table(run_dir, prepared.config.report.public)
         write_page(run_dir.path)
     for line in nothing_to_do(
         prepared.config, prepared.run_dir, prepared.manifest, planned.selected

@@ -1,0 +1,190 @@
+"""Several runs side by side: variant x profile x backend, as a page and as tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from hv15_batch.records import DONE_STATUSES, FAILED
+from hv15_batch.report.facts import FACTS
+from hv15_batch.report.figures import Summary, summarise, timed
+from hv15_batch.report.page_files import COMPARISON_ASSETS, write_assets, write_data
+from hv15_batch.report.public import without_private
+from hv15_batch.report.read import RunData, is_public_run, read_run
+from hv15_batch.report.render import render
+from hv15_batch.report.tables import (
+    KEY_FACTS,
+    TABLE_COLUMNS,
+    format_cells,
+    format_csv,
+    format_markdown,
+)
+from hv15_batch.rundir import RunDir, publish_text, utc_now
+
+PAGE, CSV, MARKDOWN, DATA = (
+    *("comparison.html", "comparison.csv", "comparison.md"),
+    "comparison-data.js",
+)
+_ALWAYS_SHOWN = ("Variant", "Offload", "Attention")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips of one way of rendering on one kind of machine, of one run or several."""
+
+    facts: dict[str, str]
+    """By the names on the page; what is not known is absent."""
+    runs: list[str]
+    """Names of the run directories."""
+    seconds: Summary
+    """Of warm clips."""
+    samples: list[float]
+    cold: int
+    failed: int
+    peak_vram_bytes: float | None
+    """Reserved by torch; the highest."""
+    device_vram_bytes: float | None
+    """Of the whole card, as NVML reads it; the highest."""
+    energy_joules: float | None
+    """Median of warm clips."""
+
+
+def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | None = None) -> Path:
+    """Write the page that compares runs, and its tables beside it; return the page's path.
+
+    Args:
+        run_dirs: Run directories.
+        folder: Where it is written.
+        is_public: Leave hostname, folders and prompts out; None means if any of the runs was set
+            so.
+
+    Raises:
+        ConfigError: a folder is no run directory.
+        LogSchemaError: a log cannot be read.
+    """
+    directories = [RunDir(path.absolute()) for path in run_dirs]
+    if is_public is None:
+        is_public = any(map(is_public_run, directories))
+    runs = [read_run(directory) for directory in directories]
+    if is_public:
+        runs = [without_private(run, number) for number, run in enumerate(runs, 1)]
+    links = {run.folder: _link(run.directory, folder) for run in runs} if not is_public else {}
+    groups = compare(runs)
+    common = {name: values[0] for name, values in _distinct(groups).items() if len(values) == 1}
+    shown = _shown_facts(common)
+    folder.mkdir(parents=True, exist_ok=True)
+    publish_text(folder / CSV, format_csv(groups))
+    publish_text(folder / MARKDOWN, format_markdown(groups, common, shown))
+    write_assets(folder, COMPARISON_ASSETS)
+    write_data(folder, DATA, {"plots": _plots(groups, shown)})
+    publish_text(
+        folder / PAGE, render("comparison.html.j2", _values(runs, groups, common, shown, links))
+    )
+    return folder / PAGE
+
+
+def _values(
+    runs: Sequence[RunData],
+    groups: Sequence[Group],
+    common: Mapping[str, str | None],
+    shown: Sequence[str],
+    links: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what the template shows."""
+    return {
+        "title": f"Comparison of {len(runs)} runs",
+        "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "groups": groups,
+        "common": {k: v for k, v in common.items() if k not in shown},
+        "shown": shown,
+        "columns": TABLE_COLUMNS,
+        "cells": format_cells,
+        "links": links,
+        "empty": [run.folder for run in runs if not _has_result(run)],
+        "files": {"csv": CSV, "markdown": MARKDOWN, "data": DATA},
+    }
+
+
+def compare(runs: Sequence[RunData]) -> list[Group]:
+    """Return the groups of all runs, in the order in which they come.
+
+    Other cards, machines, software or settings make another group, whatever the runs are called.
+    """
+    members: dict[tuple[str | None, ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for attempt in run.attempts:
+            if attempt["model"] is not None:
+                key = tuple(FACTS[name](attempt) for name in KEY_FACTS)
+                members.setdefault(key, []).append((run.folder, attempt))
+    groups = [_group(attempts) for attempts in members.values()]
+    # Attempts that failed before anything was in effect have no figures to compare.
+    return [group for group in groups if group.seconds.n or group.cold]
+
+
+def _group(attempts: Sequence[tuple[str, Mapping[str, Any]]]) -> Group:
+    records = [attempt for _, attempt in attempts]
+    facts = {name: FACTS[name](records[0]) for name in KEY_FACTS}
+    done = [r for r in records if r["status"] in DONE_STATUSES]
+    warm = timed(done)
+    samples = [r["total_seconds"] for r in warm]
+    return Group(
+        facts={name: value for name, value in facts.items() if value is not None},
+        runs=list(dict.fromkeys(name for name, _ in attempts)),
+        seconds=summarise(samples),
+        samples=samples,
+        cold=sum(bool(r["is_cold"]) for r in done),
+        failed=sum(r["status"] == FAILED for r in records),
+        peak_vram_bytes=_highest(done, "peak_vram_reserved_bytes"),
+        device_vram_bytes=_highest(done, "peak_vram_device_bytes"),
+        energy_joules=summarise(r["energy_joules"] for r in warm).median,
+    )
+
+
+def _highest(records: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    return max((r[column] for r in records if r[column] is not None), default=None)
+
+
+def _distinct(groups: Sequence[Group]) -> dict[str, list[str | None]]:
+    return {n: list(dict.fromkeys(g.facts.get(n) for g in groups)) for n in KEY_FACTS}
+
+
+def _shown_facts(common: Mapping[str, Any]) -> list[str]:
+    """Return the facts that get a column: those that differ, and what one always asks for."""
+    return [name for name in KEY_FACTS if name in _ALWAYS_SHOWN or name not in common]
+
+
+def _has_result(run: RunData) -> bool:
+    return any(a["status"] in DONE_STATUSES for a in run.attempts)
+
+
+def _link(directory: RunDir, folder: Path) -> str:
+    return quote(os.path.relpath(directory.page, folder.absolute()))
+
+
+def _plots(groups: Sequence[Group], shown: Sequence[str]) -> list[dict[str, Any]]:
+    names = [", ".join(g.facts.get(n, "?") for n in shown) for g in groups]
+    dots = [
+        {"type": "scatter", "mode": "markers", "name": name, "x": group.samples,
+         "y": [name] * len(group.samples)}
+        for name, group in zip(names, groups, strict=True) if group.samples
+    ]  # fmt: skip
+    bars = {"Peak VRAM": ("GiB", 2**30, [g.peak_vram_bytes for g in groups]),
+            "Energy a clip": ("Wh", 3600, [g.energy_joules for g in groups])}  # fmt: skip
+    plots = [_plot("seconds", "Seconds a clip", "seconds", dots, "Every warm clip is a dot.")]
+    for title, (unit, size, values) in bars.items():
+        known = [(n, v / size) for n, v in zip(names, values, strict=True) if v is not None]
+        x, y = [v for _, v in known], [n for n, _ in known]
+        traces = [{"type": "bar", "orientation": "h", "name": title, "x": x, "y": y}]
+        plots.append(_plot(unit.lower(), title, unit, traces if known else [], ""))
+    return plots
+
+
+def _plot(name: str, title: str, unit: str, traces: list[Any], caption: str) -> dict[str, Any]:
+    return {
+        "id": name, "title": title, "unit": "", "over": unit, "isTime": False, "isStacked": False,
+        "isByName": True, "traces": traces, "lines": [], "caption": caption,
+    }  # fmt: skip

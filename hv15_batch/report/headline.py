@@ -1,0 +1,69 @@
+"""The page's first line: how far, what went wrong, how it ended, how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
+from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.status import ACTIVE_STATES, Status, format_duration, is_gone
+
+_REDUNDANT_END = "clips failed"
+"""The message of a run that ended with failures; the line has counted them already."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first line in its two parts."""
+
+    text: str
+    command: str | None
+    """What to type to go on; None where nothing is left, while it runs, and in public."""
+
+    def __str__(self) -> str:
+        """Return the line as a whole."""
+        return f"{self.text}; go on with: {self.command}" if self.command else self.text
+
+
+def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
+    """Return the first line of a run's page."""
+    counts = Counter(clip["status"] for clip in run.clips)
+    done = sum(counts[status] for status in DONE_STATUSES)
+    parts = [f"{done} of {len(run.clips)}"]
+    for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
+        if counts[status]:
+            parts.append(f"{counts[status]} {word}")
+    is_active = False
+    if run.status is not None:
+        is_active = run.status.state in ACTIVE_STATES and not is_gone(run.status)
+        parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
+    is_over = is_active or is_public or done == len(run.clips)
+    command = None if is_over else f"hv15-batch {shlex.quote(f'resume={run.directory.path}')}"
+    return Headline(", ".join(parts), command)
+
+
+def _active(status: Status, now: datetime) -> str:
+    if status.eta is None:
+        return status.state
+    left = (_time(status.eta) - now).total_seconds()
+    return f"{status.state}, about {format_duration(left)} left"
+
+
+def _ended(status: Status, now: datetime) -> str:
+    """Return e.g. `stopped 04:12: disk full`; with the day where it was another one."""
+    at, today = _time(status.updated_at).astimezone(), now.astimezone()
+    when = f"{at:%H:%M}" if at.date() == today.date() else f"{at:%Y-%m-%d %H:%M}"
+    if status.state in ACTIVE_STATES:
+        return f"interrupted {when}: its process is gone, without a last word"
+    message = status.message or ""
+    if status.state == "failed" and message.endswith(_REDUNDANT_END):
+        return f"ended {when}"
+    message = message.removeprefix(status.state).lstrip(" :")
+    return f"{status.state} {when}: {message}" if message else f"{status.state} {when}"
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z.
