@@ -22,6 +22,8 @@ class Headline:
     text: str
     command: str | None
     """What to type to go on; None where nothing is left, while it runs, and in public."""
+    detail: str | None = None
+    """The run's last word as a whole, where the line has only its beginning."""
 
     def __str__(self) -> str:
         """Return the line as a whole."""
@@ -36,13 +38,15 @@ def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
     for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
         if counts[status]:
             parts.append(f"{counts[status]} {word}")
-    is_active = False
+    is_active, detail = False, None
     if run.status is not None:
         is_active = run.status.state in ACTIVE_STATES and not is_gone(run.status)
         parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
+        if not is_active and _brief(run.status.message or "") != run.status.message:
+            detail = run.status.message or None
     is_over = is_active or is_public or done == len(run.clips)
     command = None if is_over else f"hv15-batch {shlex.quote(f'resume={run.directory.path}')}"
-    return Headline(", ".join(parts), command)
+    return Headline(", ".join(parts), command, detail)
 
 
 def _active(status: Status, now: datetime) -> str:
@@ -61,8 +65,13 @@ def _ended(status: Status, now: datetime) -> str:
     message = status.message or ""
     if status.state == "failed" and message.endswith(_REDUNDANT_END):
         return f"ended {when}"
-    message = message.removeprefix(status.state).lstrip(" :")
+    message = _brief(message.removeprefix(status.state).lstrip(" :"))
     return f"{status.state} {when}: {message}" if message else f"{status.state} {when}"
+
+
+def _brief(message: str) -> str:
+    """Return the cause without its figures: `disk full` of `disk full: 0.4 GiB free at ...`."""
+    return message.partition(": ")[0]
 
 
 def _time(text: str) -> datetime:

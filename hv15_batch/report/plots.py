@@ -28,8 +28,9 @@ STAGES = ("load", "encode", "denoise", "decode", "write")
 _STEP_FACTS = ("Variant", "Size", "Frames", "Guidance", "Offload", "Attention", "Type", "Card")
 """Steps are compared among clips that have these alike."""
 MAX_STEP_GROUPS = 8
-_BUCKET_SECONDS = (60, 300, 900, 3600)
-"""Widths over which clips are counted; the first that makes at most `_MAX_BUCKETS`."""
+_BUCKET_SECONDS = (60, 300, 900, 1800, 3600)
+"""Widths over which clips are counted: the first in which some lie, or the last."""
+_CLIPS_PER_BUCKET = 4
 _MAX_BUCKETS = 96
 
 
@@ -74,8 +75,8 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
     for attempt in done:
         steps = attempt["step_seconds"]
         if steps and not attempt["is_cold"] and attempt["denoise_attempt"] == attempt["attempt"]:
-            name = ", ".join(str(FACTS[fact](attempt)) for fact in named)
-            groups.setdefault(f"{name} {len(steps)} steps".strip(), []).append(steps)
+            facts = [f"{fact} {FACTS[fact](attempt)}" for fact in named]
+            groups.setdefault(", ".join([*facts, f"{len(steps)} steps"]), []).append(steps)
     traces = []
     for name, clips in list(groups.items())[:MAX_STEP_GROUPS]:
         columns = [sorted(values) for values in zip(*clips, strict=True)]
@@ -83,7 +84,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
         for word, share in (("median", 0.5), ("p90", 0.9)):
             y = [_short(percentile(column, share)) for column in columns]
             traces.append(
-                _line(places, y, f"{name}, {word}" if len(groups) > 1 else word, word == "p90")
+                _line(places, y, f"{name}: {word}" if len(groups) > 1 else word, word == "p90")
             )
     left = len(groups) - MAX_STEP_GROUPS
     caption = f"Warm clips only; {sum(map(len, groups.values()))} of them." if groups else ""
@@ -142,9 +143,9 @@ def _clips_per_hour(done: Sequence[Record]) -> Plot:
     if not ends:
         return _plot("rate", "Clips per hour", "clips per hour", "time", [], "")
     first, last = ends[0].timestamp(), ends[-1].timestamp()
-    width = next(
-        (w for w in _BUCKET_SECONDS if (last - first) / w < _MAX_BUCKETS), _BUCKET_SECONDS[-1]
-    )
+    most = min(_MAX_BUCKETS, max(len(ends) / _CLIPS_PER_BUCKET, 1))
+    fitting = (w for w in _BUCKET_SECONDS if (last - first) / w < most)
+    width = next(fitting, _BUCKET_SECONDS[-1])
     counts: dict[int, int] = {}
     for end in ends:
         place = int((end.timestamp() - first) // width)
