@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clips_table import write_clips_table
 from hv15_batch.config import ConfigError
-from hv15_batch.report.comparison import write_comparison
+from hv15_batch.report.comparison import common_folder, write_comparison
 from hv15_batch.report.read import is_public_run
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir import RunDir
@@ -59,11 +58,6 @@ def expand(folder: Path) -> list[Path]:
         return [folder]
     jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
     return jobs or [folder]
-
-
-def common_folder(run_dirs: Sequence[Path]) -> Path:
-    """Return the folder above all these run directories; of a sweep its own."""
-    return Path(os.path.commonpath([p.absolute().parent for p in run_dirs]))
 
 
 def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -69,7 +69,11 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | N
     directories = [RunDir(path.absolute()) for path in run_dirs]
     if is_public is None:
         is_public = any(map(is_public_run, directories))
-    runs = [read_run(directory) for directory in directories]
+    above = common_folder(run_dirs)
+    runs = [
+        replace(r, folder=os.path.relpath(r.directory.path, above))
+        for r in map(read_run, directories)
+    ]
     if is_public:
         runs = [without_private(run, number) for number, run in enumerate(runs, 1)]
     links = {run.folder: _link(run.directory, folder) for run in runs} if not is_public else {}
@@ -107,6 +111,11 @@ def _values(
         "empty": [run.folder for run in runs if not _has_result(run)],
         "files": {"csv": CSV, "markdown": MARKDOWN, "data": DATA},
     }
+
+
+def common_folder(run_dirs: Sequence[Path]) -> Path:
+    """Return the folder above all these run directories; of a sweep its own."""
+    return Path(os.path.commonpath([p.absolute().parent for p in run_dirs]))
 
 
 def compare(runs: Sequence[RunData]) -> list[Group]:
