@@ -25,7 +25,7 @@ hv15-batch prompts.csv model=480p_t2v offload=model override.num_frames=61
 hv15-batch resume=outputs/prompts         go on with the manifest and settings of a run
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
-hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
+hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
 hv15-batch status [RUN_DIR]               progress and time left; without a name the latest run
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 

@@ -12,7 +12,12 @@ from urllib.parse import quote
 from hv15_batch.records import DONE_STATUSES, FAILED
 from hv15_batch.report.facts import FACTS
 from hv15_batch.report.figures import Summary, summarise, timed
-from hv15_batch.report.page_files import COMPARISON_ASSETS, write_assets, write_data
+from hv15_batch.report.page_files import (
+    COMPARISON_ASSETS,
+    write_assets,
+    write_data,
+    write_library,
+)
 from hv15_batch.report.public import without_private
 from hv15_batch.report.read import RunData, is_public_run, read_run
 from hv15_batch.report.render import render
@@ -88,6 +93,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | N
     publish_text(
         folder / PAGE, render("comparison.html.j2", _values(runs, groups, common, shown, links))
     )
+    write_library(folder)
     return folder / PAGE
 
 
@@ -175,7 +181,7 @@ def _link(directory: RunDir, folder: Path) -> str:
 
 
 def _plots(groups: Sequence[Group], shown: Sequence[str]) -> list[dict[str, Any]]:
-    names = [", ".join(g.facts.get(n, "?") for n in shown) for g in groups]
+    names = [", ".join(_said(name, g.facts.get(name)) for name in shown) for g in groups]
     dots = [
         {"type": "scatter", "mode": "markers", "name": name, "x": group.samples,
          "y": [name] * len(group.samples)}
@@ -190,6 +196,11 @@ def _plots(groups: Sequence[Group], shown: Sequence[str]) -> list[dict[str, Any]
         traces = [{"type": "bar", "orientation": "h", "name": title, "x": x, "y": y}]
         plots.append(_plot(unit.lower(), title, unit, traces if known else [], ""))
     return plots
+
+
+def _said(name: str, value: str | None) -> str:
+    """Return a fact in a label, with its name where the value alone would not tell."""
+    return (value or "?") if name in _ALWAYS_SHOWN else f"{name} {value or '?'}"
 
 
 def _plot(name: str, title: str, unit: str, traces: list[Any], caption: str) -> dict[str, Any]:

@@ -36,9 +36,13 @@ def write_assets(folder: Path, names: tuple[str, ...]) -> None:
             (target / name).read_text(encoding="utf-8") != text
         ):
             publish_text(target / name, text)
-    library = plotly_file()
-    if not _is_same(target / PLOTLY, library.stat().st_size):
-        with publishing(target / PLOTLY) as temporary:
+
+
+def write_library(folder: Path) -> None:
+    """Copy the plotting library beside a page, once; last, for it is what takes most room."""
+    target, library = folder / FOLDER / PLOTLY, plotly_file()
+    if not _is_same(target, library.stat().st_size):
+        with publishing(target) as temporary:
             shutil.copyfile(library, temporary)
 
 

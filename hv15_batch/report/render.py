@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hv15_batch.report.page_files import RUN_ASSETS, write_assets, write_data
+from hv15_batch.report.page_files import RUN_ASSETS, write_assets, write_data, write_library
 from hv15_batch.report.read import read_run
 from hv15_batch.report.view import MAX_LISTED, make_page
 from hv15_batch.rundir import RunDir, publish_text, utc_now
@@ -43,6 +43,7 @@ def write_page(run_dir: Path, is_public: bool | None = None, price: float | None
     write_data(directory.path, DATA, page.data)
     html = render("page.html.j2", {"page": page, "max_listed": MAX_LISTED})
     publish_text(directory.page, html)
+    write_library(directory.path)
     return directory.page
 
 

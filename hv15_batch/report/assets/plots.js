@@ -37,17 +37,29 @@
     };
   }
 
-  function layoutOf(plot) {
+  /* Names beside bars are broken where they would leave no room for them. */
+  function isNarrow(place) {
+    return place.clientWidth < 640;
+  }
+
+  function heightOf(plot, place) {
+    if (!plot.isByName) return 280;
+    var names = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
+    var lines = Math.max.apply(null, Array.from(names, function (name) { return name.split(", ").length; }));
+    return 90 + names.size * (isNarrow(place) ? 14 + 15 * lines : 34);
+  }
+
+  function layoutOf(plot, place) {
     var layout = {
       autosize: true,
-      height: plot.isByName ? 120 + 34 * new Set(plot.traces.flatMap(function (t) { return t.y; })).size : 280,
+      height: heightOf(plot, place),
       margin: { l: 8, r: 12, t: 8, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif", size: 12, color: colour("--text") },
       colorway: COLOURS[isDark.matches ? "dark" : "light"],
       barmode: plot.isStacked ? "stack" : "group",
-      bargap: 0.15,
+      bargap: plot.isByName ? 0.45 : 0.15,
       showlegend: plot.traces.length > 1 && !plot.isByName,
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
       hovermode: plot.isByName ? "closest" : "x",
@@ -74,9 +86,12 @@
     return layout;
   }
 
-  function tracesOf(plot) {
+  function tracesOf(plot, place) {
     return plot.traces.map(function (trace) {
       var copy = Object.assign({}, trace);
+      if (plot.isByName && isNarrow(place)) {
+        copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
+      }
       if (trace.mode === "markers") copy.marker = { size: 7, opacity: 0.85 };
       copy.textposition = "none";
       return copy;
@@ -84,7 +99,7 @@
   }
 
   function draw(plot, place) {
-    return window.Plotly.react(place, tracesOf(plot), layoutOf(plot), { displayModeBar: false, responsive: true })
+    return window.Plotly.react(place, tracesOf(plot, place), layoutOf(plot, place), { displayModeBar: false, responsive: true })
       .then(function () {
         drawn.set(plot, place);
         place.dataset.drawn = "true";
