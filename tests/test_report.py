@@ -293,6 +293,14 @@ def test_seconds_a_clip_leaves_cold_clips_out_and_says_how_many_count(tmp_path: 
     assert "20.0 (median of 2 warm clips)" in html
 
 
+def test_a_median_over_different_settings_says_so(tmp_path: Path) -> None:
+    clips = [record("a"), record("b", 1, num_frames=61)]
+
+    html, _ = build(make_run(tmp_path, clips, clips))
+
+    assert "(median of 2 warm clips of 2 settings)" in html
+
+
 def test_a_median_of_two_carries_a_warning_with_its_remedy(tmp_path: Path) -> None:
     html, _ = build(make_run(tmp_path, [record("a"), record("b", 1)]))
 

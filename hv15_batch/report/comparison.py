@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from hv15_batch.records import DONE_STATUSES, FAILED
-from hv15_batch.report.facts import FACTS
-from hv15_batch.report.figures import Summary, summarise, timed
+from hv15_batch.report.facts import FACTS, KEY_FACTS
+from hv15_batch.report.figures import Summary, clip_seconds, groups, summarise, timed
 from hv15_batch.report.page_files import (
     COMPARISON_ASSETS,
     write_assets,
@@ -22,7 +22,6 @@ from hv15_batch.report.public import without_private
 from hv15_batch.report.read import RunData, is_public_run, read_run
 from hv15_batch.report.render import render
 from hv15_batch.report.tables import (
-    KEY_FACTS,
     TABLE_COLUMNS,
     format_cells,
     format_csv,
@@ -82,16 +81,16 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | N
     if is_public:
         runs = [without_private(run, number) for number, run in enumerate(runs, 1)]
     links = {run.folder: _link(run.directory, folder) for run in runs} if not is_public else {}
-    groups = compare(runs)
-    common = {name: values[0] for name, values in _distinct(groups).items() if len(values) == 1}
+    compared = compare(runs)
+    common = {name: values[0] for name, values in _distinct(compared).items() if len(values) == 1}
     shown = _shown_facts(common)
     folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / CSV, format_csv(groups))
-    publish_text(folder / MARKDOWN, format_markdown(groups, common, shown))
+    publish_text(folder / CSV, format_csv(compared))
+    publish_text(folder / MARKDOWN, format_markdown(compared, common, shown))
     write_assets(folder, COMPARISON_ASSETS)
-    write_data(folder, DATA, {"plots": _plots(groups, shown)})
+    write_data(folder, DATA, {"plots": _plots(compared, shown)})
     publish_text(
-        folder / PAGE, render("comparison.html.j2", _values(runs, groups, common, shown, links))
+        folder / PAGE, render("comparison.html.j2", _values(runs, compared, common, shown, links))
     )
     write_library(folder)
     return folder / PAGE
@@ -99,7 +98,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | N
 
 def _values(
     runs: Sequence[RunData],
-    groups: Sequence[Group],
+    compared: Sequence[Group],
     common: Mapping[str, str | None],
     shown: Sequence[str],
     links: Mapping[str, str],
@@ -108,7 +107,7 @@ def _values(
     return {
         "title": f"Comparison of {len(runs)} runs",
         "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "groups": groups,
+        "groups": compared,
         "common": {k: v for k, v in common.items() if k not in shown},
         "shown": shown,
         "columns": TABLE_COLUMNS,
@@ -129,26 +128,20 @@ def compare(runs: Sequence[RunData]) -> list[Group]:
 
     Other cards, machines, software or settings make another group, whatever the runs are called.
     """
-    members: dict[tuple[str | None, ...], list[tuple[str, Mapping[str, Any]]]] = {}
-    for run in runs:
-        for attempt in run.attempts:
-            if attempt["model"] is not None:
-                key = tuple(FACTS[name](attempt) for name in KEY_FACTS)
-                members.setdefault(key, []).append((run.folder, attempt))
-    groups = [_group(attempts) for attempts in members.values()]
+    named = [{**a, "run": r.folder} for r in runs for a in r.attempts if a["model"] is not None]
+    found = [_group(records) for records in groups(named)]
     # Attempts that failed before anything was in effect have no figures to compare.
-    return [group for group in groups if group.seconds.n or group.cold]
+    return [group for group in found if group.seconds.n or group.cold]
 
 
-def _group(attempts: Sequence[tuple[str, Mapping[str, Any]]]) -> Group:
-    records = [attempt for _, attempt in attempts]
+def _group(records: Sequence[Mapping[str, Any]]) -> Group:
     facts = {name: FACTS[name](records[0]) for name in KEY_FACTS}
     done = [r for r in records if r["status"] in DONE_STATUSES]
     warm = timed(done)
-    samples = [r["total_seconds"] for r in warm]
+    samples = [s for s in map(clip_seconds, warm) if s is not None]
     return Group(
         facts={name: value for name, value in facts.items() if value is not None},
-        runs=list(dict.fromkeys(name for name, _ in attempts)),
+        runs=list(dict.fromkeys(r["run"] for r in records)),
         seconds=summarise(samples),
         samples=samples,
         cold=sum(bool(r["is_cold"]) for r in done),
@@ -163,8 +156,8 @@ def _highest(records: Sequence[Mapping[str, Any]], column: str) -> float | None:
     return max((r[column] for r in records if r[column] is not None), default=None)
 
 
-def _distinct(groups: Sequence[Group]) -> dict[str, list[str | None]]:
-    return {n: list(dict.fromkeys(g.facts.get(n) for g in groups)) for n in KEY_FACTS}
+def _distinct(compared: Sequence[Group]) -> dict[str, list[str | None]]:
+    return {n: list(dict.fromkeys(g.facts.get(n) for g in compared)) for n in KEY_FACTS}
 
 
 def _shown_facts(common: Mapping[str, Any]) -> list[str]:
@@ -180,15 +173,15 @@ def _link(directory: RunDir, folder: Path) -> str:
     return quote(os.path.relpath(directory.page, folder.absolute()))
 
 
-def _plots(groups: Sequence[Group], shown: Sequence[str]) -> list[dict[str, Any]]:
-    names = [", ".join(_said(name, g.facts.get(name)) for name in shown) for g in groups]
+def _plots(compared: Sequence[Group], shown: Sequence[str]) -> list[dict[str, Any]]:
+    names = [", ".join(_said(name, g.facts.get(name)) for name in shown) for g in compared]
     dots = [
         {"type": "scatter", "mode": "markers", "name": name, "x": group.samples,
          "y": [name] * len(group.samples)}
-        for name, group in zip(names, groups, strict=True) if group.samples
+        for name, group in zip(names, compared, strict=True) if group.samples
     ]  # fmt: skip
-    bars = {"Peak VRAM": ("GiB", 2**30, [g.peak_vram_bytes for g in groups]),
-            "Energy a clip": ("Wh", 3600, [g.energy_joules for g in groups])}  # fmt: skip
+    bars = {"Peak VRAM": ("GiB", 2**30, [g.peak_vram_bytes for g in compared]),
+            "Energy a clip": ("Wh", 3600, [g.energy_joules for g in compared])}  # fmt: skip
     plots = [_plot("seconds", "Seconds a clip", "seconds", dots, "Every warm clip is a dot.")]
     for title, (unit, size, values) in bars.items():
         known = [(n, v / size) for n, v in zip(names, values, strict=True) if v is not None]

@@ -71,6 +71,8 @@ _IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
 }
 FACTS = {**_ASKED, **_IN_EFFECT}
 """Name on the page, and how it is read from a clip; None where it is not known."""
+KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
+"""Clips are counted together only if all of these are alike."""
 
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hv15_batch.records import DONE_STATUSES
+from hv15_batch.report.facts import FACTS, KEY_FACTS
 
 MIN_TIMED_CLIPS = 3
 MAX_SPREAD = 0.1
@@ -30,7 +31,7 @@ class Summary:
     """None where n is 0."""
     p90: float | None
     spread: float | None
-    """Distance of the 10th and 90th percentile over the median; None below two values."""
+    """Interquartile range over the median; None below two values."""
 
 
 def summarise(values: Iterable[float | None]) -> Summary:
@@ -39,9 +40,9 @@ def summarise(values: Iterable[float | None]) -> Summary:
     if not sample:
         return Summary(0, None, None, None)
     median = statistics.median(sample)
-    p10, p90 = percentile(sample, 0.1), percentile(sample, 0.9)
-    spread = (p90 - p10) / median if len(sample) > 1 and median else None
-    return Summary(len(sample), median, p90, spread)
+    middle = percentile(sample, 0.75) - percentile(sample, 0.25)
+    spread = middle / median if len(sample) > 1 and median else None
+    return Summary(len(sample), median, percentile(sample, 0.9), spread)
 
 
 def percentile(sample: Sequence[float], share: float) -> float:
@@ -64,13 +65,28 @@ def timed(records: Iterable[Record]) -> list[Record]:
     ]
 
 
+def clip_seconds(record: Record) -> float | None:
+    """Return what a clip took, without the encoding that only the first clip of a text pays."""
+    if record["total_seconds"] is None:
+        return None
+    return float(record["total_seconds"] - (record["encode_seconds"] or 0.0))
+
+
+def groups(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the attempts by what must be alike for their times to be one sample."""
+    found: dict[tuple[str | None, ...], list[Record]] = {}
+    for record in records:
+        found.setdefault(tuple(FACTS[name](record) for name in KEY_FACTS), []).append(record)
+    return list(found.values())
+
+
 def warnings_of(records: Sequence[Record]) -> list[str]:
     """Return what makes the figures of these attempts unfit to quote, each with its remedy."""
     return [text for check in _CHECKS if (text := check(records))]
 
 
 def _too_few(records: Sequence[Record]) -> str | None:
-    n = len(timed(records))
+    n = max((len(group) for group in groups(timed(records))), default=0)
     if n >= MIN_TIMED_CLIPS:
         return None
     return (
@@ -80,12 +96,13 @@ def _too_few(records: Sequence[Record]) -> str | None:
 
 
 def _wide_spread(records: Sequence[Record]) -> str | None:
-    spread = summarise(r["total_seconds"] for r in timed(records)).spread
-    if spread is None or spread < MAX_SPREAD:
+    samples = [summarise(map(clip_seconds, group)).spread for group in groups(timed(records))]
+    spread = max((s for s in samples if s is not None), default=0.0)
+    if spread < MAX_SPREAD:
         return None
     return (
-        f"Seconds a clip spread by {spread:.0%}: the clips differ in settings, or the card was "
-        "shared, hot or throttled. Compare equal settings only, and see clocks and temperature."
+        f"The middle half of equal clips spans {spread:.0%} of their median: the card was shared, "
+        "hot or throttled. Keep other work off it, see clocks and temperature, repeat more often."
     )
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hv15_batch.report.facts import FACTS
+from hv15_batch.report.facts import KEY_FACTS
 from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
@@ -18,8 +18,6 @@ from hv15_batch.report.formats import (
 if TYPE_CHECKING:
     from hv15_batch.report.comparison import Group
 
-KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
-"""Clips are counted together only if all of these are alike."""
 TABLE_COLUMNS = (
     "n",
     "median, s",
@@ -99,7 +97,7 @@ def format_markdown(
         _row(["---"] * len(shown) + ["---:"] * len(TABLE_COLUMNS)),
         *(_row([*(g.facts.get(n, "") for n in shown), *format_cells(g)]) for g in groups),
         "",
-        "n counts warm clips; spread is the distance of the 10th and 90th percentile over the "
+        "n counts warm clips; spread is the interquartile range over the "
         "median; GiB is 1024³ bytes; a dash means not measured.",
     ]
     return "\n".join(lines).lstrip("\n") + "\n"

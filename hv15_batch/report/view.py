@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.report.facts import common_facts
-from hv15_batch.report.figures import summarise, timed, warnings_of
+from hv15_batch.report.figures import clip_seconds, groups, summarise, timed, warnings_of
 from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
@@ -102,9 +102,12 @@ def _figures(run: RunData) -> dict[str, str]:
     """Return the numbers at the head; what was not measured is left out."""
     done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
     shown: dict[str, str] = {}
-    seconds = summarise(a["total_seconds"] for a in timed(done))
+    warm = timed(done)
+    seconds = summarise(map(clip_seconds, warm))
     if seconds.median is not None:
         n = f"{seconds.n} warm clip{'' if seconds.n == 1 else 's'}"
+        if (ways := len(groups(warm))) > 1:
+            n += f" of {ways} settings"
         shown["Seconds a clip"] = f"{format_seconds(seconds.median)} (median of {n})"
         shown["p90"] = f"{format_seconds(seconds.p90)} s"
         if seconds.spread is not None:
