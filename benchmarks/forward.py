@@ -1,13 +1,17 @@
 """One transformer forward at full size, random weights: stock, mask-free, compiled, side by side.
 
     python benchmarks/forward.py [FRAMES ...]
+    python benchmarks/forward.py --accuracy 61
 
 480x848, bf16. Prints median seconds, activations (peak less weights), the share of the card's
-measured matrix-product rate, and the relative difference to stock.
+measured matrix-product rate, and the relative difference to stock. With `--accuracy` instead: how
+far stock's and our bf16 forwards are from float32 ones with the same weights and inputs, as norm of
+the difference over the norm.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 import time
@@ -75,14 +79,48 @@ def inputs(frames: int, trimmed: bool) -> dict[str, Any]:
     }
 
 
+def accuracy(transformer: Any, frames: int) -> None:
+    """Print the relative error of each bf16 forward against float32."""
+    exact = copy.deepcopy(transformer).float()
+    torch.backends.cudnn.allow_tf32 = False
+    references = {}
+    for name, mask_free in (("stock", False), ("mask-free", True)):
+        apply_attention(exact, "native", mask_free=mask_free)
+        given = inputs(frames, trimmed=mask_free)
+        given = {k: v.float() if torch.is_tensor(v) else v for k, v in given.items()}
+        references[name] = exact(**given)[0]
+        torch.cuda.synchronize()
+        print(f"{frames} frames in float32: {name} done", flush=True)
+    del exact
+    torch.backends.cudnn.allow_tf32 = True
+    reference = references["stock"]
+
+    def report(name: str, output: torch.Tensor) -> None:
+        error = ((output.float() - reference).norm() / reference.norm()).item()
+        print(f"{frames} frames, {name:28s} differs from stock in float32 by {error:.3e}")
+
+    report("mask-free in float32", references["mask-free"])
+    apply_attention(transformer, "native", mask_free=False)
+    report("stock in bf16", transformer(**inputs(frames, False))[0])
+    backend = apply_attention(transformer, "auto", mask_free=True)
+    report(f"mask-free {backend} in bf16", transformer(**inputs(frames, True))[0])
+    compile_blocks(transformer)
+    report("the same, compiled", transformer(**inputs(frames, True))[0])
+
+
 @torch.no_grad()
 def main() -> None:
-    sizes = [int(a) for a in sys.argv[1:]] or [121]
+    wants_accuracy = "--accuracy" in sys.argv
+    sizes = [int(a) for a in sys.argv[1:] if a != "--accuracy"] or [121]
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     matmul = matmul_rate()
     print(f"matrix product 8192^3: {matmul / 1e12:.0f} TFLOP/s", flush=True)
     model = ModelConfig(name="480p_t2v", repo="-")
     transformer = random_weights.build_component("transformer", model, torch.bfloat16, "cuda")
+    if wants_accuracy:
+        for frames in sizes:
+            accuracy(transformer, frames)
+        return
     weights = torch.cuda.memory_allocated()
     reference: dict[int, torch.Tensor] = {}
 

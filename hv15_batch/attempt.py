@@ -10,6 +10,7 @@ from typing import Any
 
 from hv15_batch.config import ConfigError
 from hv15_batch.records import FAILED, OK, ClipRecord
+from hv15_batch.redaction import redacted
 from hv15_batch.rundir import utc_now
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Attempt:
         except Exception as error:
             logger.exception("%s failed", self._base.clip_id)
             # Not the exception: its traceback holds the frames and so their tensors.
-            self._error = self._error or (type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS])
+            message = redacted(str(error))[:MAX_ERROR_CHARACTERS]
+            self._error = self._error or (type(error).__name__, message)
 
     def record(self) -> ClipRecord:
         """Return the finished record."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from hv15_batch.architectures import checkpoint_folder, definition_sha256
 from hv15_batch.checkpoint_files import (
+    LICENCE_NAMES,
     LOADED_SUFFIXES,
     check_task,
     content_sha256,
@@ -42,8 +43,8 @@ from hv15_batch.machine import GIB, existing_parent, free_disk_bytes
 
 Say = Callable[[str], None]
 
-PATTERNS = [f"*{suffix}" for suffix in LOADED_SUFFIXES]
-"""What is downloaded: never pickled weights (.bin, .pt), which can run code when loaded."""
+PATTERNS = [f"*{suffix}" for suffix in LOADED_SUFFIXES] + list(LICENCE_NAMES)
+"""What is downloaded: the licence too; never pickled weights (.bin, .pt), which can run code."""
 LICENCE = (
     "the weights have their own licence (Tencent Hunyuan Community License, whose territory leaves "
     "out the European Union, the United Kingdom and South Korea); read it at "
@@ -169,7 +170,7 @@ def fetch(
     )
     commit = str(info.sha)
     files = {f.rfilename: f for f in info.siblings if is_loaded(f.rfilename)}
-    folder = _store(hub_cache, found.repo) / "snapshots" / commit
+    folder = store_folder(hub_cache, found.repo) / "snapshots" / commit
     _announce(found.repo, commit, files, folder, hub_cache, say)
     ask_hub(
         lambda: api.snapshot_download(
@@ -203,7 +204,7 @@ def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
 def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     repo = str(model.repo)
     record = _read_record(repo)
-    store = _store(hub_cache, repo)
+    store = store_folder(hub_cache, repo)
     commit = _commit(store, model.revision or record.get("commit") or "main")
     folder = store / "snapshots" / commit if commit else None
     if folder is not None:
@@ -216,8 +217,8 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     return Checkpoint(repo, commit, folder, CheckpointKind.hub)
 
 
-def _store(hub_cache: Path, repo: str) -> Path:
-    # Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+def store_folder(hub_cache: Path, repo: str) -> Path:
+    """Return a repository's folder in a cache of huggingface_hub (guide "manage-cache")."""
     return hub_cache / f"models--{repo.replace('/', '--')}"
 
 
@@ -274,9 +275,7 @@ def _announce(
 def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
     """Check sizes, hashes when asked, and that the files make a checkpoint."""
     paths = {folder / name: file for name, file in files.items()}
-    bad = [
-        path for path, file in paths.items() if not has_sizes(path.parent, {path.name: file.size})
-    ]
+    bad = [p for p, file in paths.items() if not has_sizes(p.parent, {p.name: file.size})]
     if check_sha256 and not bad:
         wanted = {path: file.lfs.sha256 for path, file in paths.items() if file.lfs is not None}
         found = file_sha256s(list(wanted), cache_root() / "file_sha256.json", say)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.checkpoint_safety import class_fault, kernel_fault, pickle_hint, shards_fault
 from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError, Distillation, ModelConfig, Task
 
 WEIGHTS = {
@@ -36,12 +37,14 @@ SETTINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 IMAGE_COMPONENTS = ("image_encoder", "feature_extractor")
 LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Kinds of file that a pipeline loads; `.jinja` is the chat template of a tokenizer."""
+LICENCE_NAMES = ("LICENSE*", "LICENCE*", "NOTICE*")
+"""Files that say under which terms weights may be used."""
 HASH_ALOUD_BYTES = 256 * 1024**2
 """From this size on hashing takes long enough to be announced."""
 
 
 def find_faults(folder: Path) -> list[str]:
-    """Return what is missing or cut short in a checkpoint folder, empty when it is complete.
+    """Return what is missing, cut short or dangerous in a checkpoint, empty when it is complete.
 
     Every component of `model_index.json` is looked at; each safetensors file must have the length
     that its own header states.
@@ -54,6 +57,8 @@ def find_faults(folder: Path) -> list[str]:
         return ["model_index.json is not valid JSON"]
     faults = []
     for component in _components(index):
+        dangers = class_fault(component, index[component]), kernel_fault(folder, component)
+        faults += [danger for danger in dangers if danger is not None]
         if component in WEIGHTS:
             faults += _weight_faults(folder, component)
         for names in SETTINGS.get(component, ()):
@@ -132,6 +137,11 @@ def is_loaded(name: str) -> bool:
     return name.endswith(LOADED_SUFFIXES)
 
 
+def find_licences(folder: Path) -> list[Path]:
+    """Return the licence files of a checkpoint."""
+    return [path for name in LICENCE_NAMES for path in folder.glob(name) if path.is_file()]
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """Return the size of each file of a loaded kind, by its name relative to `folder`."""
     paths = (path for path in folder.rglob("*") if is_loaded(path.name) and path.is_file())
@@ -188,12 +198,15 @@ def _weight_faults(folder: Path, component: str) -> list[str]:
     if index.is_file():
         try:
             names = sorted(set(_read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return [*faults, f"{component}/{index.name} is not a safetensors index"]
+        if foreign := shards_fault(component, index.name, names):
+            return [*faults, foreign]
     elif single.is_file():
         names = [single.name]
     else:
-        return [*faults, f"{component}/{single.name} (or its index) is missing"]
+        hint = pickle_hint(folder / component)
+        return [*faults, f"{component}/{single.name} (or its index) is missing{hint}"]
     for name in names:
         path = folder / component / name
         if not path.is_file():

@@ -13,6 +13,7 @@ from hv15_batch import __version__
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
 from hv15_batch.messages import report_error
+from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
     from hv15_batch.compose import Job
@@ -26,7 +27,7 @@ hv15-batch resume=outputs/prompts         go on with the manifest and settings o
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
-hv15-batch status [RUN_DIR]               progress and time left; without a name the latest run
+hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
@@ -144,7 +145,7 @@ def _copy_setting(key: str, source: Config, target: Config) -> None:
 
 def _say(text: str) -> None:
     try:
-        print(text, flush=True)
+        print(redacted(text), flush=True)
     except BrokenPipeError:  # who read along has left, e.g. `| head`; the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -154,6 +155,7 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.excepthook = print_redacted
     code = main()
     # What is left is the interpreter's own end: a late Ctrl-C must not make it look interrupted.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

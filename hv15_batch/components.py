@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from hv15_batch import random_weights
+from hv15_batch.checkpoint_safety import class_fault, kernel_fault
 from hv15_batch.config import STEP_DISTILLED_T2V, Config, ConfigError, Task, effective_dtype
 
 PIPELINE_CLASSES = {
     Task.t2v: "HunyuanVideo15Pipeline",
     Task.i2v: "HunyuanVideo15ImageToVideoPipeline",
 }
-_LIBRARIES = ("diffusers", "transformers")
 _NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
 
@@ -61,17 +61,19 @@ def load_component(name: str, config: Config, folder: Path | None, device: torch
     """
     if folder is None:
         return _build_random(name, config, device)
-    library, class_name = _read_json(folder / "model_index.json", str(folder))[name]
-    if library not in _LIBRARIES:
-        raise ConfigError(
-            f"{folder}: {name} is of {library}; only {' and '.join(_LIBRARIES)} are loaded."
-        )
+    entry = _read_json(folder / "model_index.json", str(folder))[name]
+    if fault := class_fault(name, entry) or kernel_fault(folder, name):
+        raise ConfigError(f"{folder}: {fault}.")
+    library, class_name = entry
     cls = getattr(importlib.import_module(library), class_name)
+    safely: dict[str, Any] = {"local_files_only": True}
+    if library == "transformers" and name != "feature_extractor":
+        safely["trust_remote_code"] = False  # else it may ask on the terminal
     if name not in _NETWORKS:
-        return cls.from_pretrained(folder / name, local_files_only=True)
+        return cls.from_pretrained(folder / name, **safely)
     network = cls.from_pretrained(
         folder / name,
-        local_files_only=True,
+        **safely,
         use_safetensors=True,
         device_map={"": device},
         dtype=torch_dtype(config),

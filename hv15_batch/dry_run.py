@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from hv15_batch import costs
 from hv15_batch.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.clip import ClipSettings
 from hv15_batch.manifest import Manifest
@@ -22,7 +21,6 @@ MAX_PROMPT_TOKENS = 1000
 TEMPLATE_TAIL_TOKENS = 5
 """`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
 
-_BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _Settings = tuple[int, int, int, int, float, float, float]
 
 
@@ -31,6 +29,7 @@ def print_dry_run(
     planned: Sequence[PlannedClip],
     checkpoint: Checkpoint,
     beaten: Mapping[str, int],
+    plan_bytes: int,
     say: Callable[[str], None],
 ) -> None:
     """Print what a run would do, grouped by equal settings.
@@ -40,6 +39,7 @@ def print_dry_run(
         planned: The clips that the run would be about.
         checkpoint: Weights as they are on this machine.
         beaten: Typed `sampling.*` values and how many rows have their own.
+        plan_bytes: What the run would leave on the disk.
         say: Prints a line.
     """
     say(
@@ -57,7 +57,7 @@ def print_dry_run(
         *_glyph_lines(planned),
         *_off_recipe_lines(planned),
         _tokens_line(planned, checkpoint),
-        f"Disk: about {_format_bytes(_disk_bytes(planned))} for what is to be rendered",
+        f"Disk: about {_format_bytes(plan_bytes)} for what is to be rendered",
     ):
         say(line)
 
@@ -208,15 +208,3 @@ def _shortened(text: str, characters: int = MAX_REASON_CHARACTERS) -> str:
 
 def _format_bytes(number: int) -> str:
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
-
-
-def _disk_bytes(planned: Sequence[PlannedClip]) -> int:
-    total = 0
-    for p in planned:
-        if p.is_done:
-            continue
-        s = p.clip.settings
-        size = (s.height, s.width, s.num_frames)
-        total += costs.video_bytes_estimate(*size, s.video["codec"] == "ffv1")
-        total += costs.latents_bytes(*size, _BYTES_PER_VALUE[s.dtype])
-    return total

@@ -6,6 +6,7 @@ An embedding that fails is remembered and fails the clips that need it, when the
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from hv15_batch.embeddings import (
 )
 from hv15_batch.encoders import Encoders, load_encoders
 from hv15_batch.executor import Encoded, Event, ExecutorSpec, Note
+from hv15_batch.manifest_images import read_image_bytes
 from hv15_batch.measure import StageMeter
 from hv15_batch.placement import Placement
-from hv15_batch.rundir import RunDir, sha256_of_file
+from hv15_batch.rundir import RunDir
 
 Emit = Callable[[Event], None]
 
@@ -154,11 +156,13 @@ class EncodePhase:
 
     def _encode_image(self, key: str, clip: Clip, encoders: Any) -> None:
         assert clip.image_path is not None
-        path = Path(clip.image_path)
-        if sha256_of_file(path) != clip.settings.image_sha256:
-            raise ValueError(f"{path.name} has changed since the run began; run again")
+        # What is hashed is what is decoded: the file may change in between.
+        data = read_image_bytes(clip.image_path)
         settings = clip.settings
-        self._cache.write_image(key, encoders.encode_image(path, settings.height, settings.width))
+        if hashlib.sha256(data).hexdigest() != settings.image_sha256:
+            name = Path(clip.image_path).name
+            raise ValueError(f"{name} has changed since the run began; run again")
+        self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
     def _image_key(self, clip: Clip) -> str:
         settings = clip.settings

@@ -30,6 +30,7 @@ from hv15_batch.embeddings import (
     TextEmbedding,
 )
 from hv15_batch.layer_stream import InputRecorder, StreamedTextEncoder
+from hv15_batch.manifest_images import open_image
 from hv15_batch.placement import execution_device
 
 GROUP_SIZE = 64
@@ -108,15 +109,15 @@ class Encoders:
         )
 
     @torch.no_grad()
-    def encode_image(self, image_path: Path, height: int, width: int) -> ImageEmbedding:
+    def encode_image(self, image: bytes, height: int, width: int) -> ImageEmbedding:
         """Return a first frame's embedding on the CPU.
 
         Args:
-            image_path: image in any format and orientation that Pillow reads.
+            image: bytes of an image file, in any format and orientation that a manifest may name.
             height: pixels of the bucket; the image is resized and cropped to it.
             width: likewise.
         """
-        source = open_upright(image_path)
+        source = open_upright(image)
         vae = self._component("vae")
         # As the image-to-video pipeline builds its own (diffusers 0.42.1).
         processor = HunyuanVideo15ImageProcessor(
@@ -203,9 +204,9 @@ def load_encoders(
     return Encoders(load, device, vae, streams_text_encoder)
 
 
-def open_upright(path: Path) -> Image.Image:
-    """Return an image as RGB, turned as its EXIF orientation says."""
-    with Image.open(path) as image:
+def open_upright(data: bytes) -> Image.Image:
+    """Return an image as RGB, turned as its EXIF orientation says; the manifest's limits hold."""
+    with open_image(data) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 

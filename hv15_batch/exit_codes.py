@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EXIT_OK = 0
 """Every clip is done, now or before."""
+EXIT_FAULT = 1
+"""A fault of this program, shown whole."""
 EXIT_REFUSED = 2
 """Configuration, command line or manifest refused; nothing was touched."""
 EXIT_SOME_FAILED = 3

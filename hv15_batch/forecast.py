@@ -14,7 +14,14 @@ from typing import Any
 from hv15_batch.cards import CARDS, Card, card_names, find_card
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, Weights
-from hv15_batch.costs import CALIBRATION_COLUMNS, GIB, calibration, predict_clip
+from hv15_batch.costs import (
+    CALIBRATION_COLUMNS,
+    GIB,
+    ClipCost,
+    ClipShape,
+    calibration,
+    predict_clip,
+)
 from hv15_batch.machine import Gpu, Machine
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.runlog import LogSchemaError, read_records
@@ -34,15 +41,19 @@ class Forecast:
     """Measured over predicted seconds on this card, or None without a log of it."""
     compiled: bool
 
-    def clip_seconds(self, settings: ClipSettings) -> float:
-        """Return the predicted seconds of a warm clip."""
+    def clip_cost(self, settings: ClipShape) -> ClipCost:
+        """Return the predicted seconds of a warm clip, by stage."""
         return predict_clip(
             settings,
             self.card,
             compiled=self.compiled,
             offload=self.offload.kind.name,
             scale=self.scale,
-        ).seconds
+        )
+
+    def clip_seconds(self, settings: ClipShape) -> float:
+        """Return the predicted seconds of a warm clip."""
+        return self.clip_cost(settings).seconds
 
     def total_seconds(self, clips: Sequence[ClipSettings]) -> float:
         """Return the predicted seconds of all clips, one after the other."""

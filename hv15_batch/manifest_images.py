@@ -12,6 +12,10 @@ import struct
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_IMAGE_BYTES = 64 * 1024**2
 MAX_IMAGE_PIXELS = 64_000_000
@@ -30,6 +34,8 @@ SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 
 PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Where a PNG may hold an orientation; Pillow decodes the whole picture to look for one."""
+PNG_PACKED_MARKS = (b"zTXt", b"iTXt", b"iCCP")
+"""What may unpack to too much: found on opening before the picture, on decoding behind it."""
 
 # What Pillow's decoders raise on malformed files, beside OSError.
 _DECODER_ERRORS = (
@@ -85,7 +91,7 @@ def read_first_frame(path: str) -> FirstFrame:
     Raises:
         ValueError: It is missing, no plain file, too large, too long, or not such an image.
     """
-    data = _read_bytes(path)
+    data = read_image_bytes(path)
     try:
         height, width = _decoded_size(data)
     except _DECODER_ERRORS as error:
@@ -107,18 +113,18 @@ class _RefusedImage(ValueError):
     """An image that Pillow can read and this project will not."""
 
 
-def _read_bytes(path: str) -> bytes:
+def read_image_bytes(path: str) -> bytes:
+    """Return the bytes of an image file; a link may lead to it from anywhere.
+
+    Raises:
+        ValueError: It is missing, not readable, no plain file or too large.
+    """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{FORMAT_RULE}, and {path} is no regular file; name an image file")
-        if status.st_size > MAX_IMAGE_BYTES:
-            raise ValueError(
-                f"an image file has at most {MAX_IMAGE_BYTES // 1024**2} MiB, and this one "
-                f"{status.st_size:,} bytes; save it smaller or as JPEG"
-            )
-        with open(path, "rb") as file:
-            return file.read(MAX_IMAGE_BYTES)
+        _check_file(path, os.stat(path))  # before it is opened: a device may act on that
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())  # of what was opened, not of what had the name
+            _check_file(path, status)
+            return file.read(status.st_size)
     except FileNotFoundError:
         raise ValueError(
             f"the file must exist, and {path} does not; "
@@ -131,8 +137,12 @@ def _read_bytes(path: str) -> bytes:
         ) from error
 
 
-def _decoded_size(data: bytes) -> tuple[int, int]:
-    """Check the whole image and return (height, width) as a viewer shows it."""
+def open_image(data: bytes) -> Image.Image:
+    """Return an image that is not yet decoded, within the limits on format, pixels and frames.
+
+    Raises:
+        ValueError: It is too large or moves.
+    """
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -142,20 +152,54 @@ def _decoded_size(data: bytes) -> tuple[int, int]:
             image = Image.open(BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             raise _RefusedImage(_too_many_pixels("far more")) from None
-        with image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise _RefusedImage(_too_many_pixels(f"{width}x{height}"))
-            has_orientation = any(mark in data for mark in PNG_ORIENTATION_MARKS)
-            if image.format == "PNG" and not has_orientation:
-                # The checksum of every chunk, 3 ms for 2.3 MB where decoding takes 58 ms.
-                image.verify()
-                return height, width
-            swaps = image.getexif().get(ORIENTATION) in SWAPPING_ORIENTATIONS
-            # JPEG only: an eighth of the size is decoded, which still reads the whole file.
-            image.draft(None, (max(1, width // 8), max(1, height // 8)))
-            image.load()
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise _RefusedImage(_too_many_pixels(f"{width}x{height}"))
+    # A phone's JPEG may carry a second picture (MPO); the first is the photograph.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise _RefusedImage(
+            f"an image is a still one, and this one has {getattr(image, 'n_frames', 2)} frames; "
+            "save the frame you want as PNG"
+        )
+    return image
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_file(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{FORMAT_RULE}, and {path} is no regular file; name an image file")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise ValueError(
+            f"an image file has at most {MAX_IMAGE_BYTES // 1024**2} MiB, and this one "
+            f"{status.st_size:,} bytes; save it smaller or as JPEG"
+        )
+
+
+def _decoded_size(data: bytes) -> tuple[int, int]:
+    """Check the whole image and return (height, width) as a viewer shows it."""
+    with open_image(data) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        width, height = image.size
+        if image.format == "PNG" and _is_plain_png(data):
+            # The checksum of every chunk, 3 ms for 2.3 MB where decoding takes 58 ms.
+            image.verify()
+            return height, width
+        swaps = image.getexif().get(ORIENTATION) in SWAPPING_ORIENTATIONS
+        # JPEG only: an eighth of the size is decoded, which still reads the whole file.
+        image.draft(None, (max(1, width // 8), max(1, height // 8)))
+        image.load()
     return (width, height) if swaps else (height, width)
+
+
+def _is_plain_png(data: bytes) -> bool:
+    tail = data[data.rfind(b"IDAT") :]
+    return not (
+        any(mark in data for mark in PNG_ORIENTATION_MARKS)
+        or any(mark in tail for mark in PNG_PACKED_MARKS)
+    )
 
 
 def _too_many_pixels(found: str) -> str:

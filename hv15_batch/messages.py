@@ -10,6 +10,7 @@ import sys
 
 from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError
 from hv15_batch.exit_codes import EXIT_REFUSED, EXIT_STOPPED
+from hv15_batch.redaction import redacted
 
 _PATH_ERRORS = (
     errno.EACCES,
@@ -93,7 +94,7 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
 
 def _report(message: str, code: int) -> int:
     try:
-        print(message, file=sys.stderr, flush=True)
+        print(redacted(message), file=sys.stderr, flush=True)
     except BrokenPipeError:
         # Nobody listens any more; the exit code still says it.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")

@@ -22,6 +22,7 @@ WORDS = ("report", "status", "prefetch")
 
 _TEXT_KEYS = ("run_dir", "resume", "only")
 """Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
+_TEXT_OR_LIST_KEYS = ("notify.command",)
 _SWEPT_TEXT_KEYS = (
     "manifest",
     "sampling.negative_prompt",
@@ -124,7 +125,8 @@ def _is_manifest(word: str, is_first: bool) -> bool:
 def _setting(word: str, is_sweep: bool) -> str:
     key, _, value = word.partition("=")
     has_values = is_sweep and "," in value
-    if key in _TEXT_KEYS or (key in _SWEPT_TEXT_KEYS and not has_values):
+    is_text = key in _TEXT_KEYS or (key in _TEXT_OR_LIST_KEYS and not value.startswith("["))
+    if is_text or (key in _SWEPT_TEXT_KEYS and not has_values):
         return word if _is_literal(value) else f"{key}={_quoted(value)}"
     if key == "manifest" and Path(value).is_file():
         return f"{key}={_quoted(value)}"  # a comma in its name, not a sweep

@@ -15,6 +15,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
+from hv15_batch.notify import parse_command
 from hv15_batch.plan import (
     HISTORY_COLUMNS,
     History,
@@ -27,8 +28,8 @@ from hv15_batch.records import DONE_STATUSES
 from hv15_batch.resolve import check_typed_sampling, make_clips
 from hv15_batch.rundir import RunDir, default_run_dir
 from hv15_batch.runlog import read_last_attempts
+from hv15_batch.secret_check import check_no_secrets
 from hv15_batch.stored_settings import check_owner, earlier_settings
-from hv15_batch.summary import headline
 
 Say = Callable[[str], None]
 
@@ -66,6 +67,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         ConfigError: naming place, value, what is allowed and what to do.
     """
     check_config(config)
+    parse_command(config.notify.command)
     if config.manifest is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
     path = find_manifest(os.path.expanduser(config.manifest))
@@ -80,6 +82,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         config = _with_remembered_revision(config, run_dir)
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
+    check_no_secrets(config, manifest, clips)
     return Prepared(config, manifest, checkpoint, run_dir, clips, beaten)
 
 
@@ -186,14 +189,7 @@ def lacks_weights(prepared: Prepared) -> bool:
 
 
 def with_weights(prepared: Prepared, say: Say) -> Prepared:
-    """Fetch missing weights where a clip needs them, after the first line is said.
-
-    A revision that was first learnt there goes into the clips' settings.
-    """
-    planned = plan_against_log(prepared)
-    say(headline(prepared.run_dir, planned.clips))
-    if not planned.todo:
-        return prepared
+    """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
     checkpoint = fetch(prepared.config.model, say=say)
     clips = make_clips(prepared.manifest, prepared.config, checkpoint.revision)
     return replace(prepared, checkpoint=checkpoint, clips=clips)

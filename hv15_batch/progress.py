@@ -11,62 +11,70 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from hv15_batch.eta import EtaEstimator
+from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
+from hv15_batch.machine import free_disk_bytes
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
-from hv15_batch.rundir import publish_json, utc_now
-
-_STATUS_SECONDS = 1.0
-"""Steps and tiny clips come faster than anyone reads; status.json is not written more often."""
-
+from hv15_batch.redaction import redacted
+from hv15_batch.status_file import StatusFile
 
 _ERROR_CHARACTERS = 200
+_NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
+_NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
 
 
 class Progress:
     """Counts clips and shows them."""
 
     def __init__(
-        self, status_file: Path, run_id: str, total: int, done: int, out: TextIO | None = None
+        self,
+        status_file: Path,
+        run_id: str,
+        total: int,
+        done: int,
+        out: TextIO | None = None,
+        *,
+        eta: EtaEstimator | None = None,
+        gpu_uuid: str | None = None,
     ) -> None:
-        """Begin with `done` of `total` clips finished by earlier runs."""
-        self._status_file = status_file
+        """Begin with `done` of `total` clips finished by earlier runs.
+
+        Args:
+            status_file: Where other processes read how far the run is.
+            run_id: This run.
+            total: Clips of the manifest.
+            done: Those of them that were finished before.
+            out: Where to show it; None means stdout.
+            eta: Estimates the end; None where nobody asks.
+            gpu_uuid: The card that is watched; None for none.
+        """
         self._out = out or sys.stdout
         self._tty = self._out.isatty()
         self._bar: Any = None
         self._steps: Any = None
-        self._written_at = 0.0
         self._warm_seconds: list[float] = []
         self._last_finish = time.monotonic()
-        self.failed = 0
-        self.suspect = 0
-        self.finished = 0
-        self.rendered = 0
+        self._eta = eta
+        self._health = GpuHealthReader(gpu_uuid)
+        self._folder = status_file.parent
+        self.on_finished: Callable[[ClipRecord], None] = lambda record: None
+        """Called with each record, after it is shown."""
+        self._failed: set[str | None] = set()
+        self._suspect: set[str | None] = set()
+        self._done = done
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
-        self._status: dict[str, Any] = {
-            "state": "encoding",
-            "run_id": run_id,
-            "pid": os.getpid(),
-            "total": total,
-            "done": done,
-            "failed": 0,
-            "suspect": 0,
-            "clip_id": None,
-            "stage": None,
-            "step": None,
-            "steps": None,
-            "seconds_per_clip": None,
-            "eta": None,
-            "message": "",
-            "hostname": socket.gethostname(),
-        }
-        self._set()
+        self._state = "encoding"
+        self._status = StatusFile(status_file, _first_values(run_id, total, done), self._sample)
 
     @property
     def seconds_per_clip(self) -> float | None:
@@ -75,6 +83,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
+        text = redacted(text)
         with suppress(BrokenPipeError):  # who listened is gone: the night's work goes on
             if self._bar is not None:
                 self._bar.write(text, file=self._out)
@@ -84,14 +93,14 @@ class Progress:
 
     def encoding(self, done: int, total: int) -> None:
         """Show that another text or image is encoded."""
-        if self._status["state"] != "encoding":
+        if self._state != "encoding":
             return  # a damaged entry, made again in the middle of a run
         if self._tty:
             self._bar = self._bar or self._make_bar(total, "encode")
             self._advance(done)
         elif done == total:
             self.say(f"encoded {total} texts and images")
-        self._set(throttled=True, stage="encode", step=done, steps=total)
+        self._status.update(stage="encode", step=done, steps=total)
 
     def rendering(self, todo: int) -> None:
         """Show that clips are rendered from now on."""
@@ -99,7 +108,14 @@ class Progress:
         if self._tty:
             self._bar = self._make_bar(todo, "clips")
         self._last_finish = time.monotonic()
-        self._set(state="rendering", stage=None, step=None, steps=None)
+        self._state = "rendering"
+        self._status.update(state=self._state, stage=None, step=None, steps=None)
+
+    def started(self, clip_id: str) -> None:
+        """Show that a clip is in the executor's hands."""
+        if self._eta is not None:
+            self._eta.started(clip_id)
+        self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
@@ -110,54 +126,83 @@ class Progress:
             self._steps.n = step
             self._steps.set_description(f"{clip_id[:40]} {stage}")
             self._steps.refresh()
-        self._set(throttled=True, clip_id=clip_id, stage=stage, step=step, steps=steps)
+        self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
 
     def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
         """Show an ended attempt."""
-        now = time.monotonic()
-        seconds, self._last_finish = now - self._last_finish, now
-        self.finished += 1
-        if record.status == FAILED:
-            self.failed += 1
-        else:
-            self.rendered += 1
-            self.suspect += record.status == SUSPECT
-            if not record.is_cold:
-                # Two files may be finished at once while one clip takes as long as ever.
-                busy = [record.denoise_seconds, record.decode_seconds]
-                is_own = record.denoise_attempt == record.attempt
-                own = sum(s for s in busy if s is not None) if is_own else 0.0
-                self._warm_seconds.append(max(seconds, own))
+        seconds = self._measure(record)
+        self._count(record)
         if record.total_seconds is not None and record.denoise_attempt == record.attempt:
             seconds = record.total_seconds  # its own stages; less than those from saved latents
         self.say(_line(record, number, todo, seconds))
         if self._bar is not None:
             self._advance(number)
-        per_clip = self.seconds_per_clip
-        eta = utc_now() + timedelta(seconds=per_clip * (todo - number)) if per_clip else None
-        self._set(
-            throttled=True,
-            done=self._status["done"] + (record.status != FAILED),
-            failed=self.failed,
-            suspect=self.suspect,
-            seconds_per_clip=per_clip,
-            eta=eta.isoformat(timespec="seconds") if eta else None,
+        self._status.update(
+            done=self._done,
+            failed=len(self._failed),
+            suspect=len(self._suspect),
+            seconds_per_clip=self.seconds_per_clip,
+            **self._expected_end(),
         )
+        self.on_finished(record)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what status.json says now."""
+        return self._status.snapshot()
 
     def end(self, state: str, message: str = "") -> None:
         """Close the bars and write the last status."""
         self._close_bars()
-        self._set(state=state, message=message, clip_id=None, stage=None, step=None, steps=None)
+        self._state = state
+        self._status.close(state=state, message=redacted(message), **_NO_CLIP, **_NO_ETA)
+        self._health.close()
 
-    def _set(self, throttled: bool = False, **values: Any) -> None:
-        self._status.update(values)
+    def _measure(self, record: ClipRecord) -> float:
+        """Return what an ended attempt took of the run's time, and learn from it."""
         now = time.monotonic()
-        if throttled and now - self._written_at < _STATUS_SECONDS:
+        seconds, self._last_finish = now - self._last_finish, now
+        # Two files may be finished at once while one clip takes as long as ever.
+        busy = [record.denoise_seconds, record.decode_seconds]
+        is_own = record.denoise_attempt == record.attempt
+        own = sum(s for s in busy if s is not None) if is_own else 0.0
+        wall = max(seconds, own)
+        if record.status != FAILED and not record.is_cold:
+            self._warm_seconds.append(wall)
+        if self._eta is not None:
+            self._eta.finished(record, wall)
+        return seconds
+
+    def _count(self, record: ClipRecord) -> None:
+        """Count clips, not attempts: one that failed may be tried again."""
+        self._failed.discard(record.clip_id)
+        if record.status == FAILED:
+            self._failed.add(record.clip_id)
             return
-        self._written_at = now
-        self._status["updated_at"] = utc_now().isoformat(timespec="seconds")
-        with suppress(OSError):  # a full disk stops the run where clips and log are written
-            publish_json(self._status_file, self._status)
+        self._done += 1
+        if record.status == SUSPECT:
+            self._suspect.add(record.clip_id)
+
+    def _sample(self) -> dict[str, Any]:
+        """Return what changes by itself: the card, the disk, and an end that moves away."""
+        try:
+            free = free_disk_bytes(self._folder)
+        except OSError:
+            free = None
+        return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+
+    def _expected_end(self) -> dict[str, Any]:
+        if self._eta is None or self._state not in ("encoding", "rendering"):
+            return dict(_NO_ETA)
+        is_rendering = self._state == "rendering"
+        left = self._eta.left(time.monotonic() - self._last_finish if is_rendering else 0.0)
+        if left is None:
+            return dict(_NO_ETA)
+        now = datetime.now().astimezone()
+        p50, p90 = (
+            (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+            for seconds in (left.p50_seconds, left.p90_seconds)
+        )
+        return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
 
     def _make_bar(self, total: int, what: str) -> Any:
         return tqdm(total=total, desc=what, file=self._out, position=0)
@@ -173,9 +218,28 @@ class Progress:
         self._steps = self._bar = None
 
 
+def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
+    return {
+        "state": "encoding",
+        "run_id": run_id,
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "total": total,
+        "done": done,
+        "failed": 0,
+        "suspect": 0,
+        **_NO_CLIP,
+        "seconds_per_clip": None,
+        **_NO_ETA,
+        **asdict(GpuHealth()),
+        "free_disk_bytes": None,
+        "message": "",
+    }
+
+
 def format_error(record: ClipRecord) -> str:
     """Return what went wrong, on one short line."""
-    text = " ".join(f"{record.error_type}: {record.error_message}".split())
+    text = " ".join(redacted(f"{record.error_type}: {record.error_message}").split())
     return text if len(text) <= _ERROR_CHARACTERS else f"{text[: _ERROR_CHARACTERS - 1]}…"
 
 

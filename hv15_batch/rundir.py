@@ -103,7 +103,7 @@ class RunDir:
         Raises:
             ConfigError: the disk does not allow it.
         """
-        for folder in self._folders():
+        for folder in self.written_folders():
             self.create_folder(folder)
 
     def create_folder(self, folder: Path | None = None) -> None:
@@ -139,16 +139,10 @@ class RunDir:
         """Whether a run was started here before."""
         return self.runs.is_dir() or self.log.is_dir()
 
-    def _folders(self) -> tuple[Path, ...]:
-        return (
-            self.path,
-            self.clips,
-            self.latents,
-            self.thumbs,
-            self.log,
-            self.embeddings,
-            self.runs,
-        )
+    def written_folders(self) -> tuple[Path, ...]:
+        """Return the run directory and its folders that runs write to."""
+        parts = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
+        return (self.path, *parts)
 
     def sweep_temporary(self) -> int:
         """Remove what an interrupted write left behind; return how many files. Needs the lock.
@@ -156,7 +150,7 @@ class RunDir:
         Every hidden file in the folders that only runs write to; beside them a user may keep
         hidden files of his own, so there only what has the form of `publishing`'s names.
         """
-        folders = [*self._folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
+        folders = [*self.written_folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
         left = [entry for folder in folders for entry in folder.glob(".*")]
         left += [e for e in self.path.glob(".*") if _TEMPORARY.fullmatch(e.name)]
         left = [entry for entry in left if entry.is_file() or entry.is_symlink()]

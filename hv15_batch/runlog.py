@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hv15_batch.records import SCHEMA_VERSION, ClipRecord, arrow_schema
+from hv15_batch.redaction import redacted_or_none
 from hv15_batch.rundir import publishing
 
 SEGMENT_ROWS = 128
@@ -45,7 +46,8 @@ class RunLog:
         if self._table.num_rows == SEGMENT_ROWS:
             self._table = self._schema.empty_table()
             self._number += 1
-        row = pa.Table.from_pylist([vars(record)], schema=self._schema)
+        values = vars(record) | {"error_message": redacted_or_none(record.error_message)}
+        row = pa.Table.from_pylist([values], schema=self._schema)
         table = pa.concat_tables([self._table, row]).combine_chunks()
         path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
         with publishing(path) as temporary:

@@ -183,6 +183,7 @@ class Runner:
             self._in_hand[job.key] = _InHand(job, utc_now())
             self._is_busy = True
             self._executor.submit(job)
+            self._progress.started(job.clip.clip_id)
 
     # -- events -------------------------------------------------------------------------------
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from hv15_batch import __version__, costs
+from hv15_batch import __version__
 from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import Config, ConfigError, VideoCodec
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec
-from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.forecast import forecast_lines, make_forecast, parse_until
-from hv15_batch.machine import Machine, free_disk_bytes, read_machine, system_facts, system_sha256
+from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
+from hv15_batch.forecast import forecast_lines, parse_until
+from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
-from hv15_batch.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
+from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.plan_table import write_plan
+from hv15_batch.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
 from hv15_batch.prepare import (
     Planned,
     Prepared,
@@ -32,7 +33,6 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.progress import Progress
 from hv15_batch.report import live_page, write_page
 from hv15_batch.rundir import RunDir, publish_json
 from hv15_batch.runlog import (
@@ -50,12 +50,10 @@ from hv15_batch.stored_settings import (
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
 from hv15_batch.text_log import text_log
+from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
 logger = logging.getLogger(__name__)
-
-MIN_FREE_BYTES = 512 * 2**20
-"""Left free on the disk: a run stops before a clip that would take from it."""
 
 
 def run(
@@ -85,9 +83,13 @@ def run(
     set_allocator()  # before the machine is read, so that the log tells it
     machine = read_machine()
     check_device(config, machine)
-    is_announced = lacks_weights(prepared)
+    planned = plan_against_log(prepared)
+    notes = refuse_or_note(prepared, planned, machine)
+    is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
+        _say_all([headline(run_dir, planned.clips), *notes], say)
         prepared = with_weights(prepared, say)
+        _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id):
@@ -95,11 +97,16 @@ def run(
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
-            say(headline(run_dir, planned.clips))
+            _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
         if not planned.todo:
             return _nothing_to_do(prepared, planned, say)
         return _render(prepared, planned, run_id, machine, say, make_executor)
+
+
+def _say_all(lines: Iterable[str], say: Say) -> None:
+    for line in lines:
+        say(line)
 
 
 # -- a run that renders -----------------------------------------------------------------------
@@ -122,10 +129,10 @@ def _render(
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        done = sum(p.is_done for p in planned.clips)
-        progress = Progress(run_dir.status, run_id, len(planned.clips), done)
-        needed = MIN_FREE_BYTES + max(map(_disk_bytes, todo))
-        clip_seconds = _clip_seconds(prepared, planned, machine)
+        need = disk_need(todo, prepared.config)
+        forecast = run_forecast(prepared, planned, machine)
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
         workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
@@ -134,16 +141,16 @@ def _render(
             progress,
             _known_columns(spec),
             lambda: (
-                _disk_fault(run_dir.path, needed)
-                or _until_fault(until, progress.seconds_per_clip or clip_seconds)
+                disk_fault(run_dir.path, need)
+                or _until_fault(until, progress.seconds_per_clip or max(predicted))
             ),
         )
-        outcome = Outcome(EXIT_OK, "failed", "ended by an error, see run.log")
+        outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run_dir.path):
                 outcome = runner.run(todo)
         except ConfigError as error:
-            outcome.message = str(error)
+            outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
                 withdraw_settings(run_dir.run_folder(run_id))
             raise
@@ -152,7 +159,11 @@ def _render(
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-        _end(prepared, outcome, say)
+            try:
+                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                    _end(prepared, outcome, say)
+            finally:
+                notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
 
 
@@ -237,32 +248,6 @@ def _is_up_to_date(run_dir: RunDir) -> bool:
     return min(path.stat().st_mtime_ns for path in results) >= changed_at
 
 
-def _disk_bytes(planned: PlannedClip) -> int:
-    """Return a cautious size of what a clip leaves on the disk while it is written."""
-    settings = planned.clip.settings
-    size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
-    return 2 * costs.video_bytes_estimate(*size, is_lossless) + costs.latents_bytes(*size, 4)
-
-
-def _disk_fault(path: Path, needed: int) -> str | None:
-    free = free_disk_bytes(path)
-    if free >= needed:
-        return None
-    return (
-        f"disk full: {free / 2**30:.2f} GiB free at {path}, and the next clip needs "
-        f"{needed / 2**30:.2f} to be written safely"
-    )
-
-
-def _clip_seconds(prepared: Prepared, planned: Planned, machine: Machine) -> float:
-    """Return the predicted seconds of the longest clip; 0 where nothing is known of the card."""
-    settings = [p.clip.settings for p in planned.todo]
-    config = replace(prepared.config, runtime=replace(prepared.config.runtime, card=None))
-    forecast = make_forecast(config, settings, machine, prepared.run_dir.log)
-    return max(map(forecast.clip_seconds, settings)) if forecast is not None else 0.0
-
-
 def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
     """Return why no further clip is begun: it would not be finished in time."""
     if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
@@ -288,12 +273,17 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
 def _dry_run(prepared: Prepared, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
-    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, say)
+    plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
+    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
     todo = [p.clip.settings for p in planned.todo]
     now = datetime.now().astimezone()
     until = parse_until(prepared.config.until, now)
     for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
         say(line)
+    if planned.todo:
+        findings = find_hindrances(prepared, planned)
+        _say_all(findings.notes, say)
+        _say_all((f"A run would be refused: {fault}" for fault in findings.refusals), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
     write_plan(planned.clips, run_dir.plan, tokens)

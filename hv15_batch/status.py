@@ -19,6 +19,14 @@ import psutil
 
 from hv15_batch.config import ConfigError
 from hv15_batch.rundir import RunDir, utc_now
+from hv15_batch.status_text import (
+    age,
+    format_eta,
+    format_health,
+    format_progress,
+    parse_time,
+    silence_lines,
+)
 
 ACTIVE_STATES = ("encoding", "rendering")
 """States that a living process is behind."""
@@ -57,8 +65,22 @@ class Status:
     steps: int | None = None
     seconds_per_clip: float | None = None
     """Median of this run's warm clips; None before the first."""
-    eta: str | None = None
-    """Expected end, ISO 8601; None when not known."""
+    eta_p50: str | None = None
+    """Expected end, ISO 8601 with the machine's zone; None when not known."""
+    eta_p90: str | None = None
+    """When it will be over with a probability of 90 %."""
+    eta_basis: str | None = None
+    """estimated, calibrated, first_clip or measured: see `eta.EtaBasis`."""
+    temperature_celsius: float | None = None
+    """Of the card."""
+    power_watts: float | None = None
+    vram_used_bytes: int | None = None
+    """Of all processes."""
+    vram_total_bytes: int | None = None
+    free_disk_bytes: int | None = None
+    """Of the disk that the run directory is on."""
+    last_event_at: str | None = None
+    """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
     message: str | None = None
     """Why the run ended."""
     hostname: str | None = None
@@ -76,7 +98,9 @@ def read_status(run_dir: Path) -> Status:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Status)}
         status = Status(**{name: value for name, value in values.items() if name in known})
-        _parse_time(status.updated_at)
+        parse_time(status.updated_at)
+        for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
+            parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{run_dir}: no run has written its status here; name a run directory, or leave it "
@@ -119,27 +143,7 @@ def is_gone(status: Status) -> bool:
     except psutil.NoSuchProcess:
         return True
     # A process that began after the last update only has the number of the one that wrote it.
-    return is_zombie or started > _parse_time(status.updated_at) + _CLOCK_SLACK
-
-
-def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
-    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; nothing is said of zero."""
-    parts = [f"{done} of {total} done"]
-    parts += [f"{n} {word}" for n, word in ((failed, "failed"), (suspect, "suspect")) if n]
-    return ", ".join(parts)
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
-    if seconds < 59.5:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
+    return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK
 
 
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
@@ -164,8 +168,7 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(f"go on with: hv15-batch {resume}")
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
-    age = (now - _parse_time(status.updated_at)).total_seconds()
-    lines.append(f"last update {format_duration(age)} ago{_format_process(status)}")
+    lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
 
 
@@ -178,11 +181,12 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     lines = [", ".join(what)]
     if status.seconds_per_clip is not None:
         lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
-    if status.eta is not None:
-        end = _parse_time(status.eta)
-        left = format_duration((end - now).total_seconds())
-        lines.append(f"about {left} left, until {end.astimezone():%Y-%m-%d %H:%M %Z}")
-    return lines
+    if status.eta_p50 is not None:
+        lines.append(format_eta(status, now))
+    health = format_health(status)
+    if health:
+        lines.append(health)
+    return lines + silence_lines(status, now)
 
 
 def _format_end(status: Status) -> str:
@@ -200,12 +204,6 @@ def _format_process(status: Status) -> str:
     return f" by process {status.pid}{where}"
 
 
-def _parse_time(text: str) -> datetime:
-    # Python 3.10 does not know the Z.
-    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the progress of a run; return 0, or 2 where there is nothing to read."""
     parser = argparse.ArgumentParser(
@@ -214,10 +212,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
     )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("-w", "--watch", action="store_true", help="go on showing it until the end")
+    how.add_argument("--json", action="store_true", help="print status.json as it is")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
-        print(format_status(run_dir, read_status(run_dir), utc_now()))
+        if arguments.watch:
+            from hv15_batch.watch import watch
+
+            return watch(run_dir)
+        status = read_status(run_dir)
+        if arguments.json:
+            print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
+        else:
+            print(format_status(run_dir, status, utc_now()))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

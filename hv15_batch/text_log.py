@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hv15_batch.redaction import redacted
+
 
 class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record, traceback included, without secrets."""
+        return redacted(super().format(record))
 
 
 @contextmanager
@@ -20,9 +28,7 @@ def text_log(path: Path) -> Iterator[None]:
     Parent and executor append to the same file, a line at a time.
     """
     handler = _FileHandler(path, encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     root.handlers = [handler]

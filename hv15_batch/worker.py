@@ -29,11 +29,13 @@ from hv15_batch.executor import (
     Renderer,
 )
 from hv15_batch.records import ClipRecord
+from hv15_batch.redaction import redacted
 from hv15_batch.rundir import RunDir
 from hv15_batch.text_log import text_log
 
 logger = logging.getLogger(__name__)
 
+WRITING_NICENESS = 10
 _CLOSE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -191,15 +193,15 @@ def _child_main(
         try:
             _serve(pipe, make(spec), emit)
         except ConfigError as error:
-            emit(Refused(str(error)))
+            emit(Refused(redacted(str(error))))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
-            emit(Died(f"the worker failed: {type(error).__name__}: {error}"))
+            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:
     """Answer messages: a list of clips to encode, a job to render, or None to end."""
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+    with ThreadPoolExecutor(1, "write", _yield_to_rendering) as writer:
         writing: Future[None] | None = None
         while True:
             try:
@@ -219,6 +221,16 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) 
             emit(Ready())
         if writing is not None:
             writing.result()
+
+
+def _yield_to_rendering() -> None:
+    """Lower this thread's priority, which the encoder's own threads inherit (Linux).
+
+    x264 takes every core for seconds, just when the next clip's noise is made and its first
+    kernels are launched.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITING_NICENESS)
 
 
 def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], None]) -> None:

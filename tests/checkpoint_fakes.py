@@ -43,7 +43,10 @@ def layout(task: Task = Task.t2v, use_meanflow: bool = False) -> dict[str, bytes
     if task is Task.i2v:
         names += ["image_encoder", "feature_extractor"]
         pipeline = "HunyuanVideo15ImageToVideoPipeline"
-    index: dict[str, Any] = {"_class_name": pipeline, **{name: ["lib", "Class"] for name in names}}
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        **{name: ["diffusers", "Class"] for name in names},
+    }
     shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     files = {
         "model_index.json": json.dumps(index).encode(),

@@ -80,7 +80,7 @@ def cached_conditioning(
     if settings.image_sha256 is not None:
         size = (settings.height, settings.width)
         key = image_key(settings.image_sha256, *size, IDENTITY)
-        cache.write_image(key, encoders.encode_image(photo, *size))
+        cache.write_image(key, encoders.encode_image(photo.read_bytes(), *size))
     encoders.release()
     conditioning = cache.read_conditioning(settings, IDENTITY)
     assert conditioning is not None

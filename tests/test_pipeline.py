@@ -137,17 +137,17 @@ def test_the_first_frame_is_encoded_untiled_with_a_vae_that_tiles(
     wide = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((320, 320)).save(wide)
     vae = load_vae(config, folder)
-    plain = load_encoders(config, folder, vae=vae).encode_image(wide, 320, 320)
+    plain = load_encoders(config, folder, vae=vae).encode_image(wide.read_bytes(), 320, 320)
     vae.enable_tiling(128, 128, 8, 8)
 
-    tiled = load_encoders(config, folder, vae=vae).encode_image(wide, 320, 320)
+    tiled = load_encoders(config, folder, vae=vae).encode_image(wide.read_bytes(), 320, 320)
 
     assert torch.equal(plain.image_latents, tiled.image_latents)
     assert vae.use_tiling
 
 
 def test_an_image_lying_on_its_side_is_read_upright(photo: Path) -> None:
-    image = open_upright(photo)
+    image = open_upright(photo.read_bytes())
 
     assert (image.width, image.height, image.mode) == (40, 60, "RGB")
 

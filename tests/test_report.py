@@ -94,7 +94,7 @@ def test_every_way_to_end_is_said_once(tmp_path: Path, status: Any, words: str) 
 
 
 def test_a_run_that_goes_on_says_how_long_and_offers_no_command(tmp_path: Path) -> None:
-    status = make_status(state="rendering", pid=os.getpid(), eta="2999-01-01T00:00:00+00:00")
+    status = make_status(state="rendering", pid=os.getpid(), eta_p50="2999-01-01T00:00:00+00:00")
     status["updated_at"] = "2999-01-01T00:00:00+00:00"  # not before this process began
 
     html, _ = build(make_run(tmp_path, [], [record("a")], status=status))

@@ -258,10 +258,12 @@ def test_clips_go_to_the_executor_in_takes_or_row_by_row(project: Project) -> No
 def test_status_json_is_written_about_once_a_second_not_once_a_clip(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hv15_batch import progress
+    from hv15_batch import status_file
 
     written: list[dict[str, Any]] = []
-    monkeypatch.setattr(progress, "publish_json", lambda _path, value: written.append(dict(value)))
+    monkeypatch.setattr(
+        status_file, "publish_json", lambda _path, value: written.append(dict(value))
+    )
     project.write("id,prompt,seed", "cat,a cat,0..99")
 
     project.run()

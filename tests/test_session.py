@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from run_fakes import FakeExecutor, FakeRenderer, Project, read_csv
 
-from hv15_batch import session
+from hv15_batch import preflight, session
 from hv15_batch.config import (
     Config,
     ConfigError,
@@ -517,8 +517,8 @@ def test_a_folder_that_cannot_be_made_is_refused(project: Project) -> None:
 def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = iter([2**40, 2**20])
-    monkeypatch.setattr(session, "free_disk_bytes", lambda _path: next(free))
+    free = iter([2**40, 2**40, 2**20])  # at the start, before each clip
+    monkeypatch.setattr(preflight, "free_disk_bytes", lambda _path: next(free))
 
     assert project.run() == 4
 

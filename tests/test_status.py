@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
+import pty
+import re
 import resource
+import select
 import shlex
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import Answer
 
+from hv15_batch import status_file, watch
+from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
 from hv15_batch.progress import Progress
-from hv15_batch.status import format_duration, format_progress, main, read_status
+from hv15_batch.records import FAILED, SUSPECT, ClipRecord
+from hv15_batch.status import main, read_status
+from hv15_batch.status_file import StatusFile
+from hv15_batch.status_text import format_duration, format_progress
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)
 
@@ -38,7 +53,7 @@ def write_status(run_dir: Path, **changes: Any) -> Path:
         "step": 12,
         "steps": 50,
         "seconds_per_clip": 412.34,
-        "eta": None,
+        "eta_p50": None,
         "updated_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "message": "",
     }
@@ -104,11 +119,18 @@ def test_the_expected_end_is_said_in_local_time(
 ) -> None:
     monkeypatch.setattr("hv15_batch.status.utc_now", lambda: NOW)
     monkeypatch.setattr("hv15_batch.status.is_gone", lambda status: False)
-    write_status(tmp_path, eta="2026-11-22T16:10:00+00:00", updated_at="2026-11-22T09:37:00+00:00")
+    write_status(
+        tmp_path,
+        eta_p50="2026-11-22T16:10:00+00:00",
+        eta_p90="2026-11-22T16:40:00+00:00",
+        eta_basis="measured",
+        updated_at="2026-11-22T09:37:00+00:00",
+    )
 
     lines = printed(tmp_path, capsys)
 
-    assert "about 6 h 30 min left, until 2026-11-22 17:10 CET" in lines
+    assert "about 6 h 30 min left, until 2026-11-22 17:10 CET, 90 % sure by 17:40" in lines
+    assert "  (from this run's clips)" in lines
     assert lines[-1].startswith("last update 3 min ago")
 
 
@@ -310,3 +332,301 @@ def test_the_command_starts_in_well_under_a_second_without_torch_pandas_or_pyarr
     assert done.stdout.splitlines()[-1] == "[]"
     # Processor time, which a busy machine does not stretch as it does the clock.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_card_a_disk_and_the_basis_of_the_end_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(
+        tmp_path,
+        temperature_celsius=71,
+        power_watts=348.6,
+        vram_used_bytes=20 * 2**30,
+        vram_total_bytes=24 * 2**30,
+        free_disk_bytes=int(812.25 * 2**30),
+    )
+
+    assert "card 71 °C, 349 W, 20.0 of 24.0 GiB VRAM in use, 812.2 GiB of disk free" in printed(
+        tmp_path, capsys
+    )
+
+
+def test_a_run_that_hangs_and_a_process_that_was_stopped_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ago(minutes: int) -> str:
+        return (datetime.now(timezone.utc) - timedelta(minutes=minutes)).isoformat()
+
+    write_status(tmp_path, last_event_at=ago(14))
+    hanging = printed(tmp_path, capsys)
+    write_status(tmp_path, last_event_at=ago(14), updated_at=ago(13), hostname="elsewhere")
+    stopped = printed(tmp_path, capsys)
+    write_status(tmp_path, last_event_at=ago(1))
+    working = printed(tmp_path, capsys)
+
+    assert "nothing has moved for 14 min" in hanging
+    assert "no word from its process for 13 min: stopped, or lost" in stopped
+    assert len(working) == 5
+
+
+def test_json_prints_the_file_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_status(tmp_path)
+
+    assert main(["--json", str(tmp_path)]) == 0
+
+    assert capsys.readouterr().out == path.read_text()
+
+
+def test_watch_and_json_exclude_each_other(tmp_path: Path, command: Callable[..., Answer]) -> None:
+    write_status(tmp_path)
+
+    answer = command("status", "--json", "--watch", tmp_path)
+
+    assert answer.code == 2
+    assert "not allowed with" in answer.err
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_in_which_nothing_happens_goes_on_writing_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_file, "HEARTBEAT_SECONDS", 0.1)
+    progress = Progress(tmp_path / "status.json", "r1", total=4, done=1)
+    progress.rendering(3)
+    event = read_status(tmp_path).last_event_at
+
+    wait_for(lambda: read_status(tmp_path).updated_at > str(event))
+
+    assert read_status(tmp_path).last_event_at == event
+    assert read_status(tmp_path).free_disk_bytes is not None
+    progress.end("done")
+
+
+def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "status.json", "r1", total=4, done=1)
+    progress.started("a")
+    progress.end("interrupted")
+    before = (tmp_path / "status.json").stat().st_mtime_ns
+
+    time.sleep(1.5)
+
+    assert (tmp_path / "status.json").stat().st_mtime_ns == before
+    assert (read_status(tmp_path).state, read_status(tmp_path).clip_id) == ("interrupted", None)
+
+
+def test_an_end_waits_no_longer_than_a_moment_for_a_driver_that_hangs(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def hang() -> dict[str, Any]:
+        release.wait(60)
+        return {}
+
+    file = StatusFile(tmp_path / "status.json", {"state": "rendering"}, hang)
+    time.sleep(0.2)
+
+    began = time.monotonic()
+    file.close(state="done")
+    took = time.monotonic() - began
+    release.set()
+
+    assert took < 10
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
+
+
+def test_a_clip_that_failed_and_was_made_in_a_second_attempt_counts_once(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "status.json", "r1", total=2, done=0)
+
+    for clip_id, outcome in (("a", FAILED), ("b", FAILED), ("a", SUSPECT)):
+        progress.finished_clip(ClipRecord(clip_id=clip_id, status=outcome), 1, 2)
+    progress.end("failed")
+
+    status = read_status(tmp_path)
+    assert (status.done, status.failed, status.suspect) == (1, 1, 1)
+
+
+def test_the_clip_in_hand_is_named_before_its_first_step(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "status.json", "r1", total=2, done=0)
+    progress.rendering(2)
+    progress.stepped("a", "decode", 50, 50)
+
+    progress.started("b")
+    found = progress.snapshot()
+    progress.end("done")
+
+    assert (found["clip_id"], found["stage"], found["step"]) == ("b", None, None)
+
+
+# -- watching ---------------------------------------------------------------------------------
+
+
+def test_watch_draws_in_place_fits_80_columns_and_ends_with_the_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / ("a-very-long-name-" * 6)
+    write_status(run_dir, clip_id="c" * 64)
+    watching, screen = watch_in_terminal(run_dir)
+    first = read_until(screen, b"last update")
+    write_status(run_dir, state="done", clip_id=None)
+
+    last = read_until(screen, b"\x1b[?25h")
+
+    assert watching.wait(10) == 0
+    assert b"\x1b[2J" not in first + last
+    assert re.search(rb"\r\x1b\[\d+A", last)
+    drawn = re.sub(rb"\x1b\[[?0-9]*[A-Za-z]", b"", first + last).decode().split("\r\n")
+    assert max(len(line.strip()) for line in drawn) <= 79
+    assert any("…" in line for line in drawn)
+    assert any(line.strip("\r") == "done" for line in drawn)
+
+
+def test_ctrl_c_ends_watching_and_gives_the_cursor_back(tmp_path: Path) -> None:
+    write_status(tmp_path)
+    watching, screen = watch_in_terminal(tmp_path)
+    read_until(screen, b"last update")
+    time.sleep(0.3)
+
+    os.write(screen, b"\x03")
+    rest = read_until(screen, b"\x1b[?25h")
+
+    assert watching.wait(10) == 130
+    assert b"Traceback" not in rest
+
+
+def watch_in_terminal(run_dir: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Watch a run in a terminal of 24 lines and 80 columns; return process and screen."""
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "hv15_batch", "status", "--watch", str(run_dir)]
+    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    code += "os.execv(sys.argv[1], sys.argv[1:])"
+    environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env={**environ, "TERM": "xterm"},
+    )
+    os.close(terminal)
+    return process, screen
+
+
+def read_until(screen: int, text: bytes) -> bytes:
+    """Return what appears on a screen, up to and with this text."""
+    found = b""
+    deadline = time.monotonic() + 20
+    while text not in found and time.monotonic() < deadline:
+        if select.select([screen], [], [], 0.2)[0]:
+            found += os.read(screen, 1 << 16)
+    assert text in found, found
+    return found
+
+
+def test_watch_into_a_file_writes_a_line_for_each_change_and_all_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: Iterator[dict[str, Any]] = iter(
+        [
+            {"step": 13},
+            {"clip_id": "dog_s0_1", "done": 144, "eta_p50": "2026-11-22T17:10:00+01:00"},
+            {"state": "done", "done": 200},
+        ]
+    )
+    monkeypatch.setattr(watch.time, "sleep", lambda _: write_status(tmp_path, **next(states)))
+    write_status(tmp_path)
+    out = io.StringIO()
+
+    assert watch.watch(tmp_path, out) == 0
+
+    lines = out.getvalue().splitlines()
+    assert lines[0].endswith(" 143 of 200 done, 3 failed, 2 suspect, rendering cat_s0_11223344")
+    assert lines[1].endswith("rendering dog_s0_1, end 2026-11-22T17:10:00+01:00")
+    assert lines[2:5] == [str(tmp_path), "200 of 200 done, 3 failed, 2 suspect", "done"]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_watch_ends_when_the_process_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ended_pid: int
+) -> None:
+    write_status(tmp_path, pid=ended_pid)
+
+    assert main(["-w", str(tmp_path)]) == 0
+
+    assert "interrupted at cat_s0_11223344" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "fitted"),
+    [
+        ("short", 10, "short"),
+        ("0123456789", 10, "0123456789"),
+        ("0123456789a", 10, "01234…789a"),
+        ("猫猫猫猫猫猫", 9, "猫猫…猫猫"),
+        ("猫猫猫", 6, "猫猫猫"),
+    ],
+)
+def test_a_line_is_cut_in_the_middle_by_columns(text: str, columns: int, fitted: str) -> None:
+    assert watch.fit(text, columns) == fitted
+
+
+# -- the card ---------------------------------------------------------------------------------
+
+
+class FakeNvml:
+    """A card that can be lost or keep things to itself."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *, lost: bool = False, silent: tuple[str, ...] = ()) -> None:
+        self.lost, self.silent = lost, silent
+        self.inits = 0
+
+    def _tell(self, name: str, value: Any) -> Any:
+        if self.lost or name in self.silent:
+            raise self.NVMLError(name)
+        return value
+
+    def nvmlInit(self) -> None:
+        self.inits += 1
+
+    def nvmlShutdown(self) -> None:
+        self.inits -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return str(self._tell("handle", uuid))
+
+    def nvmlDeviceGetTemperature(self, _handle: str, _sensor: int) -> int:
+        return int(self._tell("temperature", 71))
+
+    def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
+        return int(self._tell("power", 348_600))
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: str) -> SimpleNamespace:
+        found: SimpleNamespace = self._tell("memory", SimpleNamespace(used=5, total=24))
+        return found
+
+
+def test_a_card_is_read_again_and_again_with_one_initialisation() -> None:
+    nvml = FakeNvml()
+    reader = GpuHealthReader("GPU-1", nvml)
+
+    readings = [reader.read() for _ in range(3)]
+
+    assert set(readings) == {GpuHealth(71, 348.6, 5, 24)}
+    assert nvml.inits == 1
+    reader.close()
+    assert nvml.inits == 0
+
+
+def test_what_a_card_does_not_tell_is_null_and_no_error() -> None:
+    assert GpuHealthReader("GPU-1", FakeNvml(silent=("power", "memory"))).read() == GpuHealth(71)
+    assert GpuHealthReader("GPU-1", FakeNvml(lost=True)).read() == GpuHealth()
+    assert GpuHealthReader(None).read() == GpuHealth()

@@ -49,6 +49,7 @@ TORCH_FREE = {
     "overview",
     "plan",
     "prefetch",
+    "preflight",
     "progress",
     "records",
     "references",

@@ -9,7 +9,8 @@ from datetime import datetime
 
 from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report.read import FILE_MISSING, RunData
-from hv15_batch.status import ACTIVE_STATES, Status, format_duration, is_gone
+from hv15_batch.status import ACTIVE_STATES, Status, is_gone
+from hv15_batch.status_text import format_duration, parse_time
 
 _REDUNDANT_END = "clips failed"
 """The message of a run that ended with failures; the line has counted them already."""
@@ -50,15 +51,15 @@ def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
 
 
 def _active(status: Status, now: datetime) -> str:
-    if status.eta is None:
+    if status.eta_p50 is None:
         return status.state
-    left = (_time(status.eta) - now).total_seconds()
+    left = (parse_time(status.eta_p50) - now).total_seconds()
     return f"{status.state}, about {format_duration(left)} left"
 
 
 def _ended(status: Status, now: datetime) -> str:
     """Return e.g. `stopped 04:12: disk full`; with the day where it was another one."""
-    at, today = _time(status.updated_at).astimezone(), now.astimezone()
+    at, today = parse_time(status.updated_at).astimezone(), now.astimezone()
     when = f"{at:%H:%M}" if at.date() == today.date() else f"{at:%Y-%m-%d %H:%M}"
     if status.state in ACTIVE_STATES:
         return f"interrupted {when}: its process is gone, without a last word"
@@ -72,7 +73,3 @@ def _ended(status: Status, now: datetime) -> str:
 def _brief(message: str) -> str:
     """Return the cause without its figures: `disk full` of `disk full: 0.4 GiB free at ...`."""
     return message.partition(": ")[0]
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z.

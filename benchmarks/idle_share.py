@@ -1,0 +1,132 @@
+"""Share of the wall time in which the card computes nothing, over warm clips in a row.
+
+    python benchmarks/idle_share.py OUT 121:4:1 [CASE ...] [-- runtime.compile=true ...]
+
+A case is frames:steps:guidance or height:width:frames:steps:guidance, with random weights. One clip
+warms up, six of the first case are traced, then one clip of each further case is rendered
+untraced. The worker runs as in any run, but with CUPTI's trace of kernels around the six: from the
+beginning of the first one's denoising to the end of the last one's decode. Few steps make the
+figure worse, not better: what comes between clips is spread over less work.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from batch import print_log, write_manifest
+
+from hv15_batch import session
+from hv15_batch.clip import Clip
+from hv15_batch.compose import Job as Command
+from hv15_batch.compose import run_jobs
+from hv15_batch.executor import Event, ExecutorSpec, Job
+from hv15_batch.records import ClipRecord
+from hv15_batch.worker import LocalExecutor, make_renderer
+
+CLIPS = 6
+
+
+class TracedRenderer:
+    """The real renderer, with a trace from the first clip after the warm-up to the last one."""
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        self._inner = make_renderer(spec)
+        self._file = spec.run_dir.parent / "idle.json"
+        self._profiler: Any = None
+        self._begin = 0.0
+        self._traced = 0
+
+    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+        """See `executor.Renderer.encode`."""
+        self._inner.encode(clips, emit)
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        """See `executor.Renderer.render`."""
+        import torch
+
+        if job.clip.row_id.startswith("case") and self._profiler is None and not self._traced:
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            self._profiler = torch.profiler.profile(activities=activities)
+            self._profiler.start()
+            self._begin = time.perf_counter()
+        finish = self._inner.render(job, emit)
+        if self._profiler is not None:
+            self._traced += 1
+        if self._profiler is not None and self._traced == CLIPS:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            wall = time.perf_counter() - self._begin
+            self._profiler.stop()
+            self._file.write_text(json.dumps(shares(self._profiler, wall)))
+            self._profiler = None
+        return finish
+
+
+def shares(profiler: Any, wall: float) -> dict[str, float]:
+    """Return wall seconds, seconds in which a kernel ran, and in which anything ran."""
+    from torch.autograd import DeviceType
+
+    events = [
+        (e.start_ns(), e.start_ns() + e.duration_ns(), e.name())
+        for e in profiler.profiler.kineto_results.events()
+        if e.device_type() == DeviceType.CUDA
+    ]
+    kernels = [e for e in events if not e[2].startswith(("Memcpy", "Memset"))]
+    return {
+        "wall_seconds": wall,
+        "kernel_seconds": union_seconds(kernels),
+        "busy_seconds": union_seconds(events),
+        "kernels": len(kernels),
+    }
+
+
+def union_seconds(intervals: list[tuple[int, int, str]]) -> float:
+    """Return the seconds covered by at least one interval."""
+    total, end = 0, 0
+    for start, stop, _ in sorted(intervals):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total / 1e9
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    out, case, *further = arguments[:cut]
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder / "cases.csv", [case] * CLIPS + further)
+    words = [str(folder / "cases.csv"), "order=rows", f"run_dir={folder / 'run'}"]
+    words += arguments[cut + 1 :]
+    if not any(word.startswith("model=") for word in words):
+        words += ["model=480p_t2v", "model.weights=random"]
+
+    def run(command: Command) -> int:
+        say = partial(print, flush=True)
+        return session.run(command.config, (), None, say, traced_executor)
+
+    code = run_jobs(words, run)
+    found = json.loads((folder / "idle.json").read_text())
+    wall = found["wall_seconds"]
+    print(
+        f"{CLIPS} warm clips of {case} in {wall:.2f} s, {found['kernels']} kernels: "
+        f"none ran for {wall - found['kernel_seconds']:.3f} s "
+        f"({1 - found['kernel_seconds'] / wall:.2%}), "
+        f"neither kernel nor copy for {wall - found['busy_seconds']:.3f} s"
+    )
+    print_log(folder / "run", [])
+    return code
+
+
+def traced_executor(spec: ExecutorSpec) -> LocalExecutor:
+    return LocalExecutor(spec, TracedRenderer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Secrets of the environment: what counts as one, and free text without them.
+
+Only text that is written for people passes through here: messages, log lines, tracebacks. Data
+(prompts, settings, names) is never changed; where it holds a secret the run is refused instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote, unquote
+
+BLACKED_OUT = "***"
+MIN_SECRET_CHARACTERS = 8
+"""Shorter values would black out ordinary words, and are no secrets worth the name."""
+
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(KEYS?|PAT|PASS)(_|$)"
+)
+_NO_SECRET_NAME = re.compile(r"_(PATH|FILE|DIR|SOCK|SECONDS|EXPIR\w*)$")
+_LOGIN_IN_URL = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)(?=@)")
+# Things that are secrets whatever they are called: a hub token, a header, a signed address.
+_SHAPES = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), BLACKED_OUT),
+    (_LOGIN_IN_URL, BLACKED_OUT),
+    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{16,}"), rf"\1 {BLACKED_OUT}"),
+    (re.compile(r"([?&](?:X-Amz-\w+|Signature|Policy)=)[^&\s'\"]+"), rf"\1{BLACKED_OUT}"),
+)
+
+
+def secret_values(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the secrets of an environment: value -> name of the variable that holds it.
+
+    Those are values of variables whose name says so, logins in addresses such as a proxy's, and
+    the token that `hf auth login` stored.
+    """
+    environ = os.environ if environ is None else environ
+    found: dict[str, str] = {}
+    for name, value in environ.items():
+        found.update(dict.fromkeys(_secrets_in(name, value), name))
+    if token := _read_token(_token_file(environ)):
+        found[token] = "the stored hub token"
+    return {value: name for value, name in found.items() if len(value) >= MIN_SECRET_CHARACTERS}
+
+
+def redacted(text: str) -> str:
+    """Return a text for people with every secret of the environment blacked out."""
+    for value in sorted(secret_values(), key=len, reverse=True):
+        for form in {value, quote(value, safe=""), repr(value)[1:-1]}:
+            text = text.replace(form, BLACKED_OUT)
+    for shape, replacement in _SHAPES:
+        text = shape.sub(replacement, text)
+    return text
+
+
+def redacted_or_none(text: str | None) -> str | None:
+    """Return `redacted` of a text that may be missing."""
+    return None if text is None else redacted(text)
+
+
+def print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a traceback like Python's own, without secrets: a `sys.excepthook`."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _secrets_in(name: str, value: str) -> list[str]:
+    secrets = [unquote(match[2]) for match in _LOGIN_IN_URL.finditer(value)]
+    secrets += [match[2] for match in _LOGIN_IN_URL.finditer(value)]
+    upper = name.upper()
+    if not _SECRET_NAME.search(upper) or _NO_SECRET_NAME.search(upper):
+        return secrets
+    value = value.strip()
+    if os.path.isabs(value) and os.path.exists(value):
+        return secrets  # where a secret is kept, e.g. GOOGLE_APPLICATION_CREDENTIALS
+    # A private key has many lines, and a message may quote any of them.
+    lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
+    return [*secrets, value, *lines]
+
+
+def _token_file(environ: Mapping[str, str]) -> str:
+    # Source: https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/")) / ".cache"
+    home = environ.get("HF_HOME") or Path(cache) / "huggingface"
+    return environ.get("HF_TOKEN_PATH") or str(Path(home) / "token")
+
+
+@lru_cache(maxsize=8)
+def _read_token(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4096).strip()
+    except OSError:
+        return ""
