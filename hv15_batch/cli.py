@@ -29,7 +29,7 @@ hv15-batch resume=outputs/prompts         go on with the manifest and settings o
 hv15-batch from=clip.mp4                  render a clip again from its own tag
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
-hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
+hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
 hv15-batch prompts.csv window=22:00-07:00 only by night; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause

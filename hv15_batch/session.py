@@ -32,7 +32,7 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.report import write_page
+from hv15_batch.report import live_page, write_page
 from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
@@ -162,7 +162,8 @@ def _render(
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
-            outcome = runner.run(todo)
+            with live_page(run_dir.path):
+                outcome = runner.run(todo)
         except ConfigError as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
@@ -259,7 +260,7 @@ def _write_results(prepared: Prepared) -> list[str]:
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
+    write_clips_table(run_dir, config.report.public)
     write_page(run_dir.path)
     return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
 
@@ -270,7 +271,7 @@ def _write_results(prepared: Prepared) -> list[str]:
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
     if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir)
+        write_clips_table(run_dir, prepared.config.report.public)
         write_page(run_dir.path)
     if planned.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")

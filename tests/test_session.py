@@ -540,7 +540,7 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
 def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_space(_run_dir: object) -> None:
+    def no_space(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(session, "write_clips_table", no_space)
@@ -601,7 +601,7 @@ def test_a_run_leaves_its_settings_machine_and_manifest_beside_the_clips(
 
     names = {p.name for p in project.run_dir.path.iterdir()}
     assert names == {
-        "clips", "latents", "thumbs", "log", "embeddings", "runs",
+        "clips", "latents", "thumbs", "log", "embeddings", "runs", "assets",
         "index.html", "status.json", "plan.csv", "clips.csv", ".lock",
     }  # fmt: skip
     (folder,) = project.run_dir.runs.iterdir()
