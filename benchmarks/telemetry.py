@@ -1,6 +1,6 @@
 """Whether the card's energy counter and its integrated power agree, and what sampling costs.
 
-    PYTHONPATH=. python benchmarks/telemetry.py
+    PYTHONPATH=. python benchmarks/telemetry.py [--quick]
 
 Needs a CUDA card. The loads are matrix products that keep the card busy, the same in bursts, and a
 card at rest; launching is a long row of tiny kernels, with and without an open window in turns.
@@ -9,6 +9,7 @@ card at rest; launching is a long row of tiny kernels, with and without an open 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ from hv15_batch.measure import CardSampler, make_sampler
 
 DEVICE = torch.device("cuda", 0)
 LAUNCHES = 20_000
-TURNS = 7
+IS_QUICK = "--quick" in sys.argv
+TURNS, COST_SECONDS = (3, 4) if IS_QUICK else (7, 20)
 
 
 def matmul(seconds: float, rest_seconds: float = 0.0) -> None:
@@ -39,6 +41,8 @@ LOADS: dict[str, Callable[[], None]] = {
     "busy 2 s": lambda: matmul(2),
     "at rest 10 s": lambda: time.sleep(10),
 }
+if IS_QUICK:
+    LOADS = {"busy 5 s": lambda: matmul(5), "bursts 5 s": lambda: matmul(5, 0.25)}
 
 
 def print_energy(sampler: CardSampler) -> None:
@@ -72,7 +76,10 @@ def print_cost(sampler: CardSampler) -> None:
     print(f"one sample: median {1e3 * statistics.median(times):.2f} ms, p90 {1e3 * slow:.2f} ms")
     assert sampler.thread.ident is not None
     clock = time.pthread_getcpuclockid(sampler.thread.ident)
-    for name, work in (("card at rest", lambda: time.sleep(20)), ("card busy", lambda: matmul(20))):
+    for name, work in (
+        ("card at rest", lambda: time.sleep(COST_SECONDS)),
+        ("card busy", lambda: matmul(COST_SECONDS)),
+    ):
         window, begin, cpu = sampler.begin(), time.perf_counter(), time.clock_gettime(clock)
         work()
         share = (time.clock_gettime(clock) - cpu) / (time.perf_counter() - begin)

@@ -78,6 +78,8 @@ class Note:
     """One line worth telling the user."""
 
     text: str
+    offload: OffloadKind | None = None
+    """The profile from here on, where it had to change; later workers begin with it."""
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,8 @@ class ClipRenderer:
             return False
         _release_memory()
         name = self._placement.kind.name
-        emit(Note(f"out of memory while denoising: going on with offload={name}"))
+        text = f"out of memory while denoising: going on with offload={name}"
+        emit(Note(text, self._placement.kind))
         return True
 
     def _decoded(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import Clip
-from hv15_batch.config import RetryConfig
-from hv15_batch.executor import WORKER_STALLED, Died, Event, Executor, ExecutorSpec, Job
+from hv15_batch.config import OffloadKind, RetryConfig
+from hv15_batch.executor import WORKER_STALLED, Died, Event, Executor, ExecutorSpec, Job, Note
 from hv15_batch.forecast import Forecast
 from hv15_batch.in_hand import InHand
 from hv15_batch.machine import Machine, read_gpus
@@ -32,7 +32,7 @@ class Supervisor:
 
     def __init__(
         self,
-        make_executor: Callable[[], Executor],
+        make_executor: Callable[[OffloadKind | None], Executor],
         retry: RetryConfig,
         stalls: StallWatch,
         pace: Pace,
@@ -40,7 +40,8 @@ class Supervisor:
         """Begin without a worker; `start` starts one.
 
         Args:
-            make_executor: Called for each worker.
+            make_executor: Called for each worker, with the profile that an earlier one had to
+                change to, or None.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
             pace: Is told how clips get on.
@@ -50,6 +51,7 @@ class Supervisor:
         self._pace = pace
         self._recycling = Recycling(retry)
         self._executor: Executor | None = None
+        self._offload: OffloadKind | None = None
         self.in_hand = InHand()
         """What it has in hand; after a death, what was lost."""
 
@@ -58,7 +60,7 @@ class Supervisor:
         self._recycling.new_worker()
         self._stalls.new_worker()
         self._pace.started_worker()
-        self._executor = self._make_executor()
+        self._executor = self._make_executor(self._offload)
         self._executor.start()
 
     def encode(self, clips: Sequence[Clip]) -> None:
@@ -87,6 +89,8 @@ class Supervisor:
                 self._executor.kill()
                 return Died(reason, WORKER_STALLED)
             return None
+        if isinstance(event, Note) and event.offload is not None:
+            self._offload = event.offload
         self.in_hand.heard(event)
         self._pace.heard(event)
         self._stalls.heard(event, is_writing=len(self.in_hand) > 0)
@@ -150,12 +154,14 @@ def make_supervisor(
         forecast.clip_cost if forecast else lambda _settings: None,
         runtime.compile,
     )
-    return Supervisor(
-        lambda: start.make_executor(replace(spec, worker_id=f"local-{next(numbers)}")),
-        retry,
-        stalls,
-        pace,
-    )
+
+    def make_executor(offload: OffloadKind | None) -> Executor:
+        worker_id = f"local-{next(numbers)}"
+        return start.make_executor(
+            replace(spec, worker_id=worker_id, offload=offload or spec.offload)
+        )
+
+    return Supervisor(make_executor, retry, stalls, pace)
 
 
 def lost_gpu(spec: ExecutorSpec, machine: Machine) -> str | None:

@@ -12,7 +12,7 @@ from run_fakes import Project
 
 from hv15_batch import render
 from hv15_batch.config import RetryConfig, RuntimeConfig
-from hv15_batch.executor import EncodingEnded, Event, ExecutorSpec, Finished, Ready
+from hv15_batch.executor import Died, EncodingEnded, Event, ExecutorSpec, Finished, Ready
 from hv15_batch.render import ClipRenderer
 
 Fail = Callable[[int], bool]
@@ -126,6 +126,36 @@ def test_without_the_ladder_the_first_shortage_is_a_failure(
 
     assert len(calls) == 1
     assert only_record(project)["error_type"] == "OutOfMemoryError"
+
+
+def test_a_worker_that_takes_over_begins_with_the_smaller_profile(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write(
+        "id,prompt,height,width,num_frames,num_inference_steps",
+        *("cat,a cat,32,32,1,1", "dog,a dog,32,32,1,1"),
+    )
+    calls: list[int] = []
+    monkeypatch.setattr(render, "denoise", out_of_memory_at(render.denoise, lambda n: n < 1, calls))
+    began_with: list[str] = []
+
+    class DiesOnceAtDog(InProcessExecutor):
+        def __init__(self, spec: ExecutorSpec) -> None:
+            began_with.append(spec.offload.name)
+            super().__init__(spec)
+
+        def submit(self, job: Any) -> None:
+            if job.clip.row_id == "dog" and len(began_with) == 1:
+                self._events.append(Died("the worker was ended by SIGKILL"))
+                return
+            super().submit(job)
+
+    assert project.run(DiesOnceAtDog) == 0
+
+    assert began_with == ["resident", "stream"]
+    found = [(r["row_id"], r["status"], r["offload"]) for r in project.records()]
+    assert found[0] == ("cat", "ok", "stream")
+    assert found[-1] == ("dog", "ok", "stream")
 
 
 # -- suspects ---------------------------------------------------------------------------------

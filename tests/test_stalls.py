@@ -236,7 +236,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
     clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
     made = Hangs(test_worker.spec(Project(tmp_path)))
-    workers = Supervisor(lambda: made, RetryConfig(), make_watch(), make_pace())
+    workers = Supervisor(lambda _: made, RetryConfig(), make_watch(), make_pace())
     workers.start()
     workers.submit(job)
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: next(clock))
@@ -250,7 +250,7 @@ def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path:
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
     watch = StallWatch(10.0, Patience(0.0, 0.0), lambda _settings: None, False)
-    workers = Supervisor(lambda: made, RetryConfig(), watch, make_pace())
+    workers = Supervisor(lambda _: made, RetryConfig(), watch, make_pace())
     workers.start()
     workers.submit(job)
 
