@@ -28,6 +28,7 @@ hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra s
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
+hv15-batch references [RUN_DIR ...]       published figures: reproduced, or what differs
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status"):
+    if word in ("report", "status", "references"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -80,6 +81,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.report import main as report
 
             return report(arguments)
+        if word == "references":
+            from hv15_batch.reference_command import main as references
+
+            return references(arguments)
         from hv15_batch.status import main as status
 
         return status(arguments)

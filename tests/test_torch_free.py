@@ -52,6 +52,8 @@ TORCH_FREE = {
     "preflight",
     "progress",
     "records",
+    "reference_check",
+    "reference_command",
     "references",
     "report",
     "report.__main__",
@@ -112,6 +114,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "dry run": (["p.csv", "--dry-run"], ("pandas", "huggingface_hub.hf_api", "tokenizers", "av")),
     "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
     "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
+    "references": (["references"], ("hydra", "pandas", "jinja2")),
 }
 
 
