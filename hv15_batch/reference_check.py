@@ -39,7 +39,7 @@ class Verdict(Enum):
     reproduced = "reproduced"
     """Within the figure, its range or its bound."""
     surpassed = "surpassed"
-    """Faster than the figure or its range; met, but not the same."""
+    """Faster or smaller than the figure or its range; met, but not the same."""
     not_reproduced = "not reproduced"
     """Same card, same stated settings, but slower or larger."""
     not_comparable = "not comparable"
@@ -246,9 +246,9 @@ def _reason(reference: Reference, best: Measurement) -> str:
     if best.verdict is Verdict.not_comparable:
         return best.differences[0]
     where = f"Same card and all that the source states; {best.ratio:.2f} times the figure"
+    is_vram = reference.quantity is Quantity.vram
     if best.verdict is Verdict.surpassed:
-        return f"{where}: faster than published."
+        return f"{where}: {'smaller' if is_vram else 'faster'} than published."
     if best.verdict is Verdict.reproduced:
         return f"{where}."
-    word = "larger" if reference.quantity is Quantity.vram else "slower"
-    return f"{where}: {word}."
+    return f"{where}: {'larger' if is_vram else 'slower'}."

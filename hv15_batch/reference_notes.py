@@ -73,4 +73,5 @@ def _gb_note(reference: Reference, compared: float) -> str:
     about = 1 + (ABOUT_TOLERANCE if reference.is_approximate else 0.0)
     if decimal * about < compared <= binary * about:
         return f"The figure is {both}: it holds only in the second reading, the first one counts."
-    return f"The figure is {both}; the verdict is the same for both."
+    side = "under" if compared <= decimal * about else "over"
+    return f"The figure is {both}; the peak is {side} both."

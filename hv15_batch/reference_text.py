@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from hv15_batch.reference_check import Measurement, ReferenceVerdict, Verdict
+from hv15_batch.reference_check import MET, Measurement, ReferenceVerdict, Verdict
 from hv15_batch.reference_costs import Combination, Feasibility, combinations
 from hv15_batch.references import Quantity, Reference
 
@@ -86,6 +86,9 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
         lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
         if verdict.best is not None:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
+        for other in verdict.measured[1:]:
+            if not other.differences:
+                lines += _wrapped(f"{other.verdict.value}: {format_measured(other)}", "+ ")
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
@@ -166,11 +169,30 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
                 "figure's settings on its card."
             )
         found += best.notes
-        others = len(verdict.measured) - 1
-        if others:
-            found.append(f"{others} other group{'s' * (others > 1)} of settings in the log.")
+        found += _of_several(verdict)
     if verdict.reference.note:
         found.append(verdict.reference.note)
+    return found
+
+
+def _of_several(verdict: ReferenceVerdict) -> list[str]:
+    """Return sentences that keep one good group of clips from standing for all of them."""
+    found = []
+    comparable = [m for m in verdict.measured if not m.differences]
+    met = sum(m.verdict in MET for m in comparable)
+    if met:
+        found.append(f"Left open by the source: {', '.join(verdict.reference.not_stated)}.")
+    if len(comparable) > 1:
+        found.append(
+            f"Of {len(comparable)} groups of clips on this card with these settings "
+            f"{met} {'meets' if met == 1 else 'meet'} it."
+        )
+    others = len(verdict.measured) - max(len(comparable), 1)
+    if others:
+        found.append(
+            f"{others} other group{'s' * (others > 1)} of clips "
+            f"{'are' if others > 1 else 'is'} not comparable."
+        )
     return found
 
 
@@ -179,7 +201,7 @@ def format_measured(measurement: Measurement | None) -> str:
     if measurement is None:
         return NOT_MEASURED
     values = measurement.values
-    spread = "" if values.spread is None else f", IQR {values.spread:.1%} of it"
+    spread = "" if values.spread is None else f", IQR {values.spread:.1%}"
     s = measurement.settings
     clip = f"{s['model']} {s['height']}x{s['width']}x{s['num_frames']}"
     clip += f", {s['num_inference_steps']} steps, {s['offload']}, {s['attention_backend']}"

@@ -142,7 +142,9 @@ def bounds_of(reference: Reference) -> tuple[float, float]:
     """Return from where to where a measured value reproduces the figure, in seconds or bytes."""
     high = reference.figure_max
     about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
-    if reference.quantity is Quantity.vram or reference.seconds_min is None:
+    if reference.quantity is Quantity.vram:  # "about", or a minimum: what a card must have at least
+        return high * (1 - about) if about else -math.inf, high * (1 + about)
+    if reference.seconds_min is None:
         return -math.inf, high * (1 + about)
     single = TOLERANCE if reference.seconds_min == high else 0.0
     tolerance = max(about, single)

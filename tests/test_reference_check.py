@@ -214,7 +214,15 @@ def test_of_several_groups_the_best_verdict_stands_and_the_others_are_counted() 
         Verdict.not_reproduced,
         Verdict.not_comparable,
     ]
-    assert "2 other groups of settings in the log." in format_verdicts_markdown([found])
+    text = format_verdicts_markdown([found])
+    assert "Of 2 groups of clips on this card with these settings 1 meets it." in text
+    assert "1 other group of clips is not comparable." in text
+
+
+def test_what_the_source_leaves_open_is_said_with_a_figure_that_is_met() -> None:
+    text = format_verdicts_text([verdict("tencent_step_distilled", rows(STEP_DISTILLED))])
+
+    assert "Left open by the source: frames, height and width, which step count" in text
 
 
 def test_the_mask_decides_between_the_two_figures_of_the_profile() -> None:
@@ -244,9 +252,9 @@ def peaks(gb: float, **changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("gb", "expected", "word"),
     [
-        (13.9, Verdict.reproduced, "the verdict is the same for both"),
+        (13.9, Verdict.reproduced, "the peak is under both"),
         (14.5, Verdict.not_reproduced, "it holds only in the second reading"),
-        (15.1, Verdict.not_reproduced, "the verdict is the same for both"),
+        (15.1, Verdict.not_reproduced, "the peak is over both"),
     ],
 )
 def test_both_readings_of_gb_are_said_and_the_smaller_one_counts(
@@ -275,6 +283,23 @@ def test_without_nvml_the_context_is_added_to_what_torch_reserved_and_said() -> 
     assert found.best is not None
     assert found.best.compared == 13.0e9
     assert "torch's reserved peaks plus 1.4 GiB" in found.best.method
+
+
+def test_about_24_gb_is_surpassed_by_far_less_where_a_minimum_is_a_bound() -> None:
+    changes = {"gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * GIB}
+    found = [
+        verdict("recipe_vram", [r | {"offload": "resident"} for r in peaks(gb, **changes)])
+        for gb in (12.0, 23.0, 27.0)
+    ]
+
+    assert [f.verdict for f in found] == [
+        Verdict.surpassed,
+        Verdict.reproduced,
+        Verdict.not_reproduced,
+    ]
+    assert found[0].reason.endswith("0.50 times the figure: smaller than published.")
+    assert found[2].reason.endswith("1.12 times the figure: larger.")
+    assert verdict("tencent_minimum_vram", peaks(7.0)).verdict is Verdict.reproduced
 
 
 def test_an_offload_that_the_figure_does_not_mean_is_a_difference() -> None:
