@@ -24,11 +24,13 @@ hv15-batch prompts.csv --dry-run          check, resolve and predict; no weights
 hv15-batch prompts.csv limit=1            also only=id,id force=true order=rows run_dir=DIR
 hv15-batch prompts.csv model=480p_t2v offload=model override.num_frames=61
 hv15-batch resume=outputs/prompts         go on with the manifest and settings of a run
+hv15-batch from=clip.mp4                  render a clip again from its own tag
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch references [RUN_DIR ...]       published figures: reproduced, or what differs
+hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status", "references"):
+    if word in ("report", "status", "references", "compare"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -85,6 +87,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.reference_command import main as references
 
             return references(arguments)
+        if word == "compare":
+            from hv15_batch.compare import main as compare
+
+            return compare(arguments, _say)
         from hv15_batch.status import main as status
 
         return status(arguments)
@@ -119,14 +125,16 @@ def _resumed(job: Job) -> Config:
     Raises:
         ConfigError: there is no such run, or what was typed contradicts it.
     """
+    from hv15_batch.overrides import FROM_CLIP
     from hv15_batch.rundir import RunDir
     from hv15_batch.stored_settings import latest_settings
 
     run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
-    for key in ("manifest", "run_dir", "experiment"):
+    for key in ("manifest", FROM_CLIP, "run_dir", "experiment"):
         if key in job.typed:
             raise ConfigError(
-                f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
+                f"{key.removesuffix('_clip')}= with resume={run_dir.path}: a run directory has its "
+                "own; leave one out."
             )
     stored = latest_settings(run_dir)
     for key in job.typed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__, costs
 from hv15_batch.cards import find_card
-from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.clip import SCHEMA, Clip, ClipSettings
 
 if TYPE_CHECKING:
     from hv15_batch.embeddings import Conditioning
@@ -53,11 +53,13 @@ def settings_comment(clip: Clip, repo: str, task: str) -> str:
     """Return a clip's settings as JSON, file names without their folders."""
     settings = clip.settings.as_dict()
     facts = {
+        "schema": SCHEMA,
         "hv15_batch_version": __version__,
         "clip_id": clip.clip_id,
         "settings_sha256": clip.settings_sha256,
         "repo": Path(repo).name if Path(repo).is_absolute() else repo,
         "task": task,
+        "off_recipe": clip.off_recipe,
         "image": Path(clip.image).name if clip.image else None,
     }
     return json.dumps(facts | settings, ensure_ascii=False)

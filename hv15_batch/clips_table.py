@@ -6,7 +6,7 @@ import csv
 import sys
 
 from hv15_batch.rundir import RunDir, publishing
-from hv15_batch.runlog import read_last_attempts
+from hv15_batch.runlog import read_last_attempts, segments
 
 COLUMNS = (
     "clip_id",
@@ -67,3 +67,13 @@ def write_clips_table(run_dir: RunDir) -> None:
             writer.writerow(
                 [row[place[name]] if name in _FROM_PLAN else record.get(name) for name in COLUMNS]
             )
+
+
+def is_up_to_date(run_dir: RunDir) -> bool:
+    """Whether clips.csv and the page were written after plan and log were changed last."""
+    results = [run_dir.clips_table, run_dir.page]
+    if not all(path.is_file() for path in results):
+        return False
+    sources = [run_dir.plan, *segments(run_dir.log)]
+    changed_at = max(path.stat().st_mtime_ns for path in sources)
+    return min(path.stat().st_mtime_ns for path in results) >= changed_at

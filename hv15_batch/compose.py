@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hv15_batch.config import Config, conf_dir
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
+from hv15_batch.from_clip import words_of_clip
 from hv15_batch.messages import report_error
 from hv15_batch.overrides import check_settings, key_of, translate, value_of
 from hv15_batch.rundir import sweep_folder_name
@@ -46,6 +47,7 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
         hydra.errors.HydraException: settings that cannot be composed.
     """
     flags, settings = translate(arguments)
+    settings += words_of_clip(settings)
     swept = check_settings(settings, is_sweep=bool({"-m", "--multirun"} & set(flags)))
     codes: list[int] = []
 
@@ -92,12 +94,16 @@ def _hydra_command_line(words: Sequence[str]) -> Iterator[None]:
     """Give Hydra its words, a folder for what it writes, and no say in how errors are shown."""
     saved_argv, saved_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:
-        # A sweep writes multirun.yaml into its directory, whatever is configured.
+        # A sweep writes multirun.yaml into its directory, whatever is configured. What is typed
+        # last wins: a folder typed by the user would be made beside the run directory.
         sys.argv = [
             "hv15-batch",
             *words,
             f"hydra.run.dir='{folder}'",
             f"hydra.sweep.dir='{folder}'",
+            "hydra.sweep.subdir=job",
+            "hydra.output_subdir=null",
+            "hydra.job.name=hv15_batch",
         ]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; else it prints and exits with 1
         try:

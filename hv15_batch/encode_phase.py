@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, effective_dtype
 from hv15_batch.embeddings import (
@@ -22,9 +24,9 @@ from hv15_batch.embeddings import (
     text_key,
 )
 from hv15_batch.encoders import Encoders, load_encoders
-from hv15_batch.executor import Encoded, Event, ExecutorSpec, Note
+from hv15_batch.executor import Encoded, Event, ExecutorSpec, Note, RendererBroken, Stepped
 from hv15_batch.manifest_images import read_image_bytes
-from hv15_batch.measure import StageMeter
+from hv15_batch.measure import StageMeter, device_fault
 from hv15_batch.placement import Placement
 from hv15_batch.rundir import RunDir
 
@@ -38,6 +40,7 @@ class EncodePhase:
         self,
         spec: ExecutorSpec,
         folder: Path | None,
+        device: torch.device,
         make_meter: Callable[[], StageMeter],
         placement: Placement,
         load_vae: Callable[[], Any],
@@ -47,13 +50,15 @@ class EncodePhase:
         Args:
             spec: Decides model, revision and whether the text encoder is streamed.
             folder: Checkpoint; None means random weights.
-            make_meter: Returns a meter of the device on which the encoders run.
+            device: Where the encoders run.
+            make_meter: Returns a meter of that device.
             placement: Brings the VAE for first frames.
             load_vae: Returns the VAE that the renderer uses too.
         """
         config = spec.config
         self._config: Config = config
         self._folder = folder
+        self._device = device
         self._make_meter = make_meter
         self._placement = placement
         self._load_vae = load_vae
@@ -94,7 +99,7 @@ class EncodePhase:
                     self._encoded[key] = meter
                     self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
                 except Exception as error:
-                    self._errors[key] = error.with_traceback(None)
+                    self._remember(key, error)
                     # A generator that raised is spent: the remaining texts need a new one.
                     embeddings = encoders.encode_texts(list(texts.values())[number:])
                 emit(Encoded(number, total))
@@ -112,10 +117,20 @@ class EncodePhase:
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
                 except Exception as error:
-                    self._errors[key] = error.with_traceback(None)
+                    self._remember(key, error)
                 emit(Encoded(number, total))
         finally:
             encoders.release()
+
+    def _remember(self, key: str, error: Exception) -> None:
+        """Keep an error for the clips that need this text or image.
+
+        Raises:
+            RendererBroken: after it, every call on the device fails.
+        """
+        self._errors[key] = error.with_traceback(None)
+        if fault := device_fault(self._device, type(error).__name__, str(error)):
+            raise RendererBroken(f"the worker can no longer use the device ({fault})", None)
 
     def _encoders(self, vae: Any = None) -> Encoders:
         return load_encoders(
@@ -180,6 +195,7 @@ class EncodePhase:
             conditioning = self._cache.read_conditioning(clip.settings, self._identity)
             if conditioning is None:
                 # A damaged entry, or latents that turned out to be damaged.
+                emit(Stepped(clip.clip_id, "encode", 0, clip.settings.num_inference_steps))
                 self.encode([clip], emit)
                 conditioning = self._cache.read_conditioning(clip.settings, self._identity)
         for key in keys:

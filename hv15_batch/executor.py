@@ -14,6 +14,13 @@ from hv15_batch.clip import Clip
 from hv15_batch.config import Config, OffloadKind
 from hv15_batch.records import ClipRecord
 
+WORKER_DIED = "WorkerDied"
+WORKER_STALLED = "WorkerStalled"
+GPU_LOST = "GpuLost"
+
+Key = tuple[str, int | None]
+"""A clip's `settings_sha256`, and which repetition of a benchmark it is."""
+
 
 @dataclass(frozen=True)
 class ExecutorSpec:
@@ -38,6 +45,8 @@ class ExecutorSpec:
     """What torch may take of the card; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
+    lock_descriptor: int | None = None
+    """Of the run directory's lock, in the parent; a child process holds on to it too."""
 
 
 WARM_UP = 0
@@ -55,9 +64,11 @@ class Job:
     """Decode from saved latents where there are any."""
     repeat: int | None = None
     """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
+    on_torch_attention: bool = False
+    """Render with torch's own attention, whatever the settings say: its frames were suspect."""
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> Key:
         """What tells it from every other job that an executor has in hand."""
         return self.clip.settings_sha256, self.repeat
 
@@ -88,6 +99,7 @@ class Stepped:
 
     clip_id: str
     stage: str
+    """load, encode, denoise or decode; once it says decode, the latents are saved."""
     step: int
     steps: int
 
@@ -117,19 +129,39 @@ class Died:
     """The executor is gone; what it had in hand is lost."""
 
     reason: str
+    error_type: str = WORKER_DIED
+    record: ClipRecord | None = None
+    """What it could still say of the clip that it was rendering."""
 
 
 Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+
+
+class RendererBroken(Exception):
+    """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
+
+    def __init__(self, reason: str, record: ClipRecord | None) -> None:
+        """Say why, and what became of the clip in hand."""
+        super().__init__(reason)
+        self.reason, self.record = reason, record
 
 
 class Renderer(Protocol):
     """What runs inside an executor (`render.ClipRenderer`, or a fake in tests)."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        """Encode the texts and images of these clips that the cache lacks."""
+        """Encode the texts and images of these clips that the cache lacks.
+
+        Raises:
+            RendererBroken: see there.
+        """
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
-        """Denoise and decode; return what writes the file and gives the record."""
+        """Denoise and decode; return what writes the file and gives the record.
+
+        Raises:
+            RendererBroken: see there.
+        """
 
 
 class Executor(Protocol):
@@ -152,3 +184,6 @@ class Executor(Protocol):
 
     def kill(self) -> None:
         """End at once."""
+
+    def resident_bytes(self) -> int | None:
+        """Return the host memory that it holds now; None where that is unknown."""

@@ -171,6 +171,22 @@ def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
 
 
+def device_fault(device: torch.device, error_type: str, message: str) -> str | None:
+    """Return why every later call on the device fails after an error, or None where it works.
+
+    An illegal memory access, a device-side assert, a launch failure, an ECC error or a card that
+    fell off the bus leaves the process's CUDA context broken: synchronising raises it again. On
+    the CPU there is nothing to ask, so the message counts.
+    """
+    if device.type != "cuda":
+        return f"{error_type}: {message}" if "CUDA error" in message else None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
+
+
 def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:
     """Return this process's peak resident set, VmHWM; None where the system does not tell."""
     try:

@@ -18,9 +18,11 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.manifest import MANIFEST_SUFFIXES
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "prefetch")
+WORDS = ("report", "status", "compare", "prefetch")
 
-_TEXT_KEYS = ("run_dir", "resume", "only")
+FROM_CLIP = "from_clip"
+"""What `from=` is called inside: `from` is a word of Python's own."""
+_TEXT_KEYS = ("run_dir", "resume", "only", "image", FROM_CLIP)
 """Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
 _TEXT_OR_LIST_KEYS = ("notify.command",)
 _SWEPT_TEXT_KEYS = (
@@ -124,6 +126,8 @@ def _is_manifest(word: str, is_first: bool) -> bool:
 
 def _setting(word: str, is_sweep: bool) -> str:
     key, _, value = word.partition("=")
+    if key == "from":
+        key, word = FROM_CLIP, f"{FROM_CLIP}={value}"
     has_values = is_sweep and "," in value
     is_text = key in _TEXT_KEYS or (key in _TEXT_OR_LIST_KEYS and not value.startswith("["))
     if is_text or (key in _SWEPT_TEXT_KEYS and not has_values):

@@ -14,6 +14,7 @@ from hv15_batch.benchmark import Repetitions, plan_repetitions
 from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config
+from hv15_batch.from_clip import check_same_clip, clip_manifest
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
 from hv15_batch.notify import parse_command
@@ -46,6 +47,8 @@ class Prepared:
     clips: tuple[Clip, ...]
     beaten: dict[str, int]
     """Typed `sampling.*` values and how many rows beat each."""
+    notes: tuple[str, ...] = ()
+    """What else the user is to know before it begins."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,18 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     """
     check_config(config)
     parse_command(config.notify.command)
-    if config.manifest is None:
+    named = config.from_clip or config.manifest
+    if named is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
-    path = find_manifest(os.path.expanduser(config.manifest))
+    path = find_manifest(os.path.expanduser(named))
     folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
     run_dir = RunDir(Path(os.path.abspath(folder)))
     run_dir.check_usable()
-    manifest = read_manifest(path, config.model.task)
+    is_clip = config.from_clip is not None
+    manifest = clip_manifest(config) if is_clip else read_manifest(path, config.model.task)
+    if is_clip:  # as `resume=` needs them, from any folder
+        image = manifest.rows[0].image_path
+        config = replace(config, from_clip=str(manifest.path), image=image)
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
     checkpoint = resolve_checkpoint(config.model)
@@ -102,7 +110,8 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
     check_no_secrets(config, manifest, clips)
-    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten)
+    notes = check_same_clip(config, clips) if is_clip else ()
+    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten, notes)
 
 
 def plan_against_log(prepared: Prepared) -> Planned:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hv15_batch.config import ConfigError
+from hv15_batch.run_lock import RunLock, held_message, holder_facts
 
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
@@ -164,27 +164,23 @@ class RunDir:
         return len(left)
 
     @contextmanager
-    def locked(self, run_id: str) -> Iterator[None]:
-        """Hold the directory's lock, which the kernel releases when the process dies.
+    def locked(self, run_id: str) -> Iterator[int | None]:
+        """Hold the directory's lock and yield its descriptor, if it has one.
+
+        The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
             ConfigError: another run holds it; the message says which.
         """
         holder = self.path / ".lock.json"
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = RunLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise ConfigError(_held_message(self.path, holder)) from None
+            raise ConfigError(held_message(self.path, holder)) from None
         try:
-            facts = {
-                "pid": os.getpid(),
-                "hostname": socket.gethostname(),
-                "run_id": run_id,
-                "started_at": utc_now().isoformat(timespec="seconds"),
-            }
-            publish_text(holder, json.dumps(facts))
-            yield
+            publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
+            yield lock.descriptor
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
@@ -273,6 +269,12 @@ def publish_json(path: Path, value: Any) -> None:
     publish_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def publish_copy(path: Path, original: Path) -> None:
+    """Copy a file as a whole; a full disk is an error about the copy."""
+    with publishing(path) as temporary, original.open("rb") as file, temporary.open("wb") as copy:
+        copy.writelines(file)
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -288,18 +290,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _held_message(path: Path, holder: Path) -> str:
-    try:
-        facts = json.loads(holder.read_text(encoding="utf-8"))
-        who = (
-            f"process {facts['pid']} on {facts['hostname']} (run {facts['run_id']}, "
-            f"since {facts['started_at']})"
-        )
-    except (OSError, ValueError, KeyError):
-        who = "another process"
-    return (
-        f"run_dir={path}: in use by {who}; wait for it, watch it with "
-        f"`hv15-batch status {path}`, or choose another folder with run_dir=DIR."
-    )

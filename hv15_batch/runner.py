@@ -10,37 +10,36 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from types import FrameType
 from typing import Any
 
 from hv15_batch.clip import Clip
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ConfigError, RetryConfig
 from hv15_batch.executor import (
+    GPU_LOST,
     Died,
     Encoded,
     EncodingEnded,
     Event,
-    Executor,
     Finished,
     Job,
+    Key,
     Note,
-    Ready,
     Refused,
     Stepped,
 )
 from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_SOME_FAILED, EXIT_STOPPED
+from hv15_batch.in_hand import record_of_lost
 from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import Progress
-from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord, asked_record
-from hv15_batch.rundir import utc_now
+from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord
+from hv15_batch.recovery import Recovery
 from hv15_batch.runlog import RunLog
+from hv15_batch.supervisor import Supervisor
 
 POLL_SECONDS = 0.2
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
-MAX_DEATHS_IN_A_ROW = 2
-"""An executor that dies this often without finishing a clip in between won't get better."""
 
 
 @dataclass
@@ -52,13 +51,7 @@ class Outcome:
     """done, failed, stopped or interrupted."""
     message: str = ""
     records: list[ClipRecord] = field(default_factory=list)
-    """Of this run, without texts."""
-
-
-@dataclass(frozen=True)
-class _InHand:
-    job: Job
-    since: datetime
+    """The last attempt of this run at each clip, without texts."""
 
 
 class _Stop(Exception):
@@ -74,31 +67,34 @@ class Runner:
 
     def __init__(
         self,
-        make_executor: Callable[[], Executor],
+        executor: Supervisor,
         run_log: RunLog,
         progress: Progress,
         known: Mapping[str, Any],
+        retry: RetryConfig,
         check_before_clip: Callable[[], str | None] = lambda: None,
+        find_lost_gpu: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Wire it up.
 
         Args:
-            make_executor: called at the start and after each death.
+            executor: renders; a dead one is replaced.
             run_log: takes the records.
             progress: is told what happens.
             known: log columns of an attempt of which the executor left no record.
+            retry: what is tried again, and how often.
             check_before_clip: returns why to stop before the next clip, or None.
+            find_lost_gpu: returns, after a death, which card is gone, or None.
         """
-        self._make_executor = make_executor
-        self._executor = make_executor()
+        self._executor = executor
         self._log = run_log
         self._progress = progress
         self._known = known
+        self._recovery = Recovery(retry)
         self._check_before_clip = check_before_clip
-        self._in_hand: dict[tuple[str, int | None], _InHand] = {}
-        self._is_busy = False  # with a clip after which it has not said `Ready`
-        self._records: list[ClipRecord] = []
-        self._deaths = 0
+        self._find_lost_gpu = find_lost_gpu
+        self._in_hand = executor.in_hand
+        self._records: dict[Key, ClipRecord] = {}
         self._todo_count = 0
         self._signals: list[int] = []
         self._has_said_it = False
@@ -119,51 +115,55 @@ class Runner:
             self._executor.start()
             self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
             self._progress.rendering(len(todo))
-            self._render([Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo])
+            self._render([self._recovery.first_attempt(p) for p in todo])
             self._executor.close()
         except _Stop as stop:
-            return Outcome(stop.exit_code, stop.state, stop.message, self._records)
+            return Outcome(stop.exit_code, stop.state, stop.message, list(self._records.values()))
         finally:
             self._executor.kill()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        failed = sum(r.status == FAILED for r in self._records)
+        records = list(self._records.values())
+        failed = sum(r.status == FAILED for r in records)
         message = f"{failed} of {len(todo)} clips failed"
         if failed:
-            return Outcome(EXIT_SOME_FAILED, "failed", message, self._records)
-        return Outcome(EXIT_OK, "done", "", self._records)
+            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+        return Outcome(EXIT_OK, "done", "", records)
 
     # -- phases -------------------------------------------------------------------------------
 
     def _encode(self, clips: list[Clip]) -> None:
-        """Let the executor encode what these clips need; what fails there fails its clips."""
+        """Let the executor encode what these clips need; what fails there fails its clips.
+
+        After a second death each clip is encoded in its own turn: one that kills the executor is
+        then found and set aside.
+        """
         if not clips:
             return
-        self._executor.encode(clips)
-        while True:
+        for is_last_try in (False, True):
+            self._executor.encode(clips)  # what is encoded stays on the disk
             event = self._next_event()
             if isinstance(event, EncodingEnded):
-                return
-            if isinstance(event, Died):
-                self._replace(event.reason)
-                self._executor.encode(clips)  # what it had encoded is on the disk
+                break
+            assert isinstance(event, Died), event
+            self._progress.say(f"{event.reason} while encoding; starting another one")
+            self._executor.replace()
+            if is_last_try:
+                self._progress.say("each clip is encoded in its own turn from here on")
 
     def _render(self, jobs: list[Job]) -> None:
         queue = list(reversed(jobs))
         self._submit_next(queue)
-        while self._in_hand or self._is_busy:
+        while self._in_hand or self._in_hand.rendering:
             event = self._next_event()
-            if isinstance(event, Ready):
-                self._is_busy = False  # before or after the clip's own `Finished`
-                self._submit_next(queue)
-            elif isinstance(event, Finished):
-                self._finish(event)
+            if isinstance(event, Finished):
+                self._recovery.finished(event.job, event.record)
+                self._take(event.job, event.record)
             elif isinstance(event, Died):
-                self._is_busy = False
-                self._bury(event.reason)
+                queue += self._bury(event)
                 if self._goes_on(queue):
                     self._replace(event.reason)
-                    self._submit_next(queue)
+            self._submit_next(queue)
         if self._stop_reason:
             raise _Stop(EXIT_STOPPED, "stopped", self._stop_reason)
         if queue and self._signals:
@@ -173,15 +173,23 @@ class Runner:
     def _goes_on(self, queue: list[Job]) -> bool:
         """Whether there is a next clip; what is in hand is finished in any case."""
         if queue and not self._signals and not self._stop_reason:
-            self._stop_reason = self._check_before_clip()
+            self._stop_reason = self._recovery.too_many_bad() or self._check_before_clip()
             return not self._stop_reason
         return False
 
     def _submit_next(self, queue: list[Job]) -> None:
+        """Hand over the next clip, unless there is a reason to wait or to stop."""
+        if not queue or self._in_hand.rendering:
+            return
+        reason = self._executor.recycle_reason
+        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._in_hand.keys})
+        if self._in_hand and (is_alone or reason):
+            return  # first what is being written
         if self._goes_on(queue):
+            if reason:
+                self._progress.say(f"The worker is replaced {reason}.")
+                self._executor.recycle()
             job = queue.pop()
-            self._in_hand[job.key] = _InHand(job, utc_now())
-            self._is_busy = True
             self._executor.submit(job)
             self._progress.started(job.clip.clip_id)
 
@@ -206,19 +214,16 @@ class Runner:
                 case Died():
                     time.sleep(SIGNAL_GRACE_SECONDS)
                     self._obey_signals()
+                    if lost_gpu := self._find_lost_gpu():
+                        return replace(event, reason=lost_gpu, error_type=GPU_LOST)
                     return event
                 case _:
                     return event
 
-    def _finish(self, event: Finished) -> None:
-        self._deaths = 0
-        del self._in_hand[event.job.key]
-        self._take(event.record)
-
-    def _take(self, record: ClipRecord) -> None:
+    def _take(self, job: Job, record: ClipRecord) -> None:
         """Log a record; only then does the clip count."""
         self._append(record)
-        self._records.append(replace(record, prompt=None, negative_prompt=None))
+        self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
         self._progress.finished_clip(record, len(self._records), self._todo_count)
 
     def _append(self, record: ClipRecord) -> None:
@@ -230,39 +235,33 @@ class Runner:
             raise _Stop(EXIT_STOPPED, "stopped", message) from error
         self.has_logged = True
 
-    def _bury(self, reason: str) -> None:
-        """Log what a dead executor had in hand as failed."""
-        for lost in self._let_go():
-            self._take(self._record_without_result(lost, FAILED, "WorkerDied", reason))
+    def _bury(self, event: Died) -> list[Job]:
+        """Log what a dead executor had in hand as failed; return what to try again, last first.
 
-    def _let_go(self) -> list[_InHand]:
-        lost, self._in_hand = list(self._in_hand.values()), {}
-        return lost
+        At once: from latents that is cheap, and a clip that kills its executor is set aside before
+        another one dies.
+        """
+        rendering, lost = self._in_hand.rendering, self._in_hand.let_go()
+        self._recovery.died(event, lost, rendering)
+        again = []
+        for held in lost:
+            record = event.record if held.job.key == rendering else None
+            why = (FAILED, event.error_type, event.reason)
+            record = record or record_of_lost(held, self._known, *why)
+            self._take(held.job, record)
+            job = self._recovery.another_attempt(held)
+            if job is None:
+                self._recovery.ended(record)
+                self._progress.say(f"{record.clip_id} is set aside: it ended its worker each time")
+            else:
+                again.append(job)
+        return again[::-1]
 
     def _replace(self, reason: str) -> None:
-        self._deaths += 1
-        self._executor.kill()
-        if self._deaths >= MAX_DEATHS_IN_A_ROW:
-            message = f"{reason}, {self._deaths} times without a clip in between; see run.log"
+        if message := self._recovery.hopeless(reason):
             raise _Stop(EXIT_STOPPED, "stopped", message)
         self._progress.say(f"{reason}; starting another one")
-        self._executor = self._make_executor()
-        self._executor.start()
-
-    def _record_without_result(
-        self, lost: _InHand, status: str, error_type: str, message: str
-    ) -> ClipRecord:
-        return asked_record(
-            lost.job.clip,
-            **self._known,
-            attempt=lost.job.attempt,
-            repeat=lost.job.repeat,
-            status=status,
-            error_type=error_type,
-            error_message=message,
-            started_at=lost.since,
-            finished_at=utc_now(),
-        )
+        self._executor.replace()
 
     # -- signals ------------------------------------------------------------------------------
 
@@ -293,8 +292,8 @@ class Runner:
         """
         self._executor.kill()
         number = signal.SIGTERM if signal.SIGTERM in self._signals else signal.SIGINT
-        for lost in self._let_go():
+        for lost in self._in_hand.let_go():
             why = (number.name, "stopped by the user")
-            self._append(self._record_without_result(lost, INTERRUPTED, *why))
+            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
         code = EXIT_SIGTERM if number is signal.SIGTERM else EXIT_SIGINT
         raise _Stop(code, "interrupted", f"interrupted by {number.name}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from hv15_batch import __version__
-from hv15_batch.clips_table import write_clips_table
+from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
@@ -34,24 +33,26 @@ from hv15_batch.prepare import (
     with_weights,
 )
 from hv15_batch.report import write_page
-from hv15_batch.rundir import RunDir, publish_json
+from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
     RunLog,
     bring_to_current_schema,
     read_last_attempts,
-    segments,
 )
 from hv15_batch.runner import Outcome, Runner
+from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
     write_settings,
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
+from hv15_batch.supervisor import Start, lost_gpu, make_supervisor
 from hv15_batch.system import system_facts, system_sha256
 from hv15_batch.text_log import text_log
 from hv15_batch.timing_table import write_timing_tables
+from hv15_batch.verify import verify_run
 from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
@@ -64,6 +65,7 @@ def run(
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
+    patience: Patience = PATIENCE,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -73,6 +75,7 @@ def run(
         sweep: Name of this job's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: What renders.
+        patience: How long a silent worker is given at least.
 
     Raises:
         ConfigError: refused; nothing was touched.
@@ -86,7 +89,7 @@ def run(
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
-    notes = refuse_or_note(prepared, planned, machine)
+    notes = [*prepared.notes, *refuse_or_note(prepared, planned, machine)]
     is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
         _say_all([headline(run_dir, planned.clips), *notes], say)
@@ -94,16 +97,22 @@ def run(
         _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id):
+    with run_dir.locked(run_id) as lock:
         check_owner(run_dir, prepared.manifest.path)
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
             _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
-        if not planned.todo:
-            return _nothing_to_do(prepared, planned, say)
-        return _render(prepared, planned, run_id, machine, say, make_executor)
+        start = Start(make_executor, patience, lock)
+        if planned.todo:
+            code = _render(prepared, planned, run_id, machine, say, start)
+        else:
+            code = _nothing_to_do(prepared, planned, say)
+        if config.verify:
+            second = partial(_render, machine=machine, say=lambda _: None, start=start)
+            code = verify_run(prepared, code, run_id, second, say)
+        return code
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -120,7 +129,7 @@ def _render(
     run_id: str,
     machine: Machine,
     say: Say,
-    make_executor: Callable[[ExecutorSpec], Executor],
+    start: Start,
 ) -> int:
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
@@ -135,17 +144,18 @@ def _render(
         forecast = run_forecast(prepared, planned, machine)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
         predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
-        workers = itertools.count()
         until = parse_until(prepared.config.until, datetime.now().astimezone())
         runner = Runner(
-            lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
+            make_supervisor(spec, start, forecast),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
+            prepared.config.retry,
             lambda: (
                 disk_fault(run_dir.path, need)
                 or _until_fault(until, progress.seconds_per_clip or max(predicted))
             ),
+            lambda: lost_gpu(spec, machine),
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
@@ -218,13 +228,13 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    shutil.copyfile(manifest.path, folder / f"manifest{manifest.path.suffix}")
-    revision = prepared.checkpoint.revision
+    if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
+        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
         run_dir=str(prepared.run_dir.path),
-        model=replace(prepared.config.model, revision=revision),
+        model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
     )
     write_settings(folder, stored)
 
@@ -240,16 +250,6 @@ def _write_results(prepared: Prepared) -> list[str]:
     return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
 
 
-def _is_up_to_date(run_dir: RunDir) -> bool:
-    """Whether clips.csv and the page were written after plan and log were changed last."""
-    results = [run_dir.clips_table, run_dir.page]
-    if not all(path.is_file() for path in results):
-        return False
-    sources = [run_dir.plan, *segments(run_dir.log)]
-    changed_at = max(path.stat().st_mtime_ns for path in sources)
-    return min(path.stat().st_mtime_ns for path in results) >= changed_at
-
-
 def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
     """Return why no further clip is begun: it would not be finished in time."""
     if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
@@ -262,7 +262,7 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
-    if write_plan(planned.clips, run_dir.plan, None) or not _is_up_to_date(run_dir):
+    if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
     if planned.repetitions is not None:
@@ -270,9 +270,7 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
         for line in write_timing_tables(run_dir):
             say(line)
         return EXIT_OK
-    for line in nothing_to_do(
-        prepared.config, prepared.run_dir, prepared.manifest, planned.selected
-    ):
+    for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
         say(line)
     return EXIT_OK
 
@@ -282,6 +280,7 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
+    _say_all(prepared.notes, say)
     if planned.repetitions is not None:
         say(planned.repetitions.describe())
     todo = [p.clip.settings for p in planned.todo]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hv15_batch.redaction import redacted
@@ -13,6 +13,11 @@ from hv15_batch.redaction import redacted
 class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
+
+    def close(self) -> None:
+        """Close the file; lines that a full disk did not take are lost here too."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Formatter(logging.Formatter):

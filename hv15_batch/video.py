@@ -41,6 +41,12 @@ _RATE_TOLERANCE = 1e-4
 _MAX_RATE_DENOMINATOR = 1001
 _JPEG_QUALITY = 85
 
+_READ_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm",
+}
+"""A file is data: one that is really a playlist must not make FFmpeg open other files or hosts."""
+
 # AREA is the mean of each 2x2 block, and ACCURATE_RND keeps every plane within rounding of the
 # BT.709 formula; swscale's default (bilinear) is up to 30 levels off in chroma on sharp detail.
 # Measured 2026-11-22 on random pixels, libswscale 9.5. The mean sits in the middle of its block,
@@ -202,6 +208,23 @@ def _find_faults(
     return faults
 
 
+def read_frames(path: Path) -> Iterator[Frames]:
+    """Yield the frames of a file one by one, as uint8 [H, W, 3] RGB.
+
+    Raises:
+        ValueError: the file is no video, or is damaged.
+        OSError: the file cannot be opened.
+    """
+    with _open_video(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"err_detect": "explode"}
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
 def read_comment(path: Path) -> str | None:
     """Return the container's `comment` tag, or None where there is none.
 
@@ -218,7 +241,7 @@ def read_comment(path: Path) -> str | None:
 def _open_video(path: Path) -> Iterator[InputContainer]:
     """Open a file; what FFmpeg cannot make sense of, then or later, is a ValueError."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_READ_OPTIONS) as container:
             yield container
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch import session
 from hv15_batch.clip import Clip
 from hv15_batch.config import (
     Config,
@@ -37,7 +37,6 @@ from hv15_batch.executor import (
 )
 from hv15_batch.records import FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
-from hv15_batch.runlog import read_records
 from hv15_batch.worker import LocalExecutor
 
 SMALL = SamplingDefaults(
@@ -63,7 +62,8 @@ def tiny_config(manifest: Path, run_dir: Path) -> Config:
 class FakeRenderer:
     """Writes a few bytes as latents and clip; what a prompt says, it does.
 
-    `fail`, `suspect`, `die`, `refuse`, `sleep 0.5`; with `once` only in the first attempt.
+    `fail`, `suspect`, `die`, `stop`, `unsignal` (by the kernel, when the parent dies), `refuse`,
+    `sleep 0.5`; with `once` only in the first attempt.
     """
 
     def __init__(self, spec: ExecutorSpec) -> None:
@@ -98,6 +98,10 @@ class FakeRenderer:
             time.sleep(float(words[words.index("sleep") + 1]))
         if "die" in words:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "unsignal" in words:
+            ctypes.CDLL(None).prctl(1, 0)
+        if "stop" in words:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if "refuse" in words:
             raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
 
@@ -112,12 +116,7 @@ class FakeRenderer:
                 "error_message": "as the prompt says",
             }
         else:
-            with publishing(path, job.repeat is None) as temporary:
-                temporary.write_bytes(clip.settings_sha256.encode())
-                columns |= {
-                    "file_bytes": temporary.stat().st_size,
-                    "file_sha256": sha256_of_file(temporary),
-                }
+            columns |= self._write(job, path)
             columns |= {
                 "file": self._run_dir.relative(path) if job.repeat is None else None,
                 "total_seconds": 0.25,
@@ -130,6 +129,14 @@ class FakeRenderer:
             "dtype": clip.settings.dtype,
         }
         return asked_record(clip, **known, **columns, finished_at=utc_now())
+
+    def _write(self, job: Job, path: Path) -> dict[str, Any]:
+        with publishing(path, job.repeat is None) as temporary:
+            temporary.write_bytes(job.clip.settings_sha256.encode())
+            return {
+                "file_bytes": temporary.stat().st_size,
+                "file_sha256": sha256_of_file(temporary),
+            }
 
     def _note(self, what: str, about: object) -> None:
         with (self._run_dir.path.parent / "journal.txt").open("a", encoding="utf-8") as file:
@@ -158,7 +165,8 @@ class FakeExecutor:
         self._events.append(EncodingEnded())
 
     def submit(self, job: Job) -> None:
-        if "die" in job.clip.settings.prompt.split():
+        words = job.clip.settings.prompt.split()
+        if "die" in words and not ("once" in words and job.attempt > 1):
             self._events.append(Died("the worker was ended by SIGKILL"))
             return
         finish = self._renderer.render(job, self._events.append)
@@ -176,6 +184,9 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self._events.clear()
+
+    def resident_bytes(self) -> int | None:
+        return None
 
 
 @dataclass
@@ -208,6 +219,8 @@ class Project:
         **changes: Any,
     ) -> int:
         """Run in this process, with the fake renderer unless told otherwise."""
+        from hv15_batch import session  # not at the top: a child need not wait for it
+
         self.said.clear()
         return session.run(self.config(**changes), typed, None, self.said.append, make_executor)
 
@@ -219,6 +232,8 @@ class Project:
         return [line for line in lines if not line.startswith("encode")]
 
     def records(self) -> list[dict[str, Any]]:
+        from hv15_batch.runlog import read_records
+
         return list(read_records(self.run_dir.log).to_pylist())
 
     def plan(self) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -249,11 +250,12 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, prefetch. See hv15-batch --help."
+        "of the words report, status, compare, prefetch. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, prefetch. Did you mean status? See hv15-batch --help."
+        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch "
+        "--help."
     ),
     ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
     ("prompt.csv", "model=tiny_t2v"): (
@@ -632,6 +634,28 @@ def test_hydra_leaves_nothing_behind(
 
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == environment
+
+
+@pytest.mark.parametrize("flag", [(), ("-m",)])
+@pytest.mark.parametrize(
+    "word",
+    ["hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x", "hydra.job.name=../../x"],
+)
+def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
+    fake_runs: FakeRuns,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    flag: tuple[str, ...],
+) -> None:
+    temporary = tmp_path / "a" / "b"
+    temporary.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    assert command("p.csv", *flag, word, "hydra/job_logging=default").code == 0
+
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", temporary]
 
 
 # -- resume -----------------------------------------------------------------------------------

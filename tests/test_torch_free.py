@@ -39,6 +39,9 @@ TORCH_FREE = {
     "checkpoint",
     "clip",
     "cli",
+    "compare",
+    "compare.comparison",
+    "compare.page",
     "compose",
     "config",
     "costs",
@@ -54,6 +57,7 @@ TORCH_FREE = {
     "records",
     "reference_check",
     "reference_command",
+    "recovery",
     "references",
     "report",
     "report.__main__",
@@ -61,7 +65,9 @@ TORCH_FREE = {
     "runlog",
     "runner",
     "session",
+    "stalls",
     "status",
+    "supervisor",
     "video",
     "worker",
 }
@@ -115,6 +121,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
     "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
     "references": (["references"], ("hydra", "pandas", "jinja2")),
+    "help of compare": (["compare", "--help"], ("skimage", "av", "pyarrow", "hydra", "jinja2")),
 }
 
 

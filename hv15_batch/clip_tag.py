@@ -1,0 +1,202 @@
+"""The tag of a clip read back: untrusted text, until every value of it is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import SCHEMA, ClipSettings
+from hv15_batch.config import (
+    ATTENTION_BACKENDS,
+    X264_PRESETS,
+    ConfigError,
+    Dtype,
+    Task,
+    VideoCodec,
+    Weights,
+    conf_dir,
+)
+from hv15_batch.manifest_cells import format_value
+
+MAX_TAG_CHARACTERS = 16 * 1024**2
+"""Above what a prompt and a negative prompt of the longest come to."""
+
+_SETTINGS = frozenset(f.name for f in fields(ClipSettings))
+_FACTS = {
+    "schema": int,
+    "hv15_batch_version": str,
+    "clip_id": str,
+    "settings_sha256": str,
+    "repo": str,
+    "task": str,
+    "off_recipe": bool,
+    "image": (str, type(None)),
+}
+_VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
+_HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ClipTag:
+    """What a clip's file says of itself; types and names are checked, not yet the sampling."""
+
+    path: Path
+    """Absolute."""
+    name: str
+    """As the user typed it, for messages."""
+    settings: ClipSettings
+    settings_sha256: str
+    """As the tag has it, and as its settings give it."""
+    clip_id: str
+    repo: str
+    """Hub id, or the name of a local folder; for messages only."""
+    task: Task
+    off_recipe: bool
+    image: str | None
+    """Name of the first frame's file, without a folder."""
+    version: str
+    """hv15_batch that wrote it; for messages only."""
+
+
+def read_clip_tag(name: str) -> ClipTag:
+    """Return the tag of a clip.
+
+    Args:
+        name: of the file, as typed.
+
+    Raises:
+        ConfigError: there is no such file, it has no tag of this project, or one of another schema,
+            or one that was edited.
+    """
+    path = Path(name).expanduser().absolute()
+    values = _read_json(path, name)
+    schema = values.get("schema")
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"from={name}: its tag has schema {format_value(schema)}, and this version reads "
+            f"{SCHEMA}; use the version of hv15_batch that wrote it "
+            f"({format_value(values.get('hv15_batch_version'))})."
+        )
+    unknown = sorted(values.keys() ^ (_SETTINGS | _FACTS.keys()))
+    if unknown:
+        raise _refused(name, unknown[0], values.get(unknown[0]), "is missing, or not known here")
+    _check_facts(values, name)
+    _check_choices(values, name)
+    settings = ClipSettings(**{key: values[key] for key in _SETTINGS})
+    if settings.settings_sha256() != values["settings_sha256"]:
+        raise ConfigError(
+            f"from={name}: its tag was edited: the settings do not give the settings_sha256 beside "
+            "them; write a manifest instead."
+        )
+    return ClipTag(
+        path=path,
+        name=name,
+        settings=settings,
+        settings_sha256=values["settings_sha256"],
+        clip_id=values["clip_id"],
+        repo=values["repo"],
+        task=Task[values["task"]],
+        off_recipe=values["off_recipe"],
+        image=values["image"],
+        version=values["hv15_batch_version"],
+    )
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file's comment.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from hv15_batch.video import read_comment  # PyAV is not needed for any other command line
+
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"from={name}: is no regular file; name a clip.")
+        comment = read_comment(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(f"from={name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
+    if comment is None:
+        raise ConfigError(
+            f"from={name}: it has no tag (video.embed_metadata=false, or a program that rewrote "
+            "the file left it out); render it from its manifest."
+        )
+    try:
+        values = json.loads(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"from={name}: its comment is not the settings of a clip; name another.")
+    return values
+
+
+def _check_facts(values: dict[str, Any], name: str) -> None:
+    """Check the types of all that is not a manifest's cell.
+
+    Raises:
+        ConfigError: naming the first that is wrong.
+    """
+    for key, kind in _FACTS.items():
+        if not _is_a(values[key], kind):
+            raise _refused(name, key, values[key], "is of the wrong type")
+    video = values["video"]
+    if not isinstance(video, dict) or video.keys() != _VIDEO.keys():
+        raise _refused(name, "video", video, f"must have {', '.join(_VIDEO)}")
+    for key, kind in _VIDEO.items():
+        if not _is_a(video[key], kind):
+            raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
+    image = values["image"]
+    if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
+        raise _refused(name, "image", image, "must be a file's name without a folder")
+    if (image is None) != (values["image_sha256"] is None):
+        raise _refused(name, "image_sha256", values["image_sha256"], "goes with an image")
+
+
+def _check_choices(values: dict[str, Any], name: str) -> None:
+    """Check what becomes a setting against what there is: nothing else of a tag may become one.
+
+    Raises:
+        ConfigError: naming the first that is wrong.
+    """
+    models = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+    choices: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+        ("model", values["model"], tuple(models)),
+        ("weights", values["weights"], tuple(Weights.__members__)),
+        ("dtype", values["dtype"], tuple(Dtype.__members__)),
+        ("task", values["task"], tuple(Task.__members__)),
+        ("attention_backend", values["attention_backend"], ATTENTION_BACKENDS),
+        ("video.codec", values["video"]["codec"], tuple(VideoCodec.__members__)),
+        ("video.preset", values["video"]["preset"], X264_PRESETS),
+    )
+    for key, value, allowed in choices:
+        if not isinstance(value, str) or value not in allowed:
+            raise _refused(name, key, value, f"must be one of {', '.join(allowed)}")
+    revision, image_sha256 = values["revision"], values["image_sha256"]
+    for key, value in (("revision", revision), ("image_sha256", image_sha256)):
+        if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
+            raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
+    for key in ("quantisation", "cache"):
+        if values[key] is not None:
+            raise _refused(name, key, values[key], "is not supported by this version")
+    if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
+        raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _refused(name: str, key: str, value: Any, rule: str) -> ConfigError:
+    return ConfigError(
+        f"from={name}: {format_value(key)}={format_value(value)} in its tag {rule}; "
+        "write a manifest instead."
+    )

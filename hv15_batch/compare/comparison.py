@@ -1,0 +1,220 @@
+"""A comparison of two runs: its figures, and the lines that sum them up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from hv15_batch.compare.frames import FrameMeasures
+from hv15_batch.compare.pairs import Matched, match_runs
+from hv15_batch.compare.quality import H264, LOSSLESS, Quality, measure_pair
+from hv15_batch.compare.ratios import FASTER, Ratio, Ratios, compare_costs
+from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_settings
+
+Say = Callable[[str], None]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is said of two runs."""
+
+    matched: Matched
+    qualities: list[Quality]
+    ratios: Ratios
+    settings: list[SettingsRow]
+
+    @property
+    def known(self) -> list[Quality]:
+        """The pairs of which something could be measured."""
+        return [quality for quality in self.qualities if quality.is_known]
+
+
+def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
+    """Compare two runs; measuring frames takes a few seconds a pair, so each is announced.
+
+    Raises:
+        ConfigError: nothing to compare.
+        LogSchemaError: a log cannot be read.
+    """
+    matched = match_runs(path_a, path_b)
+    qualities = []
+    for number, pair in enumerate(matched.pairs, 1):
+        qualities.append(measure_pair(matched.a, matched.b, pair))
+        line = pair_line(qualities[-1])
+        say(f"[{number}/{len(matched.pairs)}] {pair.row_id} seed {pair.seed}: {line}")
+    shown = {(q.pair.row_id, q.pair.seed) for q in qualities if q.is_known}
+    timed = [(a, b) for a, b in matched.timed if (a["row_id"], a["seed"]) in shown]
+    return Comparison(
+        matched=matched,
+        qualities=qualities,
+        ratios=compare_costs(timed),
+        settings=compare_settings(qualities),
+    )
+
+
+# -- lines ------------------------------------------------------------------------------------
+
+
+def summary_lines(comparison: Comparison) -> list[str]:
+    """Return the quality first and then what it was bought with; no speed without quality."""
+    lines = [_count_line(comparison), *quality_lines(comparison)]
+    if not comparison.known:
+        lines.append(
+            "Speed and memory: withheld, because no pair's quality could be measured; "
+            "a speed-up says nothing without it"
+        )
+        return lines
+    return lines + cost_lines(comparison) + warning_lines(comparison)
+
+
+def quality_lines(comparison: Comparison) -> list[str]:
+    """Return the medians of quality, those of latents and of each kind of file apart."""
+    known = comparison.known
+    latents = [q.latents for q in known if q.latents is not None]
+    lines = []
+    if latents:
+        same = sum(found.is_identical for found in latents)
+        line = f"Latents: {same} of {len(latents)} pairs bit-identical latents"
+        others = [found for found in latents if not found.is_identical]
+        psnrs = [found.psnr_db for found in others if found.psnr_db is not None]
+        if psnrs:
+            ranges = [found.data_range for found in others if found.data_range is not None]
+            line += (
+                f", the others PSNR {format_db(median(psnrs))} (median; relative to the range of "
+                f"A's latents, {median(ranges):.3g})"
+            )
+        lines.append(line)
+    for basis in (LOSSLESS, H264):
+        found = [q for q in known if q.basis == basis]
+        if found:
+            lines.append(_frames_line(basis, found))
+    if not lines:
+        reasons = sorted({q.fault for q in comparison.qualities if q.fault})
+        lines.append(f"Quality: not measured ({'; '.join(reasons[:3]) or 'nothing was kept'})")
+    return lines
+
+
+def cost_lines(comparison: Comparison) -> list[str]:
+    """Return the ratios, and what was left out of them."""
+    found = comparison.ratios
+    lines = [ratio_line(ratio) for ratio in found.ratios]
+    if not lines:
+        lines.append("Speed and memory: no pair of warm clips in which both were denoised")
+    left_out = []
+    if found.cold:
+        left_out.append(f"{found.cold} cold")
+    if found.reused:
+        left_out.append(f"{found.reused} decoded from saved latents")
+    if left_out:
+        lines.append(f"Left out of the ratios: {', '.join(left_out)} (pairs with such a clip)")
+    return lines
+
+
+def warning_lines(comparison: Comparison) -> list[str]:
+    """Return what makes the figures mean less, with what to do."""
+    lines = []
+    rows = {row.name: row for row in comparison.settings}
+    if not rows["gpu_name"].is_same:
+        lines.append(
+            f"Warning: two different cards ({rows['gpu_name'].a}; {rows['gpu_name'].b}): the "
+            "ratios are those of the cards too; render both on one"
+        )
+    elif any(not rows[name].is_same for name in MACHINE_COLUMNS):
+        lines.append("Warning: driver or libraries differ: render both runs with the same ones")
+    if any(0 < ratio.n < 3 for ratio in comparison.ratios.ratios):
+        lines.append("Warning: fewer than 3 warm pairs: render more clips, or benchmark.repeat=5")
+    if rows["weights"].a != "pretrained" or rows["weights"].b != "pretrained":
+        lines.append("Note: not the published weights: these clips are noise on purpose")
+    return lines
+
+
+def ratio_line(ratio: Ratio) -> str:
+    """Return e.g. `Seconds per clip: 1.87x as fast (95 % 1.80 to 1.93; 8.2 -> 4.4 s, n=12)`."""
+    if ratio.kind == FASTER:
+        values = f"{ratio.median_a:.4g} -> {ratio.median_b:.4g} s"
+        what = f"B is {ratio.ratio:.3g} times as fast as A"
+    else:
+        values = f"{ratio.median_a / GIB:.2f} -> {ratio.median_b / GIB:.2f} GiB"
+        what = f"B takes {ratio.ratio:.3g} times what A takes"
+    interval = "no interval for fewer than 3 pairs"
+    if ratio.interval is not None:
+        interval = f"95 % {ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
+    name = ratio.name[0].upper() + ratio.name[1:]
+    return f"{name}: {what} ({interval}; medians {values}, n={ratio.n} pairs of warm clips)"
+
+
+def pair_line(quality: Quality) -> str:
+    """Return what was found of one pair."""
+    parts = []
+    latents, frames = quality.latents, quality.frames
+    if latents is not None:
+        if latents.is_identical:
+            parts.append("bit-identical latents")
+        elif latents.psnr_db is not None:
+            parts.append(f"latents PSNR {format_db(latents.psnr_db)}")
+    if frames is not None:
+        parts.append(f"frames ({quality.basis}) {_measures_text(frames)}")
+        if quality.is_at_floor:
+            parts.append("within the codec's own error")
+    if quality.fault:
+        parts.append(quality.fault if quality.is_known else f"not comparable: {quality.fault}")
+    return ", ".join(parts) or "nothing to measure: neither latents nor files were kept"
+
+
+def format_db(value: float | None) -> str:
+    """Return decibels as text."""
+    if value is None:
+        return "not measured"
+    return "infinite (identical)" if math.isinf(value) else f"{value:.2f} dB"
+
+
+def median_measures(found: Iterable[FrameMeasures]) -> FrameMeasures:
+    """Return the median of each measure; there must be at least one."""
+    all_of_them = list(found)
+    ssims = [m.ssim for m in all_of_them if m.ssim is not None]
+    temporal = [m.temporal_psnr_db for m in all_of_them if m.temporal_psnr_db is not None]
+    return FrameMeasures(
+        psnr_db=median(m.psnr_db for m in all_of_them),
+        rgb_psnr_db=median(m.rgb_psnr_db for m in all_of_them),
+        ssim=median(ssims) if ssims else None,
+        temporal_psnr_db=median(temporal) if temporal else None,
+    )
+
+
+def _count_line(comparison: Comparison) -> str:
+    matched = comparison.matched
+    parts = [f"{len(comparison.known)} of {len(matched.pairs)} pairs compared"]
+    for count, name in ((matched.only_in_a, "A"), (matched.only_in_b, "B")):
+        if count:
+            parts.append(f"{count} clips only in {name}")
+    return ", ".join(parts)
+
+
+def _frames_line(basis: str, found: list[Quality]) -> str:
+    frames = median_measures(q.frames for q in found if q.frames is not None)
+    line = f"Frames ({basis} files): {_measures_text(frames)} (medians of {len(found)} pairs)"
+    if basis == LOSSLESS:
+        return line
+    floors = [q.floor for q in found if q.floor is not None]
+    if not floors:
+        return f"{line}; the codec's floor is not known: frames are too small for it"
+    at_floor = sum(q.is_at_floor for q in found)
+    return (
+        f"{line}; the codec alone costs each file, estimated: "
+        f"{_measures_text(median_measures(floors))}; {at_floor} of {len(found)} pairs differ by "
+        "no more than two such errors"
+    )
+
+
+def _measures_text(measures: FrameMeasures) -> str:
+    parts = [f"PSNR {format_db(measures.psnr_db)}"]
+    if measures.ssim is not None:
+        parts.append(f"SSIM {measures.ssim:.4f}")
+    if measures.temporal_psnr_db is not None:
+        parts.append(f"temporal PSNR {format_db(measures.temporal_psnr_db)}")
+    return ", ".join(parts)

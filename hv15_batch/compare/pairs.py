@@ -1,0 +1,200 @@
+"""Which clips of two runs belong together: the same row and seed, the same prompt and size."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.config import ConfigError
+from hv15_batch.records import DONE_STATUSES
+from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import read_records
+from hv15_batch.video import read_comment
+
+Record = dict[str, Any]
+"""A row of the log, by column."""
+Key = tuple[str, int, int | None]
+"""Row id, seed and benchmark repetition."""
+
+SIZE_COLUMNS = ("height", "width", "num_frames")
+MAX_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row with one seed, rendered in both runs."""
+
+    row_id: str
+    seed: int
+    a: Record
+    b: Record
+    fault: str | None
+    """Why the two cannot be compared; None where they can."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What two runs have in common."""
+
+    a: RunDir
+    b: RunDir
+    pairs: list[Pair]
+    """In the manifest order of A."""
+    timed: list[tuple[Record, Record]]
+    """Of the comparable pairs, the attempts whose time and memory are held against each other: the
+    repetitions of a benchmark where both runs have any, else the clips themselves."""
+    only_in_a: int
+    """Clips of A that B lacks."""
+    only_in_b: int
+
+
+def match_runs(path_a: Path, path_b: Path) -> Matched:
+    """Return the clips that two runs have in common.
+
+    Raises:
+        ConfigError: no run directory, nothing in common, or a row whose prompt or first frame is
+            another one in the other run.
+        LogSchemaError: a log cannot be read.
+    """
+    a, b = _run_dir(path_a), _run_dir(path_b)
+    if a.path.resolve() == b.path.resolve():
+        raise ConfigError(f"{a.path}: named twice; name two run directories.")
+    records_a, records_b = _last_attempts(a), _last_attempts(b)
+    clips_a = {key: record for key, record in records_a.items() if key[2] is None}
+    clips_b = {key: record for key, record in records_b.items() if key[2] is None}
+    common = [key for key in clips_a if key in clips_b]
+    if not common:
+        raise ConfigError(_nothing_in_common(a, b, clips_a, clips_b))
+    common.sort(key=lambda key: clips_a[key]["row_index"] or 0)  # stable: seeds keep their order
+    pairs = [_pair(a, b, clips_a[key], clips_b[key]) for key in common]
+    return Matched(
+        a=a,
+        b=b,
+        pairs=pairs,
+        timed=_timed(pairs, records_a, records_b),
+        only_in_a=len(clips_a) - len(common),
+        only_in_b=len(clips_b) - len(common),
+    )
+
+
+def _run_dir(path: Path) -> RunDir:
+    run_dir = RunDir(path.expanduser().absolute())
+    if not run_dir.is_run_dir():
+        raise ConfigError(
+            f"{run_dir.path}: no run directory (it has no log); "
+            "name the folder that a run has printed as its first line."
+        )
+    return run_dir
+
+
+def _last_attempts(run_dir: RunDir) -> dict[Key, Record]:
+    """Return the last finished attempt at each row, seed and repetition.
+
+    A row that was rendered with several settings counts with those of the current plan.
+    """
+    current = _planned_settings(run_dir.plan)
+    last: dict[Key, Record] = {}
+    for record in read_records(run_dir.log).to_pylist():
+        if record["status"] not in DONE_STATUSES:
+            continue
+        key = (record["row_id"], record["seed"], record["repeat"])
+        if key in last and _rank(record, current) < _rank(last[key], current):
+            continue
+        last[key] = record
+    return last
+
+
+def _rank(record: Record, current: set[str]) -> tuple[bool, str, int]:
+    is_current = record["settings_sha256"] in current
+    return is_current, record["run_id"] or "", record["attempt"] or 0
+
+
+def _planned_settings(plan: Path) -> set[str]:
+    if not plan.is_file():
+        return set()
+    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
+    with plan.open(encoding="utf-8", newline="") as file:
+        return {line["settings_sha256"] for line in csv.DictReader(file)}
+
+
+def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
+    """Return two clips as a pair.
+
+    Raises:
+        ConfigError: they show different things.
+    """
+    where = f"row {a['row_id']}, seed {a['seed']}"
+    if a["prompt"] != b["prompt"]:
+        raise ConfigError(
+            f"{where}: the prompts differ: {_short(a['prompt'])} in {run_a.path}, "
+            f"{_short(b['prompt'])} in {run_b.path}; compare runs of one manifest."
+        )
+    images = [_image_sha256(run_a, a), _image_sha256(run_b, b)]
+    if a["image"] or b["image"]:
+        are_known = None not in images
+        if images[0] != images[1] if are_known else a["image"] != b["image"]:
+            raise ConfigError(
+                f"{where}: the first frames differ: {a['image']!r} in {run_a.path}, "
+                f"{b['image']!r} in {run_b.path}; compare runs of one manifest and its images."
+            )
+    sizes = [[record[column] for column in SIZE_COLUMNS] for record in (a, b)]
+    fault = None
+    if sizes[0] != sizes[1]:
+        texts = [f"{height}x{width}, {frames} frames" for height, width, frames in sizes]
+        fault = f"sizes differ: {texts[0]} and {texts[1]}"
+    return Pair(a["row_id"], a["seed"], a, b, fault)
+
+
+def _image_sha256(run_dir: RunDir, record: Record) -> str | None:
+    """Return the content hash of a clip's first frame, which its file's tag has."""
+    tag = read_tag(run_dir, record)
+    value = tag.get("image_sha256")
+    return value if isinstance(value, str) else None
+
+
+def read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
+    """Return the settings that a clip's file carries; empty where there are none."""
+    if not record["file"]:
+        return {}
+    try:
+        tag = json.loads(read_comment(run_dir.path / record["file"]) or "{}")
+    except (OSError, ValueError):
+        return {}
+    return tag if isinstance(tag, dict) else {}
+
+
+def _timed(
+    pairs: list[Pair], records_a: dict[Key, Record], records_b: dict[Key, Record]
+) -> list[tuple[Record, Record]]:
+    clips = {(pair.row_id, pair.seed): pair for pair in pairs if pair.fault is None}
+    repeated = [
+        (records_a[key], records_b[key])
+        for key in records_a
+        if key[2] and key in records_b and key[:2] in clips  # 0 is a benchmark's warm-up
+    ]
+    return repeated or [(pair.a, pair.b) for pair in clips.values()]
+
+
+def _nothing_in_common(
+    a: RunDir, b: RunDir, clips_a: dict[Key, Record], clips_b: dict[Key, Record]
+) -> str:
+    for run_dir, clips in ((a, clips_a), (b, clips_b)):
+        if not clips:
+            return f"{run_dir.path}: no clip is finished there; render some first."
+    first_a, first_b = next(iter(clips_a)), next(iter(clips_b))
+    return (
+        f"{a.path} and {b.path} have no row with the same id and seed in common (the first are "
+        f"{first_a[0]} with seed {first_a[1]}, and {first_b[0]} with seed {first_b[1]}); compare "
+        "runs of one manifest."
+    )
+
+
+def _short(text: str | None) -> str:
+    words = " ".join((text or "").split())
+    if len(words) > MAX_SHOWN_CHARACTERS:
+        words = words[: MAX_SHOWN_CHARACTERS - 1] + "…"
+    return repr(words)
