@@ -39,6 +39,11 @@ class InHand:
         """The clips without a record."""
         return set(self._held)
 
+    @property
+    def jobs(self) -> list[Job]:
+        """The same, in the order of handing over."""
+        return [held.job for held in self._held.values()]
+
     def add(self, job: Job) -> None:
         """Remember a clip that is handed over."""
         self._held[job.key] = Held(job, utc_now())

@@ -58,17 +58,17 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         ConfigError: a folder is neither.
         LogSchemaError: a log cannot be read.
     """
+    from hv15_batch.report.command import expand  # jinja2: not for showing references alone
+
     rows: list[dict[str, Any]] = []
     for folder in folders:
-        own = RunDir(folder).is_run_dir()
-        jobs = [folder] if own else sorted(p for p in folder.glob("*") if RunDir(p).is_run_dir())
-        if not jobs:
-            raise ConfigError(
-                f"{folder}: no run directory (it has no log); "
-                "name the folder that a run has printed as its first line."
-            )
-        for job in jobs:
-            rows += read_records(RunDir(job).log, CHECK_COLUMNS).to_pylist()
+        for run_dir in map(RunDir, expand(folder)):
+            if not run_dir.is_run_dir():
+                raise ConfigError(
+                    f"{folder}: no run directory (it has no log); "
+                    "name the folder that a run has printed as its first line."
+                )
+            rows += read_records(run_dir.log, CHECK_COLUMNS).to_pylist()
     return rows
 
 

@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def pause(self) -> Path:
+        """While this file exists no further clip is begun."""
+        return self.path / "pause"
+
+    @property
     def plan(self) -> Path:
         """Every clip of the current manifest, its state and why."""
         return self.path / "plan.csv"

@@ -6,11 +6,9 @@ the executor's business.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import FrameType
+from dataclasses import replace
 from typing import Any
 
 from hv15_batch.clip import Clip
@@ -28,38 +26,24 @@ from hv15_batch.executor import (
     Refused,
     Stepped,
 )
-from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_SOME_FAILED, EXIT_STOPPED
+from hv15_batch.exit_codes import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED
 from hv15_batch.in_hand import record_of_lost
+from hv15_batch.outcome import Outcome, StopRun
+from hv15_batch.pace import Pace
 from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import Progress
 from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.recovery import Recovery
 from hv15_batch.runlog import RunLog
+from hv15_batch.schedule import Clock, Gate, Stop, Wait
+from hv15_batch.signals import Demand, Signals
 from hv15_batch.supervisor import Supervisor
 
 POLL_SECONDS = 0.2
+WAIT_SECONDS = 0.5
+"""Between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended."""
-
-    exit_code: int
-    state: str
-    """done, failed, stopped or interrupted."""
-    message: str = ""
-    records: list[ClipRecord] = field(default_factory=list)
-    """The last attempt of this run at each clip, without texts."""
-
-
-class _Stop(Exception):
-    """Not an error: the way out of the loop."""
-
-    def __init__(self, exit_code: int, state: str, message: str) -> None:
-        super().__init__(message)
-        self.exit_code, self.state, self.message = exit_code, state, message
 
 
 class Runner:
@@ -72,7 +56,9 @@ class Runner:
         progress: Progress,
         known: Mapping[str, Any],
         retry: RetryConfig,
-        check_before_clip: Callable[[], str | None] = lambda: None,
+        gate: Gate,
+        pace: Pace,
+        clock: Clock,
         find_lost_gpu: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Wire it up.
@@ -83,7 +69,9 @@ class Runner:
             progress: is told what happens.
             known: log columns of an attempt of which the executor left no record.
             retry: what is tried again, and how often.
-            check_before_clip: returns why to stop before the next clip, or None.
+            gate: says before each clip whether to go on, stop or wait.
+            pace: knows how long what is in hand will take.
+            clock: lets time pass while waiting.
             find_lost_gpu: returns, after a death, which card is gone, or None.
         """
         self._executor = executor
@@ -91,13 +79,13 @@ class Runner:
         self._progress = progress
         self._known = known
         self._recovery = Recovery(retry)
-        self._check_before_clip = check_before_clip
+        self._gate = gate
+        self._clock = clock
         self._find_lost_gpu = find_lost_gpu
         self._in_hand = executor.in_hand
         self._records: dict[Key, ClipRecord] = {}
         self._todo_count = 0
-        self._signals: list[int] = []
-        self._has_said_it = False
+        self._signals = Signals(pace, clock)
         self._stop_reason: str | None = None
         self.has_logged = False
         """Whether the log has a record of this run."""
@@ -109,20 +97,20 @@ class Runner:
             ConfigError: the executor cannot carry out the settings here.
         """
         self._todo_count = len(todo)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            self._executor.start()
-            self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
-            self._progress.rendering(len(todo))
-            self._render([self._recovery.first_attempt(p) for p in todo])
-            self._executor.close()
-        except _Stop as stop:
-            return Outcome(stop.exit_code, stop.state, stop.message, list(self._records.values()))
-        finally:
-            self._executor.kill()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
+        with self._signals:
+            try:
+                if self._goes_on(queue):
+                    self._executor.start()
+                    self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
+                    self._progress.rendering(len(todo))
+                self._render(queue)
+                self._executor.close()
+            except StopRun as stop:
+                records = list(self._records.values())
+                return Outcome(stop.exit_code, stop.state, stop.message, records)
+            finally:
+                self._executor.kill()
         records = list(self._records.values())
         failed = sum(r.status == FAILED for r in records)
         message = f"{failed} of {len(todo)} clips failed"
@@ -151,8 +139,8 @@ class Runner:
             if is_last_try:
                 self._progress.say("each clip is encoded in its own turn from here on")
 
-    def _render(self, jobs: list[Job]) -> None:
-        queue = list(reversed(jobs))
+    def _render(self, queue: list[Job]) -> None:
+        """Render the jobs from the end of the queue."""
         self._submit_next(queue)
         while self._in_hand or self._in_hand.rendering:
             event = self._next_event()
@@ -165,16 +153,33 @@ class Runner:
                     self._replace(event.reason)
             self._submit_next(queue)
         if self._stop_reason:
-            raise _Stop(EXIT_STOPPED, "stopped", self._stop_reason)
-        if queue and self._signals:
+            raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
+        if queue:
+            assert self._signals.demand, f"{len(queue)} clips were never rendered"
             self._stop_interrupted()
-        assert not queue, f"{len(queue)} clips were never rendered"
 
     def _goes_on(self, queue: list[Job]) -> bool:
-        """Whether there is a next clip; what is in hand is finished in any case."""
-        if queue and not self._signals and not self._stop_reason:
-            self._stop_reason = self._recovery.too_many_bad() or self._check_before_clip()
-            return not self._stop_reason
+        """Whether the next clip is to be begun now.
+
+        Waits where the gate says so, once nothing is in hand; what is in hand is finished first.
+        """
+        waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
+        while queue and not self._signals.demand and not self._stop_reason:
+            verdict = self._gate(queue[-1])
+            if verdict is None:
+                if waited:
+                    self._progress.going_on()
+                return True
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._in_hand or self._in_hand.rendering:
+                break
+            if verdict != waited:
+                self._executor.close()
+                self._progress.waiting(waited := verdict)
+            self._clock.sleep(WAIT_SECONDS)
         return False
 
     def _submit_next(self, queue: list[Job]) -> None:
@@ -186,7 +191,9 @@ class Runner:
         if self._in_hand and (is_alone or reason):
             return  # first what is being written
         if self._goes_on(queue):
-            if reason:
+            if not self._executor.is_up:
+                self._executor.start()  # after a wait
+            elif reason:
                 self._progress.say(f"The worker is replaced {reason}.")
                 self._executor.recycle()
             job = queue.pop()
@@ -214,6 +221,8 @@ class Runner:
                 case Died():
                     time.sleep(SIGNAL_GRACE_SECONDS)
                     self._obey_signals()
+                    if self._signals.demand is Demand.soon:
+                        self._stop_interrupted()  # nobody is left to finish it
                     if lost_gpu := self._find_lost_gpu():
                         return replace(event, reason=lost_gpu, error_type=GPU_LOST)
                     return event
@@ -232,7 +241,7 @@ class Runner:
         except OSError as error:
             # The clip's file is there; without a row it is made again from its latents.
             message = f"the log could not be written ({error.strerror})"
-            raise _Stop(EXIT_STOPPED, "stopped", message) from error
+            raise StopRun(EXIT_STOPPED, "stopped", message) from error
         self.has_logged = True
 
     def _bury(self, event: Died) -> list[Job]:
@@ -259,41 +268,32 @@ class Runner:
 
     def _replace(self, reason: str) -> None:
         if message := self._recovery.hopeless(reason):
-            raise _Stop(EXIT_STOPPED, "stopped", message)
+            raise StopRun(EXIT_STOPPED, "stopped", message)
         self._progress.say(f"{reason}; starting another one")
         self._executor.replace()
 
     # -- signals ------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # A closed terminal asks for the same as SIGTERM.
-        self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
-
     def _obey_signals(self) -> None:
-        """Stop where a signal says so: SIGINT after the clip in hand, a second one at once.
+        """Stop where a signal asks for it now; say when it asks for it soon.
 
         Raises:
-            _Stop: to be obeyed at once.
+            StopRun: to be obeyed at once.
         """
-        if not self._signals:
-            return
-        is_first_interrupt = self._signals == [signal.SIGINT]
-        if not is_first_interrupt or not self._in_hand:
+        if self._signals.end_now(self._in_hand.jobs):
             self._stop_interrupted()
-        if not self._has_said_it:
-            self._has_said_it = True
-            self._progress.say("Stopping after the clip in hand; Ctrl-C again stops at once.")
+        if line := self._signals.news(self._in_hand.jobs):
+            self._progress.say(line)
 
     def _stop_interrupted(self) -> None:
         """End at once; log what was in hand as interrupted.
 
         Raises:
-            _Stop: always.
+            StopRun: always.
         """
         self._executor.kill()
-        number = signal.SIGTERM if signal.SIGTERM in self._signals else signal.SIGINT
+        name = self._signals.cause.name
         for lost in self._in_hand.let_go():
-            why = (number.name, "stopped by the user")
+            why = (name, "stopped by the user")
             self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
-        code = EXIT_SIGTERM if number is signal.SIGTERM else EXIT_SIGINT
-        raise _Stop(code, "interrupted", f"interrupted by {number.name}")
+        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -14,11 +13,12 @@ from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
-from hv15_batch.executor import Executor, ExecutorSpec
+from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
-from hv15_batch.forecast import forecast_lines, parse_until
+from hv15_batch.forecast import forecast_lines, make_pace
 from hv15_batch.machine import Machine, read_machine
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
+from hv15_batch.outcome import Outcome
 from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.plan_table import write_plan
 from hv15_batch.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
@@ -32,7 +32,7 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.report import write_page
+from hv15_batch.report import live_page, write_page
 from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
@@ -40,7 +40,8 @@ from hv15_batch.runlog import (
     bring_to_current_schema,
     read_last_attempts,
 )
-from hv15_batch.runner import Outcome, Runner
+from hv15_batch.runner import Runner
+from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
 from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.stored_settings import (
     check_owner,
@@ -66,6 +67,7 @@ def run(
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
     patience: Patience = PATIENCE,
+    clock: Clock | None = None,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -76,16 +78,18 @@ def run(
         say: Prints a line for the user.
         make_executor: What renders.
         patience: How long a silent worker is given at least.
+        clock: Counts from the start of the command; None starts one.
 
     Raises:
         ConfigError: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
+    rules = read_rules(config, clock or Clock())
     prepared = prepare(config, typed_sampling, sweep)
     run_dir = prepared.run_dir
     set_allocator()  # before the machine is read, so that the log tells it
     if config.dry_run:
-        return _dry_run(prepared, say)
+        return _dry_run(prepared, rules, say)
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
@@ -106,11 +110,11 @@ def run(
         run_dir.sweep_temporary()
         start = Start(make_executor, patience, lock)
         if planned.todo:
-            code = _render(prepared, planned, run_id, machine, say, start)
+            code = _render(prepared, planned, run_id, rules, machine, say, start)
         else:
             code = _nothing_to_do(prepared, planned, say)
         if config.verify:
-            second = partial(_render, machine=machine, say=lambda _: None, start=start)
+            second = partial(_render, rules=rules, machine=machine, say=lambda _: None, start=start)
             code = verify_run(prepared, code, run_id, second, say)
         return code
 
@@ -127,6 +131,7 @@ def _render(
     prepared: Prepared,
     planned: Planned,
     run_id: str,
+    rules: Rules,
     machine: Machine,
     say: Say,
     start: Start,
@@ -134,32 +139,31 @@ def _render(
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
+    forecast = run_forecast(prepared, planned, machine)
+    pace = make_pace(forecast, todo, run_dir, rules)
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        need = disk_need(todo, prepared.config)
-        forecast = run_forecast(prepared, planned, machine)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
-        predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
-        until = parse_until(prepared.config.until, datetime.now().astimezone())
+        progress.ends_after = rules.ends_after
         runner = Runner(
-            make_supervisor(spec, start, forecast),
+            make_supervisor(spec, start, forecast, pace),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
             prepared.config.retry,
-            lambda: (
-                disk_fault(run_dir.path, need)
-                or _until_fault(until, progress.seconds_per_clip or max(predicted))
-            ),
+            _gate(prepared, planned, Schedule(rules, run_dir.pause, pace.clip_seconds)),
+            pace,
+            rules.clock,
             lambda: lost_gpu(spec, machine),
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
-            outcome = runner.run(todo)
+            with live_page(run_dir.path):
+                outcome = runner.run(todo)
         except ConfigError as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
@@ -176,6 +180,17 @@ def _render(
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
+
+
+def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
+    """Return what is asked before each clip: the disk, then the clock."""
+    folder, need = prepared.run_dir.path, disk_need(planned.todo, prepared.config)
+
+    def gate(job: Job) -> Verdict:
+        fault = disk_fault(folder, need)
+        return Stop(fault) if fault else schedule(job)
+
+    return gate
 
 
 def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
@@ -245,16 +260,9 @@ def _write_results(prepared: Prepared) -> list[str]:
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
+    write_clips_table(run_dir, config.report.public)
     write_page(run_dir.path)
     return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
-
-
-def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
-    """Return why no further clip is begun: it would not be finished in time."""
-    if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
-        return None
-    return f"until={until:%H:%M}: the next clip takes about {clip_seconds:.0f} s"
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -263,7 +271,7 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
     if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir)
+        write_clips_table(run_dir, prepared.config.report.public)
         write_page(run_dir.path)
     if planned.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
@@ -275,7 +283,7 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     return EXIT_OK
 
 
-def _dry_run(prepared: Prepared, say: Say) -> int:
+def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
@@ -284,9 +292,7 @@ def _dry_run(prepared: Prepared, say: Say) -> int:
     if planned.repetitions is not None:
         say(planned.repetitions.describe())
     todo = [p.clip.settings for p in planned.todo]
-    now = datetime.now().astimezone()
-    until = parse_until(prepared.config.until, now)
-    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
+    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
         say(line)
     if planned.todo:
         findings = find_hindrances(prepared, planned)

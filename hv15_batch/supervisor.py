@@ -17,6 +17,7 @@ from hv15_batch.executor import WORKER_STALLED, Died, Event, Executor, ExecutorS
 from hv15_batch.forecast import Forecast
 from hv15_batch.in_hand import InHand
 from hv15_batch.machine import Machine, read_gpus
+from hv15_batch.pace import Pace
 from hv15_batch.recovery import Recycling
 from hv15_batch.stalls import Patience, StallWatch
 
@@ -30,17 +31,23 @@ class Supervisor:
     """Is an executor to the runner, whichever worker stands behind it at the moment."""
 
     def __init__(
-        self, make_executor: Callable[[], Executor], retry: RetryConfig, stalls: StallWatch
+        self,
+        make_executor: Callable[[], Executor],
+        retry: RetryConfig,
+        stalls: StallWatch,
+        pace: Pace,
     ) -> None:
-        """Make the first executor; `start` starts it.
+        """Begin without a worker; `start` starts one.
 
         Args:
             make_executor: Called for each worker.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
+            pace: Is told how clips get on.
         """
         self._make_executor = make_executor
         self._stalls = stalls
+        self._pace = pace
         self._recycling = Recycling(retry)
         self._executor: Executor | None = None
         self.in_hand = InHand()
@@ -50,6 +57,7 @@ class Supervisor:
         """Bring a new worker up; returns at once."""
         self._recycling.new_worker()
         self._stalls.new_worker()
+        self._pace.started_worker()
         self._executor = self._make_executor()
         self._executor.start()
 
@@ -65,6 +73,7 @@ class Supervisor:
         self.in_hand.add(job)
         self._stalls.submitted(job)
         self._recycling.submitted()
+        self._pace.submitted(job)
         self._executor.submit(job)
 
     def poll(self, timeout_seconds: float) -> Event | None:
@@ -79,9 +88,15 @@ class Supervisor:
                 return Died(reason, WORKER_STALLED)
             return None
         self.in_hand.heard(event)
+        self._pace.heard(event)
         self._stalls.heard(event, is_writing=len(self.in_hand) > 0)
         self._recycling.heard(event, self._executor.resident_bytes)
         return event
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a worker; without one the card is free."""
+        return self._executor is not None
 
     @property
     def recycle_reason(self) -> str | None:
@@ -103,11 +118,13 @@ class Supervisor:
         """End the worker in order; all its events have been taken."""
         if self._executor is not None:
             self._executor.close()
+            self._executor = None
 
     def kill(self) -> None:
         """End the worker at once."""
         if self._executor is not None:
             self._executor.kill()
+            self._executor = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,9 @@ class Start:
     """Of the run directory's lock: it passes on when parent and worker are gone."""
 
 
-def make_supervisor(spec: ExecutorSpec, start: Start, forecast: Forecast | None) -> Supervisor:
+def make_supervisor(
+    spec: ExecutorSpec, start: Start, forecast: Forecast | None, pace: Pace
+) -> Supervisor:
     """Return the supervisor of a run's workers, which are numbered from 0."""
     spec = replace(spec, lock_descriptor=start.lock_descriptor)
     numbers = itertools.count()
@@ -135,6 +154,7 @@ def make_supervisor(spec: ExecutorSpec, start: Start, forecast: Forecast | None)
         lambda: start.make_executor(replace(spec, worker_id=f"local-{next(numbers)}")),
         retry,
         stalls,
+        pace,
     )
 
 

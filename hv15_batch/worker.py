@@ -35,6 +35,7 @@ from hv15_batch.executor import (
 from hv15_batch.records import ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir import RunDir
+from hv15_batch.signals import HANDLED
 from hv15_batch.text_log import text_log
 
 logger = logging.getLogger(__name__)
@@ -106,10 +107,8 @@ class LocalExecutor:
             args=(theirs, lock, self._spec, self._renderer, _signalling_parent()),
             name="hv15_batch-worker",
         )
-        # Ctrl-C reaches the whole group, and a child that is still importing would print a
-        # traceback. It inherits the blocked signal, until it has said to ignore it.
         resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child ignores them
         try:
             self._process.start()
         finally:
@@ -215,8 +214,9 @@ def _child_main(
 
     `run_lock` is held open and nothing else: a lock is released when all who have it open are gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what they mean
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     _die_with_parent(parent)
     sending = threading.Lock()
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from hv15_batch.executor import (
 )
 from hv15_batch.records import FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
+from hv15_batch.schedule import Clock
 from hv15_batch.worker import LocalExecutor
 
 SMALL = SamplingDefaults(
@@ -216,13 +218,15 @@ class Project:
         self,
         make_executor: Callable[[ExecutorSpec], Any] = FakeExecutor,
         typed: tuple[str, ...] = (),
+        clock: Clock | None = None,
         **changes: Any,
     ) -> int:
         """Run in this process, with the fake renderer unless told otherwise."""
         from hv15_batch import session  # not at the top: a child need not wait for it
 
         self.said.clear()
-        return session.run(self.config(**changes), typed, None, self.said.append, make_executor)
+        config = self.config(**changes)
+        return session.run(config, typed, None, self.said.append, make_executor, clock=clock)
 
     def did(self) -> list[str]:
         """Return and forget what the fake renderer was made to do, encoding left out."""
@@ -255,3 +259,28 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def fake_local_executor(spec: ExecutorSpec) -> LocalExecutor:
     """A real child process behind which the fake renderer works."""
     return LocalExecutor(spec, FakeRenderer)
+
+
+class FakeClock(Clock):
+    """A clock that only moves when it is told to, or when somebody sleeps, then in long steps."""
+
+    SLEEP_SECONDS = 20.0
+
+    def __init__(self, start: datetime) -> None:
+        self._start = start.astimezone()
+        self._seconds = 0.0
+        self.at_sleep: Callable[[], None] = lambda: None
+        super().__init__()
+
+    def now(self) -> datetime:
+        return (self._start + timedelta(seconds=self._seconds)).astimezone()
+
+    def elapsed_seconds(self) -> float:
+        return self._seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.at_sleep()
+        self.pass_time(max(seconds, self.SLEEP_SECONDS))
+
+    def pass_time(self, seconds: float) -> None:
+        self._seconds += seconds

@@ -23,7 +23,9 @@ from hv15_batch.executor import (
     Ready,
     Stepped,
 )
+from hv15_batch.pace import Pace
 from hv15_batch.records import asked_record
+from hv15_batch.schedule import Clock
 from hv15_batch.stalls import Patience, StallWatch
 from hv15_batch.supervisor import Supervisor
 
@@ -40,6 +42,11 @@ def job(tmp_path: Path) -> Job:
 
 def make_watch(cost: ClipCost | None = None, compiles: bool = False) -> StallWatch:
     return StallWatch(10.0, Patience(COLD, WARM), lambda _settings: cost, compiles)
+
+
+def make_pace() -> Pace:
+    cost = ClipCost(1.0, 1.0, False)
+    return Pace(lambda _: cost, is_forecast=False, has_latents=lambda _: False, clock=Clock())
 
 
 def finished(job: Job, step: float, decode: float = 1.0, write: float = 1.0) -> Finished:
@@ -229,7 +236,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
     clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
     made = Hangs(test_worker.spec(Project(tmp_path)))
-    workers = Supervisor(lambda: made, RetryConfig(), make_watch())
+    workers = Supervisor(lambda: made, RetryConfig(), make_watch(), make_pace())
     workers.start()
     workers.submit(job)
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: next(clock))
@@ -243,7 +250,7 @@ def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path:
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
     watch = StallWatch(10.0, Patience(0.0, 0.0), lambda _settings: None, False)
-    workers = Supervisor(lambda: made, RetryConfig(), watch)
+    workers = Supervisor(lambda: made, RetryConfig(), watch, make_pace())
     workers.start()
     workers.submit(job)
 

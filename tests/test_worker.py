@@ -50,11 +50,12 @@ def broken_renderer(spec: ExecutorSpec) -> Any:
     raise ImportError("libtorch.so: cannot open shared object file")
 
 
-class IgnoresCtrlC(FakeRenderer):
-    """Sends its own process a Ctrl-C while it encodes."""
+class IgnoresSignals(FakeRenderer):
+    """Sends its own process what the whole group gets, while it encodes."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
 
 
 class BreaksAtDog(FakeRenderer):
@@ -222,10 +223,10 @@ def test_an_error_outside_a_clip_is_told_in_words_and_its_traceback_goes_to_the_
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_ctrl_c_reaches_the_child_too_and_it_goes_on(
+def test_signals_that_reach_the_child_too_are_the_parents_to_decide(
     project: Project, start: Callable[..., LocalExecutor]
 ) -> None:
-    executor = start(IgnoresCtrlC)
+    executor = start(IgnoresSignals)
 
     executor.encode([])
 
