@@ -33,6 +33,7 @@ hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a com
 hv15-batch prompts.csv window=22:00-07:00 only by night; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
+hv15-batch references [RUN_DIR ...]       published figures: reproduced, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status", "compare"):
+    if word in ("report", "status", "references", "compare"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -87,6 +88,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.report import main as report
 
             return report(arguments)
+        if word == "references":
+            from hv15_batch.reference_command import main as references
+
+            return references(arguments)
         if word == "compare":
             from hv15_batch.compare import main as compare
 
