@@ -56,7 +56,7 @@ CARDS = (
         148.4,
         1792,
         50,
-        "NVIDIA product page: 2375 of the RTX 5090's 3352 AI TOPS, else equal; rate scaled by that",
+        "third-party reports: 2375 of the RTX 5090's 3352 AI TOPS, else equal; rate scaled by that",
     ),
     Card("a100", r"A100.*80GB", 80.0, 312.0, 2039, 25, "NVIDIA A100 80GB datasheet (SXM)"),
     Card("l40s", r"L40S", 45.0, 362.0, 864, 25, "NVIDIA L40S datasheet"),
