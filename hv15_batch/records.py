@@ -31,7 +31,7 @@ CLOCK = "time.perf_counter, device synchronised"
 ALLOCATED = "torch.cuda.max_memory_allocated"
 RESERVED = "torch.cuda.max_memory_reserved"
 NVML = "NVML"
-NVML_SAMPLED = "NVML, sampled every 0.1 s and weighted by time"
+NVML_SAMPLED = "NVML, sampled every 0.25 s and weighted by time"
 FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
@@ -118,7 +118,7 @@ class ClipRecord:
     decode_peak_vram_allocated_bytes: int | None = _column("of decoding", "byte", ALLOCATED)
     decode_peak_vram_reserved_bytes: int | None = _column("of decoding", "byte", RESERVED)
     peak_vram_device_bytes: int | None = _column(
-        "whole card, all processes; a shorter peak than 0.1 s may be missed", "byte", NVML_SAMPLED
+        "whole card, all processes; a shorter peak than 0.25 s may be missed", "byte", NVML_SAMPLED
     )
     peak_ram_bytes: int | None = _column("executor's peak resident set", "byte", "VmHWM")
     num_alloc_retries: int | None = _column("allocator retries", source="torch.cuda.memory_stats")

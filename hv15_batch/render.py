@@ -241,7 +241,7 @@ class ClipRenderer:
         shares = (1.0, 0.6, 1.0) if self._config.retry.ladder else (1.0,)
         for rung, share in enumerate(shares, 1):
             if 1 < rung == len(shares):
-                self._placement.leave_transformer()
+                self._leave_transformer(emit)
             try:
                 with self._placement.decoding():
                     plan = self._tile_plan(clip, share)
@@ -256,6 +256,14 @@ class ClipRenderer:
                 return frames
             _release_memory()
         raise AssertionError("the last rung returns or raises")
+
+    def _leave_transformer(self, emit: Emit) -> None:
+        """Give the transformer's memory on the card back, for the rest of the run."""
+        before = self._placement.kind
+        self._placement.leave_transformer()
+        if self._placement.kind is not before:
+            text = f"decoding alone on the card: going on with offload={self._placement.kind.name}"
+            emit(Note(text, self._placement.kind))
 
     def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
         """Check and write the frames; runs on a thread while the next clip denoises."""

@@ -69,7 +69,10 @@ def only_record(project: Project) -> dict[str, Any]:
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_decoding_is_tried_with_less_and_then_alone(
-    project: Project, monkeypatch: pytest.MonkeyPatch, failures: int
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failures: int,
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
@@ -82,6 +85,9 @@ def test_decoding_is_tried_with_less_and_then_alone(
 
     assert len(calls) == failures + 1
     assert only_record(project)["status"] == "ok"
+    # What leaves the card for good is said, and is the profile of later workers too.
+    is_alone = "decoding alone on the card: going on with offload=model" in capsys.readouterr().out
+    assert is_alone == (failures == 2)
 
 
 def test_a_decode_that_never_fits_fails_and_keeps_its_latents(
