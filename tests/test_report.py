@@ -307,6 +307,28 @@ def test_a_median_of_two_carries_a_warning_with_its_remedy(tmp_path: Path) -> No
     assert "benchmark.repeat=5" in html[html.index('id="warnings"') :]
 
 
+def test_a_published_figure_of_another_card_is_not_called_reproduced(tmp_path: Path) -> None:
+    fast = record("a", total_seconds=10.0, gpu_name="NVIDIA H200")
+
+    html, _ = build(make_run(tmp_path, [fast]))
+
+    table = html[html.index('class="references"') :]
+    assert "within 75 s per clip" in table
+    assert "Card: RTX 4090 stated, NVIDIA H200 here" in table
+    assert "<strong>reproduced</strong>" not in table
+
+
+def test_published_figures_are_folded_unless_something_was_measured_repeatedly(
+    tmp_path: Path,
+) -> None:
+    folded, _ = build(make_run(tmp_path / "run", [record("a")]))
+    benchmark, _ = build(make_run(tmp_path / "repeated", [record("a", repeat=1)]))
+
+    is_open = ['panel" open' in html for html in (folded, benchmark)]
+    assert is_open == [False, True]
+    assert all("Published figures" in html for html in (folded, benchmark))
+
+
 def test_without_a_plan_the_log_is_shown(tmp_path: Path) -> None:
     html, clips = build(make_run(tmp_path, [record("b", 1), record("a", 0)]))
 

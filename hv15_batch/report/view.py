@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hv15_batch.config import conf_dir
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
+from hv15_batch.reference_check import MET, compare_with_references
+from hv15_batch.reference_text import format_implied, format_measured, sentences
+from hv15_batch.references import read_references
 from hv15_batch.report.facts import common_facts
 from hv15_batch.report.figures import clip_seconds, groups, summarise, timed, warnings_of
 from hv15_batch.report.formats import (
@@ -57,6 +61,21 @@ class Problems:
 
 
 @dataclass(frozen=True)
+class ReferenceRow:
+    """A published figure and what the log says of it, as text."""
+
+    name: str
+    figure: str
+    hardware: str
+    verdict: str
+    measured: str
+    implied: str
+    """Utilisation of its card that the figure implies."""
+    why: str
+    """What differs, and what to know."""
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page of one run shows."""
 
@@ -69,6 +88,9 @@ class Page:
     problems: list[Problems]
     common: dict[str, str]
     warnings: list[str]
+    references: list[ReferenceRow]
+    is_benchmark: bool
+    """Whether something was measured repeatedly: the references are then unfolded."""
     data: dict[str, Any]
     """What the scripts of the page read."""
 
@@ -90,12 +112,32 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
         problems=_problems(run.clips),
         common=common,
         warnings=warnings_of(run.attempts) if run.attempts else [],
+        references=_references(run),
+        is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
             "clips": clip_views(run, common, is_public),
             "plots": figures,
             "isPublic": is_public,
         },
     )
+
+
+def _references(run: RunData) -> list[ReferenceRow]:
+    """Return the published figures against this log, those that it meets first."""
+    verdicts = compare_with_references(run.attempts, read_references(conf_dir() / "reference"))
+    verdicts = [v for v in verdicts if v.best is not None]
+    return [
+        ReferenceRow(
+            name=v.reference.name,
+            figure=v.reference.figure,
+            hardware=v.reference.hardware,
+            verdict=v.verdict.value,
+            measured=format_measured(v.best),
+            implied=format_implied(v.combinations),
+            why=" ".join(sentences(v)),
+        )
+        for v in sorted(verdicts, key=lambda v: v.verdict not in MET)
+    ]
 
 
 def _figures(run: RunData) -> dict[str, str]:
