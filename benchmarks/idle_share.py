@@ -3,8 +3,8 @@
     python benchmarks/idle_share.py OUT 121:4:1 [CASE ...] [-- runtime.compile=true ...]
 
 A case is frames:steps:guidance or height:width:frames:steps:guidance, with random weights. One clip
-warms up, six of the first case are traced, then one clip of each further case is rendered
-untraced. The worker runs as in any run, but with CUPTI's trace of kernels around the six: from the
+warms up, one clip of each further case is rendered, then six of the first case are traced. The
+worker runs as in any run, but with CUPTI's trace of kernels around the six: from the
 beginning of the first one's denoising to the end of the last one's decode. Few steps make the
 figure worse, not better: what comes between clips is spread over less work.
 """
@@ -40,31 +40,31 @@ class TracedRenderer:
         self._file = spec.run_dir.parent / "idle.json"
         self._profiler: Any = None
         self._begin = 0.0
-        self._traced = 0
+        self._left = 0
+        """Clips that are still to be rendered."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        """See `executor.Renderer.encode`."""
+        """See `executor.Renderer.encode`; this is all that will be denoised."""
+        self._left = len(clips)
         self._inner.encode(clips, emit)
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         """See `executor.Renderer.render`."""
         import torch
 
-        if job.clip.row_id.startswith("case") and self._profiler is None and not self._traced:
+        self._left -= 1
+        if self._left < CLIPS and self._profiler is None:
             activities = [torch.profiler.ProfilerActivity.CUDA]
             self._profiler = torch.profiler.profile(activities=activities)
             self._profiler.start()
             self._begin = time.perf_counter()
         finish = self._inner.render(job, emit)
-        if self._profiler is not None:
-            self._traced += 1
-        if self._profiler is not None and self._traced == CLIPS:
+        if self._left == 0:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             wall = time.perf_counter() - self._begin
             self._profiler.stop()
             self._file.write_text(json.dumps(shares(self._profiler, wall)))
-            self._profiler = None
         return finish
 
 
@@ -101,7 +101,7 @@ def main() -> int:
     out, case, *further = arguments[:cut]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / "cases.csv", [case] * CLIPS + further)
+    write_manifest(folder / "cases.csv", further + [case] * CLIPS)
     words = [str(folder / "cases.csv"), "order=rows", f"run_dir={folder / 'run'}"]
     words += arguments[cut + 1 :]
     if not any(word.startswith("model=") for word in words):

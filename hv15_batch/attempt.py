@@ -27,7 +27,8 @@ class Attempt:
         """Begin with what is known of the clip before it is rendered."""
         self._base = base
         self._columns: dict[str, Any] = {}
-        self._error: tuple[str, str] | None = None
+        self.error: tuple[str, str] | None = None
+        """Class and message of the first error."""
         self.status = OK
 
     def add(self, **columns: Any) -> None:
@@ -56,7 +57,7 @@ class Attempt:
             logger.exception("%s failed", self._base.clip_id)
             # Not the exception: its traceback holds the frames and so their tensors.
             message = redacted(str(error))[:MAX_ERROR_CHARACTERS]
-            self._error = self._error or (type(error).__name__, message)
+            self.error = self.error or (type(error).__name__, message)
 
     def record(self) -> ClipRecord:
         """Return the finished record."""
@@ -64,11 +65,11 @@ class Attempt:
         seconds = [columns.get(f"{stage}_seconds") for stage in STAGES]
         known = [s for s in seconds if s is not None]
         columns["total_seconds"] = sum(known) if known else None
-        if self._error is not None:
+        if self.error is not None:
             columns |= {
                 "status": FAILED,
-                "error_type": self._error[0],
-                "error_message": self._error[1],
+                "error_type": self.error[0],
+                "error_message": self.error[1],
                 "file": None,
                 "file_bytes": None,
                 "file_sha256": None,

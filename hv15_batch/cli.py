@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,6 +18,7 @@ from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
     from hv15_batch.compose import Job
+    from hv15_batch.schedule import Clock
 
 HELP = """\
 hv15-batch prompts.csv                    render every row; run it again to go on
@@ -27,8 +29,11 @@ hv15-batch resume=outputs/prompts         go on with the manifest and settings o
 hv15-batch from=clip.mp4                  render a clip again from its own tag
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
-hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again
+hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
+hv15-batch prompts.csv window=22:00-07:00 only by night; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
+hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
+hv15-batch references [RUN_DIR ...]       published figures: reproduced, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status", "compare"):
+    if word in ("report", "status", "references", "compare"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -69,10 +74,11 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_OK
 
     from hv15_batch.compose import run_jobs
+    from hv15_batch.schedule import Clock
 
     if word == "prefetch":
         return run_jobs(rest, _prefetch)
-    return run_jobs(arguments, _render)
+    return run_jobs(arguments, partial(_render, clock=Clock()))
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
@@ -82,6 +88,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.report import main as report
 
             return report(arguments)
+        if word == "references":
+            from hv15_batch.reference_command import main as references
+
+            return references(arguments)
         if word == "compare":
             from hv15_batch.compare import main as compare
 
@@ -96,7 +106,8 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 # -- jobs: what is done with one composed configuration ---------------------------------------
 
 
-def _render(job: Job) -> int:
+def _render(job: Job, clock: Clock) -> int:
+    """Render a job; all jobs of a sweep share the clock, and with it `until` and `time_limit`."""
     from hv15_batch import session
 
     config = job.config if job.config.resume is None else _resumed(job)
@@ -105,7 +116,7 @@ def _render(job: Job) -> int:
         config.run_dir = str(Path(config.run_dir) / job.sweep_folder())
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
-    return session.run(config, typed, job.sweep_folder() if job.swept else None, _say)
+    return session.run(config, typed, job.sweep_folder() if job.swept else None, _say, clock=clock)
 
 
 def _prefetch(job: Job) -> int:

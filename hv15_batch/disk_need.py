@@ -82,6 +82,8 @@ def _clip_bytes(planned: PlannedClip, keep_latents: bool) -> int:
     """Return what a clip leaves behind: video, thumbnail, rows, and its latents where kept."""
     settings = planned.clip.settings
     texts = len(settings.prompt.encode(errors="surrogatepass"))
+    if planned.repeat is not None:  # of a repetition only its row is kept
+        return _ROW_BYTES + texts
     size = _video_bytes(settings) + _THUMBNAIL_BYTES + _ROW_BYTES + _TEXT_COPIES * texts
     if keep_latents and not (planned.has_latents and planned.use_latents):
         size += _latents_bytes(settings)

@@ -24,9 +24,9 @@ from hv15_batch.embeddings import (
     text_key,
 )
 from hv15_batch.encoders import Encoders, load_encoders
-from hv15_batch.executor import Encoded, Event, ExecutorSpec, Note
+from hv15_batch.executor import Encoded, Event, ExecutorSpec, Note, RendererBroken, Stepped
 from hv15_batch.manifest_images import read_image_bytes
-from hv15_batch.measure import StageMeter
+from hv15_batch.measure import StageMeter, device_fault
 from hv15_batch.placement import Placement
 from hv15_batch.rundir import RunDir
 
@@ -41,6 +41,7 @@ class EncodePhase:
         spec: ExecutorSpec,
         folder: Path | None,
         device: torch.device,
+        make_meter: Callable[[], StageMeter],
         placement: Placement,
         load_vae: Callable[[], Any],
     ) -> None:
@@ -50,6 +51,7 @@ class EncodePhase:
             spec: Decides model, revision and whether the text encoder is streamed.
             folder: Checkpoint; None means random weights.
             device: Where the encoders run.
+            make_meter: Returns a meter of that device.
             placement: Brings the VAE for first frames.
             load_vae: Returns the VAE that the renderer uses too.
         """
@@ -57,6 +59,7 @@ class EncodePhase:
         self._config: Config = config
         self._folder = folder
         self._device = device
+        self._make_meter = make_meter
         self._placement = placement
         self._load_vae = load_vae
         self._streams_text_encoder = spec.streams_text_encoder
@@ -88,7 +91,7 @@ class EncodePhase:
         embeddings = encoders.encode_texts(list(texts.values()))
         try:
             for number, (key, text) in enumerate(texts.items(), 1):
-                meter = StageMeter(self._device)
+                meter = self._make_meter()
                 try:
                     with meter.stage("encode"):
                         embedding = next(embeddings)
@@ -96,7 +99,7 @@ class EncodePhase:
                     self._encoded[key] = meter
                     self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
                 except Exception as error:
-                    self._errors[key] = error.with_traceback(None)
+                    self._remember(key, error)
                     # A generator that raised is spent: the remaining texts need a new one.
                     embeddings = encoders.encode_texts(list(texts.values())[number:])
                 emit(Encoded(number, total))
@@ -108,16 +111,26 @@ class EncodePhase:
         encoders = self._encoders(vae=self._load_vae())
         try:
             for number, (key, clip) in enumerate(images.items(), done + 1):
-                meter = StageMeter(self._device)
+                meter = self._make_meter()
                 try:
                     with meter.stage("encode"), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
                 except Exception as error:
-                    self._errors[key] = error.with_traceback(None)
+                    self._remember(key, error)
                 emit(Encoded(number, total))
         finally:
             encoders.release()
+
+    def _remember(self, key: str, error: Exception) -> None:
+        """Keep an error for the clips that need this text or image.
+
+        Raises:
+            RendererBroken: after it, every call on the device fails.
+        """
+        self._errors[key] = error.with_traceback(None)
+        if fault := device_fault(self._device, type(error).__name__, str(error)):
+            raise RendererBroken(f"the worker can no longer use the device ({fault})", None)
 
     def _encoders(self, vae: Any = None) -> Encoders:
         return load_encoders(
@@ -169,8 +182,11 @@ class EncodePhase:
         assert settings.image_sha256 is not None
         return image_key(settings.image_sha256, settings.height, settings.width, self._identity)
 
-    def conditioning(self, clip: Clip, emit: Emit) -> tuple[Conditioning, dict[str, Any]]:
-        """Return the cached embeddings and what encoding them cost, where this clip caused it."""
+    def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
+        """Return the cached embeddings, and whether all of them were on disk already.
+
+        What encoding took is added to `meter` where this clip is the first that needs it.
+        """
         keys = [text_key(text, self._identity) for text in clip_texts(clip.settings)]
         if clip.settings.image_sha256 is not None:
             keys.append(self._image_key(clip))
@@ -179,18 +195,14 @@ class EncodePhase:
             conditioning = self._cache.read_conditioning(clip.settings, self._identity)
             if conditioning is None:
                 # A damaged entry, or latents that turned out to be damaged.
+                emit(Stepped(clip.clip_id, "encode", 0, clip.settings.num_inference_steps))
                 self.encode([clip], emit)
                 conditioning = self._cache.read_conditioning(clip.settings, self._identity)
         for key in keys:
             if key in self._errors:
                 raise self._errors[key]
         assert conditioning is not None
-        meters = [self._encoded.pop(key) for key in keys if key in self._encoded]
-        columns: dict[str, Any] = {"encode_cached": not meters}
-        if meters:
-            costs_ = [meter.columns() for meter in meters]
-            columns["encode_seconds"] = sum(c["encode_seconds"] or 0.0 for c in costs_)
-            for name in ("encode_peak_vram_allocated_bytes", "encode_peak_vram_reserved_bytes"):
-                peaks = [peak for c in costs_ if (peak := c.get(name)) is not None]
-                columns[name] = max(peaks) if peaks else None
-        return conditioning, columns
+        encoded = [self._encoded.pop(key) for key in keys if key in self._encoded]
+        for other in encoded:
+            meter.add(other)
+        return conditioning, not encoded

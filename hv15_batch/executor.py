@@ -14,6 +14,13 @@ from hv15_batch.clip import Clip
 from hv15_batch.config import Config, OffloadKind
 from hv15_batch.records import ClipRecord
 
+WORKER_DIED = "WorkerDied"
+WORKER_STALLED = "WorkerStalled"
+GPU_LOST = "GpuLost"
+
+Key = tuple[str, int | None]
+"""A clip's `settings_sha256`, and which repetition of a benchmark it is."""
+
 
 @dataclass(frozen=True)
 class ExecutorSpec:
@@ -38,6 +45,12 @@ class ExecutorSpec:
     """What torch may take of the card; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
+    lock_descriptor: int | None = None
+    """Of the run directory's lock, in the parent; a child process holds on to it too."""
+
+
+WARM_UP = 0
+"""`Job.repeat` of a rendering that takes the first use of kernels, compilation and memory."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,12 @@ class Job:
     use_latents: bool
     """Decode from saved latents where there are any."""
     repeat: int | None = None
-    """Which repetition of a benchmark this is, from 1; None makes the clip."""
+    """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
+    on_torch_attention: bool = False
+    """Render with torch's own attention, whatever the settings say: its frames were suspect."""
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> Key:
         """What tells it from every other job that an executor has in hand."""
         return self.clip.settings_sha256, self.repeat
 
@@ -63,6 +78,8 @@ class Note:
     """One line worth telling the user."""
 
     text: str
+    offload: OffloadKind | None = None
+    """The profile from here on, where it had to change; later workers begin with it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ class Stepped:
 
     clip_id: str
     stage: str
+    """load, encode, denoise or decode; once it says decode, the latents are saved."""
     step: int
     steps: int
 
@@ -113,19 +131,39 @@ class Died:
     """The executor is gone; what it had in hand is lost."""
 
     reason: str
+    error_type: str = WORKER_DIED
+    record: ClipRecord | None = None
+    """What it could still say of the clip that it was rendering."""
 
 
 Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+
+
+class RendererBroken(Exception):
+    """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
+
+    def __init__(self, reason: str, record: ClipRecord | None) -> None:
+        """Say why, and what became of the clip in hand."""
+        super().__init__(reason)
+        self.reason, self.record = reason, record
 
 
 class Renderer(Protocol):
     """What runs inside an executor (`render.ClipRenderer`, or a fake in tests)."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        """Encode the texts and images of these clips that the cache lacks."""
+        """Encode the texts and images of these clips that the cache lacks.
+
+        Raises:
+            RendererBroken: see there.
+        """
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
-        """Denoise and decode; return what writes the file and gives the record."""
+        """Denoise and decode; return what writes the file and gives the record.
+
+        Raises:
+            RendererBroken: see there.
+        """
 
 
 class Executor(Protocol):
@@ -148,3 +186,6 @@ class Executor(Protocol):
 
     def kill(self) -> None:
         """End at once."""
+
+    def resident_bytes(self) -> int | None:
+        """Return the host memory that it holds now; None where that is unknown."""

@@ -22,9 +22,14 @@ from hv15_batch.costs import (
     calibration,
     predict_clip,
 )
+from hv15_batch.executor import Job
 from hv15_batch.machine import Gpu, Machine
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
+from hv15_batch.pace import Pace
+from hv15_batch.plan import PlannedClip
+from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError, read_records
+from hv15_batch.schedule import Rules, check_window
 
 MAX_SIBLING_LOGS = 20
 """Run directories beside this one whose logs are read for calibration, newest first."""
@@ -67,22 +72,6 @@ class Forecast:
         return f"an estimate from the {self.card.name}'s vendor figures"
 
 
-def parse_until(text: str | None, now: datetime) -> datetime | None:
-    """Return the next moment at which the clock shows `HH:MM`.
-
-    Raises:
-        ConfigError: not a time of day.
-    """
-    if text is None:
-        return None
-    try:
-        hour, minute = (int(part) for part in text.split(":"))
-        moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    except ValueError:
-        raise ConfigError(f"until={text}: must be a time of day, for example 07:00.") from None
-    return moment if moment > now else moment + timedelta(days=1)
-
-
 def make_forecast(
     config: Config, todo: Sequence[ClipSettings], machine: Machine, log_folder: Path
 ) -> Forecast | None:
@@ -106,46 +95,85 @@ def make_forecast(
     return Forecast(card, gpu_name, offload, scale, config.runtime.compile)
 
 
+def make_pace(
+    forecast: Forecast | None, todo: Sequence[PlannedClip], run_dir: RunDir, rules: Rules
+) -> Pace:
+    """Return what predicts the clips of a run.
+
+    Raises:
+        ConfigError: a clip is predicted to be longer than `window`.
+    """
+
+    def proportions(settings: ClipShape) -> ClipCost:
+        return predict_clip(settings, CARDS[5], compiled=False, offload="resident", scale=None)
+
+    def has_latents(job: Job) -> bool:
+        return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
+
+    pace = Pace(
+        forecast.clip_cost if forecast is not None else proportions,
+        is_forecast=forecast is not None,
+        has_latents=has_latents,
+        clock=rules.clock,
+    )
+    if rules.window is not None:
+        for p in todo:
+            seconds = pace.clip_seconds(Job(p.clip, p.attempts + 1, p.use_latents, p.repeat))
+            check_window(rules.window, seconds, p.clip.clip_id)
+    return pace
+
+
 def forecast_lines(
     config: Config,
     todo: Sequence[ClipSettings],
     machine: Machine,
     log_folder: Path,
-    now: datetime,
-    until: datetime | None,
+    rules: Rules,
 ) -> list[str]:
-    """Return what the dry run says of time and memory: at most four lines."""
+    """Return what the dry run says of time and memory: at most six lines.
+
+    Raises:
+        ConfigError: `runtime.card` is unknown, or a clip is longer than `window`.
+    """
     forecast = make_forecast(config, todo, machine, log_folder)
     if forecast is None:
         if config.model.weights is Weights.tiny or not todo:
             return []
         return [f"Time: no card here that is in the table; runtime.card={CARDS[5].name} predicts"]
     seconds = forecast.total_seconds(todo)
-    end = now + timedelta(seconds=seconds)
+    lengths = [forecast.clip_seconds(settings) for settings in todo]
+    check_window(rules.window, max(lengths), f"the longest of {len(todo)} clips")
+    finishes = list(rules.finishes(lengths))
     lines = [
         f"Time: {_duration(seconds)} in all, {seconds / len(todo):.0f} s per warm clip, "
-        f"done {end:%a %H:%M} ({forecast.basis})",
+        f"done {finishes[-1]:%a %H:%M} ({forecast.basis})",
         f"Memory: {forecast.offload.reason}",
     ]
-    if until is not None:
-        lines.append(_until_line(forecast, todo, now, until))
-        if end > until:
-            cheaper = _cheaper(config, forecast, todo, machine, log_folder)
-            if cheaper:
-                lines.append(cheaper)
+    lines += _rule_lines(rules, finishes)
+    if any(finishes[-1] > end for end in rules.ends()):
+        cheaper = _cheaper(config, forecast, todo, machine, log_folder)
+        if cheaper:
+            lines.append(cheaper)
     return lines
 
 
-def _until_line(
-    forecast: Forecast, todo: Sequence[ClipSettings], now: datetime, until: datetime
-) -> str:
-    left, count = (until - now).total_seconds(), 0
-    for settings in todo:
-        left -= forecast.clip_seconds(settings)
-        if left < 0:
-            break
-        count += 1
-    return f"Until {until:%a %H:%M}: {count} of {len(todo)} clips"
+def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
+    """Return how many clips will be finished by when, and when the last one."""
+    now, total, lines = rules.clock.now(), len(finishes), []
+    for deadline, end in zip(rules.deadlines, rules.ends(), strict=True):
+        count = sum(finish <= end for finish in finishes)
+        setting = "" if deadline.moment else f" ({deadline.setting})"
+        lines.append(f"Until {end:%a %H:%M}{setting}: {count} of {total} clips")
+    if rules.window is not None:
+        closing = rules.window.current(now)[1]
+        nights = len({rules.window.current(finish - timedelta(seconds=1)) for finish in finishes})
+        first = sum(finish <= closing for finish in finishes)
+        lines.append(
+            f"Window {rules.window.setting.partition('=')[2]}: {first} of {total} clips by "
+            f"{closing:%a %H:%M}, all {total} on {finishes[-1]:%a %d %b %H:%M} "
+            f"({nights} {'window' if nights == 1 else 'windows'})"
+        )
+    return lines
 
 
 def _cheaper(

@@ -5,17 +5,14 @@ NVML and /proc only: no CUDA context is created, so a reader costs no VRAM.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import importlib
-import json
 import os
 import platform
 import shutil
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,7 +68,7 @@ class Machine:
 def read_machine() -> Machine:
     """Return what this machine is now."""
     ram_total, ram_available = read_ram()
-    versions = {f"{name}_version": _version(name) for name in PACKAGES}
+    versions = {f"{name}_version": package_version(name) for name in PACKAGES}
     return Machine(
         gpus=tuple(read_gpus()),
         ram_total_bytes=ram_total,
@@ -95,15 +92,24 @@ def read_gpus(environ: Mapping[str, str] = os.environ, nvml: Any = None) -> list
         environ: Environment; only CUDA_VISIBLE_DEVICES is read.
         nvml: Module with pynvml's functions; None imports pynvml.
     """
+    with open_nvml(nvml) as library:
+        if library is not None:
+            with suppress(library.NVMLError):
+                return _visible(library, environ.get("CUDA_VISIBLE_DEVICES"))
+    return []
+
+
+@contextmanager
+def open_nvml(nvml: Any = None) -> Iterator[Any]:
+    """Yield NVML, initialised (None imports pynvml), or None without a driver."""
     nvml = nvml or importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return []
+        yield None
+        return
     try:
-        return _visible(nvml, environ.get("CUDA_VISIBLE_DEVICES"))
-    except nvml.NVMLError:
-        return []
+        yield nvml
     finally:
         nvml.nvmlShutdown()
 
@@ -157,11 +163,11 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
         power = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
     return Gpu(
         index=index,
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=as_text(nvml.nvmlDeviceGetName(handle)),
+        uuid=as_text(nvml.nvmlDeviceGetUUID(handle)),
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
-        driver=_text(nvml.nvmlSystemGetDriverVersion()),
+        driver=as_text(nvml.nvmlSystemGetDriverVersion()),
         power_limit_watts=power,
     )
 
@@ -178,31 +184,68 @@ def read_ram(
     return total, available
 
 
+def cgroup_memory_bytes(
+    proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return the lowest memory limit of this process's control groups; None without one."""
+    limits = [limit for limit, _ in _cgroup_limits(proc_cgroup, root)]
+    # Version 1 writes "no limit" as a number near 2^63.
+    return min((limit for limit in limits if limit < 2**62), default=None)
+
+
+def cgroup_cpus(
+    proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Return how many CPUs' time the control groups leave to this process; None without a limit."""
+    shares = []
+    for folder, is_unified in _cgroup_folders("cpu", proc_cgroup, root):
+        with suppress(OSError, ValueError):
+            if is_unified:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text().strip()
+            if int(quota) > 0:  # `max` and -1 mean none
+                shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
 def _cgroup_limits(proc_cgroup: Path, root: Path) -> list[tuple[int, int]]:
     """Return (limit, bytes in use) of this process's control group and all above it.
 
     Inactive page cache is not counted as in use: the kernel gives it back before it kills.
     """
+    limits = []
+    for folder, is_unified in _cgroup_folders("memory", proc_cgroup, root):
+        if is_unified:
+            names = ("memory.max", "memory.current", "inactive_file")
+        else:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        limit, used = _read_int(folder / names[0]), _read_int(folder / names[1])
+        if limit is not None and used is not None:
+            limits.append((limit, used - _inactive_bytes(folder / "memory.stat", names[2])))
+    return limits
+
+
+def _cgroup_folders(controller: str, proc_cgroup: Path, root: Path) -> list[tuple[Path, bool]]:
+    """Return the folders of this process's control group and all above it.
+
+    With each goes whether it is of the unified hierarchy, version 2.
+    """
     try:
         lines = proc_cgroup.read_text().splitlines()
     except OSError:
         return []
-    limits = []
+    folders: list[tuple[Path, bool]] = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
-        if number == "0" and not controllers:
-            base, names = root, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
+        is_unified = number == "0" and not controllers
+        if not is_unified and controller not in controllers.split(","):
             continue
-        relative = Path(path.lstrip("/"))
-        for folder in (base / relative, *(base / parent for parent in relative.parents)):
-            limit, used = _read_int(folder / names[0]), _read_int(folder / names[1])
-            if limit is not None and used is not None:
-                limits.append((limit, used - _inactive_bytes(folder / "memory.stat", names[2])))
-    return limits
+        base, relative = root if is_unified else root / controller, Path(path.lstrip("/"))
+        parents = (base / parent for parent in relative.parents)
+        folders += [(folder, is_unified) for folder in (base / relative, *parents)]
+    return folders
 
 
 def _read_int(path: Path) -> int | None:
@@ -220,48 +263,6 @@ def _inactive_bytes(path: Path, key: str) -> int:
     return 0
 
 
-def system_facts(machine: Machine | None = None) -> dict[str, Any]:
-    """Return what is written to `runs/<run_id>/system.json`: JSON-able values.
-
-    `hardware` and `software` are what `system_sha256` covers; `moment` is the rest.
-    """
-    machine = machine or read_machine()
-    facts = asdict(machine)
-    gpus = facts.pop("gpus")
-    return {
-        "hardware": {
-            "gpus": [_pick(gpu, "name", "total_bytes", "power_limit_watts") for gpu in gpus],
-            **_pick(facts, "cpu_name", "cpu_count", "ram_total_bytes"),
-        },
-        "software": {
-            "driver": gpus[0]["driver"] if gpus else None,
-            **_pick(facts, "os", "python_version", "pytorch_cuda_alloc_conf"),
-            **_pick(facts, *(f"{name}_version" for name in (*PACKAGES, "hv15_batch"))),
-        },
-        "moment": {
-            "read_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-            "gpus": [_pick(gpu, "index", "uuid", "free_bytes") for gpu in gpus],
-            **_pick(facts, "hostname", "ram_available_bytes"),
-        },
-    }
-
-
-def system_sha256(facts: dict[str, Any]) -> str:
-    """Return the SHA-256 of hardware and software: equal machines have equal hashes.
-
-    RAM counts in whole GiB, because the kernel's own share differs from boot to boot.
-    """
-    hardware = dict(facts["hardware"])
-    hardware["ram_total_bytes"] = round(hardware["ram_total_bytes"] / GIB) * GIB
-    text = json.dumps(
-        {"hardware": hardware, "software": facts["software"]},
-        sort_keys=True,
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def free_disk_bytes(path: Path) -> int:
     """Return the free bytes of the disk that `path` is on, or will be once it is made."""
     return shutil.disk_usage(existing_parent(path)).free
@@ -275,11 +276,8 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
-def _pick(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: values[name] for name in names}
-
-
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None
@@ -293,6 +291,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _text(value: Any) -> str:
-    # Older bindings give bytes.
+def as_text(value: Any) -> str:
+    """Return a text of NVML's; older bindings give bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)

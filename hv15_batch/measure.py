@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from hv15_batch.machine import read_gpus
 from hv15_batch.records import ClipRecord
+from hv15_batch.telemetry import CardSampler, Telemetry, sampler_of
 
 _COLUMNS = frozenset(field.name for field in fields(ClipRecord))
 
@@ -30,13 +32,32 @@ class Stage:
     peak_vram_allocated_bytes: int | None = None
     """None without CUDA."""
     peak_vram_reserved_bytes: int | None = None
+    telemetry: Telemetry | None = None
+    """What the card did meanwhile; None without a card that NVML knows."""
+
+    def merge(self, other: Stage) -> None:
+        """Add the same stage as another meter saw it."""
+        self.seconds += other.seconds
+        self.peak_vram_allocated_bytes = _larger(
+            self.peak_vram_allocated_bytes, other.peak_vram_allocated_bytes
+        )
+        self.peak_vram_reserved_bytes = _larger(
+            self.peak_vram_reserved_bytes, other.peak_vram_reserved_bytes
+        )
+        self.add_telemetry(other.telemetry)
+
+    def add_telemetry(self, telemetry: Telemetry | None) -> None:
+        """Add what the card did in another window."""
+        if telemetry is not None:
+            self.telemetry = self.telemetry or Telemetry()
+            self.telemetry.merge(telemetry)
 
     def add_peaks(self, device: torch.device) -> None:
         """Raise the peaks to what CUDA's counters say since they were reset."""
         allocated = torch.cuda.max_memory_allocated(device)
         reserved = torch.cuda.max_memory_reserved(device)
-        self.peak_vram_allocated_bytes = max(self.peak_vram_allocated_bytes or 0, allocated)
-        self.peak_vram_reserved_bytes = max(self.peak_vram_reserved_bytes or 0, reserved)
+        self.peak_vram_allocated_bytes = _larger(self.peak_vram_allocated_bytes, allocated)
+        self.peak_vram_reserved_bytes = _larger(self.peak_vram_reserved_bytes, reserved)
 
 
 class StageMeter:
@@ -45,10 +66,11 @@ class StageMeter:
     `with meter.stage("denoise"): ...`, then `meter.columns()["denoise_seconds"]`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Begin a clip on the device that renders it."""
+    def __init__(self, device: torch.device, sampler: CardSampler | None = None) -> None:
+        """Begin a clip on the device that renders it; `sampler` watches that device."""
         self.stages: dict[str, Stage] = {}
         self._device = device
+        self._sampler = sampler
         self._retries_before = _num_alloc_retries(device)
 
     @contextmanager
@@ -62,6 +84,8 @@ class StageMeter:
         """
         device = self._device if on_device else torch.device("cpu")
         _synchronize(device)
+        sampler = self._sampler if on_device else None
+        window = sampler.begin() if sampler is not None else None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
@@ -71,26 +95,45 @@ class StageMeter:
         finally:
             stage = self.stages.setdefault(name, Stage())
             stage.seconds += time.perf_counter() - begin
+            if sampler is not None and window is not None:
+                sampler.end(window)
+                stage.add_telemetry(window)
             if device.type == "cuda":
                 stage.add_peaks(device)
 
+    def add(self, other: StageMeter) -> None:
+        """Count what another meter measured as this clip's, such as the encoding it caused."""
+        for name, stage in other.stages.items():
+            self.stages.setdefault(name, Stage()).merge(stage)
+
     def columns(self) -> dict[str, float | int | None]:
-        """Return the log columns that were measured; a column that is absent was not."""
+        """Return the log columns that were measured; a column that is absent was not.
+
+        Energy, power and clocks are those of this attempt: a clip decoded from saved latents has
+        those of its decoding.
+        """
         columns: dict[str, float | int | None] = {}
         for name, stage in self.stages.items():
             columns[f"{name}_seconds"] = stage.seconds
             columns[f"{name}_peak_vram_allocated_bytes"] = stage.peak_vram_allocated_bytes
             columns[f"{name}_peak_vram_reserved_bytes"] = stage.peak_vram_reserved_bytes
         for peak in ("peak_vram_allocated_bytes", "peak_vram_reserved_bytes"):
-            columns[peak] = max(
-                (v for v in (getattr(s, peak) for s in self.stages.values()) if v is not None),
-                default=None,
-            )
+            peaks = (getattr(stage, peak) for stage in self.stages.values())
+            columns[peak] = reduce(_larger, peaks, None)
+        columns |= self._telemetry().columns() if self._sampler is not None else {}
         columns["peak_ram_bytes"] = peak_ram_bytes()
         retries = _num_alloc_retries(self._device)
         if retries is not None and self._retries_before is not None:
             columns["num_alloc_retries"] = retries - self._retries_before
         return {name: value for name, value in columns.items() if name in _COLUMNS}
+
+    def _telemetry(self) -> Telemetry:
+        """Return what the card did in all stages."""
+        telemetry = Telemetry()
+        for stage in self.stages.values():
+            if stage.telemetry is not None:
+                telemetry.merge(stage.telemetry)
+        return telemetry
 
 
 class StepClock:
@@ -128,6 +171,22 @@ def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
 
 
+def device_fault(device: torch.device, error_type: str, message: str) -> str | None:
+    """Return why every later call on the device fails after an error, or None where it works.
+
+    An illegal memory access, a device-side assert, a launch failure, an ECC error or a card that
+    fell off the bus leaves the process's CUDA context broken: synchronising raises it again. On
+    the CPU there is nothing to ask, so the message counts.
+    """
+    if device.type != "cuda":
+        return f"{error_type}: {message}" if "CUDA error" in message else None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
+
+
 def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:
     """Return this process's peak resident set, VmHWM; None where the system does not tell."""
     try:
@@ -154,21 +213,33 @@ def machine_columns(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return columns
     properties = torch.cuda.get_device_properties(device)
-    uuid = f"GPU-{properties.uuid}"
+    uuid = str(properties.uuid)
     columns |= {
         "gpu_name": properties.name,
-        "gpu_uuid": uuid,
+        "gpu_uuid": f"GPU-{uuid}",
         "gpu_total_bytes": properties.total_memory,
     }
     for gpu in read_gpus():
-        if gpu.uuid == uuid:
+        if gpu.uuid.partition("-")[2] == uuid:  # GPU-... or, of a slice, MIG-...
             columns |= {
+                "gpu_uuid": gpu.uuid,
                 "gpu_name": gpu.name,
                 "gpu_index": gpu.index,
                 "gpu_total_bytes": gpu.total_bytes,
                 "driver_version": gpu.driver,
             }
     return columns
+
+
+def make_sampler(device: torch.device) -> CardSampler | None:
+    """Return what watches this device from now on; None without a card that NVML knows."""
+    if device.type != "cuda":
+        return None
+    return sampler_of(str(torch.cuda.get_device_properties(device).uuid))
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _synchronize(device: torch.device) -> None:

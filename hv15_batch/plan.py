@@ -93,6 +93,8 @@ class PlannedClip:
     """It has been rendered and its file is there, also where it is asked for again."""
     last: dict[str, Any] | None
     """The last attempt at these settings."""
+    repeat: int | None = None
+    """Repetition of a benchmark (see `benchmark`); None makes the clip."""
 
     @property
     def is_done(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hv15_batch.benchmark import Repetitions, plan_repetitions
 from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config
@@ -56,11 +57,29 @@ class Planned:
 
     clips: list[PlannedClip]
     selected: list[PlannedClip]
+    repetitions: Repetitions | None = None
+    """Of a benchmark, which measures instead of making clips."""
 
     @property
     def todo(self) -> list[PlannedClip]:
         """What is to be rendered, in order."""
+        if self.repetitions is not None:
+            return self.repetitions.todo
         return [p for p in self.selected if not p.is_done]
+
+    @property
+    def num_done(self) -> int:
+        """Renderings that earlier runs have done."""
+        if self.repetitions is not None:
+            return self.repetitions.num_measured
+        return sum(p.is_done for p in self.clips)
+
+    @property
+    def num_total(self) -> int:
+        """Renderings in all, done ones and those that this run is not about included."""
+        if self.repetitions is not None:
+            return self.repetitions.num_measured + len(self.repetitions.todo)
+        return len(self.clips)
 
 
 def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) -> Prepared:
@@ -117,6 +136,8 @@ def plan_against_log(prepared: Prepared) -> Planned:
                 f"To go on with those: hv15-batch {resume}. To keep both apart: run_dir=DIR. "
                 "To add clips with the new settings here: add=true."
             )
+    if config.benchmark.repeat is not None:
+        return replace(planned, repetitions=plan_repetitions(clips, config, run_dir))
     return planned
 
 

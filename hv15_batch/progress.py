@@ -25,11 +25,17 @@ from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
 from hv15_batch.machine import free_disk_bytes
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.redaction import redacted
+from hv15_batch.schedule import Wait
 from hv15_batch.status_file import StatusFile
+from hv15_batch.status_text import IDLE_STATES
 
 _ERROR_CHARACTERS = 200
 _NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
 _NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
+
+
+_Rendering = tuple[str | None, int | None]
+"""A clip, or one repetition of it in a benchmark."""
 
 
 class Progress:
@@ -68,12 +74,14 @@ class Progress:
         self._folder = status_file.parent
         self.on_finished: Callable[[ClipRecord], None] = lambda record: None
         """Called with each record, after it is shown."""
-        self._failed: set[str | None] = set()
-        self._suspect: set[str | None] = set()
+        self.ends_after: Callable[[float], datetime] = _from_now
+        """Returns when work of so many seconds will be done; `window` makes that later."""
+        self._failed: set[_Rendering] = set()
+        self._suspect: set[_Rendering] = set()
         self._done = done
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
-        self._state = "encoding"
+        self._state = self._state_before = "encoding"
         self._status = StatusFile(status_file, _first_values(run_id, total, done), self._sample)
 
     @property
@@ -117,6 +125,22 @@ class Progress:
             self._eta.started(clip_id)
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
+    def waiting(self, wait: Wait) -> None:
+        """Show that nothing is rendered now, why, and until when."""
+        self.say(wait.line)
+        self._state_before = self._state_before if self._state in IDLE_STATES else self._state
+        self._state = wait.state
+        moment = wait.until.isoformat(timespec="seconds") if wait.until else None
+        what = {"state": wait.state, "message": wait.reason, "goes_on_at": moment, **_NO_CLIP}
+        self._status.update(**what)
+
+    def going_on(self) -> None:
+        """Show that a wait is over."""
+        self.say("Going on.")
+        self._last_finish = time.monotonic()
+        self._state = self._state_before
+        self._status.update(state=self._state, message="", goes_on_at=None)
+
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
         """Show a denoising step or another stage of the clip in hand."""
         if self._tty:
@@ -154,7 +178,9 @@ class Progress:
         """Close the bars and write the last status."""
         self._close_bars()
         self._state = state
-        self._status.close(state=state, message=redacted(message), **_NO_CLIP, **_NO_ETA)
+        self._status.close(
+            state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
+        )
         self._health.close()
 
     def _measure(self, record: ClipRecord) -> float:
@@ -174,13 +200,14 @@ class Progress:
 
     def _count(self, record: ClipRecord) -> None:
         """Count clips, not attempts: one that failed may be tried again."""
-        self._failed.discard(record.clip_id)
+        rendering = (record.clip_id, record.repeat)
+        self._failed.discard(rendering)
         if record.status == FAILED:
-            self._failed.add(record.clip_id)
+            self._failed.add(rendering)
             return
         self._done += 1
         if record.status == SUSPECT:
-            self._suspect.add(record.clip_id)
+            self._suspect.add(rendering)
 
     def _sample(self) -> dict[str, Any]:
         """Return what changes by itself: the card, the disk, and an end that moves away."""
@@ -191,15 +218,14 @@ class Progress:
         return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
 
     def _expected_end(self) -> dict[str, Any]:
-        if self._eta is None or self._state not in ("encoding", "rendering"):
+        if self._eta is None or self._state not in ("encoding", "rendering", "waiting"):
             return dict(_NO_ETA)
         is_rendering = self._state == "rendering"
         left = self._eta.left(time.monotonic() - self._last_finish if is_rendering else 0.0)
         if left is None:
             return dict(_NO_ETA)
-        now = datetime.now().astimezone()
         p50, p90 = (
-            (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+            self.ends_after(seconds).isoformat(timespec="seconds")
             for seconds in (left.p50_seconds, left.p90_seconds)
         )
         return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
@@ -234,7 +260,12 @@ def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
         **asdict(GpuHealth()),
         "free_disk_bytes": None,
         "message": "",
+        "goes_on_at": None,
     }
+
+
+def _from_now(seconds: float) -> datetime:
+    return datetime.now().astimezone() + timedelta(seconds=seconds)
 
 
 def format_error(record: ClipRecord) -> str:

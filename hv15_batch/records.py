@@ -31,6 +31,7 @@ CLOCK = "time.perf_counter, device synchronised"
 ALLOCATED = "torch.cuda.max_memory_allocated"
 RESERVED = "torch.cuda.max_memory_reserved"
 NVML = "NVML"
+NVML_SAMPLED = "NVML, sampled every 0.1 s and weighted by time"
 FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
@@ -48,7 +49,7 @@ class ClipRecord:
     row_id: str | None = _column("name of the manifest row")
     row_index: int | None = _column("place of the row in the manifest, from 0")
     attempt: int | None = _column("attempts at these settings so far, this one included")
-    repeat: int | None = _column("benchmark repetition, from 1; null outside benchmarks")
+    repeat: int | None = _column("benchmark repetition, from 1; 0 is a warm-up; null outside")
     settings_sha256: str | None = _column("hash of everything asked")
     denoise_sha256: str | None = _column("the same less fps and video settings")
     manifest_sha256: str | None = _column("hash of the manifest's bytes")
@@ -102,7 +103,7 @@ class ClipRecord:
     total_seconds: float | None = _column(
         "sum of encode, denoise, decode and write of this clip", "second"
     )
-    is_cold: bool | None = _column("first clip of a worker, or a compiling one")
+    is_cold: bool | None = _column("first clip of a worker, a compiling one or a warm-up")
     denoise_attempt: int | None = _column(
         "attempt in which the latents were denoised, less than `attempt` when they were reused; "
         "0 when another clip, or an attempt without a record, denoised them"
@@ -116,16 +117,30 @@ class ClipRecord:
     denoise_peak_vram_reserved_bytes: int | None = _column("of denoising", "byte", RESERVED)
     decode_peak_vram_allocated_bytes: int | None = _column("of decoding", "byte", ALLOCATED)
     decode_peak_vram_reserved_bytes: int | None = _column("of decoding", "byte", RESERVED)
-    peak_vram_device_bytes: int | None = _column("whole card, all processes", "byte", NVML)
+    peak_vram_device_bytes: int | None = _column(
+        "whole card, all processes; a shorter peak than 0.1 s may be missed", "byte", NVML_SAMPLED
+    )
     peak_ram_bytes: int | None = _column("executor's peak resident set", "byte", "VmHWM")
     num_alloc_retries: int | None = _column("allocator retries", source="torch.cuda.memory_stats")
-    # telemetry
-    energy_joules: float | None = _column("energy of the card", "joule", NVML)
-    power_watts_mean: float | None = _column("mean power draw", "watt", NVML)
-    sm_clock_mhz_mean: float | None = _column("mean SM clock", "megahertz", NVML)
-    sm_clock_mhz_min: float | None = _column("lowest SM clock", "megahertz", NVML)
-    temperature_celsius_max: float | None = _column("highest temperature", "degree Celsius", NVML)
-    throttle_seconds: float | None = _column("time with a throttle reason", "second", NVML)
+    # telemetry: while the card encoded (where this clip caused it), denoised and decoded
+    energy_joules: float | None = _column(
+        "energy of the card in this attempt, writing left out",
+        "joule",
+        "NVML's counter, else its power integrated",
+    )
+    power_watts_mean: float | None = _column("mean power draw", "watt", NVML_SAMPLED)
+    sm_clock_mhz_mean: float | None = _column("mean SM clock", "megahertz", NVML_SAMPLED)
+    sm_clock_mhz_min: float | None = _column(
+        "lowest SM clock while the card was not idle", "megahertz", NVML_SAMPLED
+    )
+    temperature_celsius_max: float | None = _column(
+        "highest temperature", "degree Celsius", NVML_SAMPLED
+    )
+    throttle_seconds: float | None = _column(
+        "time with a throttle reason other than idle and a clock that was asked for",
+        "second",
+        NVML_SAMPLED,
+    )
     # derived
     model_pflop: float | None = _column("work of denoising", "petaFLOP", "costs.model_flop")
     tflops: float | None = _column("rate of denoising", "teraFLOP/second")

@@ -1,11 +1,13 @@
 """Published figures ("references") as typed data, read from `conf/reference/*.yaml`.
 
-Data only: comparing a run with them is the report's job.
+Data only: `reference_check` compares a log with them, `reference_costs` says what they imply.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
+import sys
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields
@@ -16,6 +18,12 @@ from typing import Any
 import yaml
 
 from hv15_batch.config import ConfigError, Task
+
+TOLERANCE = 0.05
+"""Either side of a single figure: two specimens of one card differ by some percent."""
+ABOUT_TOLERANCE = 0.10
+"""The same where the source says "about"."""
+GB = 10**9
 
 
 class Quantity(Enum):
@@ -41,6 +49,10 @@ class Reference:
     """Who published it."""
     not_stated: tuple[str, ...]
     """What the source leaves open, of all that decides the figure."""
+    card: str | None = None
+    """Name in `cards.CARDS`; None where the source means any card."""
+    card_vram_gib: float | None = None
+    """Memory of the card where it isn't what cards of its name have."""
     url: str | None = None
     date: datetime.date | None = None
     """Day of publication."""
@@ -57,6 +69,8 @@ class Reference:
     """Option of `conf/model/`, where the source leaves no doubt."""
     model_stated: str | None = None
     """The source's words where they do not name one option."""
+    models: tuple[str, ...] | None = None
+    """Options that `model_stated` may mean."""
     task: Task | None = None
     """As the source calls it, also where that is wrong (see `note`)."""
     resolution: str | None = None
@@ -71,8 +85,28 @@ class Reference:
     dtype: str | None = None
     offload: str | None = None
     """The source's words."""
+    offload_kinds: tuple[str, ...] | None = None
+    """Profiles of this project that `offload` may mean."""
+    mask_free: bool | None = None
+    """Whether the figure is without an attention mask, where the source says so."""
+    num_frames_swept: tuple[int, ...] | None = None
+    """Frames to try where the source states a length, but no number; None means the usual ones."""
     note: str | None = None
     """What to know before comparing with it."""
+
+    @property
+    def model_options(self) -> tuple[str, ...]:
+        """Options of `conf/model/` that the source may mean; empty where it states none."""
+        return (self.model,) if self.model is not None else self.models or ()
+
+    @property
+    def figure_max(self) -> float:
+        """The figure's upper end in seconds or bytes, GB read as 10^9."""
+        if self.quantity is Quantity.vram:
+            assert self.vram_gb_min is not None
+            return self.vram_gb_min * GB
+        assert self.seconds_max is not None
+        return self.seconds_max
 
 
 _FIELDS = {f.name: f for f in fields(Reference)}
@@ -102,6 +136,19 @@ def read_references(folder: Path) -> list[Reference]:
             raise ConfigError(f"{folder}: two figures are named {reference.name!r}; rename one.")
         seen.add(reference.name)
     return references
+
+
+def bounds_of(reference: Reference) -> tuple[float, float]:
+    """Return from where to where a measured value reproduces the figure, in seconds or bytes."""
+    high = reference.figure_max
+    about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
+    if reference.quantity is Quantity.vram:  # "about", or a minimum: what a card must have at least
+        return high * (1 - about) if about else -math.inf, high * (1 + about)
+    if reference.seconds_min is None:
+        return -math.inf, high * (1 + about)
+    single = TOLERANCE if reference.seconds_min == high else 0.0
+    tolerance = max(about, single)
+    return reference.seconds_min * (1 - tolerance), high * (1 + tolerance)
 
 
 def _read_file(path: Path) -> list[Reference]:
@@ -175,3 +222,9 @@ def _describe(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.value for member in hint)
     return f"of type {hint.__name__}"
+
+
+if __name__ == "__main__":
+    from hv15_batch.reference_command import main
+
+    sys.exit(main(sys.argv[1:]))

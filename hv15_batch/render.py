@@ -18,7 +18,13 @@ import torch
 
 from hv15_batch import __version__, costs
 from hv15_batch.attempt import Attempt
-from hv15_batch.attention import attention_backend_of, check_accuracy, is_mask_free
+from hv15_batch.attention import (
+    NATIVE,
+    apply_attention,
+    attention_backend_of,
+    check_accuracy,
+    is_mask_free,
+)
 from hv15_batch.checkpoint import cache_root, tiny_root
 from hv15_batch.clip import Clip
 from hv15_batch.clip_facts import settings_comment, work_columns
@@ -26,10 +32,16 @@ from hv15_batch.config import VideoCodec, Weights
 from hv15_batch.decode import TilePlan, decode_frames, plan_tiles
 from hv15_batch.embeddings import Conditioning
 from hv15_batch.encode_phase import EncodePhase
-from hv15_batch.executor import Event, ExecutorSpec, Job, Note, Stepped
+from hv15_batch.executor import WARM_UP, Event, ExecutorSpec, Job, Note, RendererBroken, Stepped
 from hv15_batch.latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.machine import read_ram
-from hv15_batch.measure import StageMeter, limit_device_memory, machine_columns
+from hv15_batch.measure import (
+    StageMeter,
+    device_fault,
+    limit_device_memory,
+    machine_columns,
+    make_sampler,
+)
 from hv15_batch.pipeline import Denoised, Denoiser, denoise, load_denoiser, load_vae
 from hv15_batch.placement import Placement, execution_device
 from hv15_batch.quality import measure_quality
@@ -52,15 +64,18 @@ class ClipRenderer:
         self._config = config
         self._run_dir = RunDir(spec.run_dir)
         self._device = execution_device(config)
+        if spec.budget_bytes is not None and self._device.type == "cpu":
+            raise RuntimeError("CUDA finds no card, and there was one when the run began")
         self._folder: Path | None = spec.checkpoint
         self._is_tiny = config.model.weights is Weights.tiny
         if self._is_tiny:
             # Small tensors gain nothing from threads, and lose much where others use the cores.
             torch.set_num_threads(1)
             self._folder = ensure_checkpoint(config.model, tiny_root())
+        self._sampler = make_sampler(self._device)
         self._placement = Placement(spec.offload, self._device, cache_root() / "blocks")
         self._encode_phase = EncodePhase(
-            spec, self._folder, self._device, self._placement, self._load_vae
+            spec, self._folder, self._device, self._make_meter, self._placement, self._load_vae
         )
         if spec.budget_bytes is not None:
             limit_device_memory(self._device, spec.budget_bytes + costs.ALLOCATOR_BYTES)
@@ -69,7 +84,8 @@ class ClipRenderer:
         self._is_backend_checked = False
         self._will_denoise = False
         self._load_seconds: float | None = None
-        self._sizes_seen: set[tuple[int, int, int, bool]] = set()
+        self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
+        self._sizes_seen: set[tuple[int, int, int, bool, bool]] = set()
         self._machine = machine_columns(self._device)
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
@@ -86,42 +102,55 @@ class ClipRenderer:
         """Denoise and decode a clip; return what checks and writes it and gives its record."""
         clip = job.clip
         attempt = Attempt(self._base_record(job))
-        meter = StageMeter(self._device)
+        meter = self._make_meter()
         frames: torch.Tensor | None = None
+        steps = clip.settings.num_inference_steps
+        if self._vae is None or self._denoiser is None:
+            emit(Stepped(clip.clip_id, "load", 0, steps))
         with attempt.failing():
-            attempt.add(is_cold=self._is_cold(clip))
+            attempt.add(is_cold=self._is_cold(job))
             if self._will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
-                self._load_denoiser()
+                self._load_denoiser(job)
             denoised = self._denoised(job, meter, attempt, emit)
-            emit(Stepped(clip.clip_id, "decode", *[clip.settings.num_inference_steps] * 2))
+            emit(Stepped(clip.clip_id, "decode", steps, steps))
             with meter.stage("decode"):
                 frames = self._decoded(clip, denoised.latents, attempt, emit)
+        if attempt.error and (fault := device_fault(self._device, *attempt.error)):
+            raise RendererBroken(
+                f"the worker can no longer use the device ({fault})", attempt.record()
+            )
         if self._load_seconds is not None:
             attempt.add(load_seconds=self._load_seconds, is_cold=True)
             self._load_seconds = None
         attempt.add_measured(meter.columns())
-        return lambda: self._finish(clip, attempt, frames)
+        return lambda: self._finish(job, attempt, frames)
 
-    def _is_cold(self, clip: Clip) -> bool:
+    def _make_meter(self) -> StageMeter:
+        return StageMeter(self._device, self._sampler)
+
+    def _is_cold(self, job: Job) -> bool:
         """Whether this clip pays for first things: kernels, and compilation for its size."""
-        s = clip.settings
-        size = (s.height, s.width, s.num_frames, s.has_guidance)
+        s = job.clip.settings
+        size = (s.height, s.width, s.num_frames, s.has_guidance, job.on_torch_attention)
         is_first = not self._sizes_seen
         is_compiling = self._config.runtime.compile and size not in self._sizes_seen
         self._sizes_seen.add(size)
-        return is_first or is_compiling
+        return is_first or is_compiling or job.repeat == WARM_UP
 
     def _denoised(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
         """Return saved latents, or denoise and save them."""
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
-        saved = read_latents(path, clip.denoise_sha256) if job.use_latents else None
+        # A repetition measures the whole of it, and leaves nothing behind.
+        is_repetition = job.repeat is not None
+        may_reuse = job.use_latents and not is_repetition
+        saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
         is_reused = saved is not None
         if saved is None:
-            conditioning, encode_columns = self._encode_phase.conditioning(clip, emit)
-            attempt.add(**encode_columns)
-            pipe = self._load_denoiser()
+            conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
+            attempt.add(encode_cached=is_cached)
+            pipe = self._load_denoiser(job)
             self._check_backend(pipe, clip, conditioning)
             steps = clip.settings.num_inference_steps
             result, shortage = None, ""
@@ -133,7 +162,7 @@ class ClipRenderer:
                 del pipe
                 if not self._step_down(emit):
                     raise torch.OutOfMemoryError(shortage)
-                pipe = self._load_denoiser()
+                pipe = self._load_denoiser(job)
                 result = self._denoise(pipe, clip, conditioning, meter, emit)
             if not torch.isfinite(result.latents).all():
                 raise FloatingPointError(
@@ -159,7 +188,8 @@ class ClipRenderer:
                     ),
                 },
             )
-            write_latents(path, clip, saved)
+            if not is_repetition:
+                write_latents(path, clip, saved)
         attempt.add(**saved.columns)
         if is_reused:
             # 0 where another clip denoised them, or an attempt that a crash left without a record.
@@ -167,7 +197,7 @@ class ClipRenderer:
             denoised_in = saved.columns["denoise_attempt"] if is_own else 0
             attempt.add(denoise_attempt=min(denoised_in, job.attempt - 1))
         attempt.add(
-            latents_file=self._run_dir.relative(path),
+            latents_file=None if is_repetition else self._run_dir.relative(path),
             latents_sha256=saved.latents_sha256(),
         )
         return saved
@@ -199,7 +229,8 @@ class ClipRenderer:
             return False
         _release_memory()
         name = self._placement.kind.name
-        emit(Note(f"out of memory while denoising: going on with offload={name}"))
+        text = f"out of memory while denoising: going on with offload={name}"
+        emit(Note(text, self._placement.kind))
         return True
 
     def _decoded(
@@ -226,16 +257,17 @@ class ClipRenderer:
             _release_memory()
         raise AssertionError("the last rung returns or raises")
 
-    def _finish(self, clip: Clip, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
+    def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
         """Check and write the frames; runs on a thread while the next clip denoises."""
         with attempt.failing():
             if frames is not None:
                 begin = time.perf_counter()
-                self._write(clip, attempt, frames)
+                self._write(job, attempt, frames)
                 attempt.add(write_seconds=time.perf_counter() - begin)
         return attempt.record()
 
-    def _write(self, clip: Clip, attempt: Attempt, frames: torch.Tensor) -> None:
+    def _write(self, job: Job, attempt: Attempt, frames: torch.Tensor) -> None:
+        clip, is_kept = job.clip, job.repeat is None
         config, settings = self._config, clip.settings
         quality = measure_quality(frames, config.quality)
         attempt.add(**vars(quality))
@@ -244,11 +276,12 @@ class ClipRenderer:
         codec = VideoCodec[settings.video["codec"]]
         path = self._run_dir.clips / f"{clip.clip_id}{file_suffix(codec)}"
         pixels: np.ndarray[Any, Any] = frames.numpy()
-        write_thumbnail_whole(pixels, self._run_dir.thumbs / f"{clip.clip_id}.jpg")
+        with publishing(self._run_dir.thumbs / f"{clip.clip_id}.jpg", is_kept) as temporary:
+            write_thumbnail(pixels, temporary)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._spec.repo, config.model.task.name)
-        with publishing(path) as temporary:
+        with publishing(path, is_kept) as temporary:
             write_video(pixels, temporary, fps=settings.fps, video=config.video, comment=comment)
             check_video(
                 temporary,
@@ -258,6 +291,8 @@ class ClipRenderer:
                 fps=settings.fps,
             )
             attempt.add(file_bytes=temporary.stat().st_size, file_sha256=sha256_of_file(temporary))
+        if not is_kept:
+            return
         attempt.add(file=self._run_dir.relative(path))
         if not config.keep_latents and not attempt.has_reused_latents:
             self._run_dir.latents_file(clip.denoise_sha256).unlink(missing_ok=True)
@@ -272,9 +307,12 @@ class ClipRenderer:
                 self._placement.hold_vae(self._vae)
         return self._vae
 
-    def _load_denoiser(self) -> Denoiser:
+    def _load_denoiser(self, job: Job) -> Denoiser:
+        """Return the pipeline, with the attention that this clip is to have."""
+        runtime = self._config.runtime
         if self._denoiser is None:
             vae = self._load_vae()
+            self._attention = runtime.attention_backend
             with self._loading():
                 self._denoiser = load_denoiser(
                     self._config,
@@ -283,6 +321,11 @@ class ClipRenderer:
                     loading_device=self._placement.loading_device,
                 )
                 self._placement.hold_transformer(self._denoiser.transformer)
+        attention = NATIVE if job.on_torch_attention else runtime.attention_backend
+        if attention != self._attention:
+            transformer = self._denoiser.transformer
+            apply_attention(transformer, attention, runtime.mask_free, self._device)
+            self._attention = attention
         return self._denoiser
 
     @contextmanager
@@ -313,8 +356,8 @@ class ClipRenderer:
         return int(usable - (allocated - vae_bytes))
 
     def _check_backend(self, pipe: Denoiser, clip: Clip, conditioning: Conditioning) -> None:
-        """Check a foreign attention kernel once, on the first clip's shapes."""
-        if not self._is_backend_checked:
+        """Check a foreign attention kernel once, on the shapes of the first clip that has it."""
+        if not self._is_backend_checked and self._attention != NATIVE:
             s = clip.settings
             tokens = costs.num_video_tokens(s.height, s.width, s.num_frames)
             tokens += conditioning.prompt.num_text_tokens + conditioning.prompt.num_glyph_tokens
@@ -329,6 +372,7 @@ class ClipRenderer:
             job.clip,
             run_id=spec.run_id,
             attempt=job.attempt,
+            repeat=job.repeat,
             manifest_sha256=spec.manifest_sha256,
             started_at=utc_now(),
             repo=spec.repo,
@@ -355,9 +399,3 @@ def _release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def write_thumbnail_whole(pixels: np.ndarray[Any, Any], path: Path) -> None:
-    """Write a thumbnail under its final name only when it is whole."""
-    with publishing(path) as temporary:
-        write_thumbnail(pixels, temporary)

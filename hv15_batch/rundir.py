@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hv15_batch.config import ConfigError
+from hv15_batch.run_lock import RunLock, held_message, holder_facts
 
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def pause(self) -> Path:
+        """While this file exists no further clip is begun."""
+        return self.path / "pause"
+
+    @property
     def plan(self) -> Path:
         """Every clip of the current manifest, its state and why."""
         return self.path / "plan.csv"
@@ -79,6 +84,11 @@ class RunDir:
     def clips_table(self) -> Path:
         """One line per current clip, for spreadsheets."""
         return self.path / "clips.csv"
+
+    @property
+    def benchmark_table(self) -> Path:
+        """Timings of a benchmark's repetitions; as Markdown in the `.md` beside it."""
+        return self.path / "benchmark.csv"
 
     @property
     def page(self) -> Path:
@@ -159,27 +169,23 @@ class RunDir:
         return len(left)
 
     @contextmanager
-    def locked(self, run_id: str) -> Iterator[None]:
-        """Hold the directory's lock, which the kernel releases when the process dies.
+    def locked(self, run_id: str) -> Iterator[int | None]:
+        """Hold the directory's lock and yield its descriptor, if it has one.
+
+        The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
             ConfigError: another run holds it; the message says which.
         """
         holder = self.path / ".lock.json"
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = RunLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise ConfigError(_held_message(self.path, holder)) from None
+            raise ConfigError(held_message(self.path, holder)) from None
         try:
-            facts = {
-                "pid": os.getpid(),
-                "hostname": socket.gethostname(),
-                "run_id": run_id,
-                "started_at": utc_now().isoformat(timespec="seconds"),
-            }
-            publish_text(holder, json.dumps(facts))
-            yield
+            publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
+            yield lock.descriptor
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
@@ -236,14 +242,20 @@ def sweep_folder_name(values: list[str]) -> str:
 
 
 @contextmanager
-def publishing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; sync and rename it when the block succeeds."""
+def publishing(path: Path, is_kept: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; sync and rename it when the block succeeds.
+
+    What is not kept is written and synced in the same way, and then deleted.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        if is_kept:
+            temporary.replace(path)
+            _sync(path.parent)
+        else:
+            temporary.unlink()
     except BaseException as error:
         if type(error) is OSError and error.filename is None:
             error.filename = str(path)  # a full disk is noticed by write and fsync, which name none
@@ -283,18 +295,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _held_message(path: Path, holder: Path) -> str:
-    try:
-        facts = json.loads(holder.read_text(encoding="utf-8"))
-        who = (
-            f"process {facts['pid']} on {facts['hostname']} (run {facts['run_id']}, "
-            f"since {facts['started_at']})"
-        )
-    except (OSError, ValueError, KeyError):
-        who = "another process"
-    return (
-        f"run_dir={path}: in use by {who}; wait for it, watch it with "
-        f"`hv15-batch status {path}`, or choose another folder with run_dir=DIR."
-    )

@@ -6,7 +6,7 @@ One writer (the parent). A segment is rewritten whole and renamed after each att
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,22 @@ def read_last_attempts(
     The last is the one with the highest `attempt`: it is counted under the lock, where the
     clock may be set back. Benchmark repetitions are left out: they make no clip.
     """
-    if not segments(log_folder):
-        return []  # before anything of Arrow makes an array, which imports pandas: 0.5 s
     needed = {"settings_sha256", "attempt", "repeat"}
     wanted = None if columns is None else list(dict.fromkeys([*columns, *sorted(needed)]))
+    return last_attempts(read_rows(log_folder, wanted))
+
+
+def read_rows(log_folder: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return all records as dictionaries, oldest segment first; raises as `read_records` does."""
+    if not segments(log_folder):
+        return []  # before anything of Arrow makes an array, which imports pandas: 0.5 s
+    return list(_rows(read_records(log_folder, columns)))
+
+
+def last_attempts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return of these records the last attempt per clip, as `read_last_attempts` does."""
     last: dict[str, dict[str, Any]] = {}
-    for row in _rows(read_records(log_folder, wanted)):
+    for row in rows:
         if row["repeat"] is not None:
             continue
         key = row["settings_sha256"]

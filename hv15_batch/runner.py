@@ -6,67 +6,44 @@ the executor's business.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from types import FrameType
+from dataclasses import replace
 from typing import Any
 
 from hv15_batch.clip import Clip
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ConfigError, RetryConfig
 from hv15_batch.executor import (
+    GPU_LOST,
     Died,
     Encoded,
     EncodingEnded,
     Event,
-    Executor,
     Finished,
     Job,
+    Key,
     Note,
-    Ready,
     Refused,
     Stepped,
 )
-from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_SOME_FAILED, EXIT_STOPPED
+from hv15_batch.exit_codes import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED
+from hv15_batch.in_hand import record_of_lost
+from hv15_batch.outcome import Outcome, StopRun
+from hv15_batch.pace import Pace
 from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import Progress
-from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord, asked_record
-from hv15_batch.rundir import utc_now
+from hv15_batch.records import FAILED, INTERRUPTED, ClipRecord
+from hv15_batch.recovery import Recovery
 from hv15_batch.runlog import RunLog
+from hv15_batch.schedule import Clock, Gate, Stop, Wait
+from hv15_batch.signals import Demand, Signals
+from hv15_batch.supervisor import Supervisor
 
 POLL_SECONDS = 0.2
+WAIT_SECONDS = 0.5
+"""Between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
-MAX_DEATHS_IN_A_ROW = 2
-"""An executor that dies this often without finishing a clip in between won't get better."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended."""
-
-    exit_code: int
-    state: str
-    """done, failed, stopped or interrupted."""
-    message: str = ""
-    records: list[ClipRecord] = field(default_factory=list)
-    """Of this run, without texts."""
-
-
-@dataclass(frozen=True)
-class _InHand:
-    job: Job
-    since: datetime
-
-
-class _Stop(Exception):
-    """Not an error: the way out of the loop."""
-
-    def __init__(self, exit_code: int, state: str, message: str) -> None:
-        super().__init__(message)
-        self.exit_code, self.state, self.message = exit_code, state, message
 
 
 class Runner:
@@ -74,34 +51,41 @@ class Runner:
 
     def __init__(
         self,
-        make_executor: Callable[[], Executor],
+        executor: Supervisor,
         run_log: RunLog,
         progress: Progress,
         known: Mapping[str, Any],
-        check_before_clip: Callable[[], str | None] = lambda: None,
+        retry: RetryConfig,
+        gate: Gate,
+        pace: Pace,
+        clock: Clock,
+        find_lost_gpu: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Wire it up.
 
         Args:
-            make_executor: called at the start and after each death.
+            executor: renders; a dead one is replaced.
             run_log: takes the records.
             progress: is told what happens.
             known: log columns of an attempt of which the executor left no record.
-            check_before_clip: returns why to stop before the next clip, or None.
+            retry: what is tried again, and how often.
+            gate: says before each clip whether to go on, stop or wait.
+            pace: knows how long what is in hand will take.
+            clock: lets time pass while waiting.
+            find_lost_gpu: returns, after a death, which card is gone, or None.
         """
-        self._make_executor = make_executor
-        self._executor = make_executor()
+        self._executor = executor
         self._log = run_log
         self._progress = progress
         self._known = known
-        self._check_before_clip = check_before_clip
-        self._in_hand: dict[tuple[str, int | None], _InHand] = {}
-        self._is_busy = False  # with a clip after which it has not said `Ready`
-        self._records: list[ClipRecord] = []
-        self._deaths = 0
+        self._recovery = Recovery(retry)
+        self._gate = gate
+        self._clock = clock
+        self._find_lost_gpu = find_lost_gpu
+        self._in_hand = executor.in_hand
+        self._records: dict[Key, ClipRecord] = {}
         self._todo_count = 0
-        self._signals: list[int] = []
-        self._has_said_it = False
+        self._signals = Signals(pace, clock)
         self._stop_reason: str | None = None
         self.has_logged = False
         """Whether the log has a record of this run."""
@@ -113,75 +97,106 @@ class Runner:
             ConfigError: the executor cannot carry out the settings here.
         """
         self._todo_count = len(todo)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            self._executor.start()
-            self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
-            self._progress.rendering(len(todo))
-            self._render([Job(p.clip, p.attempts + 1, p.use_latents) for p in todo])
-            self._executor.close()
-        except _Stop as stop:
-            return Outcome(stop.exit_code, stop.state, stop.message, self._records)
-        finally:
-            self._executor.kill()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        failed = sum(r.status == FAILED for r in self._records)
+        queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
+        with self._signals:
+            try:
+                if self._goes_on(queue):
+                    self._executor.start()
+                    self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
+                    self._progress.rendering(len(todo))
+                self._render(queue)
+                self._executor.close()
+            except StopRun as stop:
+                records = list(self._records.values())
+                return Outcome(stop.exit_code, stop.state, stop.message, records)
+            finally:
+                self._executor.kill()
+        records = list(self._records.values())
+        failed = sum(r.status == FAILED for r in records)
         message = f"{failed} of {len(todo)} clips failed"
         if failed:
-            return Outcome(EXIT_SOME_FAILED, "failed", message, self._records)
-        return Outcome(EXIT_OK, "done", "", self._records)
+            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+        return Outcome(EXIT_OK, "done", "", records)
 
     # -- phases -------------------------------------------------------------------------------
 
     def _encode(self, clips: list[Clip]) -> None:
-        """Let the executor encode what these clips need; what fails there fails its clips."""
+        """Let the executor encode what these clips need; what fails there fails its clips.
+
+        After a second death each clip is encoded in its own turn: one that kills the executor is
+        then found and set aside.
+        """
         if not clips:
             return
-        self._executor.encode(clips)
-        while True:
+        for is_last_try in (False, True):
+            self._executor.encode(clips)  # what is encoded stays on the disk
             event = self._next_event()
             if isinstance(event, EncodingEnded):
-                return
-            if isinstance(event, Died):
-                self._replace(event.reason)
-                self._executor.encode(clips)  # what it had encoded is on the disk
+                break
+            assert isinstance(event, Died), event
+            self._progress.say(f"{event.reason} while encoding; starting another one")
+            self._executor.replace()
+            if is_last_try:
+                self._progress.say("each clip is encoded in its own turn from here on")
 
-    def _render(self, jobs: list[Job]) -> None:
-        queue = list(reversed(jobs))
+    def _render(self, queue: list[Job]) -> None:
+        """Render the jobs from the end of the queue."""
         self._submit_next(queue)
-        while self._in_hand or self._is_busy:
+        while self._in_hand or self._in_hand.rendering:
             event = self._next_event()
-            if isinstance(event, Ready):
-                self._is_busy = False  # before or after the clip's own `Finished`
-                self._submit_next(queue)
-            elif isinstance(event, Finished):
-                self._finish(event)
+            if isinstance(event, Finished):
+                self._recovery.finished(event.job, event.record)
+                self._take(event.job, event.record)
             elif isinstance(event, Died):
-                self._is_busy = False
-                self._bury(event.reason)
+                queue += self._bury(event)
                 if self._goes_on(queue):
                     self._replace(event.reason)
-                    self._submit_next(queue)
+            self._submit_next(queue)
         if self._stop_reason:
-            raise _Stop(EXIT_STOPPED, "stopped", self._stop_reason)
-        if queue and self._signals:
+            raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
+        if queue:
+            assert self._signals.demand, f"{len(queue)} clips were never rendered"
             self._stop_interrupted()
-        assert not queue, f"{len(queue)} clips were never rendered"
 
     def _goes_on(self, queue: list[Job]) -> bool:
-        """Whether there is a next clip; what is in hand is finished in any case."""
-        if queue and not self._signals and not self._stop_reason:
-            self._stop_reason = self._check_before_clip()
-            return not self._stop_reason
+        """Whether the next clip is to be begun now.
+
+        Waits where the gate says so, once nothing is in hand; what is in hand is finished first.
+        """
+        waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
+        while queue and not self._signals.demand and not self._stop_reason:
+            verdict = self._gate(queue[-1])
+            if verdict is None:
+                if waited:
+                    self._progress.going_on()
+                return True
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._in_hand or self._in_hand.rendering:
+                break
+            if verdict != waited:
+                self._executor.close()
+                self._progress.waiting(waited := verdict)
+            self._clock.sleep(WAIT_SECONDS)
         return False
 
     def _submit_next(self, queue: list[Job]) -> None:
+        """Hand over the next clip, unless there is a reason to wait or to stop."""
+        if not queue or self._in_hand.rendering:
+            return
+        reason = self._executor.recycle_reason
+        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._in_hand.keys})
+        if self._in_hand and (is_alone or reason):
+            return  # first what is being written
         if self._goes_on(queue):
+            if not self._executor.is_up:
+                self._executor.start()  # after a wait
+            elif reason:
+                self._progress.say(f"The worker is replaced {reason}.")
+                self._executor.recycle()
             job = queue.pop()
-            self._in_hand[job.key] = _InHand(job, utc_now())
-            self._is_busy = True
             self._executor.submit(job)
             self._progress.started(job.clip.clip_id)
 
@@ -206,19 +221,18 @@ class Runner:
                 case Died():
                     time.sleep(SIGNAL_GRACE_SECONDS)
                     self._obey_signals()
+                    if self._signals.demand is Demand.soon:
+                        self._stop_interrupted()  # nobody is left to finish it
+                    if lost_gpu := self._find_lost_gpu():
+                        return replace(event, reason=lost_gpu, error_type=GPU_LOST)
                     return event
                 case _:
                     return event
 
-    def _finish(self, event: Finished) -> None:
-        self._deaths = 0
-        del self._in_hand[event.job.key]
-        self._take(event.record)
-
-    def _take(self, record: ClipRecord) -> None:
+    def _take(self, job: Job, record: ClipRecord) -> None:
         """Log a record; only then does the clip count."""
         self._append(record)
-        self._records.append(replace(record, prompt=None, negative_prompt=None))
+        self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
         self._progress.finished_clip(record, len(self._records), self._todo_count)
 
     def _append(self, record: ClipRecord) -> None:
@@ -227,73 +241,59 @@ class Runner:
         except OSError as error:
             # The clip's file is there; without a row it is made again from its latents.
             message = f"the log could not be written ({error.strerror})"
-            raise _Stop(EXIT_STOPPED, "stopped", message) from error
+            raise StopRun(EXIT_STOPPED, "stopped", message) from error
         self.has_logged = True
 
-    def _bury(self, reason: str) -> None:
-        """Log what a dead executor had in hand as failed."""
-        for lost in self._let_go():
-            self._take(self._record_without_result(lost, FAILED, "WorkerDied", reason))
+    def _bury(self, event: Died) -> list[Job]:
+        """Log what a dead executor had in hand as failed; return what to try again, last first.
 
-    def _let_go(self) -> list[_InHand]:
-        lost, self._in_hand = list(self._in_hand.values()), {}
-        return lost
+        At once: from latents that is cheap, and a clip that kills its executor is set aside before
+        another one dies.
+        """
+        rendering, lost = self._in_hand.rendering, self._in_hand.let_go()
+        self._recovery.died(event, lost, rendering)
+        again = []
+        for held in lost:
+            record = event.record if held.job.key == rendering else None
+            why = (FAILED, event.error_type, event.reason)
+            record = record or record_of_lost(held, self._known, *why)
+            self._take(held.job, record)
+            job = self._recovery.another_attempt(held)
+            if job is None:
+                self._recovery.ended(record)
+                self._progress.say(f"{record.clip_id} is set aside: it ended its worker each time")
+            else:
+                again.append(job)
+        return again[::-1]
 
     def _replace(self, reason: str) -> None:
-        self._deaths += 1
-        self._executor.kill()
-        if self._deaths >= MAX_DEATHS_IN_A_ROW:
-            message = f"{reason}, {self._deaths} times without a clip in between; see run.log"
-            raise _Stop(EXIT_STOPPED, "stopped", message)
+        if message := self._recovery.hopeless(reason):
+            raise StopRun(EXIT_STOPPED, "stopped", message)
         self._progress.say(f"{reason}; starting another one")
-        self._executor = self._make_executor()
-        self._executor.start()
-
-    def _record_without_result(
-        self, lost: _InHand, status: str, error_type: str, message: str
-    ) -> ClipRecord:
-        return asked_record(
-            lost.job.clip,
-            **self._known,
-            attempt=lost.job.attempt,
-            status=status,
-            error_type=error_type,
-            error_message=message,
-            started_at=lost.since,
-            finished_at=utc_now(),
-        )
+        self._executor.replace()
 
     # -- signals ------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # A closed terminal asks for the same as SIGTERM.
-        self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
-
     def _obey_signals(self) -> None:
-        """Stop where a signal says so: SIGINT after the clip in hand, a second one at once.
+        """Stop where a signal asks for it now; say when it asks for it soon.
 
         Raises:
-            _Stop: to be obeyed at once.
+            StopRun: to be obeyed at once.
         """
-        if not self._signals:
-            return
-        is_first_interrupt = self._signals == [signal.SIGINT]
-        if not is_first_interrupt or not self._in_hand:
+        if self._signals.end_now(self._in_hand.jobs):
             self._stop_interrupted()
-        if not self._has_said_it:
-            self._has_said_it = True
-            self._progress.say("Stopping after the clip in hand; Ctrl-C again stops at once.")
+        if line := self._signals.news(self._in_hand.jobs):
+            self._progress.say(line)
 
     def _stop_interrupted(self) -> None:
         """End at once; log what was in hand as interrupted.
 
         Raises:
-            _Stop: always.
+            StopRun: always.
         """
         self._executor.kill()
-        number = signal.SIGTERM if signal.SIGTERM in self._signals else signal.SIGINT
-        for lost in self._let_go():
-            why = (number.name, "stopped by the user")
-            self._append(self._record_without_result(lost, INTERRUPTED, *why))
-        code = EXIT_SIGTERM if number is signal.SIGTERM else EXIT_SIGINT
-        raise _Stop(code, "interrupted", f"interrupted by {number.name}")
+        name = self._signals.cause.name
+        for lost in self._in_hand.let_go():
+            why = (name, "stopped by the user")
+            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -15,11 +13,12 @@ from hv15_batch.clips_table import is_up_to_date, write_clips_table
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
-from hv15_batch.executor import Executor, ExecutorSpec
+from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
-from hv15_batch.forecast import forecast_lines, parse_until
-from hv15_batch.machine import Machine, read_machine, system_facts, system_sha256
+from hv15_batch.forecast import forecast_lines, make_pace
+from hv15_batch.machine import Machine, read_machine
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
+from hv15_batch.outcome import Outcome
 from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.plan_table import write_plan
 from hv15_batch.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
@@ -33,7 +32,7 @@ from hv15_batch.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.report import write_page
+from hv15_batch.report import live_page, write_page
 from hv15_batch.rundir import publish_copy, publish_json
 from hv15_batch.runlog import (
     LogSchemaError,
@@ -41,14 +40,19 @@ from hv15_batch.runlog import (
     bring_to_current_schema,
     read_last_attempts,
 )
-from hv15_batch.runner import Outcome, Runner
+from hv15_batch.runner import Runner
+from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
+from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
     write_settings,
 )
 from hv15_batch.summary import closing_lines, headline, nothing_to_do
+from hv15_batch.supervisor import Start, lost_gpu, make_supervisor
+from hv15_batch.system import system_facts, system_sha256
 from hv15_batch.text_log import text_log
+from hv15_batch.timing_table import write_timing_tables
 from hv15_batch.verify import verify_run
 from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
@@ -62,6 +66,8 @@ def run(
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
+    patience: Patience = PATIENCE,
+    clock: Clock | None = None,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -71,16 +77,19 @@ def run(
         sweep: Name of this job's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: What renders.
+        patience: How long a silent worker is given at least.
+        clock: Counts from the start of the command; None starts one.
 
     Raises:
         ConfigError: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
+    rules = read_rules(config, clock or Clock())
     prepared = prepare(config, typed_sampling, sweep)
     run_dir = prepared.run_dir
-    if config.dry_run:
-        return _dry_run(prepared, say)
     set_allocator()  # before the machine is read, so that the log tells it
+    if config.dry_run:
+        return _dry_run(prepared, rules, say)
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
@@ -92,21 +101,20 @@ def run(
         _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id):
+    with run_dir.locked(run_id) as lock:
         check_owner(run_dir, prepared.manifest.path)
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
             _say_all([headline(run_dir, planned.clips), *notes], say)
         run_dir.sweep_temporary()
+        start = Start(make_executor, patience, lock)
         if planned.todo:
-            code = _render(prepared, planned, run_id, machine, say, make_executor)
+            code = _render(prepared, planned, run_id, rules, machine, say, start)
         else:
             code = _nothing_to_do(prepared, planned, say)
         if config.verify:
-            second = partial(
-                _render, machine=machine, say=lambda _: None, make_executor=make_executor
-            )
+            second = partial(_render, rules=rules, machine=machine, say=lambda _: None, start=start)
             code = verify_run(prepared, code, run_id, second, say)
         return code
 
@@ -123,38 +131,39 @@ def _render(
     prepared: Prepared,
     planned: Planned,
     run_id: str,
+    rules: Rules,
     machine: Machine,
     say: Say,
-    make_executor: Callable[[ExecutorSpec], Executor],
+    start: Start,
 ) -> int:
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
+    forecast = run_forecast(prepared, planned, machine)
+    pace = make_pace(forecast, todo, run_dir, rules)
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
         write_plan(planned.clips, run_dir.plan, None)
-        need = disk_need(todo, prepared.config)
-        forecast = run_forecast(prepared, planned, machine)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
-        predicted = [forecast.clip_seconds(p.clip.settings) for p in todo] if forecast else [0.0]
-        workers = itertools.count()
-        until = parse_until(prepared.config.until, datetime.now().astimezone())
+        progress.ends_after = rules.ends_after
         runner = Runner(
-            lambda: make_executor(replace(spec, worker_id=f"local-{next(workers)}")),
+            make_supervisor(spec, start, forecast, pace),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
-            lambda: (
-                disk_fault(run_dir.path, need)
-                or _until_fault(until, progress.seconds_per_clip or max(predicted))
-            ),
+            prepared.config.retry,
+            _gate(prepared, planned, Schedule(rules, run_dir.pause, pace.clip_seconds)),
+            pace,
+            rules.clock,
+            lambda: lost_gpu(spec, machine),
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
-            outcome = runner.run(todo)
+            with live_page(run_dir.path):
+                outcome = runner.run(todo)
         except ConfigError as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not runner.has_logged:
@@ -173,11 +182,22 @@ def _render(
     return outcome.exit_code
 
 
+def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
+    """Return what is asked before each clip: the disk, then the clock."""
+    folder, need = prepared.run_dir.path, disk_need(planned.todo, prepared.config)
+
+    def gate(job: Job) -> Verdict:
+        fault = disk_fault(folder, need)
+        return Stop(fault) if fault else schedule(job)
+
+    return gate
+
+
 def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
     lines = list(closing_lines(prepared.run_dir, prepared.manifest, outcome))
     try:
-        _write_results(prepared)
+        lines += _write_results(prepared)
     except (OSError, ConfigError, LogSchemaError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
@@ -234,21 +254,15 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     write_settings(folder, stored)
 
 
-def _write_results(prepared: Prepared) -> None:
-    """Write plan.csv, clips.csv and the page as things are after a run."""
+def _write_results(prepared: Prepared) -> list[str]:
+    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what those say."""
     run_dir = prepared.run_dir
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
+    write_clips_table(run_dir, config.report.public)
     write_page(run_dir.path)
-
-
-def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
-    """Return why no further clip is begun: it would not be finished in time."""
-    if until is None or datetime.now().astimezone() + timedelta(seconds=clip_seconds) <= until:
-        return None
-    return f"until={until:%H:%M}: the next clip takes about {clip_seconds:.0f} s"
+    return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -257,23 +271,28 @@ def _until_fault(until: datetime | None, clip_seconds: float) -> str | None:
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
     if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir)
+        write_clips_table(run_dir, prepared.config.report.public)
         write_page(run_dir.path)
+    if planned.repetitions is not None:
+        say("Nothing to do: every repetition is measured. force=true measures again.")
+        for line in write_timing_tables(run_dir):
+            say(line)
+        return EXIT_OK
     for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
         say(line)
     return EXIT_OK
 
 
-def _dry_run(prepared: Prepared, say: Say) -> int:
+def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
     _say_all(prepared.notes, say)
+    if planned.repetitions is not None:
+        say(planned.repetitions.describe())
     todo = [p.clip.settings for p in planned.todo]
-    now = datetime.now().astimezone()
-    until = parse_until(prepared.config.until, now)
-    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, now, until):
+    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
         say(line)
     if planned.todo:
         findings = find_hindrances(prepared, planned)

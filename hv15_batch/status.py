@@ -20,15 +20,17 @@ import psutil
 from hv15_batch.config import ConfigError
 from hv15_batch.rundir import RunDir, utc_now
 from hv15_batch.status_text import (
+    IDLE_STATES,
     age,
     format_eta,
     format_health,
     format_progress,
+    format_wait,
     parse_time,
     silence_lines,
 )
 
-ACTIVE_STATES = ("encoding", "rendering")
+ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
 """States that a living process is behind."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
@@ -42,7 +44,7 @@ class Status:
     """Contents of `status.json`, which the runner writes."""
 
     state: str
-    """encoding, rendering, done, stopped, failed or interrupted."""
+    """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
     total: int
     """Clips of the current manifest."""
     done: int
@@ -82,7 +84,9 @@ class Status:
     last_event_at: str | None = None
     """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
     message: str | None = None
-    """Why the run ended."""
+    """Why the run ended, waits or is paused."""
+    goes_on_at: str | None = None
+    """When a wait ends, ISO 8601; None where that is not known."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
 
@@ -173,6 +177,9 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
 
 
 def _active_lines(status: Status, now: datetime) -> list[str]:
+    if status.state in IDLE_STATES:
+        lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
+        return [line for line in (*lines, format_health(status)) if line]
     what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
     if status.stage:
         what.append(status.stage)
@@ -204,6 +211,29 @@ def _format_process(status: Status) -> str:
     return f" by process {status.pid}{where}"
 
 
+def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
+    """Make or remove the file that pauses a run, and return what that means now.
+
+    Raises:
+        ConfigError: the run directory cannot be written.
+    """
+    try:
+        if is_wanted:
+            run_dir.pause.touch()
+        else:
+            run_dir.pause.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+    folder = shlex.quote(str(run_dir.path))
+    is_active = status.state in ACTIVE_STATES and not is_gone(status)
+    if not is_wanted:
+        resume = shlex.quote(f"resume={run_dir.path}")
+        rest = "the run goes on" if is_active else f"no run is at work: hv15-batch {resume}"
+        return f"no longer paused; {rest}"
+    when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
+    return f"{when}; to go on: hv15-batch status {folder} --unpause"
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the progress of a run; return 0, or 2 where there is nothing to read."""
     parser = argparse.ArgumentParser(
@@ -215,6 +245,12 @@ def main(argv: Sequence[str]) -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-w", "--watch", action="store_true", help="go on showing it until the end")
     how.add_argument("--json", action="store_true", help="print status.json as it is")
+    how.add_argument(
+        "--pause",
+        action="store_true",
+        help="let the run stop before its next clip and release the card, until --unpause",
+    )
+    how.add_argument("--unpause", action="store_true", help="let it go on")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
@@ -225,6 +261,8 @@ def main(argv: Sequence[str]) -> int:
         status = read_status(run_dir)
         if arguments.json:
             print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
+        elif arguments.pause or arguments.unpause:
+            print(_set_pause(RunDir(run_dir.absolute()), arguments.pause, status))
         else:
             print(format_status(run_dir, status, utc_now()))
     except ConfigError as error:

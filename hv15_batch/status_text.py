@@ -20,6 +20,8 @@ QUIET_SECONDS = 120.0
 LOST_SECONDS = 60.0
 """A living run writes its status every few seconds; after that long it is said that it does not."""
 GIB = 2**30
+IDLE_STATES = ("waiting", "paused")
+"""A living process is behind these, but it renders nothing."""
 
 
 def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
@@ -71,6 +73,14 @@ def format_health(status: Status) -> str:
     if status.free_disk_bytes is not None:
         parts.append(f"{status.free_disk_bytes / GIB:.1f} GiB of disk free")
     return ", ".join(parts)
+
+
+def format_wait(status: Status) -> str:
+    """Return until when a run that renders nothing waits, and why."""
+    until = ""
+    if status.goes_on_at is not None:
+        until = f" until {parse_time(status.goes_on_at).astimezone():%Y-%m-%d %H:%M %Z}"
+    return f"{status.state}{until}: {status.message}"
 
 
 def silence_lines(status: Status, now: datetime) -> list[str]:

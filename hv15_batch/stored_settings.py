@@ -49,6 +49,29 @@ def read_settings(path: Path) -> Config:
     return _to_config(path, _read_yaml(path))
 
 
+def stored_values(folder: Path) -> dict[str, Any]:
+    """Return the settings in a run's folder as plain values, unchecked, texts as they were typed.
+
+    Raises:
+        ConfigError: the file is missing or no mapping.
+    """
+    try:
+        stored = _read_yaml(folder / FILE)
+    except OSError as error:
+        raise ConfigError(_unreadable(folder / FILE, str(error.strerror))) from error
+    plain = _plain(stored)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _unescaped(value) if isinstance(value, str) else value
+
+
 def _to_config(path: Path, stored: dict[str, Any]) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from hv15_batch.config import Config
 from hv15_batch.exit_codes import EXIT_OK
 from hv15_batch.manifest import Manifest
+from hv15_batch.outcome import Outcome
 from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import format_error
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import RunDir, sha256_of_file
-from hv15_batch.runner import Outcome
 
 MAX_SHOWN_FAILURES = 5
 

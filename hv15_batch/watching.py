@@ -25,8 +25,8 @@ def start_watching(
     progress = Progress(
         run_dir.status,
         run_id,
-        len(planned.clips),
-        sum(p.is_done for p in planned.clips),
+        planned.num_total,
+        planned.num_done,
         eta=EtaEstimator(planned.todo, forecast),
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
     )

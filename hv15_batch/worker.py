@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+
+import psutil
 
 from hv15_batch.clip import Clip
 from hv15_batch.config import ConfigError
@@ -27,16 +30,20 @@ from hv15_batch.executor import (
     Ready,
     Refused,
     Renderer,
+    RendererBroken,
 )
 from hv15_batch.records import ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir import RunDir
+from hv15_batch.signals import HANDLED
 from hv15_batch.text_log import text_log
 
 logger = logging.getLogger(__name__)
 
 WRITING_NICENESS = 10
 _CLOSE_SECONDS = 30.0
+_KILL_SECONDS = 60.0
+"""Freeing the memory of a killed child takes seconds; one stuck in a driver call may never end."""
 _PR_SET_PDEATHSIG = 1
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -94,20 +101,21 @@ class LocalExecutor:
         """Spawn the child; it imports torch while the parent goes on."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        lock = _connection_to(self._spec.lock_descriptor)
         self._process = context.Process(
             target=_child_main,
-            args=(theirs, self._spec, self._renderer, os.getpid()),
+            args=(theirs, lock, self._spec, self._renderer, _signalling_parent()),
             name="hv15_batch-worker",
         )
-        # Ctrl-C reaches the whole group, and a child that is still importing would print a
-        # traceback. It inherits the blocked signal, until it has said to ignore it.
         resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child ignores them
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
+            theirs.close()
+            if lock is not None:
+                lock.close()
 
     @property
     def pid(self) -> int | None:
@@ -146,11 +154,22 @@ class LocalExecutor:
         if self._process is not None:
             if self._process.is_alive():
                 self._process.kill()
-            self._process.join()
+            self._process.join(_KILL_SECONDS)
+            if self._process.is_alive():
+                logger.error("worker %s does not end, not even by SIGKILL", self._process.pid)
             self._process = None
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+
+    def resident_bytes(self) -> int | None:
+        """See `executor.Executor.resident_bytes`."""
+        if self.pid is None:
+            return None
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return None  # it has just died: the next poll says so
 
     def _send(self, message: object) -> None:
         assert self._pipe is not None
@@ -170,20 +189,39 @@ class LocalExecutor:
         return f"the worker was ended by {name}{hint}"
 
 
+def _connection_to(descriptor: int | None) -> Connection | None:
+    """Return a copy of a descriptor in a form that a spawned process inherits."""
+    return None if descriptor is None else Connection(os.dup(descriptor))
+
+
+def _signalling_parent() -> int | None:
+    """Return this process, if the kernel is to end the child with it.
+
+    The kernel does so when the *thread* that started the child ends (PR_SET_PDEATHSIG, prctl(2)),
+    which is when the process ends for the main thread only.
+    """
+    return os.getpid() if threading.current_thread() is threading.main_thread() else None
+
+
 def _child_main(
     pipe: Connection,
+    run_lock: Connection | None,
     spec: ExecutorSpec,
     make: Callable[[ExecutorSpec], Renderer],
-    parent: int,
+    parent: int | None,
 ) -> None:
-    """Serve the parent until it closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """Serve the parent until it closes the pipe or dies.
+
+    `run_lock` is held open and nothing else: a lock is released when all who have it open are gone.
+    """
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what they mean
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     _die_with_parent(parent)
-    lock = threading.Lock()
+    sending = threading.Lock()
 
     def emit(event: Event) -> None:
-        with lock:
+        with sending:
             try:
                 pipe.send(event)
             except OSError:
@@ -194,13 +232,18 @@ def _child_main(
             _serve(pipe, make(spec), emit)
         except ConfigError as error:
             emit(Refused(redacted(str(error))))
+        except RendererBroken as error:
+            emit(Died(redacted(error.reason), record=error.record))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
             emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:
-    """Answer messages: a list of clips to encode, a job to render, or None to end."""
+    """Answer messages: a list of clips to encode, a job to render, or None to end.
+
+    What is being written is finished in any case, also when the renderer breaks.
+    """
     with ThreadPoolExecutor(1, "write", _yield_to_rendering) as writer:
         writing: Future[None] | None = None
         while True:
@@ -238,9 +281,20 @@ def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], 
     emit(Finished(job, record))
 
 
-def _die_with_parent(parent: int) -> None:
-    """Let the kernel end this process when the parent dies (Linux)."""
-    if sys.platform == "linux":
+def _die_with_parent(parent: int | None) -> None:
+    """End this process when the parent dies: by the kernel (Linux), and by a thread that watches.
+
+    The thread cannot run while this process is stopped or native code holds the interpreter.
+    """
+    if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
+    process = multiprocessing.parent_process()
+    assert process is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([process.sentinel])
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

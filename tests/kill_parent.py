@@ -15,7 +15,7 @@ from run_fakes import FakeRenderer, Project
 from hv15_batch.clip import Clip
 from hv15_batch.executor import Event, ExecutorSpec, Finished, Job
 from hv15_batch.records import ClipRecord
-from hv15_batch.rundir import publishing
+from hv15_batch.rundir import publishing, sha256_of_file
 from hv15_batch.worker import LocalExecutor, make_renderer
 
 Emit = Callable[[Event], None]
@@ -58,9 +58,9 @@ class SlowRenderer(FakeRenderer):
         time.sleep(STAGE_SECONDS)
         self._trap.reach("denoising")
 
-    def _write(self, clip: Clip, path: Path) -> None:
-        content = content_of(clip)
-        thumbnail = self._run_dir.thumbs / f"{clip.clip_id}.jpg"
+    def _write(self, job: Job, path: Path) -> dict[str, Any]:
+        content = content_of(job.clip)
+        thumbnail = self._run_dir.thumbs / f"{job.clip.clip_id}.jpg"
         for name in (thumbnail, path):
             with publishing(name) as temporary, temporary.open("wb") as file:
                 file.write(content[: len(content) // 2])
@@ -69,6 +69,7 @@ class SlowRenderer(FakeRenderer):
                     self._trap.reach("writing")
                 time.sleep(STAGE_SECONDS / 2)
                 file.write(content[len(content) // 2 :])
+        return {"file_bytes": len(content), "file_sha256": sha256_of_file(path)}
 
     def _note(self, what: str, about: object) -> None:
         note(self._run_dir.path.parent, f"{what} {about}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from hv15_batch.config import (
     Weights,
 )
 from hv15_batch.executor import (
+    WARM_UP,
     Died,
     EncodingEnded,
     Event,
@@ -35,6 +38,7 @@ from hv15_batch.executor import (
 )
 from hv15_batch.records import FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.rundir import RunDir, publishing, sha256_of_file, utc_now
+from hv15_batch.schedule import Clock
 from hv15_batch.worker import LocalExecutor
 
 SMALL = SamplingDefaults(
@@ -60,7 +64,8 @@ def tiny_config(manifest: Path, run_dir: Path) -> Config:
 class FakeRenderer:
     """Writes a few bytes as latents and clip; what a prompt says, it does.
 
-    `fail`, `suspect`, `die`, `refuse`, `sleep 0.5`; with `once` only in the first attempt.
+    `fail`, `suspect`, `die`, `stop`, `unsignal` (by the kernel, when the parent dies), `refuse`,
+    `sleep 0.5`; with `once` only in the first attempt.
     """
 
     def __init__(self, spec: ExecutorSpec) -> None:
@@ -76,14 +81,15 @@ class FakeRenderer:
             words = []
         latents = self._run_dir.latents_file(clip.denoise_sha256)
         columns: dict[str, Any] = {}
-        if job.use_latents and latents.is_file():
+        is_repetition = job.repeat is not None
+        if job.use_latents and latents.is_file() and not is_repetition:
             columns |= json.loads(latents.read_text(encoding="utf-8"))
             self._note("decode", clip.clip_id)
         else:
             columns |= {"denoise_attempt": job.attempt, "step_seconds": [0.1] * steps_of(clip)}
             self._note("denoise", clip.clip_id)
             self._act(words)
-            with publishing(latents) as temporary:
+            with publishing(latents, not is_repetition) as temporary:
                 temporary.write_text(json.dumps(columns), encoding="utf-8")
         emit(Stepped(clip.clip_id, "decode", steps_of(clip), steps_of(clip)))
         started_at = utc_now()
@@ -94,6 +100,10 @@ class FakeRenderer:
             time.sleep(float(words[words.index("sleep") + 1]))
         if "die" in words:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "unsignal" in words:
+            ctypes.CDLL(None).prctl(1, 0)
+        if "stop" in words:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if "refuse" in words:
             raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
 
@@ -108,20 +118,27 @@ class FakeRenderer:
                 "error_message": "as the prompt says",
             }
         else:
-            self._write(clip, path)
+            columns |= self._write(job, path)
             columns |= {
-                "file": self._run_dir.relative(path),
-                "file_bytes": path.stat().st_size,
-                "file_sha256": sha256_of_file(path),
+                "file": self._run_dir.relative(path) if job.repeat is None else None,
                 "total_seconds": 0.25,
-                "is_cold": False,
+                "is_cold": job.repeat == WARM_UP,
             }
-        known = {"run_id": self._spec.run_id, "dtype": clip.settings.dtype}
+        known = {
+            "run_id": self._spec.run_id,
+            "repeat": job.repeat,
+            "system_sha256": self._spec.system_sha256,
+            "dtype": clip.settings.dtype,
+        }
         return asked_record(clip, **known, **columns, finished_at=utc_now())
 
-    def _write(self, clip: Clip, path: Path) -> None:
-        with publishing(path) as temporary:
-            temporary.write_bytes(clip.settings_sha256.encode())
+    def _write(self, job: Job, path: Path) -> dict[str, Any]:
+        with publishing(path, job.repeat is None) as temporary:
+            temporary.write_bytes(job.clip.settings_sha256.encode())
+            return {
+                "file_bytes": temporary.stat().st_size,
+                "file_sha256": sha256_of_file(temporary),
+            }
 
     def _note(self, what: str, about: object) -> None:
         with (self._run_dir.path.parent / "journal.txt").open("a", encoding="utf-8") as file:
@@ -150,7 +167,8 @@ class FakeExecutor:
         self._events.append(EncodingEnded())
 
     def submit(self, job: Job) -> None:
-        if "die" in job.clip.settings.prompt.split():
+        words = job.clip.settings.prompt.split()
+        if "die" in words and not ("once" in words and job.attempt > 1):
             self._events.append(Died("the worker was ended by SIGKILL"))
             return
         finish = self._renderer.render(job, self._events.append)
@@ -168,6 +186,9 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self._events.clear()
+
+    def resident_bytes(self) -> int | None:
+        return None
 
 
 @dataclass
@@ -197,13 +218,15 @@ class Project:
         self,
         make_executor: Callable[[ExecutorSpec], Any] = FakeExecutor,
         typed: tuple[str, ...] = (),
+        clock: Clock | None = None,
         **changes: Any,
     ) -> int:
         """Run in this process, with the fake renderer unless told otherwise."""
         from hv15_batch import session  # not at the top: a child need not wait for it
 
         self.said.clear()
-        return session.run(self.config(**changes), typed, None, self.said.append, make_executor)
+        config = self.config(**changes)
+        return session.run(config, typed, None, self.said.append, make_executor, clock=clock)
 
     def did(self) -> list[str]:
         """Return and forget what the fake renderer was made to do, encoding left out."""
@@ -236,3 +259,28 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def fake_local_executor(spec: ExecutorSpec) -> LocalExecutor:
     """A real child process behind which the fake renderer works."""
     return LocalExecutor(spec, FakeRenderer)
+
+
+class FakeClock(Clock):
+    """A clock that only moves when it is told to, or when somebody sleeps, then in long steps."""
+
+    SLEEP_SECONDS = 20.0
+
+    def __init__(self, start: datetime) -> None:
+        self._start = start.astimezone()
+        self._seconds = 0.0
+        self.at_sleep: Callable[[], None] = lambda: None
+        super().__init__()
+
+    def now(self) -> datetime:
+        return (self._start + timedelta(seconds=self._seconds)).astimezone()
+
+    def elapsed_seconds(self) -> float:
+        return self._seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.at_sleep()
+        self.pass_time(max(seconds, self.SLEEP_SECONDS))
+
+    def pass_time(self, seconds: float) -> None:
+        self._seconds += seconds

@@ -69,13 +69,20 @@ class FakeRuns:
         self.configs: list[Config] = []
         self.typed: list[tuple[str, ...]] = []
         self.sweeps: list[str | None] = []
+        self.clocks: list[object] = []
 
     def __call__(
-        self, config: Config, typed: tuple[str, ...], sweep: str | None, _say: object
+        self,
+        config: Config,
+        typed: tuple[str, ...],
+        sweep: str | None,
+        _say: object,
+        clock: object,
     ) -> int:
         self.configs.append(config)
         self.typed.append(typed)
         self.sweeps.append(sweep)
+        self.clocks.append(clock)
         end = self.ends.pop(0) if self.ends else 0
         if isinstance(end, Exception):
             raise end
@@ -554,6 +561,27 @@ def test_a_sweep_runs_each_combination_in_its_own_folder(
     ]
 
 
+def test_the_jobs_of_a_sweep_count_time_from_the_same_moment(
+    fake_runs: FakeRuns, command: Command, prompts: Path
+) -> None:
+    command("-m", str(prompts), "model=tiny_t2v", "sampling.flow_shift=5,7", "time_limit=1h30m")
+
+    assert [config.time_limit for config in fake_runs.configs] == ["1h30m", "1h30m"]
+    assert fake_runs.clocks[0] is fake_runs.clocks[1] is not None
+
+
+@pytest.mark.parametrize(
+    "word", ["until=07:00", "until=7:05", "time_limit=8h", "time_limit=90min", "window=22:00-07:00"]
+)
+def test_times_arrive_as_they_were_typed(
+    fake_runs: FakeRuns, command: Command, prompts: Path, word: str
+) -> None:
+    assert command(str(prompts), word).code == 0
+
+    key, _, value = word.partition("=")
+    assert getattr(fake_runs.configs[0], key) == value
+
+
 def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
     fake_runs: FakeRuns, command: Command
 ) -> None:
@@ -767,7 +795,7 @@ def test_what_the_disk_refuses_is_one_message(
 def test_an_interrupt_before_anything_runs_has_its_code(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> int:
+    def interrupt(*_: object, **_named: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "run", interrupt)

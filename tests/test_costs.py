@@ -145,6 +145,7 @@ def test_a_clip_that_cannot_be_decoded_has_no_peaks() -> None:
         ("NVIDIA GeForce RTX 4080", "rtx_4080"),
         ("NVIDIA GeForce RTX 4090", "rtx_4090"),
         ("NVIDIA GeForce RTX 5090", "rtx_5090"),
+        ("NVIDIA GeForce RTX 5090 D", "rtx_5090_d"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA H100 80GB HBM3", "h100"),
@@ -162,7 +163,8 @@ def test_product_names_find_their_card(product: str, name: str) -> None:
 @pytest.mark.parametrize(
     "product",
     ["NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 4080 SUPER",
-     "NVIDIA H200 NVL", "NVIDIA A100-PCIE-40GB", "Tesla T4"],
+     "NVIDIA H200 NVL", "NVIDIA A100-PCIE-40GB", "Tesla T4", "NVIDIA GeForce RTX 5090 D v2",
+     "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 MIG 1g.18gb", "NVIDIA GH200 144G HBM3e"],
 )  # fmt: skip
 def test_similar_names_of_other_cards_find_none(product: str) -> None:
     assert find_card(product) is None

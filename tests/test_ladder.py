@@ -1,8 +1,9 @@
-"""Running out of memory: each rung of the ladder, injected into the real renderer on the CPU."""
+"""Running out of memory and bad frames: what the real renderer tries next, injected on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from run_fakes import Project
 
 from hv15_batch import render
-from hv15_batch.config import RetryConfig
-from hv15_batch.executor import EncodingEnded, Event, ExecutorSpec, Finished, Ready
+from hv15_batch.config import RetryConfig, RuntimeConfig
+from hv15_batch.executor import Died, EncodingEnded, Event, ExecutorSpec, Finished, Ready
 from hv15_batch.render import ClipRenderer
 
 Fail = Callable[[int], bool]
@@ -40,6 +41,8 @@ class InProcessExecutor:
     def close(self) -> None: ...
 
     def kill(self) -> None: ...
+
+    def resident_bytes(self) -> None: ...
 
 
 def out_of_memory_at(real: Callable[..., Any], fails: Fail, calls: list[int]) -> Any:
@@ -123,3 +126,70 @@ def test_without_the_ladder_the_first_shortage_is_a_failure(
 
     assert len(calls) == 1
     assert only_record(project)["error_type"] == "OutOfMemoryError"
+
+
+def test_a_worker_that_takes_over_begins_with_the_smaller_profile(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write(
+        "id,prompt,height,width,num_frames,num_inference_steps",
+        *("cat,a cat,32,32,1,1", "dog,a dog,32,32,1,1"),
+    )
+    calls: list[int] = []
+    monkeypatch.setattr(render, "denoise", out_of_memory_at(render.denoise, lambda n: n < 1, calls))
+    began_with: list[str] = []
+
+    class DiesOnceAtDog(InProcessExecutor):
+        def __init__(self, spec: ExecutorSpec) -> None:
+            began_with.append(spec.offload.name)
+            super().__init__(spec)
+
+        def submit(self, job: Any) -> None:
+            if job.clip.row_id == "dog" and len(began_with) == 1:
+                self._events.append(Died("the worker was ended by SIGKILL"))
+                return
+            super().submit(job)
+
+    assert project.run(DiesOnceAtDog) == 0
+
+    assert began_with == ["resident", "stream"]
+    found = [(r["row_id"], r["status"], r["offload"]) for r in project.records()]
+    assert found[0] == ("cat", "ok", "stream")
+    assert found[-1] == ("dog", "ok", "stream")
+
+
+# -- suspects ---------------------------------------------------------------------------------
+
+
+def test_a_suspect_clip_is_rendered_again_on_torchs_own_attention_and_logged_so(
+    project: Project,
+) -> None:
+    """On the CPU `auto` is `native` too, so another of torch's backends is typed."""
+    project.write(
+        "id,prompt,height,width,num_frames,num_inference_steps",
+        *("cat,a cat,32,32,1,1", "dog,a dog,32,32,1,1", "owl,an owl,32,32,1,1"),
+    )
+    runtime = RuntimeConfig(attention_backend="_native_math")
+
+    class SeesBlackDog(InProcessExecutor):
+        def poll(self, timeout_seconds: float) -> Event | None:
+            event = super().poll(timeout_seconds)
+            if isinstance(event, Finished) and event.job.clip.row_id == "dog":
+                record = replace(event.record, status="suspect", quality_flag="black")
+                return Finished(event.job, record)
+            return event
+
+    assert project.run(SeesBlackDog, runtime=runtime) == 0
+    project.write(*project.manifest.read_text().splitlines(), "fox,a fox,32,32,1,1")
+
+    retry = RetryConfig(suspect=True)
+    assert project.run(InProcessExecutor, runtime=runtime, retry=retry) == 0
+
+    again = project.records()[3:]
+    assert [(r["row_id"], r["attempt"], r["attention_backend"]) for r in again] == [
+        ("dog", 2, "native"),
+        ("fox", 1, "_native_math"),
+    ]
+    assert [r["attention_backend_requested"] for r in again] == ["_native_math"] * 2
+    assert again[0]["denoise_attempt"] == 2
+    assert again[0]["settings_sha256"] == project.records()[1]["settings_sha256"]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +9,12 @@ import pytest
 from hv15_batch.machine import (
     GIB,
     Gpu,
-    Machine,
+    cgroup_cpus,
+    cgroup_memory_bytes,
     free_disk_bytes,
     read_gpus,
     read_machine,
     read_ram,
-    system_facts,
-    system_sha256,
 )
 
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
@@ -171,6 +168,29 @@ def test_ram_is_bounded_by_a_version_1_control_group(tmp_path: Path) -> None:
     assert read_ram(proc, tmp_path) == (GIB, GIB * 3 // 4)
 
 
+def test_the_lowest_limits_of_the_control_groups_are_found(tmp_path: Path) -> None:
+    proc, root = cgroup_v2(tmp_path, {"job": (str(GIB), 1, 0), "job/step": (str(2 * GIB), 1, 0)})
+    (root / "job" / "cpu.max").write_text("350000 100000\n")
+    (root / "job/step" / "cpu.max").write_text("max 100000\n")
+
+    assert cgroup_memory_bytes(proc, root) == GIB
+    assert cgroup_cpus(proc, root) == 3.5
+
+
+def test_limits_of_version_1_control_groups_are_found_and_no_limit_is_null(tmp_path: Path) -> None:
+    for name, quota in (("cpu/a", "200000"), ("cpu/b", "-1")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / name / "cpu.cfs_period_us").write_text("100000\n")
+    proc = tmp_path / "self_cgroup"
+
+    proc.write_text("4:cpu,cpuacct:/a\n")
+    assert cgroup_cpus(proc, tmp_path) == 2
+    proc.write_text("4:cpu,cpuacct:/b\n")
+    assert cgroup_cpus(proc, tmp_path) is None
+    assert cgroup_memory_bytes(proc, tmp_path) is None
+
+
 def test_without_control_groups_ram_is_that_of_the_machine(tmp_path: Path) -> None:
     total, available = read_ram(tmp_path / "none", tmp_path)
 
@@ -188,64 +208,6 @@ def test_this_machine_is_read_with_its_versions(monkeypatch: pytest.MonkeyPatch)
     assert machine.cpu_count >= 1
     assert machine.diffusers_version is not None
     assert machine.pytorch_cuda_alloc_conf == "expandable_segments:True"
-
-
-MACHINE = Machine(
-    gpus=(Gpu(0, "NVIDIA H200", "GPU-1", 140 * GIB, 130 * GIB, "580.95", 700.0),),
-    ram_total_bytes=128 * GIB - 12345,
-    ram_available_bytes=100 * GIB,
-    cpu_name="Xeon",
-    cpu_count=16,
-    hostname="left",
-    os="Linux-6.18",
-    python_version="3.11.7",
-    torch_version="2.13.0",
-    diffusers_version="0.42.1",
-    transformers_version="5.23.0",
-    hv15_batch_version="0.1.0",
-    pytorch_cuda_alloc_conf=None,
-)
-
-
-def sha256_of(machine: Machine) -> str:
-    return system_sha256(system_facts(machine))
-
-
-def test_system_facts_are_json() -> None:
-    facts = system_facts(MACHINE)
-
-    assert json.loads(json.dumps(facts)) == facts
-    assert facts["hardware"]["gpus"] == [
-        {"name": "NVIDIA H200", "total_bytes": 140 * GIB, "power_limit_watts": 700.0}
-    ]
-
-
-def test_equal_machines_have_equal_hashes_whatever_the_moment() -> None:
-    gpu = MACHINE.gpus[0]
-    other = replace(
-        MACHINE,
-        gpus=(replace(gpu, index=3, uuid="GPU-2", free_bytes=GIB),),
-        ram_total_bytes=128 * GIB - 99999,
-        ram_available_bytes=GIB,
-        hostname="right",
-    )
-
-    assert sha256_of(other) == sha256_of(MACHINE)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"gpus": ()},
-        {"gpus": (replace(MACHINE.gpus[0], power_limit_watts=500.0),)},
-        {"gpus": (replace(MACHINE.gpus[0], driver="590.1"),)},
-        {"torch_version": "2.14.0"},
-        {"ram_total_bytes": 64 * GIB},
-        {"pytorch_cuda_alloc_conf": "expandable_segments:True"},
-    ],
-)
-def test_other_hardware_or_software_has_another_hash(change: dict[str, object]) -> None:
-    assert sha256_of(replace(MACHINE, **change)) != sha256_of(MACHINE)  # type: ignore[arg-type]
 
 
 def test_free_disk_of_a_folder_not_yet_made_is_that_of_its_parent(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +12,13 @@ import pytest
 import torch
 
 from hv15_batch.config import QualityConfig
-from hv15_batch.measure import StageMeter, StepClock, machine_columns, peak_ram_bytes
+from hv15_batch.measure import (
+    StageMeter,
+    StepClock,
+    device_fault,
+    machine_columns,
+    peak_ram_bytes,
+)
 from hv15_batch.quality import measure_quality
 from hv15_batch.records import ClipRecord
 
@@ -160,3 +168,55 @@ def test_the_deviation_of_equal_pixels_is_zero() -> None:
 
 def test_a_single_frame_has_no_difference() -> None:
     assert measure_quality(noise(1), QualityConfig()).frame_difference_mean is None
+
+
+# -- a device that is lost --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA out of memory. Tried to allocate 2 GiB", False),
+        ("the latents are not finite", False),
+    ],
+)
+def test_without_a_card_the_message_says_whether_the_device_is_lost(
+    message: str, fault: bool
+) -> None:
+    expected = f"RuntimeError: {message}" if fault else None
+
+    assert device_fault(CPU, "RuntimeError", message) == expected
+
+
+_BREAKS = """
+import torch
+from hv15_batch.measure import device_fault
+card = torch.device("cuda", 0)
+try:
+    torch.ones(3, device=card) @ torch.ones(4, device=card)
+except RuntimeError as error:
+    print(device_fault(card, "RuntimeError", str(error)))
+try:
+    torch.empty(2**50, dtype=torch.uint8, device=card)
+except torch.OutOfMemoryError as error:
+    print(device_fault(card, "OutOfMemoryError", str(error)))
+try:
+    torch.ones(3, device=card)[torch.tensor([7], device=card)].sum().item()
+except RuntimeError as error:
+    print(device_fault(card, type(error).__name__, str(error)))
+"""
+
+
+@pytest.mark.gpu
+def test_a_broken_cuda_context_is_told_from_errors_after_which_the_card_works() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BREAKS], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.splitlines() == [
+        "None",
+        "None",
+        "AcceleratorError: CUDA error: device-side assert triggered",
+    ]

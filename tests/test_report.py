@@ -3,286 +3,242 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_runs import MEASURED, RUN_ID, failed, make_run, make_status, record
 
-from hv15_batch.records import ClipRecord
+from hv15_batch.config import Config, ModelConfig
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import RunLog
 
-PLAN_COLUMNS = (
-    "clip_id", "row_id", "row_index", "line", "state", "reason", "seed", "height", "width",
-    "num_frames", "num_inference_steps", "image", "settings_sha256", "denoise_sha256", "prompt",
-)  # fmt: skip
 LONG_PROMPT = "A panda dances. " * 625
+HOSTILE = "<script>alert(1)</script> \"q\" & 'a' {{ 7 * 7 }} </td></table>"
 
 
-def record(name: str, row_index: int = 0, **changes: Any) -> ClipRecord:
-    """Return a finished attempt at a clip called `name`."""
-    values: dict[str, Any] = {
-        "run_id": "r1",
-        "clip_id": name,
-        "row_id": name,
-        "row_index": row_index,
-        "attempt": 1,
-        "settings_sha256": f"sha-{name}",
-        "denoise_sha256": f"sha-{name}",
-        "prompt": f"prompt of {name}",
-        "seed": 7,
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_inference_steps": 50,
-        "total_seconds": 412.34,
-        "is_cold": False,
-        "peak_vram_reserved_bytes": 14_388_553_318,
-        "status": "ok",
-        "file": f"clips/{name}.mp4",
-        "model": "480p_t2v",
-        "weights": "pretrained",
-    }
-    return ClipRecord(**{**values, **changes})
+def read_data(run_dir: Path) -> dict[str, Any]:
+    """Return what the page's scripts read."""
+    text = (run_dir / "assets" / "data.js").read_text(encoding="ascii")
+    values: dict[str, Any] = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))
+    return values
 
 
-def failed(name: str, message: str = "out of memory", **changes: Any) -> ClipRecord:
-    """Return an attempt that ended in an error."""
-    return replace(
-        record(name, **changes),
-        status="failed",
-        file=None,
-        total_seconds=None,
-        peak_vram_reserved_bytes=None,
-        error_type="RuntimeError",
-        error_message=message,
-    )
+def build(run_dir: Path, **options: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Build the page of a run directory; return its HTML and its clips."""
+    html = write_page(run_dir, **options).read_text(encoding="utf-8")
+    return html, read_data(run_dir)["clips"]
 
 
-def make_run(
-    folder: Path, records: Sequence[ClipRecord], planned: Sequence[ClipRecord] | None = None
-) -> Path:
-    """Write a run directory: log, clips, thumbnails, and a plan of `planned` (else no plan)."""
-    directory = RunDir(folder)
-    directory.create()
-    run_log = RunLog(directory.log, "r1")
-    for r in records:
-        run_log.append(r)
-        if r.file:
-            (folder / r.file).write_bytes(b"clip")
-            (directory.thumbs / f"{Path(r.file).stem}.jpg").write_bytes(b"jpeg")
-    if planned is not None:
-        with directory.plan.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, PLAN_COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            for r in planned:
-                writer.writerow({"line": 2, "state": "new", "reason": "", **vars(r)})
-    return folder
+def first_line(html: str) -> str:
+    match = re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)
+    assert match is not None
+    return " ".join(re.sub(r"<button.*?</button>|<[^>]+>", "", match[1], flags=re.DOTALL).split())
 
 
-@dataclass
-class ReadPage(HTMLParser):
-    """What a browser makes of a page: its rows, text, elements and links."""
-
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-    row_words: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._row: str | None = None
-        self._skipped = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
-        self.tags.append((tag, dict(attrs)))
-        self._skipped = tag in ("style", "title")
-        if tag == "tr":
-            self._row = dict(attrs).get("id")
-
-    def handle_endtag(self, tag: str) -> None:
-        """Leave a row or a hidden element."""
-        self._skipped = False
-        if tag == "tr":
-            self._row = None
-
-    def handle_data(self, data: str) -> None:
-        """Note visible text."""
-        if self._skipped or not data.strip():
-            return
-        self.words.append(data.strip())
-        if self._row:
-            self.row_words.setdefault(self._row, []).append(data.strip())
-
-    def elements(self, tag: str) -> list[dict[str, str | None]]:
-        """Return the attributes of every element of that name."""
-        return [attributes for name, attributes in self.tags if name == tag]
+def settings(**changes: Any) -> Config:
+    model = ModelConfig(name="480p_t2v", repo="a/b", revision="abc")
+    return replace(Config(manifest="/home/me/my prompts.csv", model=model), **changes)
 
 
-def read_page(run_dir: Path) -> ReadPage:
-    """Build the page of a run directory and read it."""
-    parser = ReadPage()
-    parser.feed(write_page(run_dir).read_text(encoding="utf-8"))
-    parser.close()
-    return parser
+# -- the first line ---------------------------------------------------------------------------
 
 
-def test_the_first_thing_on_the_page_is_the_state(tmp_path: Path) -> None:
+def test_the_first_line_is_how_far_what_went_wrong_how_it_ended_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
     clips = [
         record("a"),
         record("b", 1, status="suspect", quality_flag="black"),
         failed("c", row_index=2),
     ]
+    status = {"state": "stopped", "message": "disk full: 0.41 GiB free at /data"}
+    run_dir = make_run(tmp_path, clips, [*clips, record("d", 3)], status=status)
 
-    page = read_page(make_run(tmp_path, clips, [*clips, record("d", 3)]))
+    html, _ = build(run_dir)
 
-    assert page.words[0] == "2 of 4 done, 1 failed, 1 suspect"
-
-
-def test_a_row_says_what_was_asked_and_what_it_cost(tmp_path: Path) -> None:
-    page = read_page(make_run(tmp_path, [record("a")], [record("a")]))
-
-    assert page.row_words["a"] == [
-        "prompt of a", "a", "7", "480×848", "121", "50", "412.3", "13.4", "ok"
-    ]  # fmt: skip
-    assert page.elements("video") == [
-        {
-            "controls": None,
-            "loop": None,
-            "muted": None,
-            "playsinline": None,
-            "preload": "none",
-            "src": "clips/a.mp4",
-            "poster": "thumbs/a.jpg",
-            "aria-label": "Clip a: prompt of a",
-        }
-    ]
+    assert re.fullmatch(
+        r"2 of 4, 1 failed, 1 suspect, stopped [0-9: -]*\d\d:\d\d: disk full; go on with: "
+        + re.escape(f"hv15-batch resume={run_dir}"),
+        first_line(html),
+    )
+    assert "disk full: 0.41 GiB free at /data" in html
 
 
-def test_rows_follow_the_manifest_and_not_the_order_of_rendering(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"state": "failed", "message": "1 of 2 clips failed"}, r"ended [\d: -]+"),
+        ({"state": "interrupted", "message": "interrupted by SIGTERM"},
+         r"interrupted [\d: -]+: by SIGTERM"),
+        ({"state": "rendering", "pid": 2**22 + 1},
+         r"interrupted [\d: -]+: its process is gone, .*"),
+        ({"state": "stopped", "message": "until=07:00: the next clip takes about 9 s"},
+         r"stopped [\d: -]+: until=07:00"),
+    ],
+)  # fmt: skip
+def test_every_way_to_end_is_said_once(tmp_path: Path, status: Any, words: str) -> None:
+    clips = [record("a"), failed("b", row_index=1)]
+
+    html, _ = build(make_run(tmp_path, clips, clips, status=status))
+
+    assert re.fullmatch(rf"1 of 2, 1 failed, {words}; go on with: .*", first_line(html))
+
+
+def test_a_run_that_goes_on_says_how_long_and_offers_no_command(tmp_path: Path) -> None:
+    status = make_status(state="rendering", pid=os.getpid(), eta_p50="2999-01-01T00:00:00+00:00")
+    status["updated_at"] = "2999-01-01T00:00:00+00:00"  # not before this process began
+
+    html, _ = build(make_run(tmp_path, [], [record("a")], status=status))
+
+    assert re.fullmatch(r"0 of 1, rendering, about \d+ d \d+ h left", first_line(html))
+
+
+def test_a_finished_run_is_done_and_nothing_is_to_go_on_with(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [record("a")], [record("a")], status={}))
+
+    assert re.fullmatch(r"1 of 1, done [\d: -]+", first_line(html))
+
+
+# -- the clips --------------------------------------------------------------------------------
+
+
+def test_a_clip_says_what_was_asked_and_what_it_cost(tmp_path: Path) -> None:
+    clip = record("a", tags='{"tag_scene": "city"}', energy_joules=3600.0)
+
+    _, [shown] = build(make_run(tmp_path, [clip], [clip]))
+
+    wanted = {
+        "id": "a", "prompt": "prompt of a", "seed": "7", "status": "ok", "file": "clips/a.mp4",
+        "poster": "thumbs/a.jpg", "isPlayable": True, "tags": {"scene": "city"},
+        "facts": {"s": "412.3", "GiB": "13.4", "Wh": "1"},
+    }  # fmt: skip
+    assert {name: shown[name] for name in wanted} == wanted
+
+
+def test_clips_follow_the_manifest_and_not_the_order_of_rendering(tmp_path: Path) -> None:
     takes = [record("a0"), record("b0", 1), record("a1", seed=8), record("b1", 1, seed=8)]
 
-    page = read_page(make_run(tmp_path, takes[::-1], takes))
+    _, clips = build(make_run(tmp_path, takes[::-1], takes))
 
-    assert list(page.row_words) == ["a0", "a1", "b0", "b1"]
+    assert [clip["id"] for clip in clips] == ["a0", "a1", "b0", "b1"]
 
 
 def test_clips_of_rows_that_left_the_manifest_are_not_shown(tmp_path: Path) -> None:
-    page = read_page(make_run(tmp_path, [record("old"), record("a")], [record("a")]))
+    html, clips = build(make_run(tmp_path, [record("old"), record("a")], [record("a")]))
 
-    assert list(page.row_words) == ["a"]
-    assert page.words[0] == "1 of 1 done"
+    assert [clip["id"] for clip in clips] == ["a"]
+    assert first_line(html) == "1 of 1"
+
+
+def test_other_settings_of_a_row_stand_beside_it_with_what_differs(tmp_path: Path) -> None:
+    now = record("a", prompt="same", row_id="fox")
+    before = record("a_old", prompt="same", row_id="fox", num_inference_steps=30)
+
+    html, clips = build(make_run(tmp_path, [before, now], [now]))
+
+    assert [(c["id"], c["isVariant"], c["differences"]) for c in clips] == [
+        ("a", False, {"Steps": "50"}),
+        ("a_old", True, {"Steps": "30"}),
+    ]
+    assert first_line(html) == "1 of 1"
+
+
+def test_what_all_clips_share_is_said_once(tmp_path: Path) -> None:
+    clips = [record("a"), record("b", 1, num_frames=61)]
+
+    html, shown = build(make_run(tmp_path, clips, clips))
+
+    assert '<dt>Size</dt><dd dir="auto">480×848</dd>' in html
+    assert "<dt>Frames</dt>" not in html
+    assert [clip["differences"] for clip in shown] == [{"Frames": "121"}, {"Frames": "61"}]
 
 
 def test_a_renamed_row_shows_the_clip_under_its_old_file_name(tmp_path: Path) -> None:
     renamed = replace(record("old"), clip_id="new")
 
-    page = read_page(make_run(tmp_path, [record("old")], [renamed]))
+    _, [clip] = build(make_run(tmp_path, [record("old")], [renamed]))
 
-    (video,) = page.elements("video")
-    assert (video["src"], video["poster"]) == ("clips/old.mp4", "thumbs/old.jpg")
-    assert "new" in page.row_words
+    assert (clip["id"], clip["file"], clip["poster"]) == ("new", "clips/old.mp4", "thumbs/old.jpg")
 
 
 def test_the_last_attempt_counts(tmp_path: Path) -> None:
     attempts = [failed("a"), record("a", attempt=2)]
 
-    page = read_page(make_run(tmp_path, attempts, [record("a")]))
+    html, [clip] = build(make_run(tmp_path, attempts, [record("a")]))
 
-    assert page.words[0] == "1 of 1 done"
-    assert not any("out of memory" in words for words in page.words)
+    assert (clip["status"], clip["problem"]) == ("ok", "")
+    assert "out of memory" not in html
 
 
 def test_a_clip_whose_file_is_gone_is_not_done(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, [record("a")], [record("a")])
     (run_dir / "clips" / "a.mp4").unlink()
 
-    page = read_page(run_dir)
+    html, [clip] = build(run_dir)
 
-    assert page.words[0] == "0 of 1 done"
-    assert page.row_words["a"][-1] == "file missing"
-    assert page.elements("video") == []
+    assert first_line(html).startswith("0 of 1, 1 file missing; go on with")
+    assert (clip["status"], clip["file"]) == ("file missing", None)
 
 
-def test_failures_come_before_suspects_and_both_before_the_table(tmp_path: Path) -> None:
+def test_a_seed_above_2_to_the_53_is_exact(tmp_path: Path) -> None:
+    clip = record("a", seed=2**63 - 1)
+
+    _, [shown] = build(make_run(tmp_path, [clip], [clip]))
+
+    assert shown["seed"] == "9223372036854775807"
+
+
+def test_failures_come_before_suspects_with_their_reasons(tmp_path: Path) -> None:
     clips = [record("s", status="suspect", quality_flag="frozen"), failed("f", row_index=1)]
 
-    page = read_page(make_run(tmp_path, clips, clips))
+    html, _ = build(make_run(tmp_path, clips, clips))
 
-    places = [page.words.index(w) for w in ("RuntimeError: out of memory", "frozen", "Clip")]
+    section = html[html.index('id="problems"') :]
+    places = [section.index(words) for words in ("RuntimeError: out of memory", "frozen")]
     assert places == sorted(places)
-    assert [link["href"] for link in page.elements("a")] == ["#f", "#s"]
 
 
-def test_a_thousand_failures_do_not_bury_the_table(tmp_path: Path) -> None:
+def test_a_thousand_failures_do_not_bury_the_rest(tmp_path: Path) -> None:
     clips = [failed(f"f{number:03d}", row_index=number) for number in range(60)]
 
-    page = read_page(make_run(tmp_path, clips, clips))
+    html, shown = build(make_run(tmp_path, clips, clips))
 
-    assert len(page.elements("a")) == 50
-    assert "and 10 more, in the table below" in page.words
-    assert len(page.row_words) == 60
-
-
-HOSTILE = "<script>alert(1)</script> \"q\" & 'a' {{ 7 * 7 }} </td></table>"
+    assert html.count("data-clip=") == 50
+    assert "and 10 more: set the gallery" in html
+    assert len(shown) == 60
 
 
-def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
-    clip = failed("a", message=HOSTILE, prompt=HOSTILE, image=HOSTILE)
+@pytest.mark.parametrize(
+    "prompt", [HOSTILE, "\u2028 </script> <!--", "“开业大吉”\n🐼 مرحبا", LONG_PROMPT]
+)
+def test_text_arrives_whole_in_the_data_and_never_as_markup(tmp_path: Path, prompt: str) -> None:
+    clip = failed("a", message=prompt, prompt=prompt, image=prompt)
+    run_dir = make_run(tmp_path, [clip], [clip])
 
-    page = read_page(make_run(tmp_path / HOSTILE[:8], [clip], [clip]))
+    html, [shown] = build(run_dir)
 
-    assert page.elements("script") == []
-    assert HOSTILE in page.row_words["a"]
-    assert f"RuntimeError: {HOSTILE}" in page.row_words["a"]
-    assert f"first frame: {HOSTILE}" in page.row_words["a"]
-    assert page.tags.count(("table", {"role": "table"})) == 1
-
-
-def test_quotes_in_a_prompt_stay_inside_the_label(tmp_path: Path) -> None:
-    clip = record("a", prompt='"><img src=x onerror=alert(1)>')
-
-    page = read_page(make_run(tmp_path, [clip], [clip]))
-
-    (video,) = page.elements("video")
-    assert video["aria-label"] == 'Clip a: "><img src=x onerror=alert(1)>'
-    assert page.elements("img") == []
-
-
-def test_a_long_prompt_is_folded_and_complete(tmp_path: Path) -> None:
-    clip = record("a", prompt=LONG_PROMPT)
-
-    page = read_page(make_run(tmp_path, [clip], [clip]))
-
-    assert len(page.elements("details")) == 1
-    assert page.row_words["a"][:3] == [
-        f"{LONG_PROMPT[:240]}…", "10,000 characters", LONG_PROMPT.strip()
-    ]  # fmt: skip
+    assert (shown["prompt"], shown["image"]) == (prompt, prompt)
+    assert shown["problem"] == f"RuntimeError: {prompt}"
+    assert "<" not in (run_dir / "assets" / "data.js").read_text(encoding="ascii")
+    assert "<script>alert" not in html
+    assert html.count("<script") == 6
 
 
 def test_a_prompt_longer_than_the_csv_module_allows_is_read(tmp_path: Path) -> None:
     clip = record("a", prompt="x" * 200_000)
 
-    page = read_page(make_run(tmp_path, [clip], [clip]))
+    _, [shown] = build(make_run(tmp_path, [clip], [clip]))
 
-    assert "200,000 characters" in page.row_words["a"]
-
-
-def test_text_in_any_script_and_with_line_breaks_arrives_unchanged(tmp_path: Path) -> None:
-    prompt = "“开业大吉”\n🐼 مرحبا, second line"
-    clip = record("a", prompt=prompt)
-
-    page = read_page(make_run(tmp_path, [clip], [clip]))
-
-    assert page.row_words["a"][0] == prompt
+    assert len(shown["prompt"]) == 200_000
 
 
 @pytest.mark.parametrize(
@@ -292,36 +248,37 @@ def test_text_in_any_script_and_with_line_breaks_arrives_unchanged(tmp_path: Pat
 def test_noise_on_purpose_is_said(tmp_path: Path, weights: str, words: str) -> None:
     clip = record("a", weights=weights)
 
-    page = read_page(make_run(tmp_path, [clip], [clip]))
+    html, _ = build(make_run(tmp_path, [clip], [clip]))
 
-    (note,) = [w for w in page.words if w.startswith("These clips are noise on purpose")]
-    assert words in note
+    assert "These clips are noise on purpose" in html
+    assert words in html
 
 
 def test_clips_of_published_weights_carry_no_such_note(tmp_path: Path) -> None:
-    page = read_page(make_run(tmp_path, [record("a")], [record("a")]))
+    html, _ = build(make_run(tmp_path, [record("a")], [record("a")]))
 
-    assert not any("noise" in words for words in page.words)
+    assert "noise" not in html
 
 
-def test_a_lossless_clip_is_a_link_because_browsers_do_not_play_it(tmp_path: Path) -> None:
+def test_a_lossless_clip_is_no_video_because_browsers_do_not_play_it(tmp_path: Path) -> None:
     clip = record("a", file="clips/a.mkv")
 
-    page = read_page(make_run(tmp_path, [clip], [clip]))
+    _, [shown] = build(make_run(tmp_path, [clip], [clip]))
 
-    assert page.elements("video") == []
-    assert [link["href"] for link in page.elements("a")] == ["clips/a.mkv"]
-    assert page.elements("img") == [
-        {"src": "thumbs/a.jpg", "loading": "lazy", "alt": "Middle frame of clip a"}
-    ]
+    assert (shown["file"], shown["isPlayable"]) == ("clips/a.mkv", False)
 
 
-def test_what_was_not_measured_is_a_dash_and_never_zero(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_left_out_and_never_zero(tmp_path: Path) -> None:
     clip = record("a", peak_vram_reserved_bytes=None, total_seconds=None)
+    run_dir = make_run(tmp_path, [clip], [clip])
 
-    page = read_page(make_run(tmp_path, [clip], [clip]))
+    html, [shown] = build(run_dir)
 
-    assert page.row_words["a"][-3:] == ["–", "–", "ok"]
+    assert shown["facts"] == {}
+    assert "Peak VRAM" not in html
+    assert {plot["id"] for plot in read_data(run_dir)["plots"] if not plot["traces"]} == {
+        "stages", "steps", "vram", "ram", "clocks", "temperature", "energy"
+    }  # fmt: skip
 
 
 def test_seconds_a_clip_leaves_cold_clips_out_and_says_how_many_count(tmp_path: Path) -> None:
@@ -331,39 +288,195 @@ def test_seconds_a_clip_leaves_cold_clips_out_and_says_how_many_count(tmp_path: 
         record("b", 2, total_seconds=30.0),
     ]
 
-    page = read_page(make_run(tmp_path, clips, clips))
+    html, _ = build(make_run(tmp_path, clips, clips))
 
-    assert "20.0 (median of 2 warm clips)" in page.words
+    assert "20.0 (median of 2 warm clips)" in html
+
+
+def test_a_median_over_different_settings_says_so(tmp_path: Path) -> None:
+    clips = [record("a"), record("b", 1, num_frames=61)]
+
+    html, _ = build(make_run(tmp_path, clips, clips))
+
+    assert "(median of 2 warm clips of 2 settings)" in html
+
+
+def test_a_median_of_two_carries_a_warning_with_its_remedy(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [record("a"), record("b", 1)]))
+
+    assert "benchmark.repeat=5" in html[html.index('id="warnings"') :]
 
 
 def test_without_a_plan_the_log_is_shown(tmp_path: Path) -> None:
-    page = read_page(make_run(tmp_path, [record("b", 1), record("a", 0)]))
+    html, clips = build(make_run(tmp_path, [record("b", 1), record("a", 0)]))
 
-    assert list(page.row_words) == ["a", "b"]
-    assert page.words[0] == "2 of 2 done"
+    assert [clip["id"] for clip in clips] == ["a", "b"]
+    assert first_line(html) == "2 of 2"
 
 
 def test_a_run_without_a_finished_clip_has_a_page(tmp_path: Path) -> None:
-    page = read_page(make_run(tmp_path, [], [record("a")]))
+    html, [clip] = build(make_run(tmp_path, [], [record("a")]))
 
-    assert page.words[0] == "0 of 1 done"
-    assert page.row_words["a"][-1] == "not rendered"
+    assert first_line(html).startswith("0 of 1; go on with")
+    assert clip["status"] == "not rendered"
+
+
+# -- plots ------------------------------------------------------------------------------------
+
+
+def test_every_plot_has_its_measured_values(tmp_path: Path) -> None:
+    clips = [record(f"c{n}", n, **MEASURED) for n in range(4)]
+    config = settings()
+    config.report.price_per_kwh = 0.5
+    run_dir = make_run(tmp_path, clips, clips, config=config)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert [name for name, plot in plots.items() if not plot["traces"]] == []
+    assert plots["stages"]["traces"][1]["y"] == [395.0] * 4
+    assert plots["vram"]["lines"] == [{"y": 24.0, "name": "limit of the card"}]
+    assert "at 0.5 a kWh: 0.14 in all" in plots["energy"]["caption"]
+
+
+def test_a_set_limit_of_vram_is_the_line_of_the_plot(tmp_path: Path) -> None:
+    config = settings()
+    config.runtime.vram_limit_gib = 14.0
+    clip = record("a", **MEASURED)
+    run_dir = make_run(tmp_path, [clip], [clip], config=config)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert plots["vram"]["lines"][0]["y"] == 14.0
+
+
+def test_steps_of_different_settings_are_never_one_line(tmp_path: Path) -> None:
+    clips = [record("a", **MEASURED), record("b", 1, num_frames=61, **MEASURED)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert [trace["name"] for trace in plots["steps"]["traces"]] == [
+        "Frames 121, 50 steps: median", "Frames 121, 50 steps: p90",
+        "Frames 61, 50 steps: median", "Frames 61, 50 steps: p90",
+    ]  # fmt: skip
+
+
+# -- commands and picks -----------------------------------------------------------------------
+
+
+def test_the_command_of_a_clip_names_its_row_seed_and_every_setting_that_is_no_default(
+    tmp_path: Path,
+) -> None:
+    config = settings()
+    config.override.negative_prompt = "blurry, it's grey"
+    config.video.crf = 12
+    clip = record("fox_s7", row_id="fox")
+    run_dir = make_run(tmp_path / "it's", [clip], [clip], config=config)
+
+    _, [shown] = build(run_dir)
+
+    assert shlex.split(shown["command"]) == [
+        "hv15-batch",
+        f"manifest={run_dir}/runs/{RUN_ID}/manifest.csv",
+        "only=fox",
+        "override.seeds=7",
+        "model=480p_t2v",
+        "model.repo=a/b",
+        "override.negative_prompt=blurry, it's grey",
+        "video.crf=12",
+        f"run_dir={run_dir}.again/fox_s7",
+    ]
+
+
+def test_the_command_of_a_clip_makes_that_clip(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "p.csv").write_text(
+        'id,prompt,seed,guidance_scale\nfox,"a fox, ""OPEN"", ${x}",3 4,\ncat,a cat,,2\n',
+        encoding="utf-8",
+    )
+    words = ["p.csv", "model=tiny_t2v", "sampling.negative_prompt=dull, grey", "video.crf=20"]
+    small = ["override.num_frames=1", "override.num_inference_steps=1", "override.height=32"]
+    assert command(*words, *small, "limit=2").code == 0
+    clips = {clip["id"]: clip for clip in read_data(tmp_path / "outputs" / "p")["clips"]}
+    name, clip = next((n, c) for n, c in clips.items() if n.startswith("fox_s3"))
+
+    answer = command(*shlex.split(clip["command"])[1:])
+
+    assert (answer.code, answer.err) == (0, "")
+    again = tmp_path / "outputs" / f"p.again/{name}"
+    assert [path.stem for path in (again / "clips").iterdir()] == [name]
+
+
+def test_a_first_frame_of_a_pick_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+    clip = record("a", image="frames/a.png")
+
+    _, [shown] = build(make_run(tmp_path, [clip], [clip], config=settings()))
+
+    assert shown["pick"]["image"] == "/home/me/frames/a.png"
+    assert "height" not in shown["pick"]
+
+
+# -- files ------------------------------------------------------------------------------------
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
-    html = write_page(make_run(tmp_path, [record("a")], [record("a")])).read_text()
+    run_dir = make_run(tmp_path, [record("a")], [record("a")])
+    html, _ = build(run_dir)
 
-    assert re.findall(r"(?:https?:)?//[a-z]|@import|url\(", html) == []
+    own = [p for p in (run_dir / "assets").iterdir() if p.name != "plotly.min.js"]
+    texts = [html, *(path.read_text(encoding="utf-8") for path in own)]
+    assert [m for t in texts for m in re.findall(r"https?://|@import|url\(", t)] == []
+    assert "default-src 'none'" in html
 
 
-def test_rebuilding_prints_the_path_of_each_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [make_run(tmp_path / name, [record("a")], [record("a")]) for name in ("one", "two")]
+def test_the_plotting_library_is_copied_once(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, [record("a")], [record("a")])
+    build(run_dir)
+    before = {p.name: p.stat().st_mtime_ns for p in (run_dir / "assets").iterdir()}
 
-    assert main([str(run) for run in runs]) == 0
+    build(run_dir)
 
-    assert capsys.readouterr().out.splitlines() == [str(run / "index.html") for run in runs]
+    after = {p.name: p.stat().st_mtime_ns for p in (run_dir / "assets").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"data.js"}
+    assert "plotly.min.js" in after
+
+
+def test_a_public_page_has_no_hostname_folder_or_prompt(tmp_path: Path) -> None:
+    secret = ("s3cret", "s3cret_id_s7", "my prompts", "bigbox", str(tmp_path))
+    clip = failed(
+        "s3cret_id_s7", message=f"cannot read {tmp_path}/s3cret", prompt="s3cret", row_id="s3cret",
+        negative_prompt="s3cret", image="s3cret.png", tags='{"tag_client": "s3cret"}',
+        hostname="bigbox", repo=str(tmp_path),
+    )  # fmt: skip
+    done = record("s3cret_s8", 1, prompt="s3cret too", row_id="s3cret2", seed=8)
+    status = {"state": "stopped", "message": f"disk full: at {tmp_path}", "hostname": "bigbox"}
+    run_dir = make_run(tmp_path / "s3cret", [clip, done], [clip, done], config=settings(),
+                       status=status)  # fmt: skip
+
+    assert main([str(run_dir), "report.public=true"]) == 0
+
+    shown = [run_dir / "index.html", run_dir / "assets" / "data.js", run_dir / "clips.csv"]
+    texts = [path.read_text(encoding="utf-8") for path in shown]
+    assert [word for word in secret for text in texts if word in text] == []
+    assert first_line(texts[0]).startswith("1 of 2, 1 failed, stopped")
+    assert [c["id"] for c in read_data(run_dir)["clips"]] == ["row 1, seed 7", "row 2, seed 8"]
+
+
+def test_a_run_that_was_set_public_stays_so_when_the_page_is_built_again(tmp_path: Path) -> None:
+    config = settings()
+    config.report.public = True
+    run_dir = make_run(tmp_path, [record("a")], [record("a")], config=config)
+
+    main([str(run_dir)])
+    assert read_data(run_dir)["clips"][0]["prompt"] == ""
+
+    main([str(run_dir), "--no-public"])
+    assert read_data(run_dir)["clips"][0]["prompt"] == "prompt of a"
+
+
+# -- the command line -------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_no_run_directory_is_refused_and_the_others_are_built(
@@ -402,3 +515,27 @@ def test_the_module_runs_from_any_directory_with_a_relative_path(tmp_path: Path)
     )  # fmt: skip
 
     assert done.stdout == f"{tmp_path / 'run' / 'index.html'}\n"
+
+
+def test_building_a_page_imports_no_plotly(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [record("a")], [record("a")])
+    code = (
+        "import sys; from hv15_batch.report import main; main(['run']);"
+        "print(sorted({'plotly', 'torch'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_clips_csv_is_written_again_too(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, [record("a")], [record("a")])
+
+    main([str(run_dir)])
+
+    with RunDir(run_dir).clips_table.open(encoding="utf-8", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["clip_id"], row["status"], row["prompt"]) == ("a", "ok", "prompt of a")

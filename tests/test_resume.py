@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,34 @@ def test_a_second_process_beside_a_run_is_refused_and_told_its_number(tmp_path: 
     assert "interrupted by SIGTERM; go on with: hv15-batch resume=" in out
     (record,) = project.records()
     assert (record["status"], record["error_type"]) == ("interrupted", "SIGTERM")
+
+
+def test_the_lock_of_a_killed_run_passes_on_only_when_its_worker_is_gone_too(
+    tmp_path: Path,
+) -> None:
+    """One that is stuck in a driver call outlives its parent: here it is stopped."""
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,unsignal stop")
+    with start_parent(project) as first:
+        wait_for(lambda: (project.folder / "journal.txt").exists(), first)
+        (worker,) = (c for c in children_of(first) if "spawn_main" in " ".join(c.cmdline()))
+        wait_for(lambda: worker.status() == psutil.STATUS_STOPPED, first)
+        first.kill()
+        first.wait()
+    try:
+        with start_parent(project) as second:
+            _, err = second.communicate(timeout=60)
+
+        assert second.returncode == 2
+        assert f": in use by a worker that process {first.pid} on " in err
+        assert "left behind when it was killed; it still has the card; wait until " in err
+        worker.resume()  # now its watching thread sees that the parent is gone
+        worker.wait(timeout=30)
+        with project.run_dir.locked("20261122T000000-0000-abcd") as descriptor:
+            assert descriptor is not None
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def test_a_killed_run_of_the_tiny_model_goes_on_from_the_command_line(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import test_worker
 from run_fakes import FakeExecutor, FakeRenderer, Project
 
-from hv15_batch.executor import Died, Event, Job, Note
+from hv15_batch import session, supervisor
+from hv15_batch.config import RetryConfig
+from hv15_batch.executor import Died, Event, Finished, Job, Note
+from hv15_batch.machine import Gpu, read_machine
 from hv15_batch.runlog import RunLog
 
 
@@ -128,14 +134,19 @@ def test_signal_handlers_are_as_before_when_a_run_has_ended(project: Project) ->
 # -- deaths -----------------------------------------------------------------------------------
 
 
-def test_a_dead_executor_fails_the_clip_in_hand_and_another_one_goes_on(
+def test_a_clip_that_ends_its_worker_each_time_is_set_aside_and_the_night_goes_on(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("id,prompt", "cat,a cat", "dog,die", "owl,an owl")
 
     assert project.run() == 3
 
-    assert outcomes(project) == [("cat", 1, "ok"), ("dog", 1, "failed"), ("owl", 1, "ok")]
+    assert outcomes(project) == [
+        ("cat", 1, "ok"),
+        ("dog", 1, "failed"),
+        ("dog", 2, "failed"),
+        ("owl", 1, "ok"),
+    ]
     record = project.records()[1]
     assert record["error_type"] == "WorkerDied"
     assert record["error_message"] == "the worker was ended by SIGKILL"
@@ -143,19 +154,156 @@ def test_a_dead_executor_fails_the_clip_in_hand_and_another_one_goes_on(
     assert record["hostname"] is not None
     assert record["run_id"] == project.records()[0]["run_id"]
     assert record["denoise_seconds"] is None
-    assert "the worker was ended by SIGKILL; starting another one\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the worker was ended by SIGKILL; starting another one\n" in out
+    assert f"{record['clip_id']} is set aside: it ended its worker each time\n" in out
+    assert project.said[1].startswith("failed: 2 clips rendered, 1 failed")
+    status = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
+    assert (status["done"], status["failed"]) == (2, 1)
 
 
-def test_executors_that_die_without_a_clip_in_between_stop_the_run(project: Project) -> None:
+def test_a_clip_whose_second_attempt_works_heals_the_run(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,die once", "owl,an owl")
+
+    assert project.run() == 0
+
+    assert outcomes(project)[1:3] == [("dog", 1, "failed"), ("dog", 2, "ok")]
+    assert project.said[1].startswith("done: 3 clips rendered, 0 failed")
+    status = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
+    assert (status["done"], status["failed"]) == (3, 0)
+
+
+def test_max_attempts_says_how_often_a_clip_may_end_its_worker(project: Project) -> None:
+    project.write("id,prompt", "dog,die", "owl,an owl")
+
+    assert project.run(retry=RetryConfig(max_attempts=4)) == 3
+
+    assert [r[:2] for r in outcomes(project)] == [*(("dog", n) for n in (1, 2, 3, 4)), ("owl", 1)]
+
+
+def test_workers_that_die_with_different_clips_in_a_row_stop_the_run(project: Project) -> None:
     project.write("id,prompt", "cat,die", "dog,die too", "owl,an owl")
 
     assert project.run() == 4
 
-    assert outcomes(project) == [("cat", 1, "failed"), ("dog", 1, "failed")]
+    assert outcomes(project) == [("cat", 1, "failed"), ("cat", 2, "failed"), ("dog", 1, "failed")]
+    assert project.said[1].startswith("stopped: 0 clips rendered, 2 failed")
     assert project.said[-3].startswith(
-        "the worker was ended by SIGKILL, 2 times without a clip in between; see run.log; go on "
-        "with: hv15-batch resume="
+        "the worker was ended by SIGKILL, 3 times without a clip in between; look at run.log, "
+        "nvidia-smi and dmesg for the cause; go on with: hv15-batch resume="
     )
+
+
+def test_clips_that_end_their_workers_with_others_in_between_do_not_stop_the_run(
+    project: Project,
+) -> None:
+    project.write("id,prompt", "cat,die", "dog,a dog", "owl,die too", "fox,a fox")
+
+    assert project.run() == 3
+
+    assert [r for r in outcomes(project) if r[2] == "ok"] == [("dog", 1, "ok"), ("fox", 1, "ok")]
+
+
+def test_a_second_loss_of_the_card_in_a_row_stops_the_run_and_blames_no_clip(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = "the GPU is lost: the driver no longer lists NVIDIA H200 (GPU-1)"
+    monkeypatch.setattr(session, "lost_gpu", lambda _spec, _machine: lost)
+    project.write("id,prompt", "cat,a cat", "dog,die", "owl,an owl")
+
+    assert project.run(retry=RetryConfig(max_attempts=5)) == 4
+
+    dog = [r for r in project.records() if r["row_id"] == "dog"]
+    assert [(r["error_type"], r["error_message"]) for r in dog] == [("GpuLost", lost)] * 2
+    assert project.said[-3].startswith(f"{lost}, 2 times without a clip in between; look at ")
+
+
+def test_only_a_card_that_the_driver_no_longer_lists_is_lost(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Gpu(0, "NVIDIA H200", "GPU-1", 2**37, 2**37, "580", None)
+    machine = replace(read_machine(), gpus=(card,))
+    spec = test_worker.spec(project)
+
+    def lost(*listed: Gpu, budget: int | None = 2**36) -> str | None:
+        monkeypatch.setattr(supervisor, "read_gpus", lambda: list(listed))
+        return supervisor.lost_gpu(replace(spec, budget_bytes=budget), machine)
+
+    assert lost(replace(card, free_bytes=1)) is None
+    assert lost(replace(card, uuid="GPU-2")) == (
+        "the GPU is lost: the driver no longer lists NVIDIA H200 (GPU-1)"
+    )
+    assert lost(budget=None) is None
+
+
+def dies_at(row_id: str, max_deaths: int = 1) -> Callable[[Any], FakeExecutor]:
+    """Executors that die when they are handed a row, what they still write being lost too."""
+    deaths: list[str] = []
+    handed: list[tuple[str, bool]] = []
+
+    class Dies(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            handed.append((job.clip.row_id, job.use_latents))
+            if job.clip.row_id == row_id and len(deaths) < max_deaths:
+                deaths.append(row_id)
+                self._events.clear()
+                self._events.append(Died("the worker was ended by SIGKILL"))
+            else:
+                super().submit(job)
+
+    def make(spec: Any) -> FakeExecutor:
+        return Dies(spec)
+
+    make.handed = handed  # type: ignore[attr-defined]
+    return make
+
+
+def test_a_clip_that_was_only_being_written_is_decoded_again_and_not_blamed(
+    project: Project,
+) -> None:
+    """Every attempt is blamed here, so a blamed clip would have no second one."""
+    make = dies_at("dog")
+
+    code = project.run(make, force=True, retry=RetryConfig(max_attempts=1))
+
+    assert code == 3
+    assert outcomes(project) == [
+        ("cat", 1, "failed"),
+        ("dog", 1, "failed"),
+        ("cat", 2, "ok"),
+        ("owl", 1, "ok"),
+    ]
+    cat = [line.split()[0] for line in project.did() if "cat" in line]
+    assert cat == ["denoise", "decode"]
+
+
+def test_after_a_death_with_two_clips_in_hand_each_is_tried_alone(project: Project) -> None:
+    """So that a death in writing is told from one in rendering."""
+    seen: list[tuple[str, ...]] = []
+
+    class Watches(FakeExecutor):
+        def __init__(self, spec: Any) -> None:
+            super().__init__(spec)
+            self._open: list[str] = []
+
+        def submit(self, job: Job) -> None:
+            self._open.append(job.clip.row_id)
+            seen.append(tuple(self._open))
+            if seen == [("cat",), ("cat", "dog")]:
+                self._events.clear()
+                self._events.append(Died("the worker was ended by SIGKILL"))
+            else:
+                super().submit(job)
+
+        def poll(self, timeout_seconds: float) -> Event | None:
+            event = super().poll(timeout_seconds)
+            if isinstance(event, Finished):
+                self._open.remove(event.job.clip.row_id)
+            return event
+
+    assert project.run(Watches) == 0
+
+    assert seen == [("cat",), ("cat", "dog"), ("cat",), ("dog",), ("owl",)]
 
 
 def test_a_death_while_encoding_is_tried_once_more(project: Project) -> None:
@@ -174,7 +322,23 @@ def test_a_death_while_encoding_is_tried_once_more(project: Project) -> None:
     assert len(outcomes(project)) == 3
 
 
-def test_no_executor_is_started_after_the_last_clip_died(project: Project) -> None:
+def test_a_text_that_ends_its_worker_costs_its_clip_only(project: Project) -> None:
+    class DiesOfDog(FakeExecutor):
+        def encode(self, clips: Any) -> None:
+            self._events.append(Died("the worker was ended by SIGKILL"))
+
+        def submit(self, job: Job) -> None:
+            if job.clip.row_id == "dog":
+                self._events.append(Died("the worker was ended by SIGKILL"))
+            else:
+                super().submit(job)
+
+    assert project.run(DiesOfDog) == 3
+
+    assert {r[0]: r[2] for r in outcomes(project)} == {"cat": "ok", "dog": "failed", "owl": "ok"}
+
+
+def test_no_executor_is_started_after_the_last_clip_is_set_aside(project: Project) -> None:
     project.write("id,prompt", "cat,a cat", "dog,die")
     made: list[FakeExecutor] = []
 
@@ -183,7 +347,122 @@ def test_no_executor_is_started_after_the_last_clip_died(project: Project) -> No
         return made[-1]
 
     assert project.run(make) == 3
-    assert len(made) == 1
+    assert len(made) == 2
+
+
+# -- recycling --------------------------------------------------------------------------------
+
+
+class Counted(FakeExecutor):
+    """Notes what its workers are told, and holds as much memory as the test says."""
+
+    told: ClassVar[list[str]] = []
+    gib: ClassVar[dict[str, float]] = {}
+
+    def _tell(self, what: str) -> None:
+        self.told.append(f"{what} {self.spec.worker_id}")
+
+    def start(self) -> None:
+        self._tell("start")
+
+    def close(self) -> None:
+        self._tell("close")
+
+    def submit(self, job: Job) -> None:
+        self._row = job.clip.row_id
+        self._tell(self._row)
+        super().submit(job)
+
+    def resident_bytes(self) -> int | None:
+        return int(self.gib.get(self._row, 4.0) * 2**30)
+
+
+def counted(**gib: float) -> type[Counted]:
+    return type("CountedHere", (Counted,), {"told": [], "gib": gib})
+
+
+def test_a_worker_is_replaced_after_as_many_clips_as_are_set(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt,seed", "cat,a cat,0..4")
+    executors = counted()
+
+    assert project.run(executors, retry=RetryConfig(max_clips_per_worker=2)) == 0
+
+    assert executors.told == [
+        *("start local-0", "cat local-0", "cat local-0", "close local-0"),
+        *("start local-1", "cat local-1", "cat local-1", "close local-1"),
+        *("start local-2", "cat local-2", "close local-2"),
+    ]
+    assert len(outcomes(project)) == 5
+    line = "replaced after 2 clips (retry.max_clips_per_worker=2)"
+    assert f"The worker is {line}.\n" in capsys.readouterr().out
+    (log,) = project.run_dir.runs.glob("*/run.log")
+    assert log.read_text(encoding="utf-8").count(f"the worker is {line}") == 2
+
+
+def test_a_worker_is_replaced_when_its_memory_has_grown(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read when a clip is finished, which is while the next one is rendered."""
+    project.write("id,prompt", *(f"{name},a {name}" for name in ("cat", "dog", "owl", "fox")))
+    executors = counted(cat=1.0, dog=20.0, owl=22.5)
+
+    assert project.run(executors, retry=RetryConfig(max_ram_growth_gib=2.0)) == 0
+
+    assert executors.told[-5:] == [
+        *("owl local-0", "close local-0", "start local-1", "fox local-1", "close local-1")
+    ]
+    assert (
+        "The worker is replaced holding 2.5 GiB more than after its first clip "
+        "(retry.max_ram_growth_gib=2).\n"
+    ) in capsys.readouterr().out
+
+
+def test_memory_that_a_smaller_profile_takes_is_no_growth(project: Project) -> None:
+    project.write(
+        "id,prompt", *(f"{name},a {name}" for name in ("cat", "dog", "owl", "fox", "elk"))
+    )
+    executors = counted(cat=4.0, dog=4.0, owl=20.0, fox=20.0)
+
+    class ClimbsDown(executors):  # type: ignore[valid-type, misc]
+        def submit(self, job: Job) -> None:
+            if job.clip.row_id == "owl":
+                self._events.append(Note("out of memory while denoising: going on with stream"))
+            super().submit(job)
+
+    assert project.run(ClimbsDown, retry=RetryConfig(max_ram_growth_gib=2.0)) == 0
+
+    assert "start local-1" not in executors.told
+
+
+# -- bad clips in a row -----------------------------------------------------------------------
+
+
+def test_too_many_bad_clips_in_a_row_stop_the_run(project: Project) -> None:
+    bad = ["b0,fail", "b1,suspect", "b2,fail 2"]
+    project.write("id,prompt", "ok,a cat", "b,fail first", "ok2,a dog", *bad, "owl,an owl", "x,y")
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=3)) == 4
+
+    assert "owl" not in {r[0] for r in outcomes(project)[:6]}
+    assert len(outcomes(project)) in (6, 7)  # the next one may be in hand already
+    message = next(line for line in project.said if "in a row" in line)
+    assert message.startswith("3 clips in a row failed or are suspect (the last one b2_s0_")
+    assert ": RuntimeError); look at the page and at run.log for their common cause" in message
+    assert project.run() == 3
+
+
+def test_bad_clips_at_the_very_end_stop_nothing(project: Project) -> None:
+    project.write("id,prompt", "cat,fail", "dog,fail too")
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 3
+
+
+def test_a_clip_that_heals_is_not_bad(project: Project) -> None:
+    project.write("id,prompt", *(f"c{n},die once {n}" for n in range(4)))
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=1)) == 0
 
 
 # -- errors -----------------------------------------------------------------------------------

@@ -517,8 +517,11 @@ def test_a_folder_that_cannot_be_made_is_refused(project: Project) -> None:
 def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = iter([2**40, 2**40, 2**20])  # at the start, before each clip
-    monkeypatch.setattr(preflight, "free_disk_bytes", lambda _path: next(free))
+    monkeypatch.setattr(
+        preflight,
+        "free_disk_bytes",
+        lambda _path: 2**20 if project.run_dir.saved_latents() else 2**40,
+    )
 
     assert project.run() == 4
 
@@ -537,7 +540,7 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
 def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_space(_run_dir: object) -> None:
+    def no_space(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(session, "write_clips_table", no_space)
@@ -598,7 +601,7 @@ def test_a_run_leaves_its_settings_machine_and_manifest_beside_the_clips(
 
     names = {p.name for p in project.run_dir.path.iterdir()}
     assert names == {
-        "clips", "latents", "thumbs", "log", "embeddings", "runs",
+        "clips", "latents", "thumbs", "log", "embeddings", "runs", "assets",
         "index.html", "status.json", "plan.csv", "clips.csv", ".lock",
     }  # fmt: skip
     (folder,) = project.run_dir.runs.iterdir()

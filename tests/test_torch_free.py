@@ -55,6 +55,9 @@ TORCH_FREE = {
     "preflight",
     "progress",
     "records",
+    "reference_check",
+    "reference_command",
+    "recovery",
     "references",
     "report",
     "report.__main__",
@@ -62,7 +65,9 @@ TORCH_FREE = {
     "runlog",
     "runner",
     "session",
+    "stalls",
     "status",
+    "supervisor",
     "video",
     "worker",
 }
@@ -115,6 +120,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "dry run": (["p.csv", "--dry-run"], ("pandas", "huggingface_hub.hf_api", "tokenizers", "av")),
     "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
     "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
+    "references": (["references"], ("hydra", "pandas", "jinja2")),
     "help of compare": (["compare", "--help"], ("skimage", "av", "pyarrow", "hydra", "jinja2")),
 }
 

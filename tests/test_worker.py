@@ -18,7 +18,7 @@ from run_fakes import FakeRenderer, Project, fake_local_executor
 
 from hv15_batch.checkpoint import resolve_checkpoint
 from hv15_batch.clip import Clip
-from hv15_batch.config import ConfigError, OffloadKind
+from hv15_batch.config import ConfigError, OffloadKind, RetryConfig
 from hv15_batch.executor import (
     Died,
     EncodingEnded,
@@ -28,10 +28,12 @@ from hv15_batch.executor import (
     Job,
     Ready,
     Refused,
+    RendererBroken,
+    Stepped,
 )
 from hv15_batch.manifest import read_manifest
 from hv15_batch.plan import make_clips
-from hv15_batch.records import ClipRecord
+from hv15_batch.records import ClipRecord, asked_record
 from hv15_batch.worker import WRITING_NICENESS, LocalExecutor
 
 RUN_ID = "20261122T000000-0000-abcd"
@@ -48,11 +50,27 @@ def broken_renderer(spec: ExecutorSpec) -> Any:
     raise ImportError("libtorch.so: cannot open shared object file")
 
 
-class IgnoresCtrlC(FakeRenderer):
-    """Sends its own process a Ctrl-C while it encodes."""
+class IgnoresSignals(FakeRenderer):
+    """Sends its own process what the whole group gets, while it encodes."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+
+class BreaksAtDog(FakeRenderer):
+    """Writes slowly, and breaks meanwhile."""
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        if job.clip.row_id == "dog":
+            raise RendererBroken("CUDA error", asked_record(job.clip, attempt=job.attempt))
+        finish = super().render(job, emit)
+
+        def finish_slowly() -> ClipRecord:
+            time.sleep(0.5)
+            return finish()
+
+        return finish_slowly
 
 
 class TellsItsPriority(FakeRenderer):
@@ -205,10 +223,10 @@ def test_an_error_outside_a_clip_is_told_in_words_and_its_traceback_goes_to_the_
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_ctrl_c_reaches_the_child_too_and_it_goes_on(
+def test_signals_that_reach_the_child_too_are_the_parents_to_decide(
     project: Project, start: Callable[..., LocalExecutor]
 ) -> None:
-    executor = start(IgnoresCtrlC)
+    executor = start(IgnoresSignals)
 
     executor.encode([])
 
@@ -234,16 +252,78 @@ def test_a_killed_child_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write("id,prompt", "cat,a cat", "dog,sleep 1 die once", "owl,an owl")
 
-    assert project.run(fake_local_executor) == 3
-
-    results = [(r["row_id"], r["status"], r["error_type"]) for r in project.records()]
-    assert results == [
-        ("cat", "ok", None),
-        ("dog", "failed", "WorkerDied"),
-        ("owl", "ok", None),
-    ]
     assert project.run(fake_local_executor) == 0
-    assert [r["attempt"] for r in project.records() if r["row_id"] == "dog"] == [1, 2]
+
+    results = [(r["row_id"], r["attempt"], r["status"], r["error_type"]) for r in project.records()]
+    assert results == [
+        ("cat", 1, "ok", None),
+        ("dog", 1, "failed", "WorkerDied"),
+        ("dog", 2, "ok", None),
+        ("owl", 1, "ok", None),
+    ]
+
+
+def test_a_child_outlives_the_thread_that_started_it(
+    project: Project, start: Callable[..., LocalExecutor]
+) -> None:
+    """The kernel's parent-death signal comes with the end of the thread, not of the process."""
+    executors: list[LocalExecutor] = []
+
+    def start_and_wait() -> None:
+        executors.append(start())
+        executors[0].encode([])
+        next_event(executors[0])
+
+    thread = threading.Thread(target=start_and_wait)
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+
+    executors[0].encode([])
+    assert isinstance(next_event(executors[0]), EncodingEnded)
+
+
+def test_what_is_being_written_is_finished_before_a_broken_renderer_ends(
+    project: Project, start: Callable[..., LocalExecutor]
+) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog", "owl,an owl")
+    executor = start(BreaksAtDog)
+    work = jobs(project)
+
+    executor.submit(work["cat"])
+    executor.submit(work["dog"])
+    events = events_until(executor, Died)
+
+    kinds = [type(event) for event in events if not isinstance(event, Stepped)]
+    assert kinds == [Ready, Finished, Died]
+    assert events[-1] == Died("CUDA error", record=asked_record(work["dog"].clip, attempt=1))
+
+
+def test_the_memory_of_a_child_is_known_while_it_lives(
+    start: Callable[..., LocalExecutor],
+) -> None:
+    executor = start()
+    executor.encode([])
+    next_event(executor)
+
+    assert 2**20 < (executor.resident_bytes() or 0) < 2**34
+    executor.kill()
+    assert executor.resident_bytes() is None
+
+
+def test_a_recycled_child_has_written_and_logged_everything_before_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,seed", "cat,a cat,0..4")
+
+    assert project.run(fake_local_executor, retry=RetryConfig(max_clips_per_worker=2)) == 0
+
+    assert [(r["seed"], r["attempt"], r["status"]) for r in project.records()] == [
+        (seed, 1, "ok") for seed in range(5)
+    ]
+    (log,) = project.run_dir.runs.glob("*/run.log")
+    assert log.read_text(encoding="utf-8").count("the worker is replaced after 2 clips") == 2
 
 
 _PARENT = """

@@ -1,0 +1,121 @@
+"""Which renderings a benchmark consists of: warm-ups, then every clip N times, interleaved.
+
+A repetition is rendered for its timings: nothing of it is kept but its row in the log, and what is
+done or not does not depend on it. `repeat` counts from 1; 0 is a warm-up, which is logged as cold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hv15_batch.clip import ClipSettings
+from hv15_batch.config import Config, ConfigError
+from hv15_batch.executor import WARM_UP
+from hv15_batch.plan import PlannedClip, State, select
+from hv15_batch.records import DONE_STATUSES
+from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import read_records
+from hv15_batch.stored_settings import FILE, read_settings
+from hv15_batch.system import system_facts, system_sha256
+
+_COLUMNS = ("settings_sha256", "repeat", "status", "is_cold", "run_id", "system_sha256")
+
+
+@dataclass(frozen=True)
+class Repetitions:
+    """What a benchmark has to render, and what it has already."""
+
+    todo: list[PlannedClip]
+    """Warm-ups first; each with its `repeat`."""
+    num_measured: int
+    """Repetitions that an earlier run has measured."""
+    num_clips: int
+    num_repeats: int
+
+    @property
+    def num_warm_ups(self) -> int:
+        """Renderings before the first that counts."""
+        return sum(p.repeat == WARM_UP for p in self.todo)
+
+    def describe(self) -> str:
+        """Return what will be rendered, on one line."""
+        parts = [f"{self.num_clips} clips x {self.num_repeats} repetitions"]
+        if self.num_measured:
+            parts.append(f"- {self.num_measured} measured before")
+        parts.append(f"+ {self.num_warm_ups} warm-ups = {len(self.todo)} renderings")
+        return f"Benchmark: {' '.join(parts)}, of which no file is kept"
+
+
+def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunDir) -> Repetitions:
+    """Return the renderings of `benchmark.repeat`, the first repetition of every clip first.
+
+    So a drift of the machine spreads over all clips. What the log has of this benchmark, measured
+    warm with the same configuration on the same system, is left out; `force=true` measures again.
+
+    Args:
+        clips: Every clip of the manifest; finished ones are measured too.
+        config: `only` and `limit` choose clips.
+        run_dir: Has the log.
+    """
+    repeats = config.benchmark.repeat
+    assert repeats is not None
+    chosen = select([_unfinished(p) for p in clips], config)
+    measured = set() if config.force else _measured(config, run_dir)
+    todo = [
+        replace(p, repeat=number)
+        for number in range(1, repeats + 1)
+        for p in chosen
+        if (p.clip.settings_sha256, number) not in measured
+    ]
+    num_measured = len(chosen) * repeats - len(todo)
+    return Repetitions([*_warm_ups(todo), *todo], num_measured, len(chosen), repeats)
+
+
+def _unfinished(planned: PlannedClip) -> PlannedClip:
+    return replace(planned, state=State.retry, reason="benchmark", use_latents=False)
+
+
+def _warm_ups(todo: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return a first rendering of each size, since kernels are chosen and compiled by size."""
+    first: dict[tuple[int, int, int, bool], PlannedClip] = {}
+    for planned in todo:
+        first.setdefault(_size(planned.clip.settings), planned)
+    return [replace(planned, repeat=WARM_UP) for planned in first.values()]
+
+
+def _size(s: ClipSettings) -> tuple[int, int, int, bool]:
+    return s.height, s.width, s.num_frames, s.has_guidance
+
+
+def _measured(config: Config, run_dir: RunDir) -> Collection[tuple[str, int]]:
+    """Return (settings, repeat) of what earlier runs have measured as this one would."""
+    rows = [r for r in read_records(run_dir.log, _COLUMNS).to_pylist() if _counts(r)]
+    if not rows:
+        return set()
+    system = system_sha256(system_facts())
+    runs = {run_id for run_id in {r["run_id"] for r in rows} if _is_alike(run_id, config, run_dir)}
+    return {
+        (r["settings_sha256"], r["repeat"])
+        for r in rows
+        if r["system_sha256"] == system and r["run_id"] in runs
+    }
+
+
+def _counts(row: dict[str, Any]) -> bool:
+    return bool(row["repeat"]) and row["status"] in DONE_STATUSES and not row["is_cold"]
+
+
+def _is_alike(run_id: str, config: Config, run_dir: RunDir) -> bool:
+    """Whether a run carried out the maths as this one would: a clip's settings don't say it all."""
+    try:
+        stored = read_settings(run_dir.run_folder(run_id) / FILE)
+    except (ConfigError, OSError):
+        return False
+    return _way_of_running(stored) == _way_of_running(config)
+
+
+def _way_of_running(config: Config) -> tuple[Any, ...]:
+    runtime = replace(config.runtime, card=None, allow_off_recipe=False)
+    return runtime, config.offload, config.dispatch, config.retry.ladder

@@ -1,0 +1,254 @@
+"""Published figures against a log: reproduced, or not, or not comparable and why. No torch.
+
+"Reproduced" is said only of the same card with every setting that the source states. Times are
+medians of warm clips without text encoding, as in `timings`; memory is the highest peak of all
+finished clips, since encoding is in the first ones; loading is that of the published weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from hv15_batch import reference_costs
+from hv15_batch.cards import find_card
+from hv15_batch.config import ConfigError
+from hv15_batch.records import DONE_STATUSES
+from hv15_batch.reference_costs import Combination, Shape, combinations
+from hv15_batch.reference_notes import method_of, notes_of, vram_bytes
+from hv15_batch.reference_settings import differences
+from hv15_batch.references import Quantity, Reference, bounds_of
+from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
+
+GROUPED = (*GROUP_COLUMNS, "flow_shift", "gpu_total_bytes")
+"""What the clips of one `Measurement` share."""
+CHECK_COLUMNS = (
+    *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
+    *("total_seconds", "encode_seconds", "load_seconds"),
+    *("peak_vram_device_bytes", "peak_vram_reserved_bytes"),
+    *GROUPED,
+)
+"""Columns of the log that this module reads."""
+
+
+class Verdict(Enum):
+    """What a log says of a figure, best first."""
+
+    reproduced = "reproduced"
+    """Within the figure, its range or its bound."""
+    surpassed = "surpassed"
+    """Faster or smaller than the figure or its range; met, but not the same."""
+    not_reproduced = "not reproduced"
+    """Same card, same stated settings, but slower or larger."""
+    not_comparable = "not comparable"
+    """Another card or other settings."""
+
+
+MET = (Verdict.reproduced, Verdict.surpassed)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A measured time carried over to the figure's settings and card by FLOP and dense rates."""
+
+    seconds_min: float
+    """With the settings of least work among those that the source leaves possible."""
+    seconds_max: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Clips of one log with equal settings, held against one figure."""
+
+    verdict: Verdict
+    quantity: Quantity
+    settings: dict[str, Any]
+    """`GROUPED` with what all these clips have."""
+    values: Distribution
+    """Seconds or bytes, as the figure's quantity; spread is the IQR over the median."""
+    compared: float
+    """What is held against the figure: the median of seconds, the maximum of bytes."""
+    method: str
+    """What was measured, in words."""
+    differences: tuple[str, ...]
+    """One sentence for each thing that is not as the source states; empty where comparable."""
+    notes: tuple[str, ...]
+    """Sentences on what to know before quoting it."""
+    ratio: float
+    """`compared` over the figure's upper end (GB as 10^9 bytes)."""
+    model_pflop: float | None
+    """Work of denoising, 10^15 FLOP; None where the figure is no time of a clip."""
+    utilisation: float | None
+    """`model_pflop` over the median, as a share of this card's dense bf16 rate."""
+    scaled: Scaled | None
+    """Scaled, not measured. None where one of the cards is unknown or it is no time of a clip."""
+
+
+@dataclass(frozen=True)
+class ReferenceVerdict:
+    """One published figure, what it implies and what the log says of it."""
+
+    reference: Reference
+    verdict: Verdict
+    measured: tuple[Measurement, ...]
+    """Best verdict first, then fewest differences; empty without any fitting clip."""
+    combinations: tuple[Combination, ...]
+    """What the figure implies for each set of settings that the source leaves possible."""
+    reason: str
+    """One sentence: why this verdict."""
+
+    @property
+    def best(self) -> Measurement | None:
+        """The measurement that the verdict rests on, or the nearest one."""
+        return self.measured[0] if self.measured else None
+
+
+def compare_with_references(
+    records: Iterable[Mapping[str, Any]], references: Sequence[Reference]
+) -> list[ReferenceVerdict]:
+    """Return a verdict on each reference, in their order.
+
+    Tiny models never count. Random weights count for time and memory, which do not depend on the
+    values, and are noted; for loading they don't.
+
+    Args:
+        records: rows of one or several logs with `CHECK_COLUMNS`.
+        references: published figures.
+    """
+    rows = [r for r in records if r["status"] in DONE_STATUSES and r["weights"] != "tiny"]
+    return [_verdict(reference, rows) for reference in references]
+
+
+def check_claim(name: str, verdicts: Sequence[ReferenceVerdict]) -> ReferenceVerdict:
+    """Return the verdict on a figure that is claimed to be met.
+
+    Raises:
+        ConfigError: no such reference, or the log does not bear it out; says what differs.
+    """
+    for verdict in verdicts:
+        if verdict.reference.name == name:
+            if verdict.verdict in MET:
+                return verdict
+            best = verdict.best
+            reasons = list(best.differences) if best and best.differences else [verdict.reason]
+            raise ConfigError(
+                f"claim={name!r}: {verdict.verdict.value}, so it may not be claimed. "
+                + " ".join(reasons)
+            )
+    known = ", ".join(v.reference.name for v in verdicts)
+    raise ConfigError(f"claim={name!r}: no such reference; known are {known}.")
+
+
+def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> ReferenceVerdict:
+    implied = tuple(combinations(reference))
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if _value(reference.quantity, row) is not None:
+            groups.setdefault(tuple(row[name] for name in GROUPED), []).append(row)
+    order = list(Verdict)
+    measured = sorted(
+        (_measurement(reference, implied, group) for group in groups.values()),
+        key=lambda m: (order.index(m.verdict), len(m.differences), m.compared),
+    )
+    if not measured:
+        reason = f"No {_WANTED[reference.quantity]} is in the log."
+        return ReferenceVerdict(reference, Verdict.not_comparable, (), implied, reason)
+    best = measured[0]
+    return ReferenceVerdict(
+        reference, best.verdict, tuple(measured), implied, _reason(reference, best)
+    )
+
+
+_WANTED = {
+    Quantity.clip_seconds: "finished warm clip of a full-size model",
+    Quantity.vram: "finished clip of a full-size model with its peak memory",
+    Quantity.load_seconds: "loading of published weights",
+}
+
+
+def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
+    """Return what a row says of a quantity; None where it does not count."""
+    if quantity is Quantity.load_seconds:
+        return row["load_seconds"] if row["weights"] == "pretrained" else None
+    if quantity is Quantity.vram:
+        return vram_bytes(row)
+    if row["is_cold"] is not False or row["repeat"] == 0:
+        return None
+    if row["denoise_attempt"] != row["attempt"]:
+        return None  # decoded from saved latents: denoised at another time
+    return clip_seconds(row)
+
+
+def _measurement(
+    reference: Reference, implied: Sequence[Combination], rows: Sequence[Mapping[str, Any]]
+) -> Measurement:
+    settings = {name: rows[0][name] for name in GROUPED}
+    raw = [_value(reference.quantity, row) for row in rows]
+    values = distribution([value for value in raw if value is not None])
+    assert values is not None
+    is_vram = reference.quantity is Quantity.vram
+    compared = values.maximum if is_vram else values.median
+    differing = differences(reference, settings)
+    low, high = bounds_of(reference)
+    verdict = Verdict.not_reproduced
+    if differing:
+        verdict = Verdict.not_comparable
+    elif compared <= high:
+        verdict = Verdict.reproduced if compared >= low else Verdict.surpassed
+    pflop = None
+    if reference.quantity is Quantity.clip_seconds:
+        pflop = reference_costs.pflop_of(_shape(settings), settings["task"] == "i2v")
+    rate = reference_costs.dense_rate(find_card(settings["gpu_name"] or ""))
+    return Measurement(
+        verdict=verdict,
+        quantity=reference.quantity,
+        settings=settings,
+        values=values,
+        compared=compared,
+        method=method_of(reference.quantity, rows),
+        differences=tuple(differing),
+        notes=tuple(notes_of(reference, settings, values, compared, rows)),
+        ratio=compared / reference.figure_max,
+        model_pflop=pflop,
+        utilisation=None if pflop is None or rate is None else pflop * 1e3 / values.median / rate,
+        scaled=_scaled(reference, implied, pflop, values.median, rate),
+    )
+
+
+def _scaled(
+    reference: Reference,
+    implied: Sequence[Combination],
+    pflop: float | None,
+    seconds: float,
+    rate: float | None,
+) -> Scaled | None:
+    other = reference_costs.dense_rate(find_card(reference.card) if reference.card else None)
+    if pflop is None or rate is None or other is None:
+        return None
+    work = [combination.model_pflop for combination in implied]
+    factor = seconds / pflop * rate / other
+    return Scaled(min(work) * factor, max(work) * factor)
+
+
+def _shape(settings: Mapping[str, Any]) -> Shape:
+    return Shape(
+        settings["height"],
+        settings["width"],
+        settings["num_frames"],
+        settings["num_inference_steps"],
+        settings["guidance_scale"] != 1.0,
+    )
+
+
+def _reason(reference: Reference, best: Measurement) -> str:
+    if best.verdict is Verdict.not_comparable:
+        return best.differences[0]
+    where = f"Same card and all that the source states; {best.ratio:.2f} times the figure"
+    is_vram = reference.quantity is Quantity.vram
+    if best.verdict is Verdict.surpassed:
+        return f"{where}: {'smaller' if is_vram else 'faster'} than published."
+    if best.verdict is Verdict.reproduced:
+        return f"{where}."
+    return f"{where}: {'larger' if is_vram else 'slower'}."

@@ -1,0 +1,85 @@
+"""The command line `hv15-batch references`: published figures, alone or against logs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.config import ConfigError, conf_dir
+from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED
+from hv15_batch.reference_check import CHECK_COLUMNS, check_claim, compare_with_references
+from hv15_batch.reference_text import (
+    format_combinations_markdown,
+    format_references_markdown,
+    format_references_text,
+    format_verdicts_markdown,
+    format_verdicts_text,
+)
+from hv15_batch.references import read_references
+from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import LogSchemaError, read_records
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print references, or verdicts on them; return 0, or 2 for a claim that is refused."""
+    arguments = _parser().parse_args(argv)
+    try:
+        print(_answer(arguments), end="")
+    except (ConfigError, LogSchemaError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _answer(arguments: argparse.Namespace) -> str:
+    references = read_references(conf_dir() / "reference")
+    if not arguments.run_dirs:
+        if arguments.claim:
+            raise ConfigError(
+                f"--claim {arguments.claim}: a claim needs a log; name the run directory."
+            )
+        if not arguments.markdown:
+            return format_references_text(references)
+        tables = (format_references_markdown(references), format_combinations_markdown(references))
+        return "\n".join(tables)
+    verdicts = compare_with_references(read_logs(arguments.run_dirs), references)
+    if arguments.claim:
+        verdicts = [check_claim(arguments.claim, verdicts)]
+    return (format_verdicts_markdown if arguments.markdown else format_verdicts_text)(verdicts)
+
+
+def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of run directories, and of those in the folder of a sweep.
+
+    Raises:
+        ConfigError: a folder is neither.
+        LogSchemaError: a log cannot be read.
+    """
+    from hv15_batch.report.command import expand  # jinja2: not for showing references alone
+
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        for run_dir in map(RunDir, expand(folder)):
+            if not run_dir.is_run_dir():
+                raise ConfigError(
+                    f"{folder}: no run directory (it has no log); "
+                    "name the folder that a run has printed as its first line."
+                )
+            rows += read_records(run_dir.log, CHECK_COLUMNS).to_pylist()
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch references",
+        description="Compare logs with published figures; without a log, say what these imply.",
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="tables to paste")
+    parser.add_argument(
+        "--claim", metavar="NAME", help="refuse (exit 2) unless the logs reproduce this figure"
+    )
+    return parser

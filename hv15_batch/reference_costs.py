@@ -1,0 +1,170 @@
+"""What a published time implies: work, rate and share of the card's peak. No log, no torch.
+
+Settings that the source does not state are swept, not assumed. Work is that of denoising alone, so
+that a rate computed from a whole clip's seconds is the least that the card must have reached.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from hv15_batch import costs
+from hv15_batch.cards import Card, find_card
+from hv15_batch.references import Quantity, Reference
+
+SWEPT_FRAMES = (61, 81, 121)
+STEP_DISTILLED_STEPS = (8, 12)
+SWEPT_STEPS = (20, 30, 50)
+"""Of models that are not step-distilled; 50 is what they are made for."""
+SIZES = {"480p": (480, 848), "720p": (720, 1280)}
+"""Height and width of a class of sizes, 16:9."""
+IMAGE_TOKENS = 729
+"""Tokens of the first frame beside the text's in image to video."""
+FAST_ATTENTION_FACTOR = 2
+"""8-bit attention kernels run at twice the bf16 rate on Ada, Hopper and Blackwell."""
+
+
+class Feasibility(Enum):
+    """Whether a card can meet a figure with some settings, by arithmetic and the cost model."""
+
+    meets = "predicted to meet it"
+    faster_than_predicted = "below the card's peak, but faster than predicted"
+    fast_attention = "impossible in bf16; not with 8-bit attention"
+    impossible = "impossible, also with 8-bit attention"
+    unknown = "the card's rate is not known"
+
+
+class Shape(NamedTuple):
+    """What decides a clip's work."""
+
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    has_guidance: bool
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One set of settings that a figure may have been measured with, and what it then implies."""
+
+    shape: Shape
+    model_pflop: float
+    """Work of denoising, 10^15 FLOP."""
+    tflops: float
+    """Rate that the figure implies at least, 10^12 FLOP/s."""
+    utilisation: float | None
+    """`tflops` over the card's dense bf16 rate, over 1 impossible in bf16; None: card unknown."""
+    fast_attention_utilisation: float | None
+    """The same with attention at twice that rate, as 8-bit kernels run."""
+    predicted_seconds: float | None
+    """Of a warm clip on that card, resident, mask-free bf16, not compiled: the cost model."""
+    feasibility: Feasibility
+
+
+def combinations(reference: Reference) -> list[Combination]:
+    """Return what the figure implies for each set of settings that the source leaves possible.
+
+    Empty where the figure is no time of a clip.
+    """
+    if reference.quantity is not Quantity.clip_seconds:
+        return []
+    return [_combination(reference, shape) for shape in swept_shapes(reference)]
+
+
+def swept_shapes(reference: Reference) -> list[Shape]:
+    """Return every size, length, step count and guidance that the source may mean."""
+    axes = itertools.product(
+        _sizes(reference), _frames(reference), _steps(reference), _guidance(reference)
+    )
+    return [Shape(*size, frames, steps, guided) for size, frames, steps, guided in axes]
+
+
+def pflop_of(shape: costs.ClipShape, is_i2v: bool) -> float:
+    """Return the work of denoising in 10^15 FLOP."""
+    linear, attention = _flop(shape, is_i2v)
+    return (linear + attention) / 1e15
+
+
+def _combination(reference: Reference, shape: Shape) -> Combination:
+    assert reference.seconds_max is not None
+    linear, attention = _flop(shape, is_i2v(reference))
+    tflops = (linear + attention) / reference.seconds_max / 1e12
+    card = find_card(reference.card) if reference.card else None
+    if card is None:
+        return Combination(
+            shape, (linear + attention) / 1e15, tflops, None, None, None, Feasibility.unknown
+        )
+    utilisation = tflops / card.dense_bf16_tflops
+    fast = (linear + attention / FAST_ATTENTION_FACTOR) / reference.seconds_max / 1e12
+    fast /= card.dense_bf16_tflops
+    predicted = costs.predict_clip(shape, card, compiled=False, offload="resident", scale=None)
+    return Combination(
+        shape=shape,
+        model_pflop=(linear + attention) / 1e15,
+        tflops=tflops,
+        utilisation=utilisation,
+        fast_attention_utilisation=fast,
+        predicted_seconds=predicted.seconds,
+        feasibility=_feasibility(utilisation, fast, predicted.seconds <= reference.seconds_max),
+    )
+
+
+def _feasibility(utilisation: float, fast: float, is_predicted: bool) -> Feasibility:
+    if is_predicted:
+        return Feasibility.meets
+    if utilisation <= 1:
+        return Feasibility.faster_than_predicted
+    return Feasibility.fast_attention if fast <= 1 else Feasibility.impossible
+
+
+def _flop(shape: costs.ClipShape, is_image_to_video: bool) -> tuple[float, float]:
+    """Return the FLOP of all forwards: matrix products, attention."""
+    tokens = costs.num_video_tokens(shape.height, shape.width, shape.num_frames)
+    text = costs.TEXT_TOKENS + (IMAGE_TOKENS if is_image_to_video else 0)
+    forwards = shape.num_inference_steps * (2 if shape.has_guidance else 1)
+    return forwards * costs.linear_flop(tokens), forwards * costs.attention_flop(tokens, text)
+
+
+def is_i2v(reference: Reference) -> bool:
+    """Whether the figure is of image to video, by its model: sources err about the task."""
+    options = reference.model_options
+    return bool(options) and all("_i2v" in option for option in options)
+
+
+def dense_rate(card: Card | None) -> float | None:
+    """Return a card's dense bf16 rate in 10^12 FLOP/s; None for an unknown card."""
+    return None if card is None else card.dense_bf16_tflops
+
+
+def _sizes(reference: Reference) -> list[tuple[int, int]]:
+    if reference.height is not None and reference.width is not None:
+        return [(reference.height, reference.width)]
+    if reference.resolution is not None:
+        return [SIZES[reference.resolution]]
+    return list(SIZES.values())
+
+
+def _frames(reference: Reference) -> tuple[int, ...]:
+    if reference.num_frames is not None:
+        return (reference.num_frames,)
+    return reference.num_frames_swept or SWEPT_FRAMES
+
+
+def _steps(reference: Reference) -> tuple[int, ...]:
+    if reference.num_inference_steps is not None:
+        return reference.num_inference_steps
+    is_step = any(option.endswith("_step_distilled") for option in reference.model_options)
+    return STEP_DISTILLED_STEPS if is_step else SWEPT_STEPS
+
+
+def _guidance(reference: Reference) -> tuple[bool, ...]:
+    if reference.guidance_scale is not None:
+        return (reference.guidance_scale != 1.0,)
+    options = reference.model_options
+    if options and all(option.endswith("_distilled") for option in options):
+        return (False,)
+    return (False, True)

@@ -1,0 +1,233 @@
+"""Verdicts on references and what they imply, as plain text for 80 columns and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from hv15_batch.reference_check import MET, Measurement, ReferenceVerdict, Verdict
+from hv15_batch.reference_costs import Combination, Feasibility, combinations
+from hv15_batch.references import Quantity, Reference
+
+COLUMNS = 80
+GIB = 2**30
+NOT_MEASURED = "\N{EN DASH}"
+_MARKS = {
+    Feasibility.meets: "yes",
+    Feasibility.faster_than_predicted: "if faster",
+    Feasibility.fast_attention: "8-bit only",
+    Feasibility.impossible: "no",
+    Feasibility.unknown: "unknown",
+}
+
+
+# -- Markdown ---------------------------------------------------------------------------------
+
+
+def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
+    """Return one table of all verdicts, then what differs and what to know, by reference."""
+    rows = [
+        [
+            f"`{v.reference.name}`",
+            v.reference.figure,
+            v.reference.hardware,
+            f"**{v.verdict.value}**" if v.best and not v.best.differences else v.verdict.value,
+            format_measured(v.best),
+            format_share(v.best.utilisation if v.best else None),
+            format_implied(v.combinations),
+            format_scaled(v.best),
+        ]
+        for v in verdicts
+    ]
+    head = ["reference", "figure", "card", "verdict", "measured", "utilisation"]
+    lines = _markdown_table([*head, "implied", "scaled, not measured"], rows)
+    for verdict in verdicts:
+        lines += ["", f"- `{verdict.reference.name}`: {' '.join(sentences(verdict))}"]
+    return "\n".join(lines) + "\n"
+
+
+def format_references_markdown(references: Sequence[Reference]) -> str:
+    """Return the references with what is stated, what is not and what each implies."""
+    rows = [
+        [
+            f"`{r.name}`",
+            r.figure,
+            r.hardware,
+            ", ".join(r.not_stated),
+            format_implied(combinations(r)),
+            f"[{r.source}]({r.url})" if r.url else r.source,
+        ]
+        for r in references
+    ]
+    head = ["reference", "figure", "card", "not stated", "implied utilisation", "source"]
+    return "\n".join(_markdown_table(head, rows)) + "\n"
+
+
+def format_combinations_markdown(references: Sequence[Reference]) -> str:
+    """Return which settings, of those that a source leaves open, would meet each figure."""
+    rows = [[f"`{r.name}`", *_combination_cells(c)] for r in references for c in combinations(r)]
+    return "\n".join(_markdown_table(["reference", *_COMBINATION_HEAD], rows)) + "\n"
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return lines + [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows]
+
+
+# -- plain text -------------------------------------------------------------------------------
+
+
+def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
+    """Return every reference with its verdict and the reasons, wrapped to 80 columns."""
+    lines = []
+    for verdict in verdicts:
+        name, reference = verdict.reference.name, verdict.reference
+        lines.append(f"{name}: {verdict.verdict.value}")
+        lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
+        if verdict.best is not None:
+            lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
+        for other in verdict.measured[1:]:
+            if not other.differences:
+                lines += _wrapped(f"{other.verdict.value}: {format_measured(other)}", "+ ")
+        for sentence in sentences(verdict):
+            lines += _wrapped(sentence, "- ")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def format_references_text(references: Sequence[Reference]) -> str:
+    """Return the references, what each leaves open, and which settings would meet it."""
+    lines = []
+    for reference in references:
+        lines.append(reference.name)
+        lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
+        lines += _wrapped(f"not stated: {', '.join(reference.not_stated)}")
+        if reference.note:
+            lines += _wrapped(reference.note)
+        rows = [_combination_cells(c) for c in combinations(reference)]
+        if rows:
+            lines += ["", *(f"    {line}" for line in _text_table(_COMBINATION_HEAD, rows))]
+        lines.append("")
+    return "\n".join([*lines, *textwrap.wrap(LEGEND, COLUMNS)]) + "\n"
+
+
+LEGEND = (
+    "PFLOP: work of denoising. util: the least share of the card's dense bf16 rate that the figure "
+    "implies; over 100 % is impossible in bf16. 8-bit: the same with attention at twice that rate. "
+    "predicted: seconds of a warm clip by this project's cost model, resident, mask-free, not "
+    "compiled; an estimate from vendor figures. meets: whether these settings would meet the "
+    "figure; 'if faster': not as predicted, but below the card's peak."
+)
+
+
+def _wrapped(text: str, mark: str = "") -> list[str]:
+    indent = "  "
+    return textwrap.wrap(
+        text, COLUMNS, initial_indent=indent + mark, subsequent_indent=indent + " " * len(mark)
+    )
+
+
+def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [head, *rows]
+    ]
+
+
+# -- cells ------------------------------------------------------------------------------------
+
+_COMBINATION_HEAD = (
+    "size", "frames", "steps", "guided", "PFLOP", "util", "8-bit", "predicted", "meets"
+)  # fmt: skip
+
+
+def _combination_cells(combination: Combination) -> list[str]:
+    shape, predicted = combination.shape, combination.predicted_seconds
+    return [
+        f"{shape.height}x{shape.width}",
+        str(shape.num_frames),
+        str(shape.num_inference_steps),
+        "yes" if shape.has_guidance else "no",
+        f"{combination.model_pflop:.1f}",
+        format_share(combination.utilisation),
+        format_share(combination.fast_attention_utilisation),
+        NOT_MEASURED if predicted is None else f"{predicted:.0f} s",
+        _MARKS[combination.feasibility],
+    ]
+
+
+def sentences(verdict: ReferenceVerdict) -> list[str]:
+    """Return why, what else differs, what the source leaves open and what to know."""
+    best = verdict.best
+    found = [verdict.reason]
+    if best is not None:
+        found += [sentence for sentence in best.differences if sentence != verdict.reason]
+        if best.scaled is not None and best.verdict is Verdict.not_comparable:
+            found.append(
+                f"Scaled by FLOP and dense rates, not measured: {format_scaled(best)} with the "
+                "figure's settings on its card."
+            )
+        found += best.notes
+        found += _of_several(verdict)
+    if verdict.reference.note:
+        found.append(verdict.reference.note)
+    return found
+
+
+def _of_several(verdict: ReferenceVerdict) -> list[str]:
+    """Return sentences that keep one good group of clips from standing for all of them."""
+    found = []
+    comparable = [m for m in verdict.measured if not m.differences]
+    met = sum(m.verdict in MET for m in comparable)
+    if met:
+        found.append(f"Left open by the source: {', '.join(verdict.reference.not_stated)}.")
+    if len(comparable) > 1:
+        found.append(
+            f"Of {len(comparable)} groups of clips on this card with these settings "
+            f"{met} {'meets' if met == 1 else 'meet'} it."
+        )
+    others = len(verdict.measured) - max(len(comparable), 1)
+    if others:
+        found.append(
+            f"{others} other group{'s' * (others > 1)} of clips "
+            f"{'are' if others > 1 else 'is'} not comparable."
+        )
+    return found
+
+
+def format_measured(measurement: Measurement | None) -> str:
+    """Return what is held against the figure with its n and spread; a dash where nothing is."""
+    if measurement is None:
+        return NOT_MEASURED
+    values = measurement.values
+    spread = "" if values.spread is None else f", IQR {values.spread:.1%}"
+    s = measurement.settings
+    clip = f"{s['model']} {s['height']}x{s['width']}x{s['num_frames']}"
+    clip += f", {s['num_inference_steps']} steps, {s['offload']}, {s['attention_backend']}"
+    if measurement.quantity is Quantity.vram:
+        peak = f"{measurement.compared / GIB:.1f} GiB ({measurement.compared / 1e9:.1f} GB)"
+        return f"{peak} (maximum, n = {values.n}); {clip}"
+    return f"{measurement.compared:.1f} s (median, n = {values.n}{spread}); {clip}"
+
+
+def format_scaled(measurement: Measurement | None) -> str:
+    """Return the scaled seconds, a range where the source leaves settings open; else a dash."""
+    if measurement is None or measurement.scaled is None:
+        return NOT_MEASURED
+    low, high = measurement.scaled.seconds_min, measurement.scaled.seconds_max
+    return f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
+
+
+def format_share(share: float | None) -> str:
+    """Return a share in percent; a dash where it is not known."""
+    return NOT_MEASURED if share is None else f"{share:.0%}"
+
+
+def format_implied(implied: Sequence[Combination]) -> str:
+    """Return the range of utilisation that a figure implies over what its source leaves open."""
+    shares = [c.utilisation for c in implied if c.utilisation is not None]
+    if not shares:
+        return NOT_MEASURED
+    low, high = format_share(min(shares)), format_share(max(shares))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,97 @@
+"""The command line `hv15-batch report`: pages of runs, and one that compares them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hv15_batch.clips_table import write_clips_table
+from hv15_batch.config import ConfigError
+from hv15_batch.report.comparison import common_folder, write_comparison
+from hv15_batch.report.read import is_public_run
+from hv15_batch.report.render import write_page
+from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import LogSchemaError
+
+_SETTINGS = {
+    "report.public=true": "--public",
+    "report.public=false": "--no-public",
+    "report.price_per_kwh=": "--price=",
+}
+"""Settings of a run that may be typed here as there."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the page of every run directory named, for several a comparison; print their paths.
+
+    Returns:
+        0, or 2 where at least one of them has no page; the others are built all the same.
+    """
+    arguments = _parser().parse_args([_as_option(word) for word in argv])
+    exit_code = 0
+    run_dirs: list[Path] = []
+    for named in arguments.run_dirs:
+        run_dirs += expand(named)
+    built = []
+    for run_dir in run_dirs:
+        try:
+            print(_write_run(run_dir, arguments.public, arguments.price))
+            built.append(run_dir)
+        except (ConfigError, LogSchemaError, OSError) as error:
+            print(error, file=sys.stderr)
+            exit_code = 2
+    if len(built) > 1:
+        folder = arguments.out or common_folder(built)
+        try:
+            print(write_comparison(built, folder, arguments.public))
+        except (ConfigError, LogSchemaError, OSError) as error:
+            print(error, file=sys.stderr)
+            exit_code = 2
+    return exit_code
+
+
+def expand(folder: Path) -> list[Path]:
+    """Return the run directories of a sweep's folder in the order of their names, else itself."""
+    if RunDir(folder).is_run_dir() or not folder.is_dir():
+        return [folder]
+    jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
+    return jobs or [folder]
+
+
+def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Path:
+    directory = RunDir(run_dir.absolute())
+    page = write_page(run_dir, is_public, price)
+    if directory.plan.is_file():
+        write_clips_table(directory, is_public_run(directory) if is_public is None else is_public)
+    return page
+
+
+def _as_option(word: str) -> str:
+    for setting, option in _SETTINGS.items():
+        if word.startswith(setting):
+            return option + word.removeprefix(setting)
+    return word
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch report",
+        description="Build the page of run directories; of several, or of a sweep, also a "
+        "comparison with its tables.",
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
+    )
+    parser.add_argument(
+        "--public",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="leave hostname, folders and prompts out; default: as the run was set",
+    )
+    parser.add_argument(
+        "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
+    )
+    return parser

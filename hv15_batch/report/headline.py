@@ -1,0 +1,75 @@
+"""The page's first line: how far, what went wrong, how it ended, how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
+from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.status import ACTIVE_STATES, Status, is_gone
+from hv15_batch.status_text import format_duration, parse_time
+
+_REDUNDANT_END = "clips failed"
+"""The message of a run that ended with failures; the line has counted them already."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first line in its two parts."""
+
+    text: str
+    command: str | None
+    """What to type to go on; None where nothing is left, while it runs, and in public."""
+    detail: str | None = None
+    """The run's last word as a whole, where the line has only its beginning."""
+
+    def __str__(self) -> str:
+        """Return the line as a whole."""
+        return f"{self.text}; go on with: {self.command}" if self.command else self.text
+
+
+def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
+    """Return the first line of a run's page."""
+    counts = Counter(clip["status"] for clip in run.clips)
+    done = sum(counts[status] for status in DONE_STATUSES)
+    parts = [f"{done} of {len(run.clips)}"]
+    for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
+        if counts[status]:
+            parts.append(f"{counts[status]} {word}")
+    is_active, detail = False, None
+    if run.status is not None:
+        is_active = run.status.state in ACTIVE_STATES and not is_gone(run.status)
+        parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
+        if not is_active and _brief(run.status.message or "") != run.status.message:
+            detail = run.status.message or None
+    is_over = is_active or is_public or done == len(run.clips)
+    command = None if is_over else f"hv15-batch {shlex.quote(f'resume={run.directory.path}')}"
+    return Headline(", ".join(parts), command, detail)
+
+
+def _active(status: Status, now: datetime) -> str:
+    if status.eta_p50 is None:
+        return status.state
+    left = (parse_time(status.eta_p50) - now).total_seconds()
+    return f"{status.state}, about {format_duration(left)} left"
+
+
+def _ended(status: Status, now: datetime) -> str:
+    """Return e.g. `stopped 04:12: disk full`; with the day where it was another one."""
+    at, today = parse_time(status.updated_at).astimezone(), now.astimezone()
+    when = f"{at:%H:%M}" if at.date() == today.date() else f"{at:%Y-%m-%d %H:%M}"
+    if status.state in ACTIVE_STATES:
+        return f"interrupted {when}: its process is gone, without a last word"
+    message = status.message or ""
+    if status.state == "failed" and message.endswith(_REDUNDANT_END):
+        return f"ended {when}"
+    message = _brief(message.removeprefix(status.state).lstrip(" :"))
+    return f"{status.state} {when}: {message}" if message else f"{status.state} {when}"
+
+
+def _brief(message: str) -> str:
+    """Return the cause without its figures: `disk full` of `disk full: 0.4 GiB free at ...`."""
+    return message.partition(": ")[0]

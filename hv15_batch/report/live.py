@@ -1,0 +1,47 @@
+"""The page of a run while it renders: written at its start and then at most once a minute.
+
+On a thread of its own: building the page of a thousand clips takes part of a second, in which the
+parent shall hand the next clip to the executor.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hv15_batch.config import ConfigError
+from hv15_batch.report.render import write_page
+from hv15_batch.runlog import LogSchemaError
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 60.0
+
+
+@contextmanager
+def live_page(run_dir: Path, interval_seconds: float = INTERVAL_SECONDS) -> Iterator[None]:
+    """Keep the page of a run directory up to date while the block runs.
+
+    The last state is not written here: whoever ends the run knows it.
+    """
+    ended = threading.Event()
+
+    def write_again_and_again() -> None:
+        while True:
+            try:
+                write_page(run_dir)
+            except (OSError, ConfigError, LogSchemaError) as error:
+                logger.warning("the page is not up to date: %s", error)
+            if ended.wait(interval_seconds):
+                return
+
+    thread = threading.Thread(target=write_again_and_again, name="page", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,201 @@
+"""What a page is made from: plan, log, status and settings of a run directory, read once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.config import ConfigError
+from hv15_batch.records import DONE_STATUSES
+from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import last_attempts, read_rows
+from hv15_batch.status import Status, read_status
+from hv15_batch.stored_settings import stored_values
+
+NOT_RENDERED = "not rendered"
+FILE_MISSING = "file missing"
+
+LOG_COLUMNS = (
+    *("run_id", "clip_id", "row_id", "row_index", "attempt", "repeat", "settings_sha256"),
+    *("started_at", "finished_at", "prompt", "negative_prompt", "image", "seed", "height"),
+    *("width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "fps"),
+    *("tags", "attention_backend_requested", "off_recipe", "model", "repo", "revision"),
+    *("weights", "task", "dtype", "attention_backend", "mask_free", "compiled", "offload"),
+    *("vae_tile_size", "decode_device", "load_seconds", "encode_seconds", "encode_cached"),
+    *("denoise_seconds", "step_seconds", "decode_seconds", "write_seconds", "total_seconds"),
+    *("is_cold", "denoise_attempt", "peak_vram_allocated_bytes", "peak_vram_reserved_bytes"),
+    *("encode_peak_vram_reserved_bytes", "denoise_peak_vram_reserved_bytes"),
+    *("decode_peak_vram_reserved_bytes", "peak_vram_device_bytes", "peak_ram_bytes"),
+    *("num_alloc_retries", "energy_joules", "power_watts_mean", "sm_clock_mhz_mean"),
+    *("sm_clock_mhz_min", "temperature_celsius_max", "throttle_seconds", "quality_flag"),
+    *("file", "status", "error_type", "error_message", "gpu_name", "gpu_total_bytes"),
+    *("driver_version", "torch_version", "diffusers_version", "hv15_batch_version"),
+    "system_sha256",
+)
+_INTEGERS = ("row_index", "seed", "height", "width", "num_frames", "num_inference_steps")
+_FLOATS = ("guidance_scale", "flow_shift", "fps")
+_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt")
+"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run directory holds, as plain values under the names of the log's columns."""
+
+    directory: RunDir
+    folder: str
+    """Name of the directory."""
+    clips: list[dict[str, Any]]
+    """Current clips in the manifest's order: what was asked, and the last attempt where there is
+    one. `status` is always set; `file` is None where there is none to show, `thumb` likewise."""
+    variants: list[dict[str, Any]]
+    """Finished clips of the same rows with other settings."""
+    attempts: list[dict[str, Any]]
+    """Every attempt, oldest first, benchmark repetitions included; `vram_limit_gib`, which the log
+    lacks, is from the settings of its run."""
+    status: Status | None
+    settings: dict[str, dict[str, Any]]
+    """Stored settings by run, oldest first."""
+    systems: dict[str, dict[str, Any]]
+    """`system.json` by run."""
+
+    @property
+    def last_settings(self) -> dict[str, Any]:
+        """Settings of the last run; empty where there are none."""
+        return next(reversed(self.settings.values()), {})
+
+    @property
+    def last_system(self) -> dict[str, Any]:
+        """Facts about the machine of the last run; empty where there are none."""
+        return next(reversed(self.systems.values()), {})
+
+
+def read_run(directory: RunDir) -> RunData:
+    """Return what a run directory holds.
+
+    Raises:
+        ConfigError: the folder is no run directory.
+        LogSchemaError: the log cannot be read.
+    """
+    if not directory.is_run_dir():
+        raise ConfigError(
+            f"{directory.path}: no run directory (it has no log); "
+            "name the folder that a run has printed as its first line."
+        )
+    run_ids = directory.run_ids()
+    settings = {run_id: _settings(directory, run_id) for run_id in run_ids}
+    attempts = read_rows(directory.log, LOG_COLUMNS)
+    for attempt in attempts:
+        runtime = settings.get(attempt["run_id"], {}).get("runtime") or {}
+        attempt["vram_limit_gib"] = runtime.get("vram_limit_gib")
+    last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
+    files, thumbs = _names(directory.clips), _names(directory.thumbs)
+    plan = [_typed(row) for row in _read_plan(directory.plan)]
+    asked: list[Mapping[str, Any]] = list(plan or last.values())
+    asked.sort(key=lambda clip: int(clip["row_index"]))  # Stable: seeds stay in their order.
+    clips = [_shown(a, last.get(a["settings_sha256"]), files, thumbs) for a in asked]
+    current = {clip["settings_sha256"] for clip in clips}
+    others = [_shown(a, a, files, thumbs) for key, a in last.items() if key not in current]
+    return RunData(
+        directory=directory,
+        folder=directory.path.name,
+        clips=clips,
+        variants=_variants(clips, others),
+        attempts=attempts,
+        status=_status(directory),
+        settings=settings,
+        systems={run_id: _system(directory, run_id) for run_id in run_ids},
+    )
+
+
+def is_public_run(directory: RunDir) -> bool:
+    """Whether the last run of a directory was told `report.public=true`."""
+    run_ids = directory.run_ids()
+    settings = _settings(directory, run_ids[-1]) if run_ids else {}
+    return bool((settings.get("report") or {}).get("public"))
+
+
+def _shown(
+    asked: Mapping[str, Any],
+    attempt: Mapping[str, Any] | None,
+    files: frozenset[str],
+    thumbs: frozenset[str],
+) -> dict[str, Any]:
+    """Return a clip as the page knows it; only what lies on the disk is said to be there."""
+    known = {name: value for name, value in (attempt or {}).items() if value is not None}
+    clip = {**dict.fromkeys((*LOG_COLUMNS, "vram_limit_gib")), **asked, **known}
+    clip |= {name: asked[name] for name in _FROM_PLAN}
+    clip["logged_row_id"] = known.get("row_id")
+    clip["status"] = known.get("status") or NOT_RENDERED
+    file, thumb = Path(clip["file"] or ""), f"{Path(clip['file'] or '').stem}.jpg"
+    has_file = clip["status"] in DONE_STATUSES and file.name in files
+    if clip["status"] in DONE_STATUSES and not has_file:
+        clip["status"] = FILE_MISSING
+    clip["file"] = file.as_posix() if has_file else None
+    clip["thumb"] = f"thumbs/{thumb}" if has_file and thumb in thumbs else None
+    return clip
+
+
+def _variants(
+    clips: list[dict[str, Any]], others: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the clips of other settings that a row of today has, in that row's place."""
+    rows = {(c["prompt"], c["image"] or "", c["row_id"]): c for c in reversed(clips)}
+    by_text = {(c["prompt"], c["image"] or ""): c for c in reversed(clips)}
+    found = []
+    for other in others:
+        text = (other["prompt"], other["image"] or "")
+        row = rows.get((*text, other["row_id"])) or by_text.get(text)
+        if row is not None and other["file"] is not None:
+            place = {"row_index": row["row_index"], "row_id": row["row_id"]}
+            found.append({**other, **place})
+    return found
+
+
+def _read_plan(path: Path) -> Iterable[dict[str, str]]:
+    if not path.is_file():
+        return []
+    csv.field_size_limit(sys.maxsize)  # The default refuses prompts over 128 KiB.
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _typed(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a line of the plan with the types of the log."""
+    values: dict[str, Any] = {name: row.get(name) or None for name in LOG_COLUMNS if name in row}
+    values |= {name: int(row[name]) for name in _INTEGERS if row.get(name)}
+    values |= {name: float(row[name]) for name in _FLOATS if row.get(name)}
+    # The plan's `file` is where a clip lies; whether it does is looked up.
+    return {**values, "off_recipe": row.get("off_recipe") == "True", "file": None}
+
+
+def _status(directory: RunDir) -> Status | None:
+    try:
+        return read_status(directory.path)
+    except ConfigError:  # deleted, or of another version: the page says less
+        return None
+
+
+def _settings(directory: RunDir, run_id: str) -> dict[str, Any]:
+    try:
+        return stored_values(directory.run_folder(run_id))
+    except ConfigError:
+        return {}
+
+
+def _system(directory: RunDir, run_id: str) -> dict[str, Any]:
+    try:
+        text = (directory.run_folder(run_id) / "system.json").read_text(encoding="utf-8")
+        facts = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _names(folder: Path) -> frozenset[str]:
+    return frozenset(entry.name for entry in folder.iterdir()) if folder.is_dir() else frozenset()

@@ -1,0 +1,64 @@
+"""Pages as files: the view through its template, the data and the assets beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hv15_batch.report.page_files import RUN_ASSETS, write_assets, write_data, write_library
+from hv15_batch.report.read import read_run
+from hv15_batch.report.view import MAX_LISTED, make_page
+from hv15_batch.rundir import RunDir, publish_text, utc_now
+
+LONG_TEXT = 240
+"""Characters of an error beyond which it is folded."""
+DATA = "data.js"
+
+
+def write_page(run_dir: Path, is_public: bool | None = None, price: float | None = None) -> Path:
+    """Build a run directory's page from its plan and its log; return the path.
+
+    Args:
+        run_dir: The directory.
+        is_public: Leave hostname, folders and prompts out; None means as the last run was set.
+        price: Of a kWh; None means as the last run was set.
+
+    Raises:
+        ConfigError: the folder is no run directory.
+        LogSchemaError: the log cannot be read.
+    """
+    directory = RunDir(run_dir.absolute())
+    run = read_run(directory)
+    stored = run.last_settings.setdefault("report", {}) if run.settings else {}
+    if price is not None:
+        stored["price_per_kwh"] = price
+    if is_public is None:
+        is_public = bool(stored.get("public"))
+    page = make_page(run, utc_now(), is_public)
+    write_assets(directory.path, RUN_ASSETS)
+    write_data(directory.path, DATA, page.data)
+    html = render("page.html.j2", {"page": page, "max_listed": MAX_LISTED})
+    publish_text(directory.page, html)
+    write_library(directory.path)
+    return directory.page
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return a template of this package as HTML."""
+    return _environment().get_template(template).render(long_text=LONG_TEXT, **values)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -1,0 +1,389 @@
+"""A published figure counts as reproduced only on its card with all that its source states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from hv15_batch import costs
+from hv15_batch.config import ConfigError, conf_dir
+from hv15_batch.records import ClipRecord
+from hv15_batch.reference_check import (
+    CHECK_COLUMNS,
+    ReferenceVerdict,
+    Verdict,
+    check_claim,
+    compare_with_references,
+)
+from hv15_batch.reference_costs import Feasibility, combinations
+from hv15_batch.reference_text import format_verdicts_markdown, format_verdicts_text
+from hv15_batch.references import Reference, bounds_of, read_references
+
+REFERENCES = {r.name: r for r in read_references(conf_dir() / "reference")}
+GIB = 2**30
+START = datetime(2026, 11, 22, tzinfo=timezone.utc)
+
+OMNI = {
+    "status": "ok", "is_cold": False, "attempt": 1, "denoise_attempt": 1,
+    "model": "480p_t2v", "weights": "pretrained", "task": "t2v", "height": 480, "width": 832,
+    "num_frames": 121, "num_inference_steps": 50, "guidance_scale": 6.0, "flow_shift": 5.0,
+    "dtype": "bfloat16", "attention_backend": "_native_cudnn", "mask_free": True,
+    "compiled": False, "offload": "resident", "gpu_name": "NVIDIA H200",
+    "gpu_total_bytes": int(140.4 * GIB), "total_seconds": 250.0,
+}  # fmt: skip
+"""A warm clip as the figures of vLLM-Omni's pull request state it."""
+STEP_DISTILLED = OMNI | {
+    "model": "480p_i2v_step_distilled", "task": "i2v", "num_frames": 61, "num_inference_steps": 8,
+    "guidance_scale": 1.0, "flow_shift": 7.0, "gpu_name": "NVIDIA GeForce RTX 4090",
+    "gpu_total_bytes": 24 * GIB, "total_seconds": 60.0, "width": 848,
+}  # fmt: skip
+
+
+def rows(base: dict[str, Any], *seconds: float, **changes: Any) -> list[dict[str, Any]]:
+    """Warm clips of the log that took so long each."""
+    made = []
+    for index, value in enumerate(seconds or (base["total_seconds"],)):
+        started = START + timedelta(minutes=index)
+        values = {"started_at": started, **base, "total_seconds": value, **changes}
+        record = vars(ClipRecord(**values))
+        made.append({name: record[name] for name in CHECK_COLUMNS})
+    return made
+
+
+def verdict(name: str, records: list[dict[str, Any]]) -> ReferenceVerdict:
+    (found,) = compare_with_references(records, [REFERENCES[name]])
+    return found
+
+
+def test_the_same_card_and_all_stated_settings_reproduce_a_figure_with_n_and_spread() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, 250.0, 260.0, 270.0))
+
+    assert found.verdict is Verdict.reproduced
+    assert found.best is not None
+    assert (found.best.values.n, found.best.compared, found.best.differences) == (3, 260.0, ())
+    assert found.best.values.spread == pytest.approx(10 / 260)
+    assert found.best.ratio == pytest.approx(260 / 259.4)
+
+
+def test_slower_is_not_reproduced_and_says_by_how_much() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, 518.8))
+
+    assert found.verdict is Verdict.not_reproduced
+    assert found.reason == (
+        "Same card and all that the source states; 2.00 times the figure: slower."
+    )
+
+
+def test_far_faster_is_surpassed_and_not_called_reproduced() -> None:
+    found = verdict("vllm_omni_diffusers_121", rows(OMNI, 250.0))
+
+    assert found.verdict is Verdict.surpassed
+    assert found.reason.endswith("0.22 times the figure: faster than published.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"gpu_name": "Tesla T4"}, "Card: 1x H200 stated, Tesla T4 here."),
+        ({"gpu_name": "NVIDIA H200 NVL"}, "Card: 1x H200 stated, NVIDIA H200 NVL here."),
+        ({"gpu_name": None}, "Card: 1x H200 stated, not logged."),
+        ({"gpu_total_bytes": 70 * GIB}, "Card: 1x H200 stated, NVIDIA H200 with 70 GiB here."),
+        ({"model": "480p_t2v_distilled"}, "Model: 480p_t2v stated, 480p_t2v_distilled here."),
+        ({"task": "i2v"}, "Task: t2v stated, i2v here."),
+        ({"width": 848}, "Size: 480x832 stated, 480x848 here."),
+        ({"num_frames": 61}, "Frames: 121 stated, 61 here."),
+        ({"num_inference_steps": 30}, "Steps: 50 stated, 30 here."),
+        ({"guidance_scale": 1.0}, "Guidance: 6 stated, 1 here."),
+        ({"flow_shift": 7.0}, "Shift: 5 stated, 7 here."),
+        ({"dtype": "float16"}, "Type: bfloat16 stated, float16 here."),
+    ],
+)  # fmt: skip
+def test_each_stated_setting_that_differs_refuses_the_claim(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, **changes))
+
+    assert found.verdict is Verdict.not_comparable
+    assert found.best is not None
+    assert found.best.differences == (sentence,)
+    with pytest.raises(ConfigError) as caught:
+        check_claim("vllm_omni_121", [found])
+    assert str(caught.value) == (
+        f"claim='vllm_omni_121': not comparable, so it may not be claimed. {sentence}"
+    )
+
+
+def test_a_claim_is_granted_where_the_log_bears_it_out() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI))
+
+    assert check_claim("vllm_omni_121", [found]) is found
+
+
+def test_a_claim_of_a_figure_that_is_too_slow_or_unknown_is_refused() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, 300.0))
+
+    with pytest.raises(ConfigError, match=r"not reproduced, .* 1\.16 times the figure: slower"):
+        check_claim("vllm_omni_121", [found])
+    with pytest.raises(ConfigError, match="claim='x': no such reference; known are vllm_omni_121"):
+        check_claim("x", [found])
+
+
+def test_a_4090_laptop_chip_and_a_48_gb_board_are_not_the_rtx_4090() -> None:
+    laptop = rows(STEP_DISTILLED, gpu_name="NVIDIA GeForce RTX 4090 Laptop GPU")
+    modified = rows(STEP_DISTILLED, gpu_total_bytes=48 * GIB)
+
+    assert verdict("tencent_step_distilled", rows(STEP_DISTILLED)).verdict is Verdict.reproduced
+    for records in (laptop, modified):
+        assert verdict("tencent_step_distilled", records).verdict is Verdict.not_comparable
+
+
+def test_a_figure_that_calls_the_image_to_video_checkpoint_text_to_video_is_never_met() -> None:
+    found = verdict("recipe_step_distilled", rows(STEP_DISTILLED))
+
+    assert found.verdict is Verdict.not_comparable
+    assert found.reason == (
+        "Task: t2v stated, i2v here. "
+        "No run can be both: the stated checkpoint is of the other task."
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_cold": True},
+        {"is_cold": None},
+        {"repeat": 0},
+        {"denoise_attempt": 0},
+        {"status": "failed"},
+        {"weights": "tiny"},
+        {"total_seconds": None},
+    ],
+)
+def test_what_is_no_warm_full_size_rendering_does_not_count(changes: dict[str, Any]) -> None:
+    found = verdict("vllm_omni_121", rows(OMNI | changes))
+
+    assert (found.verdict, found.measured) == (Verdict.not_comparable, ())
+    assert found.reason == "No finished warm clip of a full-size model is in the log."
+
+
+def test_random_weights_count_for_time_and_are_noted_but_not_for_loading() -> None:
+    records = rows(OMNI, weights="random", load_seconds=90.0)
+
+    timed = verdict("vllm_omni_121", records)
+    loaded = verdict("recipe_load", records)
+
+    assert timed.verdict is Verdict.reproduced
+    assert timed.best is not None
+    assert timed.best.notes[0].startswith("Random weights: time and memory")
+    assert loaded.measured == ()
+
+
+def test_text_encoding_is_left_out_and_said() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, 280.0, encode_seconds=20.0))
+
+    assert found.best is not None
+    assert found.best.compared == 260.0
+    assert "Encoding of a new text is not in it: 20.0 s (median, n = 1)." in found.best.notes
+
+
+def test_a_time_on_another_card_is_scaled_by_work_and_rate_and_marked() -> None:
+    found = verdict("tencent_step_distilled", rows(STEP_DISTILLED | OMNI, 100.0))
+    best = found.best
+
+    assert best is not None
+    assert best.model_pflop is not None
+    assert best.scaled is not None
+    work = [c.model_pflop for c in found.combinations]
+    factor = 100.0 / best.model_pflop * 989.4 / 165.2
+    assert best.scaled.seconds_min == pytest.approx(min(work) * factor)
+    assert best.scaled.seconds_max == pytest.approx(max(work) * factor)
+    assert best.utilisation == pytest.approx(best.model_pflop * 1e3 / 100 / 989.4)
+    text = format_verdicts_text([found])
+    assert "not measured" in text
+
+
+def test_of_several_groups_the_best_verdict_stands_and_the_others_are_counted() -> None:
+    records = rows(OMNI, 600.0) + rows(OMNI, 255.0, compiled=True) + rows(OMNI, 9.0, num_frames=33)
+    found = verdict("vllm_omni_121", records)
+
+    assert [m.verdict for m in found.measured] == [
+        Verdict.reproduced,
+        Verdict.not_reproduced,
+        Verdict.not_comparable,
+    ]
+    text = format_verdicts_markdown([found])
+    assert "Of 2 groups of clips on this card with these settings 1 meets it." in text
+    assert "1 other group of clips is not comparable." in text
+
+
+def test_what_the_source_leaves_open_is_said_with_a_figure_that_is_met() -> None:
+    text = format_verdicts_text([verdict("tencent_step_distilled", rows(STEP_DISTILLED))])
+
+    assert "Left open by the source: frames, height and width, which step count" in text
+
+
+def test_the_mask_decides_between_the_two_figures_of_the_profile() -> None:
+    base = OMNI | {
+        "height": 320, "width": 576, "gpu_name": "NVIDIA GeForce RTX 5090 D",
+        "gpu_total_bytes": int(31.8 * GIB), "total_seconds": 272.0,
+    }  # fmt: skip
+
+    assert verdict("rtx5090d_unmasked", rows(base)).verdict is Verdict.reproduced
+    assert verdict("rtx5090d_masked", rows(base)).reason == (
+        "Attention mask: present stated, none here."
+    )
+
+
+# -- memory and loading -----------------------------------------------------------------------
+
+
+def peaks(gb: float, **changes: Any) -> list[dict[str, Any]]:
+    measured = {
+        "offload": "stream",
+        "peak_vram_device_bytes": int(gb * 1e9),
+        "peak_vram_reserved_bytes": int(gb * 1e9) - costs.CONTEXT_BYTES,
+    }
+    return rows(OMNI | measured | changes)
+
+
+@pytest.mark.parametrize(
+    ("gb", "expected", "word"),
+    [
+        (13.9, Verdict.reproduced, "the peak is under both"),
+        (14.5, Verdict.not_reproduced, "it holds only in the second reading"),
+        (15.1, Verdict.not_reproduced, "the peak is over both"),
+    ],
+)
+def test_both_readings_of_gb_are_said_and_the_smaller_one_counts(
+    gb: float, expected: Verdict, word: str
+) -> None:
+    found = verdict("tencent_minimum_vram", peaks(gb))
+
+    assert found.verdict is expected
+    assert found.best is not None
+    (note,) = (n for n in found.best.notes if "GB" in n)
+    assert "13.0 GiB if GB is 10^9 bytes, 14 GiB if it is 2^30" in note
+    assert word in note
+
+
+def test_the_highest_peak_counts_that_of_cold_clips_included() -> None:
+    found = verdict("tencent_minimum_vram", peaks(9.0) + peaks(13.0, is_cold=True))
+
+    assert found.best is not None
+    assert (found.best.compared, found.best.values.n) == (13.0e9, 2)
+    assert found.best.method == "highest peak of the whole card, NVML"
+
+
+def test_without_nvml_the_context_is_added_to_what_torch_reserved_and_said() -> None:
+    found = verdict("tencent_minimum_vram", peaks(13.0) + peaks(13.0, peak_vram_device_bytes=None))
+
+    assert found.best is not None
+    assert found.best.compared == 13.0e9
+    assert "torch's reserved peaks plus 1.4 GiB" in found.best.method
+
+
+def test_about_24_gb_is_surpassed_by_far_less_where_a_minimum_is_a_bound() -> None:
+    changes = {"gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * GIB}
+    found = [
+        verdict("recipe_vram", [r | {"offload": "resident"} for r in peaks(gb, **changes)])
+        for gb in (12.0, 23.0, 27.0)
+    ]
+
+    assert [f.verdict for f in found] == [
+        Verdict.surpassed,
+        Verdict.reproduced,
+        Verdict.not_reproduced,
+    ]
+    assert found[0].reason.endswith("0.50 times the figure: smaller than published.")
+    assert found[2].reason.endswith("1.12 times the figure: larger.")
+    assert verdict("tencent_minimum_vram", peaks(7.0)).verdict is Verdict.reproduced
+
+
+def test_an_offload_that_the_figure_does_not_mean_is_a_difference() -> None:
+    found = verdict("tencent_minimum_vram", [r | {"offload": "resident"} for r in peaks(12.0)])
+
+    assert found.reason == (
+        "Offload: model offloading (offload=model or stream or stream_disk) stated, resident here."
+    )
+
+
+def test_loading_is_compared_on_its_card_whatever_was_rendered() -> None:
+    records = rows(STEP_DISTILLED, is_cold=True, load_seconds=80.0)
+
+    found = verdict("recipe_load", records)
+
+    assert found.verdict is Verdict.reproduced
+    assert found.best is not None
+    assert "The text encoder, which this project loads apart, is not in it." in found.best.notes
+    assert verdict("recipe_load", rows(OMNI, load_seconds=80.0)).verdict is Verdict.not_comparable
+
+
+# -- what figures imply -----------------------------------------------------------------------
+
+
+def feasible(name: str) -> dict[tuple[int, int, bool], Feasibility]:
+    return {
+        (c.shape.num_frames, c.shape.num_inference_steps, c.shape.has_guidance): c.feasibility
+        for c in combinations(REFERENCES[name])
+    }
+
+
+def test_75_seconds_need_few_frames_or_steps_or_8_bit_attention() -> None:
+    found = feasible("tencent_step_distilled")
+
+    assert set(found) == {(f, s, False) for f in (61, 81, 121) for s in (8, 12)}
+    assert found[61, 8, False] is Feasibility.meets
+    assert found[121, 8, False] is Feasibility.faster_than_predicted
+    assert found[121, 12, False] is Feasibility.fast_attention
+
+
+def test_the_standard_model_at_121_frames_and_50_steps_with_guidance_is_over_the_peak() -> None:
+    (found,) = (
+        c
+        for c in combinations(REFERENCES["recipe_standard"])
+        if tuple(c.shape) == (480, 848, 121, 50, True)
+    )
+
+    assert found.utilisation == pytest.approx(found.tflops / 165.2)
+    assert found.utilisation > 1
+    least_minutes = found.model_pflop * 1e15 / 165.2e12 / 60
+    assert least_minutes == pytest.approx(13.6, abs=0.05)  # as the reference's note says
+
+
+def test_a_figure_with_everything_stated_has_one_combination() -> None:
+    (found,) = combinations(REFERENCES["vllm_omni_121"])
+
+    assert tuple(found.shape) == (480, 832, 121, 50, True)
+    assert found.utilisation == pytest.approx(0.51, abs=0.01)
+
+
+def test_an_unknown_card_has_a_rate_but_no_utilisation() -> None:
+    (found,) = combinations(replace(REFERENCES["vllm_omni_121"], card=None))
+
+    assert found.tflops > 0
+    assert (found.utilisation, found.feasibility) == (None, Feasibility.unknown)
+
+
+def test_figures_of_memory_and_loading_imply_no_rate() -> None:
+    assert combinations(REFERENCES["recipe_vram"]) == []
+    assert combinations(REFERENCES["recipe_load"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("vllm_omni_121", 259.4 * 0.95, 259.4 * 1.05),
+        ("comfyui_rtx4090_48gb", 3240, 3960),
+        ("recipe_standard", 180, 720),
+        ("tencent_step_distilled", float("-inf"), 75),
+    ],
+)
+def test_a_single_figure_has_a_tolerance_a_range_and_a_bound_have_none(
+    name: str, low: float, high: float
+) -> None:
+    reference: Reference = REFERENCES[name]
+
+    assert bounds_of(reference) == (pytest.approx(low), pytest.approx(high))

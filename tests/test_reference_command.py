@@ -1,0 +1,112 @@
+"""`hv15-batch references`: verdicts on logs, claims that are refused, and its document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer
+from test_reference_check import OMNI, START
+
+from hv15_batch.config import conf_dir
+from hv15_batch.records import ClipRecord
+from hv15_batch.reference_text import format_combinations_markdown, format_references_markdown
+from hv15_batch.references import read_references
+from hv15_batch.runlog import RunLog
+
+Command = Callable[..., Answer]
+
+REFERENCES = read_references(conf_dir() / "reference")
+DOCUMENT = Path(__file__).parents[1] / "docs" / "references.md"
+
+
+def make_run(folder: Path, **changes: Any) -> Path:
+    """Write a run directory with a warm clip and return it."""
+    (folder / "log").mkdir(parents=True)
+    log = RunLog(folder / "log", "run")
+    log.append(ClipRecord(**{"run_id": "run", "started_at": START, **OMNI, **changes}))
+    return folder
+
+
+def test_without_a_run_every_reference_and_what_it_implies_is_shown(command: Command) -> None:
+    answer = command("references")
+
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert {r.name for r in REFERENCES} <= set(lines)
+    assert any("8-bit only" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_verdicts_are_shown_in_80_columns_and_as_markdown(command: Command, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "outputs" / "a")
+
+    text, markdown = command("references", run), command("references", run, "--markdown")
+
+    assert (text.code, markdown.code) == (0, 0)
+    assert "vllm_omni_121: reproduced\n" in text.out
+    assert "comfyui_rtx5090: not comparable\n" in text.out
+    assert max(map(len, text.out.splitlines())) <= 80
+    table = [line for line in markdown.out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(REFERENCES)
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_claim_from_another_cards_log_or_with_other_settings_exits_2(
+    command: Command, tmp_path: Path
+) -> None:
+    own = make_run(tmp_path / "own")
+    card = make_run(tmp_path / "card", gpu_name="NVIDIA H100 80GB HBM3")
+    frames = make_run(tmp_path / "frames", num_frames=61)
+
+    claim = ("--claim", "vllm_omni_121")
+    granted = command("references", own, *claim)
+    of_card, of_frames = command("references", card, *claim), command("references", frames, *claim)
+
+    assert (granted.code, granted.out.splitlines()[0]) == (0, "vllm_omni_121: reproduced")
+    assert (of_card.code, of_card.out) == (2, "")
+    assert "Card: 1x H200 stated, NVIDIA H100 80GB HBM3 here." in of_card.err
+    assert (of_frames.code, of_frames.out) == (2, "")
+    assert "Frames: 121 stated, 61 here." in of_frames.err
+
+
+def test_the_folder_of_a_sweep_is_all_its_runs(command: Command, tmp_path: Path) -> None:
+    make_run(tmp_path / "a.sweep" / "61", num_frames=61)
+    make_run(tmp_path / "a.sweep" / "121")
+
+    answer = command("references", tmp_path / "a.sweep", "--claim", "vllm_omni_121")
+
+    assert answer.code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere",), "nowhere: no run directory"),
+        (("--claim", "vllm_omni_121"), "--claim vllm_omni_121: a claim needs a log"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    words: tuple[str, ...], message: str, command: Command
+) -> None:
+    answer = command("references", *words)
+
+    assert answer.code == 2
+    assert answer.err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("references", format_references_markdown), ("combinations", format_combinations_markdown)],
+)
+def test_the_document_holds_the_tables_that_the_command_prints(
+    name: str, make: Callable[..., str]
+) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+
+    held = text[text.index(begin) + len(begin) : text.index(end)]
+
+    assert held.strip() == make(REFERENCES).strip()

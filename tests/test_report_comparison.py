@@ -1,0 +1,229 @@
+"""Several runs: groups that never mix, tables fit to paste, and nothing private in public."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_runs import MEASURED, failed, make_run, record
+
+from hv15_batch.config import Config, ModelConfig
+from hv15_batch.report import main
+
+SETTINGS: dict[str, Any] = {
+    **MEASURED,
+    "encode_seconds": None,
+    "offload": "resident",
+    "attention_backend": "_native_cudnn",
+    "system_sha256": "a" * 64,
+}
+
+
+def run_of(folder: Path, seconds: list[float], **changes: Any) -> Path:
+    """Write a run whose warm clips took these seconds."""
+    clips = [
+        record(f"c{n}", n, **{**SETTINGS, "total_seconds": s, **changes})
+        for n, s in enumerate(seconds)
+    ]
+    return make_run(folder, clips, clips)
+
+
+def compared(folder: Path) -> list[dict[str, str]]:
+    with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_variant_profile_and_backend_is_a_line_with_its_figures(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0, 410.0, 420.0])
+    two = run_of(tmp_path / "two", [500.0, 510.0], offload="stream")
+
+    assert main([str(one), str(two)]) == 0
+
+    lines = compared(tmp_path)
+    shown = [
+        (r["model"], r["offload"], r["n"], r["median_seconds"], r["p90_seconds"]) for r in lines
+    ]
+    assert shown == [
+        ("480p_t2v", "resident", "3", "410.0", "418.0"),
+        ("480p_t2v", "stream", "2", "505.0", "509.0"),
+    ]
+    assert lines[0]["peak_vram_reserved_bytes"] == "14388553318"
+    assert lines[0]["energy_joules_median"] == "250000.0"
+    assert lines[0]["runs"] == "one"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"gpu_name": "NVIDIA H200"},
+        {"gpu_total_bytes": 48 * 2**30},
+        {"num_frames": 61},
+        {"num_inference_steps": 30},
+        {"dtype": "float16"},
+        {"attention_backend": "flash"},
+        {"compiled": True},
+        {"weights": "random"},
+        {"torch_version": "2.11"},
+        {"system_sha256": "b" * 64},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_cards_machines_and_settings_are_never_counted_together(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    one, two = run_of(tmp_path / "one", [400.0]), run_of(tmp_path / "two", [500.0], **other)
+
+    main([str(one), str(two)])
+
+    assert [line["median_seconds"] for line in compared(tmp_path)] == ["400.0", "500.0"]
+
+
+def test_a_limit_of_vram_makes_another_group(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0])
+    config = Config(manifest="p.csv", model=ModelConfig(name="480p_t2v"))
+    config.runtime.vram_limit_gib = 14.0
+    clip = record("c0", 0, **SETTINGS)
+    two = make_run(tmp_path / "two", [clip], [clip], config=config)
+
+    main([str(one), str(two)])
+
+    assert [line["vram_limit"] for line in compared(tmp_path)] == ["", "14 GiB"]
+
+
+def test_equal_settings_of_two_runs_are_counted_together_and_both_are_named(tmp_path: Path) -> None:
+    one, two = run_of(tmp_path / "one", [400.0]), run_of(tmp_path / "two", [500.0])
+
+    main([str(one), str(two)])
+
+    [line] = compared(tmp_path)
+    assert (line["n"], line["median_seconds"], line["runs"]) == ("2", "450.0", "one two")
+
+
+def test_cold_clips_and_clips_from_saved_latents_are_not_timed(tmp_path: Path) -> None:
+    clips = [
+        record("cold", 0, **{**SETTINGS, "is_cold": True, "total_seconds": 900.0}),
+        record("decoded", 1, **{**SETTINGS, "attempt": 2, "total_seconds": 20.0}),
+        record("warm", 2, **{**SETTINGS, "total_seconds": 400.0}),
+        failed("bad", row_index=3),
+    ]
+    one, two = make_run(tmp_path / "one", clips, clips), run_of(tmp_path / "two", [1.0], fps=15.0)
+
+    main([str(one), str(two)])
+
+    line = compared(tmp_path)[0]
+    assert (line["n"], line["median_seconds"], line["cold_clips"]) == ("1", "400.0", "1")
+
+
+def test_encoding_which_only_the_first_clip_of_a_text_pays_is_left_out(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0], encode_seconds=30.0)
+
+    main([str(one), str(run_of(tmp_path / "two", [1.0], fps=15.0))])
+
+    assert compared(tmp_path)[0]["median_seconds"] == "370.0"
+
+
+def test_repetitions_of_a_benchmark_are_counted(tmp_path: Path) -> None:
+    clip = record("a", **SETTINGS)
+    repeats = [replace(clip, repeat=n, file=None, total_seconds=400.0 + n) for n in (1, 2, 3)]
+    one, two = (
+        make_run(tmp_path / "one", repeats, [clip]),
+        run_of(tmp_path / "two", [1.0], fps=15.0),
+    )
+
+    main([str(one), str(two)])
+
+    line = compared(tmp_path)[0]
+    assert (line["n"], line["median_seconds"]) == ("3", "402.0")
+
+
+def test_a_sweep_is_named_by_its_folder_and_the_page_lies_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "p.sweep"
+    runs = [run_of(sweep / "resident", [1.0]), run_of(sweep / "stream", [2.0], offload="stream")]
+
+    assert main([str(sweep)]) == 0
+
+    pages = [*(run / "index.html" for run in runs), sweep / "comparison.html"]
+    assert capsys.readouterr().out.splitlines() == [str(page) for page in pages]
+    html = (sweep / "comparison.html").read_text(encoding="utf-8")
+    assert '<a href="resident/index.html">resident</a>' in html
+
+
+def test_out_names_the_folder_of_the_comparison(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / "x" / name, [1.0]) for name in ("one", "two")]
+
+    main([*map(str, runs), "--out", str(tmp_path / "new" / "folder")])
+
+    names = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert names == {"comparison.html", "comparison.csv", "comparison.md", "assets"}
+    assert not (tmp_path / "x" / "comparison.html").exists()
+
+
+def test_the_markdown_table_says_once_what_is_common_and_aligns(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0, 410.0])
+    two = run_of(tmp_path / "two", [500.0], offload="stream", energy_joules=None)
+
+    main([str(one), str(two)])
+
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8").splitlines()
+    assert text[0].startswith("Same for all: Weights: pretrained; Size: 480×848; Frames: 121;")
+    assert text[2:6] == [
+        "| Variant | Offload | Attention | n | median, s | p90, s | spread | peak VRAM, GiB "
+        "| card's peak, GiB | Wh a clip |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| 480p_t2v | resident | _native_cudnn | 2 | 405.0 | 409.0 | 1.2% | 13.4 | 15.0 | 69.4 |",
+        "| 480p_t2v | stream | _native_cudnn | 1 | 500.0 | 500.0 | – | 13.4 | 15.0 | – |",
+    ]
+
+
+def test_a_public_comparison_has_no_hostname_folder_or_prompt(tmp_path: Path) -> None:
+    hidden = {"prompt": "s3cret", "hostname": "bigbox", "repo": str(tmp_path)}
+    runs = [
+        run_of(tmp_path / "s3cret" / name, [1.0, 2.0], fps=fps, **hidden)
+        for name, fps in (("s3cret_a", 24.0), ("s3cret_b", 15.0))
+    ]
+    out = tmp_path / "out"
+
+    main([*map(str, runs), "--public", "--out", str(out)])
+
+    files = [p for p in out.rglob("*") if p.is_file() and p.name != "plotly.min.js"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    found = [n for n, t in texts.items() for w in ("s3cret", "bigbox", str(tmp_path)) if w in t]
+    assert found == []
+    assert len(texts) == 7
+    assert [line["runs"] for line in compared(out)] == ["run 1", "run 2"]
+
+
+def test_runs_without_a_finished_clip_are_named(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [1.0])
+    empty = make_run(tmp_path / "empty", [], [record("a")])
+
+    main([str(one), str(empty)])
+
+    html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "Without a finished clip: empty." in html
+
+
+def test_runs_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    runs = [
+        run_of(tmp_path / day / "p", [1.0], fps=fps) for day, fps in (("mo", 24.0), ("tu", 15.0))
+    ]
+
+    main([*map(str, runs)])
+
+    assert [line["runs"] for line in compared(tmp_path)] == ["mo/p", "tu/p"]
+
+
+def test_the_plots_have_every_warm_clip(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / "one", [1.0, 2.0]), run_of(tmp_path / "two", [3.0], fps=15.0)]
+
+    main([*map(str, runs)])
+
+    text = (tmp_path / "assets" / "comparison-data.js").read_text(encoding="ascii")
+    plots = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))["plots"]
+    assert [trace["x"] for trace in plots[0]["traces"]] == [[1.0, 2.0], [3.0]]
