@@ -106,6 +106,7 @@ class Sandbox:
         assert changed - allowed <= {str(given)}, f"written unasked: {changed - allowed}"
 
 
+RAM = "/dev/shm"
 ANNOUNCED = "Every clip: "
 
 
@@ -126,9 +127,10 @@ def deadline() -> Iterator[None]:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    root = tmp_path / "root"
-    root.mkdir()
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    # In memory where that can be: thousands of small files are made and removed.
+    memory = RAM if os.access(RAM, os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="hv15_batch-fuzz-", dir=memory))
     monkeypatch.chdir(root)
     monkeypatch.setenv("HOME", str(root / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -137,7 +139,8 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power cut here, and much faster
     made = Sandbox(root, make_template(tmp_path / "template"))
     monkeypatch.setattr(session, "_render", lambda *_: pytest.fail("rendered in a dry run"))
-    return made
+    yield made
+    shutil.rmtree(root)
 
 
 def make_template(folder: Path) -> Path:
