@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,19 @@ def test_the_plots_have_every_warm_clip(tmp_path: Path) -> None:
     text = (tmp_path / "assets" / "comparison-data.js").read_text(encoding="ascii")
     plots = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))["plots"]
     assert [trace["x"] for trace in plots[0]["traces"]] == [[1.0, 2.0], [3.0]]
+
+
+def test_the_example_report_is_what_its_logs_give(tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "docs" / "example_report"
+    copy = tmp_path / "example_report"
+    shutil.copytree(example, copy, ignore=shutil.ignore_patterns("assets", "*.html"))
+    names = ("comparison.csv", "benchmark.csv")
+    tables = [p.relative_to(copy) for p in copy.rglob("*.csv") if p.name in names]
+    for table in tables:
+        (copy / table).unlink()
+
+    assert main(["--public", str(copy)]) == 0
+
+    assert len(tables) == 5
+    for table in tables:
+        assert (copy / table).read_text() == (example / table).read_text()

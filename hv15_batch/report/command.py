@@ -14,6 +14,7 @@ from hv15_batch.report.read import is_public_run
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
+from hv15_batch.timing_table import repetitions_of, write_timing_tables
 
 _SETTINGS = {
     "report.public=true": "--public",
@@ -65,6 +66,8 @@ def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Pa
     page = write_page(run_dir, is_public, price)
     if directory.plan.is_file():
         write_clips_table(directory, is_public_run(directory) if is_public is None else is_public)
+    if repetitions_of(directory):
+        write_timing_tables(directory)
     return page
 
 

@@ -1,0 +1,82 @@
+/* Playing: a video element is made when a clip is to be played, and taken away after. */
+(function () {
+  "use strict";
+  var hv15 = (window.hv15 = window.hv15 || {});
+  var HOVER_MS = 120;
+  var calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+  function makeVideo(clip) {
+    var video = document.createElement("video");
+    video.muted = true;
+    video.loop = true;
+    video.playsInline = true;
+    video.preload = "auto";
+    if (clip.poster) video.poster = clip.poster;
+    video.src = clip.file;
+    return video;
+  }
+
+  function start(video, frame) {
+    video.addEventListener("error", function () {
+      frame.classList.add("broken");
+    });
+    frame.appendChild(video);
+    video.play().catch(function () {
+      /* taken away before it began, or not playable: the error event says so */
+    });
+  }
+
+  function stop(frame) {
+    var video = frame.querySelector("video");
+    if (!video) return;
+    video.removeAttribute("src");
+    video.load(); // lets go of the file
+    video.remove();
+    frame.classList.remove("playing", "previewing");
+  }
+
+  /* Play with controls until Escape. */
+  function play(clip, frame) {
+    stop(frame);
+    var video = makeVideo(clip);
+    video.controls = true;
+    video.setAttribute("aria-label", "Clip " + clip.id);
+    frame.classList.add("playing");
+    start(video, frame);
+    return video;
+  }
+
+  function close(frame) {
+    stop(frame);
+    var button = frame.querySelector(".play");
+    if (button) button.focus();
+  }
+
+  /* The frame's picture, a button over it, and what hovering does. */
+  function attach(clip, frame, button) {
+    var timer = 0;
+    button.addEventListener("click", function () {
+      clearTimeout(timer);
+      play(clip, frame).focus();
+    });
+    frame.addEventListener("pointerenter", function (event) {
+      if (event.pointerType !== "mouse" || calm.matches || frame.querySelector("video")) return;
+      timer = setTimeout(function () {
+        var video = makeVideo(clip);
+        video.tabIndex = -1;
+        video.setAttribute("aria-hidden", "true");
+        frame.classList.add("previewing");
+        start(video, frame);
+      }, HOVER_MS);
+    });
+    frame.addEventListener("pointerleave", function () {
+      clearTimeout(timer);
+      if (frame.classList.contains("previewing")) stop(frame);
+    });
+    frame.addEventListener("keydown", function (event) {
+      if (event.key === "Escape" && frame.classList.contains("playing")) close(frame);
+    });
+  }
+
+  hv15.player = { attach: attach, play: play };
+})();

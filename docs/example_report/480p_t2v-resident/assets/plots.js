@@ -1,0 +1,157 @@
+/* Plots: the library is loaded when the first of them comes into view, each is drawn when it does. */
+(function () {
+  "use strict";
+  var hv15 = (window.hv15 = window.hv15 || {});
+  var LIBRARY = "assets/plotly.min.js";
+  var COLOURS = {
+    light: ["#0b62c4", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#475569"],
+    dark: ["#6cb2ff", "#fdba74", "#5eead4", "#c4b5fd", "#fde047", "#f9a8d4", "#bef264", "#cbd5e1"],
+  };
+  var isDark = window.matchMedia("(prefers-color-scheme: dark)");
+  var drawn = new Map();
+  var library = null;
+
+  function load() {
+    library = library || new Promise(function (resolve, reject) {
+      var script = document.createElement("script");
+      script.src = LIBRARY;
+      script.onload = resolve;
+      script.onerror = function () { reject(new Error(LIBRARY + " is missing beside this page")); };
+      document.head.appendChild(script);
+    });
+    return library;
+  }
+
+  function colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  }
+
+  function axis(title, isTime) {
+    return {
+      title: { text: title, font: { size: 12 } },
+      type: isTime ? "date" : undefined,
+      gridcolor: colour("--line"),
+      zerolinecolor: colour("--line"),
+      linecolor: colour("--line"),
+      automargin: true,
+    };
+  }
+
+  /* Names beside bars are broken where they would leave no room for them. */
+  function isNarrow(place) {
+    return place.clientWidth < 640;
+  }
+
+  function heightOf(plot, place) {
+    if (!plot.isByName) return 280;
+    var names = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
+    var lines = Math.max.apply(null, Array.from(names, function (name) { return name.split(", ").length; }));
+    return 90 + names.size * (isNarrow(place) ? 14 + 15 * lines : 34);
+  }
+
+  function layoutOf(plot, place) {
+    var layout = {
+      autosize: true,
+      height: heightOf(plot, place),
+      margin: { l: 8, r: 12, t: 8, b: 8 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif", size: 12, color: colour("--text") },
+      colorway: COLOURS[isDark.matches ? "dark" : "light"],
+      barmode: plot.isStacked ? "stack" : "group",
+      bargap: plot.isByName ? 0.45 : 0.15,
+      showlegend: plot.traces.length > 1 && !plot.isByName,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
+      hovermode: plot.isByName ? "closest" : "x",
+      xaxis: axis(plot.over, plot.isTime),
+      yaxis: axis(plot.unit, false),
+    };
+    if (plot.isByName) {
+      layout.xaxis.rangemode = "tozero";
+      layout.yaxis.type = "category";
+      layout.yaxis.autorange = "reversed";
+    } else {
+      layout.yaxis.rangemode = "tozero";
+      if (!plot.isTime) layout.xaxis.tickformat = ",d";
+    }
+    layout.shapes = plot.lines.map(function (line) {
+      return { type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y,
+        line: { color: colour("--red"), width: 1.5, dash: "dash" } };
+    });
+    layout.annotations = plot.lines.map(function (line) {
+      return { xref: "paper", x: 1, xanchor: "right", y: line.y, yanchor: "bottom", showarrow: false,
+        text: line.name, font: { color: colour("--red"), size: 11 } };
+    });
+    if (plot.lines.length) layout.yaxis.autorangeoptions = { include: plot.lines.map(function (l) { return l.y; }) };
+    return layout;
+  }
+
+  function tracesOf(plot, place) {
+    return plot.traces.map(function (trace) {
+      var copy = Object.assign({}, trace);
+      if (plot.isByName && isNarrow(place)) {
+        copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
+      }
+      if (trace.mode === "markers") copy.marker = { size: 7, opacity: 0.85 };
+      copy.textposition = "none";
+      return copy;
+    });
+  }
+
+  function draw(plot, place) {
+    return window.Plotly.react(place, tracesOf(plot, place), layoutOf(plot, place), { displayModeBar: false, responsive: true })
+      .then(function () {
+        drawn.set(plot, place);
+        place.dataset.drawn = "true";
+      });
+  }
+
+  function figureOf(plot) {
+    var figure = document.createElement("figure");
+    figure.id = "plot-" + plot.id;
+    var title = document.createElement("h3");
+    title.textContent = plot.title;
+    figure.appendChild(title);
+    var place = document.createElement("div");
+    var caption = document.createElement("figcaption");
+    caption.textContent = plot.caption;
+    if (plot.traces.length) {
+      place.className = "plot";
+      place.setAttribute("role", "img");
+      place.setAttribute("aria-label", "Plot: " + plot.title + ". " + plot.caption);
+    } else {
+      place.className = "unmeasured";
+      place.textContent = "not measured";
+    }
+    figure.appendChild(place);
+    if (plot.caption) figure.appendChild(caption);
+    return { figure: figure, place: place };
+  }
+
+  function show(plots) {
+    var waiting = new Map();
+    var observer = new IntersectionObserver(function (entries) {
+      entries.forEach(function (entry) {
+        var plot = waiting.get(entry.target);
+        if (!entry.isIntersecting || !plot) return;
+        waiting.delete(entry.target);
+        observer.unobserve(entry.target);
+        load().then(function () { return draw(plot, entry.target); }).catch(function (error) {
+          entry.target.textContent = error.message;
+        });
+      });
+    }, { rootMargin: "300px" });
+    plots.forEach(function (plot) {
+      var made = figureOf(plot);
+      document.getElementById("figures").appendChild(made.figure);
+      if (!plot.traces.length) return;
+      waiting.set(made.place, plot);
+      observer.observe(made.place);
+    });
+    isDark.addEventListener("change", function () {
+      drawn.forEach(function (place, plot) { draw(plot, place); });
+    });
+  }
+
+  hv15.plots = { show: show };
+})();

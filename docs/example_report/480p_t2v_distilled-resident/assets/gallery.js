@@ -1,0 +1,233 @@
+/* The gallery: cards, row by row or in one order, made a few at a time so that the page answers. */
+(function () {
+  "use strict";
+  var hv15 = (window.hv15 = window.hv15 || {});
+  var SHORT = 220; // characters of a prompt that are shown before it is opened
+  var FIRST = 24; // groups that are made at once
+  var SLICE_MS = 10;
+  var cards = new Map();
+  var turn = 0;
+
+  function make(tag, className, text) {
+    var element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  /* A prompt is only ever text. Long ones are cut, and whole on request. */
+  function textBlock(text, className) {
+    var block = make("div", className);
+    var body = make("div", "body", text.length > SHORT ? text.slice(0, SHORT) + "…" : text);
+    body.dir = "auto";
+    block.appendChild(body);
+    if (text.length > SHORT) {
+      var button = make("button", "quiet-button", "all " + text.length.toLocaleString("en") + " characters");
+      button.type = "button";
+      button.setAttribute("aria-expanded", "false");
+      button.addEventListener("click", function () {
+        var isOpen = button.getAttribute("aria-expanded") === "true";
+        button.setAttribute("aria-expanded", String(!isOpen));
+        block.classList.toggle("open", !isOpen);
+        body.textContent = isOpen ? text.slice(0, SHORT) + "…" : text;
+      });
+      block.appendChild(button);
+    }
+    return block;
+  }
+
+  function frameOf(clip) {
+    var frame = make("div", "frame");
+    if (clip.poster) {
+      var image = make("img");
+      image.loading = "lazy";
+      image.decoding = "async";
+      image.src = clip.poster;
+      image.alt = "Middle frame of clip " + clip.id;
+      frame.appendChild(image);
+    }
+    if (clip.file && clip.isPlayable) {
+      var play = make("button", "play");
+      play.type = "button";
+      play.setAttribute("aria-label", "Play clip " + clip.id);
+      frame.appendChild(play);
+      hv15.player.attach(clip, frame, play);
+    } else if (clip.file) {
+      var link = make("a", "open", "Open the lossless file");
+      link.href = clip.file;
+      frame.appendChild(link);
+    } else {
+      frame.appendChild(make("div", "none", hv15.data.isPublic ? "not shown in public" : clip.status));
+    }
+    return frame;
+  }
+
+  function starOf(clip) {
+    var star = make("button", "star");
+    star.type = "button";
+    star.setAttribute("aria-label", "Star clip " + clip.id);
+    function show() {
+      var on = hv15.stars.has(clip.id);
+      star.setAttribute("aria-pressed", String(on));
+      star.textContent = on ? "★" : "☆";
+    }
+    star.addEventListener("click", function () {
+      hv15.stars.toggle(clip.id);
+      show();
+      document.dispatchEvent(new Event("hv15-stars"));
+    });
+    show();
+    return star;
+  }
+
+  function line(parts, className) {
+    var block = make("p", className);
+    parts.forEach(function (part) {
+      block.appendChild(part);
+    });
+    return block;
+  }
+
+  function factsOf(clip) {
+    var parts = [make("span", "seed", "seed " + clip.seed)];
+    Object.keys(clip.facts).forEach(function (unit) {
+      parts.push(make("span", "fact", clip.facts[unit] + " " + unit));
+    });
+    if (clip.isCold) parts.push(make("span", "fact", "cold"));
+    return line(parts, "facts");
+  }
+
+  function labelsOf(clip) {
+    var parts = [];
+    if (clip.status !== "ok") {
+      parts.push(make("span", "status " + clip.status.replace(/ /g, "-"), clip.status));
+    }
+    if (clip.isVariant) parts.push(make("span", "status variant", "other settings"));
+    Object.keys(clip.differences).forEach(function (name) {
+      var chip = make("span", "chip", name + " ");
+      var value = make("b", "", clip.differences[name]);
+      value.dir = "auto";
+      chip.appendChild(value);
+      parts.push(chip);
+    });
+    Object.keys(clip.tags).forEach(function (name) {
+      var tag = make("span", "chip tag", name + ": " + clip.tags[name]);
+      tag.dir = "auto";
+      parts.push(tag);
+    });
+    return parts.length ? line(parts, "labels") : null;
+  }
+
+  function actionsOf(clip) {
+    var parts = [];
+    if (clip.command) {
+      var copy = make("button", "quiet-button", "copy command");
+      copy.type = "button";
+      copy.title = "Copy the command that makes this clip";
+      copy.setAttribute("aria-label", "Copy the command that makes clip " + clip.id);
+      copy.dataset.copy = clip.command;
+      parts.push(copy);
+    }
+    if (clip.file) {
+      var link = make("a", "", "file");
+      link.href = clip.file;
+      link.setAttribute("aria-label", "File of clip " + clip.id);
+      parts.push(link);
+    }
+    return parts.length ? line(parts, "actions") : null;
+  }
+
+  function makeCard(clip) {
+    var card = make("article", "card");
+    card.id = "clip-" + clip.id;
+    card.setAttribute("aria-label", "Clip " + clip.id);
+    card.appendChild(frameOf(clip));
+    if (clip.pick) card.appendChild(starOf(clip));
+    var text = make("div", "about");
+    text.appendChild(factsOf(clip));
+    [labelsOf(clip), actionsOf(clip)].forEach(function (part) {
+      if (part) text.appendChild(part);
+    });
+    if (clip.problem) text.insertBefore(textBlock(clip.problem, "problem"), text.lastChild);
+    card.appendChild(text);
+    return card;
+  }
+
+  function cardOf(clip) {
+    if (!cards.has(clip)) cards.set(clip, makeCard(clip));
+    return cards.get(clip);
+  }
+
+  /* Clips of one row, or a single one where they are sorted otherwise. */
+  function groupOf(clips) {
+    var row = make("section", "row");
+    row.style.setProperty("--clips", clips.length);
+    var head = make("div", "row-head");
+    var title = make("h3", "", clips[0].rowId);
+    head.appendChild(title);
+    var playable = clips.filter(function (clip) { return clip.file && clip.isPlayable; });
+    if (playable.length > 1) head.appendChild(playAll(clips[0], playable));
+    row.appendChild(head);
+    if (clips[0].prompt) row.appendChild(textBlock(clips[0].prompt, "prompt"));
+    if (clips[0].image) {
+      var image = make("p", "quiet first", "first frame: " + clips[0].image);
+      image.dir = "auto";
+      row.appendChild(image);
+    }
+    var strip = make("div", "cards");
+    clips.forEach(function (clip) { strip.appendChild(cardOf(clip)); });
+    row.appendChild(strip);
+    return row;
+  }
+
+  function playAll(first, playable) {
+    var button = make("button", "quiet-button", "play all");
+    button.type = "button";
+    button.setAttribute("aria-label", "Play all clips of " + first.rowId);
+    button.addEventListener("click", function () {
+      playable.forEach(function (clip) {
+        hv15.player.play(clip, cardOf(clip).querySelector(".frame"));
+      });
+    });
+    return button;
+  }
+
+  function grouped(clips, byRow) {
+    var groups = [];
+    clips.forEach(function (clip) {
+      var last = groups[groups.length - 1];
+      if (byRow && last && last[0].row === clip.row) last.push(clip);
+      else groups.push([clip]);
+    });
+    return groups;
+  }
+
+  /* Show these clips; what does not fit the first screens is made while nothing else happens. */
+  function show(clips, byRow) {
+    var gallery = document.getElementById("gallery");
+    var groups = grouped(clips, byRow);
+    var mine = ++turn;
+    var next = 0;
+    gallery.setAttribute("aria-busy", "true");
+    gallery.replaceChildren();
+    function add(isDone) {
+      var part = document.createDocumentFragment();
+      while (next < groups.length && !isDone()) part.appendChild(groupOf(groups[next++]));
+      gallery.appendChild(part);
+      if (next === groups.length) gallery.setAttribute("aria-busy", "false");
+    }
+    function slice() {
+      if (mine !== turn) return;
+      var end = performance.now() + SLICE_MS;
+      add(function () { return performance.now() > end; });
+      if (next < groups.length) setTimeout(slice, 0);
+    }
+    add(function () { return next >= FIRST; });
+    if (next < groups.length) setTimeout(slice, 0);
+    hv15.gallery.finish = function () { // everything at once, for a jump to a clip
+      if (mine === turn) add(function () { return false; });
+    };
+  }
+
+  hv15.gallery = { show: show, cardOf: cardOf, finish: function () {} };
+})();
