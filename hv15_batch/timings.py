@@ -176,7 +176,7 @@ def _groups(
         r for r in records if r["status"] in DONE_STATUSES and r["denoise_attempt"] == r["attempt"]
     ]
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in sorted(made, key=lambda r: r["started_at"]):
+    for row in sorted(made, key=lambda r: (r["started_at"] is not None, r["started_at"])):
         groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)
     return [(dict(zip(GROUP_COLUMNS, key, strict=True)), rows) for key, rows in groups.items()]
 

@@ -128,7 +128,7 @@ def test_encoding_which_only_the_first_clip_of_a_text_pays_is_left_out(tmp_path:
 
 
 def test_repetitions_of_a_benchmark_are_counted(tmp_path: Path) -> None:
-    clip = record("a", **SETTINGS)
+    clip = record("a", **SETTINGS, guidance_scale=6.0)
     repeats = [replace(clip, repeat=n, file=None, total_seconds=400.0 + n) for n in (1, 2, 3)]
     one, two = (
         make_run(tmp_path / "one", repeats, [clip]),

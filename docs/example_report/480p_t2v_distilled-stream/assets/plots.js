@@ -72,7 +72,12 @@
       layout.yaxis.autorange = "reversed";
     } else {
       layout.yaxis.rangemode = "tozero";
-      if (!plot.isTime) layout.xaxis.tickformat = ",d";
+      if (!plot.isTime) {
+        layout.xaxis.tickformat = ",d";
+        // Of few places plotly would mark halves, which round to the same number twice.
+        const last = Math.max.apply(null, plot.traces.map(function (trace) { return trace.x.length; }));
+        if (last <= 12) layout.xaxis.dtick = 1;
+      }
     }
     layout.shapes = plot.lines.map(function (line) {
       return { type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y,
