@@ -25,6 +25,8 @@ from hv15_batch.run_lock import RunLock, held_message, holder_facts
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
+ASSETS = "assets"
+"""Folder beside a page for what it loads."""
 _TEMPORARY = re.compile(r"\.[0-9]+\..+")
 
 
@@ -162,7 +164,8 @@ class RunDir:
         """
         folders = [*self.written_folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
         left = [entry for folder in folders for entry in folder.glob(".*")]
-        left += [e for e in self.path.glob(".*") if _TEMPORARY.fullmatch(e.name)]
+        for folder in (self.path, self.path / ASSETS):
+            left += [e for e in folder.glob(".*") if _TEMPORARY.fullmatch(e.name)]
         left = [entry for entry in left if entry.is_file() or entry.is_symlink()]
         for entry in left:
             entry.unlink()

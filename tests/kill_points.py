@@ -49,7 +49,7 @@ def named_kills() -> list[Kill]:
     ]
     of_parent = [
         *published(("plan.csv", "config.yaml", "system.json", ".lock.json"), whole),
-        *published(("clips.csv", "index.html", "status.json"), whole),
+        *published(("clips.csv", "data.js", "index.html", "status.json"), whole),
         *("before child", "after child"),
     ]
     kills = [Kill(victim, point) for point in of_both for victim in VICTIMS]

@@ -168,7 +168,8 @@ class Night:
             assert time.monotonic() < end, f"still alive: {[p.cmdline() for p in left]}"
             time.sleep(POLL_SECONDS)
         if self.project.run_dir.path.exists():
-            with FileLock(self.project.run_dir.path / ".lock", timeout=0):
+            # A process that ends gives up its environment before its files.
+            with FileLock(self.project.run_dir.path / ".lock", timeout=ORPHAN_SECONDS):
                 pass
 
     def check_nothing_again(self, lines: list[str], done: set[str], denoised: set[str]) -> None:

@@ -161,6 +161,24 @@ def test_an_empty_folder_or_one_of_a_dry_run_is_usable(tmp_path: Path, left: lis
     RunDir(tmp_path).check_usable()
 
 
+def test_what_killed_writes_left_is_swept_and_a_users_hidden_files_beside_it_stay(
+    tmp_path: Path,
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    (run_dir.runs / "one").mkdir()
+    (run_dir.path / "assets").mkdir()
+    left = ("log/.1.a.parquet", "runs/one/.7.config.yaml", "assets/.9.data.js", ".9.index.html")
+    kept = ("assets/.mine", ".mine", "assets/data.js", "clips/a.mp4")
+    for name in (*left, *kept):
+        (run_dir.path / name).touch()
+
+    assert run_dir.sweep_temporary() == len(left)
+
+    files = {p.relative_to(run_dir.path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == set(kept)
+
+
 @pytest.mark.parametrize(
     ("manifest", "sweep", "expected"),
     [

@@ -6,19 +6,17 @@ Pages are opened from the disk, so scripts are classic ones: browsers load no mo
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.rundir import publish_text, publishing
+from hv15_batch.rundir import ASSETS, publish_copy, publish_text
 
-FOLDER = "assets"
 PLOTLY = "plotly.min.js"
 RUN_ASSETS = ("page.css", "gallery.js", "player.js", "stars.js", "plots.js", "page.js")
 COMPARISON_ASSETS = ("page.css", "plots.js", "comparison.js")
 
-_HERE = Path(__file__).parent / "assets"
+_HERE = Path(__file__).parent / ASSETS
 
 
 def write_assets(folder: Path, names: tuple[str, ...]) -> None:
@@ -28,7 +26,7 @@ def write_assets(folder: Path, names: tuple[str, ...]) -> None:
         folder: Where the page lies; the assets go into `assets/` below it.
         names: Files of this package that it needs.
     """
-    target = folder / FOLDER
+    target = folder / ASSETS
     target.mkdir(exist_ok=True)
     for name in names:
         text = (_HERE / name).read_text(encoding="utf-8")
@@ -40,10 +38,9 @@ def write_assets(folder: Path, names: tuple[str, ...]) -> None:
 
 def write_library(folder: Path) -> None:
     """Copy the plotting library beside a page, once; last, for it is what takes most room."""
-    target, library = folder / FOLDER / PLOTLY, plotly_file()
+    target, library = folder / ASSETS / PLOTLY, plotly_file()
     if not _is_same(target, library.stat().st_size):
-        with publishing(target) as temporary:
-            shutil.copyfile(library, temporary)
+        publish_copy(target, library)
 
 
 def plotly_file() -> Path:
@@ -56,7 +53,7 @@ def plotly_file() -> Path:
 
 def write_data(folder: Path, name: str, data: Any) -> None:
     """Write what a page's scripts read, as a script that sets `hv15.data`."""
-    publish_text(folder / FOLDER / name, format_data(data))
+    publish_text(folder / ASSETS / name, format_data(data))
 
 
 def format_data(data: Any) -> str:
