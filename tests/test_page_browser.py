@@ -269,7 +269,7 @@ def test_a_reason_leads_to_its_clip(opened: Opened) -> None:
     opened.page.fill("#filter-text", "fox")
     opened.page.click("#problems a[data-clip=bad]")
 
-    opened.page.wait_for_function("document.activeElement.id === 'clip-bad'")
+    opened.page.wait_for_selector("#clip-bad:focus")
 
 
 def draw_all(page: Any) -> None:

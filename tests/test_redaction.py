@@ -242,4 +242,5 @@ def test_a_prompt_that_only_looks_like_a_secret_stays_exact(tmp_path: Path) -> N
 
     assert [r["prompt"] for r in project.records()] == [prompt]
     assert [row["prompt"] for row in project.plan()] == [prompt]
-    assert prompt in project.run_dir.page.read_text(encoding="utf-8")
+    data = project.run_dir.page.with_name("assets") / "data.js"
+    assert prompt in data.read_text(encoding="utf-8")

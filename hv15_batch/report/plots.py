@@ -11,7 +11,7 @@ from typing import Any
 
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.report.facts import FACTS
-from hv15_batch.report.figures import percentile, summarise
+from hv15_batch.report.figures import summarise
 from hv15_batch.report.formats import (
     GIB,
     JOULES_PER_WATT_HOUR,
@@ -79,10 +79,13 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
             groups.setdefault(", ".join([*facts, f"{len(steps)} steps"]), []).append(steps)
     traces = []
     for name, clips in list(groups.items())[:MAX_STEP_GROUPS]:
-        columns = [sorted(values) for values in zip(*clips, strict=True)]
-        places = list(range(1, len(columns) + 1))
-        for word, share in (("median", 0.5), ("p90", 0.9)):
-            y = [_short(percentile(column, share)) for column in columns]
+        each = [summarise(values) for values in zip(*clips, strict=True)]
+        places = list(range(1, len(each) + 1))
+        curves = {"median": [s.median for s in each], "p90": [s.p90 for s in each]}
+        for word, values in curves.items():
+            y = [_short(value) for value in values if value is not None]
+            if not y:
+                continue  # one clip has no p90
             traces.append(
                 _line(places, y, f"{name}: {word}" if len(groups) > 1 else word, word == "p90")
             )

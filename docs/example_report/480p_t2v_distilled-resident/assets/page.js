@@ -56,7 +56,10 @@
     seed: by(function (clip) { return BigInt(clip.seed); }, 1),
   };
 
+  var timer = 0; // of an update that waits for more letters
+
   function update() {
+    clearTimeout(timer);
     var shown = wanted();
     var sort = byId("sort").value;
     if (ORDERS[sort]) shown.sort(ORDERS[sort]);
@@ -93,7 +96,6 @@
   }
 
   function listen() {
-    var timer = 0;
     byId("toolbar").addEventListener("submit", function (event) { event.preventDefault(); });
     byId("filter-text").addEventListener("input", function () {
       clearTimeout(timer);
