@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hv15_batch import __version__
@@ -17,6 +18,7 @@ from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
 from hv15_batch.forecast import forecast_lines, make_pace
 from hv15_batch.machine import Machine, read_machine
+from hv15_batch.manifest import Manifest
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
 from hv15_batch.outcome import Outcome
 from hv15_batch.plan import HISTORY_COLUMNS, History, plan_clips
@@ -244,7 +246,7 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
     if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
-        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
+        _copy_manifest(manifest, folder)
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
@@ -252,6 +254,15 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
         model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
     )
     write_settings(folder, stored)
+
+
+def _copy_manifest(manifest: Manifest, folder: Path) -> None:
+    try:
+        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{manifest.path}: has gone since it was read; put it back and run again."
+        ) from error
 
 
 def _write_results(prepared: Prepared) -> list[str]:

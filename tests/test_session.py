@@ -95,6 +95,23 @@ def test_the_summary_counts_clips_and_names_page_and_folder(
     assert lines[1].endswith(" failed: RuntimeError: as the prompt says")
 
 
+def test_a_manifest_that_goes_while_a_run_starts_is_one_message(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = session.system_facts
+
+    def facts_of_a_slow_start(*arguments: Any) -> dict[str, Any]:
+        project.manifest.unlink()
+        return real(*arguments)
+
+    monkeypatch.setattr(session, "system_facts", facts_of_a_slow_start)
+
+    with pytest.raises(ConfigError, match=r"prompts\.csv: has gone since it was read"):
+        project.run()
+
+    assert project.run_dir.run_ids() == []
+
+
 def test_a_manifest_edited_during_the_run_is_said_and_counts_at_the_next_start(
     project: Project,
 ) -> None:
