@@ -149,7 +149,14 @@ def check_config(config: Config) -> None:
         )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
-    for name, bound in asdict(config.quality).items():
+    bounds = asdict(config.quality)
+    share = bounds.pop("clipped_share")
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"quality.clipped_share={share:g}: must be over 0 and at most 1 (never suspect); "
+            "leave it out for the default."
+        )
+    for name, bound in bounds.items():
         if not 0 <= bound <= MAX_LUMA:
             raise ConfigError(
                 f"quality.{name}={bound:g}: must be 0 (never suspect) to {MAX_LUMA}; "

@@ -103,7 +103,7 @@ class PlannedClip:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it has been rendered and looks black, flat or frozen."""
+        """Whether it has been rendered and looks black, flat, frozen or clipped."""
         return self.has_result and self.last is not None and self.last["status"] == SUSPECT
 
 

@@ -1,4 +1,4 @@
-"""What can be seen of a clip without looking at it: black, flat or frozen frames."""
+"""What can be seen of a clip without looking at it: black, flat, frozen or clipped frames."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _CHUNK_PIXELS = 4 * 1024 * 1024
 BLACK = "black"
 FLAT = "flat"
 FROZEN = "frozen"
+CLIPPED = "clipped"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Quality:
     clipped_pixel_share: float
     """Share of channel values that are 0 or 255."""
     quality_flag: str | None
-    """`black`, `flat`, `frozen` or None."""
+    """`black`, `flat`, `frozen`, `clipped` or None."""
 
 
 def measure_quality(frames: torch.Tensor, bounds: QualityConfig) -> Quality:
@@ -40,7 +41,7 @@ def measure_quality(frames: torch.Tensor, bounds: QualityConfig) -> Quality:
 
     Args:
         frames: uint8 [F, H, W, 3], on any device; F at least 1.
-        bounds: where black, flat and frozen begin.
+        bounds: where black, flat, frozen and clipped begin.
     """
     count, height, width = frames.shape[:3]
     pixels = count * height * width
@@ -61,20 +62,25 @@ def measure_quality(frames: torch.Tensor, bounds: QualityConfig) -> Quality:
     mean = total / pixels
     deviation = math.sqrt(max(squares / pixels - mean * mean, 0.0))
     moved = difference / (pixels - height * width) if count > 1 else None
+    share = clipped / (pixels * 3)
     return Quality(
         luma_mean=mean,
         luma_std=deviation,
         frame_difference_mean=moved,
-        clipped_pixel_share=clipped / (pixels * 3),
-        quality_flag=_flag(mean, deviation, moved, bounds),
+        clipped_pixel_share=share,
+        quality_flag=_flag(mean, deviation, moved, share, bounds),
     )
 
 
-def _flag(mean: float, deviation: float, moved: float | None, bounds: QualityConfig) -> str | None:
+def _flag(
+    mean: float, deviation: float, moved: float | None, clipped: float, bounds: QualityConfig
+) -> str | None:
     if mean < bounds.black_luma:
         return BLACK
     if deviation < bounds.flat_std:
         return FLAT
     if moved is not None and moved < bounds.frozen_difference:
         return FROZEN
+    if clipped > bounds.clipped_share:
+        return CLIPPED
     return None

@@ -152,7 +152,7 @@ class ClipRecord:
         "mean absolute luma difference of neighbouring frames", "1", FRAMES
     )
     clipped_pixel_share: float | None = _column("share of values 0 or 255", "1", FRAMES)
-    quality_flag: str | None = _column("black, flat, frozen or null")
+    quality_flag: str | None = _column("black, flat, frozen, clipped or null")
     # output
     file: str | None = _column("the clip, relative to the run directory")
     file_bytes: int | None = _column("size of the clip", "byte")

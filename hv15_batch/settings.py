@@ -192,6 +192,9 @@ class QualityConfig:
     """Luma deviation below this: flat."""
     frozen_difference: float = 0.02
     """Mean absolute luma difference of neighbouring frames below this: frozen."""
+    clipped_share: float = 0.9
+    """Share of channel values that are 0 or 255 above this: clipped; 1 is never. A drawing on white
+    paper stays below."""
 
 
 @dataclass

@@ -155,6 +155,11 @@ REFUSED: list[tuple[Config, str]] = [
         "quality.black_luma=-1: must be 0 (never suspect) to 255; leave it out for the default.",
     ),
     (
+        Config(model=T2V, quality=QualityConfig(clipped_share=1.5)),
+        "quality.clipped_share=1.5: must be over 0 and at most 1 (never suspect); leave it out for "
+        "the default.",
+    ),
+    (
         Config(model=T2V, quality=QualityConfig(flat_std=float("nan"))),
         "quality.flat_std=nan: must be 0 (never suspect) to 255; leave it out for the default.",
     ),

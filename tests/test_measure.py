@@ -136,8 +136,9 @@ def filled(value: int) -> torch.Tensor:
         (filled(128), "flat"),
         (noise(1).repeat(6, 1, 1, 1), "frozen"),
         (noise(1), None),
+        ((noise() > 127) * torch.tensor(255, dtype=torch.uint8), "clipped"),
     ],
-    ids=["moving", "black", "nearly_black", "flat", "frozen", "single_frame"],
+    ids=["moving", "black", "nearly_black", "flat", "frozen", "single_frame", "clipped"],
 )
 def test_bad_frames_are_named(frames: torch.Tensor, flag: str | None) -> None:
     assert measure_quality(frames, QualityConfig()).quality_flag == flag
