@@ -40,7 +40,6 @@ from hv15_batch.text_log import text_log
 
 logger = logging.getLogger(__name__)
 
-WRITING_NICENESS = 10
 _CLOSE_SECONDS = 30.0
 _KILL_SECONDS = 60.0
 """Freeing the memory of a killed child takes seconds; one stuck in a driver call may never end."""
@@ -244,7 +243,7 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) 
 
     What is being written is finished in any case, also when the renderer breaks.
     """
-    with ThreadPoolExecutor(1, "write", _yield_to_rendering) as writer:
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         writing: Future[None] | None = None
         while True:
             try:
@@ -264,16 +263,6 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) 
             emit(Ready())
         if writing is not None:
             writing.result()
-
-
-def _yield_to_rendering() -> None:
-    """Lower this thread's priority, which the encoder's own threads inherit (Linux).
-
-    x264 takes every core for seconds, just when the next clip's noise is made and its first
-    kernels are launched.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITING_NICENESS)
 
 
 def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], None]) -> None:

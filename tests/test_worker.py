@@ -34,7 +34,7 @@ from hv15_batch.executor import (
 from hv15_batch.manifest import read_manifest
 from hv15_batch.plan import make_clips
 from hv15_batch.records import ClipRecord, asked_record
-from hv15_batch.worker import WRITING_NICENESS, LocalExecutor
+from hv15_batch.worker import LocalExecutor
 
 RUN_ID = "20261122T000000-0000-abcd"
 
@@ -71,24 +71,6 @@ class BreaksAtDog(FakeRenderer):
             return finish()
 
         return finish_slowly
-
-
-class TellsItsPriority(FakeRenderer):
-    """Notes the niceness of the thread that renders and of the one that writes."""
-
-    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
-        finish = super().render(job, emit)
-        self._note("rendering", niceness())
-
-        def noted() -> ClipRecord:
-            self._note("writing", niceness())
-            return finish()
-
-        return noted
-
-
-def niceness() -> int:
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 @pytest.fixture
@@ -170,21 +152,6 @@ def test_a_child_encodes_renders_and_ends_when_it_is_told_to(
     assert isinstance(finished, Finished)
     assert (finished.job, finished.record.status) == (job, "ok")
     assert not child.is_running()
-
-
-def test_a_file_is_written_at_a_lower_priority_than_clips_are_rendered(
-    project: Project, start: Callable[..., LocalExecutor]
-) -> None:
-    executor = start(TellsItsPriority)
-
-    executor.submit(jobs(project)["cat"])
-    events_until(executor, Finished)
-
-    usual = niceness()
-    assert project.did()[1:] == [
-        f"rendering {usual}",
-        f"writing {min(19, WRITING_NICENESS)}",
-    ]
 
 
 def test_a_killed_child_is_an_event_that_says_how_it_died(
@@ -332,7 +299,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_worker
 from run_fakes import FakeRenderer, Project
-from hv15_batch.worker import WRITING_NICENESS, LocalExecutor
+from hv15_batch.worker import LocalExecutor
 if __name__ == "__main__":
     project = Project(Path({folder!r}))
     executor = LocalExecutor(test_worker.spec(project), FakeRenderer)
