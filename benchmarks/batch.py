@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from nvml_peak import GIB, nvml_peak
 
 from hv15_batch.cards import find_card
-from hv15_batch.costs import CALIBRATION_COLUMNS, calibration, predict_clip
+from hv15_batch.costs import CALIBRATION_COLUMNS, Shape, calibration, predict_clip
 from hv15_batch.runlog import read_records
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
@@ -88,16 +88,6 @@ def predictions(log: pd.DataFrame, earlier: list[dict[str, Any]]) -> list[float 
         cost = predict_clip(shape, card, compiled=row.compiled, offload=row.offload, scale=scale)
         seconds.append(cost.seconds if scale is not None else -cost.seconds)
     return seconds
-
-
-class Shape(NamedTuple):
-    """What decides a clip's cost (`costs.ClipShape`)."""
-
-    height: int
-    width: int
-    num_frames: int
-    num_inference_steps: int
-    has_guidance: bool
 
 
 def print_log(run_dir: Path, earlier: list[dict[str, Any]]) -> None:

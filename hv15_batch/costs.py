@@ -78,7 +78,9 @@ class ClipShape(Protocol):
         """Whether each step runs two forwards."""
 
 
-class _LoggedShape(NamedTuple):
+class Shape(NamedTuple):
+    """A `ClipShape` by itself."""
+
     height: int
     width: int
     num_frames: int
@@ -276,7 +278,7 @@ def video_bytes_estimate(height: int, width: int, num_frames: int, lossless: boo
 
 
 def _shape_of(row: dict[str, Any]) -> ClipShape:
-    return _LoggedShape(
+    return Shape(
         row["height"],
         row["width"],
         row["num_frames"],

@@ -15,8 +15,9 @@ from typing import Any
 from hv15_batch import reference_costs
 from hv15_batch.cards import find_card
 from hv15_batch.config import ConfigError
+from hv15_batch.costs import Shape
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.reference_costs import Combination, Shape, combinations
+from hv15_batch.reference_costs import Combination, combinations
 from hv15_batch.reference_notes import method_of, notes_of, vram_bytes
 from hv15_batch.reference_settings import differences
 from hv15_batch.references import Quantity, Reference, bounds_of

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from hv15_batch import costs
 from hv15_batch.cards import Card, find_card
+from hv15_batch.costs import Shape
 from hv15_batch.references import Quantity, Reference
 
 SWEPT_FRAMES = (61, 81, 121)
@@ -35,16 +35,6 @@ class Feasibility(Enum):
     fast_attention = "impossible in bf16; not with 8-bit attention"
     impossible = "impossible, also with 8-bit attention"
     unknown = "the card's rate is not known"
-
-
-class Shape(NamedTuple):
-    """What decides a clip's work."""
-
-    height: int
-    width: int
-    num_frames: int
-    num_inference_steps: int
-    has_guidance: bool
 
 
 @dataclass(frozen=True)
