@@ -170,8 +170,8 @@ def _frames_text(
     if math.isinf(measured.rgb_psnr_db):
         return "frames are the same, only the files' bytes differ (their tags)"
     return (
-        f"frames differ (PSNR {measured.psnr_db:.1f} dB): x264 cuts its work by the number of CPU "
-        f"cores, and {_changes_text(first, second)}"
+        f"frames differ (PSNR {measured.psnr_db:.1f} dB), in the decoder or in x264: "
+        f"{_changes_text(first, second)}"
     )
 
 

@@ -5,6 +5,7 @@ Knows containers and colours only: the caller chooses the path, publishes it and
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,6 +15,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
@@ -54,6 +56,12 @@ _READ_OPTIONS = {
 _INTERPOLATION = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 _X264_PARAMS = "chromaloc=1"
 
+# The same frames give the same bytes on every x86-64 machine. x264 cuts its work by the number of
+# threads; and with its AVX-512 code `mbtree` varied from run to run (core 165, measured
+# 2026-11-25), while SSE4.2 and AVX2 give one file, in the same time.
+_X264_THREADS = 8
+_X264_PORTABLE = "asm=SSE4.2"
+
 
 def file_suffix(codec: VideoCodec) -> str:
     """Return the suffix of a clip's file, with its dot."""
@@ -76,7 +84,8 @@ def write_video(
 ) -> None:
     """Encode frames into a file at `path`, which need not end in the container's suffix.
 
-    h264: yuv420p in mp4, converted to and tagged as BT.709 limited range, index in front.
+    h264: yuv420p in mp4, converted to and tagged as BT.709 limited range, index in front; the same
+    frames give the same bytes, however many cores there are.
     ffv1: lossless RGB in Matroska, with a checksum in every slice.
 
     Args:
@@ -108,6 +117,9 @@ def write_video(
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p" if is_h264 else "bgr0"
         _tag_colours(stream, is_h264)
+        if is_h264:
+            stream.codec_context.thread_type = ThreadType.FRAME
+            stream.codec_context.thread_count = _X264_THREADS
         reformatter = VideoReformatter()
         for pixels in frames:
             container.mux(stream.encode(_convert(pixels, reformatter, is_h264)))
@@ -116,8 +128,9 @@ def write_video(
 
 def _codec_options(video: VideoConfig) -> tuple[str, dict[str, str]]:
     if video.codec is VideoCodec.h264:
-        options = {"crf": str(video.crf), "preset": video.preset, "x264-params": _X264_PARAMS}
-        return "libx264", options
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+        params = f"{_X264_PARAMS}:{_X264_PORTABLE}" if is_x86 else _X264_PARAMS
+        return "libx264", {"crf": str(video.crf), "preset": video.preset, "x264-params": params}
     return "ffv1", {"level": "3", "g": "1", "slicecrc": "1"}
 
 

@@ -365,3 +365,36 @@ def test_a_thumbnail_is_never_wider_than_its_frame(tmp_path: Path) -> None:
 
     with Image.open(tmp_path / "thumb.jpg") as image:
         assert image.size == (96, 64)
+
+
+ENCODE_ON = """
+import hashlib, os, sys
+from pathlib import Path
+os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[2].split(",")})
+import numpy as np
+from hv15_batch.config import VideoConfig
+from hv15_batch.video import write_video
+path = Path(sys.argv[1])
+for _ in range(2):
+    write_video(np.load(path / "frames.npy"), path / "x", fps=24, video=VideoConfig(), comment=None)
+    print(hashlib.sha256((path / "x").read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_the_same_frames_give_the_same_bytes_on_one_core_and_on_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 255, (30, 54, 3), dtype=np.int16).repeat(8, 0).repeat(8, 1)
+    frames = [
+        np.roll(blocks, (i, 2 * i), (0, 1)) + rng.integers(-6, 6, blocks.shape) for i in range(49)
+    ]
+    np.save(tmp_path / "frames.npy", np.stack(frames).clip(0, 255).astype(np.uint8))
+    cpus = sorted(os.sched_getaffinity(0))
+    hashes: list[str] = []
+    for some in ([cpus[0]], cpus):
+        words = [sys.executable, "-c", ENCODE_ON, str(tmp_path), ",".join(map(str, some))]
+        hashes += subprocess.run(
+            words, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    assert len(hashes) == 4
+    assert len(set(hashes)) == 1
