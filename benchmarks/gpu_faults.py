@@ -77,19 +77,19 @@ class FaultyRenderer:
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         """See `executor.Renderer.render`."""
-        from hv15_batch import render
+        from hv15_batch import ladder
 
-        real, hog = render.plan_tiles, Hog()
+        real, hog = ladder.plan_tiles, Hog()
 
         def planned(*arguments: Any) -> Any:
             plan = real(*arguments)
-            render.plan_tiles = real
+            ladder.plan_tiles = real
             hog.leave(int(2.5 * GIB))
             return plan
 
         row = job.clip.row_id
         if row == "decode":
-            render.plan_tiles = planned
+            ladder.plan_tiles = planned
         elif row == "denoise":
             hog.leave(int(0.3 * GIB))
         elif row == "kill" and not self._killed.exists():

@@ -5,6 +5,7 @@ The picture does not depend on the plan: every plan gives the frames of an until
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,13 +35,19 @@ Vae = Any
 
 
 @torch.no_grad()
-def decode_frames(vae: Vae, latents: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+def decode_frames(
+    vae: Vae,
+    latents: torch.Tensor,
+    plan: TilePlan,
+    on_frames: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
     """Return the clip's frames as uint8 [F, H, W, 3] on the CPU, pinned where the VAE is on CUDA.
 
     Args:
         vae: The VAE; its decoder's convolution weights are laid out channels last on CUDA.
         latents: [1, 32, T, h, w], scaled as the pipeline returns them.
         plan: How to cut the work.
+        on_frames: Is given the frames piece by piece, in order, while they are on the VAE's device.
 
     Raises:
         ValueError: if there is more than one clip in the batch.
@@ -59,12 +66,17 @@ def decode_frames(vae: Vae, latents: torch.Tensor, plan: TilePlan) -> torch.Tens
     if plan.is_tiled:
         canvas = torch.empty(out.shape, dtype=torch.uint8, device=x.device)
         _decode_tiles(vae.decoder, x, plan, canvas, finite)
+        if on_frames is not None:
+            on_frames(canvas)
         out.copy_(canvas, non_blocking=True)
     else:
         start = 0
         for piece in stream(vae.decoder, x, plan.chunk_bytes):
             stop = start + piece.shape[0]
-            out[start:stop].copy_(_to_uint8(piece, finite), non_blocking=True)
+            pixels = _to_uint8(piece, finite)
+            if on_frames is not None:
+                on_frames(pixels)
+            out[start:stop].copy_(pixels, non_blocking=True)
             start = stop
     # Waits for the copies too, which run on the same stream.
     if not finite.item():

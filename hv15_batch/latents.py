@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ class DenoisedClip:
     settings_sha256: str
     """Of the clip for which they were denoised; another one may share them."""
 
+    @cached_property
     def latents_sha256(self) -> str:
-        """Return the hash of the tensor's raw bytes."""
+        """Hash of the tensor's raw bytes."""
         flat = self.latents.contiguous().flatten().view(torch.uint8)
         return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
 
@@ -41,7 +43,7 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
     metadata = {
         "denoise_sha256": clip.denoise_sha256,
         "settings_sha256": denoised.settings_sha256,
-        "latents_sha256": denoised.latents_sha256(),
+        "latents_sha256": denoised.latents_sha256,
         "settings": json.dumps(settings, ensure_ascii=False),
         "denoise": json.dumps(denoised.columns),
     }
@@ -63,4 +65,4 @@ def read_latents(path: Path, denoise_sha256: str) -> DenoisedClip | None:
             )
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return saved if saved.latents_sha256() == metadata["latents_sha256"] else None
+    return saved if saved.latents_sha256 == metadata["latents_sha256"] else None

@@ -6,6 +6,7 @@ NVML and /proc only: no CUDA context is created, so a reader costs no VRAM.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import platform
 import shutil
@@ -208,6 +209,11 @@ def cgroup_cpus(
             if int(quota) > 0:  # `max` and -1 mean none
                 shares.append(int(quota) / int(period))
     return min(shares, default=None)
+
+
+def usable_cpus() -> int:
+    """Return how many threads can run at a time: affinity and control groups, at least 1."""
+    return max(1, int(min(len(os.sched_getaffinity(0)), cgroup_cpus() or math.inf)))
 
 
 def _cgroup_limits(proc_cgroup: Path, root: Path) -> list[tuple[int, int]]:

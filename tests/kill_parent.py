@@ -85,10 +85,10 @@ def tiny_renderer(spec: ExecutorSpec) -> Any:
     """Return the real renderer, which notes what it does; called in the child."""
     trap = begin(spec)
     renderer = make_renderer(spec)
-    from hv15_batch import encode_phase, render
+    from hv15_batch import clip_writer, encode_phase, ladder
 
     folder = spec.run_dir.parent
-    denoise, decode, write = render.denoise, render.decode_frames, render.write_video
+    denoise, decode, write = ladder.denoise, ladder.decode_frames, clip_writer.write_video
     encode_texts = encode_phase.Encoders.encode_texts
 
     def noting_denoise(pipe: Any, clip: Clip, conditioning: Any, on_step: Any) -> Any:
@@ -115,8 +115,8 @@ def tiny_renderer(spec: ExecutorSpec) -> Any:
             yield embedding
             trap.reach("encoding")
 
-    render.denoise, render.decode_frames = noting_denoise, noting_decode
-    render.write_video = half_written
+    ladder.denoise, ladder.decode_frames = noting_denoise, noting_decode
+    clip_writer.write_video = half_written
     encode_phase.Encoders.encode_texts = encoding
     return renderer
 

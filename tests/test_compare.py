@@ -76,7 +76,7 @@ class Run:
             write_video(frames, path, fps=24, video=self.video, comment=None)
         if latents is not None:
             known["latents_file"] = f"latents/{clip_id}.safetensors"
-            known["latents_sha256"] = DenoisedClip(latents, {}, "").latents_sha256()
+            known["latents_sha256"] = DenoisedClip(latents, {}, "").latents_sha256
             save_file({"latents": latents}, self.path / known["latents_file"])
         self.log.append(replace(ClipRecord(), **(known | columns)))
 

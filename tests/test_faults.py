@@ -28,7 +28,16 @@ from conftest import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from safetensors import safe_open
 
-from hv15_batch import encode_phase, in_hand, preflight, render, rundir, session
+from hv15_batch import (
+    clip_writer,
+    encode_phase,
+    in_hand,
+    ladder,
+    preflight,
+    render,
+    rundir,
+    session,
+)
 from hv15_batch.clip import Clip
 from hv15_batch.config import FileCheck
 from hv15_batch.disk_need import DiskNeed
@@ -121,14 +130,14 @@ def plant(patch: pytest.MonkeyPatch, stage: str, error: BaseException) -> None:
         encoders = encode_phase.Encoders
         patch.setattr(encoders, "encode_texts", failing_encoder(encoders.encode_texts, error))
     else:
-        patch.setattr(render, stage, failing_for_dog(getattr(render, stage), error))
+        module = next(m for m in (ladder, render, clip_writer) if hasattr(m, stage))
+        patch.setattr(module, stage, failing_for_dog(getattr(module, stage), error))
 
 
 SHORTAGE = torch.OutOfMemoryError("CUDA out of memory (planted)")
 BEFORE_LATENTS = ("encode", "denoise", "write_latents")
 AFTER_LATENTS = (
     "decode_frames",
-    "measure_quality",
     "write_thumbnail",
     "write_video",
     "check_video",
@@ -140,7 +149,7 @@ AFTER_LATENTS = (
     [
         *((stage, RuntimeError("planted")) for stage in (*BEFORE_LATENTS, *AFTER_LATENTS)),
         # Denoising and decoding climb the ladder first: test_ladder.py.
-        *((stage, SHORTAGE) for stage in ("encode", "write_latents", "measure_quality")),
+        *((stage, SHORTAGE) for stage in ("encode", "write_latents", "write_video")),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -613,9 +622,9 @@ def test_a_run_directory_that_is_moved_during_a_run_stops_it_and_goes_on_there(
 def sticky_renderer(spec: ExecutorSpec) -> Any:
     """The real renderer on a card that one clip breaks: after it every call fails."""
     renderer = make_renderer(spec)
-    from hv15_batch import render
+    from hv15_batch import ladder
 
-    real, broken = render.denoise, []
+    real, broken = ladder.denoise, []
 
     def denoise(pipe: Any, clip: Clip, *rest: Any) -> Any:
         if broken or (clip.row_id == "dog" and not (spec.run_dir.parent / "broke").exists()):
@@ -624,16 +633,16 @@ def sticky_renderer(spec: ExecutorSpec) -> Any:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return real(pipe, clip, *rest)
 
-    render.denoise = denoise
+    ladder.denoise = denoise
     return renderer
 
 
 def always_sticky_renderer(spec: ExecutorSpec) -> Any:
     renderer = make_renderer(spec)
-    from hv15_batch import render
+    from hv15_batch import ladder
 
     error = RuntimeError("CUDA error: unspecified launch failure")
-    render.denoise = failing_for_dog(render.denoise, error)
+    ladder.denoise = failing_for_dog(ladder.denoise, error)
     return renderer
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from run_fakes import Project
 
-from hv15_batch import render
+from hv15_batch import ladder
 from hv15_batch.config import RetryConfig, RuntimeConfig
 from hv15_batch.executor import Died, EncodingEnded, Event, ExecutorSpec, Finished, Ready
 from hv15_batch.render import ClipRenderer
@@ -76,9 +76,9 @@ def test_decoding_is_tried_with_less_and_then_alone(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        render,
+        ladder,
         "decode_frames",
-        out_of_memory_at(render.decode_frames, lambda n: n < failures, calls),
+        out_of_memory_at(ladder.decode_frames, lambda n: n < failures, calls),
     )
 
     assert project.run(InProcessExecutor) == 0
@@ -95,7 +95,7 @@ def test_a_decode_that_never_fits_fails_and_keeps_its_latents(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        render, "decode_frames", out_of_memory_at(render.decode_frames, lambda n: True, calls)
+        ladder, "decode_frames", out_of_memory_at(ladder.decode_frames, lambda n: True, calls)
     )
 
     assert project.run(InProcessExecutor) == 3
@@ -110,7 +110,7 @@ def test_denoising_goes_on_with_the_next_smaller_profile(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(render, "denoise", out_of_memory_at(render.denoise, lambda n: n < 1, calls))
+    monkeypatch.setattr(ladder, "denoise", out_of_memory_at(ladder.denoise, lambda n: n < 1, calls))
 
     assert project.run(InProcessExecutor) == 0
 
@@ -125,7 +125,7 @@ def test_without_the_ladder_the_first_shortage_is_a_failure(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        render, stage, out_of_memory_at(getattr(render, stage), lambda n: True, calls)
+        ladder, stage, out_of_memory_at(getattr(ladder, stage), lambda n: True, calls)
     )
 
     assert project.run(InProcessExecutor, retry=RetryConfig(ladder=False)) == 3
@@ -142,7 +142,7 @@ def test_a_worker_that_takes_over_begins_with_the_smaller_profile(
         *("cat,a cat,32,32,1,1", "dog,a dog,32,32,1,1"),
     )
     calls: list[int] = []
-    monkeypatch.setattr(render, "denoise", out_of_memory_at(render.denoise, lambda n: n < 1, calls))
+    monkeypatch.setattr(ladder, "denoise", out_of_memory_at(ladder.denoise, lambda n: n < 1, calls))
     began_with: list[str] = []
 
     class DiesOnceAtDog(InProcessExecutor):

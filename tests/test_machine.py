@@ -15,6 +15,7 @@ from hv15_batch.machine import (
     read_gpus,
     read_machine,
     read_ram,
+    usable_cpus,
 )
 
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
@@ -214,3 +215,10 @@ def test_free_disk_of_a_folder_not_yet_made_is_that_of_its_parent(tmp_path: Path
     ours = free_disk_bytes(tmp_path / "not" / "yet")
 
     assert abs(ours - psutil.disk_usage(str(tmp_path)).free) < GIB
+
+
+def test_no_more_threads_than_the_control_group_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for quota, expected in ((None, 8), (3.5, 3), (0.5, 1), (64.0, 8)):
+        monkeypatch.setattr("hv15_batch.machine.cgroup_cpus", lambda quota=quota: quota)
+        assert usable_cpus() == expected

@@ -19,7 +19,7 @@ from hv15_batch.measure import (
     machine_columns,
     peak_ram_bytes,
 )
-from hv15_batch.quality import measure_quality
+from hv15_batch.quality import Quality, QualityMeter
 from hv15_batch.records import ClipRecord
 
 CPU = torch.device("cpu")
@@ -127,6 +127,13 @@ def filled(value: int) -> torch.Tensor:
     return torch.full((6, 24, 32, 3), value, dtype=torch.uint8)
 
 
+def measured(*pieces: torch.Tensor) -> Quality:
+    meter = QualityMeter()
+    for frames in pieces:
+        meter.add(frames)
+    return meter.quality(QualityConfig())
+
+
 @pytest.mark.parametrize(
     ("frames", "flag"),
     [
@@ -141,7 +148,7 @@ def filled(value: int) -> torch.Tensor:
     ids=["moving", "black", "nearly_black", "flat", "frozen", "single_frame", "clipped"],
 )
 def test_bad_frames_are_named(frames: torch.Tensor, flag: str | None) -> None:
-    assert measure_quality(frames, QualityConfig()).quality_flag == flag
+    assert measured(frames).quality_flag == flag
 
 
 def test_measures_equal_those_of_all_frames_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +157,9 @@ def test_measures_equal_those_of_all_frames_at_once(monkeypatch: pytest.MonkeyPa
     frames[3, :, :8] = 0
     luma = (frames.double() * torch.tensor([0.2126, 0.7152, 0.0722])).sum(-1)
 
-    for pixels in (1, 24 * 32 * 3, 10**9):
+    for pixels, first in ((1, 1), (24 * 32 * 3, 4), (10**9, 7)):
         monkeypatch.setattr("hv15_batch.quality._CHUNK_PIXELS", pixels)
-        quality = measure_quality(frames, QualityConfig())
+        quality = measured(*frames.split([first, 7 - first]))
 
         assert quality.luma_mean == pytest.approx(luma.mean().item(), rel=1e-6)
         assert quality.luma_std == pytest.approx(luma.std(correction=0).item(), rel=1e-6)
@@ -164,11 +171,11 @@ def test_measures_equal_those_of_all_frames_at_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_deviation_of_equal_pixels_is_zero() -> None:
-    assert measure_quality(filled(77), QualityConfig()).luma_std < 1e-3
+    assert measured(filled(77)).luma_std < 1e-3
 
 
 def test_a_single_frame_has_no_difference() -> None:
-    assert measure_quality(noise(1), QualityConfig()).frame_difference_mean is None
+    assert measured(noise(1)).frame_difference_mean is None
 
 
 # -- a device that is lost --------------------------------------------------------------------

@@ -24,7 +24,7 @@ from PIL import Image
 from run_fakes import FakeExecutor, Project, read_csv
 from safetensors import safe_open
 
-from hv15_batch import render
+from hv15_batch import clip_writer, ladder
 from hv15_batch.config import QualityConfig, SamplingConfig, Task, VideoConfig
 from hv15_batch.executor import Event, ExecutorSpec, Job
 from hv15_batch.pipeline import Denoised
@@ -370,7 +370,7 @@ def test_latents_are_not_kept_and_settings_not_embedded_where_that_is_asked(
 def test_latents_that_are_not_finite_fail_the_clip_and_are_not_kept(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = render.denoise
+    real = ladder.denoise
 
     def spoiled(pipe: Any, clip: Any, *rest: Any) -> Denoised:
         result = real(pipe, clip, *rest)
@@ -378,7 +378,7 @@ def test_latents_that_are_not_finite_fail_the_clip_and_are_not_kept(
             result.latents[0, 0, 0, 0, 0] = float("nan")
         return result
 
-    monkeypatch.setattr(render, "denoise", spoiled)
+    monkeypatch.setattr(ladder, "denoise", spoiled)
     project.write("id,prompt", "owl,an owl", "cow,a cow")
 
     assert project.run(in_process) == 3
@@ -396,7 +396,7 @@ def test_latents_that_are_not_finite_fail_the_clip_and_are_not_kept(
 def test_a_stage_that_raises_fails_its_clip_and_the_next_one_runs(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = render.write_video
+    real = clip_writer.write_video
 
     def fails_for_five_frames(frames: Any, path: Path, **rest: Any) -> None:
         if len(frames) == 5:
@@ -404,7 +404,7 @@ def test_a_stage_that_raises_fails_its_clip_and_the_next_one_runs(
             raise OSError(28, "No space left on device")
         real(frames, path, **rest)
 
-    monkeypatch.setattr(render, "write_video", fails_for_five_frames)
+    monkeypatch.setattr(clip_writer, "write_video", fails_for_five_frames)
 
     assert project.run(in_process, force=True) == 3
 

@@ -12,7 +12,7 @@ import torch
 from run_fakes import FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.executor import ExecutorSpec
-from hv15_batch.pipeline import Denoised
+from hv15_batch.latents import DenoisedClip
 from hv15_batch.render import ClipRenderer
 from hv15_batch.runlog import read_records
 
@@ -25,7 +25,7 @@ def in_process(spec: ExecutorSpec) -> FakeExecutor:
 class DriftingRenderer(ClipRenderer):
     """A card that does not repeat itself."""
 
-    def _denoise(self, *arguments: Any) -> Denoised:
+    def _denoise(self, *arguments: Any) -> DenoisedClip:
         result = super()._denoise(*arguments)
         return replace(result, latents=result.latents + torch.tensor(1e-3))
 
@@ -33,7 +33,7 @@ class DriftingRenderer(ClipRenderer):
 class BrokenRenderer(ClipRenderer):
     """A card that fails the second time."""
 
-    def _denoise(self, *arguments: Any) -> Denoised:
+    def _denoise(self, *arguments: Any) -> DenoisedClip:
         raise RuntimeError("no more of this")
 
 
