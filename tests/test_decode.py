@@ -92,10 +92,10 @@ def test_tiles_give_the_frames_of_an_untiled_decode_only_with_their_margin(vae: 
     assert seams.abs().max() > 1
 
 
-@pytest.mark.parametrize("rows", [5, 2])
+@pytest.mark.parametrize("rows", [1, 2])
 def test_frames_are_shown_in_order_while_they_are_made(vae: Any, rows: int) -> None:
     pieces: list[torch.Tensor] = []
-    plan = make_plan(5, 7, rows, 7, ONE_FRAME)
+    plan = make_plan(5, 7, rows, 1, ONE_FRAME)
 
     result = decode_frames(vae, latents_of(2, 5, 7), plan, lambda frames: pieces.append(frames))
 
