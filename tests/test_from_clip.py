@@ -297,7 +297,14 @@ def test_an_unknown_crf_is_refused_as_if_it_were_typed(
     assert "video.crf=99: x264 takes 0 (lossless) to 51" in command("from=clip.mp4").err
 
 
-@pytest.mark.parametrize("comment", [None, "made with a camera", "[" * 100_000, "[]", '{"a": 1'])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        *(None, "made with a camera", "[" * 100_000, "[]", '{"a": 1', "{}"),
+        *('{"camera": "x"}', '{"schema": 1}', '{"schema": true, "hv15_batch_version": "0.1.0"}'),
+        '{"schema": "2.0", "hv15_batch_version": null}',
+    ],
+)
 def test_a_file_without_settings_is_refused(
     command: Command, tmp_path: Path, comment: str | None
 ) -> None:
@@ -306,7 +313,13 @@ def test_a_file_without_settings_is_refused(
     answer = command("from=clip.mp4")
 
     assert answer.code == 2
-    assert ("it has no tag" if comment is None else "its comment is not the settings") in answer.err
+    if comment is None:
+        assert "it has no tag" in answer.err
+    else:
+        assert answer.err == (
+            "from=clip.mp4: its comment is not the settings of a clip; name a clip that hv15-batch "
+            "rendered with video.embed_metadata=true, or write a manifest.\n"
+        )
 
 
 def test_what_is_no_clip_is_refused(command: Command, tmp_path: Path) -> None:
