@@ -80,7 +80,8 @@ class WarningKind(Enum):
     )
     wide_spread = (
         "the timed clips differ much",
-        "keep other work off card and machine, look at throttle_seconds, repeat more often",
+        "keep other work off card and machine, look at throttle_seconds and its reasons "
+        "(throttle_power_seconds, throttle_thermal_seconds, ...), repeat more often",
     )
     few_timed = (
         "too few timed clips to say how they spread",

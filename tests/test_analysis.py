@@ -23,7 +23,7 @@ EXAMPLES = re.findall(
     re.MULTILINE | re.DOTALL,
 )
 OLD_RUN, NEW_RUN = "20261122T000000-0000-abcd", "20261123T000000-0000-abcd"
-LATE_COLUMNS = ("energy_joules", "throttle_seconds", "peak_vram_device_bytes")
+LATE_COLUMNS = ("energy_joules", "throttle_power_seconds", "peak_vram_device_bytes")
 HUGE_SEED = 2**63 - 1
 
 
@@ -50,7 +50,9 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pq.write_table(table, folder / f"{OLD_RUN}-0000.parquet")
     new = RunLog(folder, NEW_RUN)
     new.append(a_record(NEW_RUN, "c", attempt=2, seed=3, denoise_seconds=12.0, energy_joules=5.0))
-    new.append(a_record(NEW_RUN, "d", seed=HUGE_SEED, denoise_seconds=14.0, throttle_seconds=0.0))
+    new.append(
+        a_record(NEW_RUN, "d", seed=HUGE_SEED, denoise_seconds=14.0, throttle_power_seconds=0.0)
+    )
     new.append(a_record(NEW_RUN, "e", seed=5, denoise_seconds=3.0, num_inference_steps=8))
     new.append(a_record(NEW_RUN, "e", seed=5, denoise_seconds=1.0, repeat=1, energy_joules=1.0))
     (folder / f".123.{NEW_RUN}-0000.parquet").write_bytes(b"half")
