@@ -39,7 +39,8 @@ class TracedRenderer:
         self._inner = make_renderer(spec)
         self._file = spec.run_dir.parent / "idle.json"
         self._profiler: Any = None
-        self._begin = 0.0
+        self._begin = self._end = 0.0
+        self._turns: list[float] = []
         self._left = 0
         """Clips that are still to be rendered."""
 
@@ -58,18 +59,22 @@ class TracedRenderer:
             self._profiler = torch.profiler.profile(activities=activities)
             self._profiler.start()
             self._begin = time.perf_counter()
+        elif self._profiler is not None:
+            self._turns.append(time.perf_counter() - self._end)
         finish = self._inner.render(job, emit)
         if self._left == 0:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             wall = time.perf_counter() - self._begin
             self._profiler.stop()
-            self._file.write_text(json.dumps(shares(self._profiler, wall)))
+            found = {**shares(self._profiler, wall), "turns": self._turns}
+            self._file.write_text(json.dumps(found))
+        self._end = time.perf_counter()
         return finish
 
 
-def shares(profiler: Any, wall: float) -> dict[str, float]:
-    """Return wall seconds, seconds in which a kernel ran, and in which anything ran."""
+def shares(profiler: Any, wall: float) -> dict[str, Any]:
+    """Return wall seconds, those in which a kernel ran and in which anything ran, and the gaps."""
     from torch.autograd import DeviceType
 
     events = [
@@ -78,21 +83,40 @@ def shares(profiler: Any, wall: float) -> dict[str, float]:
         if e.device_type() == DeviceType.CUDA
     ]
     kernels = [e for e in events if not e[2].startswith(("Memcpy", "Memset"))]
+    gaps = gaps_between(kernels)
     return {
         "wall_seconds": wall,
-        "kernel_seconds": union_seconds(kernels),
-        "busy_seconds": union_seconds(events),
+        "kernel_seconds": (max(e[1] for e in kernels) - min(e[0] for e in kernels)) / 1e9
+        - sum(gap for gap, *_ in gaps),
+        "busy_seconds": (max(e[1] for e in events) - min(e[0] for e in events)) / 1e9
+        - sum(gap for gap, *_ in gaps_between(events)),
         "kernels": len(kernels),
+        "gaps": gaps,
     }
 
 
-def union_seconds(intervals: list[tuple[int, int, str]]) -> float:
-    """Return the seconds covered by at least one interval."""
-    total, end = 0, 0
-    for start, stop, _ in sorted(intervals):
-        total += max(0, stop - max(start, end))
-        end = max(end, stop)
-    return total / 1e9
+def gaps_between(events: list[tuple[int, int, str]]) -> list[tuple[float, float, str, str]]:
+    """Return (seconds, seconds since the first event, what ended, what began), longest first."""
+    gaps = []
+    ordered = sorted(events)
+    (begin, end, last), *rest = ordered
+    for start, stop, name in rest:
+        if start > end:
+            gaps.append(((start - end) / 1e9, (end - begin) / 1e9, last[:50], name[:50]))
+        if stop > end:
+            end, last = stop, name
+    return sorted(gaps, reverse=True)
+
+
+def print_gaps(found: dict[str, Any]) -> None:
+    """Say how long the gaps are by their length, and where the long ones are."""
+    for low, high in ((0, 2e-5), (2e-5, 1e-3), (1e-3, 1e9)):
+        some = [gap for gap, *_ in found["gaps"] if low <= gap < high]
+        print(f"{len(some)} gaps of {low:g} to {high:g} s: {sum(some):.3f} s")
+    for gap, at, before, after in found["gaps"][: 5 * CLIPS]:
+        print(f"  {gap * 1e3:7.1f} ms at {at:7.2f} s, after {before} before {after}")
+    turns = ", ".join(f"{turn * 1e3:.1f}" for turn in found["turns"])
+    print(f"from the end of one rendering to the begin of the next: {turns} ms")
 
 
 def main() -> int:
@@ -120,6 +144,7 @@ def main() -> int:
         f"({1 - found['kernel_seconds'] / wall:.2%}), "
         f"neither kernel nor copy for {wall - found['busy_seconds']:.3f} s"
     )
+    print_gaps(found)
     print_log(folder / "run", [])
     return code
 

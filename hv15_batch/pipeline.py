@@ -6,7 +6,7 @@ The pipelines' `__call__` stays diffusers' own: only what would run an encoder i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ class Denoised:
     """What denoising a clip gives."""
 
     latents: torch.Tensor
-    """[1, 32, (num_frames - 1) / 4 + 1, height / 16, width / 16], on the CPU, in the type of the
-    transformer; may hold non-finite values, which the caller has to check."""
+    """[1, 32, (num_frames - 1) / 4 + 1, height / 16, width / 16], on the device and in the type of
+    the transformer; may hold non-finite values, which the caller has to check."""
     step_seconds: list[float]
     """Each step, from its first forward to that of the next one; the last one to the end."""
 
@@ -132,6 +132,8 @@ def load_denoiser(
         names += ["image_encoder", "feature_extractor"]
         pipeline_class = ImageToVideo
     transformer = load_component("transformer", config, folder, here)
+    # Diffusers' own walks all modules twice a forward, for caches that are not used here.
+    transformer.cache_context = lambda *_, **__: nullcontext()
     device = execution_device(config)
     mask_free = config.runtime.mask_free
     apply_attention(transformer, config.runtime.attention_backend, mask_free, device)
@@ -226,7 +228,7 @@ def denoise(
     clock.mark()
     assert begun == steps, (begun, steps)
     on_step(steps, steps)
-    return Denoised(latents.cpu(), clock.seconds())
+    return Denoised(latents, clock.seconds())
 
 
 @contextmanager

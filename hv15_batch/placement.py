@@ -148,13 +148,16 @@ class _Movable:
     def __init__(self, module: nn.Module, leaves: bool) -> None:
         self.module = module
         self._host: list[torch.Tensor] | None = None
+        self._stays_on: torch.device | None = None
         if leaves:
             self._keep_host_copy()
 
     def move_to(self, device: torch.device) -> None:
         """Bring the weights to the device, where they are not there already."""
         if self._host is None:
-            self.module.to(device)
+            if self._stays_on != device:  # asking all of its modules takes 40 ms
+                self.module.to(device)
+                self._stays_on = device
             return
         for tensor, host in zip(self._tensors(), self._host, strict=True):
             if tensor.device != device:

@@ -89,6 +89,8 @@ class Status:
     """When a wait ends, ISO 8601; None where that is not known."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
+    verification: str | None = None
+    """What `verify=true` found after the run; None where it was not asked."""
 
 
 def read_status(run_dir: Path) -> Status:
@@ -172,6 +174,8 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(f"go on with: hv15-batch {resume}")
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
+        if status.verification:
+            lines.append(status.verification)
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
 

@@ -1,56 +1,27 @@
-"""The page in a real browser, from the disk: it plays, filters, stars, and asks no network.
-
-Chromium is Debian's (`apt-get install chromium`); without one these tests are skipped.
-"""
+"""The page in a real browser, from the disk: it plays, filters, stars, and asks no network."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Opened, browsing, faults, needs_chromium, wait
 from page_runs import MEASURED, failed, make_run, record
 
 from hv15_batch.config import Config, ModelConfig, Task
 from hv15_batch.manifest import read_manifest
 from hv15_batch.report import main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install it)")
+pytestmark = needs_chromium
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 QUOTED = 'A sign reads "OPEN", it’s «late»; \'x\' 夜の街「開」 قطة "تمشي" '
 LONG = (QUOTED * 200)[:10_000]
 SCRIPT = "<script>alert(1)</script>"
 BIG_SEED = 2**63 - 1
-
-
-@dataclass
-class Opened:
-    """A page in the browser, with all that it complained about or asked for."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def cards(self) -> list[str]:
-        """Return the clips shown, in their order."""
-        ids: list[str] = self.page.eval_on_selector_all("#gallery .card", "c => c.map(e => e.id)")
-        return [name.removeprefix("clip-") for name in ids]
-
-    def foreign(self) -> list[str]:
-        """Return what was asked for outside the disk and the page itself."""
-        return [url for url in self.requests if not re.match(r"(file|data|blob):", url)]
 
 
 @pytest.fixture(scope="module")
@@ -82,39 +53,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def driver() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         yield started
-
-
-@contextmanager
-def browsing(
-    driver: Any, page: Path, profile: Path, *, width: int = 1280, scheme: str = "light"
-) -> Iterator[Opened]:
-    """Open a page of the disk in a new browser with an empty profile."""
-    context = driver.chromium.launch_persistent_context(
-        profile, executable_path=CHROMIUM, args=list(FLAGS), color_scheme=scheme,
-        viewport={"width": width, "height": 900}, accept_downloads=True,
-    )  # fmt: skip
-    try:
-        opened = Opened(context.new_page())
-        opened.page.on("console", lambda m: _note(opened, m) if m.type != "log" else None)
-        opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
-        context.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.goto(page.as_uri())
-        yield opened
-    finally:
-        context.close()
-
-
-def wait(page: Any, condition: str) -> None:
-    """Wait for a condition; `wait_for_function` would need the eval that the page forbids."""
-    end = time.monotonic() + 20
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"never true: {condition}"
-        page.wait_for_timeout(50)
-
-
-def _note(opened: Opened, message: Any) -> None:
-    opened.complaints.append(f"{message.type}: {message.text}")
 
 
 @pytest.fixture
@@ -303,19 +241,6 @@ def test_a_plot_without_values_says_so(driver: Any, tmp_path: Path) -> None:
         assert opened.page.text_content("#plot-energy .unmeasured") == "not measured"
         draw_all(opened.page)
         assert opened.complaints == []
-
-
-def faults(page: Any) -> list[str]:
-    """Return axe's serious and critical findings."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    # It would ask for style sheets of its own accord, which the page forbids.
-    found = axe.run(page, options={"preload": False}).response["violations"]
-    return [
-        f"{fault['id']}: {node['html'][:120]}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-        for node in fault["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -15,6 +15,7 @@ from hv15_batch.executor import ExecutorSpec
 from hv15_batch.latents import DenoisedClip
 from hv15_batch.render import ClipRenderer
 from hv15_batch.runlog import read_records
+from hv15_batch.status import main as status
 
 
 def in_process(spec: ExecutorSpec) -> FakeExecutor:
@@ -60,7 +61,9 @@ def files_of(project: Project) -> dict[Path, bytes]:
     return {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
 
 
-def test_a_clip_comes_out_the_same_and_the_run_stays_as_it_was(project: Project) -> None:
+def test_a_clip_comes_out_the_same_and_the_run_stays_as_it_was(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert project.run(in_process) == 0
     before = files_of(project)
 
@@ -70,6 +73,9 @@ def test_a_clip_comes_out_the_same_and_the_run_stays_as_it_was(project: Project)
     line = f"verified: {smallest['clip_id']}: latents and file are the same bit for bit"
     assert project.said[-1] == line
     assert json.loads(project.run_dir.status.read_text())["verification"] == line
+    capsys.readouterr()
+    assert status([str(project.run_dir.path)]) == 0
+    assert line in capsys.readouterr().out.splitlines()
     assert files_of(project) == before
     (second,) = read_records(project.run_dir.path / "verify" / "log").to_pylist()
     assert second["clip_id"] == smallest["clip_id"]

@@ -17,6 +17,10 @@ from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_se
 Say = Callable[[str], None]
 
 GIB = 2**30
+WITHHELD = (
+    "Speed and memory: withheld, because no pair's quality could be measured; "
+    "a speed-up says nothing without it"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Comparison:
     qualities: list[Quality]
     ratios: Ratios
     settings: list[SettingsRow]
+    is_public: bool = False
+    """Whether hostname, folders and prompts were taken out."""
 
     @property
     def known(self) -> list[Quality]:
@@ -62,21 +68,22 @@ def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
 
 def summary_lines(comparison: Comparison) -> list[str]:
     """Return the quality first and then what it was bought with; no speed without quality."""
-    lines = [_count_line(comparison), *quality_lines(comparison)]
-    if not comparison.known:
-        lines.append(
-            "Speed and memory: withheld, because no pair's quality could be measured; "
-            "a speed-up says nothing without it"
-        )
-        return lines
-    return lines + cost_lines(comparison) + warning_lines(comparison)
+    return [
+        *quality_lines(comparison),
+        *(ratio_line(ratio) for ratio in comparison.ratios.ratios),
+        *cost_notes(comparison),
+        *warning_lines(comparison),
+    ]
 
 
 def quality_lines(comparison: Comparison) -> list[str]:
-    """Return the medians of quality, those of latents and of each kind of file apart."""
+    """Return how many pairs were compared, and the medians of their quality.
+
+    Those of latents and of each kind of file stand apart.
+    """
     known = comparison.known
     latents = [q.latents for q in known if q.latents is not None]
-    lines = []
+    lines = [_count_line(comparison)]
     if latents:
         same = sum(found.is_identical for found in latents)
         line = f"Latents: {same} of {len(latents)} pairs bit-identical latents"
@@ -93,17 +100,19 @@ def quality_lines(comparison: Comparison) -> list[str]:
         found = [q for q in known if q.basis == basis]
         if found:
             lines.append(_frames_line(basis, found))
-    if not lines:
+    if not known:
         reasons = sorted({q.fault for q in comparison.qualities if q.fault})
         lines.append(f"Quality: not measured ({'; '.join(reasons[:3]) or 'nothing was kept'})")
     return lines
 
 
-def cost_lines(comparison: Comparison) -> list[str]:
-    """Return the ratios, and what was left out of them."""
+def cost_notes(comparison: Comparison) -> list[str]:
+    """Return why there are no ratios, or what was left out of them."""
+    if not comparison.known:
+        return [WITHHELD]
     found = comparison.ratios
-    lines = [ratio_line(ratio) for ratio in found.ratios]
-    if not lines:
+    lines = []
+    if not found.ratios:
         lines.append("Speed and memory: no pair of warm clips in which both were denoised")
     left_out = []
     if found.cold:
@@ -116,7 +125,9 @@ def cost_lines(comparison: Comparison) -> list[str]:
 
 
 def warning_lines(comparison: Comparison) -> list[str]:
-    """Return what makes the figures mean less, with what to do."""
+    """Return what makes the figures mean less, with what to do; nothing where there are none."""
+    if not comparison.known:
+        return []
     lines = []
     rows = {row.name: row for row in comparison.settings}
     if not rows["gpu_name"].is_same:

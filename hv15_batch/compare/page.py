@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hv15_batch.compare.comparison import (
+    GIB,
     Comparison,
+    cost_notes,
     format_db,
     pair_line,
-    summary_lines,
+    quality_lines,
+    warning_lines,
 )
 from hv15_batch.compare.pairs import Record
 from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.ratios import FASTER, Ratio
 from hv15_batch.compare.tables import format_csv, format_markdown
 from hv15_batch.config import ConfigError, VideoConfig
-from hv15_batch.rundir import RunDir, publish_text, publishing
+from hv15_batch.report.formats import NOT_MEASURED, format_seconds
+from hv15_batch.report.page_files import write_assets
+from hv15_batch.report.render import render
+from hv15_batch.rundir import ASSETS, RunDir, publish_text, publishing, utc_now
 from hv15_batch.video import read_frames, write_video
 
 PAGE = "compare.html"
 CSV = "compare.csv"
 MARKDOWN = "compare.md"
-ASSETS = ("compare.css", "compare.js")
+REPORT_ASSETS = ("page.css",)
+OWN_ASSETS = ("compare.css", "compare.js")
 PREVIEWS = "previews"
 PLAYABLE_SUFFIX = ".mp4"
-TEMPLATES = Path(__file__).parent / "templates"
+SIDES = ("A", "B")
+
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class PlayedClip:
 
     side: str
     href: str | None
-    """None where its file is gone."""
+    """None where there is no file that can be shown."""
     poster: str | None
     facts: str
 
@@ -51,9 +62,22 @@ class PlayedPair:
     name: str
     prompt: str
     fps: float
+    num_frames: int
+    """Of the longer clip."""
+    shape: str
+    """Width and height of A, as a ratio of CSS."""
     note: str
-    cells: list[str]
     clips: list[PlayedClip]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair in the table."""
+
+    name: str
+    cells: list[str]
+    fault: str
+    """Why something, or everything, could not be measured; empty where all was."""
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -69,64 +93,109 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         raise ConfigError(
             f"{folder}: cannot be made ({error.strerror}); name another folder with --out DIR."
         ) from error
+    if comparison.is_public:
+        _remove_previews(folder)
     publish_text(folder / CSV, format_csv(comparison))
     publish_text(folder / MARKDOWN, format_markdown(comparison))
-    for name in ASSETS:
-        with publishing(folder / name) as temporary:
-            shutil.copyfile(TEMPLATES / name, temporary)
-    publish_text(folder / PAGE, _page(comparison, folder))
+    write_assets(folder, REPORT_ASSETS)
+    write_assets(folder, OWN_ASSETS, _HERE / ASSETS)
+    html = render(f"{PAGE}.j2", _values(comparison, folder), _HERE / "templates")
+    publish_text(folder / PAGE, html)
     return folder / PAGE
 
 
-def _page(comparison: Comparison, folder: Path) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def _remove_previews(folder: Path) -> None:
+    """Remove what an earlier comparison has left there: the names begin with words of prompts."""
+    if not (folder / PAGE).is_file():
+        return  # what lies there is somebody else's
+    for side in SIDES:
+        for path in (folder / PREVIEWS).glob(f"*_{side.lower()}{PLAYABLE_SUFFIX}"):
+            path.unlink()
+    with suppress(OSError):  # not there, or not empty
+        (folder / PREVIEWS).rmdir()
+
+
+def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
+    """Return what the template shows."""
     matched = comparison.matched
-    return environment.get_template(f"{PAGE}.j2").render(
-        name_a=matched.a.path.name,
-        name_b=matched.b.path.name,
-        lines=summary_lines(comparison),
-        differing=[row for row in comparison.settings if not row.is_same],
-        same=[row for row in comparison.settings if row.is_same],
-        pairs=[_played(comparison, quality, folder) for quality in comparison.qualities],
-    )
+    played = [] if comparison.is_public else comparison.qualities
+    return {
+        "names": (matched.a.path.name, matched.b.path.name),
+        "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "files": {"csv": CSV, "markdown": MARKDOWN},
+        "is_public": comparison.is_public,
+        "quality": quality_lines(comparison),
+        "costs": [_cost_cells(ratio) for ratio in comparison.ratios.ratios],
+        "notes": cost_notes(comparison),
+        "warnings": warning_lines(comparison),
+        "differing": [row for row in comparison.settings if not row.is_same],
+        "same": [row for row in comparison.settings if row.is_same],
+        "rows": [_row(quality) for quality in comparison.qualities],
+        "has_faults": any(quality.fault for quality in comparison.qualities),
+        "pairs": [_played(comparison, quality, folder) for quality in played],
+    }
+
+
+def _cost_cells(ratio: Ratio) -> list[str]:
+    """Return name, both medians, ratio, interval and n."""
+    interval = NOT_MEASURED
+    if ratio.interval is not None:
+        interval = f"{ratio.interval[0]:#.3g} to {ratio.interval[1]:#.3g}"
+    if ratio.kind == FASTER:
+        medians = [f"{value:.4g} s" for value in (ratio.median_a, ratio.median_b)]
+        said = f"{ratio.ratio:#.3g} times as fast"
+    else:
+        medians = [f"{value / GIB:.2f} GiB" for value in (ratio.median_a, ratio.median_b)]
+        said = f"{ratio.ratio:#.3g} times as much"
+    return [ratio.name, *medians, said, interval, str(ratio.n)]
+
+
+def _name(quality: Quality) -> str:
+    return f"{quality.pair.row_id}, seed {quality.pair.seed}"
+
+
+def _row(quality: Quality) -> PairRow:
+    pair, latents, frames = quality.pair, quality.latents, quality.frames
+    cells = [
+        NOT_MEASURED if latents is None else format_db(latents.psnr_db),
+        NOT_MEASURED if frames is None else format_db(frames.psnr_db),
+        NOT_MEASURED if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
+        NOT_MEASURED if frames is None else format_db(frames.temporal_psnr_db),
+    ]
+    for record in (pair.a, pair.b):  # no time without its quality
+        cells.append(_seconds(record) if quality.is_known else NOT_MEASURED)
+    return PairRow(_name(quality), cells, quality.fault or "")
+
+
+def _seconds(record: Record) -> str:
+    return format_seconds(record["total_seconds"]) + (" (cold)" if record["is_cold"] else "")
 
 
 def _played(comparison: Comparison, quality: Quality, folder: Path) -> PlayedPair:
-    pair, latents, frames = quality.pair, quality.latents, quality.frames
-    sides = (("A", comparison.matched.a, pair.a), ("B", comparison.matched.b, pair.b))
+    pair = quality.pair
+    run_dirs = (comparison.matched.a, comparison.matched.b)
     return PlayedPair(
-        name=f"{pair.row_id}, seed {pair.seed}",
+        name=_name(quality),
         prompt=pair.a["prompt"] or "",
         fps=pair.a["fps"] or 24.0,
+        num_frames=max(pair.a["num_frames"] or 1, pair.b["num_frames"] or 1),
+        shape=f"{pair.a['width'] or 16} / {pair.a['height'] or 9}",
         note=pair_line(quality),
-        cells=[
-            "–" if latents is None else format_db(latents.psnr_db),  # noqa: RUF001
-            "–" if frames is None else format_db(frames.psnr_db),  # noqa: RUF001
-            "–" if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",  # noqa: RUF001
-            "–" if frames is None else format_db(frames.temporal_psnr_db),  # noqa: RUF001
-        ],
         clips=[
             PlayedClip(
                 side=side,
                 href=_playable(run_dir, record, folder, side),
                 poster=_poster(run_dir, record, folder),
-                facts=_facts(record) if quality.is_known else "",
+                facts=_facts(record) if quality.is_known else record["clip_id"],
             )
-            for side, run_dir, record in sides
+            for side, run_dir, record in zip(SIDES, run_dirs, (pair.a, pair.b), strict=True)
         ],
     )
 
 
 def _facts(record: Record) -> str:
     seconds = record["total_seconds"]
-    parts = [] if seconds is None else [f"{seconds:.1f} s"]
+    parts = [] if seconds is None else [f"{format_seconds(seconds)} s"]
     if record["is_cold"]:
         parts.append("cold")
     return ", ".join([*parts, record["clip_id"]])

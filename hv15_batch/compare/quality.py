@@ -18,6 +18,12 @@ LOSSLESS = "lossless"
 H264 = "h264"
 BOTH_FILES_DB = 3.01
 """The error of both files against that of one, where they are independent: it doubles."""
+GONE = {
+    (True, False): "the file of A is gone",
+    (False, True): "the file of B is gone",
+    (True, True): "the files of both are gone",
+}
+"""Which of the two files there is no more, and how that is said."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,21 @@ def measure_pair(run_a: RunDir, run_b: RunDir, pair: Pair) -> Quality:
     """Measure one pair; what cannot be measured is said in `fault`."""
     if pair.fault is not None:
         return Quality(pair, None, None, None, None, pair.fault)
-    latents = measure_latents(run_a, run_b, pair)
+    quality = Quality(pair, measure_latents(run_a, run_b, pair), None, None, None, None)
+    is_gone_a, is_gone_b = (not _file(*clip).is_file() for clip in _clips(run_a, run_b, pair))
+    if is_gone_a or is_gone_b:
+        return replace(quality, fault=GONE[is_gone_a, is_gone_b])
     try:
-        return _with_frames(Quality(pair, latents, None, None, None, None), run_a, run_b)
+        return _with_frames(quality, run_a, run_b)
     except (OSError, ValueError) as error:  # also a ConfigError
-        return Quality(pair, latents, None, None, None, fault=str(error))
+        return replace(quality, fault=_without_folders(str(error), run_a, run_b))
+
+
+def _without_folders(text: str, *run_dirs: RunDir) -> str:
+    """Return a text in which files go by the names of their runs: it is for showing."""
+    for run_dir in run_dirs:
+        text = text.replace(str(run_dir.path), run_dir.path.name)
+    return text
 
 
 def _with_frames(quality: Quality, run_a: RunDir, run_b: RunDir) -> Quality:

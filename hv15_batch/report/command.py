@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hv15_batch.clips_table import write_clips_table
 from hv15_batch.config import ConfigError
+from hv15_batch.public_option import PUBLIC_SETTINGS, add_public_option, as_option
 from hv15_batch.report.comparison import common_folder, write_comparison
 from hv15_batch.report.read import is_public_run
 from hv15_batch.report.render import write_page
@@ -16,11 +17,7 @@ from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
 from hv15_batch.timing_table import repetitions_of, write_timing_tables
 
-_SETTINGS = {
-    "report.public=true": "--public",
-    "report.public=false": "--no-public",
-    "report.price_per_kwh=": "--price=",
-}
+_SETTINGS = {**PUBLIC_SETTINGS, "report.price_per_kwh=": "--price="}
 """Settings of a run that may be typed here as there."""
 
 
@@ -30,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0, or 2 where at least one of them has no page; the others are built all the same.
     """
-    arguments = _parser().parse_args([_as_option(word) for word in argv])
+    arguments = _parser().parse_args([as_option(word, _SETTINGS) for word in argv])
     exit_code = 0
     run_dirs: list[Path] = []
     for named in arguments.run_dirs:
@@ -71,13 +68,6 @@ def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Pa
     return page
 
 
-def _as_option(word: str) -> str:
-    for setting, option in _SETTINGS.items():
-        if word.startswith(setting):
-            return option + word.removeprefix(setting)
-    return word
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hv15-batch report",
@@ -88,12 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
     )
-    parser.add_argument(
-        "--public",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="leave hostname, folders and prompts out; default: as the run was set",
-    )
+    add_public_option(parser, "as the run was set")
     parser.add_argument(
         "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
     )

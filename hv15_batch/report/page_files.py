@@ -19,17 +19,18 @@ COMPARISON_ASSETS = ("page.css", "plots.js", "comparison.js")
 _HERE = Path(__file__).parent / ASSETS
 
 
-def write_assets(folder: Path, names: tuple[str, ...]) -> None:
+def write_assets(folder: Path, names: tuple[str, ...], source: Path = _HERE) -> None:
     """Bring the assets of a page up to date; what is there already is not written again.
 
     Args:
         folder: Where the page lies; the assets go into `assets/` below it.
-        names: Files of this package that it needs.
+        names: Files that it needs.
+        source: Folder of this project that they are from.
     """
     target = folder / ASSETS
     target.mkdir(exist_ok=True)
     for name in names:
-        text = (_HERE / name).read_text(encoding="utf-8")
+        text = (source / name).read_text(encoding="utf-8")
         if not _is_same(target / name, len(text.encode())) or (
             (target / name).read_text(encoding="utf-8") != text
         ):

@@ -17,6 +17,7 @@ from hv15_batch.rundir import RunDir, publish_text, utc_now
 LONG_TEXT = 240
 """Characters of an error beyond which it is folded."""
 DATA = "data.js"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(run_dir: Path, is_public: bool | None = None, price: float | None = None) -> Path:
@@ -47,15 +48,15 @@ def write_page(run_dir: Path, is_public: bool | None = None, price: float | None
     return directory.page
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """Return a template of this package as HTML."""
-    return _environment().get_template(template).render(long_text=LONG_TEXT, **values)
+def render(template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -> str:
+    """Return a template as HTML; its folder's templates may use the macros of this package."""
+    return _environment(folder).get_template(template).render(long_text=LONG_TEXT, **values)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
