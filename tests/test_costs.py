@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from hv15_batch.cards import CARDS, card_names, find_card
+from hv15_batch.cards import CARDS, Card, card_names, find_card
 from hv15_batch.clip import ClipSettings
 from hv15_batch.costs import (
     GIB,
@@ -170,5 +171,15 @@ def test_similar_names_of_other_cards_find_none(product: str) -> None:
     assert find_card(product) is None
 
 
-def test_every_card_says_where_its_figures_come_from() -> None:
-    assert all(card.source for card in CARDS)
+@pytest.mark.parametrize("card", CARDS, ids=card_names())
+def test_every_card_names_the_page_of_its_figures(card: Card) -> None:
+    page, _, _ = card.source.partition(" ")
+
+    assert re.fullmatch(r"https://(www|images)\.nvidia\.com/\S+", page)
+
+
+def test_memory_is_what_the_driver_reports() -> None:
+    h100 = find_card("h100")
+
+    assert h100 is not None
+    assert h100.memory_gib == pytest.approx(81559 / 1024, abs=0.05)
