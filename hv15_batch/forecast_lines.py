@@ -33,8 +33,7 @@ def predict_run(
     Raises:
         ConfigError: `runtime.card` is unknown, or a clip is longer than `window`.
     """
-    rows = read_log_rows(log_folder)
-    forecast = make_forecast(config, todo, machine, log_folder, rows)
+    forecast = make_forecast(config, todo, machine, log_folder)
     if forecast is None:
         if config.model.weights is Weights.tiny or not todo:
             return None, []
@@ -54,7 +53,7 @@ def predict_run(
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
         fitting = sum(finish <= min(ends) for finish in finishes)
-        lines.append(_cheaper_line(config, todo, machine, log_folder, rules, fitting, rows))
+        lines.append(_cheaper_line(config, todo, machine, log_folder, rules, fitting))
     return forecast, lines
 
 
@@ -107,10 +106,9 @@ def _cheaper_line(
     log_folder: Path,
     rules: Rules,
     fitting: int,
-    rows: list[dict[str, object]],
 ) -> str:
     """Return the mildest settings with which all will be done in time, or that none are."""
-    end = min(rules.ends())
+    end, rows = min(rules.ends()), read_log_rows(log_folder)
     for way in cheaper_ways(config, todo):
         try:
             forecast = make_forecast(way.config, way.todo, machine, log_folder, rows)

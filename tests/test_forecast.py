@@ -187,7 +187,7 @@ def test_until_counts_clips_and_names_the_mildest_setting_that_is_enough(tmp_pat
 
     assert last_line(98.9).startswith("Cheaper: runtime.compile=true would take ")
     assert last_line(50).startswith("Cheaper: override.num_frames=61 would take ")
-    assert last_line(28).startswith("Cheaper: override.height=320 override.width=576 would take ")
+    assert last_line(35).startswith("Cheaper: override.height=320 override.width=576 would take ")
     assert last_line(3) == "Cheaper: no setting tried here is fast enough; limit=2 fits"
 
 
