@@ -14,6 +14,7 @@ import hv15_batch
 
 NEEDS_TORCH = {
     "attention",
+    "attention_check",
     "block_stream",
     "components",
     "decode",
