@@ -16,6 +16,7 @@ NEEDS_TORCH = {
     "attention",
     "attention_check",
     "block_stream",
+    "compilation",
     "components",
     "decode",
     "embeddings",
