@@ -29,6 +29,7 @@ from hv15_batch.prepare import (
     Planned,
     Prepared,
     Say,
+    attention_fault,
     check_device,
     lacks_weights,
     plan_against_log,
@@ -310,7 +311,8 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     if planned.todo:
         findings = find_hindrances(prepared, planned)
         _say_all(findings.notes, say)
-        _say_all((f"A run would be refused: {fault}" for fault in findings.refusals), say)
+        faults = (attention_fault(prepared.config), *findings.refusals)
+        _say_all((f"A run would be refused: {fault}" for fault in faults if fault), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
     predict = forecast.clip_cost if forecast else None

@@ -14,7 +14,9 @@ import hv15_batch
 
 NEEDS_TORCH = {
     "attention",
+    "attention_check",
     "block_stream",
+    "compilation",
     "components",
     "decode",
     "embeddings",
