@@ -189,11 +189,6 @@ def resolve_backend(
     return chosen
 
 
-def check_accuracy(transformer: Any, num_tokens: int, device: torch.device) -> None:
-    """Check the backend of a loaded transformer's blocks; see `check_kernel`."""
-    check_kernel(attention_backend_of(transformer), heads_of(transformer), num_tokens, device)
-
-
 def attention_backend_of(transformer: Any) -> str:
     """Return the backend of the transformer blocks, read back from their processors."""
     backends = {block.attn.processor._attention_backend for block in transformer.transformer_blocks}
