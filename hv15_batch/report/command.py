@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ConfigError, check_at_least
 from hv15_batch.report.comparison import common_folder, write_comparison
 from hv15_batch.report.read import is_public_run
 from hv15_batch.report.render import write_page
@@ -28,9 +28,15 @@ def main(argv: Sequence[str]) -> int:
     """Build the page of every run directory named, for several a comparison; print their paths.
 
     Returns:
-        0, or 2 where at least one of them has no page; the others are built all the same.
+        0, or 2 where at least one of them has no page; the others are built all the same. A price
+        that is none is refused before any is built.
     """
     arguments = _parser().parse_args([_as_option(word) for word in argv])
+    try:
+        check_at_least("--price", arguments.price, 0)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     exit_code = 0
     run_dirs: list[Path] = []
     for named in arguments.run_dirs:
@@ -63,11 +69,12 @@ def expand(folder: Path) -> list[Path]:
 
 def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Path:
     directory = RunDir(run_dir.absolute())
+    # Tables first: the page links those that are there.
+    if directory.is_run_dir() and repetitions_of(directory):
+        write_timing_tables(directory)
     page = write_page(run_dir, is_public, price)
     if directory.plan.is_file():
         write_clips_table(directory, is_public_run(directory) if is_public is None else is_public)
-    if repetitions_of(directory):
-        write_timing_tables(directory)
     return page
 
 
