@@ -71,7 +71,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | N
     shown = _shown_facts(compared)
     common = common_to_all(compared) if compared else {}
     common = {name: value for name, value in common.items() if name not in shown}
-    warned = list(zip(labels(compared, differing(compared)), compared, strict=True))
+    warned = list(zip(labels(compared, fewest(compared)), compared, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / CSV, format_csv(compared))
     publish_text(folder / MARKDOWN, format_markdown(warned, common, shown))
