@@ -118,8 +118,8 @@ def _name(group: Mapping[str, Any], columns: Sequence[str]) -> str:
         f"{group['model']} {group['height']}x{group['width']}x{group['num_frames']}",
         f"{group['num_inference_steps']} steps",
         f"guidance {_said('guidance_scale', group['guidance_scale'])}",
-        f"offload {group['offload']}",
-        f"attention {group['attention_backend']}",
+        f"offload {_said('offload', group['offload'])}",
+        f"attention {_said('attention_backend', group['attention_backend'])}",
     ]
     parts += ["compiled"] * bool(group["compiled"] and "compiled" not in columns)
     return ", ".join([*parts, *(f"{name} {_said(name, group[name])}" for name in columns)])

@@ -699,7 +699,7 @@ def test_a_price_that_is_none_is_refused(
     assert main([str(run), word.format(price)]) == 2
 
     said = capsys.readouterr()
-    expected = f"--price={price}: must be {rule}; leave it out for the default.\n"
+    expected = f"{word.format(price)}: must be {rule}; leave it out for the default.\n"
     assert (said.out, said.err) == ("", expected)
 
 

@@ -187,7 +187,7 @@ def test_groups_are_named_by_every_column_that_differs() -> None:
             "system_sha256 ffffffff", "compiled False")  # fmt: skip
     assert all(words in name for words, name in zip(said, names[1:], strict=True))
     assert group_names([first | dict.fromkeys(GROUP_COLUMNS, None) | first]) == [
-        "None 480x848x121, None steps, guidance 6, offload None, attention None"
+        "None 480x848x121, None steps, guidance 6, offload none, attention none"
     ]
 
 

@@ -16,10 +16,11 @@ from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
 from hv15_batch.timing_table import repetitions_of, write_timing_tables
 
+_PRICE = "report.price_per_kwh"
 _SETTINGS = {
     "report.public=true": "--public",
     "report.public=false": "--no-public",
-    "report.price_per_kwh=": "--price=",
+    f"{_PRICE}=": "--price=",
 }
 """Settings of a run that may be typed here as there."""
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _parser().parse_args([_as_option(word) for word in argv])
     try:
-        check_at_least("--price", arguments.price, 0)
+        typed = any(word.startswith(f"{_PRICE}=") for word in argv)
+        check_at_least(_PRICE if typed else "--price", arguments.price, 0)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
