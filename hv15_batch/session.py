@@ -275,8 +275,10 @@ def _write_results(prepared: Prepared) -> list[str]:
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir, config.report.public)
+    # Before the page, which links them.
+    said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
     write_page(run_dir.path)
-    return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
+    return said
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
