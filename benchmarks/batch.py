@@ -22,8 +22,10 @@ from typing import Any
 import pandas as pd
 from nvml_peak import GIB, nvml_peak
 
+from hv15_batch.calibration import COLUMNS, calibrate, shape_of
 from hv15_batch.cards import find_card
-from hv15_batch.costs import CALIBRATION_COLUMNS, Shape, calibration, predict_clip
+from hv15_batch.costs import predict_clip
+from hv15_batch.execution import Execution
 from hv15_batch.runlog import read_records
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
@@ -64,7 +66,7 @@ def main() -> int:
     if not any(word.startswith("model=") for word in more):
         command += ["model=480p_t2v", "model.weights=random"]
     earlier = [r for log in folder.parent.glob("*/run/log") if log.parent.parent != folder
-               for r in read_records(log, CALIBRATION_COLUMNS).to_pylist()]  # fmt: skip
+               for r in read_records(log, COLUMNS).to_pylist()]  # fmt: skip
     begin = time.perf_counter()
     with nvml_peak() as peak:
         code = subprocess.run(command, check=False).returncode
@@ -77,16 +79,16 @@ def main() -> int:
 def predictions(log: pd.DataFrame, earlier: list[dict[str, Any]]) -> list[float | None]:
     """Return the predicted seconds of each clip; negative where nothing calibrates them."""
     seconds: list[float | None] = []
-    for row in log.itertuples():
-        card = find_card(row.gpu_name)
+    for row in log.to_dict("records"):
+        card = find_card(row["gpu_name"])
         if card is None:
             seconds.append(None)
             continue
-        scale = calibration(earlier, card, row.gpu_name).get((row.compiled, row.offload))
-        shape = Shape(row.height, row.width, row.num_frames, row.num_inference_steps,
-                      row.guidance_scale != 1)  # fmt: skip
-        cost = predict_clip(shape, card, compiled=row.compiled, offload=row.offload, scale=scale)
-        seconds.append(cost.seconds if scale is not None else -cost.seconds)
+        names = ("attention_backend", "offload", "compiled", "mask_free", "dtype")
+        execution = Execution(**{name: row[name] for name in names})
+        scales = calibrate(earlier, card, execution)
+        cost = predict_clip(shape_of(row), card, execution, scales)
+        seconds.append(cost.seconds if scales is not None else -cost.seconds)
     return seconds
 
 

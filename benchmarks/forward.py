@@ -23,9 +23,9 @@ from nvml_peak import GIB
 
 from hv15_batch import random_weights
 from hv15_batch.attention import apply_attention
+from hv15_batch.compilation import compile_blocks
 from hv15_batch.config import ModelConfig
 from hv15_batch.costs import forward_flop
-from hv15_batch.pipeline import compile_blocks
 
 TEXT, PADDED, GLYPHS, IMAGE = 60, 1000, 256, 729
 

@@ -6,7 +6,7 @@ done or not does not depend on it. `repeat` counts from 1; 0 is a warm-up, which
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,9 @@ def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunD
     repeats = config.benchmark.repeat
     assert repeats is not None
     chosen = select([_unfinished(p) for p in clips], config)
-    measured = set() if config.force else _measured(config, run_dir)
+    rows = [] if config.force else read_records(run_dir.log, _COLUMNS).to_pylist()
+    # The facts about this machine take a moment; they are not needed where nothing was measured.
+    measured = measured_in(rows, config, run_dir, system_sha256(system_facts())) if rows else set()
     todo = [
         replace(p, repeat=number)
         for number in range(1, repeats + 1)
@@ -89,21 +91,75 @@ def _size(s: ClipSettings) -> tuple[int, int, int, bool]:
     return s.height, s.width, s.num_frames, s.has_guidance
 
 
-def _measured(config: Config, run_dir: RunDir) -> Collection[tuple[str, int]]:
-    """Return (settings, repeat) of what earlier runs have measured as this one would."""
-    rows = [r for r in read_records(run_dir.log, _COLUMNS).to_pylist() if _counts(r)]
-    if not rows:
-        return set()
-    system = system_sha256(system_facts())
-    runs = {run_id for run_id in {r["run_id"] for r in rows} if _is_alike(run_id, config, run_dir)}
-    return {
+def measured_in(
+    rows: Iterable[Mapping[str, Any]], config: Config, run_dir: RunDir, system: str | None
+) -> set[tuple[str, int]]:
+    """Return (settings, repeat) of what was measured warm as a run with `config` would.
+
+    Args:
+        rows: Rows of the log, with `settings_sha256`, `repeat`, `status`, `is_cold`, `run_id` and
+            `system_sha256`.
+        config: Settings of that run.
+        run_dir: Has the settings of the runs that made the rows.
+        system: Hash of the machine's facts.
+    """
+    found = [r for r in rows if _counts(r) and r["system_sha256"] == system]
+    runs = {run_id for run_id in {r["run_id"] for r in found} if _is_alike(run_id, config, run_dir)}
+    return {(r["settings_sha256"], r["repeat"]) for r in found if r["run_id"] in runs}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a directory's last run is, which is a benchmark."""
+
+    num_measured: int
+    num_failed: int
+    """Repetitions that failed and were not measured since."""
+    num_clips: int
+    num_repeats: int
+
+    @property
+    def total(self) -> int:
+        """Repetitions in all."""
+        return self.num_clips * self.num_repeats
+
+
+def progress_of(
+    clips: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], run_dir: RunDir
+) -> Progress | None:
+    """Return how far the last run's repetitions are; None where it is no benchmark.
+
+    Args:
+        clips: Lines of the plan in its order, with `row_id` and `settings_sha256`.
+        rows: Rows of the log, as for `measured_in`, oldest first.
+        run_dir: Has the settings of the runs.
+    """
+    run_ids = run_dir.run_ids()
+    try:
+        config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE) if run_ids else Config()
+    except (ConfigError, OSError):  # of another version: the page goes by its clips
+        return None
+    if config.benchmark.repeat is None:
+        return None
+    only = {name.strip() for name in (config.only or "").split(",")} - {""}
+    chosen = [c["settings_sha256"] for c in clips if not only or c["row_id"] in only]
+    wanted = {(c, n) for c in chosen[: config.limit] for n in range(1, config.benchmark.repeat + 1)}
+    system = next((r["system_sha256"] for r in reversed(rows) if r["system_sha256"]), None)
+    measured = measured_in(rows, config, run_dir, system) & wanted
+    failed = {
         (r["settings_sha256"], r["repeat"])
         for r in rows
-        if r["system_sha256"] == system and r["run_id"] in runs
-    }
+        if r["run_id"] == run_ids[-1] and r["status"] not in DONE_STATUSES
+    } & wanted
+    return Progress(
+        num_measured=len(measured),
+        num_failed=len(failed - measured),
+        num_clips=len(set(chosen[: config.limit])),
+        num_repeats=config.benchmark.repeat,
+    )
 
 
-def _counts(row: dict[str, Any]) -> bool:
+def _counts(row: Mapping[str, Any]) -> bool:
     return bool(row["repeat"]) and row["status"] in DONE_STATUSES and not row["is_cold"]
 
 

@@ -11,6 +11,7 @@ Here each block is packed into one exactly sized buffer, which is pinned where i
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
@@ -224,6 +225,7 @@ class BlockStream:
         slot = index % _SLOTS
         following = index + _SLOTS if index + _SLOTS < len(self._blocks) else slot
 
+        @functools.wraps(forward, updated=())
         def streamed(*args: Any, **kwargs: Any) -> Any:
             arrived = self._arrived[slot]
             if arrived is not None:

@@ -65,6 +65,11 @@ class ClipSettings:
         """Whether each step runs two forwards (classifier-free guidance)."""
         return self.guidance_scale != 1.0
 
+    @property
+    def has_image(self) -> bool:
+        """Whether it begins with a given frame."""
+        return self.image_sha256 is not None
+
 
 @dataclass(frozen=True)
 class Clip:

@@ -38,8 +38,8 @@ def check_checkpoint(config: Config, folder: Path) -> None:
             text-to-video, whose frames would be wrong without an error.
     """
     where = f"model={config.model.name}: {folder}"
-    index = _read_json(folder / "model_index.json", where)
-    transformer = _read_json(folder / "transformer" / "config.json", where)
+    index = read_json(folder / "model_index.json", where)
+    transformer = read_json(folder / "transformer" / "config.json", where)
     if transformer.get("use_meanflow") and config.model.task is Task.t2v:
         raise ConfigError(f"{where} holds a MeanFlow transformer: {STEP_DISTILLED_T2V}.")
     wanted, found = PIPELINE_CLASSES[config.model.task], index.get("_class_name")
@@ -61,7 +61,7 @@ def load_component(name: str, config: Config, folder: Path | None, device: torch
     """
     if folder is None:
         return _build_random(name, config, device)
-    entry = _read_json(folder / "model_index.json", str(folder))[name]
+    entry = read_json(folder / "model_index.json", str(folder))[name]
     if fault := class_fault(name, entry) or kernel_fault(folder, name):
         raise ConfigError(f"{folder}: {fault}.")
     library, class_name = entry
@@ -95,7 +95,12 @@ def _build_random(name: str, config: Config, device: torch.device) -> Any:
     }[name]()
 
 
-def _read_json(path: Path, where: str) -> dict[str, Any]:
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """Return a JSON file of a checkpoint.
+
+    Raises:
+        ConfigError: `where` is no checkpoint: the file is missing or broken.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ raise and never assign.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,21 @@ def _check_counts(config: Config) -> None:
         ("report.price_per_kwh", config.report.price_per_kwh, 0),
     )
     for key, value, bound in least:
-        if value is not None and not value >= bound:
-            raise ConfigError(
-                f"{key}={value:g}: must be {bound:g} or more; leave it out for the default."
-            )
+        check_at_least(key, value, bound)
+
+
+def check_at_least(key: str, value: float | None, bound: float) -> None:
+    """Check a number that has a lower bound; None is the default.
+
+    Raises:
+        ConfigError: it is less, infinite or not a number.
+    """
+    if value is None or bound <= value < math.inf:
+        return
+    kind = "" if math.isfinite(value) else "a finite number, "
+    raise ConfigError(
+        f"{key}={value:g}: must be {kind}{bound:g} or more; leave it out for the default."
+    )
 
 
 def _check_sampling(config: Config) -> None:

@@ -1,20 +1,20 @@
-"""What a clip costs on a card: FLOP, seconds and peak bytes per stage. Arithmetic, no torch.
+"""What a clip costs on a card: FLOP and seconds per stage. Arithmetic, no torch.
 
 The model has one term per kind of work: attention, matrix products, and the element-wise kernels
-between them, which memory bandwidth bounds. Its constants were fitted on one H200 (torch 2.11,
-bf16, 480x848, mask-free, cuDNN attention; facts in BENCHMARKS.md) and carry over to other cards by
-their vendor figures, which makes those predictions estimates. A log of the same card corrects them.
+between them, which memory bandwidth bounds; a streamed profile takes at least as long as its
+weights' way to the card. Its constants were fitted on one H200 (torch 2.11, 480x848; facts in
+BENCHMARKS.md) and carry over to other cards by their vendor figures, which makes those predictions
+estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from hv15_batch.cards import Card
-from hv15_batch.tile_plan import NoPlanError, plan_tiles, predict_peak_bytes
+from hv15_batch.execution import Execution, attention_share
 
 GIB = 2**30
 
@@ -27,31 +27,35 @@ VAE_BYTES = int(2.35 * GIB)
 TEXT_ENCODER_BYTES = int(13.17 * GIB)
 SMALL_ENCODERS_BYTES = int(0.42 * GIB)
 IMAGE_ENCODER_BYTES = int(0.80 * GIB)
-STREAMED_ENCODER_BYTES = int(1.6 * GIB)
-"""One layer of the text encoder, the states of a group of prompts, and ByT5."""
 CONTEXT_BYTES = int(1.4 * GIB)
 """CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved
 was 1.28 to 1.39 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
 ALLOCATOR_BYTES = int(0.3 * GIB)
 """What torch's allocator may hold beyond what is in use, with expandable segments."""
-HOST_BASE_BYTES = int(3.5 * GIB)
-"""Python, torch and CUDA's host side in the executor, frames and the parent included."""
-ACTIVATION_BYTES_PER_TOKEN = 51_500
-COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
-"""Peak of a mask-free forward less weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
 
-ATTENTION_EFFICIENCY = 0.62
-MATMUL_EFFICIENCY = 0.70
-"""Shares of the dense bf16 rate that attention and matrix products reach (H200)."""
+MATMUL_SHARE = 0.70
+"""Of the dense bf16 rate in matrix products (H200); of the fp32 rate assumed."""
 ELEMENTWISE_BYTES_PER_TOKEN = 58e6
 ELEMENTWISE_COMPILED_SHARE = 0.4
-BANDWIDTH_EFFICIENCY = 0.8
+BANDWIDTH_SHARE = 0.8
 DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
-DECODE_EFFICIENCY = 0.53
+DECODE_SHARE = 0.53
 DISK_BYTES_PER_SECOND = 3e9
 """Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
 TEXT_TOKENS = 100
 """Assumed where a prompt was not yet tokenised: 0.2 % of the video's tokens."""
+IMAGE_TOKENS = 729
+"""SigLIP's of a first frame, which join the text's."""
+PADDED_TOKENS = 1000 + 256 + 729
+"""Text, glyphs and image as the stock pipeline pads them, for text to video too."""
+
+# What comes once in a run. One H100, 2026-11-25.
+START_SECONDS = 25.0
+"""Two processes' imports, CUDA's context, encoders and the first use of each kernel."""
+ENCODE_SECONDS = 0.4
+"""A text or an image."""
+COMPILE_SECONDS = (22.0, 14.0)
+"""The first size of clip, each further one."""
 
 
 class ClipShape(Protocol):
@@ -77,6 +81,10 @@ class ClipShape(Protocol):
     def has_guidance(self) -> bool:
         """Whether each step runs two forwards."""
 
+    @property
+    def has_image(self) -> bool:
+        """Whether it begins with a given frame."""
+
 
 class Shape(NamedTuple):
     """A `ClipShape` by itself."""
@@ -86,16 +94,31 @@ class Shape(NamedTuple):
     num_frames: int
     num_inference_steps: int
     has_guidance: bool
+    has_image: bool = False
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Measured over predicted seconds on the same card, by kind of work."""
+
+    denoise: float = 1.0
+    copy: float = 1.0
+    """Of the weights' way to the card, where that is what a forward takes."""
+    decode: float = 1.0
+    profile: str | None = None
+    """The other profile whose log `denoise` is from; None: the same one's."""
 
 
 @dataclass(frozen=True)
 class ClipCost:
-    """Predicted seconds of one warm clip."""
+    """Predicted cost of one warm clip."""
 
     denoise_seconds: float
     decode_seconds: float
     is_calibrated: bool
     """From logs of the same card; otherwise from vendor figures."""
+    denoise_flop: float = 0.0
+    decode_flop: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -104,19 +127,18 @@ class ClipCost:
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """Predicted peak bytes per stage, by torch's allocator."""
+class StartCost:
+    """Predicted seconds of what comes once in a run."""
 
-    encode_bytes: int
-    denoise_bytes: int
-    decode_bytes: int
-    host_bytes: int
-    """Resident host memory of the run."""
+    load_seconds: float
+    """Start of the processes included."""
+    encode_seconds: float
+    compile_seconds: float
 
     @property
-    def device_bytes(self) -> int:
-        """Peak on the card, CUDA's own part included: what NVML shows."""
-        return max(self.encode_bytes, self.denoise_bytes, self.decode_bytes) + CONTEXT_BYTES
+    def seconds(self) -> float:
+        """All of it."""
+        return self.load_seconds + self.encode_seconds + self.compile_seconds
 
 
 def num_video_tokens(height: int, width: int, num_frames: int) -> int:
@@ -143,128 +165,70 @@ def forward_flop(video_tokens: int, text_tokens: int) -> float:
 
 
 def predict_clip(
-    settings: ClipShape, card: Card, *, compiled: bool, offload: str, scale: float | None
+    settings: ClipShape, card: Card, execution: Execution, scales: Scales | None
 ) -> ClipCost:
     """Return the predicted seconds of a warm clip.
 
     Args:
         settings: The clip's settings.
         card: Vendor figures.
-        compiled: Whether the transformer blocks are compiled.
-        offload: Profile; a streamed one copies the weights to the card in each forward.
-        scale: Measured over predicted seconds on this very card (`calibration`), or None.
+        execution: How the maths is carried out there.
+        scales: What logs of this very card say (`calibration`), or None.
     """
+    factors = scales or Scales()
+    compute = _compute_seconds(settings, card, execution) * factors.denoise
+    forward = max(compute, copy_seconds(card, execution) * factors.copy)
     tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
-    rate = card.dense_bf16_tflops * 1e12
-    bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens
-    bytes_ *= ELEMENTWISE_COMPILED_SHARE if compiled else 1.0
-    forward = (
-        attention_flop(tokens, TEXT_TOKENS) / (rate * ATTENTION_EFFICIENCY)
-        + linear_flop(tokens) / (rate * MATMUL_EFFICIENCY)
-        + bytes_ / (card.bandwidth_gb_per_second * 1e9 * BANDWIDTH_EFFICIENCY)
-    )
-    if offload in ("stream", "stream_disk"):
-        bytes_per_second = card.host_gb_per_second * 1e9
-        if offload == "stream_disk":
-            bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
-        forward = max(forward, TRANSFORMER_BYTES / bytes_per_second)
     forwards = settings.num_inference_steps * (2 if settings.has_guidance else 1)
     pixels = settings.height * settings.width * settings.num_frames
-    decode = DECODE_FLOP_PER_PIXEL * pixels / (rate * DECODE_EFFICIENCY)
-    factor = 1.0 if scale is None else scale
-    return ClipCost(forwards * forward * factor, decode * factor, scale is not None)
+    decode_flop = DECODE_FLOP_PER_PIXEL * pixels
+    # Convolutions in float32 run in TF32, at half of the bf16 rate.
+    decode = decode_flop * execution.bytes_factor / (card.dense_bf16_tflops * 1e12 * DECODE_SHARE)
+    return ClipCost(
+        denoise_seconds=forwards * forward,
+        decode_seconds=decode * factors.decode,
+        is_calibrated=scales is not None,
+        denoise_flop=forwards * forward_flop(tokens, _text_tokens(settings, execution)),
+        decode_flop=decode_flop,
+    )
 
 
-def calibration(
-    records: Sequence[dict[str, Any]], card: Card, gpu_name: str
-) -> dict[tuple[bool, str], float]:
-    """Return measured over predicted seconds by (compiled, offload), from warm clips of this card.
-
-    Args:
-        records: Log rows with the columns of `CALIBRATION_COLUMNS`.
-        card: Vendor figures that the prediction starts from.
-        gpu_name: Product name of the card; rows of other cards don't count.
-    """
-    ratios: dict[tuple[bool, str], list[float]] = {}
-    for row in records:
-        if row["gpu_name"] != gpu_name or row["is_cold"] or row["denoise_seconds"] is None:
-            continue
-        if row["decode_seconds"] is None or row["weights"] == "tiny":
-            continue
-        key = (bool(row["compiled"]), str(row["offload"]))
-        predicted = predict_clip(_shape_of(row), card, compiled=key[0], offload=key[1], scale=None)
-        measured = row["denoise_seconds"] + row["decode_seconds"]
-        ratios.setdefault(key, []).append(measured / predicted.seconds)
-    return {key: statistics.median(values) for key, values in ratios.items()}
+def copy_seconds(card: Card, execution: Execution) -> float:
+    """Return what the weights' way to the card takes in each forward; 0 where they stay there."""
+    if not execution.is_streamed:
+        return 0.0
+    bytes_per_second = card.host_gb_per_second * 1e9
+    if execution.offload == "stream_disk":
+        bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
+    return TRANSFORMER_BYTES * execution.bytes_factor / bytes_per_second
 
 
-CALIBRATION_COLUMNS = (
-    "gpu_name",
-    "is_cold",
-    "weights",
-    "compiled",
-    "offload",
-    "denoise_seconds",
-    "decode_seconds",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-)
+def is_copy_bound(settings: ClipShape, card: Card, execution: Execution) -> bool:
+    """Whether a forward waits for the weights rather than for the card's arithmetic."""
+    compute = _compute_seconds(settings, card, execution)
+    return copy_seconds(card, execution) > compute
 
 
-def predict_peaks(
-    settings: ClipShape,
-    offload: str,
-    budget_bytes: int,
-    *,
-    is_i2v: bool,
-    compiled: bool = False,
-) -> Peaks | None:
-    """Return the predicted peaks of a clip under a profile, or None where decoding can't fit.
+def predict_start(
+    settings: Iterable[ClipShape], num_encoded: int, execution: Execution, *, reads_weights: bool
+) -> StartCost:
+    """Return the predicted seconds of what comes once in a run.
 
     Args:
-        settings: The clip's settings.
-        offload: `resident`, `model`, `stream` or `stream_disk`.
-        budget_bytes: What torch may take of the card.
-        is_i2v: Whether first frames are encoded too.
-        compiled: Whether the transformer blocks are compiled.
+        settings: The clips to be rendered.
+        num_encoded: Distinct texts and images.
+        execution: How the maths is carried out.
+        reads_weights: Whether weights come from a disk; random ones are built on the card.
     """
-    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
-    per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
-    activations = per_token * tokens
-    is_streamed = offload.startswith("stream")
-    transformer = TRANSFORMER_REST_BYTES + 2 * BLOCK_BYTES if is_streamed else TRANSFORMER_BYTES
-    beside_decode = {"resident": TRANSFORMER_BYTES, "model": 0}.get(offload, TRANSFORMER_REST_BYTES)
-    latent = (settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1)
-    try:
-        plan = plan_tiles(*latent, budget_bytes - beside_decode, "cuda")
-    except NoPlanError:
-        return None
-    denoise = transformer + activations + (VAE_BYTES if offload == "resident" else 0)
-    if fits_text_encoder(offload, budget_bytes):
-        encode = TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES + GIB // 4
-    else:
-        encode = STREAMED_ENCODER_BYTES
-    if is_i2v:
-        encode = max(encode, IMAGE_ENCODER_BYTES + VAE_BYTES + GIB)
-    host = HOST_BASE_BYTES
-    if offload in ("stream", "model"):
-        host += TRANSFORMER_BYTES + VAE_BYTES
-    elif offload == "stream_disk":
-        host += VAE_BYTES + 3 * BLOCK_BYTES
-    if not fits_text_encoder(offload, budget_bytes) and offload != "stream_disk":
-        host = max(host, HOST_BASE_BYTES + TEXT_ENCODER_BYTES)
-    decode = beside_decode + predict_peak_bytes(plan, *latent)
-    return Peaks(encode, denoise, decode, host)
-
-
-def fits_text_encoder(offload: str, budget_bytes: int) -> bool:
-    """Whether the text encoder goes to the card whole; otherwise layer by layer."""
-    if offload.startswith("stream"):
-        return False
-    return budget_bytes >= TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES + GIB // 2
+    clips = list(settings)
+    sizes = {(s.height, s.width, s.num_frames) for s in clips}
+    weights = TRANSFORMER_BYTES + VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+    if any(s.has_image for s in clips):
+        weights += IMAGE_ENCODER_BYTES
+    reading = weights / DISK_BYTES_PER_SECOND if reads_weights else 0.0
+    first, further = COMPILE_SECONDS
+    compiling = first + further * (len(sizes) - 1) if execution.compiled and sizes else 0.0
+    return StartCost(START_SECONDS + reading, ENCODE_SECONDS * num_encoded, compiling)
 
 
 def latents_bytes(height: int, width: int, num_frames: int, bytes_per_value: int) -> int:
@@ -277,11 +241,22 @@ def video_bytes_estimate(height: int, width: int, num_frames: int, lossless: boo
     return int(height * width * num_frames * (12 if lossless else 0.5) / 8)
 
 
-def _shape_of(row: dict[str, Any]) -> ClipShape:
-    return Shape(
-        row["height"],
-        row["width"],
-        row["num_frames"],
-        row["num_inference_steps"],
-        row["guidance_scale"] != 1.0,
+def _compute_seconds(settings: ClipShape, card: Card, execution: Execution) -> float:
+    """Return what a forward takes where the weights are on the card already."""
+    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    text = _text_tokens(settings, execution)
+    factor = execution.bytes_factor
+    rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
+    bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
+    bytes_ *= ELEMENTWISE_COMPILED_SHARE if execution.compiled else 1.0
+    return (
+        attention_flop(tokens, text) / (rate * attention_share(card, execution))
+        + linear_flop(tokens) / (rate * MATMUL_SHARE)
+        + bytes_ / (card.bandwidth_gb_per_second * 1e9 * BANDWIDTH_SHARE)
     )
+
+
+def _text_tokens(settings: ClipShape, execution: Execution) -> int:
+    if not execution.mask_free:
+        return PADDED_TOKENS
+    return TEXT_TOKENS + (IMAGE_TOKENS if settings.has_image else 0)

@@ -12,14 +12,13 @@ import math
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from hv15_batch.cards import Card, find_card
 from hv15_batch.clip import ClipSettings
-from hv15_batch.costs import ClipCost, predict_clip
-from hv15_batch.forecast import Forecast
+from hv15_batch.costs import ClipCost
+from hv15_batch.forecast import Forecast, clip_cost_function
 from hv15_batch.plan import PlannedClip
 from hv15_batch.records import FAILED, ClipRecord
 
@@ -62,13 +61,14 @@ class _Kind:
     num_frames: int
     num_inference_steps: int
     has_guidance: bool
+    has_image: bool
     is_decoded_only: bool
 
     @classmethod
     def of(cls, settings: ClipSettings, is_decoded_only: bool) -> _Kind:
         shape = (settings.height, settings.width, settings.num_frames)
         steps, guidance = settings.num_inference_steps, settings.has_guidance
-        return cls(*shape, steps, guidance, is_decoded_only)
+        return cls(*shape, steps, guidance, settings.has_image, is_decoded_only)
 
     def seconds_of(self, cost: ClipCost) -> float:
         return cost.decode_seconds if self.is_decoded_only else cost.seconds
@@ -86,7 +86,7 @@ class EtaEstimator:
                 and there is no estimate before the first clip.
         """
         self._lock = threading.Lock()
-        self._cost = _cost_function(forecast)
+        self._cost = clip_cost_function(forecast)
         self._prior = _prior(forecast)
         self._settings: dict[str, ClipSettings] = {}
         self._kinds: dict[str, _Kind] = {}
@@ -189,18 +189,10 @@ class EtaEstimator:
         return kind.seconds_of(self._cost(kind))
 
 
-def _cost_function(forecast: Forecast | None) -> Callable[[_Kind], ClipCost]:
-    if forecast is not None:
-        return forecast.clip_cost
-    card = find_card("h200")  # which one hardly matters where costs are only compared
-    assert isinstance(card, Card)
-    return lambda kind: predict_clip(kind, card, compiled=False, offload="resident", scale=None)
-
-
 def _prior(forecast: Forecast | None) -> EtaBasis | None:
     if forecast is None:
         return None
-    return EtaBasis.estimated if forecast.scale is None else EtaBasis.calibrated
+    return EtaBasis.estimated if forecast.scales is None else EtaBasis.calibrated
 
 
 def _own_seconds(record: ClipRecord) -> float:

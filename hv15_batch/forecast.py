@@ -1,38 +1,38 @@
-"""When a run will be over, what it needs, and what would be cheaper: the dry run's predictions.
-
-Estimates say so; a log of the same card turns them into figures. No torch.
-"""
+"""How long a run takes on a card, from vendor figures and from logs of the same card. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.cards import CARDS, Card, card_names, find_card
+from hv15_batch.calibration import calibrate, read_log_rows
+from hv15_batch.cards import EXAMPLE, Card, card_names, find_card
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, Weights
 from hv15_batch.costs import (
-    CALIBRATION_COLUMNS,
+    DISK_BYTES_PER_SECOND,
     GIB,
     ClipCost,
     ClipShape,
-    calibration,
+    Scales,
+    StartCost,
     predict_clip,
+    predict_start,
 )
+from hv15_batch.execution import Execution, default_execution, not_modelled
 from hv15_batch.executor import Job
 from hv15_batch.machine import Gpu, Machine
-from hv15_batch.offload_choice import OffloadChoice, choose_offload
-from hv15_batch.pace import Pace
+from hv15_batch.offload_choice import OffloadChoice, choose_offload, execution_of
+from hv15_batch.pace import WRITE_PIXELS_PER_SECOND, Pace
 from hv15_batch.plan import PlannedClip
 from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import LogSchemaError, read_records
 from hv15_batch.schedule import Rules, check_window
 
-MAX_SIBLING_LOGS = 20
-"""Run directories beside this one whose logs are read for calibration, newest first."""
+DISPLAY_GIB = 0.5
+"""Kept for the desktop where a GeForce card is predicted that is not here; assumed."""
 
 
 @dataclass(frozen=True)
@@ -42,40 +42,69 @@ class Forecast:
     card: Card
     gpu_name: str
     offload: OffloadChoice
-    scale: float | None
-    """Measured over predicted seconds on this card, or None without a log of it."""
-    compiled: bool
+    execution: Execution
+    scales: Scales | None
+    """What logs of this card say, or None without one."""
+    start: StartCost
 
     def clip_cost(self, settings: ClipShape) -> ClipCost:
-        """Return the predicted seconds of a warm clip, by stage."""
-        return predict_clip(
-            settings,
-            self.card,
-            compiled=self.compiled,
-            offload=self.offload.kind.name,
-            scale=self.scale,
-        )
+        """Return the predicted cost of a warm clip, by stage."""
+        return predict_clip(settings, self.card, self.execution, self.scales)
 
     def clip_seconds(self, settings: ClipShape) -> float:
         """Return the predicted seconds of a warm clip."""
         return self.clip_cost(settings).seconds
 
-    def total_seconds(self, clips: Sequence[ClipSettings]) -> float:
-        """Return the predicted seconds of all clips, one after the other."""
-        return sum(self.clip_seconds(settings) for settings in clips)
+    def total_seconds(self, clips: Sequence[ClipShape]) -> float:
+        """Return the predicted seconds of a whole run: start, clips, and the last one's writing."""
+        if not clips:
+            return 0.0
+        return self.start.seconds + sum(map(self.clip_seconds, clips)) + write_seconds(clips[-1])
+
+    def finishes(self, clips: Sequence[ClipShape], rules: Rules) -> Iterator[datetime]:
+        """Yield when each clip will be written, if the run begins now."""
+        lengths = [self.clip_seconds(settings) for settings in clips]
+        lengths[0] += self.start.seconds
+        lengths[-1] += write_seconds(clips[-1])
+        return rules.finishes(lengths)
 
     @property
     def basis(self) -> str:
         """What the figures rest on."""
-        if self.scale is not None:
-            return f"calibrated by the log of this {self.gpu_name}"
-        return f"an estimate from the {self.card.name}'s vendor figures"
+        parts = []
+        if self.scales is None:
+            parts.append(f"an estimate from the {self.card.name}'s vendor figures")
+        elif self.scales.profile is not None:
+            parts.append(f"calibrated by this {self.gpu_name}'s log of {self.scales.profile}")
+        else:
+            parts.append(f"calibrated by the log of this {self.gpu_name}")
+        if self.execution.offload == "stream_disk" and self.scales is None:
+            parts.append(f"a disk that gives {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s is assumed")
+        if self.scales is None and (missing := not_modelled(self.card, self.execution)):
+            parts.append(f"not modelled: {missing}")
+        return "; ".join(parts)
+
+
+def write_seconds(settings: ClipShape) -> float:
+    """Return the predicted seconds of writing a clip, which runs beside the next one."""
+    return settings.height * settings.width * settings.num_frames / WRITE_PIXELS_PER_SECOND
 
 
 def make_forecast(
-    config: Config, todo: Sequence[ClipSettings], machine: Machine, log_folder: Path
+    config: Config,
+    todo: Sequence[ClipSettings],
+    machine: Machine,
+    log_folder: Path,
+    rows: list[dict[str, Any]] | None = None,
 ) -> Forecast | None:
     """Return the forecast for `runtime.card` or for this machine's card; None without either.
+
+    Args:
+        config: Decides card, profile and how the maths is carried out.
+        todo: What is to be rendered.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        rows: What `read_log_rows` gave, where it was asked before.
 
     Raises:
         ConfigError: `runtime.card` is not in the table, or no offload profile fits the card.
@@ -89,10 +118,13 @@ def make_forecast(
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:
         return None
-    offload = choose_offload(config, todo, _machine_with(card, machine) if name else machine)
-    scales = calibration(_sibling_records(log_folder), card, gpu_name) if not name else {}
-    scale = scales.get((config.runtime.compile, offload.kind.name))
-    return Forecast(card, gpu_name, offload, scale, config.runtime.compile)
+    offload = choose_offload(config, todo, machine_with(card, machine) if name else machine)
+    execution = replace(execution_of(config, card), offload=offload.kind.name)
+    scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
+    encoded = {text for s in todo for text in (s.prompt, s.negative_prompt, s.image_sha256)}
+    reads_weights = config.model.weights is not Weights.random
+    start = predict_start(todo, len(encoded - {None}), execution, reads_weights=reads_weights)
+    return Forecast(card, gpu_name, offload, execution, scales, start)
 
 
 def make_pace(
@@ -104,14 +136,11 @@ def make_pace(
         ConfigError: a clip is predicted to be longer than `window`.
     """
 
-    def proportions(settings: ClipShape) -> ClipCost:
-        return predict_clip(settings, CARDS[5], compiled=False, offload="resident", scale=None)
-
     def has_latents(job: Job) -> bool:
         return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
 
     pace = Pace(
-        forecast.clip_cost if forecast is not None else proportions,
+        clip_cost_function(forecast),
         is_forecast=forecast is not None,
         has_latents=has_latents,
         clock=rules.clock,
@@ -123,101 +152,17 @@ def make_pace(
     return pace
 
 
-def forecast_lines(
-    config: Config,
-    todo: Sequence[ClipSettings],
-    machine: Machine,
-    log_folder: Path,
-    rules: Rules,
-) -> list[str]:
-    """Return what the dry run says of time and memory: at most six lines.
-
-    Raises:
-        ConfigError: `runtime.card` is unknown, or a clip is longer than `window`.
-    """
-    forecast = make_forecast(config, todo, machine, log_folder)
-    if forecast is None:
-        if config.model.weights is Weights.tiny or not todo:
-            return []
-        return [f"Time: no card here that is in the table; runtime.card={CARDS[5].name} predicts"]
-    seconds = forecast.total_seconds(todo)
-    lengths = [forecast.clip_seconds(settings) for settings in todo]
-    check_window(rules.window, max(lengths), f"the longest of {len(todo)} clips")
-    finishes = list(rules.finishes(lengths))
-    lines = [
-        f"Time: {_duration(seconds)} in all, {seconds / len(todo):.0f} s per warm clip, "
-        f"done {finishes[-1]:%a %H:%M} ({forecast.basis})",
-        f"Memory: {forecast.offload.reason}",
-    ]
-    lines += _rule_lines(rules, finishes)
-    if any(finishes[-1] > end for end in rules.ends()):
-        cheaper = _cheaper(config, forecast, todo, machine, log_folder)
-        if cheaper:
-            lines.append(cheaper)
-    return lines
+def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipShape], ClipCost]:
+    """Return what predicts a clip; without a forecast only the proportions mean something."""
+    if forecast is not None:
+        return forecast.clip_cost
+    card = find_card(EXAMPLE)  # which one hardly matters where costs are only compared
+    assert card is not None
+    return lambda settings: predict_clip(settings, card, default_execution(card), None)
 
 
-def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
-    """Return how many clips will be finished by when, and when the last one."""
-    now, total, lines = rules.clock.now(), len(finishes), []
-    for deadline, end in zip(rules.deadlines, rules.ends(), strict=True):
-        count = sum(finish <= end for finish in finishes)
-        setting = "" if deadline.moment else f" ({deadline.setting})"
-        lines.append(f"Until {end:%a %H:%M}{setting}: {count} of {total} clips")
-    if rules.window is not None:
-        closing = rules.window.current(now)[1]
-        nights = len({rules.window.current(finish - timedelta(seconds=1)) for finish in finishes})
-        first = sum(finish <= closing for finish in finishes)
-        lines.append(
-            f"Window {rules.window.setting.partition('=')[2]}: {first} of {total} clips by "
-            f"{closing:%a %H:%M}, all {total} on {finishes[-1]:%a %d %b %H:%M} "
-            f"({nights} {'window' if nights == 1 else 'windows'})"
-        )
-    return lines
-
-
-def _cheaper(
-    config: Config,
-    forecast: Forecast,
-    todo: Sequence[ClipSettings],
-    machine: Machine,
-    log_folder: Path,
-) -> str | None:
-    """Return one setting that would make the run shorter, the mildest first."""
-    if not config.runtime.compile:
-        faster = replace(forecast, compiled=True)
-        return _cheaper_line("runtime.compile=true", faster.total_seconds(todo))
-    frames = max(s.num_frames for s in todo)
-    if frames > 61:
-        shorter = [replace(s, num_frames=min(s.num_frames, 61)) for s in todo]
-        return _cheaper_line("override.num_frames=61", forecast.total_seconds(shorter))
-    return None
-
-
-def _cheaper_line(option: str, seconds: float) -> str:
-    return f"Cheaper: {option} would take {_duration(seconds)}"
-
-
-def _sibling_records(log_folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of this run directory's log and of those beside it."""
-    folders = [log_folder, *sorted(log_folder.parent.parent.glob("*/log"), reverse=True)]
-    rows: list[dict[str, Any]] = []
-    for folder in dict.fromkeys(folders[: MAX_SIBLING_LOGS + 1]):
-        try:
-            rows += read_records(folder, CALIBRATION_COLUMNS).to_pylist()
-        except LogSchemaError:
-            continue  # another directory's damage is not this run's
-    return rows
-
-
-def _machine_with(card: Card, machine: Machine) -> Machine:
-    """Return this machine as if it had that card, all of its memory free."""
+def machine_with(card: Card, machine: Machine) -> Machine:
+    """Return this machine as if it had that card, its memory free but for a desktop's."""
     size = int(card.memory_gib * GIB)
-    gpu = Gpu(0, card.name, "", size, size, "", None)
-    return replace(machine, gpus=(gpu,))
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes = rest // 60
-    return f"{hours} h {minutes:02d} min" if hours else f"{max(1, minutes)} min"
+    free = size - (int(DISPLAY_GIB * GIB) if card.has_display else 0)
+    return replace(machine, gpus=(Gpu(0, card.name, "", size, free, "", None),))

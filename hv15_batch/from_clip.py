@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hv15_batch.attention_needs import is_fetched
 from hv15_batch.clip import Clip
 from hv15_batch.clip_tag import ClipTag, read_clip_tag
 from hv15_batch.config import Config, ConfigError, Task, Weights
@@ -46,6 +47,14 @@ def words_of_clip(settings: Sequence[str]) -> list[str]:
         if key in typed:
             raise ConfigError(f"{key}= with from={named[0]}: leave one of them out.")
     values = _settings_of(read_clip_tag(named[0]))
+    key = "runtime.attention_backend"
+    backend = values[key]
+    if is_fetched(backend) and key not in typed:
+        raise ConfigError(
+            f"from={named[0]}: was rendered with {backend}, which fetches code from the Hugging "
+            f"Face hub and runs it, and a tag never decides that; type {key}={backend} if you want "
+            f"it, or {key}=auto."
+        )
     if "model" in typed:
         for key in _OF_THE_MODEL:  # of the tag's model
             values.pop(key, None)

@@ -71,7 +71,7 @@ class Ladder:
 
         Raises:
             torch.OutOfMemoryError: there is none, or it does not fit either.
-            ConfigError: the attention kernel gives wrong results here.
+            ConfigError: see `LoadedModels.denoiser`.
         """
         try:
             return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
@@ -117,7 +117,6 @@ class Ladder:
         on_torch_attention: bool,
     ) -> Denoised:
         pipe = self._models.denoiser(on_torch_attention)
-        self._models.check_backend(clip.settings, conditioning)
 
         def on_step(step: int, total: int) -> None:
             emit(Stepped(clip.clip_id, "denoise", step, total))
@@ -149,7 +148,8 @@ class Ladder:
         size = (settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1)
         budget = self._decode_budget_bytes()
         if budget is not None:
-            budget = int(budget * share)
+            itemsize = self._models.vae().dtype.itemsize  # plans count in 16-bit values
+            budget = int(budget * share) * 2 // itemsize
         return plan_tiles(*size, budget, self._device.type)
 
     def _decode_budget_bytes(self) -> int | None:

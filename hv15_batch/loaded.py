@@ -13,12 +13,10 @@ from hv15_batch.attention import (
     NATIVE,
     apply_attention,
     attention_backend_of,
-    check_accuracy,
     is_mask_free,
 )
-from hv15_batch.clip import ClipSettings
+from hv15_batch.compilation import is_compiled
 from hv15_batch.config import Config
-from hv15_batch.embeddings import Conditioning
 from hv15_batch.machine import read_ram
 from hv15_batch.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.placement import Placement
@@ -44,7 +42,6 @@ class LoadedModels:
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
         self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
-        self._is_backend_checked = False
         self._load_seconds: float | None = None
 
     @property
@@ -85,19 +82,6 @@ class LoadedModels:
             self._attention = attention
         return self._denoiser
 
-    def check_backend(self, settings: ClipSettings, conditioning: Conditioning) -> None:
-        """Check a foreign attention kernel once, on the shapes of the first clip that has it.
-
-        Raises:
-            ConfigError: its result is too far from torch's.
-        """
-        if self._is_backend_checked or self._attention == NATIVE:
-            return
-        tokens = costs.num_video_tokens(settings.height, settings.width, settings.num_frames)
-        tokens += conditioning.prompt.num_text_tokens + conditioning.prompt.num_glyph_tokens
-        check_accuracy(self.denoiser().transformer, tokens, self.placement.device)
-        self._is_backend_checked = True
-
     def step_down(self) -> bool:
         """Change to the next smaller profile; the transformer is loaded again when it is needed.
 
@@ -121,7 +105,7 @@ class LoadedModels:
             "dtype": str(transformer.dtype).removeprefix("torch."),
             "attention_backend": attention_backend_of(transformer),
             "mask_free": is_mask_free(transformer),
-            "compiled": self._config.runtime.compile,
+            "compiled": is_compiled(transformer),
             "offload": self.placement.describe(),
         }
 

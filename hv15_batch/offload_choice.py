@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hv15_batch.cards import Card, find_card
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config import Config, ConfigError, OffloadKind, Task, Weights
-from hv15_batch.costs import (
-    ALLOCATOR_BYTES,
-    CONTEXT_BYTES,
-    GIB,
-    Peaks,
-    fits_text_encoder,
-    predict_peaks,
-)
+from hv15_batch.config import Config, ConfigError, OffloadKind, Weights, effective_dtype
+from hv15_batch.costs import ALLOCATOR_BYTES, CONTEXT_BYTES, GIB
+from hv15_batch.execution import Execution, auto_backend
 from hv15_batch.machine import Machine
+from hv15_batch.peaks import Peaks, fits_text_encoder, predict_peaks
 
 _FASTEST_FIRST = (
     OffloadKind.resident,
@@ -37,7 +34,7 @@ class OffloadChoice:
     """What torch may take of the card; None on the CPU."""
     streams_text_encoder: bool
     peaks: Peaks | None
-    """Predicted, of the largest clip; None on the CPU."""
+    """Predicted, of the clip that needs most; None on the CPU."""
 
 
 def choose_offload(
@@ -47,7 +44,7 @@ def choose_offload(
 
     Args:
         config: Decides profile and `runtime.vram_limit_gib`.
-        settings: What is to be rendered; its largest clip decides.
+        settings: What is to be rendered; the size that needs most decides.
         machine: Cards and RAM; the first card is the one used.
 
     Raises:
@@ -58,34 +55,48 @@ def choose_offload(
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind
         return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None)
     budget = device_budget_bytes(config, machine.gpus[0].free_bytes)
-    largest = _largest(settings)
-    is_i2v = config.model.task is Task.i2v
-    peaks = {
-        kind: predict_peaks(
-            largest, kind.name, budget, is_i2v=is_i2v, compiled=config.runtime.compile
-        )
+    execution = execution_of(config, find_card(machine.gpus[0].name))
+    sizes = {(s.height, s.width, s.num_frames): s for s in settings}.values()
+    candidates = [
+        _neediest(kind, sizes, replace(execution, offload=kind.name), budget, config)
         for kind in _FASTEST_FIRST
-    }
-    faults = {kind: _fault(peaks[kind], budget, machine) for kind in _FASTEST_FIRST}
+    ]
+    faults = {c.kind: _fault(c.peaks, budget, machine) for c in candidates}
+    by_kind = {c.kind: c for c in candidates}
     fitting = [kind for kind in _FASTEST_FIRST if faults[kind] is None]
     wanted = config.offload.kind
     if wanted is not OffloadKind.auto and wanted in fitting:
-        return _choice(wanted, "as typed", budget, peaks[wanted])
+        return _choice(by_kind[wanted], "as typed", budget, machine)
     if not fitting:
         why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _FASTEST_FIRST)
         raise ConfigError(
-            f"offload={wanted.name}: {_size(largest)} fits no profile here: {why}. Render smaller "
-            "or shorter clips, or free memory."
+            f"offload={wanted.name}: {by_kind[_FASTEST_FIRST[0]].size} fits no profile here: "
+            f"{why}. {_what_would_do(sizes, execution, config, machine)}Render smaller or shorter "
+            "clips, or free memory."
         )
     if wanted is not OffloadKind.auto:
         raise ConfigError(
-            f"offload={wanted.name}: {_size(largest)} {faults[wanted]}; use "
+            f"offload={wanted.name}: {by_kind[wanted].size} {faults[wanted]}; use "
             f"offload={fitting[0].name} or offload=auto."
         )
     kind = fitting[0]
     before = _FASTEST_FIRST[: _FASTEST_FIRST.index(kind)]
     why = "; ".join(f"{k.name} {faults[k]}" for k in before) or "everything fits"
-    return _choice(kind, why, budget, peaks[kind])
+    return _choice(by_kind[kind], why, budget, machine)
+
+
+def execution_of(config: Config, card: Card | None) -> Execution:
+    """Return how a command carries out the maths, resident; an unknown card takes torch's own."""
+    runtime, dtype = config.runtime, effective_dtype(config).value
+    backend = runtime.attention_backend
+    if backend == "auto":
+        backend = auto_backend(card, runtime.mask_free, dtype) if card else "native"
+    return Execution(
+        attention_backend=backend,
+        compiled=runtime.compile,
+        mask_free=runtime.mask_free,
+        dtype=dtype,
+    )
 
 
 def device_budget_bytes(config: Config, free_bytes: int) -> int:
@@ -95,21 +106,56 @@ def device_budget_bytes(config: Config, free_bytes: int) -> int:
     return usable - CONTEXT_BYTES - ALLOCATOR_BYTES
 
 
-def _choice(kind: OffloadKind, why: str, budget: int, peaks: Peaks | None) -> OffloadChoice:
-    assert peaks is not None
+@dataclass(frozen=True)
+class _Candidate:
+    """A profile with the size of clip that needs most of it."""
+
+    kind: OffloadKind
+    execution: Execution
+    size: str
+    peaks: Peaks
+
+
+def _neediest(
+    kind: OffloadKind,
+    sizes: Iterable[ClipSettings],
+    execution: Execution,
+    budget: int,
+    config: Config,
+) -> _Candidate:
+    reads_weights = config.model.weights is not Weights.random
+    found = [
+        _Candidate(
+            kind,
+            execution,
+            f"{s.height}x{s.width}x{s.num_frames}",
+            predict_peaks(s, execution, budget, reads_weights=reads_weights),
+        )
+        for s in sizes
+    ]
+    return max(found, key=lambda c: c.peaks.allocated_bytes)
+
+
+def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> OffloadChoice:
+    peaks = candidate.peaks
+    stages = (peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
+    encode, denoise, decode = (f"{stage / GIB:.1f}" for stage in stages)
     text = (
-        f"offload {kind.name}: {why}; predicted peak {peaks.device_bytes / GIB:.1f} GiB of card "
-        f"and {peaks.host_bytes / GIB:.1f} GiB of RAM"
+        f"offload {candidate.kind.name}: {why}; predicted peak {peaks.device_bytes / GIB:.1f} GiB "
+        f"of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
+        f"{CONTEXT_BYTES / GIB:.1f}) and {peaks.host_bytes / GIB:.1f} GiB of RAM ("
+        f"{machine.ram_available_bytes / GIB:.1f} are available on this machine)"
     )
-    return OffloadChoice(kind, text, budget, not fits_text_encoder(kind.name, budget), peaks)
+    streams = not fits_text_encoder(candidate.execution, budget)
+    return OffloadChoice(candidate.kind, text, budget, streams, peaks)
 
 
-def _fault(peaks: Peaks | None, budget: int, machine: Machine) -> str | None:
-    if peaks is None:
-        return f"cannot decode within {budget / GIB:.1f} GiB"
-    needed = max(peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
-    if needed > budget:
-        return f"needs {needed / GIB:.1f} GiB of card and {budget / GIB:.1f} are free for it"
+def _fault(peaks: Peaks, budget: int, machine: Machine) -> str | None:
+    if peaks.allocated_bytes > budget:
+        return (
+            f"needs {peaks.allocated_bytes / GIB:.1f} GiB of card and {max(budget, 0) / GIB:.1f} "
+            "are free for it"
+        )
     if peaks.host_bytes > machine.ram_available_bytes:
         return (
             f"needs {peaks.host_bytes / GIB:.1f} GiB of RAM and "
@@ -118,9 +164,17 @@ def _fault(peaks: Peaks | None, budget: int, machine: Machine) -> str | None:
     return None
 
 
-def _largest(settings: Iterable[ClipSettings]) -> ClipSettings:
-    return max(settings, key=lambda s: (s.height * s.width * s.num_frames, s.height))
-
-
-def _size(settings: ClipSettings) -> str:
-    return f"{settings.height}x{settings.width}x{settings.num_frames}"
+def _what_would_do(
+    sizes: Iterable[ClipSettings], execution: Execution, config: Config, machine: Machine
+) -> str:
+    """Return the profile that fits the least memory of a card, and how much that is."""
+    needs = []
+    for kind in _FASTEST_FIRST:
+        # A budget of nothing: the most frugal plans.
+        found = _neediest(kind, sizes, replace(execution, offload=kind.name), 0, config)
+        if found.peaks.host_bytes <= machine.ram_available_bytes:
+            needs.append((found.peaks.device_bytes + ALLOCATOR_BYTES, kind.name))
+    if not needs:
+        return ""
+    least, name = min(needs)
+    return f"offload={name} would do with {math.ceil(least / GIB * 10) / 10:.1f} GiB of card. "

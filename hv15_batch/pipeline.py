@@ -18,6 +18,7 @@ from PIL import Image
 
 from hv15_batch.attention import apply_attention, is_mask_free
 from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.compilation import compile_blocks
 from hv15_batch.components import check_checkpoint, load_component
 from hv15_batch.config import Config, Task
 from hv15_batch.embeddings import Conditioning, ImageEmbedding, TextEmbedding
@@ -152,34 +153,6 @@ def load_denoiser(
         pipe.vision_num_semantic_tokens = 0
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def compile_blocks(transformer: Any) -> None:
-    """Compile each block's forward, all blocks sharing the code of the first.
-
-    Not `compile_repeated_blocks`: that compiles a block's call, hooks and a replaced `forward`
-    included, so that streamed blocks could not be compiled. The text's length differs between
-    prompts and is marked dynamic, so that one compilation serves all prompts of a size.
-    """
-    mask_free = is_mask_free(transformer)
-    for block in transformer.transformer_blocks:
-        compiled = torch.compile(block.forward, fullgraph=True)
-        block.forward = _with_dynamic_text(compiled, mask_free)
-
-
-def _with_dynamic_text(forward: Callable[..., Any], mask_free: bool) -> Callable[..., Any]:
-    def forward_(
-        video: torch.Tensor,
-        text: torch.Tensor,
-        temb: torch.Tensor,
-        mask: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-    ) -> Any:
-        torch._dynamo.maybe_mark_dynamic(text, 1)
-        # Without padding the mask is not read, but its length would be guarded on.
-        return forward(video, text, temb, None if mask_free else mask, rope)
-
-    return forward_
 
 
 def denoise(

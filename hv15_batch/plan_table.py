@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hv15_batch.clip import ClipSettings
+from hv15_batch.costs import ClipCost
 from hv15_batch.plan import PlannedClip
 from hv15_batch.resolve import glyph_texts
 from hv15_batch.rundir import publishing
@@ -32,6 +34,8 @@ COLUMNS = (
     "from_latents",
     *_SETTINGS,
     "num_prompt_tokens",
+    "predicted_denoise_seconds",
+    "predicted_decode_seconds",
     "glyph_text",
     "image",
     "off_recipe",
@@ -43,13 +47,21 @@ COLUMNS = (
 
 
 def write_plan(
-    planned: Sequence[PlannedClip], path: Path, prompt_tokens: dict[str, int] | None
+    planned: Sequence[PlannedClip],
+    path: Path,
+    prompt_tokens: dict[str, int] | None,
+    predict: Callable[[ClipSettings], ClipCost] | None = None,
 ) -> bool:
     """Write every clip with its state to a CSV file; return whether that changed it.
 
-    `prompt_tokens` maps a prompt to its number of tokens, where a tokenizer was at hand.
+    Args:
+        planned: The clips, in the plan's order.
+        path: The file.
+        prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
+        predict: Returns the predicted cost of a warm clip, where the card is known; asked of clips
+            that are to be rendered.
     """
-    data = _format_plan(planned, prompt_tokens or {}).encode()
+    data = _format_plan(planned, prompt_tokens or {}, predict).encode()
     if path.is_file() and path.read_bytes() == data:
         return False
     with publishing(path) as temporary:
@@ -57,12 +69,18 @@ def write_plan(
     return True
 
 
-def _format_plan(planned: Sequence[PlannedClip], prompt_tokens: dict[str, int]) -> str:
+def _format_plan(
+    planned: Sequence[PlannedClip],
+    prompt_tokens: dict[str, int],
+    predict: Callable[[ClipSettings], ClipCost] | None,
+) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for p in planned:
         clip, settings = p.clip, p.clip.settings
+        is_from_latents = p.has_latents and p.use_latents and not p.is_done
+        cost = None if predict is None or p.is_done else predict(settings)
         writer.writerow(
             [
                 clip.clip_id,
@@ -71,9 +89,11 @@ def _format_plan(planned: Sequence[PlannedClip], prompt_tokens: dict[str, int]) 
                 clip.line,
                 p.state.name,
                 p.reason,
-                p.has_latents and p.use_latents and not p.is_done,
+                is_from_latents,
                 *(getattr(settings, name) for name in _SETTINGS),
                 prompt_tokens.get(settings.prompt),
+                None if cost is None or is_from_latents else round(cost.denoise_seconds, 1),
+                None if cost is None else round(cost.decode_seconds, 1),
                 " | ".join(glyph_texts(settings.prompt)),
                 clip.image,
                 clip.off_recipe,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hv15_batch.attention_needs import backend_fault
 from hv15_batch.benchmark import Repetitions, plan_repetitions
 from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.clip import Clip
-from hv15_batch.config import Config, ConfigError, Weights, check_config
+from hv15_batch.config import Config, ConfigError, Weights, check_config, effective_dtype
 from hv15_batch.from_clip import check_same_clip, clip_manifest
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
@@ -171,39 +170,28 @@ def _is_known_here(prepared: Prepared, history: History) -> bool:
     )
 
 
-_BACKEND_PACKAGES = (
-    (r".*_hub", "kernels", "kernels"),
-    (r"_flash_3.*|_flash_varlen_3", "flash_attn_interface", "flash-attn-3"),
-    (r"flash.*", "flash_attn", "flash-attn"),
-    (r"_?sage.*", "sageattention", "'sageattention>=2.1.1'"),
-    (r"xformers", "xformers", "xformers"),
-)
-"""Backends by pattern, the module that each imports, and what pip calls it."""
+def attention_fault(config: Config) -> str | None:
+    """Return why the attention backend asked for cannot run here, or None.
 
-
-def check_backend_package(backend: str) -> None:
-    """Refuse an attention backend whose package is not installed, before anything is touched.
-
-    Raises:
-        ConfigError: with the command that installs it.
+    As far as it is known without asking the card, which the worker does before it encodes. A real
+    model is taken to run on a card: on a machine without one the dry run plans for another.
     """
-    for pattern, module, package in _BACKEND_PACKAGES:
-        if re.fullmatch(pattern, backend):
-            if importlib.util.find_spec(module) is None:
-                raise ConfigError(
-                    f"runtime.attention_backend={backend}: needs the package {module}, which is "
-                    f"not installed; pip install {package}, or leave it at auto."
-                )
-            return
+    return backend_fault(
+        config.runtime.attention_backend,
+        runs_on_cpu=config.model.weights is Weights.tiny,
+        dtype=effective_dtype(config),
+        mask_free=config.runtime.mask_free,
+    )
 
 
 def check_device(config: Config, machine: Machine) -> None:
-    """Refuse what this machine lacks: a card for a real model, a package for a kernel.
+    """Refuse what this machine lacks: a card for a real model, what an attention kernel needs.
 
     Raises:
         ConfigError: naming what works here.
     """
-    check_backend_package(config.runtime.attention_backend)
+    if fault := attention_fault(config):
+        raise ConfigError(fault)
     if config.model.weights is not Weights.tiny and not machine.gpus:
         raise ConfigError(
             f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "

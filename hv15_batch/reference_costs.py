@@ -13,6 +13,7 @@ from enum import Enum
 from hv15_batch import costs
 from hv15_batch.cards import Card, find_card
 from hv15_batch.costs import Shape
+from hv15_batch.execution import default_execution
 from hv15_batch.references import Quantity, Reference
 
 SWEPT_FRAMES = (61, 81, 121)
@@ -21,8 +22,6 @@ SWEPT_STEPS = (20, 30, 50)
 """Of models that are not step-distilled; 50 is what they are made for."""
 SIZES = {"480p": (480, 848), "720p": (720, 1280)}
 """Height and width of a class of sizes, 16:9."""
-IMAGE_TOKENS = 729
-"""Tokens of the first frame beside the text's in image to video."""
 FAST_ATTENTION_FACTOR = 2
 """8-bit attention kernels run at twice the bf16 rate on Ada, Hopper and Blackwell."""
 
@@ -70,7 +69,8 @@ def swept_shapes(reference: Reference) -> list[Shape]:
     axes = itertools.product(
         _sizes(reference), _frames(reference), _steps(reference), _guidance(reference)
     )
-    return [Shape(*size, frames, steps, guided) for size, frames, steps, guided in axes]
+    image = is_i2v(reference)
+    return [Shape(*size, frames, steps, guided, image) for size, frames, steps, guided in axes]
 
 
 def pflop_of(shape: costs.ClipShape, is_i2v: bool) -> float:
@@ -91,7 +91,7 @@ def _combination(reference: Reference, shape: Shape) -> Combination:
     utilisation = tflops / card.dense_bf16_tflops
     fast = (linear + attention / FAST_ATTENTION_FACTOR) / reference.seconds_max / 1e12
     fast /= card.dense_bf16_tflops
-    predicted = costs.predict_clip(shape, card, compiled=False, offload="resident", scale=None)
+    predicted = costs.predict_clip(shape, card, default_execution(card), None)
     return Combination(
         shape=shape,
         model_pflop=(linear + attention) / 1e15,
@@ -114,7 +114,7 @@ def _feasibility(utilisation: float, fast: float, is_predicted: bool) -> Feasibi
 def _flop(shape: costs.ClipShape, is_image_to_video: bool) -> tuple[float, float]:
     """Return the FLOP of all forwards: matrix products, attention."""
     tokens = costs.num_video_tokens(shape.height, shape.width, shape.num_frames)
-    text = costs.TEXT_TOKENS + (IMAGE_TOKENS if is_image_to_video else 0)
+    text = costs.TEXT_TOKENS + (costs.IMAGE_TOKENS if is_image_to_video else 0)
     forwards = shape.num_inference_steps * (2 if shape.has_guidance else 1)
     return forwards * costs.linear_flop(tokens), forwards * costs.attention_flop(tokens, text)
 

@@ -7,16 +7,17 @@ write, record. A clip that fails is a record too (`attempt`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from hv15_batch import __version__, costs
 from hv15_batch.attempt import Attempt
+from hv15_batch.attention import check_backend
 from hv15_batch.checkpoint import cache_root, tiny_root
 from hv15_batch.clip import Clip
 from hv15_batch.clip_facts import work_columns
 from hv15_batch.clip_writer import ClipWriter
+from hv15_batch.compilation import num_compilations
 from hv15_batch.config import Weights
 from hv15_batch.encode_phase import EncodePhase
 from hv15_batch.executor import WARM_UP, Event, ExecutorSpec, Job, RendererBroken, Stepped
@@ -51,33 +52,40 @@ class ClipRenderer:
         self._device = execution_device(config)
         if spec.budget_bytes is not None and self._device.type == "cpu":
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
-        folder: Path | None = spec.checkpoint
+        self._folder = spec.checkpoint
         self._is_tiny = config.model.weights is Weights.tiny
         # By itself torch takes all cores of the machine, of which a container may have few. And
         # small tensors gain nothing from threads, and lose much where others use the cores.
         torch.set_num_threads(1 if self._is_tiny else usable_cpus())
         if self._is_tiny:
-            folder = ensure_checkpoint(config.model, tiny_root())
+            self._folder = ensure_checkpoint(config.model, tiny_root())
         self._sampler = make_sampler(self._device)
         placement = Placement(spec.offload, self._device, cache_root() / "blocks")
-        self._models = LoadedModels(config, folder, placement)
+        self._models = LoadedModels(config, self._folder, placement)
         self._ladder = Ladder(self._models, spec.budget_bytes, config.retry.ladder)
         self._writer = ClipWriter(config, self._run_dir, spec.repo)
         self._encode_phase = EncodePhase(
-            spec, folder, self._device, self._make_meter, placement, self._models.vae
+            spec, self._folder, self._device, self._make_meter, placement, self._models.vae
         )
         if spec.budget_bytes is not None:
             limit_device_memory(self._device, spec.budget_bytes + costs.ALLOCATOR_BYTES)
         self._will_denoise = False
-        self._sizes_seen: set[tuple[int, int, int, bool, bool]] = set()
+        self._has_rendered = False
         self._machine = machine_columns(self._device)
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode each text and image that the cache lacks once, then release the encoders.
 
         These are the clips that will be denoised.
+
+        Raises:
+            ConfigError: the attention asked for cannot run here, or its result is not torch's.
         """
         self._will_denoise = bool(clips)
+        if clips:
+            first = clips[0].settings
+            tokens = costs.num_video_tokens(first.height, first.width, first.num_frames)
+            check_backend(self._config, self._folder, tokens, self._device)
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
@@ -87,10 +95,13 @@ class ClipRenderer:
         meter = self._make_meter()
         decoded: Decoded | None = None
         steps = clip.settings.num_inference_steps
+        compiled_before = num_compilations()
         if not self._models.are_complete:
             emit(Stepped(clip.clip_id, "load", 0, steps))
         with attempt.failing():
-            attempt.add(is_cold=self._is_cold(job))
+            # Kernels are chosen at the first clip of a worker.
+            attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
+            self._has_rendered = True
             if self._will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
                 self._models.denoiser(job.on_torch_attention)
@@ -103,6 +114,8 @@ class ClipRenderer:
             raise RendererBroken(
                 f"the worker can no longer use the device ({fault})", attempt.record()
             )
+        if num_compilations() > compiled_before:
+            attempt.add(is_cold=True)
         load_seconds = self._models.take_load_seconds()
         if load_seconds is not None:
             attempt.add(load_seconds=load_seconds, is_cold=True)
@@ -183,15 +196,6 @@ class ClipRenderer:
 
     def _make_meter(self) -> StageMeter:
         return StageMeter(self._device, self._sampler)
-
-    def _is_cold(self, job: Job) -> bool:
-        """Whether this clip pays for first things: kernels, and compilation for its size."""
-        s = job.clip.settings
-        size = (s.height, s.width, s.num_frames, s.has_guidance, job.on_torch_attention)
-        is_first = not self._sizes_seen
-        is_compiling = self._config.runtime.compile and size not in self._sizes_seen
-        self._sizes_seen.add(size)
-        return is_first or is_compiling or job.repeat == WARM_UP
 
     def _base_record(self, job: Job) -> ClipRecord:
         spec = self._spec

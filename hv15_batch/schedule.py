@@ -191,7 +191,9 @@ class Rules:
     def ends(self) -> list[datetime]:
         """Return the moments of the deadlines, as things are now."""
         now = self.clock.now()
-        return [now + timedelta(seconds=d.seconds_left(self.clock)) for d in self.deadlines]
+        return [
+            d.moment or now + timedelta(seconds=d.seconds_left(self.clock)) for d in self.deadlines
+        ]
 
     def ends_after(self, seconds: float) -> datetime:
         """Return when work of that length in all, in many clips, will be done."""

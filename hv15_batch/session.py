@@ -16,7 +16,8 @@ from hv15_batch.disk_need import disk_need
 from hv15_batch.dry_run import count_prompt_tokens, print_dry_run
 from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
-from hv15_batch.forecast import forecast_lines, make_pace
+from hv15_batch.forecast import make_pace
+from hv15_batch.forecast_lines import predict_run
 from hv15_batch.machine import Machine, read_machine
 from hv15_batch.manifest import Manifest
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
@@ -28,6 +29,7 @@ from hv15_batch.prepare import (
     Planned,
     Prepared,
     Say,
+    attention_fault,
     check_device,
     lacks_weights,
     plan_against_log,
@@ -148,7 +150,8 @@ def _render(
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
-        write_plan(planned.clips, run_dir.plan, None)
+        predict = forecast.clip_cost if forecast else None
+        write_plan(planned.clips, run_dir.plan, None, predict)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
         progress.ends_after = rules.ends_after
         runner = Runner(
@@ -272,8 +275,10 @@ def _write_results(prepared: Prepared) -> list[str]:
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir, config.report.public)
+    # Before the page, which links them.
+    said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
     write_page(run_dir.path)
-    return [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
+    return said
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -303,14 +308,16 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     if planned.repetitions is not None:
         say(planned.repetitions.describe())
     todo = [p.clip.settings for p in planned.todo]
-    for line in forecast_lines(prepared.config, todo, read_machine(), run_dir.log, rules):
-        say(line)
+    forecast, lines = predict_run(prepared.config, todo, read_machine(), run_dir.log, rules)
+    _say_all(lines, say)
     if planned.todo:
         findings = find_hindrances(prepared, planned)
         _say_all(findings.notes, say)
-        _say_all((f"A run would be refused: {fault}" for fault in findings.refusals), say)
+        faults = (attention_fault(prepared.config), *findings.refusals)
+        _say_all((f"A run would be refused: {fault}" for fault in faults if fault), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
-    write_plan(planned.clips, run_dir.plan, tokens)
+    predict = forecast.clip_cost if forecast else None
+    write_plan(planned.clips, run_dir.plan, tokens, predict)
     say(f"Every clip: {run_dir.plan}")
     return EXIT_OK

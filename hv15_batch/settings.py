@@ -156,11 +156,12 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = "auto"
-    """`auto` or a backend name of diffusers' attention dispatcher."""
+    """`auto` (by the card's compute capability, see README.md) or a backend name of diffusers'
+    attention dispatcher; names in `_hub` fetch compiled code from the hub and run it."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False
-    """Compile the transformer blocks: faster from a few clips on (see the dry run)."""
+    """Compile the transformer blocks, at the first two clip sizes: faster from a few clips on."""
     vram_limit_gib: float | None = None
     """Use the card as if it had this much memory (GiB, CUDA's own part included)."""
     card: str | None = None

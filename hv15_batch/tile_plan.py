@@ -9,6 +9,7 @@ which again gives the same frames. So a plan changes time and memory, never the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 SPATIAL_RATIO = 16
 """Pixels per latent row and column."""
@@ -161,6 +162,14 @@ def plan_tiles(
     )
 
 
+def most_frugal_plan(latent_height: int, latent_width: int, num_latent_frames: int) -> TilePlan:
+    """Return the plan that takes the least memory."""
+    return min(
+        candidate_plans(latent_height, latent_width),
+        key=lambda plan: predict_peak_bytes(plan, latent_height, latent_width, num_latent_frames),
+    )
+
+
 def candidate_plans(latent_height: int, latent_width: int) -> list[TilePlan]:
     """Return all plans for a frame of this size, fastest first."""
     timed = []
@@ -184,6 +193,7 @@ def frames_per_piece(chunk_bytes: int, output_frame_bytes: int, frame_ratio: int
     return max(1, chunk_bytes // (output_frame_bytes * frame_ratio))
 
 
+@lru_cache(maxsize=1024)
 def predict_peak_bytes(
     plan: TilePlan, latent_height: int, latent_width: int, num_latent_frames: int
 ) -> int:
@@ -215,28 +225,48 @@ def _stages_bytes(
     plan: TilePlan, first: int, end: int, size: tuple[int, int], frames: list[int]
 ) -> int:
     """Return the peak of running stages `first` to `end` on latents of this size."""
-    contexts = held = busiest = 0
+    contexts = 0
     if first == 0:
         contexts = 2 * frames[0] * _plane_bytes(0, *size)  # keys and values of the attention
-    arriving = frames[max(0, first - 1)]
     for stage in range(first, end):
-        plane, ratio = _plane_bytes(stage, *size), FRAME_RATIO[stage]
-        padded = _plane_bytes(stage, *size, padding=1)
-        pieces = -(-arriving // frames_per_piece(plan.chunk_bytes, plane, ratio))
-        taken = -(-arriving // pieces)
-        given = min(frames[stage], taken * ratio)
-        contexts += 2 * CONVOLUTIONS[stage] * padded
+        contexts += 2 * CONVOLUTIONS[stage] * _plane_bytes(stage, *size, padding=1)
+        if stage > 0:
+            contexts += 2 * _plane_bytes(stage - 1, *size, padding=1)
+    arriving = frames[max(0, first - 1)]
+    return contexts + _busiest_bytes(plan, first, end, size, arriving, True)
+
+
+def _busiest_bytes(
+    plan: TilePlan, stage: int, end: int, size: tuple[int, int], arriving: int, is_first: bool
+) -> int:
+    """Return the most that is alive, contexts not counted, while frames pass this stage and on.
+
+    Every length of piece is followed: a later piece that is shorter by a frame may be cut less
+    often further on, and then takes more at a time.
+    """
+    if stage == end:
+        return 0
+    plane, ratio = _plane_bytes(stage, *size), FRAME_RATIO[stage]
+    padded = _plane_bytes(stage, *size, padding=1)
+    pieces = -(-arriving // frames_per_piece(plan.chunk_bytes, plane, ratio))
+    shorter, num_longer = divmod(arriving, pieces)  # as `tensor_split` cuts, the longer ones first
+    kinds = {(shorter + (num_longer > 0), is_first)}
+    if num_longer > 1:
+        kinds.add((shorter + 1, False))
+    if pieces > max(num_longer, 1):
+        kinds.add((shorter, False))
+    busiest = 0
+    for taken, has_first in kinds:
+        given = taken * ratio - (ratio - 1 if has_first else 0)  # the clip's first frame stays one
         working = 2 * given * plane + (given + 2) * padded
         if stage == 0:
             working += 3 * given * plane  # of the attention: normalised in float32, query
         else:
             before = _plane_bytes(stage - 1, *size, padding=1)
-            contexts += 2 * before
             working = max(working, given * plane + max(given * plane, (taken + 2) * before))
-        busiest = max(busiest, held + working)
-        held += given * plane
-        arriving = given
-    return contexts + busiest
+        later = _busiest_bytes(plan, stage + 1, end, size, given, has_first)
+        busiest = max(busiest, working, given * plane + later)
+    return busiest
 
 
 def _plane_bytes(stage: int, latent_height: int, latent_width: int, padding: int = 0) -> int:

@@ -71,40 +71,51 @@ class TimingSummary:
     """By `QUANTITIES`, as far as measured; empty where all clips are cold."""
 
 
+_FREE_CARD = "keep other work off card and machine, lock the clocks (nvidia-smi -lgc)"
+_FREE_MEMORY = "free the card, or choose a smaller profile such as offload=stream"
+_ALLOCATED_TOO = (
+    "compare allocated peaks too, or use PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+)
+
+
 class WarningKind(Enum):
-    """What can be wrong with figures, and what to do about it. A closed list."""
+    """What can be wrong with figures, and what to do about it. A closed list.
+
+    Each has what is wrong, the remedy for the clips of a usual run, and that for repetitions of a
+    benchmark, whose user has followed the first already.
+    """
 
     slow_first = (
         "the first timed clip took far longer than the others and is counted",
-        "use benchmark.repeat, which warms up first; with more repetitions it weighs less",
+        "use benchmark.repeat, which warms up first; with more clips it weighs less",
+        "raise benchmark.repeat, so that it weighs less, and keep other work off the card",
     )
     wide_spread = (
         "the timed clips differ much",
-        "keep other work off card and machine, look at throttle_seconds and its reasons "
-        "(throttle_power_seconds, throttle_thermal_seconds, ...), repeat more often",
+        f"{_FREE_CARD}, look at throttle_seconds and the reasons beside it, use benchmark.repeat=5",
+        f"{_FREE_CARD}, look at throttle_seconds and the reasons beside it, raise benchmark.repeat",
     )
     few_timed = (
         "too few timed clips to say how they spread",
         "use benchmark.repeat=3 or more",
+        "run the same command again, which measures what is missing; with benchmark.repeat=3 or "
+        "more where it was less",
     )
     alloc_retries = (
         "torch ran out of memory and tried again within clips, which costs time",
-        "free the card, or choose a smaller profile such as offload=stream",
+        _FREE_MEMORY,
+        _FREE_MEMORY,
     )
-    fragmented = (
-        "torch reserved far more memory than it used",
-        "compare allocated peaks too, or use PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
-    )
+    fragmented = ("torch reserved far more memory than it used", _ALLOCATED_TOO, _ALLOCATED_TOO)
 
     @property
     def about(self) -> str:
         """What is wrong."""
         return self.value[0]
 
-    @property
-    def remedy(self) -> str:
-        """What to do about it."""
-        return self.value[1]
+    def remedy(self, is_benchmark: bool) -> str:
+        """Return what to do about it, for repetitions or for the clips of a usual run."""
+        return self.value[2] if is_benchmark else self.value[1]
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,18 @@ class TimingWarning:
     group: dict[str, Any]
     detail: str
     """The figures that it rests on."""
+    is_benchmark: bool
+    """Whether the group has repetitions of a benchmark."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return self.kind.remedy(self.is_benchmark)
+
+    def __str__(self) -> str:
+        """Return the warning as a sentence, without the group's name."""
+        about = self.kind.about[0].upper() + self.kind.about[1:]
+        return f"{about} ({self.detail}): {self.remedy}."
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> list[TimingSummary]:
@@ -134,6 +157,7 @@ def warnings_of(records: Iterable[Mapping[str, Any]]) -> list[TimingWarning]:
     found = []
     for group, rows in _groups(records):
         timed = _timed(rows)
+        is_benchmark = any(row["repeat"] for row in rows)
         for kind, detail in (
             (WarningKind.slow_first, _slow_first(timed)),
             (WarningKind.wide_spread, _wide_spread(timed)),
@@ -142,7 +166,7 @@ def warnings_of(records: Iterable[Mapping[str, Any]]) -> list[TimingWarning]:
             (WarningKind.fragmented, _fragmented(timed)),
         ):
             if detail is not None:
-                found.append(TimingWarning(kind, group, detail))
+                found.append(TimingWarning(kind, group, detail, is_benchmark))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 import torch
 from diffusers import HunyuanVideo15Transformer3DModel
@@ -161,23 +163,45 @@ def test_an_unknown_backend_is_refused_with_those_that_exist(
 
 
 @pytest.mark.parametrize(
-    ("backend", "package"),
-    [("sage", "sageattention"), ("flash_hub", "kernels"), ("flash", "flash-attn")],
+    ("backend", "lack"),
+    [
+        (
+            "sage",
+            "needs sageattention 2.1.1 or later, which is not installed. Install it with "
+            "`git clone https://github.com/thu-ml/SageAttention.git && cd SageAttention && "
+            "python setup.py install`, or use",
+        ),
+        (
+            "flash_hub",
+            "needs kernels 0.12 or later, which is not installed. Install it with "
+            "`pip install -U kernels`, or use",
+        ),
+    ],
 )
 def test_a_backend_whose_package_is_missing_is_refused_with_the_install_command(
-    transformer: HunyuanVideo15Transformer3DModel, backend: str, package: str
+    transformer: HunyuanVideo15Transformer3DModel, backend: str, lack: str
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
         apply_attention(transformer, backend, mask_free=True)
 
-    message = str(refusal.value)
-    assert message.startswith(
-        f"runtime.attention_backend={backend} cannot run here, on cpu in float32: "
+    assert str(refusal.value) == (
+        f"runtime.attention_backend={backend} cannot run here, on cpu in float32: {lack} "
+        "one of auto, flex, native, _native_flash, _native_math."
     )
-    assert message.endswith(
-        f"Run `pip install {package}` if that is missing, or use one of auto, flex, native, "
-        "_native_flash, _native_math."
-    )
+
+
+def test_a_package_that_is_there_but_does_not_run_is_to_be_built_again(
+    transformer: HunyuanVideo15Transformer3DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _name: "2.2.0")
+
+    with pytest.raises(ConfigError) as refusal:
+        apply_attention(transformer, "sage", mask_free=True)
+
+    assert (
+        "Where it was built for another torch, `git clone https://github.com/thu-ml/"
+        "SageAttention.git && cd SageAttention && python setup.py install` again, or use one of "
+    ) in str(refusal.value)
 
 
 def test_a_backend_for_cards_is_refused_on_the_cpu(

@@ -230,6 +230,26 @@ def test_the_tables_have_every_group_and_the_status_counts_renderings(project: P
     assert (status["done"], status["total"]) == (11, 11)
 
 
+def test_the_page_counts_repetitions_and_links_the_tables(project: Project) -> None:
+    def page() -> str:
+        return project.run_dir.page.read_text(encoding="utf-8")
+
+    measure(project, make_executor=lambda spec: FakeExecutor(spec, StopsInTheMiddle))
+    assert "<h1>5 of 6 repetitions measured (3 clips x 2), 1 failed, ended " in page()
+    assert f"hv15-batch resume={project.run_dir.path}</code>" in page()
+
+    measure(project)
+    assert "<h1>6 of 6 repetitions measured (3 clips x 2), done " in page()
+    assert "go on with" not in page()
+    assert 'href="benchmark.md"' in page()
+
+    measure(project, only="cat", force=True)
+    assert "<h1>2 of 2 repetitions measured (1 clip x 2), done " in page()
+
+    project.run()
+    assert "<h1>3 of 3, done " in page()
+
+
 @pytest.mark.slow
 def test_the_real_renderer_leaves_nothing_but_its_rows(project: Project) -> None:
     project.write("id,prompt", "cat,a cat")

@@ -877,17 +877,41 @@ def test_two_manifests_on_one_line_are_refused(command: Command, tmp_path: Path)
     assert answer == Answer(2, "", message)
 
 
-def test_a_backend_without_its_package_is_refused_before_anything_is_touched(
-    command: Command, tmp_path: Path
+SAGE_MISSING = (
+    "runtime.attention_backend=sage: needs sageattention 2.1.1 or later, which is not installed; "
+    "install it with `git clone https://github.com/thu-ml/SageAttention.git && cd SageAttention && "
+    "python setup.py install`, or leave it at auto."
+)
+CUDNN_ON_CPU = (
+    "runtime.attention_backend=_native_cudnn: needs a CUDA card, and this runs on the CPU; use "
+    "auto, native, _native_flash, _native_math or flex."
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"), [("sage", SAGE_MISSING), ("_native_cudnn", CUDNN_ON_CPU)]
+)
+def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_touched(
+    command: Command, tmp_path: Path, backend: str, message: str
 ) -> None:
     (tmp_path / "p.csv").write_text("prompt\na cat\n")
 
-    answer = command("p.csv", "model=tiny_t2v", "runtime.attention_backend=sage")
+    answer = command("p.csv", "model=tiny_t2v", f"runtime.attention_backend={backend}")
 
-    assert answer == Answer(
-        2,
-        "",
-        "runtime.attention_backend=sage: needs the package sageattention, which is not installed; "
-        "pip install 'sageattention>=2.1.1', or leave it at auto.\n",
-    )
+    assert answer == Answer(2, "", f"{message}\n")
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"), [("sage", SAGE_MISSING), ("_native_cudnn", CUDNN_ON_CPU)]
+)
+def test_a_dry_run_tells_that_a_run_would_refuse_the_backend(
+    command: Command, tmp_path: Path, backend: str, message: str
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+
+    answer = command("p.csv", "model=tiny_t2v", "--dry-run", f"runtime.attention_backend={backend}")
+
+    assert answer.code == 0
+    assert f"A run would be refused: {message}" in answer.out.splitlines()
+    assert answer.out.count("A run would be refused") == 1

@@ -21,6 +21,7 @@ from hv15_batch.config import (
     ModelConfig,
     OffloadConfig,
     QualityConfig,
+    ReportConfig,
     SamplingConfig,
     SamplingDefaults,
     Task,
@@ -150,6 +151,11 @@ REFUSED: list[tuple[Config, str]] = [
     (
         Config(model=T2V, limit=0),
         "limit=0: must be 1 or more; leave it out for all clips.",
+    ),
+    (
+        Config(model=T2V, report=ReportConfig(price_per_kwh=float("inf"))),
+        "report.price_per_kwh=inf: must be a finite number, 0 or more; leave it out for the "
+        "default.",
     ),
     (
         Config(model=T2V, quality=QualityConfig(black_luma=-1)),

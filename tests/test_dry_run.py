@@ -126,6 +126,22 @@ def test_the_whole_of_a_small_dry_run(command: Command, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "outputs" / "p").iterdir()) == ["plan.csv"]
 
 
+def test_what_each_clip_takes_on_a_card_stands_in_the_plan(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt,num_frames\na,121\nb,61\n", encoding="utf-8")
+
+    answer = command("p.csv", "--dry-run", "runtime.card=h200")
+
+    assert answer.code == 0
+    with (tmp_path / "outputs" / "p" / "plan.csv").open(encoding="utf-8", newline="") as file:
+        long, short = csv.DictReader(file)
+    # One H200: 3.0 and 1.06 s a forward, 50 of them; 2.04 s for decoding 121 frames.
+    assert float(long["predicted_denoise_seconds"]) == pytest.approx(150, rel=0.1)
+    assert float(short["predicted_denoise_seconds"]) == pytest.approx(53, rel=0.1)
+    assert float(long["predicted_decode_seconds"]) == pytest.approx(2.2, rel=0.1)
+
+
 def test_thirty_settings_fit_the_screen_and_every_row_is_in_the_table(
     command: Command, tmp_path: Path
 ) -> None:
@@ -162,7 +178,7 @@ def test_the_longest_dry_run_is_twenty_lines(tiny_on_disk: Path) -> None:
 
     lines = lines_of(planned, checkpoint, dict.fromkeys(names, 3))
 
-    # The forecast has four lines at most, and the table's path one.
+    # The forecast has three lines, one more for a deadline, and the table's path one.
     assert len(lines) == MAX_LINES - 5
     assert lines[7:] == [
         "     1 changed: num_inference_steps 50 -> 0",

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from hv15_batch.cards import find_card
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config import Config, ModelConfig
-from hv15_batch.costs import predict_clip
+from hv15_batch.costs import Scales
 from hv15_batch.eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, EtaEstimator, TimeLeft
-from hv15_batch.forecast import Forecast, make_forecast
+from hv15_batch.forecast import Forecast, clip_cost_function, make_forecast
 from hv15_batch.machine import GIB, Gpu, read_machine
 from hv15_batch.plan import PlannedClip, State
 from hv15_batch.records import FAILED, OK, ClipRecord, asked_record
@@ -70,11 +69,8 @@ def record(planned: PlannedClip, status: str = OK, **columns: Any) -> ClipRecord
     return asked_record(planned.clip, **{**known, **columns})
 
 
-def _h200_seconds(settings: ClipSettings) -> float:
-    card = find_card("h200")
-    assert card is not None
-    how: dict[str, Any] = {"compiled": False, "offload": "resident", "scale": None}
-    return predict_clip(settings, card, **how).seconds
+def _nominal_seconds(settings: ClipSettings) -> float:
+    return clip_cost_function(None)(settings).seconds
 
 
 def left(eta: EtaEstimator, elapsed_seconds: float = 0.0) -> TimeLeft:
@@ -112,7 +108,7 @@ def test_a_clip_of_another_size_and_number_of_steps_does_not_share_the_median() 
     eta = EtaEstimator([*short, *long], None)
     for planned in short:
         eta.finished(record(planned), 10.0)
-    costs = [_h200_seconds(planned.clip.settings) for planned in (short[0], long[0])]
+    costs = [_nominal_seconds(planned.clip.settings) for planned in (short[0], long[0])]
     ratio = costs[1] / costs[0]
 
     assert ratio > 10
@@ -179,7 +175,7 @@ def test_before_the_first_clip_the_prediction_is_given_and_called_an_estimate(
 
 
 def test_a_prediction_that_a_log_corrected_is_called_calibrated(forecast: Forecast) -> None:
-    found = left(EtaEstimator(clips(2), replace(forecast, scale=2.0)))
+    found = left(EtaEstimator(clips(2), replace(forecast, scales=Scales(2.0, 1.0, 2.0))))
 
     assert found.basis is EtaBasis.calibrated
     assert found.p50_seconds == pytest.approx(4 * forecast.clip_seconds(SETTINGS))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_fakes import FakeClock
-from test_costs import SETTINGS, row
+from test_calibration import row
+from test_costs import SETTINGS
 from test_offload_choice import config, machine
 
+from hv15_batch.cards import find_card
+from hv15_batch.cheaper import cheaper_ways
 from hv15_batch.clip import make_clip
-from hv15_batch.config import Config, ConfigError
+from hv15_batch.config import Config, ConfigError, Dtype, Task
 from hv15_batch.executor import Job
-from hv15_batch.forecast import forecast_lines, make_forecast, make_pace
+from hv15_batch.forecast import machine_with, make_forecast, make_pace
+from hv15_batch.forecast_lines import predict_run
 from hv15_batch.machine import Machine
 from hv15_batch.pace import WRITE_PIXELS_PER_SECOND, Pace
 from hv15_batch.plan import PlannedClip, State
@@ -37,11 +42,11 @@ def test_another_card_is_predicted_as_an_estimate(tmp_path: Path) -> None:
     asked = config()
     asked.runtime.card = "rtx_4090"
 
-    lines = forecast_lines(asked, [SETTINGS] * 10, without_card(), tmp_path / "log", RULES)
+    _, lines = predict_run(asked, [SETTINGS] * 10, without_card(), tmp_path / "log", RULES)
 
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "(an estimate from the rtx_4090's vendor figures)" in lines[0]
-    assert lines[1].startswith("Memory: offload resident: ")
+    assert lines[2].startswith("Memory: offload resident: ")
 
 
 def test_an_unknown_card_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -53,65 +58,199 @@ def test_an_unknown_card_is_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_without_a_card_the_way_to_predict_is_named(tmp_path: Path) -> None:
-    lines = forecast_lines(config(), [SETTINGS], without_card(), tmp_path / "log", RULES)
+    _, lines = predict_run(config(), [SETTINGS], without_card(), tmp_path / "log", RULES)
 
     assert lines == ["Time: no card here that is in the table; runtime.card=rtx_4090 predicts"]
 
 
+def log_of_the_4090(folder: Path, **changes: Any) -> dict[str, Any]:
+    card = find_card("rtx_4090")
+    assert card is not None
+    measured = row(gpu_name="NVIDIA GeForce RTX 4090", attention_backend="_native_flash", **changes)
+    folder.mkdir(parents=True)
+    record = replace(ClipRecord(), **measured, settings_sha256="a", clip_id="a")
+    RunLog(folder, "r").append(record)
+    return measured
+
+
 def test_a_log_of_the_same_card_calibrates(tmp_path: Path) -> None:
-    measured = {k: v for k, v in row(gpu_name="NVIDIA GeForce RTX 4090").items()}
-    log_folder = tmp_path / "other" / "log"
-    log_folder.mkdir(parents=True)
-    record = replace(ClipRecord(), **measured, settings_sha256="a", attempt=1)
-    assert asdict(record)["num_frames"] == 121
-    RunLog(log_folder, "r").append(record)
+    measured = log_of_the_4090(tmp_path / "other" / "log")
 
     forecast = make_forecast(config(), [SETTINGS], machine(24), tmp_path / "this" / "log")
 
     assert forecast is not None
     assert forecast.basis == "calibrated by the log of this NVIDIA GeForce RTX 4090"
-    total = measured["denoise_seconds"] + measured["decode_seconds"]
-    assert forecast.clip_seconds(SETTINGS) == pytest.approx(total)
+    cost = forecast.clip_cost(SETTINGS)
+    assert cost.denoise_seconds == pytest.approx(measured["denoise_seconds"])
+    assert cost.decode_seconds == pytest.approx(measured["decode_seconds"])
 
 
-def test_until_counts_clips_and_names_a_cheaper_setting(tmp_path: Path) -> None:
+def test_a_card_asked_for_by_name_is_calibrated_by_its_log_too(tmp_path: Path) -> None:
+    measured = log_of_the_4090(tmp_path / "other" / "log")
+    asked = config()
+    asked.runtime.card = "rtx_4090"
+
+    forecast = make_forecast(asked, [SETTINGS], without_card(), tmp_path / "this" / "log")
+
+    assert forecast is not None
+    assert forecast.clip_cost(SETTINGS).denoise_seconds == pytest.approx(
+        measured["denoise_seconds"]
+    )
+
+
+def test_a_log_of_another_profile_is_named(tmp_path: Path) -> None:
+    log_of_the_4090(tmp_path / "other" / "log")
+
+    forecast = make_forecast(config("stream"), [SETTINGS], machine(24), tmp_path / "this" / "log")
+
+    assert forecast is not None
+    assert forecast.basis == "calibrated by this NVIDIA GeForce RTX 4090's log of resident"
+
+
+@pytest.mark.parametrize(
+    "change", [{"mask_free": False}, {"dtype": Dtype.float32}, {"compile": True}]
+)
+def test_settings_that_change_speed_change_the_prediction(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    changed = config("stream")
+    changed.runtime = replace(changed.runtime, **change)
+    plain, other = (
+        make_forecast(c, [SETTINGS], machine(48, 128), tmp_path / "log")
+        for c in (config("stream"), changed)
+    )
+
+    assert plain is not None
+    assert other is not None
+    assert abs(other.clip_seconds(SETTINGS) / plain.clip_seconds(SETTINGS) - 1) > 0.05
+
+
+def test_what_is_not_modelled_and_what_is_assumed_is_said(tmp_path: Path) -> None:
+    asked = config("stream_disk")
+    asked.runtime.attention_backend = "sage"
+
+    forecast = make_forecast(asked, [SETTINGS], machine(24), tmp_path / "log")
+
+    assert forecast is not None
+    assert forecast.basis == (
+        "an estimate from the rtx_4090's vendor figures; a disk that gives 3 GB/s is assumed; "
+        "not modelled: attention_backend=sage, taken as _native_flash"
+    )
+
+
+def test_geforce_cards_that_are_not_here_keep_some_memory_for_a_desktop() -> None:
+    sizes = []
+    for name in ("rtx_4090", "h100"):
+        card = find_card(name)
+        assert card is not None
+        (gpu,) = machine_with(card, without_card()).gpus
+        sizes.append((gpu.total_bytes - gpu.free_bytes) / 2**30)
+
+    assert sizes == [pytest.approx(0.5), 0]
+
+
+def test_all_that_the_run_takes_is_in_the_time(tmp_path: Path) -> None:
+    asked = config()
+    asked.runtime.compile = True
+    forecast = make_forecast(asked, [SETTINGS] * 2, machine(24), tmp_path / "log")
+    assert forecast is not None
+
+    _, lines = predict_run(asked, [SETTINGS] * 2, machine(24), tmp_path / "log", RULES)
+
+    writing = 480 * 848 * 121 / WRITE_PIXELS_PER_SECOND
+    once = forecast.start.seconds + writing
+    assert forecast.start.compile_seconds > 20
+    total = forecast.total_seconds([SETTINGS] * 2)
+    assert total == pytest.approx(2 * forecast.clip_seconds(SETTINGS) + once)
+    done = NOW + timedelta(seconds=total)
+    assert f"done {done:%a %H:%M} (" in lines[0]
+    cost = forecast.clip_cost(SETTINGS)
+    assert lines[1] == (
+        f"Stages: a clip denoise {cost.denoise_seconds:.1f} s (10.8 PFLOP) and decode "
+        f"{cost.decode_seconds:.1f} s (1.2); once start and load 25 s, encode 0 s, compile 22 s, "
+        "last write 3 s"
+    )
+
+
+def test_until_counts_clips_and_names_the_mildest_setting_that_is_enough(tmp_path: Path) -> None:
     todo = [SETTINGS] * 100
     forecast = make_forecast(config(), todo, machine(24), tmp_path / "log")
     assert forecast is not None
-    until = NOW + timedelta(seconds=10.5 * forecast.clip_seconds(SETTINGS))
+    seconds = forecast.clip_seconds(SETTINGS)
 
-    rules = Rules(CLOCK, (Deadline("until=07:00", until),))
-    lines = forecast_lines(config(), todo, machine(24), tmp_path / "log", rules)
+    def last_line(clips: float, asked: Config | None = None) -> str:
+        until = NOW + timedelta(seconds=clips * seconds)
+        rules = Rules(CLOCK, (Deadline("until=07:00", until),))
+        _, lines = predict_run(asked or config(), todo, machine(24), tmp_path / "log", rules)
+        assert f"Until {until:%a %H:%M}: {int(clips - 0.6)} of 100 clips" in lines
+        return lines[-1]
 
-    assert f"Until {until:%a %H:%M}: 10 of 100 clips" in lines
-    assert lines[-1].startswith("Cheaper: runtime.compile=true would take ")
+    assert last_line(98.9).startswith("Cheaper: runtime.compile=true would take ")
+    assert last_line(50).startswith("Cheaper: override.num_frames=61 would take ")
+    assert last_line(35).startswith("Cheaper: override.height=320 override.width=576 would take ")
+    assert last_line(3) == "Cheaper: no setting tried here is fast enough; limit=2 fits"
+
+
+def test_a_distilled_variant_of_the_same_model_is_tried(tmp_path: Path) -> None:
+    guided = replace(SETTINGS, num_inference_steps=50, guidance_scale=6.0, negative_prompt="")
+    words = [way.words for way in cheaper_ways(config(), [guided])]
+
+    assert words == [
+        "runtime.compile=true",
+        "override.num_frames=61",
+        "model=480p_t2v_distilled",
+        "override.height=320 override.width=576",
+    ]
+    image = config()
+    image.model.name, image.model.task = "720p_i2v", Task.i2v
+    last = list(cheaper_ways(image, [replace(guided, height=720, width=1280, num_frames=61)]))
+    assert [way.words for way in last][1:] == ["model=720p_i2v_distilled", "model=480p_i2v"]
+    assert (last[-1].todo[0].height, last[-1].todo[0].width) == (480, 848)
+    distilled = last[1].todo[0]
+    assert (distilled.num_inference_steps, distilled.guidance_scale) == (50, 1.0)
+
+
+def test_a_deadline_is_printed_as_it_was_typed_and_a_far_end_with_its_date(tmp_path: Path) -> None:
+    class Ticking(FakeClock):
+        def now(self) -> datetime:
+            self.sleep(0.01)
+            return super().now()
+
+    clock = Ticking(datetime(2026, 11, 22, 21, 0).astimezone())
+    asked = replace(config(), until="07:00")
+    rules = read_rules(asked, clock)
+
+    _, lines = predict_run(asked, [SETTINGS] * 20_000, machine(24), tmp_path / "log", rules)
+
+    assert lines[3].startswith("Until Mon 07:00: ")
+    assert re.search(r"done \w{3} \d\d \w{3} 202[67] \d\d:\d\d \(", lines[0])
 
 
 def test_time_limit_and_window_say_how_many_clips_and_when_the_last_is_done(
     tmp_path: Path,
 ) -> None:
-    todo = [SETTINGS] * 800
+    todo = [SETTINGS] * 600
     forecast = make_forecast(config(), todo, machine(24), tmp_path / "log")
     assert forecast is not None
-    seconds = forecast.clip_seconds(SETTINGS)
     asked = replace(config(), window="22:00-07:00", time_limit="8h")
-    per_night, in_eight_hours = int(9 * 3600 // seconds), int(8 * 3600 // seconds)
     clock = FakeClock(datetime(2026, 11, 22, 21, 0).astimezone())
+    rules = read_rules(asked, clock)
+    ends = list(forecast.finishes(todo, rules))
+    opening = datetime(2026, 11, 22, 22, 0).astimezone()
 
-    lines = forecast_lines(asked, todo, machine(24), tmp_path / "log", read_rules(asked, clock))
+    _, lines = predict_run(asked, todo, machine(24), tmp_path / "log", rules)
 
-    nights, rest = divmod(800, per_night)
-    last = datetime(2026, 11, 22, 22, 0) + timedelta(days=nights, seconds=rest * seconds)  # noqa: DTZ001
-    assert 0 < nights < 5
-    assert f"done {last:%a %H:%M} (an estimate" in lines[0]
-    fitting = int(7 * 3600 // seconds)  # of the eight hours one passes before it opens
-    assert fitting < in_eight_hours
-    assert lines[2] == f"Until Mon 05:00 (time_limit=8h): {fitting} of 800 clips"
-    assert lines[3] == (
-        f"Window 22:00-07:00: {per_night} of 800 clips by Mon 07:00, all 800 on "
-        f"{last:%a %d %b %H:%M} ({nights + 1} windows)"
+    seconds, start = forecast.clip_seconds(SETTINGS), forecast.start.seconds
+    assert ends[0] == opening + timedelta(seconds=seconds + start)
+    in_the_night = int((9 * 3600 - start) // seconds)
+    until_five = int((7 * 3600 - start) // seconds)
+    assert lines[3] == f"Until Mon 05:00 (time_limit=8h): {until_five} of 600 clips"
+    assert lines[4].startswith(
+        f"Window 22:00-07:00: {in_the_night} of 600 clips by Mon 07:00, all 600 on "
+        f"{ends[-1]:%a %d %b %H:%M} ("
     )
-    assert lines[4].startswith("Cheaper: ")
+    assert f"done {ends[-1]:%a %H:%M} (an estimate" in lines[0]
+    assert lines[5].startswith("Cheaper: ")
 
 
 def test_a_clip_longer_than_the_window_is_refused(tmp_path: Path) -> None:
@@ -119,7 +258,7 @@ def test_a_clip_longer_than_the_window_is_refused(tmp_path: Path) -> None:
     rules = read_rules(asked, CLOCK)
 
     with pytest.raises(ConfigError, match=r"^window=22:00-22:01: the longest of 3 clips takes ab"):
-        forecast_lines(asked, [SETTINGS] * 3, machine(24), tmp_path / "log", rules)
+        predict_run(asked, [SETTINGS] * 3, machine(24), tmp_path / "log", rules)
 
 
 def test_a_run_is_refused_a_window_in_which_a_clip_is_never_finished(tmp_path: Path) -> None:

@@ -361,6 +361,23 @@ def test_a_repository_is_never_taken_from_a_tag(
     assert "its weights came from 'evil/weights', which is not that of model=480p_t2v" in answer.err
 
 
+def test_a_kernel_from_the_hub_is_never_fetched_because_a_tag_says_so(
+    command: Command, tmp_path: Path, tag: dict[str, Any]
+) -> None:
+    clip = write_tagged(tmp_path / "c.mp4", rehashed(tag, attention_backend="flash_hub"))
+
+    assert command("from=c.mp4", "run_dir=again") == Answer(
+        2,
+        "",
+        "from=c.mp4: was rendered with flash_hub, which fetches code from the Hugging Face hub and "
+        "runs it, and a tag never decides that; type runtime.attention_backend=flash_hub if you "
+        "want it, or runtime.attention_backend=auto.\n",
+    )
+    answer, plan = planned(command, f"from={clip}", "runtime.attention_backend=auto")
+    assert (answer.code, answer.err, len(plan)) == (0, "", 1)
+    assert "attention_backend differ, as typed" in answer.out
+
+
 def test_from_stands_alone(command: Command, tmp_path: Path, tag: dict[str, Any]) -> None:
     clip = write_tagged(tmp_path / "clip.mp4", tag)
     (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from test_costs import SETTINGS
 
-from hv15_batch.config import Config, ConfigError, ModelConfig, OffloadKind, Weights
+from hv15_batch.config import Config, ConfigError, Dtype, ModelConfig, OffloadKind, Weights
 from hv15_batch.machine import Gpu, Machine, read_machine
 from hv15_batch.offload_choice import choose_offload
 
@@ -27,6 +28,12 @@ def config(kind: str = "auto", limit: float | None = None) -> Config:
     return made
 
 
+def pretrained() -> Config:
+    made = config()
+    made.model.weights = Weights.pretrained
+    return made
+
+
 @pytest.mark.parametrize(
     ("card", "ram", "limit", "kind", "streams"),
     [
@@ -41,7 +48,10 @@ def config(kind: str = "auto", limit: float | None = None) -> Config:
 def test_auto_takes_the_fastest_profile_that_fits(
     card: float, ram: float, limit: float | None, kind: str, streams: bool
 ) -> None:
-    choice = choose_offload(config(limit=limit), [SETTINGS], machine(card, ram))
+    made = pretrained()
+    made.runtime.vram_limit_gib = limit
+
+    choice = choose_offload(made, [SETTINGS], machine(card, ram))
 
     assert choice.kind.name == kind
     assert choice.streams_text_encoder is streams
@@ -62,8 +72,8 @@ def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
         choose_offload(config("resident"), [SETTINGS], machine(16))
 
     assert str(refused.value) == (
-        "offload=resident: 480x848x121 cannot decode within 14.3 GiB; use offload=stream or "
-        "offload=auto."
+        "offload=resident: 480x848x121 needs 20.2 GiB of card and 14.3 are free for it; use "
+        "offload=stream or offload=auto."
     )
 
 
@@ -74,6 +84,46 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     message = str(refused.value)
     assert message.startswith("offload=auto: 480x848x121 fits no profile here: resident ")
     assert all(f"{kind} " in message for kind in ("resident", "stream", "model", "stream_disk"))
+    would_do = re.search(r"offload=(\w+) would do with (\d\.\d) GiB of card", message)
+    assert would_do is not None
+    limit = float(would_do[2])
+    assert choose_offload(config(limit=limit), [SETTINGS], machine(24)).kind.name == would_do[1]
+    with pytest.raises(ConfigError):
+        choose_offload(config(limit=limit - 0.1), [SETTINGS], machine(24))
+
+
+def test_too_little_host_memory_for_stream_is_seen() -> None:
+    """22.9 to 23.9 GiB were found; under a cap of 26 GiB it ran."""
+    assert choose_offload(pretrained(), [SETTINGS], machine(8, 22)).kind is OffloadKind.stream_disk
+    assert choose_offload(config(), [SETTINGS], machine(12, 25.5)).kind is OffloadKind.stream
+
+
+def test_every_size_must_fit_not_only_the_longest_clip() -> None:
+    wide = replace(SETTINGS, height=2160, width=3840, num_frames=5)
+
+    choice = choose_offload(config("stream", limit=12), [SETTINGS], machine(24))
+    assert choice.kind is OffloadKind.stream
+    with pytest.raises(ConfigError, match=r"^offload=stream: 2160x3840x5 fits no profile"):
+        choose_offload(config("stream", limit=8), [SETTINGS, wide], machine(24))
+
+
+def test_the_mask_decides_what_fits() -> None:
+    masked = config()
+    masked.runtime.mask_free = False
+
+    assert choose_offload(masked, [SETTINGS], machine(24)).kind is OffloadKind.stream
+    exact = config()
+    exact.runtime.dtype = Dtype.float32
+    assert choose_offload(exact, [SETTINGS], machine(24)).kind is not OffloadKind.resident
+
+
+def test_the_line_has_the_peak_of_each_stage_and_this_machines_memory() -> None:
+    choice = choose_offload(config(), [SETTINGS], machine(24, 64))
+
+    assert choice.reason == (
+        "offload resident: everything fits; predicted peak 23.6 GiB of card (encode 13.8, denoise "
+        "20.2, decode 22.2, CUDA's own 1.4) and 3.5 GiB of RAM (64.0 are available on this machine)"
+    )
 
 
 def test_on_the_cpu_nothing_is_chosen() -> None:

@@ -13,6 +13,7 @@ from page_runs import MEASURED, failed, make_run, record
 
 from hv15_batch.config import Config, ModelConfig, Task
 from hv15_batch.manifest import read_manifest
+from hv15_batch.records import ClipRecord
 from hv15_batch.report import main
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -208,6 +209,86 @@ def test_a_reason_leads_to_its_clip(opened: Opened) -> None:
     opened.page.click("#problems a[data-clip=bad]")
 
     opened.page.wait_for_selector("#clip-bad:focus")
+
+
+def test_the_head_leads_by_keyboard_past_a_thousand_clips(driver: Any, tmp_path: Path) -> None:
+    clips = [record(f"c{n:04d}", n, **MEASURED) for n in range(1000)]
+    make_run(tmp_path / "run", clips, clips, is_playable=True)
+    main([str(tmp_path / "run")])
+
+    with browsing(driver, tmp_path / "run" / "index.html", tmp_path / "profile") as opened:
+        for name, title in (("Settings", "#common-title"), ("Plots", "#plots-title")):
+            opened.page.locator(".contents a", has_text=name).focus()
+            opened.page.keyboard.press("Enter")
+            top = f"document.querySelector('{title}').getBoundingClientRect().top"
+            wait(opened.page, f"{top} >= 0 && {top} < innerHeight")
+        assert opened.page.locator("#common details[open]").count() == 1
+        opened.page.wait_for_timeout(500)  # nothing that is made later pushes it away
+        assert opened.page.evaluate(f"{top} >= 0 && {top} < innerHeight")
+        assert opened.complaints == []
+
+
+def measured_twice() -> list[ClipRecord]:
+    """Return repetitions of two clips under two profiles, of which one is unsteady."""
+    return [
+        record(f"c{n}", n, offload=profile, repeat=repeat, file=None, **MEASURED,
+               total_seconds=seconds * (1 + 0.2 * repeat * n))
+        for profile, seconds in (("resident", 400.0), ("stream", 440.0))
+        for repeat in (1, 2, 3)
+        for n in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_benchmark_shows_tables_and_nobody_is_shut_out(
+    driver: Any, tmp_path: Path, scheme: str, width: int
+) -> None:
+    clips = measured_twice()
+    config = Config(manifest="p.csv", model=ModelConfig(name="480p_t2v"))
+    config.benchmark.repeat = 3
+    make_run(tmp_path / "run", clips, clips[:2], config=config, status={})
+    main([str(tmp_path / "run")])
+
+    page = tmp_path / "run" / "index.html"
+    with browsing(driver, page, tmp_path / "p", width=width, scheme=scheme) as opened:
+        draw_all(opened.page)
+
+        assert opened.page.locator("table.groups tbody tr").count() == 2
+        assert opened.page.locator("table.benchmark tbody").count() == 2
+        assert not opened.page.locator("#clips").is_visible()
+        assert faults(opened.page) == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+def test_figures_of_two_variants_fit_a_screen_and_bars_have_room(
+    driver: Any, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("480p_t2v", "480p_t2v_distilled")):
+        for profile in ("resident", "stream"):
+            clips = [
+                record(f"c{n}", n, offload=profile, model=name, revision=str(number) * 64,
+                       guidance_scale=6.0 - 5 * number, off_recipe=bool(number),
+                       attention_backend="_native_cudnn", **MEASURED)
+                for n in range(3)
+            ]  # fmt: skip
+            make_run(tmp_path / "p.sweep" / f"{name}-{profile}", clips, clips)
+    main([str(tmp_path / "p.sweep")])
+
+    page = tmp_path / "p.sweep" / "comparison.html"
+    with browsing(driver, page, tmp_path / "p") as opened:
+        draw_all(opened.page)
+
+        table = "document.querySelector('.scroll')"
+        assert opened.page.evaluate(f"{table}.scrollWidth <= {table}.clientWidth")
+        shares = opened.page.eval_on_selector_all(
+            ".plot",
+            "p => p.map(e => e.querySelector('.nsewdrag').getBoundingClientRect().width"
+            " / e.clientWidth)",
+        )
+        assert len(shares) == 3
+        assert min(shares) > 2 / 3
 
 
 def draw_all(page: Any) -> None:

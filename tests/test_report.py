@@ -10,15 +10,17 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_runs import MEASURED, RUN_ID, failed, make_run, make_status, record
+from page_runs import MEASURED, RUN_ID, START, failed, make_run, make_status, record
 
 from hv15_batch.config import Config, ModelConfig
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
+from hv15_batch.stored_settings import write_settings
 
 LONG_PROMPT = "A panda dances. " * 625
 HOSTILE = "<script>alert(1)</script> \"q\" & 'a' {{ 7 * 7 }} </td></table>"
@@ -277,7 +279,7 @@ def test_what_was_not_measured_is_left_out_and_never_zero(tmp_path: Path) -> Non
     assert shown["facts"] == {}
     assert "Peak VRAM" not in html
     assert {plot["id"] for plot in read_data(run_dir)["plots"] if not plot["traces"]} == {
-        "stages", "steps", "vram", "ram", "clocks", "temperature", "energy"
+        "stages", "steps", "vram", "ram", "clocks", "temperature", "rate", "energy"
     }  # fmt: skip
 
 
@@ -293,12 +295,147 @@ def test_seconds_a_clip_leaves_cold_clips_out_and_says_how_many_count(tmp_path: 
     assert "20.0 (median of 2 warm clips)" in html
 
 
-def test_a_median_over_different_settings_says_so(tmp_path: Path) -> None:
-    clips = [record("a"), record("b", 1, num_frames=61)]
+def head_table(html: str) -> list[list[str]]:
+    """Return the lines of the table of settings at the head."""
+    head = html[html.index("<header>") : html.index("<nav")]
+    rows = re.findall(r"<tr>(.*?)</tr>", head, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+
+
+def test_different_settings_have_a_line_each_and_are_never_one_sample(tmp_path: Path) -> None:
+    clips = [
+        *(record(f"a{n}", n, total_seconds=10.0 + n) for n in range(3)),
+        *(record(f"b{n}", n, num_frames=61, total_seconds=1.0) for n in range(2)),
+    ]
 
     html, _ = build(make_run(tmp_path, clips, clips))
 
-    assert "(median of 2 warm clips of 2 settings)" in html
+    _, *lines = head_table(html)
+    assert [line[:3] for line in lines] == [["Frames 121", "3", "11.0"], ["Frames 61", "2", "1.00"]]
+    assert "median of 5" not in html
+
+
+def test_many_settings_are_folded_behind_the_first(tmp_path: Path) -> None:
+    clips = [record(f"c{n}", n, num_frames=4 * n + 1) for n in range(9)]
+
+    html, _ = build(make_run(tmp_path, clips, clips))
+
+    assert "and 3 more settings" in html
+    assert len(head_table(html)) == 2 + 9  # two tables, each with its head
+
+
+def test_energy_is_that_of_warm_clips_and_says_how_many(tmp_path: Path) -> None:
+    clips = [
+        record("cold", energy_joules=36_000.0, is_cold=True),
+        record("a", 1, energy_joules=3600.0),
+        record("b", 2, energy_joules=7200.0),
+        record("c", 3, energy_joules=None),
+    ]
+    config = settings()
+    config.report.price_per_kwh = 0.5
+
+    html, _ = build(make_run(tmp_path, clips, clips, config=config))
+
+    assert "<dt>Energy a clip</dt><dd>1.5 Wh (median of 2 warm clips)</dd>" in html
+    assert "<dt>Cost a clip</dt><dd>0.00075 (at 0.5 a kWh)</dd>" in html
+
+
+# -- benchmarks -------------------------------------------------------------------------------
+
+
+def benchmark_run(folder: Path, done: int = 4, **changes: Any) -> Path:
+    """Write a run of two clips, each measured twice, of which nothing is in clips/."""
+    clips = [record("a"), record("b", 1)]
+    measured = [
+        replace(
+            clip, repeat=n, file=None, weights="random", offload="stream", num_alloc_retries=0,
+            total_seconds=10.0 + n, system_sha256="m" * 64, started_at=START + timedelta(minutes=n),
+        )
+        for n in (0, 1, 2)
+        for clip in (clips if n else clips[:1])
+    ]  # fmt: skip
+    measured[0] = replace(measured[0], is_cold=True)
+    config = settings()
+    config.benchmark.repeat = 2
+    attempts = measured[: done + 1]
+    return make_run(folder, attempts, clips, config=config, **{"status": {}, **changes})
+
+
+def test_the_first_line_of_a_benchmark_counts_repetitions_and_has_nothing_to_go_on_with(
+    tmp_path: Path,
+) -> None:
+    html, _ = build(benchmark_run(tmp_path))
+
+    assert re.fullmatch(
+        r"4 of 4 repetitions measured \(2 clips x 2\), done [\d: -]+", first_line(html)
+    )
+
+
+@pytest.mark.parametrize("is_public", [False, True])
+def test_a_benchmark_that_was_stopped_says_what_is_left(tmp_path: Path, is_public: bool) -> None:
+    status = {"state": "stopped", "message": "disk full: 0.4 GiB free"}
+    run_dir = benchmark_run(tmp_path, done=3, status=status)
+
+    html, _ = build(run_dir, is_public=is_public)
+
+    line = first_line(html)
+    assert line.startswith("3 of 4 repetitions measured (2 clips x 2), stopped ")
+    assert line.endswith(f"hv15-batch resume={run_dir}") is not is_public
+
+
+def test_a_run_of_clips_after_a_benchmark_counts_clips(tmp_path: Path) -> None:
+    run_dir = benchmark_run(tmp_path)
+    later = RunDir(run_dir).run_folder("20261125T230000-0000-bbbb")
+    later.mkdir()
+    write_settings(later, settings())
+
+    html, clips = build(run_dir)
+
+    assert first_line(html).startswith("0 of 2, done")
+    assert len(clips) == 0
+
+
+def test_a_benchmark_shows_its_table_and_no_empty_gallery(tmp_path: Path) -> None:
+    run_dir = benchmark_run(tmp_path)
+
+    assert main([str(run_dir)]) == 0
+
+    html = RunDir(run_dir).page.read_text(encoding="utf-8")
+    section = html[html.index('id="benchmark"') : html.index('id="clips"')]
+    assert "<code>clip_seconds</code>" in section
+    assert '<td class="number">11.5</td>' in section
+    assert all(f'href="{name}"' in section for name in ("benchmark.csv", "benchmark.md"))
+    assert '<section id="clips" aria-labelledby="clips-title" hidden>' in html
+    assert read_data(run_dir)["clips"] == []
+
+
+def test_what_was_in_effect_in_a_benchmark_is_said_though_nothing_is_in_clips(
+    tmp_path: Path,
+) -> None:
+    html, _ = build(benchmark_run(tmp_path))
+
+    assert "These clips are noise on purpose" in html
+    for name, value in (("Offload", "stream"), ("Weights", "random"), ("Machine", "m" * 8)):
+        assert f'<dt>{name}</dt><dd dir="auto">{value}</dd>' in html
+
+
+def test_repetitions_beside_finished_clips_leave_the_gallery_as_it_is(tmp_path: Path) -> None:
+    clip = record("a")
+    run_dir = make_run(tmp_path, [clip, replace(clip, repeat=1, file=None)], [clip])
+
+    html, clips = build(run_dir)
+
+    assert [c["id"] for c in clips] == ["a"]
+    assert 'id="benchmark"' in html
+
+
+def test_the_head_leads_past_the_gallery_to_what_there_is(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [record("a"), failed("b", row_index=1)]))
+
+    contents = html[html.index('<nav class="contents"') : html.index("</nav>")]
+    goals = re.findall(r'href="#(\w+)"', contents)
+    assert goals == ["clips", "problems", "warnings", "plots", "references", "common"]
+    assert all(html.count(f'id="{goal}"') == 1 for goal in goals)
 
 
 def test_a_median_of_two_carries_a_warning_with_its_remedy(tmp_path: Path) -> None:
@@ -358,7 +495,7 @@ def test_every_plot_has_its_measured_values(tmp_path: Path) -> None:
     assert [name for name, plot in plots.items() if not plot["traces"]] == []
     assert plots["stages"]["traces"][1]["y"] == [395.0] * 4
     assert plots["vram"]["lines"] == [{"y": 24.0, "name": "limit of the card"}]
-    assert "at 0.5 a kWh: 0.14 in all" in plots["energy"]["caption"]
+    assert "at 0.5 a kWh 0.139" in plots["energy"]["caption"]
 
 
 def test_the_clocks_say_how_long_the_card_was_throttled_and_why(tmp_path: Path) -> None:
@@ -403,6 +540,38 @@ def test_steps_of_different_settings_are_never_one_line(tmp_path: Path) -> None:
         "Frames 121, 50 steps: median",
         "Frames 61, 50 steps: median",
     ]
+
+
+def rate(run_dir: Path) -> list[float]:
+    build(run_dir)
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    rates: list[float] = plots["rate"]["traces"][0]["y"]
+    return rates
+
+
+def test_the_rate_of_steady_clips_is_the_same_from_the_first_to_the_last(tmp_path: Path) -> None:
+    clips = [
+        record(f"c{n}", n, started_at=START + timedelta(seconds=3.1 * n),
+               finished_at=START + timedelta(seconds=3.1 * (n + 1)))
+        for n in range(6)
+    ]  # fmt: skip
+
+    assert rate(make_run(tmp_path, clips, clips)) == pytest.approx([3600 / 3.1] * 6, rel=1e-4)
+
+
+def test_the_rates_of_all_stretches_add_up_to_the_clips(tmp_path: Path) -> None:
+    ends = [100 * n + 17 * (n % 3) for n in range(1, 301)]
+    clips = [
+        record(f"c{n}", n, started_at=START + timedelta(seconds=end - 130),
+               finished_at=START + timedelta(seconds=end))
+        for n, end in enumerate(ends)
+    ]  # fmt: skip
+
+    rates = rate(make_run(tmp_path, clips, clips))
+
+    hours = (max(ends) - min(ends) + 130) / 3600
+    assert sum(rates) / len(rates) * hours == pytest.approx(300, rel=1e-4)
+    assert min(rates[1:]) > 0.9 * max(rates)  # the last is no exception
 
 
 # -- commands and picks -----------------------------------------------------------------------
@@ -533,6 +702,24 @@ def test_a_folder_that_is_no_run_directory_is_refused_and_the_others_are_built(
         "name the folder that a run has printed as its first line.\n"
     )
     assert captured.out == f"{run / 'index.html'}\n"
+
+
+@pytest.mark.parametrize("word", ["--price={}", "report.price_per_kwh={}"])
+@pytest.mark.parametrize(
+    ("price", "rule"),
+    [("-2", "0 or more"), ("nan", "a finite number, 0 or more"),
+     ("inf", "a finite number, 0 or more")],
+)  # fmt: skip
+def test_a_price_that_is_none_is_refused(
+    tmp_path: Path, word: str, price: str, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, [record("a")], [record("a")])
+
+    assert main([str(run), word.format(price)]) == 2
+
+    said = capsys.readouterr()
+    expected = f"{word.format(price)}: must be {rule}; leave it out for the default.\n"
+    assert (said.out, said.err) == ("", expected)
 
 
 def test_a_damaged_log_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from page_runs import MEASURED, failed, make_run, record
 
 from hv15_batch.config import Config, ModelConfig
+from hv15_batch.records import ClipRecord
 from hv15_batch.report import main
 
 SETTINGS: dict[str, Any] = {
@@ -92,7 +94,7 @@ def test_a_limit_of_vram_makes_another_group(tmp_path: Path) -> None:
 
     main([str(one), str(two)])
 
-    assert [line["vram_limit"] for line in compared(tmp_path)] == ["", "14 GiB"]
+    assert [line["vram_limit_gib"] for line in compared(tmp_path)] == ["", "14.0"]
 
 
 def test_equal_settings_of_two_runs_are_counted_together_and_both_are_named(tmp_path: Path) -> None:
@@ -180,6 +182,92 @@ def test_the_markdown_table_says_once_what_is_common_and_aligns(tmp_path: Path) 
         "| 480p_t2v | resident | _native_cudnn | 2 | 405.0 | 409.0 | 1.2% | 13.4 | 15.0 | 69.4 |",
         "| 480p_t2v | stream | _native_cudnn | 1 | 500.0 | – | – | 13.4 | 15.0 | – |",
     ]
+
+
+def test_the_csv_has_the_columns_and_units_of_the_log_unrounded(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0], gpu_total_bytes=85_520_809_984, mask_free=True)
+    two = run_of(tmp_path / "two", [500.0], vae_tile_size=256, off_recipe=True)
+
+    main([str(one), str(two)])
+
+    text = (tmp_path / "comparison.csv").read_text(encoding="utf-8")
+    lines = compared(tmp_path)
+    assert text.isascii()
+    names = {field.name for field in fields(ClipRecord)}
+    own = {"vram_limit_gib", "n", "median_seconds", "p90_seconds", "spread", "cold_clips",
+           "failed_attempts", "energy_joules_median", "energy_joules_n", "runs"}  # fmt: skip
+    assert set(lines[0]) - names == own
+    shown = ("height", "width", "gpu_total_bytes", "mask_free", "system_sha256", "energy_joules_n")
+    assert [lines[0][n] for n in shown] == ["480", "848", "85520809984", "True", "a" * 64, "1"]
+    assert [line["vae_tile_size"] for line in lines] == ["", "256"]
+    assert [line["off_recipe"] for line in lines] == ["", "True"]
+
+
+def test_a_revision_has_no_column_where_the_variant_implies_it(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0], revision="4f" * 32)
+    two = run_of(tmp_path / "two", [500.0], revision="80" * 32, model="480p_t2v_distilled")
+    other = run_of(tmp_path / "x" / "other", [400.0], revision="c0" * 32)
+
+    main([str(one), str(two)])
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    main([str(one), str(other), "--out", str(tmp_path / "two")])
+    revisions = (tmp_path / "two" / "comparison.md").read_text(encoding="utf-8")
+
+    assert "| Variant | Offload | Attention | n |" in text
+    assert "4f4f" not in text
+    assert "| Variant | Offload | Attention | Revision | n |" in revisions
+    assert "| 4f4f4f4f |" in revisions
+
+
+def test_a_clip_on_its_recipe_is_said_not_to_be_off_it(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "one", [400.0])
+    two = run_of(tmp_path / "two", [500.0], off_recipe=True)
+
+    main([str(one), str(two)])
+
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert re.findall(r"\| 480p_t2v \| (\w+) \|", text) == ["no", "yes"]
+
+
+def test_figures_that_are_unfit_to_quote_are_said_so_on_the_page_and_in_markdown(
+    tmp_path: Path,
+) -> None:
+    repeats = [
+        record(f"c{n}", n, **{**SETTINGS, "total_seconds": s}, repeat=n + 1, file=None)
+        for n, s in enumerate([10.0, 12.0, 13.0, 9.0])
+    ]
+    one = make_run(tmp_path / "one", repeats, repeats)
+    two = run_of(tmp_path / "two", [10.0, 10.0], offload="stream")
+
+    main([str(one), str(two)])
+
+    html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "WARNING: resident: The timed clips differ much" in markdown
+    assert "WARNING: stream: Too few timed clips" in markdown
+    assert "raise benchmark.repeat" in markdown
+    assert markdown.count("use benchmark.repeat") == 1  # to the run that had none
+    section = html[html.index('id="warnings"') : html.index('id="plots"')]
+    assert "<strong>resident</strong>: The timed clips differ much" in section
+    assert html.count('href="#warnings">1 warning</a>') == 2
+
+
+def test_a_plot_names_groups_by_as_little_as_tells_them_apart(tmp_path: Path) -> None:
+    runs = [
+        run_of(tmp_path / f"{model}-{offload}", [1.0], model=model, offload=offload,
+               guidance_scale=guidance, revision=model * 8)
+        for model, guidance in (("480p_t2v", 6.0), ("480p_t2v_distilled", 1.0))
+        for offload in ("resident", "stream")
+    ]  # fmt: skip
+
+    main([*map(str, runs)])
+
+    text = (tmp_path / "assets" / "comparison-data.js").read_text(encoding="ascii")
+    plots = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))["plots"]
+    assert [trace["name"] for trace in plots[0]["traces"]] == [
+        "480p_t2v, resident", "480p_t2v, stream",
+        "480p_t2v_distilled, resident", "480p_t2v_distilled, stream",
+    ]  # fmt: skip
 
 
 def test_a_public_comparison_has_no_hostname_folder_or_prompt(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import psutil
 import pytest
 from run_fakes import FakeClock, FakeRenderer, Project
 
-from hv15_batch.cards import CARDS
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError
-from hv15_batch.costs import ClipCost, predict_clip
+from hv15_batch.costs import ClipCost
 from hv15_batch.executor import EncodingEnded, Event, ExecutorSpec, Finished, Job, Ready, Stepped
+from hv15_batch.forecast import clip_cost_function
 from hv15_batch.records import OK, asked_record
 from hv15_batch.rundir import utc_now
 from hv15_batch.schedule import Clock, read_rules
@@ -57,7 +57,7 @@ def at(text: str) -> datetime:
 
 def cost_of(clip: Clip) -> ClipCost:
     """What a clip takes here: about 12 min for 17 frames and 80 min for 121."""
-    cost = predict_clip(clip.settings, CARDS[5], compiled=False, offload="resident", scale=None)
+    cost = clip_cost_function(None)(clip.settings)
     return ClipCost(cost.denoise_seconds * 50_000, cost.decode_seconds * 50_000, False)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from hv15_batch.timing_table import group_names
 from hv15_batch.timings import (
+    GROUP_COLUMNS,
     TIMING_COLUMNS,
     WarningKind,
     distribution,
@@ -148,7 +150,45 @@ def test_a_warning_names_what_it_rests_on_and_a_remedy(
     assert warning.kind is kind
     assert detail in warning.detail
     assert warning.kind.about
-    assert warning.kind.remedy
+    assert warning.remedy
+
+
+@pytest.mark.parametrize(
+    ("records", "remedy"),
+    [
+        (rows(20, 10, 10, 10, 10), "raise benchmark.repeat"),
+        (rows(10, 12, 13, 9), "raise benchmark.repeat"),
+        (rows(10, 10), "run the same command again"),
+    ],
+)
+def test_who_used_repetitions_is_not_told_to_use_them(
+    records: list[dict[str, Any]], remedy: str
+) -> None:
+    (repeated,) = warnings_of(records)
+    (usual,) = warnings_of([r | {"repeat": None} for r in records])
+
+    assert remedy in repeated.remedy
+    assert "use benchmark.repeat" not in repeated.remedy
+    assert "use benchmark.repeat" in usual.remedy
+
+
+def test_groups_are_named_by_every_column_that_differs() -> None:
+    first = {"height": 480, "width": 848, "num_frames": 121, "guidance_scale": 6.0}
+    others = (
+        *({"mask_free": False}, {"dtype": "float32"}, {"vae_tile_size": 256}),
+        *({"torch_version": "2.12"}, {"system_sha256": "f" * 64}, {"compiled": False}),
+    )
+    kinds = [first, *(first | other for other in others)]
+
+    names = group_names([s.group for s in summarise(row(10, **kind) for kind in kinds)])
+
+    assert len(set(names)) == len(kinds)
+    said = ("mask_free False", "dtype float32", "vae_tile_size 256", "torch_version 2.12",
+            "system_sha256 ffffffff", "compiled False")  # fmt: skip
+    assert all(words in name for words, name in zip(said, names[1:], strict=True))
+    assert group_names([first | dict.fromkeys(GROUP_COLUMNS, None) | first]) == [
+        "None 480x848x121, None steps, guidance 6, offload none, attention none"
+    ]
 
 
 def test_what_was_not_measured_warns_of_nothing() -> None:

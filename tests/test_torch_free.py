@@ -14,8 +14,10 @@ import hv15_batch
 
 NEEDS_TORCH = {
     "attention",
+    "attention_check",
     "block_stream",
     "clip_writer",
+    "compilation",
     "components",
     "decode",
     "embeddings",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ConfigError, check_at_least
 from hv15_batch.public_option import PUBLIC_SETTINGS, add_public_option, as_option
 from hv15_batch.report.comparison import common_folder, write_comparison
 from hv15_batch.report.read import is_public_run
@@ -17,7 +17,8 @@ from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
 from hv15_batch.timing_table import repetitions_of, write_timing_tables
 
-_SETTINGS = {**PUBLIC_SETTINGS, "report.price_per_kwh=": "--price="}
+_PRICE = "report.price_per_kwh"
+_SETTINGS = {**PUBLIC_SETTINGS, f"{_PRICE}=": "--price="}
 """Settings of a run that may be typed here as there."""
 
 
@@ -25,9 +26,16 @@ def main(argv: Sequence[str]) -> int:
     """Build the page of every run directory named, for several a comparison; print their paths.
 
     Returns:
-        0, or 2 where at least one of them has no page; the others are built all the same.
+        0, or 2 where at least one of them has no page; the others are built all the same. A price
+        that is none is refused before any is built.
     """
     arguments = _parser().parse_args([as_option(word, _SETTINGS) for word in argv])
+    try:
+        typed = any(word.startswith(f"{_PRICE}=") for word in argv)
+        check_at_least(_PRICE if typed else "--price", arguments.price, 0)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     exit_code = 0
     run_dirs: list[Path] = []
     for named in arguments.run_dirs:
@@ -60,11 +68,12 @@ def expand(folder: Path) -> list[Path]:
 
 def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Path:
     directory = RunDir(run_dir.absolute())
+    # Tables first: the page links those that are there.
+    if directory.is_run_dir() and repetitions_of(directory):
+        write_timing_tables(directory)
     page = write_page(run_dir, is_public, price)
     if directory.plan.is_file():
         write_clips_table(directory, is_public_run(directory) if is_public is None else is_public)
-    if repetitions_of(directory):
-        write_timing_tables(directory)
     return page
 
 

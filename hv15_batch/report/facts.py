@@ -48,7 +48,7 @@ _ASKED: dict[str, Callable[[Clip], str | None]] = {
     "Guidance": _column("guidance_scale"),
     "Shift": _column("flow_shift"),
     "Frames a second": _column("fps"),
-    "Off recipe": lambda clip: "yes" if clip["off_recipe"] else None,
+    "Off recipe": lambda clip: "yes" if clip["off_recipe"] else "no",
 }
 _IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
     "Negative prompt": _column("negative_prompt"),
@@ -73,6 +73,14 @@ FACTS = {**_ASKED, **_IN_EFFECT}
 """Name on the page, and how it is read from a clip; None where it is not known."""
 KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
 """Clips are counted together only if all of these are alike."""
+KEY_COLUMNS = (
+    *("model", "weights", "height", "width", "num_frames", "num_inference_steps"),
+    *("guidance_scale", "flow_shift", "fps", "off_recipe", "dtype", "offload"),
+    *("attention_backend", "mask_free", "compiled", "vae_tile_size", "decode_device", "gpu_name"),
+    *("gpu_total_bytes", "vram_limit_gib", "driver_version", "torch_version"),
+    *("diffusers_version", "hv15_batch_version", "revision", "system_sha256"),
+)
+"""The same in the log's columns and units; `vram_limit_gib` is the setting of that name."""
 
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:

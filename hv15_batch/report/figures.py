@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hv15_batch import timings
-from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.facts import FACTS, KEY_FACTS
+from hv15_batch.records import DONE_STATUSES, FAILED
+from hv15_batch.report.facts import FACTS, KEY_COLUMNS, KEY_FACTS
 from hv15_batch.timings import TimingWarning, WarningKind, clip_seconds, distribution
 
-__all__ = ["Summary", "clip_seconds", "groups", "summarise", "timed", "warnings_of"]
+__all__ = ["Group", "Summary", "clip_seconds", "group_figures", "summarise", "timed"]
 
 Record = Mapping[str, Any]
 
@@ -31,6 +31,43 @@ class Summary:
     """None below two values."""
     spread: float | None
     """Interquartile range over the median; None below two values."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips of one way of rendering on one kind of machine, of one run or several."""
+
+    facts: dict[str, str]
+    """By the names on the page; what is not known is absent."""
+    columns: dict[str, Any]
+    """`KEY_COLUMNS`, as logged."""
+    runs: list[str]
+    """Names of the run directories, where the records say them."""
+    seconds: Summary
+    """Of warm clips."""
+    samples: list[float]
+    cold: int
+    failed: int
+    peak_vram_bytes: float | None
+    """Reserved by torch; the highest, cold clips included."""
+    device_vram_bytes: float | None
+    """Of the whole card, as NVML reads it; the highest, cold clips included."""
+    energy_joules: Summary
+    """Of warm clips; fewer than those of `seconds` where the card did not always tell."""
+    warnings: list[TimingWarning]
+
+
+def group_figures(records: Iterable[Record]) -> list[Group]:
+    """Return the figures of each way of rendering, in the order in which they come.
+
+    Other cards, machines, software or settings make another group. Those without a finished clip
+    are left out: attempts that failed before anything was in effect have no figures.
+
+    Args:
+        records: Attempts; their `run` names the run directory where there are several.
+    """
+    found = [_group(alike) for alike in _groups(r for r in records if r["model"] is not None)]
+    return [group for group in found if group.seconds.n or group.cold]
 
 
 def summarise(values: Iterable[float | None]) -> Summary:
@@ -53,26 +90,52 @@ def timed(records: Iterable[Record]) -> list[Record]:
     ]
 
 
-def groups(records: Iterable[Record]) -> list[list[Record]]:
-    """Return the attempts by what must be alike for their times to be one sample."""
+def warning_texts(groups: Sequence[Group], labels: Sequence[str]) -> list[str]:
+    """Return what makes these figures unfit to quote, each with its remedy.
+
+    Each kind of fault once, with the first group that has it; `labels` are the groups' names.
+    """
+    found: dict[WarningKind, list[tuple[str, TimingWarning]]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        for warning in group.warnings:
+            found.setdefault(warning.kind, []).append((label, warning))
+    return [_text(*warnings[0], len(warnings) - 1, len(groups) > 1) for warnings in found.values()]
+
+
+def _text(label: str, warning: TimingWarning, others: int, is_named: bool) -> str:
+    about = warning.kind.about[0].upper() + warning.kind.about[1:]
+    detail = f"{label}: {warning.detail}" if is_named else warning.detail
+    if others:
+        detail += f"; and so in {others} more {'group' if others == 1 else 'groups'} of settings"
+    return f"{about} ({detail}): {warning.remedy}."
+
+
+def _groups(records: Iterable[Record]) -> list[list[Record]]:
     found: dict[tuple[str | None, ...], list[Record]] = {}
     for record in records:
         found.setdefault(tuple(FACTS[name](record) for name in KEY_FACTS), []).append(record)
     return list(found.values())
 
 
-def warnings_of(records: Sequence[Record]) -> list[str]:
-    """Return what makes the figures of these attempts unfit to quote, each with its remedy.
+def _group(records: Sequence[Record]) -> Group:
+    facts = {name: FACTS[name](records[0]) for name in KEY_FACTS}
+    done = [r for r in records if r["status"] in DONE_STATUSES]
+    warm = timed(done)
+    samples = [s for s in map(clip_seconds, warm) if s is not None]
+    return Group(
+        facts={name: value for name, value in facts.items() if value is not None},
+        columns={name: records[0][name] for name in KEY_COLUMNS},
+        runs=list(dict.fromkeys(r["run"] for r in records if "run" in r)),
+        seconds=summarise(samples),
+        samples=samples,
+        cold=sum(bool(r["is_cold"]) for r in done),
+        failed=sum(r["status"] == FAILED for r in records),
+        peak_vram_bytes=_highest(done, "peak_vram_reserved_bytes"),
+        device_vram_bytes=_highest(done, "peak_vram_device_bytes"),
+        energy_joules=summarise(r["energy_joules"] for r in warm),
+        warnings=timings.warnings_of(done),
+    )
 
-    Each kind of fault once, whichever groups of equal settings have it.
-    """
-    found: dict[WarningKind, list[TimingWarning]] = {}
-    for warning in timings.warnings_of(records):
-        found.setdefault(warning.kind, []).append(warning)
-    return [_text(kind, warnings) for kind, warnings in found.items()]
 
-
-def _text(kind: WarningKind, warnings: Sequence[TimingWarning]) -> str:
-    more = f", and so in {len(warnings) - 1} more groups of settings" if len(warnings) > 1 else ""
-    about = kind.about[0].upper() + kind.about[1:]
-    return f"{about} ({warnings[0].detail}{more}): {kind.remedy}."
+def _highest(records: Sequence[Record], column: str) -> float | None:
+    return max((r[column] for r in records if r[column] is not None), default=None)

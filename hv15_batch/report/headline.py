@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
+from hv15_batch.benchmark import Progress
 from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report.read import FILE_MISSING, RunData
 from hv15_batch.status import ACTIVE_STATES, Status, is_gone
@@ -33,21 +34,39 @@ class Headline:
 
 def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
     """Return the first line of a run's page."""
-    counts = Counter(clip["status"] for clip in run.clips)
-    done = sum(counts[status] for status in DONE_STATUSES)
-    parts = [f"{done} of {len(run.clips)}"]
-    for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
-        if counts[status]:
-            parts.append(f"{counts[status]} {word}")
+    parts, is_complete = _clips(run) if run.progress is None else _repetitions(run.progress)
     is_active, detail = False, None
     if run.status is not None:
         is_active = run.status.state in ACTIVE_STATES and not is_gone(run.status)
         parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
         if not is_active and _brief(run.status.message or "") != run.status.message:
             detail = run.status.message or None
-    is_over = is_active or is_public or done == len(run.clips)
+    is_over = is_active or is_public or is_complete
     command = None if is_over else f"hv15-batch {shlex.quote(f'resume={run.directory.path}')}"
     return Headline(", ".join(parts), command, detail)
+
+
+def _clips(run: RunData) -> tuple[list[str], bool]:
+    """Return how many clips are done and what the others are; whether all are done."""
+    counts = Counter(clip["status"] for clip in run.clips)
+    done = sum(counts[status] for status in DONE_STATUSES)
+    parts = [f"{done} of {len(run.clips)}"]
+    for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
+        if counts[status]:
+            parts.append(f"{counts[status]} {word}")
+    return parts, done == len(run.clips)
+
+
+def _repetitions(progress: Progress) -> tuple[list[str], bool]:
+    """Return the same of a benchmark, which keeps no clips."""
+    clips = f"{progress.num_clips} clip{'' if progress.num_clips == 1 else 's'}"
+    parts = [
+        f"{progress.num_measured} of {progress.total} repetitions measured "
+        f"({clips} x {progress.num_repeats})"
+    ]
+    if progress.num_failed:
+        parts.append(f"{progress.num_failed} failed")
+    return parts, progress.num_measured == progress.total
 
 
 def _active(status: Status, now: datetime) -> str:

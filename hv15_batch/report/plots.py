@@ -17,9 +17,9 @@ from hv15_batch.report.formats import (
     JOULES_PER_WATT_HOUR,
     format_gib,
     format_seconds,
-    format_watt_hours,
 )
 from hv15_batch.report.read import RunData
+from hv15_batch.status_text import format_duration
 
 Record = Mapping[str, Any]
 Plot = dict[str, Any]
@@ -34,10 +34,8 @@ _THROTTLE_REASONS = {
     "throttle_hardware_seconds": "hardware slowdown",
     "throttle_other_seconds": "other reasons",
 }
-_BUCKET_SECONDS = (60, 300, 900, 1800, 3600)
-"""Widths over which clips are counted: the first in which some lie, or the last."""
-_CLIPS_PER_BUCKET = 4
 _MAX_BUCKETS = 96
+"""Stretches of equal length over which the rate is taken, of fewer clips one for each."""
 
 
 def plots(run: RunData) -> list[Plot]:
@@ -62,13 +60,8 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
         values = [a[f"{stage}_seconds"] for a in done]
         if any(values):
             traces.append({"type": "bar", "name": stage, **_over_clips(done, values)})
-    summary = summarise(a["total_seconds"] for a in done)
-    caption = ""
-    if summary.median is not None and summary.p90 is not None:
-        caption = (
-            f"{summary.n} attempts, cold ones included: median {format_seconds(summary.median)} s, "
-            f"p90 {format_seconds(summary.p90)} s a clip, loading left out."
-        )
+    cold = sum(bool(a["is_cold"]) for a in done)
+    caption = f"{len(done)} attempts, {cold} of them cold." if traces else ""
     return _plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
                  stacked=True)  # fmt: skip
 
@@ -154,24 +147,43 @@ def _temperature(done: Sequence[Record]) -> Plot:
 
 
 def _clips_per_hour(done: Sequence[Record]) -> Plot:
-    """Return how many clips were finished in each stretch of time, as a rate."""
-    ends = [a["finished_at"] for a in done if a["finished_at"] is not None]
-    if not ends:
+    """Return the rate from the first start to the last end, in stretches of equal length.
+
+    A clip counts in each stretch by the part of its own time that lies there. Counting ends alone
+    would make the rate of a stretch jump by whole clips, and fall where the last is cut short.
+    """
+    spans = [span for span in map(_span, done) if span is not None]
+    first = min((start for start, _ in spans), default=0.0)
+    last = max((end for _, end in spans), default=0.0)
+    if last <= first:
         return _plot("rate", "Clips per hour", "clips per hour", "time", [], "")
-    first, last = ends[0].timestamp(), ends[-1].timestamp()
-    most = min(_MAX_BUCKETS, max(len(ends) / _CLIPS_PER_BUCKET, 1))
-    fitting = (w for w in _BUCKET_SECONDS if (last - first) / w < most)
-    width = next(fitting, _BUCKET_SECONDS[-1])
-    counts: dict[int, int] = {}
-    for end in ends:
-        place = int((end.timestamp() - first) // width)
-        counts[place] = counts.get(place, 0) + 1
-    x = [_moment(first + (place + 0.5) * width) for place in counts]
-    y = [count * 3600 / width for count in counts.values()]
+    num = min(len(spans), _MAX_BUCKETS)
+    width = (last - first) / num
+    counts = [0.0] * num
+    for start, end in spans:
+        for place in range(int((start - first) / width), num):
+            from_, to = first + place * width, first + (place + 1) * width
+            if from_ >= end:
+                break
+            counts[place] += (min(end, to) - max(start, from_)) / (end - start)
+    x = [_moment(first + (place + 0.5) * width) for place in range(num)]
+    y = [_short(count * 3600 / width) for count in counts]
     trace = {"type": "bar", "name": "clips per hour", "x": x, "y": y, "width": width * 1000}
-    stretch = f"{width // 60} min" if width < 3600 else "1 h"
-    caption = f"{len(ends)} clips, counted over stretches of {stretch}."
+    clips = f"{len(spans)} clip{'' if len(spans) == 1 else 's'}"
+    caption = (
+        f"{clips} from the first start to the last end, {format_duration(last - first)}; "
+        "each counts over its own time."
+    )
     return _plot("rate", "Clips per hour", "clips per hour", "time", [trace], caption)
+
+
+def _span(attempt: Record) -> tuple[float, float] | None:
+    """Return when an attempt began and ended; None where that is not known."""
+    start, end, seconds = (attempt[n] for n in ("started_at", "finished_at", "total_seconds"))
+    if end is None or (start is None and seconds is None):
+        return None
+    began = end.timestamp() - seconds if start is None else start.timestamp()
+    return (began, end.timestamp()) if began < end.timestamp() else None
 
 
 def _energy(run: RunData, done: Sequence[Record]) -> Plot:
@@ -183,12 +195,10 @@ def _energy(run: RunData, done: Sequence[Record]) -> Plot:
         return _plot("energy", title, "Wh", "clips as rendered", [], "")
     per_clip = [None if v is None else v / JOULES_PER_WATT_HOUR for v in values]
     traces = [{"type": "bar", "name": "Wh a clip", **_over_clips(done, per_clip)}]
-    median = summarise(measured).median
     kwh = sum(measured) / JOULES_PER_WATT_HOUR / 1000
-    caption = f"{kwh:.3g} kWh in all, median {format_watt_hours(median)} Wh a clip"
-    if price is not None and median is not None:
-        a_clip = median / JOULES_PER_WATT_HOUR / 1000 * price
-        caption += f"; at {price:g} a kWh: {kwh * price:.2f} in all, {a_clip:.3g} a clip"
+    caption = f"{kwh:.3g} kWh in all {len(measured)} attempts, cold ones included"
+    if price is not None:
+        caption += f"; at {price:g} a kWh {kwh * price:.3g}"
     return _plot("energy", title, "Wh", "clips as rendered", traces, f"{caption}.")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.benchmark import Progress, progress_of
 from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.rundir import RunDir
@@ -65,6 +66,8 @@ class RunData:
     """Stored settings by run, oldest first."""
     systems: dict[str, dict[str, Any]]
     """`system.json` by run."""
+    progress: Progress | None
+    """Of the last run's repetitions; None where it is no benchmark."""
 
     @property
     def last_settings(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ def read_run(directory: RunDir) -> RunData:
         status=_status(directory),
         settings=settings,
         systems={run_id: _system(directory, run_id) for run_id in run_ids},
+        progress=progress_of(plan or _measured_clips(attempts), attempts, directory),
     )
 
 
@@ -141,6 +145,11 @@ def _shown(
     clip["file"] = file.as_posix() if has_file else None
     clip["thumb"] = f"thumbs/{thumb}" if has_file and thumb in thumbs else None
     return clip
+
+
+def _measured_clips(attempts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was measured repeatedly, for a directory that has lost its plan."""
+    return list({a["settings_sha256"]: a for a in attempts if a["repeat"]}.values())
 
 
 def _variants(

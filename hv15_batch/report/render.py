@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hv15_batch.report.page_files import RUN_ASSETS, write_assets, write_data, write_library
 from hv15_batch.report.read import read_run
-from hv15_batch.report.view import MAX_LISTED, make_page
+from hv15_batch.report.view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir import RunDir, publish_text, utc_now
 
 LONG_TEXT = 240
@@ -42,7 +42,8 @@ def write_page(run_dir: Path, is_public: bool | None = None, price: float | None
     page = make_page(run, utc_now(), is_public)
     write_assets(directory.path, RUN_ASSETS)
     write_data(directory.path, DATA, page.data)
-    html = render("page.html.j2", {"page": page, "max_listed": MAX_LISTED})
+    limits = {"max_listed": MAX_LISTED, "max_groups": MAX_GROUPS_AT_HEAD}
+    html = render("page.html.j2", {"page": page, **limits})
     publish_text(directory.page, html)
     write_library(directory.path)
     return directory.page

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hv15_batch.report.facts import KEY_FACTS
+from hv15_batch.report.facts import KEY_COLUMNS
+from hv15_batch.report.figures import Group
 from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
     format_share,
     format_watt_hours,
 )
-
-if TYPE_CHECKING:
-    from hv15_batch.report.comparison import Group
+from hv15_batch.report.labels import shown_value
 
 TABLE_COLUMNS = (
     "n",
@@ -31,26 +30,8 @@ TABLE_COLUMNS = (
 _CSV_FIGURES = (
     *("n", "median_seconds", "p90_seconds", "spread", "cold_clips", "failed_attempts"),
     *("peak_vram_reserved_bytes", "peak_vram_device_bytes", "energy_joules_median"),
+    "energy_joules_n",
 )
-_CSV_NAMES = {
-    "Variant": "model",
-    "Frames": "num_frames",
-    "Steps": "num_inference_steps",
-    "Guidance": "guidance_scale",
-    "Shift": "flow_shift",
-    "Frames a second": "fps",
-    "Type": "dtype",
-    "Attention": "attention_backend",
-    "Decode tiles": "vae_tile_size",
-    "Decoded on": "decode_device",
-    "Card": "gpu_name",
-    "Card memory": "gpu_memory",
-    "Driver": "driver_version",
-    "PyTorch": "torch_version",
-    "diffusers": "diffusers_version",
-    "hv15_batch": "hv15_batch_version",
-}
-"""The log's names, where they are not the page's in lower case."""
 
 
 def format_cells(group: Group) -> list[str]:
@@ -63,42 +44,57 @@ def format_cells(group: Group) -> list[str]:
         format_share(seconds.spread),
         format_gib(group.peak_vram_bytes),
         format_gib(group.device_vram_bytes),
-        format_watt_hours(group.energy_joules),
+        _energy(group),
     ]
 
 
+def _energy(group: Group) -> str:
+    """Return the median, with its n where the card did not tell of every warm clip."""
+    energy = group.energy_joules
+    text = format_watt_hours(energy.median)
+    return text if energy.n in (0, group.seconds.n) else f"{text} (n {energy.n})"
+
+
 def format_csv(groups: Sequence[Group]) -> str:
-    """Return every group with all its settings and figures."""
+    """Return every group with all its settings and figures, in the log's columns and units."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    settings = [_CSV_NAMES.get(n, n.lower().replace("-", "_").replace(" ", "_")) for n in KEY_FACTS]
-    writer.writerow([*settings, *_CSV_FIGURES, "runs"])
+    writer.writerow([*KEY_COLUMNS, *_CSV_FIGURES, "runs"])
     for group in groups:
-        seconds = group.seconds
+        seconds, energy = group.seconds, group.energy_joules
         figures: list[Any] = [
             *(seconds.n, seconds.median, seconds.p90, seconds.spread, group.cold, group.failed),
-            *(group.peak_vram_bytes, group.device_vram_bytes, group.energy_joules),
+            *(group.peak_vram_bytes, group.device_vram_bytes, energy.median, energy.n),
         ]
-        facts = [group.facts.get(name) for name in KEY_FACTS]
-        writer.writerow([*facts, *figures, " ".join(group.runs)])
+        settings = [group.columns[name] for name in KEY_COLUMNS]
+        writer.writerow([*settings, *figures, " ".join(group.runs)])
     return text.getvalue()
 
 
 def format_markdown(
-    groups: Sequence[Group], common: Mapping[str, str | None], shown: Sequence[str]
+    named: Sequence[tuple[str, Group]], common: Mapping[str, str], shown: Sequence[str]
 ) -> str:
-    """Return a table of what differs and the figures, with what is common in a line above it."""
-    same = [f"{name}: {value}" for name, value in common.items() if value and name not in shown]
-    head = [*shown, *TABLE_COLUMNS]
+    """Return a table of what differs and the figures, what is common above, warnings below.
+
+    Args:
+        named: Groups with the name that a warning calls them by.
+        common: Facts that all of them have alike.
+        shown: Facts that get a column.
+    """
+    same = [f"{name}: {value}" for name, value in common.items()]
     lines = [
         f"Same for all: {_cell('; '.join(same))}." if same else "",
         "",
-        _row(head),
+        _row([*shown, *TABLE_COLUMNS]),
         _row(["---"] * len(shown) + ["---:"] * len(TABLE_COLUMNS)),
-        *(_row([*(g.facts.get(n, "") for n in shown), *format_cells(g)]) for g in groups),
+        *(
+            _row([*(shown_value(n, g.facts, "") for n in shown), *format_cells(g)])
+            for _, g in named
+        ),
         "",
-        "n counts warm clips; spread is the interquartile range over the "
-        "median; GiB is 1024³ bytes; a dash means not measured.",
+        "n counts warm clips, which seconds and energy are of; spread is the interquartile "
+        "range over the median; GiB is 1024\N{SUPERSCRIPT THREE} bytes; a dash means not measured.",
+        *(f"\nWARNING: {label}: {warning}" for label, g in named for warning in g.warnings),
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
 

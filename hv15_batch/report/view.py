@@ -13,8 +13,10 @@ from hv15_batch.reference_check import MET, compare_with_references
 from hv15_batch.reference_text import format_implied, format_measured, sentences
 from hv15_batch.references import read_references
 from hv15_batch.report.facts import common_facts
-from hv15_batch.report.figures import clip_seconds, groups, summarise, timed, warnings_of
+from hv15_batch.report.figures import Group, group_figures, warning_texts
 from hv15_batch.report.formats import (
+    JOULES_PER_WATT_HOUR,
+    NOT_MEASURED,
     format_gib,
     format_seconds,
     format_share,
@@ -22,12 +24,18 @@ from hv15_batch.report.formats import (
 )
 from hv15_batch.report.gallery import clip_views, problem
 from hv15_batch.report.headline import Headline, headline
+from hv15_batch.report.labels import differing, labels
 from hv15_batch.report.plots import plots
 from hv15_batch.report.public import without_private
-from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
+from hv15_batch.report.tables import TABLE_COLUMNS, format_cells
+from hv15_batch.timing_table import STATISTICS, figures_of, group_names
+from hv15_batch.timings import summarise
 
 MAX_LISTED = 50
 """Failed or suspect clips listed with their reasons; the gallery has them all."""
+MAX_GROUPS_AT_HEAD = 6
+"""Settings with their figures at the head of the page; more are folded."""
 
 _PROBLEMS = {
     FAILED: "Failed",
@@ -61,6 +69,26 @@ class Problems:
 
 
 @dataclass(frozen=True)
+class FiguresTable:
+    """Figures of several groups of settings, as text."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    """What the group is called, and its figures."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What repeated measuring found, as text."""
+
+    statistics: tuple[str, ...]
+    rows: list[tuple[str, list[tuple[str, list[str]]]]]
+    """What a group is called, and its quantities with their statistics."""
+    files: list[str]
+    """Tables beside the page."""
+
+
+@dataclass(frozen=True)
 class ReferenceRow:
     """A published figure and what the log says of it, as text."""
 
@@ -84,6 +112,11 @@ class Page:
     written_at: str
     figures: dict[str, str]
     """The few numbers at the head."""
+    groups: FiguresTable | None
+    """Figures of each group of settings, where there are several: they make no one sample."""
+    benchmark: Benchmark | None
+    has_gallery: bool
+    """Whether there is a clip to show: a benchmark keeps none."""
     notes: list[str]
     problems: list[Problems]
     common: dict[str, str]
@@ -99,23 +132,33 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
     """Return the page of a run."""
     if is_public:
         run = without_private(run)
-    clips = [*run.clips, *run.variants]
-    common = common_facts(clips)
-    weights = {clip["weights"] for clip in clips}
+    done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
+    repetitions = [a for a in done if a["repeat"] is not None]
+    # Nothing of a benchmark is in clips/, so its attempts say what was in effect.
+    seen = [*run.clips, *run.variants, *repetitions]
+    common = common_facts(seen)
+    weights = {clip["weights"] for clip in seen}
+    groups = group_figures(run.attempts)
+    names = labels(groups, differing(groups))
+    has_gallery = not repetitions or any(c["status"] != NOT_RENDERED for c in run.clips)
+    price = (run.last_settings.get("report") or {}).get("price_per_kwh")
     figures = plots(run)
     return Page(
         headline=headline(run, now, is_public),
         folder=run.folder,
         written_at=f"{now.astimezone():%Y-%m-%d %H:%M %Z}",
-        figures=_figures(run),
+        figures=_figures(done, groups, price),
+        groups=_groups(groups, names, price) if len(groups) > 1 else None,
+        benchmark=_benchmark(run, repetitions) if repetitions else None,
+        has_gallery=has_gallery,
         notes=[note for name, note in _NOISE_NOTES.items() if name in weights],
         problems=_problems(run.clips),
         common=common,
-        warnings=warnings_of(run.attempts) if run.attempts else [],
+        warnings=warning_texts(groups, names),
         references=_references(run),
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
-            "clips": clip_views(run, common, is_public),
+            "clips": clip_views(run, common, is_public) if has_gallery else [],
             "plots": figures,
             "isPublic": is_public,
         },
@@ -140,30 +183,75 @@ def _references(run: RunData) -> list[ReferenceRow]:
     ]
 
 
-def _figures(run: RunData) -> dict[str, str]:
-    """Return the numbers at the head; what was not measured is left out."""
-    done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
-    shown: dict[str, str] = {}
-    warm = timed(done)
-    seconds = summarise(map(clip_seconds, warm))
-    if seconds.median is not None:
-        n = f"{seconds.n} warm clip{'' if seconds.n == 1 else 's'}"
-        if (ways := len(groups(warm))) > 1:
-            n += f" of {ways} settings"
-        shown["Seconds a clip"] = f"{format_seconds(seconds.median)} (median of {n})"
-        shown["p90"] = f"{format_seconds(seconds.p90)} s"
-        if seconds.spread is not None:
-            shown["Spread"] = format_share(seconds.spread)
+def _figures(
+    done: Sequence[Mapping[str, Any]], groups: Sequence[Group], price: float | None
+) -> dict[str, str]:
+    """Return the numbers at the head; what was not measured is left out.
+
+    Times and energy only where one group has them: unlike settings make no sample.
+    """
+    shown = _of_one_group(groups[0], price) if len(groups) == 1 else {}
     vram = [a["peak_vram_reserved_bytes"] for a in done if a["peak_vram_reserved_bytes"]]
     if vram:
         shown["Peak VRAM"] = f"{format_gib(max(vram))} GiB"
-    energy = summarise(a["energy_joules"] for a in done)
-    if energy.median is not None:
-        shown["Energy a clip"] = f"{format_watt_hours(energy.median)} Wh (median)"
     cards = dict.fromkeys(a["gpu_name"] for a in done if a["gpu_name"])
     if cards:
         shown["Card"] = ", ".join(cards)
     return shown
+
+
+def _of_one_group(group: Group, price: float | None) -> dict[str, str]:
+    seconds, energy = group.seconds, group.energy_joules
+    if seconds.median is None:
+        return {"Seconds a clip": f"no warm clip yet, {group.cold} cold"}
+    shown = {"Seconds a clip": f"{format_seconds(seconds.median)} (median of {_warm(seconds.n)})"}
+    if seconds.p90 is not None:
+        shown["p90"] = f"{format_seconds(seconds.p90)} s"
+    if seconds.spread is not None:
+        shown["Spread"] = format_share(seconds.spread)
+    if energy.median is not None:
+        shown["Energy a clip"] = (
+            f"{format_watt_hours(energy.median)} Wh (median of {_warm(energy.n)})"
+        )
+    cost = _cost(group, price)
+    if cost is not None:
+        shown["Cost a clip"] = f"{cost} (at {price:g} a kWh)"
+    return shown
+
+
+def _groups(groups: Sequence[Group], names: Sequence[str], price: float | None) -> FiguresTable:
+    rows = [(name, format_cells(group)) for name, group in zip(names, groups, strict=True)]
+    if price is None:
+        return FiguresTable([*TABLE_COLUMNS], rows)
+    costs = [_cost(group, price) or NOT_MEASURED for group in groups]
+    return FiguresTable(
+        [*TABLE_COLUMNS, f"cost at {price:g} a kWh"],
+        [(name, [*cells, cost]) for (name, cells), cost in zip(rows, costs, strict=True)],
+    )
+
+
+def _cost(group: Group, price: float | None) -> str | None:
+    """Return what the energy of a warm clip costs; None where one of the two is not known."""
+    joules = group.energy_joules.median
+    if joules is None or price is None:
+        return None
+    return f"{joules / JOULES_PER_WATT_HOUR / 1000 * price:.3g}"
+
+
+def _warm(n: int) -> str:
+    return f"{n} warm clip{'' if n == 1 else 's'}"
+
+
+def _benchmark(run: RunData, repetitions: Sequence[Mapping[str, Any]]) -> Benchmark:
+    """Return the table of `benchmark.md`, and the files that have it where they are written."""
+    summaries = summarise(repetitions)
+    names = group_names([summary.group for summary in summaries])
+    table = run.directory.benchmark_table
+    return Benchmark(
+        statistics=STATISTICS,
+        rows=[(n, figures_of(s)) for n, s in zip(names, summaries, strict=True) if s.seconds],
+        files=[path.name for path in (table, table.with_suffix(".md")) if path.is_file()],
+    )
 
 
 def _problems(clips: Sequence[Mapping[str, Any]]) -> list[Problems]:

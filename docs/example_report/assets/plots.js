@@ -3,6 +3,7 @@
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var LIBRARY = "assets/plotly.min.js";
+  var LETTER_PX = 6.5; // of the plots' font, on average
   var COLOURS = {
     light: ["#0b62c4", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#475569"],
     dark: ["#6cb2ff", "#fdba74", "#5eead4", "#c4b5fd", "#fde047", "#f9a8d4", "#bef264", "#cbd5e1"],
@@ -37,16 +38,17 @@
     };
   }
 
-  /* Names beside bars are broken where they would leave no room for them. */
-  function isNarrow(place) {
-    return place.clientWidth < 640;
+  /* Names beside bars are broken where they would leave less than two thirds for the bars. */
+  function isNarrow(plot, place) {
+    var longest = Math.max.apply(null, plot.traces.flatMap(function (trace) { return trace.y; }).map(function (name) { return name.length; }));
+    return place.clientWidth < 640 || longest * LETTER_PX > place.clientWidth / 3;
   }
 
   function heightOf(plot, place) {
     if (!plot.isByName) return 280;
     var names = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
     var lines = Math.max.apply(null, Array.from(names, function (name) { return name.split(", ").length; }));
-    return 90 + names.size * (isNarrow(place) ? 14 + 15 * lines : 34);
+    return 90 + names.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
   }
 
   function layoutOf(plot, place) {
@@ -94,7 +96,7 @@
   function tracesOf(plot, place) {
     return plot.traces.map(function (trace) {
       var copy = Object.assign({}, trace);
-      if (plot.isByName && isNarrow(place)) {
+      if (plot.isByName && isNarrow(plot, place)) {
         copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
       }
       if (trace.mode === "markers") copy.marker = { size: 7, opacity: 0.85 };

@@ -149,6 +149,15 @@
     }
   });
 
+  /* The gallery is made whole first, or it would grow and push the goal away; folds are opened. */
+  document.querySelectorAll(".contents a").forEach(function (link) {
+    link.addEventListener("click", function () {
+      hv15.gallery.finish();
+      var fold = document.querySelector(link.getAttribute("href") + " > details");
+      if (fold) fold.open = true;
+    });
+  });
+
   function jump(id) {
     var clip = clips.find(function (item) { return item.id === id; });
     if (!clip) return;
