@@ -74,12 +74,11 @@ def read_clip_tag(name: str) -> ClipTag:
     """
     path = Path(name).expanduser().absolute()
     values = _read_json(path, name)
-    schema = values.get("schema")
+    schema, version = values["schema"], values["hv15_batch_version"]
     if schema != SCHEMA:
         raise ConfigError(
-            f"from={name}: its tag has schema {format_value(schema)}, and this version reads "
-            f"{SCHEMA}; use the version of hv15_batch that wrote it "
-            f"({format_value(values.get('hv15_batch_version'))})."
+            f"from={name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
+            f"version of hv15_batch that wrote it ({format_value(version)})."
         )
     unknown = sorted(values.keys() ^ (_SETTINGS | _FACTS.keys()))
     if unknown:
@@ -107,10 +106,10 @@ def read_clip_tag(name: str) -> ClipTag:
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
-    """Return the JSON object in a file's comment.
+    """Return the JSON object in a file's comment, which has a schema and a version.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is another program's.
     """
     from hv15_batch.video import read_comment  # PyAV is not needed for any other command line
 
@@ -132,8 +131,13 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         values = json.loads(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, dict):
-        raise ConfigError(f"from={name}: its comment is not the settings of a clip; name another.")
+    if not isinstance(values, dict) or not all(
+        _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")
+    ):
+        raise ConfigError(
+            f"from={name}: its comment is not the settings of a clip; name a clip that hv15-batch "
+            "rendered with video.embed_metadata=true, or write a manifest."
+        )
     return values
 
 

@@ -150,6 +150,12 @@ def check_config(config: Config) -> None:
         )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
+    repeat = config.benchmark.repeat
+    if config.verify and repeat is not None:
+        raise ConfigError(
+            f"verify=true with benchmark.repeat={repeat}: a benchmark keeps no clip that could be "
+            "rendered again; leave one of them out (benchmark.repeat=null), and run twice for both."
+        )
     bounds = asdict(config.quality)
     share = bounds.pop("clipped_share")
     if not 0 < share <= 1:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hv15_batch.clip import Clip
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Bumped when a column is added, removed or changes its meaning."""
 
 OK = "ok"
@@ -28,10 +28,14 @@ DONE_STATUSES = (OK, SUSPECT)
 ASKED = "manifest or configuration"
 LIVE = "read back from the live pipeline"
 CLOCK = "time.perf_counter, device synchronised"
+THREAD_CLOCK = "time.perf_counter, on a thread beside the next clip"
+STEP_CLOCK = "CUDA events on the device's stream; time.perf_counter on a CPU"
 ALLOCATED = "torch.cuda.max_memory_allocated"
 RESERVED = "torch.cuda.max_memory_reserved"
 NVML = "NVML"
 NVML_SAMPLED = "NVML, sampled every 0.25 s and weighted by time"
+NVML_LARGEST = "NVML, largest of the samples every 0.25 s"
+NVML_SMALLEST = "NVML, smallest of the samples every 0.25 s"
 FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
@@ -96,10 +100,12 @@ class ClipRecord:
     encode_cached: bool | None = _column("all embeddings were on disk already")
     denoise_seconds: float | None = _column("the pipeline call up to latents", "second", CLOCK)
     step_seconds: list[float] | None = _column(  # noqa: RUF009
-        "each denoising step", "second", CLOCK
+        "each denoising step", "second", STEP_CLOCK
     )
     decode_seconds: float | None = _column("VAE decode to uint8 frames", "second", CLOCK)
-    write_seconds: float | None = _column("encoding, read-back and publishing", "second", CLOCK)
+    write_seconds: float | None = _column(
+        "encoding, read-back and publishing", "second", THREAD_CLOCK
+    )
     total_seconds: float | None = _column(
         "sum of encode, denoise, decode and write of this clip", "second"
     )
@@ -118,7 +124,7 @@ class ClipRecord:
     decode_peak_vram_allocated_bytes: int | None = _column("of decoding", "byte", ALLOCATED)
     decode_peak_vram_reserved_bytes: int | None = _column("of decoding", "byte", RESERVED)
     peak_vram_device_bytes: int | None = _column(
-        "whole card, all processes; a shorter peak than 0.25 s may be missed", "byte", NVML_SAMPLED
+        "whole card, all processes; a shorter peak than 0.25 s may be missed", "byte", NVML_LARGEST
     )
     peak_ram_bytes: int | None = _column("executor's peak resident set", "byte", "VmHWM")
     num_alloc_retries: int | None = _column("allocator retries", source="torch.cuda.memory_stats")
@@ -131,13 +137,33 @@ class ClipRecord:
     power_watts_mean: float | None = _column("mean power draw", "watt", NVML_SAMPLED)
     sm_clock_mhz_mean: float | None = _column("mean SM clock", "megahertz", NVML_SAMPLED)
     sm_clock_mhz_min: float | None = _column(
-        "lowest SM clock while the card was not idle", "megahertz", NVML_SAMPLED
+        "lowest SM clock while the card was not idle", "megahertz", NVML_SMALLEST
     )
     temperature_celsius_max: float | None = _column(
-        "highest temperature", "degree Celsius", NVML_SAMPLED
+        "highest temperature", "degree Celsius", NVML_LARGEST
     )
     throttle_seconds: float | None = _column(
         "time with a throttle reason other than idle and a clock that was asked for",
+        "second",
+        NVML_SAMPLED,
+    )
+    throttle_power_seconds: float | None = _column(
+        "of these, with a power cap or power brake as a reason; reasons overlap, so the four "
+        "columns may come to more than `throttle_seconds`",
+        "second",
+        NVML_SAMPLED,
+    )
+    throttle_thermal_seconds: float | None = _column(
+        "of these, with a thermal slowdown, by software or hardware", "second", NVML_SAMPLED
+    )
+    throttle_hardware_seconds: float | None = _column(
+        "of these, with the hardware slowdown that comes with thermal and power brake ones and, "
+        "alone, is either or too fast a draw of power",
+        "second",
+        NVML_SAMPLED,
+    )
+    throttle_other_seconds: float | None = _column(
+        "of these, with sync boost, display clock, board limit or reliability as a reason",
         "second",
         NVML_SAMPLED,
     )

@@ -39,6 +39,21 @@ Source: nvml.h, `nvmlClocksEventReason*`; the last two are from before they were
 """
 _THROTTLE_MASK = sum(THROTTLE_REASONS.values())
 
+THROTTLE_COLUMNS = {
+    "throttle_power_seconds": ("sw_power_cap", "hw_power_brake_slowdown"),
+    "throttle_thermal_seconds": ("sw_thermal_slowdown", "hw_thermal_slowdown"),
+    # The hardware's thermal and power brake reasons come with this one; alone it may be either.
+    "throttle_hardware_seconds": ("hw_slowdown",),
+    "throttle_other_seconds": (
+        *("sync_boost", "display_clock_setting", "board_limit", "reliability"),
+    ),
+}
+"""The log's columns by the reasons whose time each has. Reasons overlap, so columns may."""
+_COLUMN_MASKS = {
+    column: sum(THROTTLE_REASONS[name] for name in names)
+    for column, names in THROTTLE_COLUMNS.items()
+}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -53,6 +68,8 @@ class Sample:
     temperature_celsius: float | None
     clock_reasons: int | None
     """Bits that say why the clock is what it is."""
+    known_reasons: int
+    """Bits that the card can set."""
     used_bytes: int | None
     """Memory in use on the card, by all processes."""
 
@@ -107,6 +124,9 @@ class Telemetry:
     power: _Sum = field(default_factory=_Sum)
     clock: _Sum = field(default_factory=_Sum)
     throttle: _Sum = field(default_factory=_Sum)
+    throttle_by_column: dict[str, _Sum] = field(
+        default_factory=lambda: {column: _Sum() for column in THROTTLE_COLUMNS}
+    )
     clock_min: float | None = None
     temperature_max: float | None = None
     used_bytes_max: int | None = None
@@ -121,7 +141,7 @@ class Telemetry:
             self.counted_energy.count(before.energy_joules, sample.energy_joules, seconds)
             self.power.integrate(before.power_watts, sample.power_watts, seconds)
             self.clock.integrate(before.sm_clock_mhz, sample.sm_clock_mhz, seconds)
-            self.throttle.integrate(_is_throttled(before), _is_throttled(sample), seconds)
+            self._add_throttle(before, sample, seconds)
         # A card at rest clocks down: that is not what work was done at.
         is_idle = sample.clock_reasons is not None and bool(sample.clock_reasons & _IDLE)
         self._add_extremes(
@@ -138,6 +158,8 @@ class Telemetry:
         self.power.merge(other.power)
         self.clock.merge(other.clock)
         self.throttle.merge(other.throttle)
+        for column, found in self.throttle_by_column.items():
+            found.merge(other.throttle_by_column[column])
         self._add_extremes(other.clock_min, other.temperature_max, other.used_bytes_max)
 
     def columns(self) -> dict[str, float | int | None]:
@@ -150,8 +172,15 @@ class Telemetry:
             "sm_clock_mhz_min": self.clock_min,
             "temperature_celsius_max": self.temperature_max,
             "throttle_seconds": self.throttle.total,
+            **{column: found.total for column, found in self.throttle_by_column.items()},
             "peak_vram_device_bytes": self.used_bytes_max,
         }
+
+    def _add_throttle(self, before: Sample, sample: Sample, seconds: float) -> None:
+        self.throttle.integrate(_is_throttled(before), _is_throttled(sample), seconds)
+        for column, mask in _COLUMN_MASKS.items():
+            begin, end = (_has_reason(each, mask) for each in (before, sample))
+            self.throttle_by_column[column].integrate(begin, end, seconds)
 
     def _add_extremes(
         self, clock: float | None, temperature: float | None, used_bytes: int | None
@@ -183,6 +212,7 @@ class CardSampler:
         self._handle = handle
         self._interval_seconds = interval_seconds
         self._clock = clock
+        self._known_reasons = self._or_none(self._supported_reasons) or _THROTTLE_MASK
         self._lock = threading.Lock()
         self._open: list[Telemetry] = []
         self._is_wanted = threading.Event()
@@ -226,6 +256,7 @@ class CardSampler:
                 "nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU
             ),
             clock_reasons=self._or_none(self._clock_reasons),
+            known_reasons=self._known_reasons,
             used_bytes=self._or_none(self._used_bytes),
         )
 
@@ -248,6 +279,12 @@ class CardSampler:
         with suppress(nvml.NVMLError):
             return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle))
         return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))  # older drivers
+
+    def _supported_reasons(self) -> int:
+        nvml = self._nvml
+        with suppress(nvml.NVMLError):
+            return int(nvml.nvmlDeviceGetSupportedClocksEventReasons(self._handle))
+        return int(nvml.nvmlDeviceGetSupportedClocksThrottleReasons(self._handle))  # older drivers
 
     def _used_bytes(self) -> int:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
@@ -283,6 +320,13 @@ def _is_throttled(sample: Sample) -> float | None:
     if sample.clock_reasons is None:
         return None
     return float(bool(sample.clock_reasons & _THROTTLE_MASK))
+
+
+def _has_reason(sample: Sample, mask: int) -> float | None:
+    """Return 1 where one of these reasons is set, 0 where none is, None if the card has none."""
+    if sample.clock_reasons is None or not sample.known_reasons & mask:
+        return None
+    return float(bool(sample.clock_reasons & mask))
 
 
 def _thousandth(value: float | None) -> float | None:

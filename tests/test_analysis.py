@@ -23,12 +23,13 @@ EXAMPLES = re.findall(
     re.MULTILINE | re.DOTALL,
 )
 OLD_RUN, NEW_RUN = "20261122T000000-0000-abcd", "20261123T000000-0000-abcd"
-LATE_COLUMNS = ("energy_joules", "throttle_seconds", "peak_vram_device_bytes")
+LATE_COLUMNS = ("energy_joules", "throttle_power_seconds", "peak_vram_device_bytes")
 HUGE_SEED = 2**63 - 1
 
 
 def a_record(run_id: str, name: str, **columns: Any) -> ClipRecord:
-    known: dict[str, Any] = {"settings_sha256": name, "attempt": 1, "denoise_attempt": 1}
+    known: dict[str, Any] = {"settings_sha256": name, "attempt": 1}
+    known["denoise_attempt"] = columns.get("attempt", 1)
     known |= {"status": "ok", "is_cold": False, "num_inference_steps": 50, "gpu_name": "NVIDIA X"}
     return ClipRecord(run_id=run_id, **(known | columns))
 
@@ -50,8 +51,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pq.write_table(table, folder / f"{OLD_RUN}-0000.parquet")
     new = RunLog(folder, NEW_RUN)
     new.append(a_record(NEW_RUN, "c", attempt=2, seed=3, denoise_seconds=12.0, energy_joules=5.0))
-    new.append(a_record(NEW_RUN, "d", seed=HUGE_SEED, denoise_seconds=14.0, throttle_seconds=0.0))
+    new.append(
+        a_record(NEW_RUN, "d", seed=HUGE_SEED, denoise_seconds=14.0, throttle_power_seconds=0.0)
+    )
     new.append(a_record(NEW_RUN, "e", seed=5, denoise_seconds=3.0, num_inference_steps=8))
+    # Decoded from saved latents: its denoising is another, cold attempt's.
+    new.append(a_record(NEW_RUN, "f", seed=6, denoise_seconds=500.0, attempt=2, denoise_attempt=1))
     new.append(a_record(NEW_RUN, "e", seed=5, denoise_seconds=1.0, repeat=1, energy_joules=1.0))
     (folder / f".123.{NEW_RUN}-0000.parquet").write_bytes(b"half")
     monkeypatch.chdir(tmp_path)
@@ -67,10 +72,10 @@ def test_an_example_reads_both_versions(
     out = capsys.readouterr().out
     figures = re.sub(r"[^0-9A-Za-z.\[\],-]+", " ", out)
     if title == "Several runs":
-        assert re.search(rf"{OLD_RUN}\W+NVIDIA X\W+3\W+{NEW_RUN}\W+NVIDIA X\W+4", out), out
+        assert re.search(rf"{OLD_RUN}\W+NVIDIA X\W+3\W+{NEW_RUN}\W+NVIDIA X\W+5", out), out
         return
     assert re.search(r"\b8 1 3\.0 50 3 12\.0\b", figures), out
-    assert f"[1, 2, 3, 5, {HUGE_SEED}]" in out
+    assert f"[1, 2, 3, 5, 6, {HUGE_SEED}]" in out
     assert "1 clips with a measured energy" in out
 
 

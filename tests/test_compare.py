@@ -238,9 +238,19 @@ def test_ratios_are_of_medians_with_an_interval_and_their_number(
     assert out.index("bit-identical") < out.index("times as fast")
 
 
+def test_cached_embeddings_make_no_run_faster(command: Command, runs: tuple[Run, Run]) -> None:
+    add_timed(runs[0], [9.0, 8.0, 8.0], encode_seconds=4.0)
+    add_timed(runs[1], [5.0, 4.0, 4.0], encode_cached=True)
+
+    out, _ = compare(command)
+
+    assert "Seconds per clip: B is 1 times as fast as A (95 % 1 to 1; medians 4 -> 4 s" in out
+
+
 def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     generator = np.random.default_rng(1)
     base: dict[str, Any] = {"is_cold": False, "denoise_attempt": 1, "attempt": 1}
+    base["encode_seconds"] = None
     base |= dict.fromkeys(
         ("denoise_seconds", "decode_seconds", "peak_vram_reserved_bytes"), None
     ) | {"peak_vram_device_bytes": None, "peak_ram_bytes": None}
@@ -333,6 +343,21 @@ def test_a_clip_of_another_size_is_listed_as_not_comparable(
     assert [row["is_comparable"] for row in rows] == ["true", "false"]
     assert rows[1]["note"] == "sizes differ: 32x48, 5 frames and 32x48, 9 frames"
     assert "1 of 2 pairs compared" in out
+
+
+def test_the_setting_that_makes_every_pair_incomparable_is_shown_to_differ(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run in runs:
+        run.add("fox", picture(), num_frames=9 if run is runs[0] else 13)
+
+    compare(command)
+
+    table = Path("out/compare.md").read_text(encoding="utf-8")
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "| num\\_frames | 9 | 13 |" in table
+    assert "No setting differs" not in table + html
+    assert "<dt>video</dt>" not in html
 
 
 def test_the_newest_settings_of_a_row_count_unless_the_plan_names_others(

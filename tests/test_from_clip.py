@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import Answer
 from PIL import Image
 from run_fakes import read_csv
 from safetensors import safe_open
+from test_report import read_data
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import VideoConfig
@@ -204,6 +206,32 @@ def test_another_picture_of_the_same_name_is_refused(
     assert "is not the first frame of" in typed.err
 
 
+# -- the page of such a run -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_the_page_has_the_command_that_makes_the_clip_again_and_the_first_frame_where_it_lies(
+    command: Command, tmp_path: Path, tag: dict[str, Any], photo: Path, task: str
+) -> None:
+    if task == "i2v":
+        tag = i2v(tag, photo, num_inference_steps=1)
+    clip = write_tagged(tmp_path / "it's" / "clip.mp4", tag)
+    words = [f"image={photo}"] if task == "i2v" else []
+    # Back at the default, which is not what the tag says.
+    assert command(f"from={clip}", *words, "video.crf=17", "run_dir=b").code == 0
+    (shown,) = read_data(tmp_path / "b")["clips"]
+
+    answer = command(*shlex.split(shown["command"])[1:])
+
+    assert (answer.code, answer.err) == (0, "")
+    (made,), (again,) = (
+        (tmp_path / name / "clips").iterdir() for name in ("b", f"b.again/{shown['id']}")
+    )
+    assert again.name == made.name != f"{tag['clip_id']}.mp4"
+    assert shown["pick"].get("image") == (str(photo) if task == "i2v" else None)
+
+
 # -- tags that are not used -------------------------------------------------------------------
 
 
@@ -269,7 +297,14 @@ def test_an_unknown_crf_is_refused_as_if_it_were_typed(
     assert "video.crf=99: x264 takes 0 (lossless) to 51" in command("from=clip.mp4").err
 
 
-@pytest.mark.parametrize("comment", [None, "made with a camera", "[" * 100_000, "[]", '{"a": 1'])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        *(None, "made with a camera", "[" * 100_000, "[]", '{"a": 1', "{}"),
+        *('{"camera": "x"}', '{"schema": 1}', '{"schema": true, "hv15_batch_version": "0.1.0"}'),
+        '{"schema": "2.0", "hv15_batch_version": null}',
+    ],
+)
 def test_a_file_without_settings_is_refused(
     command: Command, tmp_path: Path, comment: str | None
 ) -> None:
@@ -278,7 +313,13 @@ def test_a_file_without_settings_is_refused(
     answer = command("from=clip.mp4")
 
     assert answer.code == 2
-    assert ("it has no tag" if comment is None else "its comment is not the settings") in answer.err
+    if comment is None:
+        assert "it has no tag" in answer.err
+    else:
+        assert answer.err == (
+            "from=clip.mp4: its comment is not the settings of a clip; name a clip that hv15-batch "
+            "rendered with video.embed_metadata=true, or write a manifest.\n"
+        )
 
 
 def test_what_is_no_clip_is_refused(command: Command, tmp_path: Path) -> None:

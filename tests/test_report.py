@@ -498,6 +498,25 @@ def test_every_plot_has_its_measured_values(tmp_path: Path) -> None:
     assert "at 0.5 a kWh 0.139" in plots["energy"]["caption"]
 
 
+def test_the_clocks_say_how_long_the_card_was_throttled_and_why(tmp_path: Path) -> None:
+    old = record("a", **MEASURED | {"throttle_seconds": 60.0})  # before reasons were logged
+    new = record("b", **MEASURED | {"throttle_seconds": 30.0, "throttle_other_seconds": 0.0})
+    new = replace(new, throttle_power_seconds=28.0, throttle_thermal_seconds=5.0)
+
+    captions = []
+    for name, clips in (("old", [old]), ("both", [old, new]), ("none", [record("a", **MEASURED)])):
+        run_dir = make_run(tmp_path / name, clips, clips)
+        build(run_dir)
+        plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+        captions.append(plots["clocks"]["caption"])
+
+    assert captions == [
+        "Throttled for 60.0 s in all.",
+        "Throttled for 90.0 s in all: power 28.0 s, heat 5.00 s; reasons may overlap.",
+        "",
+    ]
+
+
 def test_a_set_limit_of_vram_is_the_line_of_the_plot(tmp_path: Path) -> None:
     config = settings()
     config.runtime.vram_limit_gib = 14.0

@@ -41,7 +41,8 @@ denoise_peak_vram_allocated_bytes denoise_peak_vram_reserved_bytes
 decode_peak_vram_allocated_bytes decode_peak_vram_reserved_bytes
 peak_vram_device_bytes peak_ram_bytes num_alloc_retries
 energy_joules power_watts_mean sm_clock_mhz_mean sm_clock_mhz_min temperature_celsius_max
-throttle_seconds
+throttle_seconds throttle_power_seconds throttle_thermal_seconds throttle_hardware_seconds
+throttle_other_seconds
 model_pflop tflops mfu
 luma_mean luma_std frame_difference_mean clipped_pixel_share quality_flag
 file file_bytes file_sha256 latents_file latents_sha256
@@ -84,6 +85,16 @@ def test_every_column_says_what_it_is_and_numbers_of_a_unit_name_it() -> None:
         for ending, unit in {"_seconds": b"second", "_bytes": b"byte"}.items():
             if field.name.endswith(ending) and field.name != "step_seconds":
                 assert field.metadata[b"unit"] == unit, field.name
+
+
+def test_the_sources_of_steps_writing_and_extremes_are_what_is_done() -> None:
+    sources = {f.name: f.metadata[b"source"].decode() for f in arrow_schema()}
+
+    assert sources["step_seconds"].startswith("CUDA events on the device's stream")
+    assert "synchronised" not in sources["step_seconds"] + sources["write_seconds"]
+    for name in ("peak_vram_device_bytes", "temperature_celsius_max"):
+        assert sources[name] == "NVML, largest of the samples every 0.25 s"
+    assert sources["sm_clock_mhz_min"] == "NVML, smallest of the samples every 0.25 s"
 
 
 def test_units_sources_and_version_are_in_every_segment_and_its_schema_is_one(
@@ -219,6 +230,20 @@ def test_a_segment_of_an_older_version_is_read_before_it_is_brought_up(tmp_path:
 
     assert row == {"status": None, "file_bytes": None, "settings_sha256": "a", "attempt": 1,
                    "repeat": None}  # fmt: skip
+
+
+def test_a_segment_without_the_reasons_of_throttling_keeps_its_figures(tmp_path: Path) -> None:
+    reasons = {f"throttle_{name}_seconds" for name in ("power", "thermal", "hardware", "other")}
+    old = {k: v for k, v in vars(a_record(throttle_seconds=7.5)).items() if k not in reasons}
+    schema = pa.schema([f for f in arrow_schema() if f.name in old], {"schema_version": "1"})
+    path = tmp_path / "old-0000.parquet"
+    pq.write_table(pa.Table.from_pylist([old], schema=schema), path)
+
+    assert bring_to_current_schema(tmp_path) == 1
+
+    (row,) = read_records(tmp_path).to_pylist()
+    assert row == old | dict.fromkeys(reasons)
+    assert pq.read_schema(path).metadata[b"schema_version"] == b"2"
 
 
 def test_a_segment_of_a_newer_version_is_refused_with_what_to_do(tmp_path: Path) -> None:

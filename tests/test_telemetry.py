@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from hv15_batch.measure import Stage, StageMeter, make_sampler
-from hv15_batch.telemetry import THROTTLE_REASONS, CardSampler, Telemetry, sampler_of
+from hv15_batch.telemetry import (
+    THROTTLE_COLUMNS,
+    THROTTLE_REASONS,
+    CardSampler,
+    Telemetry,
+    sampler_of,
+)
 
 UUID = "aaaa1111-0000"
 EVERYTHING = {
@@ -21,6 +27,7 @@ EVERYTHING = {
     "sm_clock_mhz_min",
     "temperature_celsius_max",
     "throttle_seconds",
+    *THROTTLE_COLUMNS,
     "peak_vram_device_bytes",
 }
 
@@ -44,6 +51,8 @@ class FakeNvml:
         self.temperature: float | None = 50
         self.reasons: float | None = 0
         self.old_reasons: float | None = None
+        self.supported: float | None = sum(THROTTLE_REASONS.values())
+        self.old_supported: float | None = None
         self.used: float | None = 1000
         self.say(**answers)
 
@@ -81,6 +90,12 @@ class FakeNvml:
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> Any:
         return self._known(self.old_reasons)
+
+    def nvmlDeviceGetSupportedClocksEventReasons(self, handle: str) -> Any:
+        return self._known(self.supported)
+
+    def nvmlDeviceGetSupportedClocksThrottleReasons(self, handle: str) -> Any:
+        return self._known(self.old_supported)
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
         return SimpleNamespace(used=self._known(self.used), total=5000, free=0)
@@ -167,8 +182,8 @@ def test_clocks_are_weighted_by_time_and_the_lowest_is_not_that_of_a_resting_car
     assert columns["sm_clock_mhz_min"] == 1600
 
 
-@pytest.mark.parametrize("bit", THROTTLE_REASONS.values(), ids=THROTTLE_REASONS)
-def test_each_throttle_reason_counts_for_as_long_as_it_is_set(bit: int) -> None:
+@pytest.mark.parametrize(("name", "bit"), THROTTLE_REASONS.items(), ids=THROTTLE_REASONS)
+def test_each_throttle_reason_counts_for_as_long_as_it_is_set(name: str, bit: int) -> None:
     card = Watched()
 
     card.begin(reasons=0)
@@ -176,7 +191,48 @@ def test_each_throttle_reason_counts_for_as_long_as_it_is_set(bit: int) -> None:
     card.after(4)
     card.after(1, reasons=0)
 
-    assert card.end()["throttle_seconds"] == pytest.approx(5)
+    columns = card.end()
+    assert columns["throttle_seconds"] == pytest.approx(5)
+    seconds = {column: 5.0 if name in names else 0.0 for column, names in THROTTLE_COLUMNS.items()}
+    assert {column: columns[column] for column in THROTTLE_COLUMNS} == pytest.approx(seconds)
+    assert sum(seconds.values()) == 5
+
+
+def test_overlapping_reasons_count_in_each_column_and_once_in_all() -> None:
+    card = Watched()
+
+    card.begin(reasons=0x8 | 0x40)
+    card.after(3, reasons=0x8 | 0x40)
+    card.after(0, reasons=0x4)
+    card.after(2)
+    card.window.merge(Telemetry())
+
+    columns = card.end()
+    assert columns["throttle_seconds"] == 5
+    assert [columns[column] for column in THROTTLE_COLUMNS] == [2, 3, 3, 0]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_time_of_reasons_that_a_card_does_not_know_is_null(old: bool) -> None:
+    known = {"supported": None, "old_supported": 0x4 | 0x8} if old else {"supported": 0x4 | 0x8}
+    card = Watched(**known)
+
+    card.begin(reasons=0x4)
+    card.after(2)
+
+    columns = card.end()
+    assert columns["throttle_seconds"] == 2
+    assert [columns[column] for column in THROTTLE_COLUMNS] == [2, None, 0, None]
+
+
+def test_a_card_that_does_not_say_which_reasons_it_knows_is_taken_to_know_all() -> None:
+    card = Watched(supported=None)
+
+    card.begin(reasons=0x20)
+    card.after(2)
+
+    columns = card.end()
+    assert [columns[column] for column in THROTTLE_COLUMNS] == [0, 2, 0, 0]
 
 
 @pytest.mark.parametrize("reasons", [0x0, 0x1, 0x2, 0x3])
@@ -216,7 +272,7 @@ def test_the_peaks_of_memory_and_temperature_are_those_of_any_sample() -> None:
         ({"instant": None, "average": None}, {"power_watts_mean"}),
         ({"clock": None}, {"sm_clock_mhz_mean", "sm_clock_mhz_min"}),
         ({"temperature": None}, {"temperature_celsius_max"}),
-        ({"reasons": None}, {"throttle_seconds"}),
+        ({"reasons": None}, {"throttle_seconds", *THROTTLE_COLUMNS}),
         ({"used": None}, {"peak_vram_device_bytes"}),
         ({"energy": None, "instant": None, "average": None}, {"energy_joules", "power_watts_mean"}),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from hv15_batch.tile_plan import (
 )
 
 GIB = 1 << 30
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 53), (45, 80)])
@@ -136,3 +139,45 @@ def test_peaks_of_clips_of_any_length_are_those_found_on_a_card(
     predicted = predict_peak_bytes(candidate_plans(*size)[0], *size, (frames - 1) // 4 + 1)
 
     assert found * 0.99 < predicted / GIB < found * 1.03
+
+
+# -- the benchmark's table --------------------------------------------------------------------
+
+
+def vae_commands() -> list[tuple[str, Any]]:
+    """The tables of VAE decoding in BENCHMARKS.md, and the command that makes each."""
+    import vae_decode
+
+    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8").partition("## VAE decode")[2]
+    commands = re.findall(r"^    PYTHONPATH=. python benchmarks/vae_decode.py(.*)$", text, re.M)
+    found = []
+    for words in commands:
+        args = vae_decode.parse_args(words.split())
+        table = text.partition(f"| {args.height}x{args.width}x{args.frames}")[2].partition("\n\n")[
+            0
+        ]
+        found.append((table, args))
+    return found
+
+
+def test_every_row_of_the_vae_benchmark_is_made_by_the_command_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    commands = vae_commands()
+
+    assert len(commands) == 2
+    for table, args in commands:
+        size = (args.height // 16, args.width // 16, (args.frames - 1) // 4 + 1)
+        made = []
+        for budget in args.budgets:
+            plan = plan_tiles(size[0], size[1], size[2], int(budget * 2**30), "cuda")
+            predicted = predict_peak_bytes(plan, *size) / 2**30
+            made.append((plan.rows * plan.columns, f"(budget {budget:g})", f"({predicted:.2f})"))
+        rows = [line for line in table.splitlines() if "whole frame" in line or " tiles (" in line]
+        assert len(rows) == len(made)
+        for line, (num_tiles, budget, predicted) in zip(rows, made, strict=True):
+            assert budget in line
+            assert predicted in line
+            tiles = re.search(r"(\d)x(\d) tiles", line)
+            assert num_tiles == (int(tiles[1]) * int(tiles[2]) if tiles else 1)

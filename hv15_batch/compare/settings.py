@@ -53,11 +53,14 @@ class SettingsRow:
 
 
 def compare_settings(qualities: Iterable[Quality]) -> list[SettingsRow]:
-    """Return each setting of the clips of both runs that have a size in common."""
-    found = [quality for quality in qualities if quality.pair.fault is None]
+    """Return each setting over all pairs: a size that differs is what makes some incomparable.
+
+    How the files were encoded is left out where no file was measured.
+    """
+    found = list(qualities)
     clips = [(quality.pair.a, quality.pair.b) for quality in found]
     codecs = [quality.codecs for quality in found if quality.codecs is not None]
-    rows = [_row("video", codecs)]
+    rows = [_row("video", codecs)] if codecs else []
     for name in COLUMNS:
         rows.append(_row(name, [(_text(a[name]), _text(b[name])) for a, b in clips]))
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,19 @@ from hv15_batch.report.read import RunData
 _SECTIONS = ("sampling", "override", "runtime", "video")
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
 """The seed is the clip's own; the card is one that a dry run predicts for."""
+_OF_TAG = (
+    *("model.weights", "runtime.dtype", "runtime.attention_backend"),
+    *("video.codec", "video.crf", "video.preset", "video.embed_metadata"),
+)
+"""Typed with `from=` at their defaults too: not typed, they would be those of the tag."""
 
 
 def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     """Return what to type to make this clip, and only it, in a new folder; shell-quoted.
 
     It renders from the manifest copy of that run: the manifest itself may have been edited. Where
-    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere.
+    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere. A run
+    of `from=` has no manifest; it is made from that clip again.
 
     Returns:
         None where the run that made the clip left no settings.
@@ -31,14 +37,9 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     settings = run.settings.get(run_id or "")
     if not settings or row_id is None:
         return None
-    manifest = str(settings["manifest"])
-    if not clip["image"]:
-        copy = f"manifest{Path(manifest).suffix}"
-        manifest = str(run.directory.run_folder(run_id) / copy)
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [
-        f"manifest={manifest}",
-        f"only={row_id}",
+        *_source(run, clip, settings),
         f"override.seeds={clip['seed']}",
         *_typed_settings(settings),
         f"run_dir={again}",
@@ -46,30 +47,46 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     return " ".join(["hv15-batch", *map(shlex.quote, words)])
 
 
+def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what names the row: a clip with its first frame, or a manifest and an id."""
+    if settings.get("from_clip"):
+        yield f"from={settings['from_clip']}"
+        if settings.get("image"):
+            yield f"image={settings['image']}"
+        return
+    manifest = str(settings["manifest"])
+    if not clip["image"]:
+        copy = f"manifest{Path(manifest).suffix}"
+        manifest = str(run.directory.run_folder(clip["run_id"]) / copy)
+    yield f"manifest={manifest}"
+    yield f"only={clip['logged_row_id']}"
+
+
 def _typed_settings(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the settings that differ from the defaults, as they are typed."""
+    """Yield the settings that differ from what they would be if not typed, as they are typed."""
+    always = _OF_TAG if settings.get("from_clip") else ()
     model = settings["model"]
     yield f"model={model['name']}"
     stored = dict(model)
     if model["weights"] != "pretrained" or model["repo"] != _option(model["name"])["repo"]:
         del stored["revision"]  # follows from what is built or lies there
-    yield from _differences("model", stored, _option(model["name"]))
+    yield from _differences("model", stored, _option(model["name"]), always)
     kind = settings["offload"]["kind"]
     if kind != "auto":
         yield f"offload={kind}"
     defaults = _defaults()
     for section in _SECTIONS:
-        yield from _differences(section, settings[section], defaults[section])
+        yield from _differences(section, settings[section], defaults[section], always)
 
 
 def _differences(
-    prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]
+    prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any], always: Collection[str]
 ) -> Iterator[str]:
     for name, value in values.items():
         key = f"{prefix}.{name}"
         if isinstance(value, Mapping):
-            yield from _differences(key, value, defaults.get(name) or {})
-        elif value != defaults.get(name) and key not in _LEFT_OUT:
+            yield from _differences(key, value, defaults.get(name) or {}, always)
+        elif key in always or (value != defaults.get(name) and key not in _LEFT_OUT):
             yield f"{key}={_typed(value)}"
 
 

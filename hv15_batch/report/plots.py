@@ -28,6 +28,12 @@ STAGES = ("load", "encode", "denoise", "decode", "write")
 _STEP_FACTS = ("Variant", "Size", "Frames", "Guidance", "Offload", "Attention", "Type", "Card")
 """Steps are compared among clips that have these alike."""
 MAX_STEP_GROUPS = 8
+_THROTTLE_REASONS = {
+    "throttle_power_seconds": "power",
+    "throttle_thermal_seconds": "heat",
+    "throttle_hardware_seconds": "hardware slowdown",
+    "throttle_other_seconds": "other reasons",
+}
 _MAX_BUCKETS = 96
 """Stretches of equal length over which the rate is taken, of fewer clips one for each."""
 
@@ -124,7 +130,14 @@ def _ram(run: RunData, done: Sequence[Record]) -> Plot:
 def _clocks(done: Sequence[Record]) -> Plot:
     names = {"sm_clock_mhz_mean": "mean", "sm_clock_mhz_min": "lowest"}
     throttled = sum(a["throttle_seconds"] or 0.0 for a in done)
-    caption = f"Throttled for {format_seconds(throttled)} s in all." if throttled else ""
+    caption = f"Throttled for {format_seconds(throttled)} s in all" if throttled else ""
+    by_reason = {
+        reason: sum(a[column] or 0.0 for a in done) for column, reason in _THROTTLE_REASONS.items()
+    }
+    reasons = [f"{reason} {format_seconds(s)} s" for reason, s in by_reason.items() if s]
+    if reasons:
+        caption += f": {', '.join(reasons)}; reasons may overlap"
+    caption += "." if caption else ""
     return _plot("clocks", "SM clock", "MHz", "time", _markers(done, names, 1, True), caption)
 
 

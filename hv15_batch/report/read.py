@@ -34,6 +34,8 @@ LOG_COLUMNS = (
     *("decode_peak_vram_reserved_bytes", "peak_vram_device_bytes", "peak_ram_bytes"),
     *("num_alloc_retries", "energy_joules", "power_watts_mean", "sm_clock_mhz_mean"),
     *("sm_clock_mhz_min", "temperature_celsius_max", "throttle_seconds", "quality_flag"),
+    *("throttle_power_seconds", "throttle_thermal_seconds", "throttle_hardware_seconds"),
+    "throttle_other_seconds",
     *("file", "status", "error_type", "error_message", "gpu_name", "gpu_total_bytes"),
     *("driver_version", "torch_version", "diffusers_version", "hv15_batch_version"),
     "system_sha256",
