@@ -92,8 +92,8 @@ class WarningKind(Enum):
     )
     wide_spread = (
         "the timed clips differ much",
-        f"{_FREE_CARD}, look at throttle_seconds and the reasons beside it, use benchmark.repeat=5",
-        f"{_FREE_CARD}, look at throttle_seconds and the reasons beside it, raise benchmark.repeat",
+        f"{_FREE_CARD}, look at throttle_seconds and its reasons, use benchmark.repeat=5",
+        f"{_FREE_CARD}, look at throttle_seconds and its reasons, raise benchmark.repeat",
     )
     few_timed = (
         "too few timed clips to say how they spread",
