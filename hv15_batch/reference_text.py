@@ -31,9 +31,11 @@ def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
             f"`{v.reference.name}`",
             v.reference.figure,
             v.reference.hardware,
-            f"**{v.verdict.value}**" if v.best and not v.best.differences else v.verdict.value,
+            f"**{v.verdict.value}**{format_combination(v.best)}"
+            if v.best and not v.best.differences
+            else v.verdict.value,
             format_measured(v.best),
-            format_share(v.best.utilisation if v.best else None),
+            format_utilisation(v.best),
             format_implied(v.combinations),
             format_scaled(v.best),
         ]
@@ -65,8 +67,8 @@ def format_references_markdown(references: Sequence[Reference]) -> str:
 
 def format_combinations_markdown(references: Sequence[Reference]) -> str:
     """Return which settings, of those that a source leaves open, would meet each figure."""
-    rows = [[f"`{r.name}`", *_combination_cells(c)] for r in references for c in combinations(r)]
-    return "\n".join(_markdown_table(["reference", *_COMBINATION_HEAD], rows)) + "\n"
+    rows = [[f"`{r.name}`", *combination_cells(c)] for r in references for c in combinations(r)]
+    return "\n".join(_markdown_table(["reference", *COMBINATION_HEAD], rows)) + "\n"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -82,13 +84,15 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
     lines = []
     for verdict in verdicts:
         name, reference = verdict.reference.name, verdict.reference
-        lines.append(f"{name}: {verdict.verdict.value}")
+        title = f"{name}: {verdict.verdict.value}{format_combination(verdict.best)}"
+        lines += textwrap.wrap(title, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
         lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
         if verdict.best is not None:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
         for other in verdict.measured[1:]:
             if not other.differences:
-                lines += _wrapped(f"{other.verdict.value}: {format_measured(other)}", "+ ")
+                other_verdict = f"{other.verdict.value}{format_combination(other)}"
+                lines += _wrapped(f"{other_verdict}: {format_measured(other)}", "+ ")
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
@@ -104,9 +108,9 @@ def format_references_text(references: Sequence[Reference]) -> str:
         lines += _wrapped(f"not stated: {', '.join(reference.not_stated)}")
         if reference.note:
             lines += _wrapped(reference.note)
-        rows = [_combination_cells(c) for c in combinations(reference)]
+        rows = [combination_cells(c) for c in combinations(reference)]
         if rows:
-            lines += ["", *(f"    {line}" for line in _text_table(_COMBINATION_HEAD, rows))]
+            lines += ["", *(f"    {line}" for line in _text_table(COMBINATION_HEAD, rows))]
         lines.append("")
     return "\n".join([*lines, *textwrap.wrap(LEGEND, COLUMNS)]) + "\n"
 
@@ -137,12 +141,13 @@ def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 # -- cells ------------------------------------------------------------------------------------
 
-_COMBINATION_HEAD = (
+COMBINATION_HEAD = (
     "size", "frames", "steps", "guided", "PFLOP", "util", "8-bit", "predicted", "meets"
 )  # fmt: skip
 
 
-def _combination_cells(combination: Combination) -> list[str]:
+def combination_cells(combination: Combination) -> list[str]:
+    """Return a combination as text, by `COMBINATION_HEAD`."""
     shape, predicted = combination.shape, combination.predicted_seconds
     return [
         f"{shape.height}x{shape.width}",
@@ -163,10 +168,12 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
     found = [verdict.reason]
     if best is not None:
         found += [sentence for sentence in best.differences if sentence != verdict.reason]
+        found += best.remedies
         if best.scaled is not None and best.verdict is Verdict.not_comparable:
             found.append(
-                f"Scaled by FLOP and dense rates, not measured: {format_scaled(best)} with the "
-                "figure's settings on its card."
+                f"Scaled, not measured: {format_scaled(best)} with the figure's settings on its "
+                "card; denoising by FLOP, decoding by pixels, both by the vendors' bf16 rates "
+                "(no matmul rate measured on the cards is in a log), writing left out."
             )
         found += best.notes
         found += _of_several(verdict)
@@ -211,12 +218,26 @@ def format_measured(measurement: Measurement | None) -> str:
     return f"{measurement.compared:.1f} s (median, n = {values.n}{spread}); {clip}"
 
 
+def format_combination(measurement: Measurement | None) -> str:
+    """Return which settings that the source does not state the clips had, to follow a verdict."""
+    if measurement is None or not measurement.combination:
+        return ""
+    *others, last = measurement.combination
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f" with {listed}, which the source does not state"
+
+
 def format_scaled(measurement: Measurement | None) -> str:
     """Return the scaled seconds, a range where the source leaves settings open; else a dash."""
     if measurement is None or measurement.scaled is None:
         return NOT_MEASURED
     low, high = measurement.scaled.seconds_min, measurement.scaled.seconds_max
     return f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
+
+
+def format_utilisation(measurement: Measurement | None) -> str:
+    """Return the measured share of the card's dense bf16 rate; a dash where it is not known."""
+    return format_share(None if measurement is None else measurement.utilisation)
 
 
 def format_share(share: float | None) -> str:
