@@ -212,10 +212,10 @@ def _size_word(
     reference: Reference, settings: Mapping[str, Any], height: int | None, width: int | None
 ) -> str:
     """Return what gives clips of this size; in image to video the first frame decides."""
-    is_free = not reference.model_options
-    if is_i2v(reference) or (is_free and settings["task"] == Task.i2v.value):
+    if is_i2v(reference):
         return f"first frames of {width}x{height} (width x height)"
-    return f"override.height={height} override.width={width}"
+    is_other = not reference.model_options and settings["task"] == Task.i2v.value
+    return f"{'model=480p_t2v ' if is_other else ''}override.height={height} override.width={width}"
 
 
 def _is_of_class(area: int, name: str) -> bool:

@@ -45,6 +45,8 @@ def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
     lines = _markdown_table([*head, "implied", "scaled, not measured"], rows)
     for verdict in verdicts:
         lines += ["", f"- `{verdict.reference.name}`: {' '.join(sentences(verdict))}"]
+    if _has_scaled(verdicts):
+        lines += ["", SCALING]
     return "\n".join(lines) + "\n"
 
 
@@ -96,6 +98,8 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
+    if _has_scaled(verdicts):
+        lines += textwrap.wrap(SCALING, COLUMNS)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -122,6 +126,17 @@ LEGEND = (
     "compiled; an estimate from vendor figures. meets: whether these settings would meet the "
     "figure; 'if faster': not as predicted, but below the card's peak."
 )
+
+
+SCALING = (
+    "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
+    "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
+    "writing is left out."
+)
+
+
+def _has_scaled(verdicts: Sequence[ReferenceVerdict]) -> bool:
+    return any(v.best is not None and v.best.scaled is not None for v in verdicts)
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:
@@ -171,9 +186,8 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
         found += best.remedies
         if best.scaled is not None and best.verdict is Verdict.not_comparable:
             found.append(
-                f"Scaled, not measured: {format_scaled(best)} with the figure's settings on its "
-                "card; denoising by FLOP, decoding by pixels, both by the vendors' bf16 rates "
-                "(no matmul rate measured on the cards is in a log), writing left out."
+                f"Scaled by work and the vendors' rates, not measured: {format_scaled(best)} with "
+                "the figure's settings on its card."
             )
         found += best.notes
         found += _of_several(verdict)

@@ -156,6 +156,13 @@ def test_several_settings_that_differ_have_one_remedy_to_paste() -> None:
     )
 
 
+def test_a_size_that_no_image_to_video_model_renders_is_asked_of_another_model() -> None:
+    found = verdict("rtx5090d_unmasked", rows(STEP_DISTILLED)).best
+
+    assert found is not None
+    assert "model=480p_t2v override.height=320 override.width=576" in found.remedies[1]
+
+
 def test_in_image_to_video_the_remedy_for_a_size_is_another_first_frame() -> None:
     found = verdict("tencent_step_distilled", rows(STEP_DISTILLED, height=720, width=1280)).best
 
@@ -263,9 +270,10 @@ def test_a_time_on_another_card_is_scaled_by_stage_and_marked() -> None:
         80.0 * few.model_pflop / work * rates + decode * 61 / 121
     )
     assert best.scaled.seconds_max == pytest.approx(80.0 * many.model_pflop / work * rates + decode)
-    text = " ".join(format_verdicts_text([found]).split())
-    assert "Scaled, not measured" in text
-    assert "by the vendors' bf16 rates (no matmul rate measured on the cards is in a log)" in text
+    for text in (format_verdicts_text([found]), format_verdicts_markdown([found])):
+        said = " ".join(text.split())
+        assert "Scaled by work and the vendors' rates, not measured: " in said
+        assert "since no log has a matmul rate measured on the card" in said
 
 
 def test_without_its_stages_a_time_is_not_scaled() -> None:
