@@ -1,6 +1,7 @@
 """Published figures against a log: reproduced, or not, or not comparable and why. No torch.
 
-"Reproduced" is said only of the same card with every setting that the source states. Times are
+"Reproduced" is said only of the same card with every setting that the source states, and of what it
+does not state only with one of the combinations that are swept. Times are
 medians of warm clips without text encoding, as in `timings`; memory is the highest peak of all
 finished clips, since encoding is in the first ones; loading is that of the published weights.
 """
@@ -12,14 +13,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch import reference_costs
-from hv15_batch.cards import find_card
 from hv15_batch.config import ConfigError
-from hv15_batch.costs import Shape
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.reference_costs import Combination, combinations
 from hv15_batch.reference_notes import method_of, notes_of, vram_bytes
-from hv15_batch.reference_settings import differences
+from hv15_batch.reference_scale import SCALE_COLUMNS, Scaled, median_of, scale
+from hv15_batch.reference_settings import combination_of, differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
 from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
 
@@ -29,6 +28,7 @@ CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
     *("total_seconds", "encode_seconds", "load_seconds"),
     *("peak_vram_device_bytes", "peak_vram_reserved_bytes"),
+    *SCALE_COLUMNS,
     *GROUPED,
 )
 """Columns of the log that this module reads."""
@@ -51,15 +51,6 @@ MET = (Verdict.reproduced, Verdict.surpassed)
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """A measured time carried over to the figure's settings and card by FLOP and dense rates."""
-
-    seconds_min: float
-    """With the settings of least work among those that the source leaves possible."""
-    seconds_max: float
-
-
-@dataclass(frozen=True)
 class Measurement:
     """Clips of one log with equal settings, held against one figure."""
 
@@ -75,16 +66,19 @@ class Measurement:
     """What was measured, in words."""
     differences: tuple[str, ...]
     """One sentence for each thing that is not as the source states; empty where comparable."""
+    remedies: tuple[str, ...]
+    """One sentence for each kind of difference: what to do about it."""
+    combination: tuple[str, ...]
+    """In words, the settings of comparable clips that the source does not state."""
     notes: tuple[str, ...]
     """Sentences on what to know before quoting it."""
     ratio: float
     """`compared` over the figure's upper end (GB as 10^9 bytes)."""
-    model_pflop: float | None
-    """Work of denoising, 10^15 FLOP; None where the figure is no time of a clip."""
     utilisation: float | None
-    """`model_pflop` over the median, as a share of this card's dense bf16 rate."""
+    """Median of the log's `mfu`: the work of denoising over its seconds, as a share of this card's
+    dense bf16 rate. None where it was not logged or the figure is no time of a clip."""
     scaled: Scaled | None
-    """Scaled, not measured. None where one of the cards is unknown or it is no time of a clip."""
+    """Scaled, not measured. None where a card or a stage is unknown or it is no time of a clip."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +127,15 @@ def check_claim(name: str, verdicts: Sequence[ReferenceVerdict]) -> ReferenceVer
             if verdict.verdict in MET:
                 return verdict
             best = verdict.best
-            reasons = list(best.differences) if best and best.differences else [verdict.reason]
+            reasons = [verdict.reason]
+            if best and best.differences:
+                reasons = [*best.differences, *best.remedies]
             raise ConfigError(
-                f"claim={name!r}: {verdict.verdict.value}, so it may not be claimed. "
+                f"--claim {name}: {verdict.verdict.value}, so it may not be claimed. "
                 + " ".join(reasons)
             )
     known = ", ".join(v.reference.name for v in verdicts)
-    raise ConfigError(f"claim={name!r}: no such reference; known are {known}.")
+    raise ConfigError(f"--claim {name}: no such reference; known are {known}.")
 
 
 def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> ReferenceVerdict:
@@ -198,10 +194,7 @@ def _measurement(
         verdict = Verdict.not_comparable
     elif compared <= high:
         verdict = Verdict.reproduced if compared >= low else Verdict.surpassed
-    pflop = None
-    if reference.quantity is Quantity.clip_seconds:
-        pflop = reference_costs.pflop_of(_shape(settings), settings["task"] == "i2v")
-    rate = reference_costs.dense_rate(find_card(settings["gpu_name"] or ""))
+    is_clip = reference.quantity is Quantity.clip_seconds
     return Measurement(
         verdict=verdict,
         quantity=reference.quantity,
@@ -209,37 +202,13 @@ def _measurement(
         values=values,
         compared=compared,
         method=method_of(reference.quantity, rows),
-        differences=tuple(differing),
+        differences=tuple(difference.sentence for difference in differing),
+        remedies=tuple(remedies(differing)),
+        combination=() if differing else tuple(combination_of(reference, settings)),
         notes=tuple(notes_of(reference, settings, values, compared, rows)),
         ratio=compared / reference.figure_max,
-        model_pflop=pflop,
-        utilisation=None if pflop is None or rate is None else pflop * 1e3 / values.median / rate,
-        scaled=_scaled(reference, implied, pflop, values.median, rate),
-    )
-
-
-def _scaled(
-    reference: Reference,
-    implied: Sequence[Combination],
-    pflop: float | None,
-    seconds: float,
-    rate: float | None,
-) -> Scaled | None:
-    other = reference_costs.dense_rate(find_card(reference.card) if reference.card else None)
-    if pflop is None or rate is None or other is None:
-        return None
-    work = [combination.model_pflop for combination in implied]
-    factor = seconds / pflop * rate / other
-    return Scaled(min(work) * factor, max(work) * factor)
-
-
-def _shape(settings: Mapping[str, Any]) -> Shape:
-    return Shape(
-        settings["height"],
-        settings["width"],
-        settings["num_frames"],
-        settings["num_inference_steps"],
-        settings["guidance_scale"] != 1.0,
+        utilisation=median_of("mfu", rows) if is_clip else None,
+        scaled=scale(reference, implied, settings, rows) if is_clip else None,
     )
 
 

@@ -67,7 +67,10 @@ def combinations(reference: Reference) -> list[Combination]:
 def swept_shapes(reference: Reference) -> list[Shape]:
     """Return every size, length, step count and guidance that the source may mean."""
     axes = itertools.product(
-        _sizes(reference), _frames(reference), _steps(reference), _guidance(reference)
+        _sizes(reference),
+        swept_frames(reference),
+        swept_steps(reference),
+        swept_guidance(reference),
     )
     image = is_i2v(reference)
     return [Shape(*size, frames, steps, guided, image) for size, frames, steps, guided in axes]
@@ -138,20 +141,23 @@ def _sizes(reference: Reference) -> list[tuple[int, int]]:
     return list(SIZES.values())
 
 
-def _frames(reference: Reference) -> tuple[int, ...]:
+def swept_frames(reference: Reference) -> tuple[int, ...]:
+    """Return the numbers of frames that the source may mean; one where it states it."""
     if reference.num_frames is not None:
         return (reference.num_frames,)
     return reference.num_frames_swept or SWEPT_FRAMES
 
 
-def _steps(reference: Reference) -> tuple[int, ...]:
+def swept_steps(reference: Reference) -> tuple[int, ...]:
+    """Return the step counts that the source may mean; one where it states it."""
     if reference.num_inference_steps is not None:
         return reference.num_inference_steps
     is_step = any(option.endswith("_step_distilled") for option in reference.model_options)
     return STEP_DISTILLED_STEPS if is_step else SWEPT_STEPS
 
 
-def _guidance(reference: Reference) -> tuple[bool, ...]:
+def swept_guidance(reference: Reference) -> tuple[bool, ...]:
+    """Return whether the source may mean guidance, as one or both of False and True."""
     if reference.guidance_scale is not None:
         return (reference.guidance_scale != 1.0,)
     options = reference.model_options

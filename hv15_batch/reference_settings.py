@@ -1,12 +1,26 @@
-"""What differs between the settings that a source states and those of logged clips."""
+"""What differs between the settings that a source states and those of logged clips.
+
+What a source does not state is swept, not assumed: a clip counts only with one of the sizes,
+lengths, step counts and guidances that `reference_costs` sweeps, and it is said with which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from hv15_batch.cards import find_card
 from hv15_batch.config import Task
+from hv15_batch.reference_costs import (
+    SIZES,
+    SWEPT_FRAMES,
+    is_i2v,
+    swept_frames,
+    swept_guidance,
+    swept_steps,
+)
 from hv15_batch.references import Quantity, Reference
 
 GIB = 2**30
@@ -16,19 +30,41 @@ CLASS_AREAS = {"480p": 640**2, "720p": 960**2}
 """Pixels of a class of sizes: image buckets have about that area."""
 AREA_SLACK = 0.15
 
-_PLAIN = {
-    "num_frames": "Frames",
-    "guidance_scale": "Guidance",
-    "flow_shift": "Shift",
-    "dtype": "Type",
-}
-"""Settings that are stated as the log has them, and their names in a sentence."""
+
+class DifferenceKind(Enum):
+    """What keeps clips from being held against a figure, and what to do. A closed list."""
+
+    card = (
+        "other GPU than the reference",
+        "render on {}; until then quote what was measured as a figure of its own card only",
+    )
+    settings = ("settings differ from the reference", "render again with {}")
+    impossible = (
+        "the source contradicts itself",
+        "no settings can meet it; compare with a figure whose model and task agree",
+    )
+
+    def sentence(self, detail: str = "") -> str:
+        """Return what is wrong and its remedy; `detail` is the card or the words to type."""
+        about, remedy = self.value
+        return f"{about[0].upper()}{about[1:]}: {remedy.format(detail)}."
 
 
-def differences(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
-    """Return one sentence for each thing that is not as the source states.
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as the source states."""
 
-    What the source does not state cannot differ. What the log does not tell counts as different.
+    kind: DifferenceKind
+    sentence: str
+    """What is stated and what is here."""
+    remedy: str = ""
+    """What `DifferenceKind.sentence` takes: the card, or words of the command line."""
+
+
+def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
+    """Return each thing that is neither as the source states nor among what is swept for it.
+
+    What the log does not tell counts as different.
 
     Args:
         reference: a published figure.
@@ -39,86 +75,226 @@ def differences(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
         return found  # neither size nor steps decide how long loading takes
     found += _model(reference, settings)
     found += _size(reference, settings)
-    for name, label in _PLAIN.items():
+    found += _frames(reference, settings)
+    if reference.quantity is Quantity.clip_seconds:
+        found += _steps(reference, settings) + _guidance(reference, settings)
+    for name, label, key in (
+        ("flow_shift", "Shift", "override.flow_shift"),
+        ("dtype", "Type", "runtime.dtype"),
+    ):
         stated = getattr(reference, name)
         if stated is not None and settings[name] != stated:
-            found.append(_sentence(label, stated, settings[name]))
-    steps = reference.num_inference_steps
-    if steps is not None and settings["num_inference_steps"] not in steps:
-        stated = " or ".join(map(str, steps))
-        found.append(_sentence("Steps", stated, settings["num_inference_steps"]))
+            found.append(_setting(label, stated, settings[name], f"{key}={_text(stated)}"))
     kinds = reference.offload_kinds
     if kinds is not None and settings["offload"] not in kinds:
         stated = f"{reference.offload} (offload={' or '.join(kinds)})"
-        found.append(_sentence("Offload", stated, settings["offload"]))
-    mask_free = reference.mask_free
-    if mask_free is not None and settings["mask_free"] is not mask_free:
-        found.append(_sentence("Attention mask", _mask(mask_free), _mask(settings["mask_free"])))
+        word = f"offload={','.join(kinds)}"
+        found.append(_setting("Offload", stated, settings["offload"], word))
+    free = reference.mask_free
+    if free is not None and settings["mask_free"] is not free:
+        word = f"runtime.mask_free={str(free).lower()}"
+        here = _mask(settings["mask_free"])
+        found.append(_setting("Attention mask", _mask(free), here, word))
     return found
 
 
-def _card(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+def remedies(found: Sequence[Difference]) -> list[str]:
+    """Return one sentence for each kind of difference: what is wrong and what to do about it."""
+    kinds = {d.kind for d in found}
+    if DifferenceKind.impossible in kinds:
+        return [DifferenceKind.impossible.sentence()]
+    sentences = [d.kind.sentence(d.remedy) for d in found if d.kind is DifferenceKind.card]
+    if DifferenceKind.settings in kinds:
+        words = dict.fromkeys(d.remedy for d in found if d.kind is DifferenceKind.settings)
+        typed = [word for word in words if "=" in word]
+        if any("," in word for word in typed):
+            typed.insert(0, "-m")
+        other = [word for word in words if "=" not in word]
+        detail = " and ".join(filter(None, [" ".join(typed), *other]))
+        sentences.append(DifferenceKind.settings.sentence(detail))
+    return sentences
+
+
+def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+    """Return those settings of comparable clips that the source does not state, in words.
+
+    Args:
+        reference: a published figure.
+        settings: columns of the log, without `differences`.
+    """
+    if reference.quantity is Quantity.load_seconds:
+        return []
+    found = [] if len(reference.model_options) == 1 else [str(settings["model"])]
+    if reference.height is None:
+        found.append(f"{settings['height']}x{settings['width']}")
+    if _is_open(reference.num_frames, reference.num_frames_swept):
+        found.append(f"{settings['num_frames']} frames")
+    if reference.quantity is Quantity.vram:
+        kinds = reference.offload_kinds
+        return found if kinds and len(kinds) == 1 else [*found, f"offload={settings['offload']}"]
+    if len(swept_steps(reference)) > 1:
+        found.append(f"{settings['num_inference_steps']} steps")
+    if len(swept_guidance(reference)) > 1:
+        found.append(f"guidance {_text(settings['guidance_scale'])}")
+    # No source states its kernel, and an 8-bit one computes something else.
+    return [*found, f"attention {settings['attention_backend'] or 'not logged'}"]
+
+
+def _is_open(stated: int | None, options: tuple[int, ...] | None) -> bool:
+    return stated is None and (options is None or len(options) > 1)
+
+
+# -- one kind of setting each -----------------------------------------------------------------
+
+
+def _card(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
     if reference.card is None:
         return []
     name, total = settings["gpu_name"], settings["gpu_total_bytes"]
     stated = find_card(reference.card)
+    here = None
     if name is None or stated is None or find_card(name) != stated:
-        return [_sentence("Card", reference.hardware, name)]
-    vram_gib = reference.card_vram_gib or stated.memory_gib
-    if total is None:
-        if reference.card_vram_gib is None:
-            return []
-        return [
-            f"Card: {reference.hardware} stated; how much memory this {name} has is not logged."
-        ]
-    if abs(total / GIB - vram_gib) > VRAM_SLACK * vram_gib:
-        return [_sentence("Card", reference.hardware, f"{name} with {total / GIB:.0f} GiB")]
-    return []
+        here = _sentence("Card", reference.hardware, name)
+    elif total is None:
+        if reference.card_vram_gib is not None:
+            here = (
+                f"Card: {reference.hardware} stated; how much memory this {name} has is not logged."
+            )
+    else:
+        vram_gib = reference.card_vram_gib or stated.memory_gib
+        if abs(total / GIB - vram_gib) > VRAM_SLACK * vram_gib:
+            with_memory = f"{name} with {total / GIB:.0f} GiB"
+            here = _sentence("Card", reference.hardware, with_memory)
+    return [] if here is None else [Difference(DifferenceKind.card, here, reference.hardware)]
 
 
-def _model(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+def _model(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
     found = []
     options = reference.model_options
     if options and settings["model"] not in options:
-        found.append(
-            _sentence("Model", reference.model_stated or reference.model, settings["model"])
-        )
-    if reference.task is not None and settings["task"] != reference.task.value:
-        found.append(_task(reference, settings["task"]))
+        stated = reference.model_stated or reference.model
+        word = f"model={','.join(options)}"
+        found.append(_setting("Model", stated, settings["model"], word))
+    task = reference.task
+    if task is None:
+        return found
+    differs = settings["task"] != task.value
+    sentence = _sentence("Task", task.value, settings["task"])
+    if options and task not in {Task.i2v if "_i2v" in o else Task.t2v for o in options}:
+        if not differs:
+            sentence = f"Task: {task.value} stated."
+        sentence += " No run can be both: the stated checkpoint is of the other task."
+        found.append(Difference(DifferenceKind.impossible, sentence))
+    elif differs:
+        word = f"model={','.join(options) or f'480p_{task.value}'}"
+        found.append(Difference(DifferenceKind.settings, sentence, word))
     return found
 
 
-def _task(reference: Reference, task: str | None) -> str:
-    """Return the sentence on the task; a source may call a checkpoint what it is not."""
-    assert reference.task is not None
-    sentence = _sentence("Task", reference.task.value, task)
-    of_model = {Task.i2v if "_i2v" in option else Task.t2v for option in reference.model_options}
-    if of_model and reference.task not in of_model:
-        return f"{sentence} No run can be both: the stated checkpoint is of the other task."
-    return sentence
-
-
-def _size(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+def _size(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
     height, width = settings["height"], settings["width"]
+    here = None if height is None or width is None else f"{height}x{width}"
     if reference.height is not None or reference.width is not None:
         if (height, width) == (reference.height, reference.width):
             return []
-        return [_sentence("Size", f"{reference.height}x{reference.width}", f"{height}x{width}")]
+        word = _size_word(reference, settings, reference.height, reference.width)
+        return [_setting("Size", f"{reference.height}x{reference.width}", here, word)]
+    classes = list(SIZES) if reference.resolution is None else [reference.resolution]
+    if here is not None and any(_is_of_class(height * width, name) for name in classes):
+        return []
+    word = _size_word(reference, settings, *SIZES[classes[0]])
     if reference.resolution is None:
+        return [_swept("Size", classes, here, word)]
+    return [_setting("Size", reference.resolution, here, word)]
+
+
+def _size_word(
+    reference: Reference, settings: Mapping[str, Any], height: int | None, width: int | None
+) -> str:
+    """Return what gives clips of this size; in image to video the first frame decides."""
+    if is_i2v(reference):
+        return f"first frames of {width}x{height} (width x height)"
+    is_other = not reference.model_options and settings["task"] == Task.i2v.value
+    return f"{'model=480p_t2v ' if is_other else ''}override.height={height} override.width={width}"
+
+
+def _is_of_class(area: int, name: str) -> bool:
+    return abs(area - CLASS_AREAS[name]) <= AREA_SLACK * CLASS_AREAS[name]
+
+
+def _frames(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
+    options, here = swept_frames(reference), settings["num_frames"]
+    if here in options:
         return []
-    area = CLASS_AREAS[reference.resolution]
-    if height and width and abs(height * width - area) <= AREA_SLACK * area:
+    word = f"override.num_frames={','.join(map(str, options))}"
+    if reference.num_frames is not None:
+        return [_setting("Frames", reference.num_frames, here, word)]
+    if reference.num_frames_swept is not None:
+        stated = f"{reference.num_frames_stated} ({_either(options)} frames)"
+        return [_setting("Length", stated, here, word)]
+    if reference.quantity is Quantity.vram:  # longer clips need more, so that they count
+        least = min(SWEPT_FRAMES)
+        if here is not None and here >= least:
+            return []
+        logged = "not logged" if here is None else f"{here} here"
+        sentence = f"Frames: not stated; {least} or more count, {logged}."
+        return [Difference(DifferenceKind.settings, sentence, word)]
+    return [_swept("Frames", options, here, word)]
+
+
+def _steps(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
+    options, here = swept_steps(reference), settings["num_inference_steps"]
+    if here in options:
         return []
-    return [_sentence("Size", reference.resolution, f"{height}x{width}")]
+    word = f"override.num_inference_steps={','.join(map(str, options))}"
+    if reference.num_inference_steps is not None:
+        return [_setting("Steps", _either(options), here, word)]
+    return [_swept("Steps", options, here, word)]
+
+
+def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
+    stated, here = reference.guidance_scale, settings["guidance_scale"]
+    if stated is not None:
+        word = f"override.guidance_scale={_text(stated)}"
+        return [] if here == stated else [_setting("Guidance", stated, here, word)]
+    options = swept_guidance(reference)
+    if here is not None and (here != 1.0) in options:
+        return []
+    # Without guidance by the model; or else anything would do, but nothing was logged.
+    is_free = len(options) > 1
+    word = f"override.guidance_scale={'1,6' if is_free else '1'}"
+    return [_swept("Guidance", ["any" if is_free else "1"], here, word)]
 
 
 def _mask(mask_free: bool | None) -> str | None:
     return None if mask_free is None else "none" if mask_free else "present"
 
 
-def _sentence(label: str, stated: Any, logged: Any) -> str:
-    def text(value: Any) -> str:
-        return f"{value:g}" if isinstance(value, float) else str(value)
+# -- sentences --------------------------------------------------------------------------------
 
-    here = "not logged" if logged is None else f"{text(logged)} here"
-    return f"{label}: {text(stated)} stated, {here}."
+
+def _setting(label: str, stated: Any, logged: Any, word: str) -> Difference:
+    return Difference(DifferenceKind.settings, _sentence(label, stated, logged), word)
+
+
+def _swept(label: str, options: Sequence[Any], logged: Any, word: str) -> Difference:
+    sentence = f"{label}: not stated; {_either(options)} counts, {_here(logged)}."
+    return Difference(DifferenceKind.settings, sentence, word)
+
+
+def _sentence(label: str, stated: Any, logged: Any) -> str:
+    return f"{label}: {_text(stated)} stated, {_here(logged)}."
+
+
+def _here(logged: Any) -> str:
+    return "not logged" if logged is None else f"{_text(logged)} here"
+
+
+def _either(options: Sequence[Any]) -> str:
+    """Return `61, 81 or 121`."""
+    *others, last = map(str, options)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

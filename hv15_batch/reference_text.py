@@ -31,9 +31,11 @@ def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
             f"`{v.reference.name}`",
             v.reference.figure,
             v.reference.hardware,
-            f"**{v.verdict.value}**" if v.best and not v.best.differences else v.verdict.value,
+            f"**{v.verdict.value}**{format_combination(v.best)}"
+            if v.best and not v.best.differences
+            else v.verdict.value,
             format_measured(v.best),
-            format_share(v.best.utilisation if v.best else None),
+            format_utilisation(v.best),
             format_implied(v.combinations),
             format_scaled(v.best),
         ]
@@ -43,6 +45,8 @@ def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
     lines = _markdown_table([*head, "implied", "scaled, not measured"], rows)
     for verdict in verdicts:
         lines += ["", f"- `{verdict.reference.name}`: {' '.join(sentences(verdict))}"]
+    if _has_scaled(verdicts):
+        lines += ["", SCALING]
     return "\n".join(lines) + "\n"
 
 
@@ -65,8 +69,8 @@ def format_references_markdown(references: Sequence[Reference]) -> str:
 
 def format_combinations_markdown(references: Sequence[Reference]) -> str:
     """Return which settings, of those that a source leaves open, would meet each figure."""
-    rows = [[f"`{r.name}`", *_combination_cells(c)] for r in references for c in combinations(r)]
-    return "\n".join(_markdown_table(["reference", *_COMBINATION_HEAD], rows)) + "\n"
+    rows = [[f"`{r.name}`", *combination_cells(c)] for r in references for c in combinations(r)]
+    return "\n".join(_markdown_table(["reference", *COMBINATION_HEAD], rows)) + "\n"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -82,16 +86,20 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
     lines = []
     for verdict in verdicts:
         name, reference = verdict.reference.name, verdict.reference
-        lines.append(f"{name}: {verdict.verdict.value}")
+        title = f"{name}: {verdict.verdict.value}{format_combination(verdict.best)}"
+        lines += textwrap.wrap(title, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
         lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
         if verdict.best is not None:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
         for other in verdict.measured[1:]:
             if not other.differences:
-                lines += _wrapped(f"{other.verdict.value}: {format_measured(other)}", "+ ")
+                other_verdict = f"{other.verdict.value}{format_combination(other)}"
+                lines += _wrapped(f"{other_verdict}: {format_measured(other)}", "+ ")
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
+    if _has_scaled(verdicts):
+        lines += textwrap.wrap(SCALING, COLUMNS)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -104,9 +112,9 @@ def format_references_text(references: Sequence[Reference]) -> str:
         lines += _wrapped(f"not stated: {', '.join(reference.not_stated)}")
         if reference.note:
             lines += _wrapped(reference.note)
-        rows = [_combination_cells(c) for c in combinations(reference)]
+        rows = [combination_cells(c) for c in combinations(reference)]
         if rows:
-            lines += ["", *(f"    {line}" for line in _text_table(_COMBINATION_HEAD, rows))]
+            lines += ["", *(f"    {line}" for line in _text_table(COMBINATION_HEAD, rows))]
         lines.append("")
     return "\n".join([*lines, *textwrap.wrap(LEGEND, COLUMNS)]) + "\n"
 
@@ -118,6 +126,17 @@ LEGEND = (
     "compiled; an estimate from vendor figures. meets: whether these settings would meet the "
     "figure; 'if faster': not as predicted, but below the card's peak."
 )
+
+
+SCALING = (
+    "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
+    "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
+    "writing is left out."
+)
+
+
+def _has_scaled(verdicts: Sequence[ReferenceVerdict]) -> bool:
+    return any(v.best is not None and v.best.scaled is not None for v in verdicts)
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:
@@ -137,12 +156,13 @@ def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 # -- cells ------------------------------------------------------------------------------------
 
-_COMBINATION_HEAD = (
+COMBINATION_HEAD = (
     "size", "frames", "steps", "guided", "PFLOP", "util", "8-bit", "predicted", "meets"
 )  # fmt: skip
 
 
-def _combination_cells(combination: Combination) -> list[str]:
+def combination_cells(combination: Combination) -> list[str]:
+    """Return a combination as text, by `COMBINATION_HEAD`."""
     shape, predicted = combination.shape, combination.predicted_seconds
     return [
         f"{shape.height}x{shape.width}",
@@ -163,10 +183,11 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
     found = [verdict.reason]
     if best is not None:
         found += [sentence for sentence in best.differences if sentence != verdict.reason]
+        found += best.remedies
         if best.scaled is not None and best.verdict is Verdict.not_comparable:
             found.append(
-                f"Scaled by FLOP and dense rates, not measured: {format_scaled(best)} with the "
-                "figure's settings on its card."
+                f"Scaled by work and the vendors' rates, not measured: {format_scaled(best)} with "
+                "the figure's settings on its card."
             )
         found += best.notes
         found += _of_several(verdict)
@@ -211,12 +232,26 @@ def format_measured(measurement: Measurement | None) -> str:
     return f"{measurement.compared:.1f} s (median, n = {values.n}{spread}); {clip}"
 
 
+def format_combination(measurement: Measurement | None) -> str:
+    """Return which settings that the source does not state the clips had, to follow a verdict."""
+    if measurement is None or not measurement.combination:
+        return ""
+    *others, last = measurement.combination
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f" with {listed}, which the source does not state"
+
+
 def format_scaled(measurement: Measurement | None) -> str:
     """Return the scaled seconds, a range where the source leaves settings open; else a dash."""
     if measurement is None or measurement.scaled is None:
         return NOT_MEASURED
     low, high = measurement.scaled.seconds_min, measurement.scaled.seconds_max
     return f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
+
+
+def format_utilisation(measurement: Measurement | None) -> str:
+    """Return the measured share of the card's dense bf16 rate; a dash where it is not known."""
+    return format_share(None if measurement is None else measurement.utilisation)
 
 
 def format_share(share: float | None) -> str:

@@ -89,8 +89,10 @@ class Reference:
     """Profiles of this project that `offload` may mean."""
     mask_free: bool | None = None
     """Whether the figure is without an attention mask, where the source says so."""
+    num_frames_stated: str | None = None
+    """The source's words where it states a length, but no number of frames."""
     num_frames_swept: tuple[int, ...] | None = None
-    """Frames to try where the source states a length, but no number; None means the usual ones."""
+    """Numbers of frames that `num_frames_stated` may mean; None where it states no length."""
     note: str | None = None
     """What to know before comparing with it."""
 

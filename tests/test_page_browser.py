@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -370,4 +371,25 @@ def test_a_public_page_shows_numbers_and_no_clips(driver: Any, tmp_path: Path) -
     with browsing(driver, tmp_path / "run" / "index.html", tmp_path / "profile") as opened:
         assert opened.page.locator("#gallery img, .star, .play").count() == 0
         assert "row 1" in opened.page.text_content("#gallery")
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_published_figures_are_read_without_scrolling_sideways_on_a_phone(
+    driver: Any, run_dir: Path, tmp_path: Path, scheme: str
+) -> None:
+    page = run_dir / "index.html"
+    with browsing(driver, page, tmp_path / "p", width=360, scheme=scheme) as opened:
+        opened.page.click("summary:has(#references-title)")
+        figure = opened.page.locator(".references > tbody").first
+        figure.locator(".sweep summary").click()
+
+        scroll = "document.querySelector('#references .scroll')"
+        assert opened.page.evaluate(f"{scroll}.scrollWidth <= {scroll}.clientWidth")
+        cells = figure.locator("> tr").first.locator("> *")
+        boxes = [cells.nth(n).bounding_box() for n in range(cells.count())]
+        assert len(boxes) == 6
+        for above, below in pairwise(boxes):
+            assert below["y"] == pytest.approx(above["y"] + above["height"], abs=1)
+        assert faults(opened.page) == []
         assert opened.complaints == []

@@ -10,6 +10,7 @@ import pytest
 
 from hv15_batch import costs
 from hv15_batch.config import ConfigError, conf_dir
+from hv15_batch.costs import Shape
 from hv15_batch.records import ClipRecord
 from hv15_batch.reference_check import (
     CHECK_COLUMNS,
@@ -18,7 +19,7 @@ from hv15_batch.reference_check import (
     check_claim,
     compare_with_references,
 )
-from hv15_batch.reference_costs import Feasibility, combinations
+from hv15_batch.reference_costs import Feasibility, combinations, pflop_of
 from hv15_batch.reference_text import format_verdicts_markdown, format_verdicts_text
 from hv15_batch.references import Reference, bounds_of, read_references
 
@@ -32,7 +33,8 @@ OMNI = {
     "num_frames": 121, "num_inference_steps": 50, "guidance_scale": 6.0, "flow_shift": 5.0,
     "dtype": "bfloat16", "attention_backend": "_native_cudnn", "mask_free": True,
     "compiled": False, "offload": "resident", "gpu_name": "NVIDIA H200",
-    "gpu_total_bytes": int(140.4 * GIB), "total_seconds": 250.0,
+    "gpu_total_bytes": int(140.4 * GIB), "total_seconds": 250.0, "denoise_seconds": 240.0,
+    "decode_seconds": 6.0, "mfu": 0.55,
 }  # fmt: skip
 """A warm clip as the figures of vLLM-Omni's pull request state it."""
 STEP_DISTILLED = OMNI | {
@@ -40,6 +42,12 @@ STEP_DISTILLED = OMNI | {
     "guidance_scale": 1.0, "flow_shift": 7.0, "gpu_name": "NVIDIA GeForce RTX 4090",
     "gpu_total_bytes": 24 * GIB, "total_seconds": 60.0, "width": 848,
 }  # fmt: skip
+
+
+CARD = (
+    "Other GPU than the reference: render on 1x H200; until then quote what was measured as a "
+    "figure of its own card only."
+)
 
 
 def rows(base: dict[str, Any], *seconds: float, **changes: Any) -> list[dict[str, Any]]:
@@ -85,34 +93,83 @@ def test_far_faster_is_surpassed_and_not_called_reproduced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "sentence", "remedy"),
     [
-        ({"gpu_name": "Tesla T4"}, "Card: 1x H200 stated, Tesla T4 here."),
-        ({"gpu_name": "NVIDIA H200 NVL"}, "Card: 1x H200 stated, NVIDIA H200 NVL here."),
-        ({"gpu_name": None}, "Card: 1x H200 stated, not logged."),
-        ({"gpu_total_bytes": 70 * GIB}, "Card: 1x H200 stated, NVIDIA H200 with 70 GiB here."),
-        ({"model": "480p_t2v_distilled"}, "Model: 480p_t2v stated, 480p_t2v_distilled here."),
-        ({"task": "i2v"}, "Task: t2v stated, i2v here."),
-        ({"width": 848}, "Size: 480x832 stated, 480x848 here."),
-        ({"num_frames": 61}, "Frames: 121 stated, 61 here."),
-        ({"num_inference_steps": 30}, "Steps: 50 stated, 30 here."),
-        ({"guidance_scale": 1.0}, "Guidance: 6 stated, 1 here."),
-        ({"flow_shift": 7.0}, "Shift: 5 stated, 7 here."),
-        ({"dtype": "float16"}, "Type: bfloat16 stated, float16 here."),
+        ({"gpu_name": "Tesla T4"}, "Card: 1x H200 stated, Tesla T4 here.", CARD),
+        ({"gpu_name": "NVIDIA H200 NVL"}, "Card: 1x H200 stated, NVIDIA H200 NVL here.", CARD),
+        ({"gpu_name": None}, "Card: 1x H200 stated, not logged.", CARD),
+        (
+            {"gpu_total_bytes": 70 * GIB},
+            "Card: 1x H200 stated, NVIDIA H200 with 70 GiB here.",
+            CARD,
+        ),
+        (
+            {"model": "480p_t2v_distilled"},
+            "Model: 480p_t2v stated, 480p_t2v_distilled here.",
+            "model=480p_t2v",
+        ),
+        ({"task": "i2v"}, "Task: t2v stated, i2v here.", "model=480p_t2v"),
+        (
+            {"width": 848},
+            "Size: 480x832 stated, 480x848 here.",
+            "override.height=480 override.width=832",
+        ),
+        ({"num_frames": 61}, "Frames: 121 stated, 61 here.", "override.num_frames=121"),
+        (
+            {"num_inference_steps": 30},
+            "Steps: 50 stated, 30 here.",
+            "override.num_inference_steps=50",
+        ),
+        ({"guidance_scale": 1.0}, "Guidance: 6 stated, 1 here.", "override.guidance_scale=6"),
+        ({"flow_shift": 7.0}, "Shift: 5 stated, 7 here.", "override.flow_shift=5"),
+        ({"dtype": "float16"}, "Type: bfloat16 stated, float16 here.", "runtime.dtype=bfloat16"),
     ],
-)  # fmt: skip
-def test_each_stated_setting_that_differs_refuses_the_claim(
-    changes: dict[str, Any], sentence: str
+)
+def test_each_stated_setting_that_differs_refuses_the_claim_and_says_what_to_do(
+    changes: dict[str, Any], sentence: str, remedy: str
 ) -> None:
     found = verdict("vllm_omni_121", rows(OMNI, **changes))
 
     assert found.verdict is Verdict.not_comparable
     assert found.best is not None
     assert found.best.differences == (sentence,)
+    if remedy is not CARD:
+        remedy = f"Settings differ from the reference: render again with {remedy}."
     with pytest.raises(ConfigError) as caught:
         check_claim("vllm_omni_121", [found])
     assert str(caught.value) == (
-        f"claim='vllm_omni_121': not comparable, so it may not be claimed. {sentence}"
+        f"--claim vllm_omni_121: not comparable, so it may not be claimed. {sentence} {remedy}"
+    )
+    assert remedy in format_verdicts_markdown([found])
+
+
+def test_several_settings_that_differ_have_one_remedy_to_paste() -> None:
+    found = verdict(
+        "recipe_standard", rows(STEP_DISTILLED, num_frames=5, height=320, width=576)
+    ).best
+
+    assert found is not None
+    assert found.remedies == (
+        "Settings differ from the reference: render again with -m model=480p_t2v,480p_i2v "
+        "override.height=480 override.width=848 override.num_frames=61,81,121 "
+        "override.num_inference_steps=20,30,50.",
+    )
+
+
+def test_a_size_that_no_image_to_video_model_renders_is_asked_of_another_model() -> None:
+    found = verdict("rtx5090d_unmasked", rows(STEP_DISTILLED)).best
+
+    assert found is not None
+    assert "model=480p_t2v override.height=320 override.width=576" in found.remedies[1]
+
+
+def test_in_image_to_video_the_remedy_for_a_size_is_another_first_frame() -> None:
+    found = verdict("tencent_step_distilled", rows(STEP_DISTILLED, height=720, width=1280)).best
+
+    assert found is not None
+    assert found.remedies == (
+        "Settings differ from the reference: "
+        "render again with first frames of 848x480 (width x height).",
     )
 
 
@@ -127,7 +184,7 @@ def test_a_claim_of_a_figure_that_is_too_slow_or_unknown_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"not reproduced, .* 1\.16 times the figure: slower"):
         check_claim("vllm_omni_121", [found])
-    with pytest.raises(ConfigError, match="claim='x': no such reference; known are vllm_omni_121"):
+    with pytest.raises(ConfigError, match=r"^--claim x: no such reference; known are vllm"):
         check_claim("x", [found])
 
 
@@ -148,6 +205,13 @@ def test_a_figure_that_calls_the_image_to_video_checkpoint_text_to_video_is_neve
         "Task: t2v stated, i2v here. "
         "No run can be both: the stated checkpoint is of the other task."
     )
+    other = verdict("recipe_step_distilled", rows(STEP_DISTILLED, model="480p_t2v", task="t2v"))
+    for each in (found.best, other.best):
+        assert each is not None
+        assert each.remedies == (
+            "The source contradicts itself: no settings can meet it; "
+            "compare with a figure whose model and task agree.",
+        )
 
 
 @pytest.mark.parametrize(
@@ -189,20 +253,130 @@ def test_text_encoding_is_left_out_and_said() -> None:
     assert "Encoding of a new text is not in it: 20.0 s (median, n = 1)." in found.best.notes
 
 
-def test_a_time_on_another_card_is_scaled_by_work_and_rate_and_marked() -> None:
-    found = verdict("tencent_step_distilled", rows(STEP_DISTILLED | OMNI, 100.0))
+def test_a_time_on_another_card_is_scaled_by_stage_and_marked() -> None:
+    """Denoising goes by FLOP, decoding by pixels, and writing runs beside the next clip."""
+    stages = {"denoise_seconds": 80.0, "decode_seconds": 10.0, "write_seconds": 9.0}
+    found = verdict("tencent_step_distilled", rows(STEP_DISTILLED | OMNI | stages, 100.0))
     best = found.best
 
     assert best is not None
-    assert best.model_pflop is not None
     assert best.scaled is not None
-    work = [c.model_pflop for c in found.combinations]
-    factor = 100.0 / best.model_pflop * 989.4 / 165.2
-    assert best.scaled.seconds_min == pytest.approx(min(work) * factor)
-    assert best.scaled.seconds_max == pytest.approx(max(work) * factor)
-    assert best.utilisation == pytest.approx(best.model_pflop * 1e3 / 100 / 989.4)
-    text = format_verdicts_text([found])
-    assert "not measured" in text
+    rates = 989.4 / 165.2
+    work = pflop_of(Shape(480, 832, 121, 50, True), is_i2v=False)
+    few, many = found.combinations[0], found.combinations[-1]
+    assert (few.shape[:4], many.shape[:4]) == ((480, 848, 61, 8), (480, 848, 121, 12))
+    decode = 10.0 * 848 / 832 * rates
+    assert best.scaled.seconds_min == pytest.approx(
+        80.0 * few.model_pflop / work * rates + decode * 61 / 121
+    )
+    assert best.scaled.seconds_max == pytest.approx(80.0 * many.model_pflop / work * rates + decode)
+    for text in (format_verdicts_text([found]), format_verdicts_markdown([found])):
+        said = " ".join(text.split())
+        assert "Scaled by work and the vendors' rates, not measured: " in said
+        assert "since no log has a matmul rate measured on the card" in said
+
+
+def test_without_its_stages_a_time_is_not_scaled() -> None:
+    found = verdict("tencent_step_distilled", rows(OMNI, decode_seconds=None)).best
+
+    assert found is not None
+    assert found.scaled is None
+
+
+def test_the_utilisation_is_that_of_denoising_as_logged() -> None:
+    found = verdict("vllm_omni_121", [*rows(OMNI, 250.0, 260.0, mfu=0.6), *rows(OMNI, mfu=0.5)])
+    unknown = verdict("vllm_omni_121", rows(OMNI, mfu=None))
+
+    assert found.best is not None
+    assert found.best.utilisation == 0.6
+    assert unknown.best is not None
+    assert unknown.best.utilisation is None
+
+
+# -- what a source does not state -------------------------------------------------------------
+
+RTX_4090 = {"gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * GIB, "width": 848}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "changes", "sentence"),
+    [
+        (
+            "tencent_step_distilled",
+            STEP_DISTILLED,
+            {"num_frames": 5, "total_seconds": 4.0},
+            "Frames: not stated; 61, 81 or 121 counts, 5 here.",
+        ),
+        (
+            "tencent_step_distilled",
+            STEP_DISTILLED,
+            {"guidance_scale": 6.0},
+            "Guidance: not stated; 1 counts, 6 here.",
+        ),
+        (
+            "recipe_standard",
+            OMNI | RTX_4090,
+            {"num_frames": 61, "num_inference_steps": 1, "total_seconds": 190.0},
+            "Steps: not stated; 20, 30 or 50 counts, 1 here.",
+        ),
+        (
+            "tencent_rtx4090_defaults",
+            OMNI | RTX_4090,
+            {"num_frames": 121, "total_seconds": 1200.0},
+            "Length: 3 s clip (73 frames) stated, 121 here.",
+        ),
+        (
+            "tencent_rtx4090_defaults",
+            OMNI | RTX_4090,
+            {"num_frames": 5, "total_seconds": 4.0},
+            "Length: 3 s clip (73 frames) stated, 5 here.",
+        ),
+        (
+            "tencent_rtx4090_defaults",
+            OMNI | RTX_4090,
+            {"num_frames": 73, "height": 320, "width": 576},
+            "Size: not stated; 480p or 720p counts, 320x576 here.",
+        ),
+    ],
+)
+def test_a_clip_outside_of_what_is_swept_reproduces_nothing(
+    name: str, base: dict[str, Any], changes: dict[str, Any], sentence: str
+) -> None:
+    found = verdict(name, rows(base | changes))
+
+    assert (found.verdict, found.reason) == (Verdict.not_comparable, sentence)
+    with pytest.raises(ConfigError, match="may not be claimed"):
+        check_claim(name, [found])
+
+
+@pytest.mark.parametrize("frames", [61, 81, 121])
+@pytest.mark.parametrize("steps", [8, 12])
+def test_a_figure_that_is_met_says_with_which_combination(frames: int, steps: int) -> None:
+    found = verdict(
+        "tencent_step_distilled",
+        rows(STEP_DISTILLED, num_frames=frames, num_inference_steps=steps),
+    )
+
+    assert found.verdict is Verdict.reproduced
+    said = (
+        f"reproduced with 480x848, {frames} frames, {steps} steps and attention _native_cudnn, "
+        "which the source does not state"
+    )
+    assert said in " ".join(
+        format_verdicts_text([check_claim(found.reference.name, [found])]).split()
+    )
+    assert said in format_verdicts_markdown([found]).replace("**", "")
+
+
+def test_the_published_3_seconds_are_stated_but_not_their_size() -> None:
+    found = verdict("tencent_rtx4090_defaults", rows(OMNI | RTX_4090, 1200.0, num_frames=73))
+
+    assert found.verdict is Verdict.reproduced
+    assert found.best is not None
+    assert found.best.combination == (
+        *("480p_t2v", "480x848", "50 steps", "guidance 6"),
+        "attention _native_cudnn",
+    )
 
 
 def test_of_several_groups_the_best_verdict_stands_and_the_others_are_counted() -> None:
@@ -267,6 +441,30 @@ def test_both_readings_of_gb_are_said_and_the_smaller_one_counts(
     (note,) = (n for n in found.best.notes if "GB" in n)
     assert "13.0 GiB if GB is 10^9 bytes, 14 GiB if it is 2^30" in note
     assert word in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_frames": 33}, "Frames: not stated; 61 or more count, 33 here."),
+        (
+            {"height": 320, "width": 576},
+            "Size: not stated; 480p or 720p counts, 320x576 here.",
+        ),
+    ],
+)
+def test_a_small_clip_shows_no_minimum_of_memory(changes: dict[str, Any], sentence: str) -> None:
+    found = verdict("tencent_minimum_vram", peaks(7.0, **changes))
+
+    assert (found.verdict, found.reason) == (Verdict.not_comparable, sentence)
+
+
+def test_a_minimum_of_memory_says_with_which_clip_it_was_met() -> None:
+    found = verdict("tencent_minimum_vram", peaks(13.0, num_frames=129, num_inference_steps=4))
+
+    assert found.verdict is Verdict.reproduced
+    assert found.best is not None
+    assert found.best.combination == ("480p_t2v", "480x832", "129 frames", "offload=stream")
 
 
 def test_the_highest_peak_counts_that_of_cold_clips_included() -> None:

@@ -46,7 +46,7 @@ def test_verdicts_are_shown_in_80_columns_and_as_markdown(command: Command, tmp_
     text, markdown = command("references", run), command("references", run, "--markdown")
 
     assert (text.code, markdown.code) == (0, 0)
-    assert "vllm_omni_121: reproduced\n" in text.out
+    assert "vllm_omni_121: reproduced with attention _native_cudnn, which" in text.out
     assert "comfyui_rtx5090: not comparable\n" in text.out
     assert max(map(len, text.out.splitlines())) <= 80
     table = [line for line in markdown.out.splitlines() if line.startswith("|")]
@@ -65,11 +65,25 @@ def test_a_claim_from_another_cards_log_or_with_other_settings_exits_2(
     granted = command("references", own, *claim)
     of_card, of_frames = command("references", card, *claim), command("references", frames, *claim)
 
-    assert (granted.code, granted.out.splitlines()[0]) == (0, "vllm_omni_121: reproduced")
+    assert granted.code == 0
+    assert granted.out.startswith("vllm_omni_121: reproduced with attention _native_cudnn, which")
     assert (of_card.code, of_card.out) == (2, "")
     assert "Card: 1x H200 stated, NVIDIA H100 80GB HBM3 here." in of_card.err
     assert (of_frames.code, of_frames.out) == (2, "")
     assert "Frames: 121 stated, 61 here." in of_frames.err
+
+
+def test_the_example_report_with_its_small_clips_meets_no_minimum_of_memory(
+    command: Command,
+) -> None:
+    run = Path(__file__).parents[1] / "docs" / "example_report" / "480p_t2v-stream"
+
+    answer = command("references", run, "--claim", "tencent_minimum_vram")
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("--claim tencent_minimum_vram: not comparable")
+    assert "Size: not stated; 480p or 720p counts, 320x576 here." in answer.err
+    assert "override.num_frames=61,81,121" in answer.err
 
 
 def test_the_folder_of_a_sweep_is_all_its_runs(command: Command, tmp_path: Path) -> None:

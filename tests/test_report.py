@@ -18,6 +18,7 @@ import pytest
 from page_runs import MEASURED, RUN_ID, START, failed, make_run, make_status, record
 
 from hv15_batch.config import Config, ModelConfig
+from hv15_batch.records import ClipRecord
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
 from hv15_batch.stored_settings import write_settings
@@ -453,6 +454,41 @@ def test_a_published_figure_of_another_card_is_not_called_reproduced(tmp_path: P
     assert "within 75 s per clip" in table
     assert "Card: RTX 4090 stated, NVIDIA H200 here" in table
     assert "<strong>reproduced</strong>" not in table
+
+
+def reproducing(name: str, **changes: Any) -> ClipRecord:
+    """Return a warm clip that meets the authors' 75 s with a combination of the sweep."""
+    step_distilled = {
+        "model": "480p_i2v_step_distilled", "task": "i2v", "num_frames": 61,
+        "num_inference_steps": 8, "guidance_scale": 1.0, "flow_shift": 7.0, "dtype": "bfloat16",
+        "attention_backend": "_native_cudnn", "mask_free": True, "offload": "stream",
+        "gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * 2**30, "mfu": 0.61,
+        "denoise_seconds": 60.0, "decode_seconds": 6.0, "total_seconds": 68.0,
+    }  # fmt: skip
+    return record(name, **{**step_distilled, **changes})
+
+
+def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [reproducing("a")]))
+
+    table = html[html.index('class="references"') : html.index("comfyui_rtx5090")]
+    assert (
+        "<strong>reproduced</strong> with 480x848, 61 frames, 8 steps and attention "
+        "_native_cudnn, which the source does not state"
+    ) in table
+    assert '<td data-label="utilisation here">61%</td>' in table
+    assert "Which settings would meet it: 1 of 6 as predicted" in table
+    assert table.count('<td data-label="meets">') == 6
+    assert '<td data-label="meets">8-bit only</td>' in table
+
+
+def test_five_frames_reproduce_nothing_on_the_page(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [reproducing("a", num_frames=5, total_seconds=4.0)]))
+
+    table = html[html.index('class="references"') :]
+    assert "<strong>reproduced</strong>" not in table
+    assert "<strong>surpassed</strong>" not in table
+    assert "Settings differ from the reference: render again with -m override.num_frames=" in table
 
 
 def test_published_figures_are_folded_unless_something_was_measured_repeatedly(

@@ -32,7 +32,7 @@ LOG_COLUMNS = (
     *("is_cold", "denoise_attempt", "peak_vram_allocated_bytes", "peak_vram_reserved_bytes"),
     *("encode_peak_vram_reserved_bytes", "denoise_peak_vram_reserved_bytes"),
     *("decode_peak_vram_reserved_bytes", "peak_vram_device_bytes", "peak_ram_bytes"),
-    *("num_alloc_retries", "energy_joules", "power_watts_mean", "sm_clock_mhz_mean"),
+    *("num_alloc_retries", "mfu", "energy_joules", "power_watts_mean", "sm_clock_mhz_mean"),
     *("sm_clock_mhz_min", "temperature_celsius_max", "throttle_seconds", "quality_flag"),
     *("throttle_power_seconds", "throttle_thermal_seconds", "throttle_hardware_seconds"),
     "throttle_other_seconds",

@@ -10,7 +10,18 @@ from typing import Any
 from hv15_batch.config import conf_dir
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.reference_check import MET, compare_with_references
-from hv15_batch.reference_text import format_implied, format_measured, sentences
+from hv15_batch.reference_costs import Feasibility
+from hv15_batch.reference_text import (
+    COMBINATION_HEAD,
+    LEGEND,
+    SCALING,
+    combination_cells,
+    format_combination,
+    format_implied,
+    format_measured,
+    format_utilisation,
+    sentences,
+)
 from hv15_batch.references import read_references
 from hv15_batch.report.facts import common_facts
 from hv15_batch.report.figures import Group, group_figures, warning_texts
@@ -96,11 +107,20 @@ class ReferenceRow:
     figure: str
     hardware: str
     verdict: str
+    combination: str
+    """With which settings that the source does not state; empty where not comparable."""
     measured: str
+    utilisation: str
+    """Of the card here while it denoised."""
     implied: str
     """Utilisation of its card that the figure implies."""
-    why: str
-    """What differs, and what to know."""
+    why: list[str]
+    """What differs, what to do about it and what to know, in sentences."""
+    combinations: list[dict[str, str]]
+    """Settings that the source leaves possible and whether they would meet the figure, by the
+    columns' names; empty where it is no time of a clip."""
+    num_meeting: int
+    """Of these, how many are predicted to."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,8 @@ class Page:
     common: dict[str, str]
     warnings: list[str]
     references: list[ReferenceRow]
+    references_legend: str
+    """How times are scaled, and what the columns of combinations mean."""
     is_benchmark: bool
     """Whether something was measured repeatedly: the references are then unfolded."""
     data: dict[str, Any]
@@ -156,6 +178,7 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
         common=common,
         warnings=warning_texts(groups, names),
         references=_references(run),
+        references_legend=f"{SCALING} {LEGEND}",
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
             "clips": clip_views(run, common, is_public) if has_gallery else [],
@@ -175,9 +198,16 @@ def _references(run: RunData) -> list[ReferenceRow]:
             figure=v.reference.figure,
             hardware=v.reference.hardware,
             verdict=v.verdict.value,
+            combination=format_combination(v.best),
             measured=format_measured(v.best),
+            utilisation=format_utilisation(v.best),
             implied=format_implied(v.combinations),
-            why=" ".join(sentences(v)),
+            why=sentences(v),
+            combinations=[
+                dict(zip(COMBINATION_HEAD, combination_cells(c), strict=True))
+                for c in v.combinations
+            ],
+            num_meeting=sum(c.feasibility is Feasibility.meets for c in v.combinations),
         )
         for v in sorted(verdicts, key=lambda v: v.verdict not in MET)
     ]
