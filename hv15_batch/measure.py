@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from hv15_batch.card_sampler import CardSampler, sampler_of
 from hv15_batch.machine import read_gpus
 from hv15_batch.records import ClipRecord
-from hv15_batch.telemetry import CardSampler, Telemetry, sampler_of
+from hv15_batch.telemetry import Telemetry
 
 _COLUMNS = frozenset(field.name for field in fields(ClipRecord))
 

@@ -10,14 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from hv15_batch.card_sampler import CardSampler, sampler_of
 from hv15_batch.measure import Stage, StageMeter, make_sampler
-from hv15_batch.telemetry import (
-    THROTTLE_COLUMNS,
-    THROTTLE_REASONS,
-    CardSampler,
-    Telemetry,
-    sampler_of,
-)
+from hv15_batch.telemetry import THROTTLE_COLUMNS, THROTTLE_REASONS, Telemetry
 
 UUID = "aaaa1111-0000"
 EVERYTHING = {
