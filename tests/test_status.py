@@ -521,7 +521,9 @@ def watch_in_terminal(run_dir: Path) -> tuple[subprocess.Popen[bytes], int]:
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-m", "hv15_batch", "status", "--watch", str(run_dir)]
-    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    code = "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    # As from a shell: what a script starts in the background inherits that it is ignored.
+    code += "signal.signal(signal.SIGINT, signal.SIG_DFL); "
     code += "os.execv(sys.argv[1], sys.argv[1:])"
     environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
