@@ -28,7 +28,7 @@ VRAM_SLACK = 0.1
 """Cards of one name report slightly different totals."""
 CLASS_AREAS = {"480p": 640**2, "720p": 960**2}
 """Pixels of a class of sizes: image buckets have about that area."""
-AREA_SLACK = 0.15
+AREA_SLACK = 0.06
 
 
 class DifferenceKind(Enum):
