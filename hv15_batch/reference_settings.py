@@ -106,13 +106,26 @@ def remedies(found: Sequence[Difference]) -> list[str]:
     sentences = [d.kind.sentence(d.remedy) for d in found if d.kind is DifferenceKind.card]
     if DifferenceKind.settings in kinds:
         words = dict.fromkeys(d.remedy for d in found if d.kind is DifferenceKind.settings)
-        typed = [word for word in words if "=" in word]
+        typed = _words_that_go_together([word for word in words if "=" in word])
         if any("," in word for word in typed):
             typed.insert(0, "-m")
         other = [word for word in words if "=" not in word]
         detail = " and ".join(filter(None, [" ".join(typed), *other]))
         sentences.append(DifferenceKind.settings.sentence(detail))
     return sentences
+
+
+def _words_that_go_together(remedies: Sequence[str]) -> list[str]:
+    """Return the words of the command line: beside a size only models that can be given one."""
+    words = " ".join(remedies).split()
+    if any(word.startswith("override.height=") for word in words):
+        words = [_text_to_video(word) if word.startswith("model=") else word for word in words]
+    return list(dict.fromkeys(words))
+
+
+def _text_to_video(word: str) -> str:
+    options = word.removeprefix("model=").split(",")
+    return f"model={','.join(option for option in options if '_t2v' in option)}"
 
 
 def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
@@ -214,8 +227,10 @@ def _size_word(
     """Return what gives clips of this size; in image to video the first frame decides."""
     if is_i2v(reference):
         return f"first frames of {width}x{height} (width x height)"
-    is_other = not reference.model_options and settings["task"] == Task.i2v.value
-    return f"{'model=480p_t2v ' if is_other else ''}override.height={height} override.width={width}"
+    model = ""
+    if settings["task"] == Task.i2v.value:
+        model = f"{_text_to_video(','.join(reference.model_options) or '480p_t2v')} "
+    return f"{model}override.height={height} override.width={width}"
 
 
 def _is_of_class(area: int, name: str) -> bool:

@@ -150,10 +150,24 @@ def test_several_settings_that_differ_have_one_remedy_to_paste() -> None:
 
     assert found is not None
     assert found.remedies == (
-        "Settings differ from the reference: render again with -m model=480p_t2v,480p_i2v "
+        "Settings differ from the reference: render again with -m model=480p_t2v "
         "override.height=480 override.width=848 override.num_frames=61,81,121 "
         "override.num_inference_steps=20,30,50.",
     )
+
+
+def test_beside_a_size_only_models_that_take_one_are_named() -> None:
+    """Image to video refuses `override.height`: its first frame decides."""
+    mixed = {"model": "480p_i2v", "task": "i2v", "num_inference_steps": 50, "guidance_scale": 6.0}
+    for name in ("recipe_standard", "comfyui_rtx5090"):
+        found = verdict(name, rows({**STEP_DISTILLED, **mixed}, height=320, width=576)).best
+
+        assert found is not None
+        words = found.remedies[-1].split()
+        assert "override.height=480" in words
+        (model,) = [word for word in words if word.startswith("model=")]
+        assert "_i2v" not in model
+        assert "_t2v" in model
 
 
 def test_a_size_that_no_image_to_video_model_renders_is_asked_of_another_model() -> None:
