@@ -39,8 +39,8 @@ class Quality:
 class QualityMeter:
     """Measures frames piece by piece, where they are, without waiting for the device.
 
-    On the card that costs nothing that shows; on the CPU it took all cores for a second, just
-    when the next clip's first kernels were to be handed over.
+    There it runs beside the decode; on the CPU it would use the cores that hand over the next
+    clip's kernels and write the last one's file.
     """
 
     def __init__(self) -> None:
