@@ -22,9 +22,9 @@ from typing import Any
 import pandas as pd
 from nvml_peak import GIB, nvml_peak
 
-from hv15_batch.calibration import COLUMNS, calibrate, shape_of
+from hv15_batch.calibration import COLUMNS, calibrate
 from hv15_batch.cards import find_card
-from hv15_batch.costs import predict_clip
+from hv15_batch.costs import predict_clip, shape_of
 from hv15_batch.execution import Execution
 from hv15_batch.runlog import read_records
 

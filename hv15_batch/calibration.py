@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.cards import Card, find_card
-from hv15_batch.costs import ClipCost, Scales, Shape, is_copy_bound, predict_clip
+from hv15_batch.costs import ClipCost, Scales, is_copy_bound, predict_clip, shape_of
 from hv15_batch.execution import Execution
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.runlog import LogSchemaError, read_records, segments
@@ -148,18 +148,6 @@ def _counts(row: dict[str, Any]) -> bool:
         and row["denoise_attempt"] == row["attempt"]
         and bool(row["denoise_seconds"])
         and bool(row["decode_seconds"])
-    )
-
-
-def shape_of(row: dict[str, Any]) -> Shape:
-    """Return what decides the cost of a log's clip."""
-    return Shape(
-        row["height"],
-        row["width"],
-        row["num_frames"],
-        row["num_inference_steps"],
-        row["guidance_scale"] != 1.0,
-        row["task"] == "i2v",
     )
 
 

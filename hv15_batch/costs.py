@@ -9,9 +9,9 @@ estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hv15_batch.cards import Card
 from hv15_batch.execution import Execution, attention_share
@@ -139,6 +139,18 @@ class StartCost:
     def seconds(self) -> float:
         """All of it."""
         return self.load_seconds + self.encode_seconds + self.compile_seconds
+
+
+def shape_of(row: Mapping[str, Any]) -> Shape:
+    """Return what decides the cost of a log's clip."""
+    return Shape(
+        row["height"],
+        row["width"],
+        row["num_frames"],
+        row["num_inference_steps"],
+        row["guidance_scale"] != 1.0,
+        row["task"] == "i2v",
+    )
 
 
 def num_video_tokens(height: int, width: int, num_frames: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hv15_batch.cards import find_card
-from hv15_batch.costs import Shape
+from hv15_batch.costs import Shape, shape_of
 from hv15_batch.reference_costs import Combination, dense_rate, pflop_of
 from hv15_batch.references import Reference
 
@@ -62,18 +62,6 @@ def median_of(name: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the median of a column over the rows that have it; None where none has."""
     values = [row[name] for row in rows if row[name] is not None]
     return statistics.median(values) if values else None
-
-
-def shape_of(settings: Mapping[str, Any]) -> Shape:
-    """Return the shape of logged clips."""
-    return Shape(
-        settings["height"],
-        settings["width"],
-        settings["num_frames"],
-        settings["num_inference_steps"],
-        settings["guidance_scale"] != 1.0,
-        settings["task"] == "i2v",
-    )
 
 
 def _pixels(shape: Shape) -> int:
