@@ -207,6 +207,8 @@ def test_the_command_of_a_clip_is_copied(opened: Opened) -> None:
 
 def test_a_reason_leads_to_its_clip(opened: Opened) -> None:
     opened.page.fill("#filter-text", "fox")
+    # Filtered while the button is down, the page would move away from under the pointer.
+    wait(opened.page, "document.querySelector('#count').textContent == '2 of 7 clips'")
     opened.page.click("#problems a[data-clip=bad]")
 
     opened.page.wait_for_selector("#clip-bad:focus")
