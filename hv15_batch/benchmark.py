@@ -14,7 +14,7 @@ from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.executor import WARM_UP
 from hv15_batch.plan import PlannedClip, State, select
-from hv15_batch.records import DONE_STATUSES
+from hv15_batch.records import DONE_STATUSES, FAILED
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import read_records
 from hv15_batch.stored_settings import FILE, read_settings
@@ -149,7 +149,7 @@ def progress_of(
     failed = {
         (r["settings_sha256"], r["repeat"])
         for r in rows
-        if r["run_id"] == run_ids[-1] and r["status"] not in DONE_STATUSES
+        if r["run_id"] == run_ids[-1] and r["status"] == FAILED
     } & wanted
     return Progress(
         num_measured=len(measured),

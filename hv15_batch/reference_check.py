@@ -22,7 +22,7 @@ from hv15_batch.reference_settings import combination_of, differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
 from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
 
-GROUPED = (*GROUP_COLUMNS, "flow_shift", "gpu_total_bytes")
+GROUPED = GROUP_COLUMNS
 """What the clips of one `Measurement` share."""
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),

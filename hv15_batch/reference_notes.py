@@ -70,8 +70,13 @@ def _gb_note(reference: Reference, compared: float) -> str:
     figure = reference.vram_gb_min
     decimal, binary = figure * GB, figure * 2**30
     both = f"{decimal / 2**30:.1f} GiB if GB is 10^9 bytes, {figure:g} GiB if it is 2^30"
-    about = 1 + (ABOUT_TOLERANCE if reference.is_approximate else 0.0)
-    if decimal * about < compared <= binary * about:
+    about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
+    over = compared / decimal - 1
+    if 0 < over <= about:
+        return (
+            f"The figure is {both}; the peak is {over:.1%} over the first reading, which counts: "
+            f"the source says 'about', here taken as {about:.0%}."
+        )
+    if decimal * (1 + about) < compared <= binary * (1 + about):
         return f"The figure is {both}: it holds only in the second reading, the first one counts."
-    side = "under" if compared <= decimal * about else "over"
-    return f"The figure is {both}; the peak is {side} both."
+    return f"The figure is {both}; the peak is {'over' if over > 0 else 'under'} both."

@@ -131,7 +131,8 @@ LEGEND = (
 SCALING = (
     "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
     "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
-    "writing is left out."
+    "as if the other card and size were used as well as this one here; writing is left out. Spread "
+    "is the interquartile range over the median."
 )
 
 
@@ -222,7 +223,7 @@ def format_measured(measurement: Measurement | None) -> str:
     if measurement is None:
         return NOT_MEASURED
     values = measurement.values
-    spread = "" if values.spread is None else f", IQR {values.spread:.1%}"
+    spread = "" if values.spread is None else f", spread {values.spread:.1%}"
     s = measurement.settings
     clip = f"{s['model']} {s['height']}x{s['width']}x{s['num_frames']}"
     clip += f", {s['num_inference_steps']} steps, {s['offload']}, {s['attention_backend']}"

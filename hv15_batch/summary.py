@@ -14,6 +14,7 @@ from hv15_batch.plan import PlannedClip
 from hv15_batch.progress import format_error
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import RunDir, sha256_of_file
+from hv15_batch.timings import clip_seconds, is_denoised_here
 
 MAX_SHOWN_FAILURES = 5
 
@@ -70,6 +71,7 @@ def _counts(records: Sequence[ClipRecord], failed: int) -> str:
 
 
 def median_warm_seconds(records: Sequence[ClipRecord]) -> float | None:
-    """Return the median `total_seconds` of the clips that were not cold."""
-    warm = [r.total_seconds for r in records if r.total_seconds is not None and not r.is_cold]
+    """Return the median seconds of warm clips from noise to file, encoding left out."""
+    rows = [vars(r) for r in records if r.total_seconds is not None and not r.is_cold]
+    warm = [seconds for r in rows if is_denoised_here(r) and (seconds := clip_seconds(r))]
     return statistics.median(warm) if warm else None

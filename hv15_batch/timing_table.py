@@ -18,6 +18,11 @@ from hv15_batch.timings import (
     warnings_of,
 )
 
+LEGEND = (
+    "Seconds of warm repetitions from noise to file. `clip_seconds` leaves the encoding of texts "
+    "out, `step_seconds` is the median step of a clip. Spread is the interquartile range over the "
+    "median; a dash means not measured."
+)
 STATISTICS = ("n", "median", "p90", "spread", "minimum", "maximum")
 _NAMED_ALWAYS = (
     *("model", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
@@ -86,7 +91,7 @@ def _markdown(summaries: Sequence[TimingSummary], names: Sequence[str]) -> list[
         name = f"{settings}; {summary.group['gpu_name'] or 'CPU'}"
         for quantity, cells in figures_of(summary):
             lines.append(f"| {name} | {quantity} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", LEGEND]
 
 
 def _line(summary: TimingSummary, name: str) -> str:
@@ -130,4 +135,4 @@ def _said(name: str, value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)[:8] if name == "system_sha256" else str(value)
+    return str(value)[:8] if name in ("system_sha256", "revision") else str(value)

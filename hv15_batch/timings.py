@@ -18,9 +18,9 @@ from hv15_batch.records import DONE_STATUSES
 
 GROUP_COLUMNS = (
     *("model", "weights", "task", "height", "width", "num_frames", "num_inference_steps"),
-    *("guidance_scale", "dtype", "attention_backend", "mask_free", "compiled", "offload"),
-    *("vae_tile_size", "decode_device", "gpu_name", "driver_version", "torch_version"),
-    "system_sha256",
+    *("guidance_scale", "flow_shift", "fps", "off_recipe", "revision", "dtype"),
+    *("attention_backend", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
+    *("gpu_name", "gpu_total_bytes", "driver_version", "torch_version", "system_sha256"),
 )
 """What two renderings share to be comparable. Prompt and seed are not in it: they don't decide how
 long it takes, but for some thousandths by the length of the text."""
@@ -71,10 +71,15 @@ class TimingSummary:
     """By `QUANTITIES`, as far as measured; empty where all clips are cold."""
 
 
-_FREE_CARD = "keep other work off card and machine, lock the clocks (nvidia-smi -lgc)"
+_FREE_CARD = (
+    "keep other work off card and machine, lock the clocks (nvidia-smi -lgc), look at "
+    "throttle_seconds and its reasons"
+)
+_FREE_MACHINE = "keep other work off the machine"
 _FREE_MEMORY = "free the card, or choose a smaller profile such as offload=stream"
 _ALLOCATED_TOO = (
-    "compare allocated peaks too, or use PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    "compare peak_vram_allocated_bytes too; where PYTORCH_CUDA_ALLOC_CONF is set by hand "
+    "(system.json has it), unset it, and expandable_segments:True is used"
 )
 
 
@@ -92,8 +97,8 @@ class WarningKind(Enum):
     )
     wide_spread = (
         "the timed clips differ much",
-        f"{_FREE_CARD}, look at throttle_seconds and its reasons, use benchmark.repeat=5",
-        f"{_FREE_CARD}, look at throttle_seconds and its reasons, raise benchmark.repeat",
+        f"{_FREE_CARD}, use benchmark.repeat=5",
+        f"{_FREE_CARD}, raise benchmark.repeat",
     )
     few_timed = (
         "too few timed clips to say how they spread",
@@ -113,9 +118,10 @@ class WarningKind(Enum):
         """What is wrong."""
         return self.value[0]
 
-    def remedy(self, is_benchmark: bool) -> str:
+    def remedy(self, is_benchmark: bool, has_card: bool = True) -> str:
         """Return what to do about it, for repetitions or for the clips of a usual run."""
-        return self.value[2] if is_benchmark else self.value[1]
+        remedy = self.value[2] if is_benchmark else self.value[1]
+        return remedy if has_card else remedy.replace(_FREE_CARD, _FREE_MACHINE)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class TimingWarning:
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        return self.kind.remedy(self.is_benchmark)
+        return self.kind.remedy(self.is_benchmark, self.group["gpu_name"] is not None)
 
     def __str__(self) -> str:
         """Return the warning as a sentence, without the group's name."""
@@ -190,6 +196,18 @@ def clip_seconds(row: Mapping[str, Any]) -> float | None:
     return float(row["total_seconds"] - (row["encode_seconds"] or 0.0))
 
 
+def is_denoised_here(row: Mapping[str, Any]) -> bool:
+    """Whether an attempt denoised itself; False where it decoded saved latents."""
+    return row["denoise_attempt"] in (None, row["attempt"])
+
+
+def attempt_seconds(row: Mapping[str, Any]) -> float | None:
+    """Return what an attempt took: its clip's seconds, but no denoising of an earlier attempt."""
+    if row["total_seconds"] is None or is_denoised_here(row):
+        return None if row["total_seconds"] is None else float(row["total_seconds"])
+    return float(row["total_seconds"] - (row["denoise_seconds"] or 0.0))
+
+
 # -- groups -----------------------------------------------------------------------------------
 
 
@@ -197,9 +215,7 @@ def _groups(
     records: Iterable[Mapping[str, Any]],
 ) -> list[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
     """Return the renderings by what they share, each group in the order in which it was made."""
-    made = [
-        r for r in records if r["status"] in DONE_STATUSES and r["denoise_attempt"] == r["attempt"]
-    ]
+    made = [r for r in records if r["status"] in DONE_STATUSES and is_denoised_here(r)]
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in sorted(made, key=lambda r: (r["started_at"] is not None, r["started_at"])):
         groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)

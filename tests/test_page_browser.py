@@ -103,6 +103,25 @@ def test_filters_by_text_status_and_tag(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("scene: city", ["sign", "hack"]),
+        ("scene", ["sign", "hack"]),
+        ("steps 30", ["sign"]),
+        ("seed 7", ["sign", "hack", "bad", "dark", "later"]),
+        ("seed 9", []),
+        (f"fox seed {BIG_SEED}", ["fox_s1"]),
+    ],
+)
+def test_the_filter_finds_what_is_written_under_a_clip(
+    opened: Opened, text: str, shown: list[str]
+) -> None:
+    opened.page.fill("#filter-text", text)
+    wait(opened.page, f"document.querySelector('#count').textContent == '{len(shown)} of 7 clips'")
+    assert opened.cards() == shown
+
+
+@pytest.mark.parametrize(
     ("order", "first", "last"),
     [
         ("slowest", "fox_s0", "later"),
@@ -172,6 +191,25 @@ def test_starred_seeds_become_a_manifest_that_is_read(opened: Opened, tmp_path: 
     assert [sorted(row.seeds or ()) for row in picks.rows] == [[0, BIG_SEED], [7], [7]]
     assert [row.num_inference_steps for row in picks.rows] == [50, 30, 50]
     assert [row.tags for row in picks.rows] == [{}, *[{"tag_scene": "city"}] * 2]
+
+
+def test_the_command_for_picks_renders_these_clips(
+    driver: Any, run_dir: Path, tmp_path: Path
+) -> None:
+    config = Config(manifest="/home/me/p.csv", model=ModelConfig(name="480p_t2v"))
+    config.video.crf = 35
+    config.runtime.mask_free = False
+    clip = record("a", **MEASURED)
+    folder = make_run(tmp_path / "run", [clip], [clip], config=config, is_playable=True)
+    main([str(folder)])
+
+    with browsing(driver, folder / "index.html", tmp_path / "profile") as opened:
+        opened.page.get_by_role("button", name="Star clip a").click()
+        download(opened, tmp_path)
+
+        said = opened.page.text_content("#toast")
+    assert said.startswith("Saved. Render it with: hv15-batch picks.csv model=480p_t2v ")
+    assert said.endswith(" runtime.mask_free=false video.crf=35")
 
 
 def test_stars_outlive_the_page_and_can_be_filtered(opened: Opened) -> None:

@@ -457,6 +457,15 @@ def test_both_readings_of_gb_are_said_and_the_smaller_one_counts(
     assert word in note
 
 
+def test_what_about_allows_is_not_called_under_the_figure() -> None:
+    found = verdict("recipe_vram", peaks(24.2, offload="resident"))
+
+    assert found.best is not None
+    (note,) = (n for n in found.best.notes if "GB" in n)
+    assert "the peak is 0.8% over the first reading, which counts" in note
+    assert "under both" not in note
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

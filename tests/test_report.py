@@ -21,6 +21,7 @@ from hv15_batch.config import Config, ModelConfig
 from hv15_batch.records import ClipRecord
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
+from hv15_batch.runlog import RunLog
 from hv15_batch.stored_settings import write_settings
 
 LONG_PROMPT = "A panda dances. " * 625
@@ -278,7 +279,7 @@ def test_what_was_not_measured_is_left_out_and_never_zero(tmp_path: Path) -> Non
     html, [shown] = build(run_dir)
 
     assert shown["facts"] == {}
-    assert "Peak VRAM" not in html
+    assert "<dt>Peak VRAM</dt>" not in html
     assert {plot["id"] for plot in read_data(run_dir)["plots"] if not plot["traces"]} == {
         "stages", "steps", "vram", "ram", "clocks", "temperature", "rate", "energy"
     }  # fmt: skip
@@ -382,6 +383,29 @@ def test_a_benchmark_that_was_stopped_says_what_is_left(tmp_path: Path, is_publi
     line = first_line(html)
     assert line.startswith("3 of 4 repetitions measured (2 clips x 2), stopped ")
     assert line.endswith(f"hv15-batch resume={run_dir}") is not is_public
+
+
+def test_an_interrupted_repetition_is_not_called_failed(tmp_path: Path) -> None:
+    stopped = record("b", 1, repeat=2, file=None, status="interrupted", error_type="SIGTERM")
+    run_dir = benchmark_run(tmp_path, done=3)
+    RunLog(RunDir(run_dir).log, RUN_ID + "x").append(stopped)
+
+    html, _ = build(run_dir)
+
+    assert first_line(html).startswith("3 of 4 repetitions measured (2 clips x 2), done ")
+
+
+def test_head_and_table_of_a_benchmark_agree_beside_clips_that_were_kept(tmp_path: Path) -> None:
+    run_dir = benchmark_run(tmp_path)
+    kept = record("a", weights="random", offload="stream", total_seconds=99.0,
+                  system_sha256="m" * 64)  # fmt: skip
+    RunLog(RunDir(run_dir).log, RUN_ID + "x").append(kept)
+
+    assert main([str(run_dir)]) == 0
+
+    html = RunDir(run_dir).page.read_text(encoding="utf-8")
+    assert "<dd>11.5 (median of 4 warm repetitions)</dd>" in html
+    assert '<td class="number">4</td>\n<td class="number">11.5</td>' in html
 
 
 def test_a_run_of_clips_after_a_benchmark_counts_clips(tmp_path: Path) -> None:
@@ -530,7 +554,15 @@ def test_every_plot_has_its_measured_values(tmp_path: Path) -> None:
     plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
     assert [name for name, plot in plots.items() if not plot["traces"]] == []
     assert plots["stages"]["traces"][1]["y"] == [395.0] * 4
-    assert plots["vram"]["lines"] == [{"y": 24.0, "name": "limit of the card"}]
+    assert plots["vram"]["lines"] == [{"y": 24.0, "name": "memory of the card"}]
+    highest = {t["name"]: max(t["y"]) for t in plots["vram"]["traces"]}
+    assert highest == {
+        "encode": 9.0, "denoise": 13.0, "decode": 12.0, "reserved": 13.4004, "whole card": 15.0
+    }  # fmt: skip
+    assert plots["vram"]["caption"] == (
+        "Highest: 13.4 GiB reserved by torch, 15.0 GiB of the whole card. By stage: allocated by "
+        "torch. The line: memory of the card, 24.0 GiB."
+    )
     assert "at 0.5 a kWh 0.139" in plots["energy"]["caption"]
 
 
@@ -547,9 +579,10 @@ def test_the_clocks_say_how_long_the_card_was_throttled_and_why(tmp_path: Path) 
         captions.append(plots["clocks"]["caption"])
 
     assert captions == [
-        "Throttled for 60.0 s in all.",
-        "Throttled for 90.0 s in all: power 28.0 s, heat 5.00 s; reasons may overlap.",
-        "",
+        "1 attempt; throttled for 60.0 s of the 409.1 s that the card worked.",
+        "2 attempts; throttled for 90.0 s of the 818.2 s that the card worked: "
+        "power 28.0 s, heat 5.00 s; reasons may overlap.",
+        "1 attempt; throttled for 0.00 s of the 409.1 s that the card worked.",
     ]
 
 
@@ -562,7 +595,34 @@ def test_a_set_limit_of_vram_is_the_line_of_the_plot(tmp_path: Path) -> None:
     build(run_dir)
 
     plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
-    assert plots["vram"]["lines"][0]["y"] == 14.0
+    assert plots["vram"]["lines"] == [{"y": 14.0, "name": "runtime.vram_limit_gib"}]
+
+
+def test_a_limit_far_above_the_peaks_is_said_and_does_not_press_them_down(tmp_path: Path) -> None:
+    clip = record("a", **MEASURED | {"gpu_total_bytes": 80 * 2**30})
+    run_dir = make_run(tmp_path, [clip], [clip])
+
+    build(run_dir)
+
+    plot = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}["vram"]
+    assert plot["lines"] == []
+    assert plot["caption"].endswith("Memory of the card, 80.0 GiB, is far above.")
+
+
+def test_what_saved_latents_spared_is_not_counted_again(tmp_path: Path) -> None:
+    clips = [record("a", **MEASURED), record("b", 1, attempt=2, denoise_attempt=1, **MEASURED)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    _, shown = build(run_dir)
+
+    stages = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}["stages"]
+    (denoise,) = (trace for trace in stages["traces"] if trace["name"] == "denoise")
+    assert denoise["y"] == [395.0, None]
+    assert stages["caption"] == (
+        "2 attempts, 0 of them cold, 1 from saved latents: denoised by an earlier attempt."
+    )
+    assert [clip["facts"]["s"] for clip in shown] == ["412.3", "17.3"]
+    assert [clip["isFromLatents"] for clip in shown] == [False, True]
 
 
 def test_steps_of_different_settings_are_never_one_line(tmp_path: Path) -> None:
@@ -593,6 +653,37 @@ def test_the_rate_of_steady_clips_is_the_same_from_the_first_to_the_last(tmp_pat
     ]  # fmt: skip
 
     assert rate(make_run(tmp_path, clips, clips)) == pytest.approx([3600 / 3.1] * 6, rel=1e-4)
+
+
+def test_the_rate_is_that_of_work_and_no_pause_of_a_week_makes_it_less(tmp_path: Path) -> None:
+    spells = [(timedelta(), RUN_ID, 3), (timedelta(hours=1), RUN_ID, 2)]
+    spells += [(timedelta(days=7), RUN_ID + "x", 4)]
+    clips, number = [], 0
+    for begin, run_id, num in spells:
+        for n in range(num):
+            start = START + begin + timedelta(seconds=100 * n)
+            clips.append(record(f"c{number}", number, run_id=run_id, started_at=start,
+                                finished_at=start + timedelta(seconds=100)))  # fmt: skip
+            number += 1
+
+    run_dir = make_run(tmp_path, clips, clips)
+
+    assert rate(run_dir) == pytest.approx([36.0] * 9)
+    plot = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}["rate"]
+    assert plot["caption"] == (
+        "9 clips in 15 min of work, 3 spells of it; the time between them does not count."
+    )
+    assert plot["traces"][0]["x"][0].endswith(":50.000")
+
+
+def test_a_failed_attempt_is_work_too(tmp_path: Path) -> None:
+    start = START + timedelta(seconds=400)
+    clips = [
+        record("a", started_at=START, finished_at=START + timedelta(seconds=400)),
+        failed("b", row_index=1, started_at=start, finished_at=start + timedelta(seconds=400)),
+    ]
+
+    assert rate(make_run(tmp_path, clips, clips)) == [4.5]
 
 
 def test_the_rates_of_all_stretches_add_up_to_the_clips(tmp_path: Path) -> None:

@@ -265,8 +265,8 @@ def test_a_plot_names_groups_by_as_little_as_tells_them_apart(tmp_path: Path) ->
     text = (tmp_path / "assets" / "comparison-data.js").read_text(encoding="ascii")
     plots = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))["plots"]
     assert [trace["name"] for trace in plots[0]["traces"]] == [
-        "480p_t2v, resident", "480p_t2v, stream",
-        "480p_t2v_distilled, resident", "480p_t2v_distilled, stream",
+        "480p_t2v, resident, n 1", "480p_t2v, stream, n 1",
+        "480p_t2v_distilled, resident, n 1", "480p_t2v_distilled, stream, n 1", "median",
     ]  # fmt: skip
 
 
@@ -308,6 +308,16 @@ def test_runs_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
     assert [line["runs"] for line in compared(tmp_path)] == ["mo/p", "tu/p"]
 
 
+@pytest.mark.parametrize("weights", ["tiny", "random"])
+def test_a_comparison_says_that_clips_are_noise(tmp_path: Path, weights: str) -> None:
+    runs = [run_of(tmp_path / name, [1.0], weights=weights) for name in ("one", "two")]
+
+    main([*map(str, runs)])
+
+    for name in ("comparison.html", "comparison.md"):
+        assert "These clips are noise on purpose" in (tmp_path / name).read_text(encoding="utf-8")
+
+
 def test_the_plots_have_every_warm_clip(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / "one", [1.0, 2.0]), run_of(tmp_path / "two", [3.0], fps=15.0)]
 
@@ -315,7 +325,8 @@ def test_the_plots_have_every_warm_clip(tmp_path: Path) -> None:
 
     text = (tmp_path / "assets" / "comparison-data.js").read_text(encoding="ascii")
     plots = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))["plots"]
-    assert [trace["x"] for trace in plots[0]["traces"]] == [[1.0, 2.0], [3.0]]
+    assert [trace["x"] for trace in plots[0]["traces"]] == [[1.0, 2.0], [3.0], [1.5, 3.0]]
+    assert plots[0]["traces"][-1]["name"] == "median"
 
 
 def test_the_example_report_is_what_its_logs_give(tmp_path: Path) -> None:

@@ -172,6 +172,18 @@ def test_who_used_repetitions_is_not_told_to_use_them(
     assert "use benchmark.repeat" in usual.remedy
 
 
+def test_clocks_are_no_remedy_without_a_card() -> None:
+    (warning,) = warnings_of(rows(10, 12, 13, 9, gpu_name=None))
+
+    assert warning.remedy == "keep other work off the machine, raise benchmark.repeat"
+
+
+def test_what_makes_another_clip_makes_another_group() -> None:
+    others = ({"flow_shift": 7.0}, {"fps": 15.0}, {"off_recipe": True}, {"revision": "b" * 40})
+
+    assert len(summarise(row(10, **other) for other in ({}, *others))) == 5
+
+
 def test_groups_are_named_by_every_column_that_differs() -> None:
     first = {"height": 480, "width": 848, "num_frames": 121, "guidance_scale": 6.0}
     others = (

@@ -30,6 +30,7 @@ from hv15_batch.report.formats import NOT_MEASURED, format_seconds
 from hv15_batch.report.page_files import write_assets
 from hv15_batch.report.render import render
 from hv15_batch.rundir import ASSETS, RunDir, publish_text, publishing, utc_now
+from hv15_batch.timings import clip_seconds
 from hv15_batch.video import read_frames, write_video
 
 PAGE = "compare.html"
@@ -168,7 +169,7 @@ def _row(quality: Quality) -> PairRow:
 
 
 def _seconds(record: Record) -> str:
-    return format_seconds(record["total_seconds"]) + (" (cold)" if record["is_cold"] else "")
+    return format_seconds(clip_seconds(record)) + (" (cold)" if record["is_cold"] else "")
 
 
 def _played(comparison: Comparison, quality: Quality, folder: Path) -> PlayedPair:
@@ -194,7 +195,7 @@ def _played(comparison: Comparison, quality: Quality, folder: Path) -> PlayedPai
 
 
 def _facts(record: Record) -> str:
-    seconds = record["total_seconds"]
+    seconds = clip_seconds(record)
     parts = [] if seconds is None else [f"{format_seconds(seconds)} s"]
     if record["is_cold"]:
         parts.append("cold")

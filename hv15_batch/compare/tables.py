@@ -9,11 +9,11 @@ from typing import Any
 
 from hv15_batch.compare.comparison import Comparison, format_db, pair_line, summary_lines
 from hv15_batch.compare.quality import Quality
+from hv15_batch.timings import clip_seconds
 
 SIDES = ("a", "b")
 _LOGGED = (
     "clip_id",
-    "total_seconds",
     "denoise_seconds",
     "is_cold",
     "peak_vram_reserved_bytes",
@@ -32,7 +32,7 @@ COLUMNS = (
     "frames_basis",
     *_MEASURES,
     *(f"floor_{name}" for name in _MEASURES),
-    *(f"{name}_{side}" for name in _LOGGED for side in SIDES),
+    *(f"{name}_{side}" for name in ("clip_seconds", *_LOGGED) for side in SIDES),
 )
 
 
@@ -94,8 +94,9 @@ def _cells(quality: Quality) -> dict[str, Any]:
             cells |= {f"{prefix}{name}": getattr(measures, name) for name in _MEASURES}
     for side, record in zip(SIDES, (pair.a, pair.b), strict=True):
         cells |= {f"{name}_{side}": record[name] for name in _LOGGED}
+        cells[f"clip_seconds_{side}"] = clip_seconds(record)
     if not quality.is_known:  # no time without its quality
-        for name in _LOGGED[1:]:
+        for name in ("clip_seconds", *_LOGGED[1:]):
             cells |= {f"{name}_{side}": None for side in SIDES}
     return cells
 

@@ -13,7 +13,8 @@ import yaml
 from hv15_batch.config import Config, conf_dir
 from hv15_batch.report.read import RunData
 
-_SECTIONS = ("sampling", "override", "runtime", "video")
+_NOT_OF_A_ROW = ("runtime", "video")
+_SECTIONS = ("sampling", "override", *_NOT_OF_A_ROW)
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
 """The seed is the clip's own; the card is one that a dry run predicts for."""
 _OF_TAG = (
@@ -47,6 +48,18 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     return " ".join(["hv15-batch", *map(shlex.quote, words)])
 
 
+def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
+    """Return what to type beside a manifest of this clip, which says nothing of it; shell-quoted.
+
+    That is the model, and what was typed of `offload`, `runtime` and `video`.
+    """
+    settings = run.settings.get(clip["run_id"] or "")
+    if not settings or "model" not in settings:
+        return shlex.quote(f"model={clip['model']}")
+    words = _typed_settings(settings, _NOT_OF_A_ROW)
+    return " ".join(map(shlex.quote, words))
+
+
 def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what names the row: a clip with its first frame, or a manifest and an id."""
     if settings.get("from_clip"):
@@ -62,7 +75,9 @@ def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) 
     yield f"only={clip['logged_row_id']}"
 
 
-def _typed_settings(settings: Mapping[str, Any]) -> Iterator[str]:
+def _typed_settings(
+    settings: Mapping[str, Any], sections: Collection[str] = _SECTIONS
+) -> Iterator[str]:
     """Yield the settings that differ from what they would be if not typed, as they are typed."""
     always = _OF_TAG if settings.get("from_clip") else ()
     model = settings["model"]
@@ -75,7 +90,7 @@ def _typed_settings(settings: Mapping[str, Any]) -> Iterator[str]:
     if kind != "auto":
         yield f"offload={kind}"
     defaults = _defaults()
-    for section in _SECTIONS:
+    for section in sections:
         yield from _differences(section, settings[section], defaults[section], always)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.facts import KEY_FACTS
+from hv15_batch.report.facts import KEY_FACTS, noise_notes
 from hv15_batch.report.figures import Group, group_figures
 from hv15_batch.report.labels import (
     ALWAYS_SHOWN,
@@ -30,6 +30,7 @@ from hv15_batch.report.public import without_private
 from hv15_batch.report.read import RunData, is_public_run, read_run
 from hv15_batch.report.render import render
 from hv15_batch.report.tables import (
+    LEGEND,
     TABLE_COLUMNS,
     format_cells,
     format_csv,
@@ -41,6 +42,9 @@ PAGE, CSV, MARKDOWN, DATA = (
     *("comparison.html", "comparison.csv", "comparison.md"),
     "comparison-data.js",
 )
+
+
+_DOTS = "Every warm clip is a dot, the upright line is the median; without encoding."
 
 
 def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | None = None) -> Path:
@@ -103,6 +107,8 @@ def _values(
         "cells": format_cells,
         "shown_value": shown_value,
         "links": links,
+        "legend": LEGEND,
+        "notes": noise_notes(group.columns["weights"] for _, group in named),
         "empty": [run.folder for run in runs if not _has_result(run)],
         "files": {"csv": CSV, "markdown": MARKDOWN, "data": DATA},
     }
@@ -134,19 +140,28 @@ def _link(directory: RunDir, folder: Path) -> str:
 
 def _plots(compared: Sequence[Group]) -> list[dict[str, Any]]:
     names = labels(compared, fewest(compared))
-    dots = [
+    timed = [
+        (f"{n}, n {g.seconds.n}", g) for n, g in zip(names, compared, strict=True) if g.samples
+    ]
+    dots: list[dict[str, Any]] = [
         {"type": "scatter", "mode": "markers", "name": name, "x": group.samples,
          "y": [name] * len(group.samples)}
-        for name, group in zip(names, compared, strict=True) if group.samples
+        for name, group in timed
     ]  # fmt: skip
+    if timed:
+        medians = [group.seconds.median for _, group in timed]
+        dots.append(
+            {"type": "scatter", "mode": "markers", "name": "median", "isMark": True, "x": medians,
+             "y": [name for name, _ in timed]}
+        )  # fmt: skip
     bars = {
         "Peak VRAM": ("GiB", 2**30, [g.peak_vram_bytes for g in compared], "Reserved by torch."),
         "Energy a clip": (
             *("Wh", 3600, [g.energy_joules.median for g in compared]),
-            "Median of the warm clips.",
+            "Median of the warm clips, encoding of new texts included, writing not.",
         ),
     }
-    plots = [_plot("seconds", "Seconds a clip", "seconds", dots, "Every warm clip is a dot.")]
+    plots = [_plot("seconds", "Seconds a clip", "seconds", dots, _DOTS)]
     for title, (unit, size, values, caption) in bars.items():
         known = [(n, v / size) for n, v in zip(names, values, strict=True) if v is not None]
         x, y = [v for _, v in known], [n for n, _ in known]

@@ -82,6 +82,19 @@ KEY_COLUMNS = (
 )
 """The same in the log's columns and units; `vram_limit_gib` is the setting of that name."""
 
+_NOISE_NOTES = {
+    "tiny": (
+        "These clips are noise on purpose: the tiny models are small instances of the real "
+        "classes with random weights, made to try the whole way from manifest to page. "
+        "Their times and memory say nothing about the full-size model."
+    ),
+    "random": (
+        "These clips are noise on purpose: model.weights=random builds the full-size model "
+        "without its published weights. Time and memory are as with the published weights; "
+        "the pictures mean nothing."
+    ),
+}
+
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:
     """Return the facts that every clip which has them has alike; unknown ones don't count."""
@@ -93,6 +106,12 @@ def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
     """Return the facts of a clip that not all share."""
     read = {name: value(clip) for name, value in FACTS.items() if name not in common}
     return {name: value for name, value in read.items() if value is not None}
+
+
+def noise_notes(weights: Iterable[str | None]) -> list[str]:
+    """Return what to know of clips without published weights, whichever of them there are."""
+    found = set(weights)
+    return [note for name, note in _NOISE_NOTES.items() if name in found]
 
 
 def tags_of(clip: Clip) -> dict[str, str]:

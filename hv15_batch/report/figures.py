@@ -13,9 +13,13 @@ from typing import Any
 from hv15_batch import timings
 from hv15_batch.records import DONE_STATUSES, FAILED
 from hv15_batch.report.facts import FACTS, KEY_COLUMNS, KEY_FACTS
-from hv15_batch.timings import TimingWarning, WarningKind, clip_seconds, distribution
-
-__all__ = ["Group", "Summary", "clip_seconds", "group_figures", "summarise", "timed"]
+from hv15_batch.timings import (
+    TimingWarning,
+    WarningKind,
+    clip_seconds,
+    distribution,
+    is_denoised_here,
+)
 
 Record = Mapping[str, Any]
 
@@ -44,8 +48,10 @@ class Group:
     runs: list[str]
     """Names of the run directories, where the records say them."""
     seconds: Summary
-    """Of warm clips."""
+    """Of warm clips, without encoding."""
     samples: list[float]
+    is_benchmark: bool
+    """Whether they are repetitions of a benchmark."""
     cold: int
     failed: int
     peak_vram_bytes: float | None
@@ -53,13 +59,15 @@ class Group:
     device_vram_bytes: float | None
     """Of the whole card, as NVML reads it; the highest, cold clips included."""
     energy_joules: Summary
-    """Of warm clips; fewer than those of `seconds` where the card did not always tell."""
+    """Of warm clips, encoding included; fewer than those of `seconds` where the card did not
+    always tell."""
     warnings: list[TimingWarning]
 
 
 def group_figures(records: Iterable[Record]) -> list[Group]:
     """Return the figures of each way of rendering, in the order in which they come.
 
+    Where a way was measured repeatedly, only repetitions make its times, energy and warnings.
     Other cards, machines, software or settings make another group. Those without a finished clip
     are left out: attempts that failed before anything was in effect have no figures.
 
@@ -86,7 +94,7 @@ def timed(records: Iterable[Record]) -> list[Record]:
         if r["status"] in DONE_STATUSES
         and r["total_seconds"] is not None
         and not r["is_cold"]
-        and r["denoise_attempt"] in (None, r["attempt"])
+        and is_denoised_here(r)
     ]
 
 
@@ -120,7 +128,10 @@ def _groups(records: Iterable[Record]) -> list[list[Record]]:
 def _group(records: Sequence[Record]) -> Group:
     facts = {name: FACTS[name](records[0]) for name in KEY_FACTS}
     done = [r for r in records if r["status"] in DONE_STATUSES]
-    warm = timed(done)
+    repetitions = [r for r in done if r["repeat"] is not None]
+    is_benchmark = any(r["repeat"] for r in timed(repetitions))
+    measured = repetitions if is_benchmark else done
+    warm = timed(measured)
     samples = [s for s in map(clip_seconds, warm) if s is not None]
     return Group(
         facts={name: value for name, value in facts.items() if value is not None},
@@ -128,12 +139,13 @@ def _group(records: Sequence[Record]) -> Group:
         runs=list(dict.fromkeys(r["run"] for r in records if "run" in r)),
         seconds=summarise(samples),
         samples=samples,
-        cold=sum(bool(r["is_cold"]) for r in done),
+        is_benchmark=is_benchmark,
+        cold=sum(bool(r["is_cold"]) for r in measured),
         failed=sum(r["status"] == FAILED for r in records),
         peak_vram_bytes=_highest(done, "peak_vram_reserved_bytes"),
         device_vram_bytes=_highest(done, "peak_vram_device_bytes"),
         energy_joules=summarise(r["energy_joules"] for r in warm),
-        warnings=timings.warnings_of(done),
+        warnings=timings.warnings_of(measured),
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.clip_command import clip_command
+from hv15_batch.report.clip_command import clip_command, pick_words
 from hv15_batch.report.facts import different_facts, tags_of
 from hv15_batch.report.formats import format_gib, format_seconds, format_value, format_watt_hours
-from hv15_batch.report.read import RunData
+from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.timings import attempt_seconds, is_denoised_here
 
 PLAYABLE_SUFFIX = ".mp4"
 _PICK_COLUMNS = (
@@ -47,10 +48,12 @@ def _view(
         "image": clip["image"] or "",
         "seed": str(clip["seed"]),
         "status": clip["status"],
+        "isDone": clip["status"] in DONE_STATUSES,
         "problem": problem(clip),
-        "seconds": clip["total_seconds"],
+        "seconds": attempt_seconds(clip),
         "facts": _measured(clip),
         "isCold": bool(clip["is_cold"]),
+        "isFromLatents": not is_denoised_here(clip),
         "finished": finished_at.timestamp() if finished_at is not None else None,
         "file": quote(clip["file"]) if clip["file"] else None,
         "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
@@ -60,20 +63,24 @@ def _view(
         "tags": tags_of(clip),
         "command": None if is_public else clip_command(run, clip),
         "pick": _pick(run, clip) if can_be_picked else None,
+        "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",
     }
 
 
 def problem(clip: Mapping[str, Any]) -> str:
     """Return what went wrong with a clip, or which flag makes it suspect; empty when nothing."""
+    if clip["status"] == FILE_MISSING:
+        return "rendered, but its file is gone or was renamed; run again to make it"
     error = ": ".join(p for p in (clip["error_type"], clip["error_message"]) if p)
     return error or clip["quality_flag"] or ""
 
 
 def _measured(clip: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a clip cost, as text; what was not measured is left out."""
+    """Return what the last attempt at a clip cost, as text; what was not measured is left out."""
+    seconds = attempt_seconds(clip)
     values = {
-        "s": clip["total_seconds"] and format_seconds(clip["total_seconds"]),
+        "s": seconds and format_seconds(seconds),
         "GiB": clip["peak_vram_reserved_bytes"] and format_gib(clip["peak_vram_reserved_bytes"]),
         "Wh": clip["energy_joules"] and format_watt_hours(clip["energy_joules"]),
     }

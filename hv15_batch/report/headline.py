@@ -83,7 +83,8 @@ def _ended(status: Status, now: datetime) -> str:
     if status.state in ACTIVE_STATES:
         return f"interrupted {when}: its process is gone, without a last word"
     message = status.message or ""
-    if status.state == "failed" and message.endswith(_REDUNDANT_END):
+    # In public there is no message.
+    if status.state == "failed" and (not message or message.endswith(_REDUNDANT_END)):
         return f"ended {when}"
     message = _brief(message.removeprefix(status.state).lstrip(" :"))
     return f"{status.state} {when}: {message}" if message else f"{status.state} {when}"

@@ -20,11 +20,13 @@ from hv15_batch.report.formats import (
 )
 from hv15_batch.report.read import RunData
 from hv15_batch.status_text import format_duration
+from hv15_batch.timings import is_denoised_here
 
 Record = Mapping[str, Any]
 Plot = dict[str, Any]
 
-STAGES = ("load", "encode", "denoise", "decode", "write")
+STAGES_ON_CARD = ("encode", "denoise", "decode")
+STAGES = ("load", *STAGES_ON_CARD, "write")
 _STEP_FACTS = ("Variant", "Size", "Frames", "Guidance", "Offload", "Attention", "Type", "Card")
 """Steps are compared among clips that have these alike."""
 MAX_STEP_GROUPS = 8
@@ -35,13 +37,17 @@ _THROTTLE_REASONS = {
     "throttle_other_seconds": "other reasons",
 }
 _MAX_BUCKETS = 96
-"""Stretches of equal length over which the rate is taken, of fewer clips one for each."""
+"""Stretches over which the rate is taken, of fewer clips one for each."""
+_PAUSE_SECONDS = 300
+"""A longer time without an attempt is no work: a window that is shut, a pause."""
+_MAX_HEADROOM = 2.0
+"""A limit further above the peaks would press them into the bottom of the plot."""
 
 
 def plots(run: RunData) -> list[Plot]:
     """Return all figures of a run's page, in their order."""
-    done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
-    done.sort(key=lambda a: (a["finished_at"] is None, a["finished_at"] or 0))
+    attempts = sorted(run.attempts, key=lambda a: (a["finished_at"] is None, a["finished_at"] or 0))
+    done = [a for a in attempts if a["status"] in DONE_STATUSES]
     return [
         _stage_seconds(done),
         _step_seconds(done),
@@ -49,7 +55,7 @@ def plots(run: RunData) -> list[Plot]:
         _ram(run, done),
         _clocks(done),
         _temperature(done),
-        _clips_per_hour(done),
+        _clips_per_hour(attempts),
         _energy(run, done),
     ]
 
@@ -57,13 +63,25 @@ def plots(run: RunData) -> list[Plot]:
 def _stage_seconds(done: Sequence[Record]) -> Plot:
     traces = []
     for stage in STAGES:
-        values = [a[f"{stage}_seconds"] for a in done]
+        values = [_seconds_of(stage, a) for a in done]
         if any(values):
             traces.append({"type": "bar", "name": stage, **_over_clips(done, values)})
     cold = sum(bool(a["is_cold"]) for a in done)
-    caption = f"{len(done)} attempts, {cold} of them cold." if traces else ""
+    caption = f"{len(done)} attempts, {cold} of them cold" if traces else ""
+    reused = sum(not is_denoised_here(a) for a in done)
+    if traces and reused:
+        caption += f", {reused} from saved latents: denoised by an earlier attempt"
+    caption += "." if traces else ""
     return _plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
                  stacked=True)  # fmt: skip
+
+
+def _seconds_of(stage: str, attempt: Record) -> float | None:
+    """Return what an attempt spent in a stage; saved latents bring the time of another attempt."""
+    if stage == "denoise" and not is_denoised_here(attempt):
+        return None
+    seconds: float | None = attempt[f"{stage}_seconds"]
+    return seconds
 
 
 def _step_seconds(done: Sequence[Record]) -> Plot:
@@ -73,7 +91,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
     named = [name for name in _STEP_FACTS if len(shared[name]) > 1]
     for attempt in done:
         steps = attempt["step_seconds"]
-        if steps and not attempt["is_cold"] and attempt["denoise_attempt"] == attempt["attempt"]:
+        if steps and not attempt["is_cold"] and is_denoised_here(attempt):
             facts = [f"{fact} {FACTS[fact](attempt)}" for fact in named]
             groups.setdefault(", ".join([*facts, f"{len(steps)} steps"]), []).append(steps)
     traces = []
@@ -95,86 +113,147 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
     return _plot("steps", "Seconds per step", "seconds", "denoising step", traces, caption)
 
 
-def _stage_vram(done: Sequence[Record], limit: float | None) -> Plot:
-    names = {
-        f"{stage}_peak_vram_reserved_bytes": stage for stage in ("encode", "denoise", "decode")
-    }
-    names["peak_vram_device_bytes"] = "whole card"
+def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot:
+    """Return the peaks: of a stage what torch had in use, since it keeps what others reserved."""
+    names = {f"{stage}_peak_vram_allocated_bytes": stage for stage in STAGES_ON_CARD}
+    names |= {"peak_vram_reserved_bytes": "reserved", "peak_vram_device_bytes": "whole card"}
     traces = _markers(done, names, GIB)
-    peaks = [a["peak_vram_reserved_bytes"] for a in done if a["peak_vram_reserved_bytes"]]
-    caption = f"Highest reserved peak {format_gib(max(peaks))} GiB" if peaks else ""
-    if peaks and limit:
-        caption += f" of {format_gib(limit)} GiB, the line."
-    lines = [_limit(limit / GIB, "limit of the card")] if limit and traces else []
+    highest = {name: _highest(done, column) for column, name in names.items()}
+    said = [
+        f"{format_gib(highest[name])} GiB {what}"
+        for name, what in (("reserved", "reserved by torch"), ("whole card", "of the whole card"))
+        if highest[name]
+    ]
+    caption = f"Highest: {', '.join(said)}. By stage: allocated by torch." if said else ""
+    lines = []
+    if limit is not None and traces:
+        name, num_bytes = limit
+        peak = max(value for value in highest.values() if value is not None)
+        if num_bytes <= _MAX_HEADROOM * peak:
+            lines.append(_limit(num_bytes / GIB, name))
+            caption += f" The line: {name}, {format_gib(num_bytes)} GiB."
+        else:
+            caption += f" {name[0].upper()}{name[1:]}, {format_gib(num_bytes)} GiB, is far above."
     return _plot("vram", "VRAM per stage", "GiB", "clips as rendered", traces, caption, lines=lines)
 
 
-def _vram_limit(run: RunData, done: Sequence[Record]) -> float | None:
-    """Return the bytes that the run could use: of the card, or as `runtime.vram_limit_gib` says."""
+def _highest(done: Sequence[Record], column: str) -> float | None:
+    return max((a[column] for a in done if a[column] is not None), default=None)
+
+
+def _vram_limit(run: RunData, done: Sequence[Record]) -> tuple[str, float] | None:
+    """Return the bytes that the run could use and what set them: a setting, or the card."""
     set_gib = (run.last_settings.get("runtime") or {}).get("vram_limit_gib")
     if set_gib is not None:
-        return float(set_gib) * GIB
-    return next((a["gpu_total_bytes"] for a in reversed(done) if a["gpu_total_bytes"]), None)
+        return "runtime.vram_limit_gib", float(set_gib) * GIB
+    total = next((a["gpu_total_bytes"] for a in reversed(done) if a["gpu_total_bytes"]), None)
+    return None if total is None else ("memory of the card", total)
 
 
 def _ram(run: RunData, done: Sequence[Record]) -> Plot:
     traces = _markers(done, {"peak_ram_bytes": "executor"}, GIB)
     total = (run.last_system.get("hardware") or {}).get("ram_total_bytes")
-    peaks = [a["peak_ram_bytes"] for a in done if a["peak_ram_bytes"]]
-    caption = f"Highest {format_gib(max(peaks))} GiB" if peaks else ""
-    if peaks and total:
-        caption += f" of {format_gib(total)} GiB in this machine or its control group."
+    peak = _highest(done, "peak_ram_bytes")
+    caption = f"Of the process that renders; highest {format_gib(peak)} GiB" if peak else ""
+    if peak and total:
+        caption += f" of {format_gib(total)} GiB in this machine or its control group"
+    caption += "." if caption else ""
     return _plot("ram", "RAM", "GiB", "clips as rendered", traces, caption)
 
 
 def _clocks(done: Sequence[Record]) -> Plot:
     names = {"sm_clock_mhz_mean": "mean", "sm_clock_mhz_min": "lowest"}
-    throttled = sum(a["throttle_seconds"] or 0.0 for a in done)
-    caption = f"Throttled for {format_seconds(throttled)} s in all" if throttled else ""
+    traces = _markers(done, names, 1, True)
+    return _plot("clocks", "SM clock", "MHz", "time", traces, _throttled(done))
+
+
+def _throttled(done: Sequence[Record]) -> str:
+    """Return for how long and why the card was throttled, of the time in which it was watched."""
+    known = [a for a in done if a["throttle_seconds"] is not None]
+    if not known:
+        return ""
+    throttled = sum(a["throttle_seconds"] for a in known)
+    watched = sum(_seconds_of(stage, a) or 0.0 for a in known for stage in STAGES_ON_CARD)
+    found = (
+        f"{_attempts(known)}; throttled for {format_seconds(throttled)} s of the "
+        f"{format_seconds(watched)} s that the card worked"
+    )
     by_reason = {
-        reason: sum(a[column] or 0.0 for a in done) for column, reason in _THROTTLE_REASONS.items()
+        reason: sum(a[column] or 0.0 for a in known) for column, reason in _THROTTLE_REASONS.items()
     }
     reasons = [f"{reason} {format_seconds(s)} s" for reason, s in by_reason.items() if s]
-    if reasons:
-        caption += f": {', '.join(reasons)}; reasons may overlap"
-    caption += "." if caption else ""
-    return _plot("clocks", "SM clock", "MHz", "time", _markers(done, names, 1, True), caption)
+    return f"{found}: {', '.join(reasons)}; reasons may overlap." if reasons else f"{found}."
 
 
 def _temperature(done: Sequence[Record]) -> Plot:
     traces = _markers(done, {"temperature_celsius_max": "highest in a clip"}, 1, True)
-    return _plot("temperature", "Temperature of the card", "°C", "time", traces, "")
+    known = [a for a in done if a["temperature_celsius_max"] is not None]
+    caption = f"Highest in each attempt; {_attempts(known)}." if known else ""
+    return _plot("temperature", "Temperature of the card", "°C", "time", traces, caption)
 
 
-def _clips_per_hour(done: Sequence[Record]) -> Plot:
-    """Return the rate from the first start to the last end, in stretches of equal length.
+def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
+    """Return the rate while the run worked, each spell of work cut into equal stretches.
 
     A clip counts in each stretch by the part of its own time that lies there. Counting ends alone
     would make the rate of a stretch jump by whole clips, and fall where the last is cut short.
     """
-    spans = [span for span in map(_span, done) if span is not None]
-    first = min((start for start, _ in spans), default=0.0)
-    last = max((end for _, end in spans), default=0.0)
-    if last <= first:
+    spells = [_done_spans(spell) for spell in _spells(attempts)]
+    spells = [(begin, end, spans) for begin, end, spans in spells if spans]
+    num_clips = sum(len(spans) for *_, spans in spells)
+    if not num_clips:
         return _plot("rate", "Clips per hour", "clips per hour", "time", [], "")
-    num = min(len(spans), _MAX_BUCKETS)
-    width = (last - first) / num
+    trace: dict[str, Any] = {"type": "bar", "name": "clips per hour", "x": [], "y": [], "width": []}
+    for begin, end, spans in spells:
+        num = max(1, min(len(spans), round(len(spans) / num_clips * _MAX_BUCKETS)))
+        width = (end - begin) / num
+        for place, count in enumerate(_counts(begin, width, num, spans)):
+            trace["x"].append(_moment(begin + (place + 0.5) * width))
+            trace["y"].append(_short(count * 3600 / width))
+            trace["width"].append(width * 1000)
+    clips = f"{num_clips} clip{'' if num_clips == 1 else 's'}"
+    worked = format_duration(sum(end - begin for begin, end, _ in spells))
+    caption = f"{clips} in {worked} of work"
+    if len(spells) > 1:
+        caption += f", {len(spells)} spells of it; the time between them does not count"
+    return _plot("rate", "Clips per hour", "clips per hour", "time", [trace], f"{caption}.")
+
+
+def _spells(attempts: Sequence[Record]) -> list[list[Record]]:
+    """Return attempts that followed each other: those of one run, without a pause between them."""
+    spells: list[list[Record]] = []
+    begun = sorted((a for a in attempts if _span(a)), key=lambda a: _span(a) or (0.0, 0.0))
+    ended = 0.0
+    for attempt in begun:
+        begin, end = _span(attempt) or (0.0, 0.0)
+        is_next = spells and attempt["run_id"] == spells[-1][-1]["run_id"]
+        if not is_next or begin - ended > _PAUSE_SECONDS:
+            spells.append([])
+            ended = 0.0
+        spells[-1].append(attempt)
+        ended = max(ended, end)
+    return spells
+
+
+def _done_spans(spell: Sequence[Record]) -> tuple[float, float, list[tuple[float, float]]]:
+    """Return when a spell began and ended, and the spans of its finished clips."""
+    spans = [(_span(a) or (0.0, 0.0), a["status"] in DONE_STATUSES) for a in spell]
+    begin, end = min(s for (s, _), _ in spans), max(e for (_, e), _ in spans)
+    return begin, end, [span for span, is_done in spans if is_done]
+
+
+def _counts(
+    begin: float, width: float, num: int, spans: Iterable[tuple[float, float]]
+) -> list[float]:
+    """Return how many clips lie in each of `num` stretches, by parts of their own time."""
     counts = [0.0] * num
     for start, end in spans:
-        for place in range(int((start - first) / width), num):
-            from_, to = first + place * width, first + (place + 1) * width
+        for place in range(min(int((start - begin) / width), num - 1), num):
+            from_, to = begin + place * width, begin + (place + 1) * width
             if from_ >= end:
                 break
             counts[place] += (min(end, to) - max(start, from_)) / (end - start)
-    x = [_moment(first + (place + 0.5) * width) for place in range(num)]
-    y = [_short(count * 3600 / width) for count in counts]
-    trace = {"type": "bar", "name": "clips per hour", "x": x, "y": y, "width": width * 1000}
-    clips = f"{len(spans)} clip{'' if len(spans) == 1 else 's'}"
-    caption = (
-        f"{clips} from the first start to the last end, {format_duration(last - first)}; "
-        "each counts over its own time."
-    )
-    return _plot("rate", "Clips per hour", "clips per hour", "time", [trace], caption)
+    return counts
 
 
 def _span(attempt: Record) -> tuple[float, float] | None:
@@ -253,6 +332,10 @@ def _markers(
     return traces
 
 
+def _attempts(attempts: Sequence[Record]) -> str:
+    return f"{len(attempts)} attempt{'' if len(attempts) == 1 else 's'}"
+
+
 def _line(x: list[int], y: list[float | None], name: str, is_dashed: bool) -> dict[str, Any]:
     mode = "lines+markers" if len(x) == 1 else "lines"
     trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y}
@@ -267,7 +350,7 @@ def _moment(time: datetime | float) -> str:
     """Return a moment in the local time of this machine, as Plotly reads it."""
     if not isinstance(time, datetime):
         time = datetime.fromtimestamp(time, timezone.utc)
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def _short(value: float | None) -> float | None:

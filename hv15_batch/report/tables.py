@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hv15_batch.report.facts import KEY_COLUMNS
+from hv15_batch.report.facts import KEY_COLUMNS, noise_notes
 from hv15_batch.report.figures import Group
 from hv15_batch.report.formats import (
     format_gib,
@@ -27,6 +27,13 @@ TABLE_COLUMNS = (
     "Wh a clip",
 )
 """Figures of a group, as a person reads them."""
+LEGEND = (
+    "n counts warm clips from noise to file, or repetitions where there are some. Seconds leave "
+    "the encoding of texts out; Wh have it where a clip's text was new, and leave writing out. "
+    "Spread is the interquartile range over the median. Peak VRAM is what torch reserved, the "
+    "card's peak what NVML saw of all processes; GiB is 1024\N{SUPERSCRIPT THREE} bytes. A dash "
+    "means not measured."
+)
 _CSV_FIGURES = (
     *("n", "median_seconds", "p90_seconds", "spread", "cold_clips", "failed_attempts"),
     *("peak_vram_reserved_bytes", "peak_vram_device_bytes", "energy_joules_median"),
@@ -92,8 +99,8 @@ def format_markdown(
             for _, g in named
         ),
         "",
-        "n counts warm clips, which seconds and energy are of; spread is the interquartile "
-        "range over the median; GiB is 1024\N{SUPERSCRIPT THREE} bytes; a dash means not measured.",
+        LEGEND,
+        *(f"\n{note}" for note in noise_notes(g.columns["weights"] for _, g in named)),
         *(f"\nWARNING: {label}: {warning}" for label, g in named for warning in g.warnings),
     ]
     return "\n".join(lines).lstrip("\n") + "\n"

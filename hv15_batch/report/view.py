@@ -23,7 +23,7 @@ from hv15_batch.reference_text import (
     sentences,
 )
 from hv15_batch.references import read_references
-from hv15_batch.report.facts import common_facts
+from hv15_batch.report.facts import common_facts, noise_notes
 from hv15_batch.report.figures import Group, group_figures, warning_texts
 from hv15_batch.report.formats import (
     JOULES_PER_WATT_HOUR,
@@ -53,18 +53,6 @@ _PROBLEMS = {
     INTERRUPTED: "Interrupted",
     SUSPECT: "Suspect",
     FILE_MISSING: "File missing",
-}
-_NOISE_NOTES = {
-    "tiny": (
-        "These clips are noise on purpose: the tiny models are small instances of the real "
-        "classes with random weights, made to try the whole way from manifest to page. "
-        "Their times and memory say nothing about the full-size model."
-    ),
-    "random": (
-        "These clips are noise on purpose: model.weights=random builds the full-size model "
-        "without its published weights. Time and memory are as with the published weights; "
-        "the pictures mean nothing."
-    ),
 }
 
 
@@ -159,7 +147,6 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
     # Nothing of a benchmark is in clips/, so its attempts say what was in effect.
     seen = [*run.clips, *run.variants, *repetitions]
     common = common_facts(seen)
-    weights = {clip["weights"] for clip in seen}
     groups = group_figures(run.attempts)
     names = labels(groups, differing(groups))
     has_gallery = not repetitions or any(c["status"] != NOT_RENDERED for c in run.clips)
@@ -173,7 +160,7 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
         groups=_groups(groups, names, price) if len(groups) > 1 else None,
         benchmark=_benchmark(run, repetitions) if repetitions else None,
         has_gallery=has_gallery,
-        notes=[note for name, note in _NOISE_NOTES.items() if name in weights],
+        notes=noise_notes(clip["weights"] for clip in seen),
         problems=_problems(run.clips),
         common=common,
         warnings=warning_texts(groups, names),
@@ -234,14 +221,16 @@ def _of_one_group(group: Group, price: float | None) -> dict[str, str]:
     seconds, energy = group.seconds, group.energy_joules
     if seconds.median is None:
         return {"Seconds a clip": f"no warm clip yet, {group.cold} cold"}
-    shown = {"Seconds a clip": f"{format_seconds(seconds.median)} (median of {_warm(seconds.n)})"}
+    shown = {
+        "Seconds a clip": f"{format_seconds(seconds.median)} (median of {_warm(seconds.n, group)})"
+    }
     if seconds.p90 is not None:
         shown["p90"] = f"{format_seconds(seconds.p90)} s"
     if seconds.spread is not None:
         shown["Spread"] = format_share(seconds.spread)
     if energy.median is not None:
         shown["Energy a clip"] = (
-            f"{format_watt_hours(energy.median)} Wh (median of {_warm(energy.n)})"
+            f"{format_watt_hours(energy.median)} Wh (median of {_warm(energy.n, group)})"
         )
     cost = _cost(group, price)
     if cost is not None:
@@ -268,8 +257,9 @@ def _cost(group: Group, price: float | None) -> str | None:
     return f"{joules / JOULES_PER_WATT_HOUR / 1000 * price:.3g}"
 
 
-def _warm(n: int) -> str:
-    return f"{n} warm clip{'' if n == 1 else 's'}"
+def _warm(n: int, group: Group) -> str:
+    word = "repetition" if group.is_benchmark else "clip"
+    return f"{n} warm {word}{'' if n == 1 else 's'}"
 
 
 def _benchmark(run: RunData, repetitions: Sequence[Mapping[str, Any]]) -> Benchmark:

@@ -100,6 +100,7 @@
         copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
       }
       if (trace.mode === "markers") copy.marker = { size: 7, opacity: 0.85 };
+      if (trace.isMark) copy.marker = { symbol: "line-ns-open", size: 22, color: colour("--text"), line: { width: 2 } };
       copy.textposition = "none";
       return copy;
     });

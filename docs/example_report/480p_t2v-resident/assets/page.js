@@ -5,6 +5,8 @@
   var clips = hv15.data.clips;
   var texts = new Map();
   var STARRED = "starred";
+  var HASH = /_[0-9a-f]{8}$/;
+  var SEED = /\bseed\s+(\d+)\b/g;
 
   function byId(id) {
     return document.getElementById(id);
@@ -20,23 +22,35 @@
 
   /* -- filter and sort ---------------------------------------------------------------------- */
 
+  /* Facts as they are written under a clip. */
+  function chips(facts, between) {
+    return Object.keys(facts).map(function (name) { return name + between + facts[name]; });
+  }
+
   function haystack(clip) {
     if (!texts.has(clip)) {
-      var parts = [clip.prompt, clip.id, clip.rowId, "seed " + clip.seed, clip.image, clip.problem];
-      parts = parts.concat(Object.values(clip.tags), Object.values(clip.differences));
+      // Of an id's hash, in which any digit would be found, only the whole is looked for.
+      var parts = [clip.prompt, clip.id.replace(HASH, ""), clip.rowId, clip.seed, clip.image, clip.problem];
+      parts = parts.concat(chips(clip.tags, ": "), chips(clip.differences, " "));
       texts.set(clip, parts.join("\n").toLowerCase());
     }
     return texts.get(clip);
   }
 
   function wanted() {
-    var words = byId("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
+    var text = byId("filter-text").value.toLowerCase();
+    var seeds = [];
+    text = text.replace(SEED, function (whole, seed) { seeds.push(seed); return " "; });
+    var words = text.split(/\s+/).filter(Boolean);
     var status = byId("filter-status").value;
     var tag = byId("filter-tag").value ? JSON.parse(byId("filter-tag").value) : null;
     return clips.filter(function (clip) {
       if (status === STARRED ? !hv15.stars.has(clip.id) : status && clip.status !== status) return false;
       if (tag && clip.tags[tag[0]] !== tag[1]) return false;
-      return words.every(function (word) { return haystack(clip).indexOf(word) >= 0; });
+      if (seeds.length && seeds.indexOf(clip.seed) < 0) return false;
+      return words.every(function (word) {
+        return haystack(clip).indexOf(word) >= 0 || clip.id.toLowerCase() === word;
+      });
     });
   }
 

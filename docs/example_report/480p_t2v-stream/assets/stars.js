@@ -78,21 +78,21 @@
     return lines.map(function (line) { return line.join(",") + "\r\n"; }).join("");
   }
 
-  /* A manifest names no model: clips of several variants become a file for each. */
+  /* A manifest names neither model nor codec: clips of several such settings become a file for each. */
   function files(clips) {
-    var byVariant = new Map();
+    var byWords = new Map();
     clips.forEach(function (clip) {
       if (!starred.has(clip.id) || !clip.pick) return;
-      if (!byVariant.has(clip.variant)) byVariant.set(clip.variant, []);
-      byVariant.get(clip.variant).push(clip);
+      if (!byWords.has(clip.pickWords)) byWords.set(clip.pickWords, []);
+      byWords.get(clip.pickWords).push(clip);
     });
-    var single = byVariant.size === 1;
-    return Array.from(byVariant, function (entry) {
-      return {
-        name: single ? "picks.csv" : "picks." + entry[0] + ".csv",
-        variant: entry[0],
-        text: manifest(entry[1]),
-      };
+    var taken = new Set();
+    return Array.from(byWords, function (entry) {
+      var stem = byWords.size === 1 ? "picks" : "picks." + entry[1][0].variant;
+      var name = stem;
+      for (var n = 2; taken.has(name); n++) name = stem + "." + n;
+      taken.add(name);
+      return { name: name + ".csv", words: entry[0], text: manifest(entry[1]) };
     });
   }
 
@@ -106,7 +106,7 @@
       setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
     });
     return made.map(function (file) {
-      return "hv15-batch " + file.name + " model=" + file.variant;
+      return "hv15-batch " + file.name + " " + file.words;
     });
   }
 

@@ -57,7 +57,8 @@
       link.href = clip.file;
       frame.appendChild(link);
     } else {
-      frame.appendChild(make("div", "none", hv15.data.isPublic ? "not shown in public" : clip.status));
+      var isHidden = hv15.data.isPublic && clip.isDone;
+      frame.appendChild(make("div", "none", isHidden ? "not shown in public" : clip.status));
     }
     return frame;
   }
@@ -94,6 +95,7 @@
       parts.push(make("span", "fact", clip.facts[unit] + " " + unit));
     });
     if (clip.isCold) parts.push(make("span", "fact", "cold"));
+    if (clip.isFromLatents) parts.push(make("span", "fact", "from saved latents"));
     return line(parts, "facts");
   }
 
@@ -145,10 +147,10 @@
     if (clip.pick) card.appendChild(starOf(clip));
     var text = make("div", "about");
     text.appendChild(factsOf(clip));
-    [labelsOf(clip), actionsOf(clip)].forEach(function (part) {
+    var problem = clip.problem ? textBlock(clip.problem, "problem") : null;
+    [labelsOf(clip), problem, actionsOf(clip)].forEach(function (part) {
       if (part) text.appendChild(part);
     });
-    if (clip.problem) text.insertBefore(textBlock(clip.problem, "problem"), text.lastChild);
     card.appendChild(text);
     return card;
   }
