@@ -5,6 +5,7 @@ What makes every clip impossible is refused; what only makes the last ones impos
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import tempfile
@@ -203,6 +204,8 @@ def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return f"{name}={folder}: its disk is full; free some space, then run again."
         verb = "made" if is_new else "written"
         setting = "with run_dir=DIR" if name == "run_dir" else f"with the variable {name}"
         return (

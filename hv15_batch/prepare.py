@@ -14,6 +14,7 @@ from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config, effective_dtype
 from hv15_batch.from_clip import check_same_clip, clip_manifest
+from hv15_batch.hub import check_online
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest, read_manifest
 from hv15_batch.notify import parse_command
@@ -48,6 +49,7 @@ class Prepared:
     """Typed `sampling.*` values and how many rows beat each."""
     notes: tuple[str, ...] = ()
     """What else the user is to know before it begins."""
+    is_in_sweep: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,14 @@ class Planned:
         """Renderings that earlier runs have done."""
         if self.repetitions is not None:
             return self.repetitions.num_measured
-        return sum(p.is_done for p in self.clips)
+        return sum(p.has_result for p in self.clips)
+
+    @property
+    def again(self) -> set[tuple[str, int | None]]:
+        """Those of them that are rendered again: by `force`, or because they are suspect."""
+        if self.repetitions is not None:
+            return set()
+        return {(p.clip.clip_id, p.repeat) for p in self.todo if p.has_result}
 
     @property
     def num_total(self) -> int:
@@ -110,7 +119,10 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     clips = make_clips(manifest, config, checkpoint.revision)
     check_no_secrets(config, manifest, clips)
     notes = check_same_clip(config, clips) if is_clip else ()
-    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten, notes)
+    is_in_sweep = sweep is not None
+    return Prepared(
+        config, manifest, checkpoint, run_dir, clips, beaten, notes, is_in_sweep=is_in_sweep
+    )
 
 
 def plan_against_log(prepared: Prepared) -> Planned:
@@ -204,6 +216,17 @@ def lacks_weights(prepared: Prepared) -> bool:
     """Return whether weights have to be fetched before anything can be rendered."""
     is_hub_model = prepared.config.model.weights is Weights.pretrained
     return is_hub_model and prepared.checkpoint.folder is None
+
+
+def offline_fault(prepared: Prepared) -> str | None:
+    """Return why missing weights could not be fetched by a run from here, or None."""
+    if not lacks_weights(prepared):
+        return None
+    try:
+        check_online(prepared.config.model.name, os.environ)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def with_weights(prepared: Prepared, say: Say) -> Prepared:

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from hv15_batch.eta import EtaEstimator
+from hv15_batch.go_on import GoOn
 from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
 from hv15_batch.machine import free_disk_bytes
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
@@ -28,13 +29,14 @@ from hv15_batch.redaction import redacted
 from hv15_batch.schedule import Wait
 from hv15_batch.status_file import StatusFile
 from hv15_batch.status_text import IDLE_STATES
+from hv15_batch.timings import attempt_seconds, is_denoised_here
 
 _ERROR_CHARACTERS = 200
 _NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
 _NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
 
 
-_Rendering = tuple[str | None, int | None]
+Rendering = tuple[str | None, int | None]
 """A clip, or one repetition of it in a benchmark."""
 
 
@@ -49,6 +51,8 @@ class Progress:
         done: int,
         out: TextIO | None = None,
         *,
+        again: Collection[Rendering] = (),
+        go_on: GoOn | None = None,
         eta: EtaEstimator | None = None,
         gpu_uuid: str | None = None,
     ) -> None:
@@ -60,6 +64,8 @@ class Progress:
             total: Clips of the manifest.
             done: Those of them that were finished before.
             out: Where to show it; None means stdout.
+            again: Those of them that this run renders again.
+            go_on: Knows with which words it goes on.
             eta: Estimates the end; None where nobody asks.
             gpu_uuid: The card that is watched; None for none.
         """
@@ -76,13 +82,16 @@ class Progress:
         """Called with each record, after it is shown."""
         self.ends_after: Callable[[float], datetime] = _from_now
         """Returns when work of so many seconds will be done; `window` makes that later."""
-        self._failed: set[_Rendering] = set()
-        self._suspect: set[_Rendering] = set()
-        self._done = done
+        self._failed: set[Rendering] = set()
+        self._suspect: set[Rendering] = set()
+        self._done: set[Rendering] = set(again)
+        self._done_before = done - len(self._done)  # not touched by this run
+        self._go_on = go_on
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
         self._state = self._state_before = "encoding"
-        self._status = StatusFile(status_file, _first_values(run_id, total, done), self._sample)
+        values = _first_values(run_id, total, done) | self._words()
+        self._status = StatusFile(status_file, values, self._sample)
 
     @property
     def seconds_per_clip(self) -> float | None:
@@ -107,7 +116,7 @@ class Progress:
             self._bar = self._bar or self._make_bar(total, "encode")
             self._advance(done)
         elif done == total:
-            self.say(f"encoded {total} texts and images")
+            self.say(f"encoded {total} {'text or image' if total == 1 else 'texts and images'}")
         self._status.update(stage="encode", step=done, steps=total)
 
     def rendering(self, todo: int) -> None:
@@ -156,19 +165,24 @@ class Progress:
         """Show an ended attempt."""
         seconds = self._measure(record)
         self._count(record)
-        if record.total_seconds is not None and record.denoise_attempt == record.attempt:
-            seconds = record.total_seconds  # its own stages; less than those from saved latents
-        self.say(_line(record, number, todo, seconds))
+        own = attempt_seconds(vars(record))
+        self.say(_line(record, number, todo, seconds if own is None else own))
         if self._bar is not None:
             self._advance(number)
         self._status.update(
-            done=self._done,
+            done=self._num_done,
             failed=len(self._failed),
             suspect=len(self._suspect),
             seconds_per_clip=self.seconds_per_clip,
             **self._expected_end(),
+            **self._words(),
         )
         self.on_finished(record)
+
+    def interrupted(self, clip_id: str, repeat: int | None) -> None:
+        """Take note that a clip in hand is not finished, whatever was there before."""
+        self._done.discard((clip_id, repeat))
+        self._status.update(done=self._num_done)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what status.json says now."""
@@ -189,10 +203,10 @@ class Progress:
         seconds, self._last_finish = now - self._last_finish, now
         # Two files may be finished at once while one clip takes as long as ever.
         busy = [record.denoise_seconds, record.decode_seconds]
-        is_own = record.denoise_attempt == record.attempt
+        is_own = is_denoised_here(vars(record))
         own = sum(s for s in busy if s is not None) if is_own else 0.0
         wall = max(seconds, own)
-        if record.status != FAILED and not record.is_cold:
+        if record.status != FAILED and not record.is_cold and is_own:
             self._warm_seconds.append(wall)
         if self._eta is not None:
             self._eta.finished(record, wall)
@@ -202,12 +216,23 @@ class Progress:
         """Count clips, not attempts: one that failed may be tried again."""
         rendering = (record.clip_id, record.repeat)
         self._failed.discard(rendering)
+        self._done.discard(rendering)
+        self._suspect.discard(rendering)
+        if self._go_on is not None:
+            self._go_on.finished(record)
         if record.status == FAILED:
             self._failed.add(rendering)
             return
-        self._done += 1
+        self._done.add(rendering)
         if record.status == SUSPECT:
             self._suspect.add(rendering)
+
+    @property
+    def _num_done(self) -> int:
+        return self._done_before + len(self._done)
+
+    def _words(self) -> dict[str, Any]:
+        return {} if self._go_on is None else {"go_on": self._go_on.words}
 
     def _sample(self) -> dict[str, Any]:
         """Return what changes by itself: the card, the disk, and an end that moves away."""

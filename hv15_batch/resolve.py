@@ -67,6 +67,8 @@ def check_typed_sampling(
     """
     beaten: dict[str, int] = {}
     for name in typed:
+        if getattr(config.override, name) is not None:
+            continue  # replaces typed and cell alike
         count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
         if count and count == len(manifest.rows):
             value = getattr(config.sampling, name)

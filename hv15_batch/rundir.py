@@ -6,6 +6,7 @@ in the folder where it will live, synced, and renamed: what has a name is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -275,6 +276,20 @@ def publish_text(path: Path, text: str) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """Write a JSON file as a whole."""
     publish_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def overwrite_json(path: Path, value: Any) -> None:
+    """Write over a small JSON file in the blocks that it has, where no room is left for another.
+
+    Raises:
+        OSError: it is not there, or the text needs more than its blocks.
+    """
+    data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+    with path.open("r+b") as file:
+        if len(data) > os.fstat(file.fileno()).st_blocks * 512:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        file.write(data)
+        file.truncate()
 
 
 def publish_copy(path: Path, original: Path) -> None:

@@ -113,7 +113,7 @@ class Runner:
                 self._executor.kill()
         records = list(self._records.values())
         failed = sum(r.status == FAILED for r in records)
-        message = f"{failed} of {len(todo)} clips failed"
+        message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
         if failed:
             return Outcome(EXIT_SOME_FAILED, "failed", message, records)
         return Outcome(EXIT_OK, "done", "", records)
@@ -296,4 +296,5 @@ class Runner:
         for lost in self._in_hand.let_go():
             why = (name, "stopped by the user")
             self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+            self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
         raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -18,6 +18,7 @@ from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
 from hv15_batch.forecast import make_pace
 from hv15_batch.forecast_lines import predict_run
+from hv15_batch.go_on import GoOn
 from hv15_batch.machine import Machine, read_machine
 from hv15_batch.manifest import Manifest
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
@@ -32,6 +33,7 @@ from hv15_batch.prepare import (
     attention_fault,
     check_device,
     lacks_weights,
+    offline_fault,
     plan_against_log,
     prepare,
     with_weights,
@@ -47,6 +49,7 @@ from hv15_batch.runlog import (
 from hv15_batch.runner import Runner
 from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
 from hv15_batch.stalls import PATIENCE, Patience
+from hv15_batch.status_file import settle
 from hv15_batch.stored_settings import (
     check_owner,
     withdraw_settings,
@@ -100,7 +103,7 @@ def run(
     notes = [*prepared.notes, *refuse_or_note(prepared, planned, machine)]
     is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
-        _say_all([headline(run_dir, planned.clips), *notes], say)
+        _say_all([headline(run_dir, planned), *notes], say)
         prepared = with_weights(prepared, say)
         _say_all(licence_notes(prepared.checkpoint), say)
     run_dir.create()
@@ -110,7 +113,7 @@ def run(
         bring_to_current_schema(run_dir.log)
         planned = plan_against_log(prepared)
         if not is_announced:
-            _say_all([headline(run_dir, planned.clips), *notes], say)
+            _say_all([headline(run_dir, planned), *notes], say)
         run_dir.sweep_temporary()
         start = Start(make_executor, patience, lock)
         if planned.todo:
@@ -181,7 +184,7 @@ def _render(
             progress.end(outcome.state, outcome.message)
             try:
                 if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _end(prepared, outcome, say)
+                    _end(prepared, outcome, planned, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
@@ -198,9 +201,12 @@ def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
     return gate
 
 
-def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
+def _end(prepared: Prepared, outcome: Outcome, planned: Planned, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(prepared.run_dir, prepared.manifest, outcome))
+    go_on = GoOn(prepared.config, planned.todo)
+    for record in outcome.records:
+        go_on.finished(record)
+    lines = list(closing_lines(prepared, outcome, go_on))
     try:
         lines += _write_results(prepared)
     except (OSError, ConfigError, LogSchemaError) as error:
@@ -286,6 +292,8 @@ def _write_results(prepared: Prepared) -> list[str]:
 
 def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     run_dir = prepared.run_dir
+    if planned.num_done == planned.num_total and planned.repetitions is None:
+        settle(run_dir.status, planned.num_total)
     if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir, prepared.config.report.public)
         write_page(run_dir.path)
@@ -313,7 +321,11 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     if planned.todo:
         findings = find_hindrances(prepared, planned)
         _say_all(findings.notes, say)
-        faults = (attention_fault(prepared.config), *findings.refusals)
+        faults = (
+            attention_fault(prepared.config),
+            offline_fault(prepared),
+            *findings.refusals,
+        )
         _say_all((f"A run would be refused: {fault}" for fault in faults if fault), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()

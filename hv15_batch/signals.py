@@ -47,7 +47,11 @@ class Signals:
 
     def __enter__(self) -> Signals:
         """Handle them from now on."""
-        self._handlers = {number: signal.signal(number, self._take) for number in HANDLED}
+        for number in HANDLED:
+            # nohup: the terminal may close.
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            self._handlers[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(
@@ -56,11 +60,12 @@ class Signals:
         """Give the handlers back that were there before."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers = {}
 
     @property
     def demand(self) -> Demand | None:
         """What is asked for; None before the first signal."""
-        match self._received:
+        match [signal.SIGTERM if n == signal.SIGHUP else n for n in self._received]:
             case []:
                 return None
             case [signal.SIGINT]:
@@ -71,8 +76,9 @@ class Signals:
 
     @property
     def cause(self) -> signal.Signals:
-        """The signal that ends the run; a closed terminal asks for the same as SIGTERM."""
-        return signal.SIGTERM if signal.SIGTERM in self._received else signal.SIGINT
+        """The signal that ends the run; a closed terminal's asks for the same as SIGTERM."""
+        ends = (n for n in self._received if n in (signal.SIGTERM, signal.SIGHUP))
+        return signal.Signals(next(ends, signal.SIGINT))
 
     def end_now(self, in_hand: Sequence[Job]) -> bool:
         """Whether the run ends now, with these clips in hand."""
@@ -105,7 +111,7 @@ class Signals:
     @property
     def exit_code(self) -> int:
         """Of a run that they end."""
-        return EXIT_SIGTERM if self.cause is signal.SIGTERM else EXIT_SIGINT
+        return EXIT_SIGINT if self.cause is signal.SIGINT else EXIT_SIGTERM
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        self._received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        self._received.append(number)

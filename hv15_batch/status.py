@@ -26,6 +26,7 @@ from hv15_batch.status_text import (
     format_health,
     format_progress,
     format_wait,
+    go_on_command,
     parse_time,
     silence_lines,
 )
@@ -87,6 +88,8 @@ class Status:
     """Why the run ended, waits or is paused."""
     goes_on_at: str | None = None
     """When a wait ends, ISO 8601; None where that is not known."""
+    go_on: Sequence[str] = ()
+    """Words to type beside `resume=` where it ended early."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
     verification: str | None = None
@@ -155,7 +158,7 @@ def is_gone(status: Status) -> bool:
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
     path = run_dir.absolute()
-    resume = shlex.quote(f"resume={path}")
+    go_on = f"go on with: {go_on_command(path, status.go_on)}"
     lines = [
         str(path),
         format_progress(
@@ -165,13 +168,13 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     if is_gone(status):
         at = f" at {status.clip_id}" if status.clip_id else ""
         lines.append(f"interrupted{at}: process {status.pid} is gone, without a last word")
-        lines.append(f"go on with: hv15-batch {resume}")
+        lines.append(go_on)
     elif status.state in ACTIVE_STATES:
         lines += _active_lines(status, now)
     else:
         lines.append(_format_end(status))
         if status.state != "done":
-            lines.append(f"go on with: hv15-batch {resume}")
+            lines.append(go_on)
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
         if status.verification:
@@ -231,8 +234,8 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     folder = shlex.quote(str(run_dir.path))
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:
-        resume = shlex.quote(f"resume={run_dir.path}")
-        rest = "the run goes on" if is_active else f"no run is at work: hv15-batch {resume}"
+        command = go_on_command(run_dir.path, status.go_on)
+        rest = "the run goes on" if is_active else f"no run is at work: {command}"
         return f"no longer paused; {rest}"
     when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
     return f"{when}; to go on: hv15-batch status {folder} --unpause"

@@ -7,13 +7,15 @@ hangs shows an old `last_event_at`, a process that was stopped or lost an old `u
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.rundir import publish_json, utc_now
+from hv15_batch.rundir import overwrite_json, publish_json, utc_now
 
 LEAST_SECONDS = 1.0
 """Steps and tiny clips come faster than anyone reads: it is not written more often."""
@@ -66,7 +68,7 @@ class StatusFile:
         self._thread.join(_JOIN_SECONDS)
         if self._file_lock.acquire(timeout=_JOIN_SECONDS):
             try:
-                self._write()
+                self._write(is_last=True)
             finally:
                 self._file_lock.release()
 
@@ -85,10 +87,31 @@ class StatusFile:
                 self._write()
             self._closed.wait(LEAST_SECONDS)
 
-    def _write(self) -> None:
+    def _write(self, is_last: bool = False) -> None:
         values = self.snapshot() | {"updated_at": _now()}
         with suppress(OSError):  # a full disk stops the run where clips and log are written
-            publish_json(self._path, values)
+            try:
+                publish_json(self._path, values)
+            except OSError:
+                if is_last:
+                    overwrite_json(self._path, values)
+                raise
+
+
+def settle(path: Path, total: int) -> None:
+    """Let status.json say that every clip is done, as was found without a run, where it does not.
+
+    What a run that was killed has left there, or one that rendered some again, would stay for good.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {"pid": os.getpid(), "suspect": 0}
+    found = {"state": "done", "total": total, "done": total}
+    if any(known.get(name) != value for name, value in found.items()):
+        ended = {"failed": 0, "message": "", "go_on": [], "goes_on_at": None, "clip_id": None}
+        with suppress(OSError):
+            publish_json(path, {**known, **found, **ended, "updated_at": _now()})
 
 
 def _now() -> str:

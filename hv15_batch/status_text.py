@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,6 +59,16 @@ def format_eta(status: Status, now: datetime) -> str:
         text += f", 90 % sure by {late:{day}%H:%M}"
     basis = ETA_WORDS.get(status.eta_basis or "")
     return f"{text}\n  ({basis})" if basis else text
+
+
+def go_on_command(run_dir: Path, words: Sequence[str] = ()) -> str:
+    """Return what to type to go on with a run, quoted for a shell.
+
+    Args:
+        run_dir: Where it is.
+        words: What its command was about; see `go_on.GoOn`.
+    """
+    return " ".join(["hv15-batch", *map(shlex.quote, [f"resume={run_dir}", *words])])
 
 
 def format_health(status: Status) -> str:

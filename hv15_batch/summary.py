@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 
 from hv15_batch.config import Config
-from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT
+from hv15_batch.go_on import GoOn
 from hv15_batch.manifest import Manifest
 from hv15_batch.outcome import Outcome
 from hv15_batch.plan import PlannedClip
+from hv15_batch.prepare import Planned, Prepared
 from hv15_batch.progress import format_error
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import RunDir, sha256_of_file
+from hv15_batch.status_text import go_on_command
 from hv15_batch.timings import clip_seconds, is_denoised_here
 
 MAX_SHOWN_FAILURES = 5
 
 
-def headline(run_dir: RunDir, clips: Sequence[PlannedClip]) -> str:
+def headline(run_dir: RunDir, planned: Planned) -> str:
     """Return the first line of a run: where, and `new` or how many of all clips are done."""
-    if not run_dir.run_ids():
+    if not run_dir.run_ids() and not planned.num_done:
         return f"{run_dir.path}: new"
-    return f"{run_dir.path}: {sum(p.has_result for p in clips)} of {len(clips)} done"
+    if planned.repetitions is not None:
+        total = planned.repetitions.num_clips * planned.repetitions.num_repeats
+        return f"{run_dir.path}: {planned.num_done} of {total} repetitions measured"
+    return f"{run_dir.path}: {planned.num_done} of {planned.num_total} done"
 
 
 def nothing_to_do(
@@ -38,8 +43,9 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(run_dir: RunDir, manifest: Manifest, outcome: Outcome) -> Iterator[str]:
-    """Yield the lines that end a run."""
+def closing_lines(prepared: Prepared, outcome: Outcome, go_on: GoOn) -> Iterator[str]:
+    """Yield the lines that end a run; `go_on` knows what is left of it."""
+    run_dir, manifest = prepared.run_dir, prepared.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
     yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
     for record in failed[:MAX_SHOWN_FAILURES]:
@@ -47,8 +53,9 @@ def closing_lines(run_dir: RunDir, manifest: Manifest, outcome: Outcome) -> Iter
     if len(failed) > MAX_SHOWN_FAILURES:
         yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
     if outcome.exit_code != EXIT_OK:
-        resume = shlex.quote(f"resume={run_dir.path}")
-        yield f"{outcome.message}; go on with: hv15-batch {resume}"
+        yield f"{outcome.message}; go on with: {go_on_command(run_dir.path, go_on.words)}"
+        if prepared.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
+            yield "That is this job alone; the same command again goes on with the whole sweep."
     if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
         yield (
             f"{manifest.path.name} has changed since the start; run again to render what is new "
@@ -60,7 +67,12 @@ def closing_lines(run_dir: RunDir, manifest: Manifest, outcome: Outcome) -> Iter
 
 def _counts(records: Sequence[ClipRecord], failed: int) -> str:
     suspect = sum(r.status == SUSPECT for r in records)
-    parts = [f"{len(records) - failed} clips rendered", f"{failed} failed", f"{suspect} suspect"]
+    rendered = len(records) - failed
+    parts = [
+        f"{rendered} clip{'' if rendered == 1 else 's'} rendered",
+        f"{failed} failed",
+        f"{suspect} suspect",
+    ]
     seconds = median_warm_seconds(records)
     if seconds is not None:
         parts.append(f"{seconds:.1f} s per warm clip (median)")

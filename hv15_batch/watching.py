@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hv15_batch.eta import EtaEstimator
 from hv15_batch.forecast import Forecast, make_forecast
+from hv15_batch.go_on import GoOn
 from hv15_batch.machine import Machine
 from hv15_batch.notices import Notices
 from hv15_batch.notify import Notifier, parse_command
@@ -27,6 +28,8 @@ def start_watching(
         run_id,
         planned.num_total,
         planned.num_done,
+        again=planned.again,
+        go_on=GoOn(prepared.config, planned.todo),
         eta=EtaEstimator(planned.todo, forecast),
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
     )

@@ -219,6 +219,7 @@ class Project:
         make_executor: Callable[[ExecutorSpec], Any] = FakeExecutor,
         typed: tuple[str, ...] = (),
         clock: Clock | None = None,
+        sweep: str | None = None,
         **changes: Any,
     ) -> int:
         """Run in this process, with the fake renderer unless told otherwise."""
@@ -226,7 +227,7 @@ class Project:
 
         self.said.clear()
         config = self.config(**changes)
-        return session.run(config, typed, None, self.said.append, make_executor, clock=clock)
+        return session.run(config, typed, sweep, self.said.append, make_executor, clock=clock)
 
     def did(self) -> list[str]:
         """Return and forget what the fake renderer was made to do, encoding left out."""

@@ -426,6 +426,18 @@ def test_missing_weights_offline_are_refused_and_prefetch_named(
     )
 
 
+def test_a_dry_run_offline_says_that_missing_weights_would_be_refused(
+    command: Command, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    answer = command("prompts.csv", "model=480p_t2v", "--dry-run")
+
+    assert answer.code == 0
+    assert "A run would be refused: the weights of model=480p_t2v are not complete" in answer.out
+    assert "HF_HUB_OFFLINE=0 hv15-batch prefetch model=480p_t2v" in answer.out
+
+
 def test_a_dry_run_where_nothing_can_be_written_says_so(command: Command, prompts: Path) -> None:
     answer = command("prompts.csv", "model=tiny_t2v", "run_dir=/proc/self/run", "--dry-run")
 

@@ -127,6 +127,8 @@ def test_typed_values_that_some_rows_beat_are_counted_and_those_that_all_beat_re
     with pytest.raises(ConfigError) as caught:
         check_typed_sampling(manifest, config, ["seeds"])
     assert str(caught.value).endswith("to replace them all use override.seeds=3.")
+    replaced = replace(config, override=SamplingConfig(seeds=4, fps=30.0))
+    assert check_typed_sampling(manifest, replaced, ["fps", "seeds"]) == {}
 
 
 # -- recipes and duplicates -------------------------------------------------------------------

@@ -270,6 +270,16 @@ def test_a_place_with_a_used_up_quota_or_that_cannot_be_written_is_refused(
     assert not project.run_dir.path.exists()
 
 
+def test_a_full_disk_is_no_reason_for_another_folder(
+    project: Project, refusing: Callable[[Path, int], None]
+) -> None:
+    refusing(project.folder, errno.ENOSPC)
+
+    assert refusal(project) == (
+        f"run_dir={project.run_dir.path}: its disk is full; free some space, then run again."
+    )
+
+
 def test_one_folder_of_a_run_that_cannot_be_written_is_named(
     project: Project, refusing: Callable[[Path, int], None]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from hv15_batch import session, supervisor
 from hv15_batch.config import RetryConfig
 from hv15_batch.executor import Died, Event, Finished, Job, Note
 from hv15_batch.machine import Gpu, read_machine
+from hv15_batch.rundir import utc_now
 from hv15_batch.runlog import RunLog
+from hv15_batch.status import format_status, read_status
 
 
 @pytest.fixture
@@ -95,6 +98,64 @@ def test_a_termination_stops_at_once_with_143(project: Project) -> None:
     assert project.records()[-1]["error_type"] == "SIGTERM"
     row = next(row for row in project.plan() if row["row_id"] == "dog")
     assert (row["state"], row["reason"]) == ("retry", "interrupted before: SIGTERM")
+
+
+def test_a_closed_terminal_ends_a_run_as_a_termination_does_and_is_named(project: Project) -> None:
+    assert project.run(signalled(signal.SIGHUP)) == 143
+
+    assert project.records()[-1]["error_type"] == "SIGHUP"
+    assert project.said[2].startswith("interrupted by SIGHUP; go on with: ")
+
+
+def test_under_nohup_the_terminal_may_close(project: Project) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert project.run(signalled(signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({}, ""),
+        ({"only": "dog,owl"}, " only=dog,owl"),
+        ({"limit": 2}, " limit=1"),
+        ({"force": True}, " force=true only=dog,owl"),
+        ({"force": True, "limit": 2}, " force=true only=dog"),
+    ],
+)
+def test_what_is_said_to_go_on_with_does_what_is_left_and_no_more(
+    project: Project, changes: dict[str, Any], left: str
+) -> None:
+    if "force" in changes:
+        project.run()
+
+    assert project.run(signalled(signal.SIGTERM), **changes) == 143
+
+    command = f"hv15-batch resume={project.run_dir.path}{left}"
+    assert f"interrupted by SIGTERM; go on with: {command}" in project.said
+    assert f"go on with: {command}" in format_status(
+        project.run_dir.path, read_status(project.run_dir.path), utc_now()
+    )
+    assert html.escape(command) in project.run_dir.page.read_text(encoding="utf-8")
+
+
+def test_of_a_sweep_the_other_jobs_are_named_too(project: Project) -> None:
+    assert project.run(signalled(signal.SIGTERM), sweep="resident") == 143
+
+    assert project.said[3] == (
+        "That is this job alone; the same command again goes on with the whole sweep."
+    )
+
+
+def test_a_clip_that_was_forced_and_interrupted_is_done_no_more(project: Project) -> None:
+    project.run()
+
+    project.run(signalled(signal.SIGTERM), force=True)
+
+    assert read_status(project.run_dir.path).done == 2
 
 
 def test_an_interrupt_while_texts_are_encoded_stops_at_once(project: Project) -> None:

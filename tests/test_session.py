@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from hv15_batch.config import (
     Weights,
 )
 from hv15_batch.executor import Job
+from hv15_batch.records import ClipRecord, asked_record
 from hv15_batch.stored_settings import latest_settings, read_settings
 
 
@@ -74,6 +76,54 @@ def test_a_second_run_says_that_nothing_is_to_do_and_does_nothing(project: Proje
     assert project.did() == []
     assert project.records() == records
     assert len(project.run_dir.run_ids()) == 1
+
+
+def status(project: Project) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
+    return found
+
+
+def test_forcing_some_clips_again_does_not_undo_the_others(project: Project) -> None:
+    project.run()
+
+    project.run(force=True, limit=1)
+
+    assert project.said[0] == f"{project.run_dir.path}: 2 of 2 done"
+    assert (status(project)["done"], status(project)["total"]) == (2, 2)
+
+
+def test_a_forced_clip_that_fails_is_done_no_more(project: Project) -> None:
+    project.run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeRenderer, "_finish", lambda self, job, words, columns: failed_record(job))
+        project.run(force=True, limit=1)
+
+    assert (status(project)["done"], status(project)["failed"]) == (1, 1)
+
+
+def failed_record(job: Job) -> ClipRecord:
+    known = {"status": "failed", "attempt": job.attempt, "error_type": "RuntimeError"}
+    return asked_record(job.clip, **known)
+
+
+def test_a_run_that_finds_everything_done_puts_the_status_right(project: Project) -> None:
+    project.run()
+    stale = status(project) | {"state": "rendering", "done": 1, "pid": 2**22 + 1}
+    project.run_dir.status.write_text(json.dumps(stale), encoding="utf-8")
+
+    project.run()
+
+    assert (status(project)["state"], status(project)["done"]) == ("done", 2)
+
+
+def test_all_done_is_not_called_new_where_the_runs_are_deleted(project: Project) -> None:
+    project.run()
+    shutil.rmtree(project.run_dir.path / "runs")
+
+    project.run()
+
+    assert project.said[0] == f"{project.run_dir.path}: 2 of 2 done"
 
 
 def test_the_summary_counts_clips_and_names_page_and_folder(
@@ -543,7 +593,7 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     assert project.run() == 4
 
     assert [r["row_id"] for r in project.records()] == ["cat"]
-    assert project.said[1] == "stopped: 1 clips rendered, 0 failed, 0 suspect, " + (
+    assert project.said[1] == "stopped: 1 clip rendered, 0 failed, 0 suspect, " + (
         "0.2 s per warm clip (median)"
     )
     assert re.fullmatch(

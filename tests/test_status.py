@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -299,6 +300,36 @@ def test_what_progress_writes_is_what_status_reads(tmp_path: Path) -> None:
     status = read_status(tmp_path)
     assert (status.state, status.total, status.done) == ("stopped", 4, 1)
     assert (status.message, status.pid, status.run_id) == ("disk full", os.getpid(), "r1")
+
+
+def test_the_last_word_is_kept_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(tmp_path / "status.json", "r1", total=4, done=1)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(status_file, "publish_json", full)
+    progress.end("stopped", "disk full")
+
+    assert (read_status(tmp_path).state, read_status(tmp_path).message) == ("stopped", "disk full")
+
+
+def test_a_clip_from_saved_latents_shows_what_that_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(tmp_path / "status.json", "r1", total=1, done=0)
+    record = ClipRecord(
+        clip_id="a", status="ok", attempt=2, denoise_attempt=1, total_seconds=400.0,
+        denoise_seconds=384.0, is_cold=False,
+    )  # fmt: skip
+
+    progress.finished_clip(record, 1, 1)
+    progress.end("done")
+
+    assert "[1/1] a 16.0 s\n" in capsys.readouterr().out
+    assert read_status(tmp_path).seconds_per_clip is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,9 +11,9 @@ from hv15_batch.benchmark import Progress
 from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report.read import FILE_MISSING, RunData
 from hv15_batch.status import ACTIVE_STATES, Status, is_gone
-from hv15_batch.status_text import format_duration, parse_time
+from hv15_batch.status_text import format_duration, go_on_command, parse_time
 
-_REDUNDANT_END = "clips failed"
+_REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
 """The message of a run that ended with failures; the line has counted them already."""
 
 
@@ -41,8 +41,9 @@ def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
         parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
         if not is_active and _brief(run.status.message or "") != run.status.message:
             detail = run.status.message or None
-    is_over = is_active or is_public or is_complete
-    command = None if is_over else f"hv15-batch {shlex.quote(f'resume={run.directory.path}')}"
+    words = () if run.status is None or run.status.state == "done" else run.status.go_on
+    is_over = is_active or is_public or (is_complete and not words)
+    command = None if is_over else go_on_command(run.directory.path, words)
     return Headline(", ".join(parts), command, detail)
 
 
@@ -84,7 +85,7 @@ def _ended(status: Status, now: datetime) -> str:
         return f"interrupted {when}: its process is gone, without a last word"
     message = status.message or ""
     # In public there is no message.
-    if status.state == "failed" and (not message or message.endswith(_REDUNDANT_END)):
+    if status.state == "failed" and (not message or _REDUNDANT_END.fullmatch(message)):
         return f"ended {when}"
     message = _brief(message.removeprefix(status.state).lstrip(" :"))
     return f"{status.state} {when}: {message}" if message else f"{status.state} {when}"
