@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_fakes import Project
@@ -13,7 +14,7 @@ from hv15_batch.prepare import plan_against_log, prepare
 from hv15_batch.records import ClipRecord
 
 
-def go_on(project: Project, **changes: object) -> GoOn:
+def go_on(project: Project, **changes: Any) -> GoOn:
     prepared = prepare(project.config(**changes), (), None)
     return GoOn(prepared.config, plan_against_log(prepared).todo)
 
@@ -38,7 +39,9 @@ def test_a_benchmark_keeps_its_limit_since_it_skips_what_is_measured(project: Pr
 
 def test_a_clip_that_failed_is_left(project: Project) -> None:
     found = go_on(project, only="row0")
-    clip_id = next(iter(found._left))[0]
+    (clip_id,) = (
+        c.clip_id for c in prepare(project.config(), (), None).clips if c.row_id == "row0"
+    )
 
     found.finished(ClipRecord(clip_id=clip_id, status="failed"))
     assert found.words == ["only=row0"]

@@ -506,6 +506,16 @@ def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path:
     assert '<td data-label="meets">8-bit only</td>' in table
 
 
+def test_what_is_not_comparable_is_scaled_in_sight_and_the_reasons_are_folded(
+    tmp_path: Path,
+) -> None:
+    html, _ = build(make_run(tmp_path, [reproducing("a", gpu_name="NVIDIA H200")]))
+
+    table = html[html.index('class="references"') :]
+    assert "Scaled to the figure's card and settings: " in table
+    assert re.search(r"<summary>\d+ more to know: what differs, what to do</summary>", table)
+
+
 def test_five_frames_reproduce_nothing_on_the_page(tmp_path: Path) -> None:
     html, _ = build(make_run(tmp_path, [reproducing("a", num_frames=5, total_seconds=4.0)]))
 

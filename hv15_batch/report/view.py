@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.config import conf_dir
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
-from hv15_batch.reference_check import MET, compare_with_references
+from hv15_batch.reference_check import MET, ReferenceVerdict, compare_with_references
 from hv15_batch.reference_costs import Feasibility
 from hv15_batch.reference_text import (
     COMBINATION_HEAD,
@@ -19,6 +19,7 @@ from hv15_batch.reference_text import (
     format_combination,
     format_implied,
     format_measured,
+    format_scaled,
     format_utilisation,
     sentences,
 )
@@ -98,6 +99,8 @@ class ReferenceRow:
     combination: str
     """With which settings that the source does not state; empty where not comparable."""
     measured: str
+    scaled: str
+    """To the figure's card and settings, by work; empty where that is not needed or not known."""
     utilisation: str
     """Of the card here while it denoised."""
     implied: str
@@ -187,6 +190,7 @@ def _references(run: RunData) -> list[ReferenceRow]:
             verdict=v.verdict.value,
             combination=format_combination(v.best),
             measured=format_measured(v.best),
+            scaled=_scaled(v),
             utilisation=format_utilisation(v.best),
             implied=format_implied(v.combinations),
             why=sentences(v),
@@ -198,6 +202,11 @@ def _references(run: RunData) -> list[ReferenceRow]:
         )
         for v in sorted(verdicts, key=lambda v: v.verdict not in MET)
     ]
+
+
+def _scaled(verdict: ReferenceVerdict) -> str:
+    best = None if verdict.verdict in MET else verdict.best
+    return "" if best is None or best.scaled is None else format_scaled(best)
 
 
 def _figures(
