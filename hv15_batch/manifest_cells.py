@@ -43,17 +43,26 @@ Parsed = TypeVar("Parsed")
 
 
 class Faults:
-    """Everything that is wrong with one manifest, in the order in which it was found."""
+    """Everything that is wrong with one manifest."""
 
     def __init__(self, manifest: str) -> None:
         self.manifest = manifest
         """Path of the manifest as the user typed it."""
-        self.messages: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._found)
+
+    @property
+    def messages(self) -> list[str]:
+        """One for each fault, in the order of lines, and within one as they were found."""
+        return [message for _, message in sorted(self._found, key=lambda found: found[0])]
 
     def add(self, line: int, column: str, value: Any, rule: str) -> None:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
         message = f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}."
-        self.messages.append("".join(map(_printable, message)))
+        self._found.append((line, "".join(map(_printable, message))))
 
     def try_cell(
         self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]

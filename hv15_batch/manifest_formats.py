@@ -31,6 +31,11 @@ MAX_INTEGER_DIGITS = 100
 
 PARQUET_BATCH_ROWS = 1_024
 
+ARRAY_RULE = (
+    "JSON Lines has one object on each line, and this file is a JSON array; write one object on "
+    "each line, without the list and the commas around them"
+)
+
 
 class RecordReader:
     """Iterates once over the records of a manifest and hashes its bytes on the way."""
@@ -83,10 +88,15 @@ def _read_json_lines(lines: Lines, faults: Faults) -> Iterator[Record]:
         object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant, parse_int=_bounded_int
     )
     unknown: set[str] = set()
+    is_first = True
     for line in lines:
         text = line.strip()
         if not text:
             continue
+        if is_first and text.startswith("["):
+            faults.add(lines.number, "line", text, ARRAY_RULE)
+            raise Unreadable
+        is_first = False
         try:
             record = decoder.decode(text)
             if not isinstance(record, dict):
@@ -96,8 +106,6 @@ def _read_json_lines(lines: Lines, faults: Faults) -> Iterator[Record]:
                 )
         except (ValueError, RecursionError) as error:
             faults.add(lines.number, "line", text, _json_rule(error))
-            if text.startswith("["):
-                raise Unreadable from error  # one list over many lines: one fault says it
             continue
         for name in record:
             if not (is_known_column(name) or is_index_column(name) or name in unknown):

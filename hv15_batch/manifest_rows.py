@@ -80,6 +80,11 @@ class RowReader:
         self._num_clips = 0
         self._accepted: dict[tuple[str, str] | None, Any] = {}
 
+    @property
+    def has_too_many_clips(self) -> bool:
+        """Whether the rows so far make more than `MAX_CLIPS`: then seeds are no longer read."""
+        return self._num_clips > MAX_CLIPS
+
     def read(self, index: int, record: Record) -> Row:
         """Return the row; a refused cell is noted as a fault and reads as None."""
         prompt = self._prompt(record)
@@ -132,11 +137,11 @@ class RowReader:
         return given
 
     def _seeds(self, record: Record) -> tuple[int, ...] | None:
-        if self._num_clips > MAX_CLIPS:
+        if self.has_too_many_clips:
             return None
         seeds = self._cell(record, "seed", parse_seeds)
         self._num_clips += len(seeds) if seeds else 1
-        if self._num_clips > MAX_CLIPS:
+        if self.has_too_many_clips:
             rule = f"a manifest makes at most {MAX_CLIPS:,} clips, and here they are more"
             self._faults.add(
                 record.line, "seed", record.cells.get("seed"), f"{rule}; split it into several"

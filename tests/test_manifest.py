@@ -683,8 +683,16 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "JSON list": (
         "p.jsonl", '[\n{"prompt": "a"}\n]\n',
-        ("p.jsonl:1: line=[: a line is one JSON object, and this one breaks at character 2 "
-         "(Expecting value); correct it.",),
+        ("p.jsonl:1: line=[: JSON Lines has one object on each line, and this file is a JSON "
+         "array; write one object on each line, without the list and the commas around them.",),
+    ),
+    "JSON lists on later lines": (
+        "p.jsonl", '{"prompt": "a"}\n[1]\n[\n{"prompt": 7}\n',
+        ('p.jsonl:2: line=[1]: a line is one JSON object, such as {"prompt": "a cat"}, and here is '
+         "something else; write one object on each line, without a list around them.",
+         "p.jsonl:3: line=[: a line is one JSON object, and this one breaks at character 2 "
+         "(Expecting value); correct it.",
+         "p.jsonl:4: prompt=7: must be text; put it in quotation marks."),
     ),
     "JSON line without an object": (
         "p.jsonl", '"a cat"\n',
