@@ -323,6 +323,24 @@ def test_a_clip_beside_a_finished_one_of_the_same_row_is_new_not_changed(
     assert [p.state for p in planned(tmp_path, clips, record)] == [State.done, State.new]
 
 
+def test_a_changed_clip_is_compared_with_the_earlier_one_that_differs_least(
+    tmp_path: Path,
+) -> None:
+    (own,) = clips_of(tmp_path, "id,prompt", "cat,a cat")
+    (other,) = clips_of(tmp_path, "id,prompt,fps,num_frames", "cat,a cat,12,5")
+    (newest,) = clips_of(tmp_path, "id,prompt,fps", "cat,a black cat,30")
+    records = [logged(clip, tmp_path) for clip in (own, other, newest)]
+
+    def reason(**changes: Any) -> str:
+        clips = clips_of(tmp_path, "id,prompt", "cat,a cat", **changes)
+        (found,) = planned(tmp_path, clips, *records)
+        assert found.state is State.changed
+        return found.reason
+
+    assert reason(video=VideoConfig(crf=30)) == "video.* changed"
+    assert reason(override=SamplingConfig(fps=30.0)) == "prompt 'a black cat' -> 'a cat'"
+
+
 def test_a_difference_that_the_log_does_not_show_is_still_named(tmp_path: Path) -> None:
     (clip,) = clips_of(tmp_path, "id,prompt", "cat,a cat")
     record = logged(clip, tmp_path)
