@@ -52,7 +52,10 @@ class ClipRecord:
     clip_id: str | None = _column("name of the clip")
     row_id: str | None = _column("name of the manifest row")
     row_index: int | None = _column("place of the row in the manifest, from 0")
-    attempt: int | None = _column("attempts at these settings so far, this one included")
+    attempt: int | None = _column(
+        "attempts at these settings so far, this one included; other renderings of a benchmark do "
+        "not count"
+    )
     repeat: int | None = _column("benchmark repetition, from 1; 0 is a warm-up; null outside")
     settings_sha256: str | None = _column("hash of everything asked")
     denoise_sha256: str | None = _column("the same less fps and video settings")
