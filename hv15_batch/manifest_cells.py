@@ -129,7 +129,9 @@ def parse_text(value: Any) -> str:
         ValueError: It is not text, holds a NUL or half a surrogate pair, or is too long.
     """
     if not isinstance(value, str):
-        raise ValueError("must be text; put it in quotation marks")
+        raise ValueError(
+            "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
+        )
     if len(value) > MAX_CELL_CHARACTERS:
         raise ValueError(
             f"a cell holds at most {MAX_CELL_CHARACTERS:,} characters and this one "

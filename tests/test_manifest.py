@@ -60,6 +60,7 @@ UTF8 = 'save it as UTF-8 (in a spreadsheet: "CSV UTF-8")'
 TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
 LABEL = "or begin it with tag_ if it is a label of your own"
+TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
 WHOLE = "must be a whole number of 1 or more; write it in digits"
 REAL = "must be a finite number; write it like 6 or 5.5"
 ID = (
@@ -692,7 +693,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
          "something else; write one object on each line, without a list around them.",
          "p.jsonl:3: line=[: a line is one JSON object, and this one breaks at character 2 "
          "(Expecting value); correct it.",
-         "p.jsonl:4: prompt=7: must be text; put it in quotation marks."),
+         f"p.jsonl:4: prompt=7: {TEXT}."),
     ),
     "JSON line without an object": (
         "p.jsonl", '"a cat"\n',
@@ -723,7 +724,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
         "p.jsonl",
         '{"prompt": 7, "num_frames": true, "fps": false, "tag_a": [1], "id": 1.5}\n'
         '{"prompt": "\\ud800", "seed": true, "negative_prompt": "a\\u0000b", "tag_b": {}}\n',
-        ("p.jsonl:1: prompt=7: must be text; put it in quotation marks.",
+        (f"p.jsonl:1: prompt=7: {TEXT}.",
          f"p.jsonl:1: id=1.5: {ID}.",
          f"p.jsonl:1: num_frames=true: {WHOLE}.",
          f"p.jsonl:1: fps=false: {REAL}.",
@@ -792,9 +793,9 @@ def test_parquet_faults_name_the_row() -> None:
         read_manifest(Path("p.parquet"), Task.t2v)
 
     assert caught.value.faults == (
-        "p.parquet:1: prompt=\"b'a'\": must be text; put it in quotation marks.",
+        f"p.parquet:1: prompt=\"b'a'\": {TEXT}.",
         f"p.parquet:1: num_frames=61.5: {WHOLE}.",
-        "p.parquet:2: prompt=\"b'b'\": must be text; put it in quotation marks.",
+        f"p.parquet:2: prompt=\"b'b'\": {TEXT}.",
         f"p.parquet:2: fps=NaN: {REAL}.",
     )
 
