@@ -177,18 +177,21 @@ def parse_id(value: Any) -> str:
     return text
 
 
-def parse_whole(value: Any) -> int:
-    """Return a whole number of 1 or more; `121.0`, as pandas writes it, is one.
+def parse_whole(value: Any, allowed: str = "a whole number of 1 or more", usual: int = 50) -> int:
+    """Return a whole number; `121.0`, as pandas writes it, is one.
+
+    Args:
+        value: The cell.
+        allowed: What the column takes, for the message: that is checked by the caller.
+        usual: An example of it.
 
     Raises:
         ValueError: It is anything else: a fraction, a boolean, `nan`, text.
     """
-    text = _number_text(value)
-    match = _WHOLE.fullmatch(text)
-    number = int(match[1] + match[2]) if match else 0
-    if number < 1:
-        raise ValueError("must be a whole number of 1 or more; write it in digits")
-    return number
+    match = _WHOLE.fullmatch(_number_text(value))
+    if not match:
+        raise ValueError(f"must be {allowed}; write it in digits, like {usual}")
+    return int(match[1] + match[2])
 
 
 def parse_real(value: Any) -> float:

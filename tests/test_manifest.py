@@ -61,7 +61,9 @@ TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
 LABEL = "or begin it with tag_ if it is a label of your own"
 TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
-WHOLE = "must be a whole number of 1 or more; write it in digits"
+SIDE = "must be a multiple of 16; write it in digits, like 480"
+FRAMES = "must be 4n+1; write it in digits, like 121"
+STEPS = "must be a whole number of 1 or more; write it in digits, like 50"
 REAL = "must be a finite number; write it like 6 or 5.5"
 ID = (
     "an id is 1 to 64 of A-Z a-z 0-9 . _ -; use only these, "
@@ -620,17 +622,18 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "sizes": (
         "p.csv", "prompt,height,width\na,490,848\nb,-480,0\nc,480,x\n",
         ("p.csv:2: height=490: must be a multiple of 16; nearest are 480 and 496.",
-         f"p.csv:3: height=-480: {WHOLE}.",
-         f"p.csv:3: width=0: {WHOLE}.",
-         f"p.csv:4: width=x: {WHOLE}."),
+         "p.csv:3: height=-480: must be a multiple of 16; the least is 16.",
+         "p.csv:3: width=0: must be a multiple of 16; the least is 16.",
+         f"p.csv:4: width=x: {SIDE}."),
     ),
     "frames and steps": (
         "p.csv", "prompt,num_frames,num_inference_steps\na,120,50\nb,121.5,0\nc,nan,1e3\n",
         ("p.csv:2: num_frames=120: must be 4n+1; nearest are 117 and 121.",
-         f"p.csv:3: num_frames=121.5: {WHOLE}.",
-         f"p.csv:3: num_inference_steps=0: {WHOLE}.",
-         f"p.csv:4: num_frames=nan: {WHOLE}.",
-         f"p.csv:4: num_inference_steps=1e3: {WHOLE}."),
+         f"p.csv:3: num_frames=121.5: {FRAMES}.",
+         "p.csv:3: num_inference_steps=0: must be 1 to 1000; 50 is usual, 8 or 12 for "
+         "step-distilled models.",
+         f"p.csv:4: num_frames=nan: {FRAMES}.",
+         f"p.csv:4: num_inference_steps=1e3: {STEPS}."),
     ),
     "numbers": (
         "p.csv", 'prompt,guidance_scale,flow_shift,fps\na,nan,inf,-inf\nb,"6,5",six,1e999\n',
@@ -726,7 +729,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
         '{"prompt": "\\ud800", "seed": true, "negative_prompt": "a\\u0000b", "tag_b": {}}\n',
         (f"p.jsonl:1: prompt=7: {TEXT}.",
          f"p.jsonl:1: id=1.5: {ID}.",
-         f"p.jsonl:1: num_frames=true: {WHOLE}.",
+         f"p.jsonl:1: num_frames=true: {FRAMES}.",
          f"p.jsonl:1: fps=false: {REAL}.",
          "p.jsonl:1: tag_a=[1]: a label is a single value; write it as text.",
          "p.jsonl:2: prompt='\\ud800': text must be valid Unicode, and character 1 is half of a "
@@ -794,7 +797,7 @@ def test_parquet_faults_name_the_row() -> None:
 
     assert caught.value.faults == (
         f"p.parquet:1: prompt=\"b'a'\": {TEXT}.",
-        f"p.parquet:1: num_frames=61.5: {WHOLE}.",
+        f"p.parquet:1: num_frames=61.5: {FRAMES}.",
         f"p.parquet:2: prompt=\"b'b'\": {TEXT}.",
         f"p.parquet:2: fps=NaN: {REAL}.",
     )
