@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hv15_batch.manifest_cells import Faults, format_value
 from hv15_batch.manifest_columns import (
@@ -22,6 +22,9 @@ from hv15_batch.manifest_columns import (
 )
 from hv15_batch.manifest_csv import read_csv
 from hv15_batch.manifest_lines import LINE_END_RULE, Lines
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Suffixes of manifests, in lower case; upper case is accepted."""
@@ -160,10 +163,29 @@ def _read_parquet(file: IO[bytes], faults: Faults) -> Iterator[Record]:
         columns = check_header(1, parquet.schema_arrow.names, faults)
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS):
             # By place: a name may come twice, which is a fault already noted.
-            for cells in batch.select([place for place, _ in columns]).to_pylist():
+            chosen = batch.select([place for place, _ in columns])
+            for cells in _with_shortest_decimals(chosen).to_pylist():
                 row += 1
                 yield Record(row, cells)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         rule = f"a whole Parquet file can be read, and this one breaks after row {row} ({reason})"
         faults.add(row + 1, "file", Path(faults.manifest).name, f"{rule}; write it again")
+
+
+def _with_shortest_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with 23.976 where a narrow float column has 23.97599983215332.
+
+    Both are the same float32, and 23.976 is what was written and what a CSV would hold.
+    """
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_float16(field.type) or pa.types.is_float32(field.type):
+            narrow = field.type.to_pandas_dtype()
+            values = [
+                v if v is None or v.is_integer() else float(str(narrow(v)))
+                for v in batch.column(place).to_pylist()
+            ]
+            batch = batch.set_column(place, field.name, pa.array(values, pa.float64()))
+    return batch

@@ -782,6 +782,26 @@ def test_every_fault_says_place_value_rule_and_action_on_one_printable_line(case
         fault.encode()
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_a_narrow_float_in_parquet_is_the_number_that_was_written(kind: pa.DataType) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b"],
+            "fps": pa.array([23.98, None], kind),
+            "guidance_scale": pa.array([1.1, 6.0], kind),
+            "num_frames": pa.array([121.0, 5.0], kind),
+            "tag_lens": pa.array([0.1, None], kind),
+        }
+    )
+    pq.write_table(table, "p.parquet")
+
+    first, second = read_manifest(Path("p.parquet"), Task.t2v).rows
+
+    assert (first.fps, first.guidance_scale, first.num_frames) == (23.98, 1.1, 121)
+    assert (second.fps, second.guidance_scale, second.num_frames) == (None, 6.0, 5)
+    assert first.tags == {"tag_lens": "0.1"}
+
+
 def test_parquet_faults_name_the_row() -> None:
     table = pa.table(
         {
