@@ -90,7 +90,9 @@ class ClipRecord:
     offload: str | None = _column("offload profile", source=LIVE)
     vae_tile_size: int | None = _column("edge of a decode tile; null when untiled", "pixel", LIVE)
     decode_device: str | None = _column("device of the VAE while decoding", source=LIVE)
-    num_text_tokens: int | None = _column("valid prompt tokens", source=LIVE)
+    num_text_tokens: int | None = _column(
+        "valid tokens of the prompt and of the chat template behind it", source=LIVE
+    )
     num_glyph_tokens: int | None = _column("valid ByT5 tokens of quoted text", source=LIVE)
     num_video_tokens: int | None = _column("latent frames x height/16 x width/16", source=LIVE)
     # time
