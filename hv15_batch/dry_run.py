@@ -65,7 +65,10 @@ def print_dry_run(
 def count_prompt_tokens(
     planned: Sequence[PlannedClip], checkpoint: Checkpoint
 ) -> dict[str, int] | None:
-    """Return tokens per prompt, or None when no tokenizer is on disk."""
+    """Return tokens per prompt, or None when no tokenizer is on disk.
+
+    The template's tail, which the log's `num_text_tokens` counts too, is left out.
+    """
     if checkpoint.folder is None:
         return None
     file = checkpoint.folder / "tokenizer" / "tokenizer.json"
@@ -186,7 +189,7 @@ def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
     tokens = count_prompt_tokens(planned, checkpoint)
     if tokens is None:
         return "Tokens: counted once the tokenizer is on disk"
-    line = f"Tokens: at most {max(tokens.values())} in a prompt"
+    line = f"Tokens: at most {max(tokens.values())} in a prompt, the chat template's left out"
     limit = MAX_PROMPT_TOKENS - TEMPLATE_TAIL_TOKENS
     long = [p.clip for p in planned if tokens[p.clip.settings.prompt] > limit]
     if not long:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import HunyuanVideo15ImageToVideoPipeline as StockPipeline
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.rundir import publishing
@@ -212,7 +212,8 @@ class EmbeddingCache:
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
         self.folder.mkdir(exist_ok=True)
         with publishing(self._path(key)) as temporary:
-            save_file(tensors, temporary, metadata)
+            # Not save_file, whose files only their owner may read.
+            temporary.write_bytes(save(tensors, metadata))
 
 
 def clip_texts(settings: ClipSettings) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hv15_batch.clip import Clip
 from hv15_batch.rundir import publishing
@@ -48,7 +48,8 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
         "denoise": json.dumps(denoised.columns),
     }
     with publishing(path) as temporary:
-        save_file({TENSOR: denoised.latents.contiguous()}, temporary, metadata)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save({TENSOR: denoised.latents.contiguous()}, metadata))
 
 
 def read_latents(path: Path, denoise_sha256: str) -> DenoisedClip | None:

@@ -27,6 +27,7 @@ __all__ = [
     "format_fault",
     "parse_seeds",
     "read_manifest",
+    "scan_manifest",
 ]
 
 MAX_FILE_BYTES = 1024**3
@@ -52,7 +53,7 @@ class ManifestError(ConfigError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest without faults."""
+    """A manifest's rows; after `scan_manifest` those that have no fault."""
 
     path: Path
     """Absolute."""
@@ -74,6 +75,18 @@ def read_manifest(path: Path, task: Task) -> Manifest:
         ConfigError: There is no such file, or it is no manifest at all.
         ManifestError: With all faults of all rows.
     """
+    manifest, faults = scan_manifest(path, task)
+    if faults:
+        raise ManifestError(faults.messages)
+    return manifest
+
+
+def scan_manifest(path: Path, task: Task) -> tuple[Manifest, Faults]:
+    """Return what `read_manifest` does, of the good rows only, and the faults of the others.
+
+    Raises:
+        ConfigError: There is no such file, or it is no manifest at all.
+    """
     _check_file(path)
     absolute = Path(os.path.abspath(path))
     faults = Faults(str(path))
@@ -88,15 +101,16 @@ def read_manifest(path: Path, task: Task) -> Manifest:
                 rule = f"a manifest has at most {MAX_ROWS:,} rows; split it into several"
                 faults.add(record.line, "rows", num_records, rule)
                 break
-            rows.append(reader.read(len(rows), record))
+            num_faults = len(faults)
+            row = reader.read(len(rows), record)
+            if len(faults) == num_faults and not reader.has_too_many_clips:
+                rows.append(row)
     except OSError as error:
         raise ConfigError(_unreadable(path, error)) from error
-    if not num_records and not faults.messages:
+    if not num_records and not faults:
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
-    if faults.messages:
-        raise ManifestError(faults.messages)
-    return Manifest(path=absolute, name=str(path), sha256=records.sha256, rows=tuple(rows))
+    return Manifest(absolute, str(path), records.sha256, tuple(rows)), faults
 
 
 def _check_file(path: Path) -> None:

@@ -43,17 +43,26 @@ Parsed = TypeVar("Parsed")
 
 
 class Faults:
-    """Everything that is wrong with one manifest, in the order in which it was found."""
+    """Everything that is wrong with one manifest."""
 
     def __init__(self, manifest: str) -> None:
         self.manifest = manifest
         """Path of the manifest as the user typed it."""
-        self.messages: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._found)
+
+    @property
+    def messages(self) -> list[str]:
+        """One for each fault, in the order of lines, and within one as they were found."""
+        return [message for _, message in sorted(self._found, key=lambda found: found[0])]
 
     def add(self, line: int, column: str, value: Any, rule: str) -> None:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
         message = f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}."
-        self.messages.append("".join(map(_printable, message)))
+        self._found.append((line, "".join(map(_printable, message))))
 
     def try_cell(
         self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]
@@ -120,7 +129,9 @@ def parse_text(value: Any) -> str:
         ValueError: It is not text, holds a NUL or half a surrogate pair, or is too long.
     """
     if not isinstance(value, str):
-        raise ValueError("must be text; put it in quotation marks")
+        raise ValueError(
+            "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
+        )
     if len(value) > MAX_CELL_CHARACTERS:
         raise ValueError(
             f"a cell holds at most {MAX_CELL_CHARACTERS:,} characters and this one "
@@ -166,18 +177,21 @@ def parse_id(value: Any) -> str:
     return text
 
 
-def parse_whole(value: Any) -> int:
-    """Return a whole number of 1 or more; `121.0`, as pandas writes it, is one.
+def parse_whole(value: Any, allowed: str = "a whole number of 1 or more", usual: int = 50) -> int:
+    """Return a whole number; `121.0`, as pandas writes it, is one.
+
+    Args:
+        value: The cell.
+        allowed: What the column takes, for the message: that is checked by the caller.
+        usual: An example of it.
 
     Raises:
         ValueError: It is anything else: a fraction, a boolean, `nan`, text.
     """
-    text = _number_text(value)
-    match = _WHOLE.fullmatch(text)
-    number = int(match[1] + match[2]) if match else 0
-    if number < 1:
-        raise ValueError("must be a whole number of 1 or more; write it in digits")
-    return number
+    match = _WHOLE.fullmatch(_number_text(value))
+    if not match:
+        raise ValueError(f"must be {allowed}; write it in digits, like {usual}")
+    return int(match[1] + match[2])
 
 
 def parse_real(value: Any) -> float:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hv15_batch.manifest_cells import Faults, format_value
 from hv15_batch.manifest_columns import (
@@ -23,6 +23,9 @@ from hv15_batch.manifest_columns import (
 from hv15_batch.manifest_csv import read_csv
 from hv15_batch.manifest_lines import LINE_END_RULE, Lines
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Suffixes of manifests, in lower case; upper case is accepted."""
 
@@ -30,6 +33,11 @@ MAX_INTEGER_DIGITS = 100
 """Longest integer taken from JSON: the time to read one grows with its square."""
 
 PARQUET_BATCH_ROWS = 1_024
+
+ARRAY_RULE = (
+    "JSON Lines has one object on each line, and this file is a JSON array; write one object on "
+    "each line, without the list and the commas around them"
+)
 
 
 class RecordReader:
@@ -83,10 +91,15 @@ def _read_json_lines(lines: Lines, faults: Faults) -> Iterator[Record]:
         object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant, parse_int=_bounded_int
     )
     unknown: set[str] = set()
+    is_first = True
     for line in lines:
         text = line.strip()
         if not text:
             continue
+        if is_first and text.startswith("["):
+            faults.add(lines.number, "line", text, ARRAY_RULE)
+            raise Unreadable
+        is_first = False
         try:
             record = decoder.decode(text)
             if not isinstance(record, dict):
@@ -96,8 +109,6 @@ def _read_json_lines(lines: Lines, faults: Faults) -> Iterator[Record]:
                 )
         except (ValueError, RecursionError) as error:
             faults.add(lines.number, "line", text, _json_rule(error))
-            if text.startswith("["):
-                raise Unreadable from error  # one list over many lines: one fault says it
             continue
         for name in record:
             if not (is_known_column(name) or is_index_column(name) or name in unknown):
@@ -152,10 +163,29 @@ def _read_parquet(file: IO[bytes], faults: Faults) -> Iterator[Record]:
         columns = check_header(1, parquet.schema_arrow.names, faults)
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS):
             # By place: a name may come twice, which is a fault already noted.
-            for cells in batch.select([place for place, _ in columns]).to_pylist():
+            chosen = batch.select([place for place, _ in columns])
+            for cells in _with_shortest_decimals(chosen).to_pylist():
                 row += 1
                 yield Record(row, cells)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         rule = f"a whole Parquet file can be read, and this one breaks after row {row} ({reason})"
         faults.add(row + 1, "file", Path(faults.manifest).name, f"{rule}; write it again")
+
+
+def _with_shortest_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with 23.976 where a narrow float column has 23.97599983215332.
+
+    Both are the same float32, and 23.976 is what was written and what a CSV would hold.
+    """
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_float16(field.type) or pa.types.is_float32(field.type):
+            narrow = field.type.to_pandas_dtype()
+            values = [
+                v if v is None or v.is_integer() else float(str(narrow(v)))
+                for v in batch.column(place).to_pylist()
+            ]
+            batch = batch.set_column(place, field.name, pa.array(values, pa.float64()))
+    return batch

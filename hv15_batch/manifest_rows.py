@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,9 @@ MAX_REMEMBERED = 1_000
 """Accepted numbers kept, so that the same text is checked once."""
 
 MAX_SLUG_CHARACTERS = 24
+
+_parse_side = partial(parse_whole, allowed="a multiple of 16", usual=480)
+_parse_num_frames = partial(parse_whole, allowed="4n+1", usual=121)
 
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 
@@ -80,6 +84,11 @@ class RowReader:
         self._num_clips = 0
         self._accepted: dict[tuple[str, str] | None, Any] = {}
 
+    @property
+    def has_too_many_clips(self) -> bool:
+        """Whether the rows so far make more than `MAX_CLIPS`: then seeds are no longer read."""
+        return self._num_clips > MAX_CLIPS
+
     def read(self, index: int, record: Record) -> Row:
         """Return the row; a refused cell is noted as a fault and reads as None."""
         prompt = self._prompt(record)
@@ -99,9 +108,9 @@ class RowReader:
             image_path=frame.path if frame else None,
             image_sha256=frame.sha256 if frame else None,
             image_size=frame.size if frame else None,
-            height=self._sampling(record, "height", parse_whole),
-            width=self._sampling(record, "width", parse_whole),
-            num_frames=self._sampling(record, "num_frames", parse_whole),
+            height=self._sampling(record, "height", _parse_side),
+            width=self._sampling(record, "width", _parse_side),
+            num_frames=self._sampling(record, "num_frames", _parse_num_frames),
             num_inference_steps=self._sampling(record, "num_inference_steps", parse_whole),
             guidance_scale=self._sampling(record, "guidance_scale", parse_real),
             flow_shift=self._sampling(record, "flow_shift", parse_real),
@@ -132,11 +141,11 @@ class RowReader:
         return given
 
     def _seeds(self, record: Record) -> tuple[int, ...] | None:
-        if self._num_clips > MAX_CLIPS:
+        if self.has_too_many_clips:
             return None
         seeds = self._cell(record, "seed", parse_seeds)
         self._num_clips += len(seeds) if seeds else 1
-        if self._num_clips > MAX_CLIPS:
+        if self.has_too_many_clips:
             rule = f"a manifest makes at most {MAX_CLIPS:,} clips, and here they are more"
             self._faults.add(
                 record.line, "seed", record.cells.get("seed"), f"{rule}; split it into several"

@@ -121,12 +121,15 @@ class History:
     def earlier_clip_of_row(self, clip: Clip, current: set[str]) -> dict[str, Any] | None:
         """Return the finished clip that this one takes the place of, if any.
 
+        Of several the one that differs least, and of those the newest.
+
         Args:
             clip: a clip that was never tried.
             current: `settings_sha256` of all clips of the manifest: those are not replaced.
         """
-        records = self._by_row.get((clip.row_id, clip.settings.seed), ())
-        return next((r for r in reversed(records) if r["settings_sha256"] not in current), None)
+        records = reversed(self._by_row.get((clip.row_id, clip.settings.seed), ()))
+        replaced = (r for r in records if r["settings_sha256"] not in current)
+        return min(replaced, key=lambda r: len(_changes(r, clip)), default=None)
 
 
 def plan_clips(
@@ -224,13 +227,18 @@ def settings_conflict(
 
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
+    changes = ", ".join(_changes(record, clip))
+    return changes or ("the image's content or " * bool(clip.image)) + "video.* changed"
+
+
+def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
     changes = []
     for name in _COMPARED:
         before = record[_LOGGED_AS.get(name, name)]
         now = clip.image if name == "image" else getattr(clip.settings, name)
         if before != now and not (name == "dtype" and before is None):
             changes.append(f"{name} {_short(before)} -> {_short(now)}")
-    return ", ".join(changes) or ("the image's content or " * bool(clip.image)) + "video.* changed"
+    return changes
 
 
 def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:

@@ -16,7 +16,7 @@ from hv15_batch.config import Config, ConfigError, Weights, check_config, effect
 from hv15_batch.from_clip import check_same_clip, clip_manifest
 from hv15_batch.hub import check_online
 from hv15_batch.machine import Machine
-from hv15_batch.manifest import Manifest, read_manifest
+from hv15_batch.manifest import Manifest
 from hv15_batch.notify import parse_command
 from hv15_batch.plan import (
     HISTORY_COLUMNS,
@@ -27,7 +27,7 @@ from hv15_batch.plan import (
     settings_conflict,
 )
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.resolve import check_typed_sampling, make_clips
+from hv15_batch.resolve import check_typed_sampling, make_clips, read_rows
 from hv15_batch.rundir import RunDir, default_run_dir
 from hv15_batch.runlog import read_last_attempts
 from hv15_batch.secret_check import check_no_secrets
@@ -106,7 +106,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     run_dir = RunDir(Path(os.path.abspath(folder)))
     run_dir.check_usable()
     is_clip = config.from_clip is not None
-    manifest = clip_manifest(config) if is_clip else read_manifest(path, config.model.task)
+    manifest = clip_manifest(config) if is_clip else read_rows(path, config)
     if is_clip:  # as `resume=` needs them, from any folder
         image = manifest.rows[0].image_path
         config = replace(config, from_clip=str(manifest.path), image=image)

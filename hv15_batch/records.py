@@ -52,7 +52,10 @@ class ClipRecord:
     clip_id: str | None = _column("name of the clip")
     row_id: str | None = _column("name of the manifest row")
     row_index: int | None = _column("place of the row in the manifest, from 0")
-    attempt: int | None = _column("attempts at these settings so far, this one included")
+    attempt: int | None = _column(
+        "attempts at these settings so far, this one included; other renderings of a benchmark do "
+        "not count"
+    )
     repeat: int | None = _column("benchmark repetition, from 1; 0 is a warm-up; null outside")
     settings_sha256: str | None = _column("hash of everything asked")
     denoise_sha256: str | None = _column("the same less fps and video settings")
@@ -87,7 +90,9 @@ class ClipRecord:
     offload: str | None = _column("offload profile", source=LIVE)
     vae_tile_size: int | None = _column("edge of a decode tile; null when untiled", "pixel", LIVE)
     decode_device: str | None = _column("device of the VAE while decoding", source=LIVE)
-    num_text_tokens: int | None = _column("valid prompt tokens", source=LIVE)
+    num_text_tokens: int | None = _column(
+        "valid tokens of the prompt and of the chat template behind it", source=LIVE
+    )
     num_glyph_tokens: int | None = _column("valid ByT5 tokens of quoted text", source=LIVE)
     num_video_tokens: int | None = _column("latent frames x height/16 x width/16", source=LIVE)
     # time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipSettings, make_clip
@@ -16,7 +17,22 @@ from hv15_batch.config import (
     check_recipe,
     effective_dtype,
 )
-from hv15_batch.manifest import Manifest, ManifestError, Row, format_fault, parse_seeds
+from hv15_batch.manifest import Manifest, ManifestError, Row, parse_seeds, scan_manifest
+from hv15_batch.manifest_cells import Faults
+
+
+def read_rows(path: Path, config: Config) -> Manifest:
+    """Read a manifest; where a row has a fault, those of the clips are told with it.
+
+    Raises:
+        ConfigError: There is no such file, or it is no manifest at all.
+        ManifestError: all faults of all rows, and of the clips that the good rows make.
+    """
+    manifest, faults = scan_manifest(path, config.model.task)
+    if faults:
+        _note_clip_faults(manifest, resolve_clips(manifest, config, None), config, faults)
+        raise ManifestError(faults.messages)
+    return manifest
 
 
 def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tuple[Clip, ...]:
@@ -26,9 +42,10 @@ def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tupl
         ManifestError: all faults that need the settings as well as the row.
     """
     clips = resolve_clips(manifest, config, revision)
-    faults = _recipe_faults(manifest, clips, config) + _duplicate_faults(manifest.name, clips)
+    faults = Faults(manifest.name)
+    _note_clip_faults(manifest, clips, config, faults)
     if faults:
-        raise ManifestError(faults)
+        raise ManifestError(faults.messages)
     return tuple(clips)
 
 
@@ -180,27 +197,33 @@ def _clip(
     )
 
 
-def _recipe_faults(manifest: Manifest, clips: Sequence[Clip], config: Config) -> list[str]:
-    """Return a fault for each row that uses a distilled model off its recipe.
+def _note_clip_faults(
+    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
+) -> None:
+    if not config.runtime.allow_off_recipe:
+        _note_off_recipe(manifest, clips, config, faults)
+    _note_duplicates(clips, faults)
+
+
+def _note_off_recipe(
+    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
+) -> None:
+    """Note each row that uses a distilled model off its recipe.
 
     Raises:
         ConfigError: it is the command or the model option that says so, not a row.
     """
-    if config.runtime.allow_off_recipe:
-        return []
-    faults = []
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
         found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
         assert found is not None
         name, reason = found
-        action = "leave it out, or set runtime.allow_off_recipe=true"
+        rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
         value = getattr(settings, name)
         key = _setting_that_gave(name, manifest.rows[index], config)
         if key is not None:
-            raise ConfigError(f"{key}={value:g}: {reason}; {action}.")
-        faults.append(format_fault(manifest.name, clip.line, name, value, reason, action))
-    return faults
+            raise ConfigError(f"{key}={value:g}: {rule}.")
+        faults.add(clip.line, name, value, rule)
 
 
 def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
@@ -214,20 +237,10 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
     return f"model.default_sampling.{name}"
 
 
-def _duplicate_faults(manifest_name: str, clips: Sequence[Clip]) -> list[str]:
+def _note_duplicates(clips: Sequence[Clip], faults: Faults) -> None:
     first: dict[str, Clip] = {}
-    faults = []
     for clip in clips:
         other = first.setdefault(clip.settings_sha256, clip)
         if other is not clip:
-            faults.append(
-                format_fault(
-                    manifest_name,
-                    clip.line,
-                    "seed",
-                    clip.settings.seed,
-                    f"makes the same clip as line {other.line}",
-                    "remove one of them, or change its seed or settings",
-                )
-            )
-    return faults
+            rule = f"makes the same clip as line {other.line}; remove one of them, or change its"
+            faults.add(clip.line, "seed", clip.settings.seed, f"{rule} seed or settings")

@@ -95,6 +95,13 @@ def test_finished_clips_are_measured_denoising_included_and_stay_as_they_are(
     assert [row["state"] for row in project.plan()] == ["done"] * 3
 
 
+def test_repetitions_count_as_no_attempts_at_their_clip(project: Project) -> None:
+    assert (project.run(), measure(project), project.run(force=True)) == (0, 0, 0)
+
+    attempts = [(r["attempt"], r["denoise_attempt"]) for r in project.records()]
+    assert attempts == [(1, 1)] * 3 + [(2, 2)] * len(WHOLE) + [(2, 2)] * 3
+
+
 class StopsInTheMiddle(FakeRenderer):
     """Fails the second repetition of one row, once."""
 

@@ -21,6 +21,8 @@ Command = Callable[..., Answer]
 MAX_LINES = 20
 """Of the whole dry run; the last one, where every clip is, comes from the session."""
 
+NO_TEMPLATE = "the chat template's left out"
+
 BASE = ClipSettings(
     prompt="a cat",
     negative_prompt=None,
@@ -276,7 +278,7 @@ def test_tokens_are_counted_where_the_tokenizer_is_on_disk(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_on_disk / "tokenizer")
     expected = [len(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in prompts]
-    assert f"Tokens: at most {max(expected)} in a prompt\n" in answer.out
+    assert f"Tokens: at most {max(expected)} in a prompt, {NO_TEMPLATE}\n" in answer.out
     with (tmp_path / "outputs" / "p" / "plan.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert [int(row["num_prompt_tokens"]) for row in table] == expected
@@ -294,8 +296,8 @@ def test_a_prompt_of_too_many_tokens_is_warned_about(
 
     [line] = [line for line in answer.out.splitlines() if line.startswith("Tokens")]
     assert line.startswith(
-        "Tokens: at most 996 in a prompt; WARNING: 1 clip with over 995, whose rest the model "
-        "never sees, first yyyyyyyyyyyyyyyyyyyyyyyy-"
+        f"Tokens: at most 996 in a prompt, {NO_TEMPLATE}; WARNING: 1 clip with over 995, whose "
+        "rest the model never sees, first yyyyyyyyyyyyyyyyyyyyyyyy-"
     )
     assert line.endswith(" in line 2")
 

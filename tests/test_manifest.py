@@ -60,7 +60,10 @@ UTF8 = 'save it as UTF-8 (in a spreadsheet: "CSV UTF-8")'
 TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
 LABEL = "or begin it with tag_ if it is a label of your own"
-WHOLE = "must be a whole number of 1 or more; write it in digits"
+TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
+SIDE = "must be a multiple of 16; write it in digits, like 480"
+FRAMES = "must be 4n+1; write it in digits, like 121"
+STEPS = "must be a whole number of 1 or more; write it in digits, like 50"
 REAL = "must be a finite number; write it like 6 or 5.5"
 ID = (
     "an id is 1 to 64 of A-Z a-z 0-9 . _ -; use only these, "
@@ -619,17 +622,18 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "sizes": (
         "p.csv", "prompt,height,width\na,490,848\nb,-480,0\nc,480,x\n",
         ("p.csv:2: height=490: must be a multiple of 16; nearest are 480 and 496.",
-         f"p.csv:3: height=-480: {WHOLE}.",
-         f"p.csv:3: width=0: {WHOLE}.",
-         f"p.csv:4: width=x: {WHOLE}."),
+         "p.csv:3: height=-480: must be a multiple of 16; the least is 16.",
+         "p.csv:3: width=0: must be a multiple of 16; the least is 16.",
+         f"p.csv:4: width=x: {SIDE}."),
     ),
     "frames and steps": (
         "p.csv", "prompt,num_frames,num_inference_steps\na,120,50\nb,121.5,0\nc,nan,1e3\n",
         ("p.csv:2: num_frames=120: must be 4n+1; nearest are 117 and 121.",
-         f"p.csv:3: num_frames=121.5: {WHOLE}.",
-         f"p.csv:3: num_inference_steps=0: {WHOLE}.",
-         f"p.csv:4: num_frames=nan: {WHOLE}.",
-         f"p.csv:4: num_inference_steps=1e3: {WHOLE}."),
+         f"p.csv:3: num_frames=121.5: {FRAMES}.",
+         "p.csv:3: num_inference_steps=0: must be 1 to 1000; 50 is usual, 8 or 12 for "
+         "step-distilled models.",
+         f"p.csv:4: num_frames=nan: {FRAMES}.",
+         f"p.csv:4: num_inference_steps=1e3: {STEPS}."),
     ),
     "numbers": (
         "p.csv", 'prompt,guidance_scale,flow_shift,fps\na,nan,inf,-inf\nb,"6,5",six,1e999\n',
@@ -683,8 +687,16 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "JSON list": (
         "p.jsonl", '[\n{"prompt": "a"}\n]\n',
-        ("p.jsonl:1: line=[: a line is one JSON object, and this one breaks at character 2 "
-         "(Expecting value); correct it.",),
+        ("p.jsonl:1: line=[: JSON Lines has one object on each line, and this file is a JSON "
+         "array; write one object on each line, without the list and the commas around them.",),
+    ),
+    "JSON lists on later lines": (
+        "p.jsonl", '{"prompt": "a"}\n[1]\n[\n{"prompt": 7}\n',
+        ('p.jsonl:2: line=[1]: a line is one JSON object, such as {"prompt": "a cat"}, and here is '
+         "something else; write one object on each line, without a list around them.",
+         "p.jsonl:3: line=[: a line is one JSON object, and this one breaks at character 2 "
+         "(Expecting value); correct it.",
+         f"p.jsonl:4: prompt=7: {TEXT}."),
     ),
     "JSON line without an object": (
         "p.jsonl", '"a cat"\n',
@@ -715,9 +727,9 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
         "p.jsonl",
         '{"prompt": 7, "num_frames": true, "fps": false, "tag_a": [1], "id": 1.5}\n'
         '{"prompt": "\\ud800", "seed": true, "negative_prompt": "a\\u0000b", "tag_b": {}}\n',
-        ("p.jsonl:1: prompt=7: must be text; put it in quotation marks.",
+        (f"p.jsonl:1: prompt=7: {TEXT}.",
          f"p.jsonl:1: id=1.5: {ID}.",
-         f"p.jsonl:1: num_frames=true: {WHOLE}.",
+         f"p.jsonl:1: num_frames=true: {FRAMES}.",
          f"p.jsonl:1: fps=false: {REAL}.",
          "p.jsonl:1: tag_a=[1]: a label is a single value; write it as text.",
          "p.jsonl:2: prompt='\\ud800': text must be valid Unicode, and character 1 is half of a "
@@ -770,6 +782,26 @@ def test_every_fault_says_place_value_rule_and_action_on_one_printable_line(case
         fault.encode()
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_a_narrow_float_in_parquet_is_the_number_that_was_written(kind: pa.DataType) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b"],
+            "fps": pa.array([23.98, None], kind),
+            "guidance_scale": pa.array([1.1, 6.0], kind),
+            "num_frames": pa.array([121.0, 5.0], kind),
+            "tag_lens": pa.array([0.1, None], kind),
+        }
+    )
+    pq.write_table(table, "p.parquet")
+
+    first, second = read_manifest(Path("p.parquet"), Task.t2v).rows
+
+    assert (first.fps, first.guidance_scale, first.num_frames) == (23.98, 1.1, 121)
+    assert (second.fps, second.guidance_scale, second.num_frames) == (None, 6.0, 5)
+    assert first.tags == {"tag_lens": "0.1"}
+
+
 def test_parquet_faults_name_the_row() -> None:
     table = pa.table(
         {
@@ -784,9 +816,9 @@ def test_parquet_faults_name_the_row() -> None:
         read_manifest(Path("p.parquet"), Task.t2v)
 
     assert caught.value.faults == (
-        "p.parquet:1: prompt=\"b'a'\": must be text; put it in quotation marks.",
-        f"p.parquet:1: num_frames=61.5: {WHOLE}.",
-        "p.parquet:2: prompt=\"b'b'\": must be text; put it in quotation marks.",
+        f"p.parquet:1: prompt=\"b'a'\": {TEXT}.",
+        f"p.parquet:1: num_frames=61.5: {FRAMES}.",
+        f"p.parquet:2: prompt=\"b'b'\": {TEXT}.",
         f"p.parquet:2: fps=NaN: {REAL}.",
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from run_fakes import tiny_config
 
+from hv15_batch import manifest_rows
 from hv15_batch.clip import Clip
 from hv15_batch.config import (
     Config,
@@ -35,7 +36,7 @@ from hv15_batch.plan import (
     select,
 )
 from hv15_batch.records import asked_record
-from hv15_batch.resolve import check_typed_sampling, make_clips
+from hv15_batch.resolve import check_typed_sampling, make_clips, read_rows
 from hv15_batch.rundir import RunDir
 
 
@@ -164,6 +165,39 @@ def test_clips_that_are_equal_only_after_precedence_are_refused_with_both_lines(
     assert ":3: seed=0: makes the same clip as line 2; remove one of them" in fault
 
 
+def test_faults_of_rows_and_of_the_clips_that_good_rows_make_are_told_together(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,num_frames\ncat,\ncat,\ndog,8\ncat,\ndog,8\n")
+
+    with pytest.raises(ManifestError) as caught:
+        read_rows(path, config_of(tmp_path))
+
+    same = "seed=0: makes the same clip as line 2; remove one of them, or change its seed or"
+    odd = "num_frames=8: must be 4n+1; nearest are 5 and 9"
+    assert caught.value.faults == (
+        f"{path}:3: {same} settings.",
+        f"{path}:4: {odd}.",
+        f"{path}:5: {same} settings.",
+        f"{path}:6: {odd}.",
+    )
+
+
+def test_rows_beyond_the_most_clips_are_not_taken_for_clips_of_the_default_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_rows, "MAX_CLIPS", 2)
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,seed\ncat,1\ncat,2\ncat,3\ncat,4\ncat,5\n")
+
+    with pytest.raises(ManifestError) as caught:
+        read_rows(path, config_of(tmp_path))
+
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{path}:4: seed=3: a manifest makes at most 2 clips")
+
+
 # -- identity ---------------------------------------------------------------------------------
 
 _SAME = [
@@ -289,6 +323,24 @@ def test_a_clip_beside_a_finished_one_of_the_same_row_is_new_not_changed(
     clips = clips_of(tmp_path, "prompt,fps", "a cat,24", "a cat,12")
 
     assert [p.state for p in planned(tmp_path, clips, record)] == [State.done, State.new]
+
+
+def test_a_changed_clip_is_compared_with_the_earlier_one_that_differs_least(
+    tmp_path: Path,
+) -> None:
+    (own,) = clips_of(tmp_path, "id,prompt", "cat,a cat")
+    (other,) = clips_of(tmp_path, "id,prompt,fps,num_frames", "cat,a cat,12,5")
+    (newest,) = clips_of(tmp_path, "id,prompt,fps", "cat,a black cat,30")
+    records = [logged(clip, tmp_path) for clip in (own, other, newest)]
+
+    def reason(**changes: Any) -> str:
+        clips = clips_of(tmp_path, "id,prompt", "cat,a cat", **changes)
+        (found,) = planned(tmp_path, clips, *records)
+        assert found.state is State.changed
+        return found.reason
+
+    assert reason(video=VideoConfig(crf=30)) == "video.* changed"
+    assert reason(override=SamplingConfig(fps=30.0)) == "prompt 'a black cat' -> 'a cat'"
 
 
 def test_a_difference_that_the_log_does_not_show_is_still_named(tmp_path: Path) -> None:

@@ -247,6 +247,19 @@ def test_each_text_is_encoded_once_and_its_seconds_are_on_the_clip_that_caused_i
     assert cached == {("cat", 0): False, ("neon", 5): False, ("cat", 1): True}
 
 
+def test_every_file_of_a_run_may_be_read_by_whom_the_user_lets_read_files(
+    rendered: Project,
+) -> None:
+    usual = rendered.manifest.stat().st_mode
+    modes = {
+        path.relative_to(rendered.run_dir.path): oct(path.stat().st_mode)
+        for path in rendered.run_dir.path.rglob("*")
+        if path.is_file() and path.stat().st_mode != usual
+    }
+
+    assert modes == {}
+
+
 def test_hashes_and_sizes_in_the_log_are_those_of_the_files(rendered: Project) -> None:
     for record in rendered.records():
         path = rendered.run_dir.path / record["file"]
