@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
 import re
 import sys
+from contextlib import suppress
 
 from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError
 from hv15_batch.exit_codes import EXIT_REFUSED, EXIT_STOPPED
@@ -93,9 +93,6 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    try:
+    with suppress(OSError):  # nobody listens any more; the exit code still says it
         print(redacted(message), file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        # Nobody listens any more; the exit code still says it.
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     return code

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -818,6 +820,15 @@ def program(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def shell(cwd: Path, redirection: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a shell does that sends its output somewhere else."""
+    command = f"{shlex.join([sys.executable, '-m', 'hv15_batch', *words])} {redirection}"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def test_a_run_renders_and_leaves_nothing_beside_its_folder(prompts: Path, tmp_path: Path) -> None:
     steps = "override.num_inference_steps=1"
 
@@ -856,6 +867,51 @@ def test_a_reader_that_leaves_does_not_stop_the_command(prompts: Path, tmp_path:
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "outputs" / "prompts" / "plan.csv").is_file()
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_output_that_nobody_takes_is_lost_and_the_run_goes_on(
+    prompts: Path, tmp_path: Path, where: str
+) -> None:
+    steps = "override.num_inference_steps=1"
+
+    done = shell(tmp_path, where, "prompts.csv", *TINY, steps, "limit=1")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list((tmp_path / "outputs" / "prompts" / "clips").glob("*.mp4"))) == 1
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize(("words", "code"), [(("none.csv",), 2), (("report", "none"), 2)])
+def test_a_refusal_that_nobody_takes_has_its_code(
+    tmp_path: Path, where: str, words: tuple[str, ...], code: int
+) -> None:
+    done = shell(tmp_path, where, *words)
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_help_that_nobody_takes_is_no_error(tmp_path: Path, where: str) -> None:
+    done = shell(tmp_path, where, "--help")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_watch_ends_with_its_reader(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.path.mkdir()
+    status = {"state": "rendering", "total": 2, "done": 1, "failed": 0, "suspect": 0}
+    updated = {"updated_at": "2999-01-01T00:00:00+00:00", "pid": os.getpid()}
+    folder.status.write_text(json.dumps({**status, **updated}), encoding="utf-8")
+    words = [sys.executable, "-m", "hv15_batch", "status", "run", "--watch"]
+    read, write = os.pipe()
+    os.close(read)
+
+    done = subprocess.run(words, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_main_reads_the_words_of_the_program(
