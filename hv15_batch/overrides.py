@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 
 from hv15_batch.config import Config, ConfigError
@@ -33,6 +33,8 @@ _SWEPT_TEXT_KEYS = (
     "model.revision",
 )
 """The same, but commas separate values in a sweep."""
+_NO_PRESET = "[]"
+"""What Hydra takes for `experiment=null`."""
 _SEED_KEYS = ("sampling.seeds", "override.seeds")
 
 _SWEEP_FLAGS = {"-m", "--multirun"}
@@ -192,7 +194,16 @@ def key_of(word: str) -> str:
 def value_of(word: str) -> str:
     """Return the value that a word sets, as text without Hydra's quotes."""
     value = _parse(word).value()
-    return value if isinstance(value, str) else word.split("=", 1)[1]
+    if isinstance(value, str):
+        return value
+    return "null" if word == f"experiment={_NO_PRESET}" else word.split("=", 1)[1]
+
+
+def for_hydra(word: str) -> str:
+    """Return a setting as Hydra takes it: no preset is an empty list of them."""
+    if key_of(word) != "experiment":
+        return word
+    return re.sub(r"(?<=[=,])\s*null\s*(?=$|,)", _NO_PRESET, word)
 
 
 def _parse(word: str) -> Override:
@@ -213,10 +224,10 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     if override.type is not OverrideType.CHANGE or override.package is not None:
         return "settings are set with key=value."
     if key in GROUPS:
-        if value in (None, "") and key != "experiment":
-            return "must name an option; leave it out for the default."
-        if isinstance(value, (dict, list, bool, int, float)):
-            return "must name one option."
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        faults = [fault for one in values if (fault := _option_fault(key, one))]
+        if faults:
+            return faults[0]
     elif members:
         return f"{key} is a section; set its members, for example {members[0]}=VALUE."
     elif key not in known:
@@ -224,6 +235,14 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
         return f"there is no setting {key}.{near} All of them: hv15-batch --cfg job."
     if override.is_sweep_override() and not is_sweep:
         return "several values are a sweep; add -m to run one after the other."
+    return None
+
+
+def _option_fault(group: str, value: Any) -> str | None:
+    if group != "experiment" and value in (None, ""):
+        return "must name an option; leave it out for the default."
+    if isinstance(value, (dict, list, bool, int, float, Sweep)) and not isinstance(value, Glob):
+        return "must name one option."
     return None
 
 

@@ -219,6 +219,16 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "offload=null"): (
         "offload=null: must name an option; leave it out for the default."
     ),
+    ("prompts.csv", "-m", "offload=null,stream"): (
+        "offload=null,stream: must name an option; leave it out for the default."
+    ),
+    ("prompts.csv", "-m", "experiment=1,2"): "experiment=1,2: must name one option.",
+    ("prompts.csv", "-m", "model=range(3)"): "model=range(3): must name one option.",
+    ("prompts.csv", "-m", "model=[a],b"): "model=[a],b: must name one option.",
+    ("prompts.csv", "experiment=null,rtx4090_24gb"): (
+        "experiment=null,rtx4090_24gb: several values are a sweep; add -m to run one after the "
+        "other."
+    ),
     ("prompts.csv", "model=480p"): (
         f"model=480p: there is no such option. Did you mean 480p_t2v? Options: {', '.join(MODELS)}."
     ),
@@ -561,6 +571,16 @@ def test_a_sweep_runs_each_combination_in_its_own_folder(
         "tiny_t2v-2",
         "tiny_t2v-3",
     ]
+
+
+def test_no_preset_is_null_in_a_sweep_too(fake_runs: FakeRuns, command: Command) -> None:
+    assert command("p.csv", "experiment=null").code == 0
+    assert command("p.csv", "-m", "experiment=null,rtx4090_24gb").code == 0
+    assert command("p.csv", "-m", "experiment=rtx4090_24gb, null").code == 0
+
+    limits = [config.runtime.vram_limit_gib for config in fake_runs.configs]
+    assert limits == [None, None, 24, 24, None]
+    assert fake_runs.sweeps == [None, "null", "rtx4090_24gb", "rtx4090_24gb", "null"]
 
 
 def test_the_jobs_of_a_sweep_count_time_from_the_same_moment(
