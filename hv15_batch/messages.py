@@ -7,6 +7,7 @@ import errno
 import re
 import sys
 from contextlib import suppress
+from typing import Any
 
 from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError
 from hv15_batch.exit_codes import EXIT_REFUSED, EXIT_STOPPED
@@ -42,9 +43,12 @@ def report_error(error: Exception) -> int | None:
         return _report(str(error), EXIT_REFUSED)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _report(hydra_message(error), EXIT_REFUSED)
+    if isinstance(error, YAMLError):
+        return _report(_yaml_message(error), EXIT_REFUSED)
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
         if error.errno in _PATH_ERRORS:
@@ -61,9 +65,11 @@ def hydra_message(error: Exception) -> str:
     from hydra.errors import MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _unknown_option(group, option, list(error.options or ()))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(error.missing_cfg_file, list(error.options or ()), str(error))
+    in_file = re.match(r"In '(.+?)': \w+ raised while composing config", str(error))
+    if in_file and isinstance(error.__context__, OmegaConfBaseException):
+        return f"{in_file[1]}.yaml: {_fault_in_file(in_file[1], error.__context__)}"
     typed = re.match(r"Error merging override (.*)", str(error), re.DOTALL)
     if typed and error.__cause__ is not None:
         return f"{typed[1]}: {_value_rule(str(error.__cause__))}."
@@ -76,11 +82,51 @@ def hydra_message(error: Exception) -> str:
     return message
 
 
+def _fault_in_file(name: str, error: Any) -> str:
+    """Return what is wrong with a key of a YAML, from what OmegaConf raised."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    from hv15_batch.overrides import unknown_setting
+
+    key = str(error.full_key or "")
+    if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        value = re.search(r"[Vv]alue '(.*?)'|value: (.*)", str(error))
+        shown = f"={value[1] or value[2]}" if value else ""
+        if not key:  # OmegaConf does not say which
+            return f"a section{shown}: a section has members; write them below it, indented."
+        return f"{key}{shown}: {_value_rule(str(error))}."
+    if key == "experiment" == name.partition("/")[0]:
+        return (
+            "a preset is a piece of the whole configuration; begin the file with "
+            "# @package _global_"
+        )
+    return unknown_setting(key)
+
+
+def _yaml_message(error: Any) -> str:
+    """Return where a file is no YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that YAML forbids
+        return f"{' '.join(str(error).split())}; take it out."
+    context = f" ({error.context})" if error.context else ""
+    return f"{mark.name}:{mark.line + 1}: {error.problem}{context}; correct the YAML there."
+
+
 def _value_rule(cause: str) -> str:
     for pattern, rule in _VALUE_RULES:
         if match := re.search(pattern, cause):
             return match.expand(rule)
     return cause.strip().splitlines()[0]
+
+
+def _missing(name: str, options: list[str], text: str) -> str:
+    """Return which option, or which entry of a defaults list, there is not."""
+    group, _, option = name.rpartition("/")
+    if options:
+        return _unknown_option(group, option, options)
+    parent = re.match(r"In '(.+?)':", text)
+    where = f"{parent[1]}.yaml: " if parent else ""
+    return f"{where}its defaults list names {name}, which there is not; correct it or add the file."
 
 
 def _unknown_option(group: str, option: str, options: list[str]) -> str:

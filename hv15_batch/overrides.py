@@ -231,11 +231,16 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     elif members:
         return f"{key} is a section; set its members, for example {members[0]}=VALUE."
     elif key not in known:
-        near = _suggestion(key, [*GROUPS, *(n for n in known if not n.startswith("model."))])
-        return f"there is no setting {key}.{near} All of them: hv15-batch --cfg job."
+        return unknown_setting(key)
     if override.is_sweep_override() and not is_sweep:
         return "several values are a sweep; add -m to run one after the other."
     return None
+
+
+def unknown_setting(key: str) -> str:
+    """Return that there is no such setting, and the nearest."""
+    known = [*GROUPS, *(name for name in setting_names() if not name.startswith("model."))]
+    return f"there is no setting {key}.{_suggestion(key, known)} All of them: hv15-batch --cfg job."
 
 
 def _option_fault(group: str, value: Any) -> str | None:

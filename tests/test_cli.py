@@ -343,6 +343,70 @@ def test_a_bad_command_line_is_refused_with_its_whole_message(
     assert sorted(prompts.parent.rglob("*")) == before
 
 
+BAD_FILES = {
+    ("experiment", "runtime:\n  compile: false\n  card: [\n"): (
+        "{file}:5: expected the node content, but found '<stream end>' (while parsing a flow "
+        "node); correct the YAML there."
+    ),
+    ("experiment", "sampling: {height: x}"): (
+        "experiment/mine.yaml: sampling.height=x: must be a whole number."
+    ),
+    ("experiment", "video: {codec: mpeg}"): (
+        "experiment/mine.yaml: video.codec=mpeg: must be one of h264, ffv1."
+    ),
+    ("experiment", "sampling: {heigth: 32}"): (
+        "experiment/mine.yaml: there is no setting sampling.heigth. Did you mean sampling.height? "
+        "All of them: hv15-batch --cfg job."
+    ),
+    ("experiment", "sampling: 3"): (
+        "experiment/mine.yaml: a section=3: a section has members; write them below it, indented."
+    ),
+    ("model", "defaults: [base]"): (
+        "model/mine.yaml: its defaults list names model/base, which there is not; correct it or "
+        "add the file."
+    ),
+    ("experiment", "defaults: [/sampling]"): (
+        "experiment/mine.yaml: its defaults list names sampling, which there is not; correct it or "
+        "add the file."
+    ),
+    ("experiment", "video: \x01"): (
+        'unacceptable character #x0001: special characters are not allowed in "{file}", position '
+        "27; take it out."
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES, ids=":".join)
+def test_a_fault_in_a_file_of_the_configuration_names_file_and_key(
+    command: Command, prompts: Path, tmp_path: Path, case: tuple[str, str]
+) -> None:
+    group, text = case
+    file = tmp_path / "mine" / group / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    package = "# @package _global_\n" if group == "experiment" else ""
+    file.write_text(f"{package}{text}", encoding="utf-8")
+
+    answer = command("prompts.csv", "--config-dir", "mine", f"{group}=mine")
+
+    assert answer == Answer(2, "", BAD_FILES[case].replace("{file}", str(file)) + "\n")
+
+
+def test_a_preset_without_a_package_is_told_its_first_line(
+    command: Command, prompts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("limit: 1\n", encoding="utf-8")
+
+    answer = command("prompts.csv", "--config-dir", tmp_path, "experiment=mine")
+
+    assert answer == Answer(
+        2,
+        "",
+        "experiment/mine.yaml: a preset is a piece of the whole configuration; begin the file with "
+        "# @package _global_\n",
+    )
+
+
 OFF_RECIPE = {
     ("480p_t2v_distilled", "override.num_inference_steps=30"): (
         "num_inference_steps=30",
