@@ -131,6 +131,11 @@ def _setting(word: str, is_sweep: bool) -> str:
     if key == "from":
         key, word = FROM_CLIP, f"{FROM_CLIP}={value}"
     has_values = is_sweep and "," in value
+    if key == "run_dir" and has_values and not (_is_literal(value) or Path(value).is_dir()):
+        raise ConfigError(
+            f"{word}: the jobs of a sweep have folders of their own below one run_dir; name one "
+            f"folder (with a comma in its name: run_dir='\"{value}\"')."
+        )
     is_text = key in _TEXT_KEYS or (key in _TEXT_OR_LIST_KEYS and not value.startswith("["))
     if is_text or (key in _SWEPT_TEXT_KEYS and not has_values):
         return word if _is_literal(value) else f"{key}={_quoted(value)}"
@@ -183,6 +188,12 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
             swept.append(override.key_or_group)
     if faults:
         raise ConfigError("\n".join(faults))
+    resumed = next((value_of(word) for word in words if key_of(word) == "resume"), "null")
+    if swept and resumed != "null":
+        raise ConfigError(
+            f"resume={resumed}: goes on with one run, and {', '.join(swept)} makes a sweep; "
+            "leave resume= out and name the manifest: the jobs have folders of their own."
+        )
     return tuple(swept)
 
 
@@ -194,6 +205,8 @@ def key_of(word: str) -> str:
 def value_of(word: str) -> str:
     """Return the value that a word sets, as text without Hydra's quotes."""
     value = _parse(word).value()
+    if isinstance(value, bool):
+        return str(value).lower()  # a sweep writes True
     if isinstance(value, str):
         return value
     return "null" if word == f"experiment={_NO_PRESET}" else word.split("=", 1)[1]

@@ -225,6 +225,14 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "-m", "experiment=1,2"): "experiment=1,2: must name one option.",
     ("prompts.csv", "-m", "model=range(3)"): "model=range(3): must name one option.",
     ("prompts.csv", "-m", "model=[a],b"): "model=[a],b: must name one option.",
+    ("-m", "resume=full", "override.fps=12,24"): (
+        "resume=full: goes on with one run, and override.fps makes a sweep; leave resume= out and "
+        "name the manifest: the jobs have folders of their own."
+    ),
+    ("-m", "prompts.csv", "run_dir=one,two"): (
+        "run_dir=one,two: the jobs of a sweep have folders of their own below one run_dir; name "
+        "one folder (with a comma in its name: run_dir='\"one,two\"')."
+    ),
     ("prompts.csv", "experiment=null,rtx4090_24gb"): (
         "experiment=null,rtx4090_24gb: several values are a sweep; add -m to run one after the "
         "other."
@@ -647,6 +655,12 @@ def test_no_preset_is_null_in_a_sweep_too(fake_runs: FakeRuns, command: Command)
     assert fake_runs.sweeps == [None, "null", "rtx4090_24gb", "rtx4090_24gb", "null"]
 
 
+def test_swept_booleans_are_named_as_they_are_typed(fake_runs: FakeRuns, command: Command) -> None:
+    command("-m", "p.csv", "runtime.mask_free=true,false")
+
+    assert fake_runs.sweeps == ["true", "false"]
+
+
 def test_the_jobs_of_a_sweep_count_time_from_the_same_moment(
     fake_runs: FakeRuns, command: Command, prompts: Path
 ) -> None:
@@ -721,9 +735,12 @@ def test_a_folder_given_to_a_sweep_holds_the_folders_of_its_jobs(
     fake_runs: FakeRuns, command: Command
 ) -> None:
     command("-m", "p.csv", "override.num_frames=1,5", "run_dir=my runs")
-    command("-m", "p.csv", "run_dir=one,two")
+    command("-m", "p.csv", 'run_dir="one,two"')
+    Path("three,four").mkdir()
+    command("-m", "p.csv", "run_dir=three,four")
 
-    assert [c.run_dir for c in fake_runs.configs] == ["my runs/1", "my runs/5", "one,two"]
+    folders = [config.run_dir for config in fake_runs.configs]
+    assert folders == ["my runs/1", "my runs/5", "one,two", "three,four"]
 
 
 def test_a_sweep_over_manifests_keeps_a_comma_in_a_name(
