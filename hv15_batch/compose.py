@@ -52,12 +52,13 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
+        overrides = HydraConfig.get().overrides.task
+        typed = {key_of(override): value_of(override) for override in overrides}
         try:
-            overrides = HydraConfig.get().overrides.task
-            typed = {key_of(override): value_of(override) for override in overrides}
             codes.append(run(Job(to_config(composed), typed, swept)))
         except Exception as error:
-            code = report_error(error)
+            values = " ".join(f"{key}={typed[key]}" for key in swept)
+            code = report_error(error, f"In the job {values}:" if swept else "")
             if code is None:
                 raise  # Hydra keeps it until the other jobs of a sweep have run
             codes.append(code)

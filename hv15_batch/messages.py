@@ -37,27 +37,44 @@ _VALUE_RULES = (
 )
 
 
-def report_error(error: Exception) -> int | None:
-    """Print a user error and return its exit code; None for any other error."""
+def report_error(error: Exception, heading: str = "") -> int | None:
+    """Print a user error and return its exit code; None for any other error.
+
+    Args:
+        error: What was raised.
+        heading: A line that is printed before it; empty for none.
+    """
+    refusal = _refusal(error)
+    if refusal is None:
+        return None
+    message, code = refusal
+    with suppress(OSError):  # nobody listens any more; the exit code still says it
+        text = f"{heading}\n{message}" if heading else message
+        print(redacted(text), file=sys.stderr, flush=True)
+    return code
+
+
+def _refusal(error: Exception) -> tuple[str, int] | None:
+    """Return the message and the exit code of a user error; None for any other error."""
     if isinstance(error, ConfigError):
-        return _report(str(error), EXIT_REFUSED)
+        return str(error), EXIT_REFUSED
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _report(hydra_message(error), EXIT_REFUSED)
+        return hydra_message(error), EXIT_REFUSED
     if isinstance(error, YAMLError):
-        return _report(_yaml_message(error), EXIT_REFUSED)
+        return _yaml_message(error), EXIT_REFUSED
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
         if error.errno in _PATH_ERRORS:
-            return _report(f"{message}; correct the path or its permissions.", EXIT_REFUSED)
+            return f"{message}; correct the path or its permissions.", EXIT_REFUSED
         if error.errno in _DISK_ERRORS:
-            return _report(f"{message}; free some disk and run again.", EXIT_STOPPED)
+            return f"{message}; free some disk and run again.", EXIT_STOPPED
     from hv15_batch.runlog import LogSchemaError
 
-    return _report(str(error), EXIT_REFUSED) if isinstance(error, LogSchemaError) else None
+    return (str(error), EXIT_REFUSED) if isinstance(error, LogSchemaError) else None
 
 
 def hydra_message(error: Exception) -> str:
@@ -136,9 +153,3 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
     if group == "model" and "step_distilled" in option and "t2v" in option:
         message += f"\n{STEP_DISTILLED_T2V[0].upper()}{STEP_DISTILLED_T2V[1:]}."
     return message
-
-
-def _report(message: str, code: int) -> int:
-    with suppress(OSError):  # nobody listens any more; the exit code still says it
-        print(redacted(message), file=sys.stderr, flush=True)
-    return code

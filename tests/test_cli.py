@@ -689,8 +689,20 @@ def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
 
     answer = command("-m", "p.csv", "override.num_frames=1,5,9,13")
 
-    assert answer == Answer(4, "", "refused: why.\n")
+    assert answer == Answer(4, "", "In the job override.num_frames=5:\nrefused: why.\n")
     assert fake_runs.sweeps == ["1", "5", "9", "13"]
+
+
+def test_a_refusal_in_a_sweep_names_all_swept_values_and_elsewhere_none(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    fake_runs.ends = [ConfigError("no."), 0, ConfigError("no.")]
+
+    swept = command("-m", "p.csv", "model=tiny_t2v,tiny_i2v", "experiment=null", "limit=range(1,2)")
+    single = command("-m", "p.csv", "model=tiny_t2v")
+
+    assert swept == Answer(2, "", "In the job model=tiny_t2v limit=1:\nno.\n")
+    assert single == Answer(2, "", "no.\n")
 
 
 def test_a_fault_of_the_program_in_one_job_leaves_the_others_their_turn(
