@@ -121,6 +121,12 @@ def check_config(config: Config) -> None:
     if step_distilled and model.task is Task.t2v:
         raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
     if model.weights is Weights.tiny and model.repo is not None:
+        if model.name.startswith("tiny_"):
+            raise ConfigError(
+                f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
+                "machine and has no repository; leave model.repo out, or name the model that the "
+                "repository holds, for example model=480p_t2v."
+            )
         raise ConfigError(
             f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
             "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
