@@ -147,8 +147,9 @@ def _missing(name: str, options: list[str], text: str) -> str:
 
 
 def _unknown_option(group: str, option: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(option, options, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    by_lower = {name.lower(): name for name in options}
+    near = difflib.get_close_matches(option.lower(), by_lower, n=1)
+    hint = f" Did you mean {by_lower[near[0]]}?" if near else ""
     message = f"{group}={option}: there is no such option.{hint} Options: {', '.join(options)}."
     if group == "model" and "step_distilled" in option and "t2v" in option:
         message += f"\n{STEP_DISTILLED_T2V[0].upper()}{STEP_DISTILLED_T2V[1:]}."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -18,7 +20,7 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.manifest import MANIFEST_SUFFIXES
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "compare", "prefetch")
+WORDS = ("report", "status", "references", "compare", "prefetch")
 
 FROM_CLIP = "from_clip"
 """What `from=` is called inside: `from` is a word of Python's own."""
@@ -48,6 +50,7 @@ _VALUE_FLAGS = {
 """Flags with a value, and what it may be. Not among them: what replaces the configuration as a
 whole, or reads a pickled one."""
 _SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
+_CLIP_SUFFIXES = (".mp4", ".mkv")
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
@@ -74,10 +77,10 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             flags.append(_flag(word, words))
         elif _is_manifest(word, is_first=number == 0):
             settings.append(f"manifest={_quoted(word)}")
-        elif "=" in word:
+        elif "=" in word.lstrip("+")[1:]:
             settings.append(_setting(word.lstrip("+"), is_sweep))
         else:
-            raise ConfigError(_unknown_word(word))
+            raise ConfigError(_unknown_word(word, words))
     _check_flags(flags)
     return flags, settings
 
@@ -107,8 +110,9 @@ def _flag(word: str, following: Iterator[str]) -> str:
         if word in _SWEEP_FLAGS or word in _PLAIN_FLAGS:
             return word
         some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
+        near = _as_setting(word, following) or _suggestion(name, some)
         raise ConfigError(
-            f"{word}: there is no such flag.{_suggestion(name, some)} The flags are --dry-run, "
+            f"{word}: there is no such flag.{near} The flags are --dry-run, "
             "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
         )
     allowed = _VALUE_FLAGS[name]
@@ -158,13 +162,45 @@ def _quoted(value: str) -> str:
     return f'"{text}"'
 
 
-def _unknown_word(word: str) -> str:
+def _unknown_word(word: str, following: Iterator[str]) -> str:
     if word.startswith("~"):
         return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
     return (
         f"{word!r}: neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor key=value nor one of "
-        f"the words {', '.join(WORDS)}.{_suggestion(word, WORDS)} See hv15-batch --help."
+        f"the words {', '.join(WORDS)}.{_meant(word, following)} See hv15-batch --help."
     )
+
+
+def _meant(word: str, following: Iterator[str]) -> str:
+    """Return e.g. ` Did you mean resume=outputs/a?` for its folder, or nothing."""
+    if word in WORDS:
+        return f" {word} comes first: hv15-batch {word}."
+    if word.lower().endswith(_CLIP_SUFFIXES):
+        return f" Did you mean {shlex.quote(f'from={word}')}?"
+    if os.path.isdir(word):
+        return f" Did you mean {shlex.quote(f'resume={word}')}?"
+    return _as_setting(word, following) or _suggestion(word, WORDS)
+
+
+def _as_setting(word: str, following: Iterator[str]) -> str:
+    """Return e.g. ` Did you mean limit=1?` for `--limit=1` or `limit 1`, or nothing."""
+    key, _, value = word.lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    if key not in (*setting_names(), *GROUPS, "from"):
+        return ""
+    if not value and _is_switch(key):
+        value = "true"
+    value = value or next(following, "")
+    if not value or "=" in value or value.startswith("-"):
+        value = "VALUE"
+    return f" Did you mean {shlex.quote(f'{key}={value}')}?"
+
+
+def _is_switch(key: str) -> bool:
+    default: Any = Config()
+    for part in key.split("."):
+        default = getattr(default, part, None)
+    return isinstance(default, bool)
 
 
 # -- words against settings -------------------------------------------------------------------
@@ -286,6 +322,7 @@ def _suggestion(typed: str, known: Sequence[str]) -> str:
     Nearest first: in the typed section, a slip of the fingers; anywhere, the same last part
     (`num_frames`), a piece of it (`frames`), a slip in the whole name or in the last part.
     """
+    typed = typed.lower()
     section, _, last = typed.rpartition(".")
     lasts = {name: name.rsplit(".", 1)[-1] for name in known}
     inside = [name for name in known if section and name.startswith(f"{section}.")]

@@ -277,12 +277,27 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, compare, prefetch. See hv15-batch --help."
+        "of the words report, status, references, compare, prefetch. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch "
-        "--help."
+        "of the words report, status, references, compare, prefetch. Did you mean status? See "
+        "hv15-batch --help."
+    ),
+    ("=",): (
+        "'=': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one of "
+        "the words report, status, references, compare, prefetch. See hv15-batch --help."
+    ),
+    ("prompts.csv", "--limit=1"): (
+        f"--limit=1: there is no such flag. Did you mean limit=1? {FLAGS}"
+    ),
+    ("prompts.csv", "FORCE=true"): (
+        "FORCE=true: there is no setting FORCE. Did you mean force? All of them: hv15-batch --cfg "
+        "job."
+    ),
+    ("prompts.csv", "model=TINY_T2V"): (
+        "model=TINY_T2V: there is no such option. Did you mean tiny_t2v? Options: "
+        f"{', '.join(MODELS)}."
     ),
     ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
     ("prompt.csv", "model=tiny_t2v"): (
@@ -349,6 +364,39 @@ def test_a_bad_command_line_is_refused_with_its_whole_message(
     assert answer.err.removesuffix("\n").removesuffix(".") == message.removesuffix(".")
     assert (answer.code, answer.out) == (2, "")
     assert sorted(prompts.parent.rglob("*")) == before
+
+
+MEANT = {
+    ("p.csv", "--force"): "force=true",
+    ("p.csv", "--limit", "1"): "limit=1",
+    ("p.csv", "--override.fps=12"): "override.fps=12",
+    ("p.csv", "--model", "--dry-run"): "model=VALUE",
+    ("p.csv", "dry_run"): "dry_run=true",
+    ("p.csv", "dry-run"): "dry_run=true",
+    ("p.csv", "limit"): "limit=VALUE",
+    ("resume", "outputs/a"): "resume=outputs/a",
+    ("outputs",): "resume=outputs",
+    ("my runs",): "'resume=my runs'",
+    ("other.mp4",): "from=other.mp4",
+    ("from", "other.MKV"): "from=other.MKV",
+}
+
+
+@pytest.mark.parametrize("words", MEANT, ids=" ".join)
+def test_a_setting_that_is_not_typed_as_one_is_shown_as_one(
+    command: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for folder in ("outputs", "my runs"):
+        (tmp_path / folder).mkdir()
+
+    answer = command(*words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert f" Did you mean {MEANT[words]}? " in answer.err
+
+
+def test_a_word_that_comes_too_late_is_told_where_it_belongs(command: Command) -> None:
+    assert " report comes first: hv15-batch report. " in command("p.csv", "report").err
 
 
 BAD_FILES = {
