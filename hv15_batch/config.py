@@ -156,6 +156,11 @@ def check_config(config: Config) -> None:
         )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
+    if config.only is not None and not config.only.replace(",", "").strip():
+        raise ConfigError(
+            f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
+            "for all rows."
+        )
     repeat = config.benchmark.repeat
     if config.verify and repeat is not None:
         raise ConfigError(

@@ -284,6 +284,12 @@ REFUSED: dict[tuple[str, ...], str] = {
         "of the words report, status, references, compare, prefetch. Did you mean status? See "
         "hv15-batch --help."
     ),
+    ("prompts.csv", "only="): (
+        "only=: names no row; give ids, for example only=a,b, or leave it out for all rows."
+    ),
+    ("prompts.csv", "only= ,"): (
+        "only= ,: names no row; give ids, for example only=a,b, or leave it out for all rows."
+    ),
     ("=",): (
         "'=': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one of "
         "the words report, status, references, compare, prefetch. See hv15-batch --help."
