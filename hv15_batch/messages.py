@@ -87,6 +87,8 @@ def hydra_message(error: Exception) -> str:
     in_file = re.match(r"In '(.+?)': \w+ raised while composing config", str(error))
     if in_file and isinstance(error.__context__, OmegaConfBaseException):
         return f"{in_file[1]}.yaml: {_fault_in_file(in_file[1], error.__context__)}"
+    if unknown := re.match(r"Could not override '(.+?)'\.\nTo append", str(error)):
+        return f"{unknown[1]}: there is no such setting."
     typed = re.match(r"Error merging override (.*)", str(error), re.DOTALL)
     if typed and error.__cause__ is not None:
         return f"{typed[1]}: {_value_rule(str(error.__cause__))}."

@@ -50,6 +50,16 @@ _VALUE_FLAGS = {
 """Flags with a value, and what it may be. Not among them: what replaces the configuration as a
 whole, or reads a pickled one."""
 _SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
+_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
+_HYDRA_SETTINGS = (
+    "hydra.verbose",
+    "hydra.searchpath",
+    "hydra.launcher.",
+    "hydra.sweeper.max_batch_size",
+    "hydra.job_logging.",
+    "hydra.hydra_logging.",
+)
+"""Of Hydra's own those that change nothing that is decided here."""
 _CLIP_SUFFIXES = (".mp4", ".mkv")
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
@@ -217,7 +227,8 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
         raise ConfigError("one manifest at a time; name one, or join the files into one.")
     for word in words:
         override = _parse(word)
-        fault = None if override.is_hydra_override() else _fault(override, is_sweep)
+        is_hydra = override.is_hydra_override()
+        fault = _hydra_fault(override) if is_hydra else _fault(override, is_sweep)
         if fault:
             faults.append(f"{word}: {fault}")
         elif override.is_sweep_override():
@@ -284,6 +295,21 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     if override.is_sweep_override() and not is_sweep:
         return "several values are a sweep; add -m to run one after the other."
     return None
+
+
+def _hydra_fault(override: Override) -> str | None:
+    """Return why one of Hydra's own settings cannot be honoured, or None."""
+    key, value = override.key_or_group, override.value()
+    is_change = override.type is OverrideType.CHANGE and override.package is None
+    if not is_change or not (key in _HYDRA_GROUPS or key.startswith(_HYDRA_SETTINGS)):
+        known = (*_HYDRA_GROUPS, *(f"{n}*" if n.endswith(".") else n for n in _HYDRA_SETTINGS))
+        return (
+            f"of Hydra's own settings only {', '.join(known)} may be typed; a folder is named with "
+            "run_dir=DIR, and a sweep is -m."
+        )
+    if isinstance(value, Sweep):
+        return "must be one value."
+    return _option_fault(key, value) if key in _HYDRA_GROUPS else None
 
 
 def unknown_setting(key: str) -> str:

@@ -827,7 +827,7 @@ def test_hydra_leaves_nothing_behind(
 ) -> None:
     environment = dict(os.environ)
 
-    assert command("p.csv", *words, "hydra.run.dir=here", "hydra.job.name=x").code == 0
+    assert command("p.csv", *words, "hydra/job_logging=default", "hydra.verbose=true").code == 0
 
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == environment
@@ -836,21 +836,58 @@ def test_hydra_leaves_nothing_behind(
 @pytest.mark.parametrize("flag", [(), ("-m",)])
 @pytest.mark.parametrize(
     "word",
-    ["hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x", "hydra.job.name=../../x"],
+    [
+        *("hydra.run.dir=here", "hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x"),
+        *("hydra.job.name=../../x", "hydra.job.chdir=true", "hydra.mode=MULTIRUN", "hydra.foo=1"),
+        "hydra.sweeper.params.limit=1",
+    ],
 )
-def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
+def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
+    fake_runs: FakeRuns, command: Command, tmp_path: Path, word: str, flag: tuple[str, ...]
+) -> None:
+    answer = command("p.csv", *flag, word)
+
+    assert answer == Answer(
+        2,
+        "",
+        f"{word}: of Hydra's own settings only hydra/launcher, hydra/sweeper, hydra/job_logging, "
+        "hydra/hydra_logging, hydra.verbose, hydra.searchpath, hydra.launcher.*, "
+        "hydra.sweeper.max_batch_size, hydra.job_logging.*, hydra.hydra_logging.* may be typed; a "
+        "folder is named with run_dir=DIR, and a sweep is -m.\n",
+    )
+    assert (fake_runs.configs, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("hydra.launcher.foo=1", "hydra.launcher.foo: there is no such setting."),
+        ("hydra/launcher=null", "hydra/launcher=null: must name an option; leave it out for the "),
+        ("hydra.verbose=true,false", "hydra.verbose=true,false: must be one value."),
+    ],
+)
+def test_settings_of_hydra_with_a_fault_are_refused_in_the_words_used_here(
+    command: Command, word: str, message: str
+) -> None:
+    answer = command("-m", "p.csv", word)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(message)
+
+
+@pytest.mark.parametrize("flag", [(), ("-m",)])
+def test_a_log_file_of_hydra_is_made_in_no_folder_of_the_user(
     fake_runs: FakeRuns,
     command: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    word: str,
     flag: tuple[str, ...],
 ) -> None:
     temporary = tmp_path / "a" / "b"
     temporary.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
-    assert command("p.csv", *flag, word, "hydra/job_logging=default").code == 0
+    assert command("p.csv", *flag, "hydra/job_logging=default").code == 0
 
     assert list(tmp_path.rglob("*")) == [tmp_path / "a", temporary]
 
