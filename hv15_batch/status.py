@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import socket
 import sys
@@ -154,7 +155,7 @@ def is_gone(status: Status) -> bool:
 
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
-    path = run_dir.absolute()
+    path = Path(os.path.abspath(run_dir))  # without `..`
     resume = shlex.quote(f"resume={path}")
     lines = [
         str(path),
