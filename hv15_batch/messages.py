@@ -105,7 +105,7 @@ def _fault_in_file(name: str, error: Any) -> str:
     """Return what is wrong with a key of a YAML, from what OmegaConf raised."""
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-    from hv15_batch.overrides import unknown_setting
+    from hv15_batch.setting_names import unknown_setting
 
     key = str(error.full_key or "")
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):

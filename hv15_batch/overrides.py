@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 
-from hv15_batch.config import Config, ConfigError
+from hv15_batch.config import ConfigError
 from hv15_batch.manifest import MANIFEST_SUFFIXES
-
-GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "references", "compare", "prefetch")
+from hv15_batch.setting_names import (
+    GROUPS,
+    as_setting,
+    setting_names,
+    suggestion,
+    unknown_setting,
+    unknown_word,
+)
 
 FROM_CLIP = "from_clip"
 """What `from=` is called inside: `from` is a word of Python's own."""
@@ -60,7 +60,6 @@ _HYDRA_SETTINGS = (
     "hydra.hydra_logging.",
 )
 """Of Hydra's own those that change nothing that is decided here."""
-_CLIP_SUFFIXES = (".mp4", ".mkv")
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
@@ -90,7 +89,7 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif "=" in word.lstrip("+")[1:]:
             settings.append(_setting(word.lstrip("+"), is_sweep))
         else:
-            raise ConfigError(_unknown_word(word, words))
+            raise ConfigError(unknown_word(word, words))
     _check_flags(flags)
     return flags, settings
 
@@ -120,7 +119,7 @@ def _flag(word: str, following: Iterator[str]) -> str:
         if word in _SWEEP_FLAGS or word in _PLAIN_FLAGS:
             return word
         some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
-        near = _as_setting(word, following) or _suggestion(name, some)
+        near = as_setting(word, following) or suggestion(name, some)
         raise ConfigError(
             f"{word}: there is no such flag.{near} The flags are --dry-run, "
             "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
@@ -170,47 +169,6 @@ def _quoted(value: str) -> str:
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
     text = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], text)
     return f'"{text}"'
-
-
-def _unknown_word(word: str, following: Iterator[str]) -> str:
-    if word.startswith("~"):
-        return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
-    return (
-        f"{word!r}: neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor key=value nor one of "
-        f"the words {', '.join(WORDS)}.{_meant(word, following)} See hv15-batch --help."
-    )
-
-
-def _meant(word: str, following: Iterator[str]) -> str:
-    """Return e.g. ` Did you mean resume=outputs/a?` for its folder, or nothing."""
-    if word in WORDS:
-        return f" {word} comes first: hv15-batch {word}."
-    if word.lower().endswith(_CLIP_SUFFIXES):
-        return f" Did you mean {shlex.quote(f'from={word}')}?"
-    if os.path.isdir(word):
-        return f" Did you mean {shlex.quote(f'resume={word}')}?"
-    return _as_setting(word, following) or _suggestion(word, WORDS)
-
-
-def _as_setting(word: str, following: Iterator[str]) -> str:
-    """Return e.g. ` Did you mean limit=1?` for `--limit=1` or `limit 1`, or nothing."""
-    key, _, value = word.lstrip("-").partition("=")
-    key = key.replace("-", "_")
-    if key not in (*setting_names(), *GROUPS, "from"):
-        return ""
-    if not value and _is_switch(key):
-        value = "true"
-    value = value or next(following, "")
-    if not value or "=" in value or value.startswith("-"):
-        value = "VALUE"
-    return f" Did you mean {shlex.quote(f'{key}={value}')}?"
-
-
-def _is_switch(key: str) -> bool:
-    default: Any = Config()
-    for part in key.split("."):
-        default = getattr(default, part, None)
-    return isinstance(default, bool)
 
 
 # -- words against settings -------------------------------------------------------------------
@@ -312,53 +270,9 @@ def _hydra_fault(override: Override) -> str | None:
     return _option_fault(key, value) if key in _HYDRA_GROUPS else None
 
 
-def unknown_setting(key: str) -> str:
-    """Return that there is no such setting, and the nearest."""
-    known = [*GROUPS, *(name for name in setting_names() if not name.startswith("model."))]
-    return f"there is no setting {key}.{_suggestion(key, known)} All of them: hv15-batch --cfg job."
-
-
 def _option_fault(group: str, value: Any) -> str | None:
     if group != "experiment" and value in (None, ""):
         return "must name an option; leave it out for the default."
     if isinstance(value, (dict, list, bool, int, float, Sweep)) and not isinstance(value, Glob):
         return "must name one option."
     return None
-
-
-@cache
-def setting_names() -> tuple[str, ...]:
-    """Return the dotted name of every setting."""
-    return tuple(_names(Config, ""))
-
-
-def _names(cls: type, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        hint: Any = hints[field.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from _names(hint, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
-
-
-def _suggestion(typed: str, known: Sequence[str]) -> str:
-    """Return e.g. ` Did you mean override.num_frames?`, or nothing.
-
-    Nearest first: in the typed section, a slip of the fingers; anywhere, the same last part
-    (`num_frames`), a piece of it (`frames`), a slip in the whole name or in the last part.
-    """
-    typed = typed.lower()
-    section, _, last = typed.rpartition(".")
-    lasts = {name: name.rsplit(".", 1)[-1] for name in known}
-    inside = [name for name in known if section and name.startswith(f"{section}.")]
-    near = (
-        difflib.get_close_matches(typed, inside, n=1, cutoff=0.8)
-        or [name for name in known if lasts[name] == last]
-        or [name for name in known if len(last) > 3 and last in lasts[name]]
-        or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
-    )
-    if not near:
-        close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1, cutoff=0.7)
-        near = [name for name in known if lasts[name] in close]
-    return f" Did you mean {' or '.join(near[:3])}?" if near else ""

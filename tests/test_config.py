@@ -30,7 +30,7 @@ from hv15_batch.config import (
     conf_dir,
     effective_dtype,
 )
-from hv15_batch.overrides import GROUPS, setting_names
+from hv15_batch.setting_names import GROUPS, setting_names
 
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))
