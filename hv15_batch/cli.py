@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hv15_batch import __version__
 from hv15_batch.config import Config, ConfigError
@@ -17,6 +19,8 @@ from hv15_batch.messages import report_error
 from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from hv15_batch.compose import Job
     from hv15_batch.schedule import Clock
 
@@ -163,17 +167,47 @@ def _copy_setting(key: str, source: Config, target: Config) -> None:
 
 
 def _say(text: str) -> None:
-    try:
+    with suppress(OSError):  # a full disk, or a reader who has left: the run goes on
         print(redacted(text), flush=True)
-    except BrokenPipeError:  # who read along has left, e.g. `| head`; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# -- as a program -----------------------------------------------------------------------------
+
+
+class _Lossy(io.FileIO):
+    """A standard stream: what cannot be written is lost, and no error."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _open_standard_streams() -> None:
+    """Let the work go on where nobody takes what it prints: closed, full, or gone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file to be opened would get its number, and its output
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout, sys.stderr = _lossy(sys.stdout, 1), _lossy(sys.stderr, 2)
+
+
+def _lossy(stream: TextIO | None, number: int) -> TextIO:
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lossy(number, "w", closefd=False)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",  # a file name may hold bytes that the terminal's encoding lacks
+        line_buffering=True,
+    )
 
 
 def entry() -> NoReturn:
     """Console script: exit with the code of `main`."""
-    for stream in (sys.stdout, sys.stderr):
-        # A file name may hold bytes that the terminal's encoding lacks.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _open_standard_streams()
+    if sys.argv[1:2] == ["status"]:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it only prints: ends with its reader
     sys.excepthook = print_redacted
     code = main()
     # What is left is the interpreter's own end: a late Ctrl-C must not make it look interrupted.

@@ -18,7 +18,7 @@ from hv15_batch.config import Config, conf_dir
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
 from hv15_batch.from_clip import words_of_clip
 from hv15_batch.messages import report_error
-from hv15_batch.overrides import check_settings, key_of, translate, value_of
+from hv15_batch.overrides import check_settings, for_hydra, key_of, translate, value_of
 from hv15_batch.rundir import sweep_folder_name
 
 
@@ -52,12 +52,13 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
+        overrides = HydraConfig.get().overrides.task
+        typed = {key_of(override): value_of(override) for override in overrides}
         try:
-            overrides = HydraConfig.get().overrides.task
-            typed = {key_of(override): value_of(override) for override in overrides}
             codes.append(run(Job(to_config(composed), typed, swept)))
         except Exception as error:
-            code = report_error(error)
+            values = " ".join(f"{key}={typed[key]}" for key in swept)
+            code = report_error(error, f"In the job {values}:" if swept else "")
             if code is None:
                 raise  # Hydra keeps it until the other jobs of a sweep have run
             codes.append(code)
@@ -66,7 +67,7 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
 
     ConfigStore.instance().store(name="config_schema", node=Config)
     try:
-        with _hydra_command_line([*flags, *settings]):
+        with _hydra_command_line([*flags, *map(for_hydra, settings)]):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
                 task
             )()

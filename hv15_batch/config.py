@@ -121,6 +121,12 @@ def check_config(config: Config) -> None:
     if step_distilled and model.task is Task.t2v:
         raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
     if model.weights is Weights.tiny and model.repo is not None:
+        if model.name.startswith("tiny_"):
+            raise ConfigError(
+                f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
+                "machine and has no repository; leave model.repo out, or name the model that the "
+                "repository holds, for example model=480p_t2v."
+            )
         raise ConfigError(
             f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
             "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
@@ -150,6 +156,11 @@ def check_config(config: Config) -> None:
         )
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
+    if config.only is not None and not config.only.replace(",", "").strip():
+        raise ConfigError(
+            f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
+            "for all rows."
+        )
     repeat = config.benchmark.repeat
     if config.verify and repeat is not None:
         raise ConfigError(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 
-from hv15_batch.config import Config, ConfigError
+from hv15_batch.config import ConfigError
 from hv15_batch.manifest import MANIFEST_SUFFIXES
-
-GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "compare", "prefetch")
+from hv15_batch.setting_names import (
+    GROUPS,
+    as_setting,
+    setting_names,
+    suggestion,
+    unknown_setting,
+    unknown_word,
+)
 
 FROM_CLIP = "from_clip"
 """What `from=` is called inside: `from` is a word of Python's own."""
@@ -33,6 +35,8 @@ _SWEPT_TEXT_KEYS = (
     "model.revision",
 )
 """The same, but commas separate values in a sweep."""
+_NO_PRESET = "[]"
+"""What Hydra takes for `experiment=null`."""
 _SEED_KEYS = ("sampling.seeds", "override.seeds")
 
 _SWEEP_FLAGS = {"-m", "--multirun"}
@@ -46,6 +50,16 @@ _VALUE_FLAGS = {
 """Flags with a value, and what it may be. Not among them: what replaces the configuration as a
 whole, or reads a pickled one."""
 _SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
+_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
+_HYDRA_SETTINGS = (
+    "hydra.verbose",
+    "hydra.searchpath",
+    "hydra.launcher.",
+    "hydra.sweeper.max_batch_size",
+    "hydra.job_logging.",
+    "hydra.hydra_logging.",
+)
+"""Of Hydra's own those that change nothing that is decided here."""
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
@@ -72,10 +86,10 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             flags.append(_flag(word, words))
         elif _is_manifest(word, is_first=number == 0):
             settings.append(f"manifest={_quoted(word)}")
-        elif "=" in word:
+        elif "=" in word.lstrip("+")[1:]:
             settings.append(_setting(word.lstrip("+"), is_sweep))
         else:
-            raise ConfigError(_unknown_word(word))
+            raise ConfigError(unknown_word(word, words))
     _check_flags(flags)
     return flags, settings
 
@@ -105,8 +119,9 @@ def _flag(word: str, following: Iterator[str]) -> str:
         if word in _SWEEP_FLAGS or word in _PLAIN_FLAGS:
             return word
         some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
+        near = as_setting(word, following) or suggestion(name, some)
         raise ConfigError(
-            f"{word}: there is no such flag.{_suggestion(name, some)} The flags are --dry-run, "
+            f"{word}: there is no such flag.{near} The flags are --dry-run, "
             "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
         )
     allowed = _VALUE_FLAGS[name]
@@ -129,6 +144,11 @@ def _setting(word: str, is_sweep: bool) -> str:
     if key == "from":
         key, word = FROM_CLIP, f"{FROM_CLIP}={value}"
     has_values = is_sweep and "," in value
+    if key == "run_dir" and has_values and not (_is_literal(value) or Path(value).is_dir()):
+        raise ConfigError(
+            f"{word}: the jobs of a sweep have folders of their own below one run_dir; name one "
+            f"folder (with a comma in its name: run_dir='\"{value}\"')."
+        )
     is_text = key in _TEXT_KEYS or (key in _TEXT_OR_LIST_KEYS and not value.startswith("["))
     if is_text or (key in _SWEPT_TEXT_KEYS and not has_values):
         return word if _is_literal(value) else f"{key}={_quoted(value)}"
@@ -151,15 +171,6 @@ def _quoted(value: str) -> str:
     return f'"{text}"'
 
 
-def _unknown_word(word: str) -> str:
-    if word.startswith("~"):
-        return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
-    return (
-        f"{word!r}: neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor key=value nor one of "
-        f"the words {', '.join(WORDS)}.{_suggestion(word, WORDS)} See hv15-batch --help."
-    )
-
-
 # -- words against settings -------------------------------------------------------------------
 
 
@@ -174,13 +185,20 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
         raise ConfigError("one manifest at a time; name one, or join the files into one.")
     for word in words:
         override = _parse(word)
-        fault = None if override.is_hydra_override() else _fault(override, is_sweep)
+        is_hydra = override.is_hydra_override()
+        fault = _hydra_fault(override) if is_hydra else _fault(override, is_sweep)
         if fault:
             faults.append(f"{word}: {fault}")
         elif override.is_sweep_override():
             swept.append(override.key_or_group)
     if faults:
         raise ConfigError("\n".join(faults))
+    resumed = next((value_of(word) for word in words if key_of(word) == "resume"), "null")
+    if swept and resumed != "null":
+        raise ConfigError(
+            f"resume={resumed}: goes on with one run, and {', '.join(swept)} makes a sweep; "
+            "leave resume= out and name the manifest: the jobs have folders of their own."
+        )
     return tuple(swept)
 
 
@@ -192,7 +210,18 @@ def key_of(word: str) -> str:
 def value_of(word: str) -> str:
     """Return the value that a word sets, as text without Hydra's quotes."""
     value = _parse(word).value()
-    return value if isinstance(value, str) else word.split("=", 1)[1]
+    if isinstance(value, bool):
+        return str(value).lower()  # a sweep writes True
+    if isinstance(value, str):
+        return value
+    return "null" if word == f"experiment={_NO_PRESET}" else word.split("=", 1)[1]
+
+
+def for_hydra(word: str) -> str:
+    """Return a setting as Hydra takes it: no preset is an empty list of them."""
+    if key_of(word) != "experiment":
+        return word
+    return re.sub(r"(?<=[=,])\s*null\s*(?=$|,)", _NO_PRESET, word)
 
 
 def _parse(word: str) -> Override:
@@ -213,52 +242,37 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     if override.type is not OverrideType.CHANGE or override.package is not None:
         return "settings are set with key=value."
     if key in GROUPS:
-        if value in (None, "") and key != "experiment":
-            return "must name an option; leave it out for the default."
-        if isinstance(value, (dict, list, bool, int, float)):
-            return "must name one option."
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        faults = [fault for one in values if (fault := _option_fault(key, one))]
+        if faults:
+            return faults[0]
     elif members:
         return f"{key} is a section; set its members, for example {members[0]}=VALUE."
     elif key not in known:
-        near = _suggestion(key, [*GROUPS, *(n for n in known if not n.startswith("model."))])
-        return f"there is no setting {key}.{near} All of them: hv15-batch --cfg job."
+        return unknown_setting(key)
     if override.is_sweep_override() and not is_sweep:
         return "several values are a sweep; add -m to run one after the other."
     return None
 
 
-@cache
-def setting_names() -> tuple[str, ...]:
-    """Return the dotted name of every setting."""
-    return tuple(_names(Config, ""))
+def _hydra_fault(override: Override) -> str | None:
+    """Return why one of Hydra's own settings cannot be honoured, or None."""
+    key, value = override.key_or_group, override.value()
+    is_change = override.type is OverrideType.CHANGE and override.package is None
+    if not is_change or not (key in _HYDRA_GROUPS or key.startswith(_HYDRA_SETTINGS)):
+        known = (*_HYDRA_GROUPS, *(f"{n}*" if n.endswith(".") else n for n in _HYDRA_SETTINGS))
+        return (
+            f"of Hydra's own settings only {', '.join(known)} may be typed; a folder is named with "
+            "run_dir=DIR, and a sweep is -m."
+        )
+    if isinstance(value, Sweep):
+        return "must be one value."
+    return _option_fault(key, value) if key in _HYDRA_GROUPS else None
 
 
-def _names(cls: type, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        hint: Any = hints[field.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from _names(hint, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
-
-
-def _suggestion(typed: str, known: Sequence[str]) -> str:
-    """Return e.g. ` Did you mean override.num_frames?`, or nothing.
-
-    Nearest first: in the typed section, a slip of the fingers; anywhere, the same last part
-    (`num_frames`), a piece of it (`frames`), a slip in the whole name or in the last part.
-    """
-    section, _, last = typed.rpartition(".")
-    lasts = {name: name.rsplit(".", 1)[-1] for name in known}
-    inside = [name for name in known if section and name.startswith(f"{section}.")]
-    near = (
-        difflib.get_close_matches(typed, inside, n=1, cutoff=0.8)
-        or [name for name in known if lasts[name] == last]
-        or [name for name in known if len(last) > 3 and last in lasts[name]]
-        or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
-    )
-    if not near:
-        close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1, cutoff=0.7)
-        near = [name for name in known if lasts[name] in close]
-    return f" Did you mean {' or '.join(near[:3])}?" if near else ""
+def _option_fault(group: str, value: Any) -> str | None:
+    if group != "experiment" and value in (None, ""):
+        return "must name an option; leave it out for the default."
+    if isinstance(value, (dict, list, bool, int, float, Sweep)) and not isinstance(value, Glob):
+        return "must name one option."
+    return None

@@ -101,7 +101,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
         text = redacted(text)
-        with suppress(BrokenPipeError):  # who listened is gone: the night's work goes on
+        with suppress(OSError):  # a full disk, or nobody listens: the night's work goes on
             if self._bar is not None:
                 self._bar.write(text, file=self._out)
                 self._out.flush()

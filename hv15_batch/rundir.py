@@ -238,8 +238,8 @@ def utc_now() -> datetime:
 def sweep_folder_name(values: list[str]) -> str:
     """Return a folder name of swept values, joined with `-`, safe on every file system."""
     name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
-    if len(name) > _MAX_FOLDER_NAME or name != "-".join(values):
-        # Cut or replaced: what tells the values apart may be gone.
+    if len(name) > _MAX_FOLDER_NAME or name != "-".join(values) or "" in values:
+        # Cut, replaced or empty: what tells the values apart may be gone.
         digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
         name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}".lstrip("-")
     return name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import socket
 import sys
@@ -157,7 +158,7 @@ def is_gone(status: Status) -> bool:
 
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
-    path = run_dir.absolute()
+    path = Path(os.path.abspath(run_dir))  # without `..`
     go_on = f"go on with: {go_on_command(path, status.go_on)}"
     lines = [
         str(path),
@@ -269,7 +270,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.json:
             print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
         elif arguments.pause or arguments.unpause:
-            print(_set_pause(RunDir(run_dir.absolute()), arguments.pause, status))
+            print(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:
             print(format_status(run_dir, status, utc_now()))
     except ConfigError as error:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from hv15_batch.manifest_columns import KNOWN_COLUMNS
-from hv15_batch.overrides import GROUPS, setting_names
+from hv15_batch.setting_names import GROUPS, setting_names
 
 Manifest = tuple[str, bytes]
 """A file's name and its content."""

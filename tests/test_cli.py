@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -217,6 +219,24 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "offload=null"): (
         "offload=null: must name an option; leave it out for the default."
     ),
+    ("prompts.csv", "-m", "offload=null,stream"): (
+        "offload=null,stream: must name an option; leave it out for the default."
+    ),
+    ("prompts.csv", "-m", "experiment=1,2"): "experiment=1,2: must name one option.",
+    ("prompts.csv", "-m", "model=range(3)"): "model=range(3): must name one option.",
+    ("prompts.csv", "-m", "model=[a],b"): "model=[a],b: must name one option.",
+    ("-m", "resume=full", "override.fps=12,24"): (
+        "resume=full: goes on with one run, and override.fps makes a sweep; leave resume= out and "
+        "name the manifest: the jobs have folders of their own."
+    ),
+    ("-m", "prompts.csv", "run_dir=one,two"): (
+        "run_dir=one,two: the jobs of a sweep have folders of their own below one run_dir; name "
+        "one folder (with a comma in its name: run_dir='\"one,two\"')."
+    ),
+    ("prompts.csv", "experiment=null,rtx4090_24gb"): (
+        "experiment=null,rtx4090_24gb: several values are a sweep; add -m to run one after the "
+        "other."
+    ),
     ("prompts.csv", "model=480p"): (
         f"model=480p: there is no such option. Did you mean 480p_t2v? Options: {', '.join(MODELS)}."
     ),
@@ -257,12 +277,33 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, compare, prefetch. See hv15-batch --help."
+        "of the words report, status, references, compare, prefetch. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, compare, prefetch. Did you mean status? See hv15-batch "
-        "--help."
+        "of the words report, status, references, compare, prefetch. Did you mean status? See "
+        "hv15-batch --help."
+    ),
+    ("prompts.csv", "only="): (
+        "only=: names no row; give ids, for example only=a,b, or leave it out for all rows."
+    ),
+    ("prompts.csv", "only= ,"): (
+        "only= ,: names no row; give ids, for example only=a,b, or leave it out for all rows."
+    ),
+    ("=",): (
+        "'=': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one of "
+        "the words report, status, references, compare, prefetch. See hv15-batch --help."
+    ),
+    ("prompts.csv", "--limit=1"): (
+        f"--limit=1: there is no such flag. Did you mean limit=1? {FLAGS}"
+    ),
+    ("prompts.csv", "FORCE=true"): (
+        "FORCE=true: there is no setting FORCE. Did you mean force? All of them: hv15-batch --cfg "
+        "job."
+    ),
+    ("prompts.csv", "model=TINY_T2V"): (
+        "model=TINY_T2V: there is no such option. Did you mean tiny_t2v? Options: "
+        f"{', '.join(MODELS)}."
     ),
     ("model=tiny_t2v",): "no manifest; name one: hv15-batch prompts.csv",
     ("prompt.csv", "model=tiny_t2v"): (
@@ -329,6 +370,103 @@ def test_a_bad_command_line_is_refused_with_its_whole_message(
     assert answer.err.removesuffix("\n").removesuffix(".") == message.removesuffix(".")
     assert (answer.code, answer.out) == (2, "")
     assert sorted(prompts.parent.rglob("*")) == before
+
+
+MEANT = {
+    ("p.csv", "--force"): "force=true",
+    ("p.csv", "--limit", "1"): "limit=1",
+    ("p.csv", "--override.fps=12"): "override.fps=12",
+    ("p.csv", "--model", "--dry-run"): "model=VALUE",
+    ("p.csv", "dry_run"): "dry_run=true",
+    ("p.csv", "dry-run"): "dry_run=true",
+    ("p.csv", "limit"): "limit=VALUE",
+    ("resume", "outputs/a"): "resume=outputs/a",
+    ("outputs",): "resume=outputs",
+    ("my runs",): "'resume=my runs'",
+    ("other.mp4",): "from=other.mp4",
+    ("from", "other.MKV"): "from=other.MKV",
+}
+
+
+@pytest.mark.parametrize("words", MEANT, ids=" ".join)
+def test_a_setting_that_is_not_typed_as_one_is_shown_as_one(
+    command: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for folder in ("outputs", "my runs"):
+        (tmp_path / folder).mkdir()
+
+    answer = command(*words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert f" Did you mean {MEANT[words]}? " in answer.err
+
+
+def test_a_word_that_comes_too_late_is_told_where_it_belongs(command: Command) -> None:
+    assert " report comes first: hv15-batch report. " in command("p.csv", "report").err
+
+
+BAD_FILES = {
+    ("experiment", "runtime:\n  compile: false\n  card: [\n"): (
+        "{file}:5: expected the node content, but found '<stream end>' (while parsing a flow "
+        "node); correct the YAML there."
+    ),
+    ("experiment", "sampling: {height: x}"): (
+        "experiment/mine.yaml: sampling.height=x: must be a whole number."
+    ),
+    ("experiment", "video: {codec: mpeg}"): (
+        "experiment/mine.yaml: video.codec=mpeg: must be one of h264, ffv1."
+    ),
+    ("experiment", "sampling: {heigth: 32}"): (
+        "experiment/mine.yaml: there is no setting sampling.heigth. Did you mean sampling.height? "
+        "All of them: hv15-batch --cfg job."
+    ),
+    ("experiment", "sampling: 3"): (
+        "experiment/mine.yaml: a section=3: a section has members; write them below it, indented."
+    ),
+    ("model", "defaults: [base]"): (
+        "model/mine.yaml: its defaults list names model/base, which there is not; correct it or "
+        "add the file."
+    ),
+    ("experiment", "defaults: [/sampling]"): (
+        "experiment/mine.yaml: its defaults list names sampling, which there is not; correct it or "
+        "add the file."
+    ),
+    ("experiment", "video: \x01"): (
+        'unacceptable character #x0001: special characters are not allowed in "{file}", position '
+        "27; take it out."
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES, ids=":".join)
+def test_a_fault_in_a_file_of_the_configuration_names_file_and_key(
+    command: Command, prompts: Path, tmp_path: Path, case: tuple[str, str]
+) -> None:
+    group, text = case
+    file = tmp_path / "mine" / group / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    package = "# @package _global_\n" if group == "experiment" else ""
+    file.write_text(f"{package}{text}", encoding="utf-8")
+
+    answer = command("prompts.csv", "--config-dir", "mine", f"{group}=mine")
+
+    assert answer == Answer(2, "", BAD_FILES[case].replace("{file}", str(file)) + "\n")
+
+
+def test_a_preset_without_a_package_is_told_its_first_line(
+    command: Command, prompts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("limit: 1\n", encoding="utf-8")
+
+    answer = command("prompts.csv", "--config-dir", tmp_path, "experiment=mine")
+
+    assert answer == Answer(
+        2,
+        "",
+        "experiment/mine.yaml: a preset is a piece of the whole configuration; begin the file with "
+        "# @package _global_\n",
+    )
 
 
 OFF_RECIPE = {
@@ -573,6 +711,22 @@ def test_a_sweep_runs_each_combination_in_its_own_folder(
     ]
 
 
+def test_no_preset_is_null_in_a_sweep_too(fake_runs: FakeRuns, command: Command) -> None:
+    assert command("p.csv", "experiment=null").code == 0
+    assert command("p.csv", "-m", "experiment=null,rtx4090_24gb").code == 0
+    assert command("p.csv", "-m", "experiment=rtx4090_24gb, null").code == 0
+
+    limits = [config.runtime.vram_limit_gib for config in fake_runs.configs]
+    assert limits == [None, None, 24, 24, None]
+    assert fake_runs.sweeps == [None, "null", "rtx4090_24gb", "rtx4090_24gb", "null"]
+
+
+def test_swept_booleans_are_named_as_they_are_typed(fake_runs: FakeRuns, command: Command) -> None:
+    command("-m", "p.csv", "runtime.mask_free=true,false")
+
+    assert fake_runs.sweeps == ["true", "false"]
+
+
 def test_the_jobs_of_a_sweep_count_time_from_the_same_moment(
     fake_runs: FakeRuns, command: Command, prompts: Path
 ) -> None:
@@ -601,8 +755,20 @@ def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
 
     answer = command("-m", "p.csv", "override.num_frames=1,5,9,13")
 
-    assert answer == Answer(4, "", "refused: why.\n")
+    assert answer == Answer(4, "", "In the job override.num_frames=5:\nrefused: why.\n")
     assert fake_runs.sweeps == ["1", "5", "9", "13"]
+
+
+def test_a_refusal_in_a_sweep_names_all_swept_values_and_elsewhere_none(
+    fake_runs: FakeRuns, command: Command
+) -> None:
+    fake_runs.ends = [ConfigError("no."), 0, ConfigError("no.")]
+
+    swept = command("-m", "p.csv", "model=tiny_t2v,tiny_i2v", "experiment=null", "limit=range(1,2)")
+    single = command("-m", "p.csv", "model=tiny_t2v")
+
+    assert swept == Answer(2, "", "In the job model=tiny_t2v limit=1:\nno.\n")
+    assert single == Answer(2, "", "no.\n")
 
 
 def test_a_fault_of_the_program_in_one_job_leaves_the_others_their_turn(
@@ -647,9 +813,12 @@ def test_a_folder_given_to_a_sweep_holds_the_folders_of_its_jobs(
     fake_runs: FakeRuns, command: Command
 ) -> None:
     command("-m", "p.csv", "override.num_frames=1,5", "run_dir=my runs")
-    command("-m", "p.csv", "run_dir=one,two")
+    command("-m", "p.csv", 'run_dir="one,two"')
+    Path("three,four").mkdir()
+    command("-m", "p.csv", "run_dir=three,four")
 
-    assert [c.run_dir for c in fake_runs.configs] == ["my runs/1", "my runs/5", "one,two"]
+    folders = [config.run_dir for config in fake_runs.configs]
+    assert folders == ["my runs/1", "my runs/5", "one,two", "three,four"]
 
 
 def test_a_sweep_over_manifests_keeps_a_comma_in_a_name(
@@ -670,7 +839,7 @@ def test_hydra_leaves_nothing_behind(
 ) -> None:
     environment = dict(os.environ)
 
-    assert command("p.csv", *words, "hydra.run.dir=here", "hydra.job.name=x").code == 0
+    assert command("p.csv", *words, "hydra/job_logging=default", "hydra.verbose=true").code == 0
 
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == environment
@@ -679,21 +848,58 @@ def test_hydra_leaves_nothing_behind(
 @pytest.mark.parametrize("flag", [(), ("-m",)])
 @pytest.mark.parametrize(
     "word",
-    ["hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x", "hydra.job.name=../../x"],
+    [
+        *("hydra.run.dir=here", "hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x"),
+        *("hydra.job.name=../../x", "hydra.job.chdir=true", "hydra.mode=MULTIRUN", "hydra.foo=1"),
+        "hydra.sweeper.params.limit=1",
+    ],
 )
-def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
+def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
+    fake_runs: FakeRuns, command: Command, tmp_path: Path, word: str, flag: tuple[str, ...]
+) -> None:
+    answer = command("p.csv", *flag, word)
+
+    assert answer == Answer(
+        2,
+        "",
+        f"{word}: of Hydra's own settings only hydra/launcher, hydra/sweeper, hydra/job_logging, "
+        "hydra/hydra_logging, hydra.verbose, hydra.searchpath, hydra.launcher.*, "
+        "hydra.sweeper.max_batch_size, hydra.job_logging.*, hydra.hydra_logging.* may be typed; a "
+        "folder is named with run_dir=DIR, and a sweep is -m.\n",
+    )
+    assert (fake_runs.configs, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("hydra.launcher.foo=1", "hydra.launcher.foo: there is no such setting."),
+        ("hydra/launcher=null", "hydra/launcher=null: must name an option; leave it out for the "),
+        ("hydra.verbose=true,false", "hydra.verbose=true,false: must be one value."),
+    ],
+)
+def test_settings_of_hydra_with_a_fault_are_refused_in_the_words_used_here(
+    command: Command, word: str, message: str
+) -> None:
+    answer = command("-m", "p.csv", word)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(message)
+
+
+@pytest.mark.parametrize("flag", [(), ("-m",)])
+def test_a_log_file_of_hydra_is_made_in_no_folder_of_the_user(
     fake_runs: FakeRuns,
     command: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    word: str,
     flag: tuple[str, ...],
 ) -> None:
     temporary = tmp_path / "a" / "b"
     temporary.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
-    assert command("p.csv", *flag, word, "hydra/job_logging=default").code == 0
+    assert command("p.csv", *flag, "hydra/job_logging=default").code == 0
 
     assert list(tmp_path.rglob("*")) == [tmp_path / "a", temporary]
 
@@ -830,6 +1036,15 @@ def program(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def shell(cwd: Path, redirection: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a shell does that sends its output somewhere else."""
+    command = f"{shlex.join([sys.executable, '-m', 'hv15_batch', *words])} {redirection}"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def test_a_run_renders_and_leaves_nothing_beside_its_folder(prompts: Path, tmp_path: Path) -> None:
     steps = "override.num_inference_steps=1"
 
@@ -868,6 +1083,51 @@ def test_a_reader_that_leaves_does_not_stop_the_command(prompts: Path, tmp_path:
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "outputs" / "prompts" / "plan.csv").is_file()
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_output_that_nobody_takes_is_lost_and_the_run_goes_on(
+    prompts: Path, tmp_path: Path, where: str
+) -> None:
+    steps = "override.num_inference_steps=1"
+
+    done = shell(tmp_path, where, "prompts.csv", *TINY, steps, "limit=1")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list((tmp_path / "outputs" / "prompts" / "clips").glob("*.mp4"))) == 1
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize(("words", "code"), [(("none.csv",), 2), (("report", "none"), 2)])
+def test_a_refusal_that_nobody_takes_has_its_code(
+    tmp_path: Path, where: str, words: tuple[str, ...], code: int
+) -> None:
+    done = shell(tmp_path, where, *words)
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_help_that_nobody_takes_is_no_error(tmp_path: Path, where: str) -> None:
+    done = shell(tmp_path, where, "--help")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_watch_ends_with_its_reader(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.path.mkdir()
+    status = {"state": "rendering", "total": 2, "done": 1, "failed": 0, "suspect": 0}
+    updated = {"updated_at": "2999-01-01T00:00:00+00:00", "pid": os.getpid()}
+    folder.status.write_text(json.dumps({**status, **updated}), encoding="utf-8")
+    words = [sys.executable, "-m", "hv15_batch", "status", "run", "--watch"]
+    read, write = os.pipe()
+    os.close(read)
+
+    done = subprocess.run(words, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_main_reads_the_words_of_the_program(

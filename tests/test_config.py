@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Answer
+from conftest import Answer, tiny_model
 
 from hv15_batch.compose import Job, run_jobs
 from hv15_batch.config import (
@@ -30,7 +30,7 @@ from hv15_batch.config import (
     conf_dir,
     effective_dtype,
 )
-from hv15_batch.overrides import GROUPS, setting_names
+from hv15_batch.setting_names import GROUPS, setting_names
 
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))
@@ -149,6 +149,12 @@ REFUSED: list[tuple[Config, str]] = [
         "for a tiny model, and set model.repo for any other.",
     ),
     (
+        Config(model=replace(tiny_model("tiny_t2v"), repo="/nope")),
+        "model.repo=/nope with model=tiny_t2v: a tiny model is built on this machine and has no "
+        "repository; leave model.repo out, or name the model that the repository holds, for "
+        "example model=480p_t2v.",
+    ),
+    (
         Config(model=T2V, limit=0),
         "limit=0: must be 1 or more; leave it out for all clips.",
     ),
@@ -245,8 +251,8 @@ def test_a_typo_in_an_option_of_ones_own_names_file_and_key(
 
     assert answer.code == 2
     assert answer.err == (
-        "In 'offload/typo': ConfigKeyError raised while composing config:\n"
-        "Key 'use_streem' not in 'OffloadConfig'\n"
+        "offload/typo.yaml: there is no setting offload.use_streem. All of them: "
+        "hv15-batch --cfg job.\n"
     )
 
 

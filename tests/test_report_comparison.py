@@ -167,6 +167,35 @@ def test_out_names_the_folder_of_the_comparison(tmp_path: Path) -> None:
     assert not (tmp_path / "x" / "comparison.html").exists()
 
 
+def test_out_is_refused_where_there_is_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path / "one", [1.0])
+
+    assert main([str(run), "--out", "new"]) == 2
+
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "",
+        "--out=new: is the folder of a comparison, and the page of a single run is in its run "
+        "directory; leave it out, or name several runs.\n",
+    )
+    assert not (run / "index.html").exists()
+
+
+def test_paths_are_printed_without_the_way_that_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run_of(tmp_path / name, [1.0]) for name in ("one", "two")]
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+
+    assert main(["../one", "../two"]) == 0
+
+    pages = [*(run / "index.html" for run in runs), tmp_path / "comparison.html"]
+    assert capsys.readouterr().out.splitlines() == [str(page) for page in pages]
+
+
 def test_the_markdown_table_says_once_what_is_common_and_aligns(tmp_path: Path) -> None:
     one = run_of(tmp_path / "one", [400.0, 410.0])
     two = run_of(tmp_path / "two", [500.0], offload="stream", energy_joules=None)

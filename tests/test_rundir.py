@@ -206,6 +206,11 @@ def test_values_that_differ_only_in_replaced_characters_get_different_folders() 
     assert len(names) == 5
 
 
+def test_an_empty_swept_value_has_a_folder_of_its_own() -> None:
+    assert re.fullmatch(r"[0-9a-f]{8}", sweep_folder_name([""]))
+    assert len({sweep_folder_name(values) for values in (["", "5"], ["5", ""], ["5"])}) == 3
+
+
 def test_long_swept_values_make_different_folder_names() -> None:
     first, second = (sweep_folder_name(["x" * 200 + end]) for end in "ab")
 

@@ -104,6 +104,19 @@ def test_a_run_at_work_shows_folder_state_clip_step_and_speed(
     assert lines[4].endswith(f"s ago by process {os.getpid()}")
 
 
+def test_the_folder_is_shown_without_the_way_that_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(tmp_path / "run", state="stopped")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+
+    lines = printed(Path("../run"), capsys)
+
+    assert lines[0] == str(tmp_path / "run")
+    assert f"go on with: hv15-batch resume={tmp_path / 'run'}" in lines
+
+
 @pytest.fixture
 def central_european_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make this process's zone UTC+1 for one test."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,24 +27,24 @@ def main(argv: Sequence[str]) -> int:
     """Build the page of every run directory named, for several a comparison; print their paths.
 
     Returns:
-        0, or 2 where at least one of them has no page; the others are built all the same. A price
-        that is none is refused before any is built.
+        0, or 2 where at least one of them has no page; the others are built all the same. An option
+        that cannot be is refused before any is built.
     """
     arguments = _parser().parse_args([as_option(word, _SETTINGS) for word in argv])
+    run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(named)]
     try:
         typed = any(word.startswith(f"{_PRICE}=") for word in argv)
         check_at_least(_PRICE if typed else "--price", arguments.price, 0)
+        _check_out(arguments.out, run_dirs)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     exit_code = 0
-    run_dirs: list[Path] = []
-    for named in arguments.run_dirs:
-        run_dirs += expand(named)
     built = []
     for run_dir in run_dirs:
         try:
-            print(_write_run(run_dir, arguments.public, arguments.price))
+            page = _write_run(run_dir, arguments.public, arguments.price)
+            print(os.path.abspath(page))
             built.append(run_dir)
         except (ConfigError, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
@@ -51,11 +52,24 @@ def main(argv: Sequence[str]) -> int:
     if len(built) > 1:
         folder = arguments.out or common_folder(built)
         try:
-            print(write_comparison(built, folder, arguments.public))
+            print(os.path.abspath(write_comparison(built, folder, arguments.public)))
         except (ConfigError, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
             exit_code = 2
     return exit_code
+
+
+def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
+    """Refuse a folder for a comparison where there is none.
+
+    Raises:
+        ConfigError: only one run is named.
+    """
+    if out is not None and len(run_dirs) < 2:
+        raise ConfigError(
+            f"--out={out}: is the folder of a comparison, and the page of a single run is in its "
+            "run directory; leave it out, or name several runs."
+        )
 
 
 def expand(folder: Path) -> list[Path]:
