@@ -60,6 +60,9 @@ _HYDRA_SETTINGS = (
     "hydra.hydra_logging.",
 )
 """Of Hydra's own those that change nothing that is decided here."""
+_HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+_HYDRA_OURS = (*_HYDRA_FOLDERS, "hydra.job.name")
+"""May be typed, as scripts that call Hydra's applications do; what is set here wins."""
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
@@ -259,7 +262,8 @@ def _hydra_fault(override: Override) -> str | None:
     """Return why one of Hydra's own settings cannot be honoured, or None."""
     key, value = override.key_or_group, override.value()
     is_change = override.type is OverrideType.CHANGE and override.package is None
-    if not is_change or not (key in _HYDRA_GROUPS or key.startswith(_HYDRA_SETTINGS)):
+    is_known = key in (*_HYDRA_GROUPS, *_HYDRA_OURS) or key.startswith(_HYDRA_SETTINGS)
+    if not is_change or not is_known:
         known = (*_HYDRA_GROUPS, *(f"{n}*" if n.endswith(".") else n for n in _HYDRA_SETTINGS))
         return (
             f"of Hydra's own settings only {', '.join(known)} may be typed; a folder is named with "

@@ -839,6 +839,7 @@ def test_hydra_leaves_nothing_behind(
 ) -> None:
     environment = dict(os.environ)
 
+    words = (*words, "hydra.run.dir=here", "hydra.job.name=x")
     assert command("p.csv", *words, "hydra/job_logging=default", "hydra.verbose=true").code == 0
 
     assert list(tmp_path.iterdir()) == []
@@ -849,8 +850,7 @@ def test_hydra_leaves_nothing_behind(
 @pytest.mark.parametrize(
     "word",
     [
-        *("hydra.run.dir=here", "hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x"),
-        *("hydra.job.name=../../x", "hydra.job.chdir=true", "hydra.mode=MULTIRUN", "hydra.foo=1"),
+        *("hydra.job.chdir=true", "hydra.mode=MULTIRUN", "hydra.foo=1"),
         "hydra.sweeper.params.limit=1",
     ],
 )
@@ -868,6 +868,28 @@ def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
         "folder is named with run_dir=DIR, and a sweep is -m.\n",
     )
     assert (fake_runs.configs, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("flag", [(), ("-m",)])
+@pytest.mark.parametrize(
+    "word",
+    ["hydra.sweep.subdir=../../x", "hydra.output_subdir=../../x", "hydra.job.name=../../x"],
+)
+def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
+    fake_runs: FakeRuns,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    flag: tuple[str, ...],
+) -> None:
+    temporary = tmp_path / "a" / "b"
+    temporary.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    assert command("p.csv", *flag, word, "hydra/job_logging=default").code == 0
+
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", temporary]
 
 
 @pytest.mark.parametrize(
