@@ -9,14 +9,15 @@ from hv15_batch.plan import PlannedClip
 from hv15_batch.records import FAILED, ClipRecord
 
 MAX_ROWS = 20
-"""Rows that are named one by one; of more, all are forced again."""
+"""Rows that are named one by one; of more, all that were asked for are made again."""
 
 
 class GoOn:
     """Knows what a run has left, and with which words it goes on.
 
-    The directory remembers manifest and settings; `only`, `limit` and `force` are of one command,
-    and without them another one would render more than was asked for, or less.
+    The directory remembers manifest and settings. What is of one command it forgets: without
+    `limit`, `only`, `force`, `retry.suspect`, `add` and `verify` the next one would render more
+    than was asked for, or less.
     """
 
     def __init__(self, config: Config, todo: Sequence[PlannedClip]) -> None:
@@ -32,20 +33,32 @@ class GoOn:
     @property
     def words(self) -> list[str]:
         """What is to be typed beside `resume=`; empty where nothing is left."""
-        config, rows = self._config, list(dict.fromkeys(self._left.values()))
-        if not rows:
+        if not self._left:
             return []
-        if config.force:
-            # A forced clip that is finished looks like any other: those left are named.
-            is_short = config.benchmark.repeat is None and len(rows) <= MAX_ROWS
-            only = ",".join(rows) if is_short else config.only
-            return ["force=true", *_only(only)]
-        if config.limit is None:
-            return _only(config.only)
-        # A benchmark's is of clips, and of those it skips what is measured.
-        limit = len(self._left) if config.benchmark.repeat is None else config.limit
-        return [*_only(config.only), f"limit={limit}"]
+        config = self._config
+        asked = {
+            "add": config.add,
+            "verify": config.verify,
+            "force": config.force,
+            "retry.suspect": config.retry.suspect,
+        }
+        words = [f"{name}=true" for name, is_asked in asked.items() if is_asked]
+        return [*words, *self._selection(config.force or config.retry.suspect)]
+
+    def _selection(self, is_again: bool) -> list[str]:
+        """Return `only` and `limit`; where clips are made again one that is done looks like any."""
+        config, only, limit = self._config, self._config.only, self._config.limit
+        if config.benchmark.repeat is None:  # which skips what is measured
+            rows = list(dict.fromkeys(self._left.values()))
+            if is_again and len(rows) <= MAX_ROWS:
+                only = ",".join(rows)
+            elif not is_again and limit is not None:
+                limit = len(self._left)
+        return only_words(only) + ([] if limit is None else [f"limit={limit}"])
 
 
-def _only(only: str | None) -> list[str]:
-    return [f"only={only}"] if only else []
+def only_words(only: str | None) -> list[str]:
+    """Return `only=` as it is typed; a row may be called null."""
+    if not only:
+        return []
+    return ['only="null"'] if only == "null" else [f"only={only}"]

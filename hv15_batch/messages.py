@@ -110,7 +110,7 @@ def _fault_in_file(name: str, error: Any) -> str:
     key = str(error.full_key or "")
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         value = re.search(r"[Vv]alue '(.*?)'|value: (.*)", str(error))
-        shown = f"={value[1] or value[2]}" if value else ""
+        shown = f"={value[1] if value[1] is not None else value[2]}" if value else ""
         if not key:  # OmegaConf does not say which
             return f"a section{shown}: a section has members; write them below it, indented."
         return f"{key}{shown}: {_value_rule(str(error))}."

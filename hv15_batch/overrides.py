@@ -224,7 +224,7 @@ def for_hydra(word: str) -> str:
     """Return a setting as Hydra takes it: no preset is an empty list of them."""
     if key_of(word) != "experiment":
         return word
-    return re.sub(r"(?<=[=,])\s*null\s*(?=$|,)", _NO_PRESET, word)
+    return re.sub(r"(?<=[=,])\s*null\s*(?=$|,)", _NO_PRESET, word, flags=re.IGNORECASE)
 
 
 def _parse(word: str) -> Override:

@@ -149,8 +149,8 @@ def plan_clips(
             earlier = history.earlier_clip_of_row(clip, current)
             state = State.new if earlier is None else State.changed
             reason = "" if earlier is None else describe_difference(earlier, clip)
-        # The same latents would give the same suspect frames.
-        is_suspect = last is not None and last["status"] == SUSPECT
+        # The same latents would give the same suspect frames; interrupted may be the second try.
+        is_suspect = last is not None and last["status"] in (SUSPECT, INTERRUPTED)
         planned.append(
             PlannedClip(
                 clip=clip,

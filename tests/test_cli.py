@@ -712,7 +712,7 @@ def test_a_sweep_runs_each_combination_in_its_own_folder(
 
 
 def test_no_preset_is_null_in_a_sweep_too(fake_runs: FakeRuns, command: Command) -> None:
-    assert command("p.csv", "experiment=null").code == 0
+    assert command("p.csv", "experiment=Null").code == 0
     assert command("p.csv", "-m", "experiment=null,rtx4090_24gb").code == 0
     assert command("p.csv", "-m", "experiment=rtx4090_24gb, null").code == 0
 

@@ -110,6 +110,7 @@ def test_filters_by_text_status_and_tag(opened: Opened) -> None:
         ("steps 30", ["sign"]),
         ("seed 7", ["sign", "hack", "bad", "dark", "later"]),
         ("seed 9", []),
+        ("later seed ", ["later"]),  # on the way to its number
         (f"fox seed {BIG_SEED}", ["fox_s1"]),
     ],
 )

@@ -101,7 +101,11 @@ def test_a_termination_stops_at_once_with_143(project: Project) -> None:
 
 
 def test_a_closed_terminal_ends_a_run_as_a_termination_does_and_is_named(project: Project) -> None:
-    assert project.run(signalled(signal.SIGHUP)) == 143
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        assert project.run(signalled(signal.SIGHUP)) == 143
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
     assert project.records()[-1]["error_type"] == "SIGHUP"
     assert project.said[2].startswith("interrupted by SIGHUP; go on with: ")
@@ -123,7 +127,9 @@ def test_under_nohup_the_terminal_may_close(project: Project) -> None:
         ({"only": "dog,owl"}, " only=dog,owl"),
         ({"limit": 2}, " limit=1"),
         ({"force": True}, " force=true only=dog,owl"),
-        ({"force": True, "limit": 2}, " force=true only=dog"),
+        ({"force": True, "limit": 2}, " force=true only=dog limit=2"),
+        ({"add": True}, " add=true"),
+        ({"verify": True, "limit": 2}, " verify=true limit=1"),
     ],
 )
 def test_what_is_said_to_go_on_with_does_what_is_left_and_no_more(
@@ -140,6 +146,20 @@ def test_what_is_said_to_go_on_with_does_what_is_left_and_no_more(
         project.run_dir.path, read_status(project.run_dir.path), utc_now()
     )
     assert html.escape(command) in project.run_dir.page.read_text(encoding="utf-8")
+
+
+def test_a_suspect_whose_second_try_was_interrupted_is_not_decoded_from_the_same_latents(
+    project: Project,
+) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,suspect")
+    project.run()
+    again = {"retry": RetryConfig(suspect=True)}
+    assert project.run(signalled(signal.SIGTERM), **again) == 143
+    project.did()
+
+    project.run(**again)
+
+    assert [line.split("_")[0] for line in project.did()] == ["denoise dog"]
 
 
 def test_of_a_sweep_the_other_jobs_are_named_too(project: Project) -> None:

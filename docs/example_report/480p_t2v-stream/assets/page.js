@@ -6,7 +6,7 @@
   var texts = new Map();
   var STARRED = "starred";
   var HASH = /_[0-9a-f]{8}$/;
-  var SEED = /\bseed\s+(\d+)\b/g;
+  var SEED = /\bseed(?:\s+(\d+)\b|\s*$)/g; // the word alone is on its way to one
 
   function byId(id) {
     return document.getElementById(id);
@@ -40,7 +40,10 @@
   function wanted() {
     var text = byId("filter-text").value.toLowerCase();
     var seeds = [];
-    text = text.replace(SEED, function (whole, seed) { seeds.push(seed); return " "; });
+    text = text.replace(SEED, function (whole, seed) {
+      if (seed) seeds.push(seed);
+      return " ";
+    });
     var words = text.split(/\s+/).filter(Boolean);
     var status = byId("filter-status").value;
     var tag = byId("filter-tag").value ? JSON.parse(byId("filter-tag").value) : null;
