@@ -18,8 +18,8 @@ from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
 )
+from hv15_batch.report.rate import rate_of_work
 from hv15_batch.report.read import RunData
-from hv15_batch.status_text import format_duration
 from hv15_batch.timings import is_denoised_here
 
 Record = Mapping[str, Any]
@@ -36,10 +36,6 @@ _THROTTLE_REASONS = {
     "throttle_hardware_seconds": "hardware slowdown",
     "throttle_other_seconds": "other reasons",
 }
-_MAX_BUCKETS = 96
-"""Stretches over which the rate is taken, of fewer clips one for each."""
-_PAUSE_SECONDS = 300
-"""A longer time without an attempt is no work: a window that is shut, a pause."""
 _MAX_HEADROOM = 2.0
 """A limit further above the peaks would press them into the bottom of the plot."""
 
@@ -193,76 +189,16 @@ def _temperature(done: Sequence[Record]) -> Plot:
 
 
 def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
-    """Return the rate while the run worked, each spell of work cut into equal stretches.
-
-    A clip counts in each stretch by the part of its own time that lies there. Counting ends alone
-    would make the rate of a stretch jump by whole clips, and fall where the last is cut short.
-    """
-    spells = [_done_spans(spell) for spell in _spells(attempts)]
-    spells = [(begin, end, spans) for begin, end, spans in spells if spans]
-    num_clips = sum(len(spans) for *_, spans in spells)
-    if not num_clips:
-        return _plot("rate", "Clips per hour", "clips per hour", "time", [], "")
-    trace: dict[str, Any] = {"type": "bar", "name": "clips per hour", "x": [], "y": [], "width": []}
-    for begin, end, spans in spells:
-        num = max(1, min(len(spans), round(len(spans) / num_clips * _MAX_BUCKETS)))
-        width = (end - begin) / num
-        for place, count in enumerate(_counts(begin, width, num, spans)):
-            trace["x"].append(_moment(begin + (place + 0.5) * width))
-            trace["y"].append(_short(count * 3600 / width))
-            trace["width"].append(width * 1000)
-    clips = f"{num_clips} clip{'' if num_clips == 1 else 's'}"
-    worked = format_duration(sum(end - begin for begin, end, _ in spells))
-    caption = f"{clips} in {worked} of work"
-    if len(spells) > 1:
-        caption += f", {len(spells)} spells of it; the time between them does not count"
-    return _plot("rate", "Clips per hour", "clips per hour", "time", [trace], f"{caption}.")
-
-
-def _spells(attempts: Sequence[Record]) -> list[list[Record]]:
-    """Return attempts that followed each other: those of one run, without a pause between them."""
-    spells: list[list[Record]] = []
-    begun = sorted((a for a in attempts if _span(a)), key=lambda a: _span(a) or (0.0, 0.0))
-    ended = 0.0
-    for attempt in begun:
-        begin, end = _span(attempt) or (0.0, 0.0)
-        is_next = spells and attempt["run_id"] == spells[-1][-1]["run_id"]
-        if not is_next or begin - ended > _PAUSE_SECONDS:
-            spells.append([])
-            ended = 0.0
-        spells[-1].append(attempt)
-        ended = max(ended, end)
-    return spells
-
-
-def _done_spans(spell: Sequence[Record]) -> tuple[float, float, list[tuple[float, float]]]:
-    """Return when a spell began and ended, and the spans of its finished clips."""
-    spans = [(_span(a) or (0.0, 0.0), a["status"] in DONE_STATUSES) for a in spell]
-    begin, end = min(s for (s, _), _ in spans), max(e for (_, e), _ in spans)
-    return begin, end, [span for span, is_done in spans if is_done]
-
-
-def _counts(
-    begin: float, width: float, num: int, spans: Iterable[tuple[float, float]]
-) -> list[float]:
-    """Return how many clips lie in each of `num` stretches, by parts of their own time."""
-    counts = [0.0] * num
-    for start, end in spans:
-        for place in range(min(int((start - begin) / width), num - 1), num):
-            from_, to = begin + place * width, begin + (place + 1) * width
-            if from_ >= end:
-                break
-            counts[place] += (min(end, to) - max(start, from_)) / (end - start)
-    return counts
-
-
-def _span(attempt: Record) -> tuple[float, float] | None:
-    """Return when an attempt began and ended; None where that is not known."""
-    start, end, seconds = (attempt[n] for n in ("started_at", "finished_at", "total_seconds"))
-    if end is None or (start is None and seconds is None):
-        return None
-    began = end.timestamp() - seconds if start is None else start.timestamp()
-    return (began, end.timestamp()) if began < end.timestamp() else None
+    found, caption = rate_of_work(attempts)
+    trace = {
+        "type": "bar",
+        "name": "clips per hour",
+        "x": [_moment(stretch.middle) for stretch in found],
+        "y": [_short(stretch.clips_per_hour) for stretch in found],
+        "width": [stretch.seconds * 1000 for stretch in found],
+    }
+    traces = [trace] if found else []
+    return _plot("rate", "Clips per hour", "clips per hour", "time", traces, caption)
 
 
 def _energy(run: RunData, done: Sequence[Record]) -> Plot:
