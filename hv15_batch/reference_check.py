@@ -22,14 +22,12 @@ from hv15_batch.reference_settings import combination_of, differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
 from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
 
-GROUPED = GROUP_COLUMNS
-"""What the clips of one `Measurement` share."""
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
     *("total_seconds", "encode_seconds", "load_seconds"),
     *("peak_vram_device_bytes", "peak_vram_reserved_bytes"),
     *SCALE_COLUMNS,
-    *GROUPED,
+    *GROUP_COLUMNS,
 )
 """Columns of the log that this module reads."""
 
@@ -57,7 +55,7 @@ class Measurement:
     verdict: Verdict
     quantity: Quantity
     settings: dict[str, Any]
-    """`GROUPED` with what all these clips have."""
+    """`timings.GROUP_COLUMNS` with what all these clips have."""
     values: Distribution
     """Seconds or bytes, as the figure's quantity; spread is the IQR over the median."""
     compared: float
@@ -143,7 +141,7 @@ def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Referen
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if _value(reference.quantity, row) is not None:
-            groups.setdefault(tuple(row[name] for name in GROUPED), []).append(row)
+            groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)
     order = list(Verdict)
     measured = sorted(
         (_measurement(reference, implied, group) for group in groups.values()),
@@ -181,7 +179,7 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
 def _measurement(
     reference: Reference, implied: Sequence[Combination], rows: Sequence[Mapping[str, Any]]
 ) -> Measurement:
-    settings = {name: rows[0][name] for name in GROUPED}
+    settings = {name: rows[0][name] for name in GROUP_COLUMNS}
     raw = [_value(reference.quantity, row) for row in rows]
     values = distribution([value for value in raw if value is not None])
     assert values is not None

@@ -45,8 +45,8 @@ def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
     lines = _markdown_table([*head, "implied", "scaled, not measured"], rows)
     for verdict in verdicts:
         lines += ["", f"- `{verdict.reference.name}`: {' '.join(sentences(verdict))}"]
-    if _has_scaled(verdicts):
-        lines += ["", SCALING]
+    if legend := _legend(verdicts):
+        lines += ["", legend]
     return "\n".join(lines) + "\n"
 
 
@@ -98,8 +98,7 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
-    if _has_scaled(verdicts):
-        lines += textwrap.wrap(SCALING, COLUMNS)
+    lines += textwrap.wrap(_legend(verdicts), COLUMNS)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -131,13 +130,17 @@ LEGEND = (
 SCALING = (
     "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
     "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
-    "as if the other card and size were used as well as this one here; writing is left out. Spread "
-    "is the interquartile range over the median."
+    "as if the other card and size were used as well as this one here; writing is left out."
 )
+_SPREAD = "Spread: the interquartile range over the median."
 
 
-def _has_scaled(verdicts: Sequence[ReferenceVerdict]) -> bool:
-    return any(v.best is not None and v.best.scaled is not None for v in verdicts)
+def _legend(verdicts: Sequence[ReferenceVerdict]) -> str:
+    """Return what is to be explained of these verdicts, which may be nothing."""
+    found = [v.best for v in verdicts if v.best is not None]
+    parts = [SCALING] * any(best.scaled is not None for best in found)
+    parts += [_SPREAD] * any(best.values.spread is not None for best in found)
+    return " ".join(parts)
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:

@@ -155,7 +155,8 @@ def _render(
     with text_log(run_dir.run_log(run_id)):
         predict = forecast.clip_cost if forecast else None
         write_plan(planned.clips, run_dir.plan, None, predict)
-        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        go_on = GoOn(prepared.config, todo)
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast, go_on)
         progress.ends_after = rules.ends_after
         runner = Runner(
             make_supervisor(spec, start, forecast, pace),
@@ -184,7 +185,7 @@ def _render(
             progress.end(outcome.state, outcome.message)
             try:
                 if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _end(prepared, outcome, planned, say)
+                    _end(prepared, outcome, go_on, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
@@ -201,11 +202,8 @@ def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
     return gate
 
 
-def _end(prepared: Prepared, outcome: Outcome, planned: Planned, say: Say) -> None:
+def _end(prepared: Prepared, outcome: Outcome, go_on: GoOn, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    go_on = GoOn(prepared.config, planned.todo)
-    for record in outcome.records:
-        go_on.finished(record)
     lines = list(closing_lines(prepared, outcome, go_on))
     try:
         lines += _write_results(prepared)

@@ -20,6 +20,7 @@ def start_watching(
     run_id: str,
     machine: Machine,
     forecast: Forecast | None,
+    go_on: GoOn,
 ) -> tuple[Progress, Notices]:
     """Return what shows a run and what tells of it; status.json is there from now on."""
     run_dir, notify = prepared.run_dir, prepared.config.notify
@@ -29,7 +30,7 @@ def start_watching(
         planned.num_total,
         planned.num_done,
         again=planned.again,
-        go_on=GoOn(prepared.config, planned.todo),
+        go_on=go_on,
         eta=EtaEstimator(planned.todo, forecast),
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
     )
