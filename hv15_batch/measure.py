@@ -208,7 +208,8 @@ def machine_columns(device: torch.device) -> dict[str, Any]:
         "gpu_index": None,
         "gpu_total_bytes": None,
         "driver_version": None,
-        "torch_version": torch.__version__,
+        # Its own type is torch's: taking one out of the pipe would import torch in the parent.
+        "torch_version": str(torch.__version__),
         "diffusers_version": metadata.version("diffusers"),
     }
     if device.type != "cuda":

@@ -145,6 +145,21 @@ print(json.dumps([name for name in {[*SLOW, *absent]!r} if name in sys.modules])
     assert json.loads(python(code, tmp_path)) == []
 
 
+def test_a_run_imports_nothing_slow_in_the_parent(tmp_path: Path) -> None:
+    """What comes out of the worker's pipe brings its modules along: records must be plain."""
+    (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    words = ["p.csv", "model=tiny_t2v", "run_dir=run", "override.num_inference_steps=1"]
+    words += ["override.height=64", "override.width=64", "override.num_frames=5"]
+    code = f"""
+import sys
+from hv15_batch.cli import main
+code = main({words!r})
+print(code, [name for name in {SLOW!r} if name in sys.modules])
+"""
+
+    assert python(code, tmp_path) == "0 []"
+
+
 def test_a_dry_run_of_a_tiny_model_makes_no_cuda_context(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
     code = """
