@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.cards import Card, find_card
-from hv15_batch.costs import ClipCost, Scales, is_copy_bound, predict_clip, shape_of
+from hv15_batch.costs import Scales, num_video_tokens, predict_clip, shape_of
 from hv15_batch.execution import Execution
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.runlog import LogSchemaError, read_records, segments
@@ -18,7 +18,7 @@ from hv15_batch.runlog import LogSchemaError, read_records, segments
 MAX_LOGS = 20
 """Logs that are read, newest first."""
 MAX_ROWS = 20
-"""Warm clips that count for one kind of work, newest first: drivers and versions change."""
+"""Warm clips that count for one size and way of running, newest first: drivers change."""
 COLUMNS = (
     "gpu_name",
     "status",
@@ -48,6 +48,7 @@ class _Clip:
     """A warm clip of the log."""
 
     execution: Execution
+    tokens: int
     is_copy_bound: bool
     denoise: float
     """Measured over predicted."""
@@ -58,7 +59,9 @@ def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Executio
     """Return measured over predicted seconds for a way of running, from warm clips of this card.
 
     Denoising counts only where all that changes its speed is the same. Without such a clip one of
-    another profile says it, if that was not waiting for weights: the arithmetic is the same.
+    another profile says it, if that was not waiting for weights: the arithmetic is the same. And
+    without that, one that differs in compilation too: what a card is slower by than its vendor
+    figures say, it is slower by in both.
 
     Args:
         records: Log rows with the columns of `COLUMNS`, in any order.
@@ -72,25 +75,40 @@ def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Executio
     same = [c for c in clips if c.execution == execution]
     computing = [c for c in same if not c.is_copy_bound]
     copying = [c for c in same if c.is_copy_bound]
-    profile = None
-    if not computing:
-        like = [
-            c
-            for c in clips
-            if not c.is_copy_bound and replace(c.execution, offload=execution.offload) == execution
-        ]
-        if like:
-            profile = None if copying else like[0].execution.offload
-            computing = [c for c in like if c.execution.offload == like[0].execution.offload]
+    source = None
+    if not computing and (other := _like(clips, execution)):
+        source = _name(other, execution)
+        computing = [c for c in clips if c.execution == other and not c.is_copy_bound]
     if not computing and not copying:
         return None
     decoding = [c for c in clips if c.execution.dtype == execution.dtype]
+    sizes = sorted({c.tokens for c in computing})
     return Scales(
-        denoise=_median(c.denoise for c in computing),
+        denoise=tuple(
+            (size, statistics.median(c.denoise for c in computing if c.tokens == size))
+            for size in sizes
+        ),
         copy=_median(c.denoise for c in copying),
         decode=_median(c.decode for c in decoding),
-        profile=profile,
+        source=source,
     )
+
+
+def _like(clips: Iterable[_Clip], execution: Execution) -> Execution | None:
+    """Return the way of running, newest first, whose arithmetic is that of another one."""
+    found = [c.execution for c in clips if not c.is_copy_bound]
+    for compiled in (execution.compiled, not execution.compiled):
+        for other in found:
+            if replace(execution, offload=other.offload, compiled=compiled) == other:
+                return other
+    return None
+
+
+def _name(other: Execution, execution: Execution) -> str:
+    """Return how a way of running differs."""
+    if other.compiled == execution.compiled:
+        return other.offload
+    return f"{other.offload}, {'compiled' if other.compiled else 'not compiled'}"
 
 
 def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
@@ -111,10 +129,10 @@ def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
 
 
 def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
-    """Yield the warm clips of a card, newest first, at most so many of each way of running."""
+    """Yield the warm clips of a card, newest first, at most so many of each size and way."""
     rows = [row for row in records if _counts(row) and find_card(row["gpu_name"] or "") is card]
     rows.sort(key=_finished, reverse=True)
-    seen: dict[Execution, int] = defaultdict(int)
+    seen: dict[tuple[Execution, int], int] = defaultdict(int)
     for row in rows:
         execution = Execution(
             attention_backend=row["attention_backend"],
@@ -123,14 +141,16 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             mask_free=bool(row["mask_free"]),
             dtype=row["dtype"],
         )
-        seen[execution] += 1
-        if seen[execution] > MAX_ROWS:
-            continue
         shape = shape_of(row)
-        predicted: ClipCost = predict_clip(shape, card, execution, None)
+        tokens = num_video_tokens(shape.height, shape.width, shape.num_frames)
+        seen[execution, tokens] += 1
+        if seen[execution, tokens] > MAX_ROWS:
+            continue
+        predicted = predict_clip(shape, card, execution, None)
         yield _Clip(
             execution,
-            is_copy_bound(shape, card, execution),
+            tokens,
+            predicted.is_copy_bound,
             row["denoise_seconds"] / predicted.denoise_seconds,
             row["decode_seconds"] / predicted.decode_seconds,
         )
@@ -159,6 +179,6 @@ def _written_at(log_folder: Path) -> float:
     return max((path.stat().st_mtime for path in segments(log_folder)), default=0.0)
 
 
-def _median(values: Iterable[float]) -> float:
-    found: Sequence[float] = list(values)
-    return statistics.median(found) if found else 1.0
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None

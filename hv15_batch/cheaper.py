@@ -9,68 +9,95 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config import Config, Task, conf_dir
+from hv15_batch.config import Config, ModelConfig, Task, conf_dir
 
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
-"""Height and width that larger text-to-video clips are cut down to, in turn."""
+"""Height and width of landscape clips that larger text-to-video clips are cut down to, in turn."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A command that would take less time, and its clips."""
+    """Settings that would take less time; whether they are accepted is for who plans them."""
 
     words: str
     """What to type."""
     config: Config
-    todo: list[ClipSettings]
 
 
 def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
-    """Yield settings that keep as much as they can of what was asked, one change each."""
+    """Yield settings that keep as much as they can of what was asked.
+
+    What is typed holds for every row, so a value is offered only where no clip would grow by it.
+    """
     if not config.runtime.compile:
         compiled = replace(config, runtime=replace(config.runtime, compile=True))
-        yield Way("runtime.compile=true", compiled, list(todo))
-    if max(s.num_frames for s in todo) > _FEWER_FRAMES:
-        shorter = [replace(s, num_frames=min(s.num_frames, _FEWER_FRAMES)) for s in todo]
-        yield Way(f"override.num_frames={_FEWER_FRAMES}", config, shorter)
-    yield from _distilled(config, todo)
+        yield Way("runtime.compile=true", compiled)
+    frames = [s.num_frames for s in todo]
+    if max(frames) > _FEWER_FRAMES <= min(frames):
+        yield _with_override(config, num_frames=_FEWER_FRAMES)
+    yield from _distilled(config)
     yield from _smaller(config, todo)
 
 
-def _distilled(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
-    """Yield the variants of the same model that need fewer forwards."""
+def _with_override(config: Config, words: str = "", **values: Any) -> Way:
+    typed = [f"override.{name}={value:g}" for name, value in values.items()]
+    changed = replace(config, override=replace(config.override, **values))
+    return Way(" ".join([words, *typed] if words else typed), changed)
+
+
+def _distilled(config: Config) -> Iterator[Way]:
+    """Yield the variants of the same model that need fewer forwards.
+
+    Once by name alone, and once with the recipe's steps and guidance typed too, for rows and
+    settings that have their own.
+    """
     for suffix in ("_distilled", "_step_distilled"):
-        name = config.model.name + suffix
-        path = conf_dir() / "model" / f"{name}.yaml"
-        if config.model.distillation.name == "none" and path.is_file():
-            option: Any = OmegaConf.load(path)
-            sampling = option["default_sampling"]
-            changed: dict[str, Any] = {
-                "num_inference_steps": int(sampling["num_inference_steps"]),
-                "guidance_scale": float(sampling["guidance_scale"]),
-                "negative_prompt": None,
-                "model": name,
-            }
-            distilled = [replace(s, **changed) for s in todo]
-            yield Way(f"model={name}", config, distilled)
+        model = _variant(config, config.model.name + suffix)
+        if model is None or config.model.distillation.name != "none":
+            continue
+        changed, words = replace(config, model=model), f"model={model.name}"
+        yield Way(words, changed)
+        recipe = model.default_sampling
+        yield _with_override(
+            changed,
+            words,
+            num_inference_steps=recipe.num_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+        )
 
 
 def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     """Yield smaller pictures; those of image to video follow from the model's bucket."""
     name = config.model.name
     if config.model.task is Task.i2v:
-        if name.startswith("720p_"):
-            smaller = [
-                replace(s, height=s.height * 2 // 3 // 16 * 16, width=s.width * 2 // 3 // 16 * 16)
-                for s in todo
-            ]
-            yield Way(f"model={name.replace('720p_', '480p_', 1)}", config, smaller)
+        model = _variant(config, name.replace("720p_", "480p_", 1))
+        if name.startswith("720p_") and model is not None:
+            yield Way(f"model={model.name}", replace(config, model=model))
         return
-    for height, width in _SIZES:
-        if any(s.height * s.width > height * width for s in todo):
-            smaller = [
-                replace(s, height=height, width=width) if s.height * s.width > height * width else s
-                for s in todo
-            ]
-            yield Way(f"override.height={height} override.width={width}", config, smaller)
+    if any(s.height > s.width for s in todo) and any(s.height < s.width for s in todo):
+        return  # one size for all would turn some of them
+    is_portrait = todo[0].height > todo[0].width
+    pixels = [s.height * s.width for s in todo]
+    for short, long in _SIZES:
+        if max(pixels) > short * long <= min(pixels):
+            height, width = (long, short) if is_portrait else (short, long)
+            yield _with_override(config, height=height, width=width)
+
+
+def _variant(config: Config, name: str) -> ModelConfig | None:
+    """Return another model option; None where there is none, or the weights were named by hand."""
+    own, other = (_option(it) for it in (config.model.name, name))
+    if own is None or other is None or own.repo != config.model.repo:
+        return None
+    return replace(other, weights=config.model.weights)
+
+
+def _option(name: str) -> ModelConfig | None:
+    path = conf_dir() / "model" / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    option = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+    found = OmegaConf.to_object(option)
+    assert isinstance(found, ModelConfig)
+    return found

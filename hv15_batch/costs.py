@@ -9,8 +9,10 @@ estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from hv15_batch.cards import Card
@@ -33,6 +35,9 @@ was 1.28 to 1.39 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
 ALLOCATOR_BYTES = int(0.3 * GIB)
 """What torch's allocator may hold beyond what is in use, with expandable segments."""
 
+NEAR_SIZE = 2.0
+"""Clips up to so many times larger or smaller say how long one takes: small ones are dominated by
+what each kernel costs, not by its arithmetic."""
 MATMUL_SHARE = 0.70
 """Of the dense bf16 rate in matrix products (H200); of the fp32 rate assumed."""
 ELEMENTWISE_BYTES_PER_TOKEN = 58e6
@@ -55,7 +60,7 @@ START_SECONDS = 25.0
 ENCODE_SECONDS = 0.4
 """A text or an image."""
 COMPILE_SECONDS = (22.0, 14.0)
-"""The first size of clip, each further one."""
+"""The first size of clip, and a second one, whose code takes every size (`compilation`)."""
 
 
 class ClipShape(Protocol):
@@ -96,17 +101,38 @@ class Shape(NamedTuple):
     has_guidance: bool
     has_image: bool = False
 
+    @classmethod
+    def of(cls, settings: ClipShape) -> Shape:
+        """Return what decides a clip's cost, without the rest of its settings."""
+        return cls(*(getattr(settings, name) for name in cls._fields))
+
 
 @dataclass(frozen=True)
 class Scales:
     """Measured over predicted seconds on the same card, by kind of work."""
 
-    denoise: float = 1.0
-    copy: float = 1.0
+    denoise: tuple[tuple[int, float], ...] = ()
+    """Video tokens and factor, of clips that waited for arithmetic."""
+    copy: float | None = None
     """Of the weights' way to the card, where that is what a forward takes."""
-    decode: float = 1.0
-    profile: str | None = None
-    """The other profile whose log `denoise` is from; None: the same one's."""
+    decode: float | None = None
+    source: str | None = None
+    """The other way of running whose log `denoise` is from; None: the same one's."""
+
+    def nearest(self, tokens: int) -> tuple[int, float] | None:
+        """Return tokens and factor of the measured clips that are nearest in size."""
+        return min(self.denoise, key=lambda it: abs(math.log(it[0] / tokens)), default=None)
+
+
+class CostBasis(IntEnum):
+    """What a clip's predicted seconds rest on."""
+
+    estimated = 0
+    """Vendor figures of the card."""
+    scaled = 1
+    """The same, corrected by far larger or smaller clips of this card."""
+    calibrated = 2
+    """The same, corrected by clips of about this size."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +141,10 @@ class ClipCost:
 
     denoise_seconds: float
     decode_seconds: float
-    is_calibrated: bool
-    """From logs of the same card; otherwise from vendor figures."""
+    basis: CostBasis
+    """Of denoising."""
+    is_copy_bound: bool = False
+    """Whether a forward waits for the weights rather than for the card's arithmetic."""
     denoise_flop: float = 0.0
     decode_flop: float = 0.0
 
@@ -188,18 +216,25 @@ def predict_clip(
         scales: What logs of this very card say (`calibration`), or None.
     """
     factors = scales or Scales()
-    compute = _compute_seconds(settings, card, execution) * factors.denoise
-    forward = max(compute, copy_seconds(card, execution) * factors.copy)
     tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    nearest = factors.nearest(tokens)
+    arithmetic = 1.0 if nearest is None else nearest[1]
+    compute = _compute_seconds(settings, card, execution) * arithmetic
+    copy = copy_seconds(card, execution) * (factors.copy or 1.0)
+    if copy > compute:
+        basis = CostBasis.estimated if factors.copy is None else CostBasis.calibrated
+    else:
+        basis = _basis(tokens, nearest)
     forwards = settings.num_inference_steps * (2 if settings.has_guidance else 1)
     pixels = settings.height * settings.width * settings.num_frames
     decode_flop = DECODE_FLOP_PER_PIXEL * pixels
     # Convolutions in float32 run in TF32, at half of the bf16 rate.
     decode = decode_flop * execution.bytes_factor / (card.dense_bf16_tflops * 1e12 * DECODE_SHARE)
     return ClipCost(
-        denoise_seconds=forwards * forward,
-        decode_seconds=decode * factors.decode,
-        is_calibrated=scales is not None,
+        denoise_seconds=forwards * max(compute, copy) + move_seconds(card, execution) * arithmetic,
+        decode_seconds=decode * (factors.decode or 1.0),
+        basis=basis,
+        is_copy_bound=copy > compute,
         denoise_flop=forwards * forward_flop(tokens, _text_tokens(settings, execution)),
         decode_flop=decode_flop,
     )
@@ -215,10 +250,15 @@ def copy_seconds(card: Card, execution: Execution) -> float:
     return TRANSFORMER_BYTES * execution.bytes_factor / bytes_per_second
 
 
-def is_copy_bound(settings: ClipShape, card: Card, execution: Execution) -> bool:
-    """Whether a forward waits for the weights rather than for the card's arithmetic."""
-    compute = _compute_seconds(settings, card, execution)
-    return copy_seconds(card, execution) > compute
+def move_seconds(card: Card, execution: Execution) -> float:
+    """Return what moving transformer and VAE to the card and back takes for each clip.
+
+    0 where they stay there or are streamed. At the card's full rate; never measured.
+    """
+    if execution.offload != "model":
+        return 0.0
+    moved = 2 * (TRANSFORMER_BYTES + VAE_BYTES) * execution.bytes_factor
+    return moved / (card.host_gb_per_second * 1e9)
 
 
 def predict_start(
@@ -227,19 +267,23 @@ def predict_start(
     """Return the predicted seconds of what comes once in a run.
 
     Args:
-        settings: The clips to be rendered.
+        settings: The clips to be denoised; where there are none, only the VAE is loaded.
         num_encoded: Distinct texts and images.
         execution: How the maths is carried out.
         reads_weights: Whether weights come from a disk; random ones are built on the card.
     """
     clips = list(settings)
     sizes = {(s.height, s.width, s.num_frames) for s in clips}
-    weights = TRANSFORMER_BYTES + VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+    weights = VAE_BYTES
+    if clips:
+        weights += TRANSFORMER_BYTES
+    if num_encoded:
+        weights += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
     if any(s.has_image for s in clips):
         weights += IMAGE_ENCODER_BYTES
     reading = weights / DISK_BYTES_PER_SECOND if reads_weights else 0.0
     first, further = COMPILE_SECONDS
-    compiling = first + further * (len(sizes) - 1) if execution.compiled and sizes else 0.0
+    compiling = first + further * (len(sizes) > 1) if execution.compiled and sizes else 0.0
     return StartCost(START_SECONDS + reading, ENCODE_SECONDS * num_encoded, compiling)
 
 
@@ -251,6 +295,13 @@ def latents_bytes(height: int, width: int, num_frames: int, bytes_per_value: int
 def video_bytes_estimate(height: int, width: int, num_frames: int, lossless: bool) -> int:
     """Return a cautious size of the file: 0.5 bit per pixel for CRF 17, 12 for lossless RGB."""
     return int(height * width * num_frames * (12 if lossless else 0.5) / 8)
+
+
+def _basis(tokens: int, nearest: tuple[int, float] | None) -> CostBasis:
+    if nearest is None:
+        return CostBasis.estimated
+    is_near = 1 / NEAR_SIZE <= tokens / nearest[0] <= NEAR_SIZE
+    return CostBasis.calibrated if is_near else CostBasis.scaled
 
 
 def _compute_seconds(settings: ClipShape, card: Card, execution: Execution) -> float:

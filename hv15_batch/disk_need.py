@@ -85,7 +85,7 @@ def _clip_bytes(planned: PlannedClip, keep_latents: bool) -> int:
     if planned.repeat is not None:  # of a repetition only its row is kept
         return _ROW_BYTES + texts
     size = _video_bytes(settings) + _THUMBNAIL_BYTES + _ROW_BYTES + _TEXT_COPIES * texts
-    if keep_latents and not (planned.has_latents and planned.use_latents):
+    if keep_latents and not planned.is_from_latents:
         size += _latents_bytes(settings)
     return size
 
@@ -110,7 +110,7 @@ def _latents_bytes(settings: ClipSettings) -> int:
 
 def _embedding_bytes(todo: Sequence[PlannedClip]) -> int:
     """Return the size of the embeddings of all texts and first frames, each counted once."""
-    settings = [p.clip.settings for p in todo if not (p.has_latents and p.use_latents)]
+    settings = [p.clip.settings for p in todo if not p.is_from_latents]
     if not settings:
         return 0
     is_tiny = settings[0].weights == Weights.tiny.name

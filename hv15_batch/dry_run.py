@@ -104,7 +104,11 @@ def _format_weights(checkpoint: Checkpoint) -> str:
         return "built on this machine in seconds: the clips are noise on purpose"
     revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
     what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
-    there = "on disk" if checkpoint.folder else "not on disk: fetched at the start of a run"
+    there = (
+        "on disk"
+        if checkpoint.folder
+        else "not on disk: fetched at the start of a run, which no time below has in it"
+    )
     return f"{what} at {revision}, {there}"
 
 

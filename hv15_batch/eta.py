@@ -99,7 +99,7 @@ class EtaEstimator:
         for planned in todo:
             clip = planned.clip
             self._settings[clip.clip_id] = clip.settings
-            is_decoded_only = planned.has_latents and planned.use_latents
+            is_decoded_only = planned.is_from_latents
             self._kinds[clip.clip_id] = _Kind.of(clip.settings, is_decoded_only)
             self._left[clip.clip_id] += 1
 
@@ -192,7 +192,7 @@ class EtaEstimator:
 def _prior(forecast: Forecast | None) -> EtaBasis | None:
     if forecast is None:
         return None
-    return EtaBasis.estimated if forecast.scales is None else EtaBasis.calibrated
+    return EtaBasis.calibrated if forecast.is_calibrated else EtaBasis.estimated
 
 
 def _own_seconds(record: ClipRecord) -> float:

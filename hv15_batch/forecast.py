@@ -10,14 +10,15 @@ from typing import Any
 
 from hv15_batch.calibration import calibrate, read_log_rows
 from hv15_batch.cards import EXAMPLE, Card, card_names, find_card
-from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, Weights
 from hv15_batch.costs import (
     DISK_BYTES_PER_SECOND,
     GIB,
     ClipCost,
     ClipShape,
+    CostBasis,
     Scales,
+    Shape,
     StartCost,
     predict_clip,
     predict_start,
@@ -46,43 +47,33 @@ class Forecast:
     scales: Scales | None
     """What logs of this card say, or None without one."""
     start: StartCost
+    basis: str
+    """What the figures rest on."""
+    is_calibrated: bool
+    """By clips of about these sizes on this card."""
 
     def clip_cost(self, settings: ClipShape) -> ClipCost:
         """Return the predicted cost of a warm clip, by stage."""
         return predict_clip(settings, self.card, self.execution, self.scales)
 
-    def clip_seconds(self, settings: ClipShape) -> float:
-        """Return the predicted seconds of a warm clip."""
-        return self.clip_cost(settings).seconds
+    def clip_seconds(self, planned: PlannedClip) -> float:
+        """Return the predicted seconds of a warm clip, which may only have to be decoded."""
+        cost = self.clip_cost(planned.clip.settings)
+        return cost.decode_seconds if planned.is_from_latents else cost.seconds
 
-    def total_seconds(self, clips: Sequence[ClipShape]) -> float:
+    def total_seconds(self, clips: Sequence[PlannedClip]) -> float:
         """Return the predicted seconds of a whole run: start, clips, and the last one's writing."""
         if not clips:
             return 0.0
-        return self.start.seconds + sum(map(self.clip_seconds, clips)) + write_seconds(clips[-1])
+        last = write_seconds(clips[-1].clip.settings)
+        return self.start.seconds + sum(map(self.clip_seconds, clips)) + last
 
-    def finishes(self, clips: Sequence[ClipShape], rules: Rules) -> Iterator[datetime]:
+    def finishes(self, clips: Sequence[PlannedClip], rules: Rules) -> Iterator[datetime]:
         """Yield when each clip will be written, if the run begins now."""
-        lengths = [self.clip_seconds(settings) for settings in clips]
+        lengths = [self.clip_seconds(planned) for planned in clips]
         lengths[0] += self.start.seconds
-        lengths[-1] += write_seconds(clips[-1])
-        return rules.finishes(lengths)
-
-    @property
-    def basis(self) -> str:
-        """What the figures rest on."""
-        parts = []
-        if self.scales is None:
-            parts.append(f"an estimate from the {self.card.name}'s vendor figures")
-        elif self.scales.profile is not None:
-            parts.append(f"calibrated by this {self.gpu_name}'s log of {self.scales.profile}")
-        else:
-            parts.append(f"calibrated by the log of this {self.gpu_name}")
-        if self.execution.offload == "stream_disk" and self.scales is None:
-            parts.append(f"a disk that gives {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s is assumed")
-        if self.scales is None and (missing := not_modelled(self.card, self.execution)):
-            parts.append(f"not modelled: {missing}")
-        return "; ".join(parts)
+        writing = [write_seconds(planned.clip.settings) for planned in clips]
+        return rules.finishes(zip(lengths, writing, strict=True))
 
 
 def write_seconds(settings: ClipShape) -> float:
@@ -92,7 +83,7 @@ def write_seconds(settings: ClipShape) -> float:
 
 def make_forecast(
     config: Config,
-    todo: Sequence[ClipSettings],
+    todo: Sequence[PlannedClip],
     machine: Machine,
     log_folder: Path,
     rows: list[dict[str, Any]] | None = None,
@@ -118,13 +109,52 @@ def make_forecast(
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:
         return None
-    offload = choose_offload(config, todo, machine_with(card, machine) if name else machine)
+    settings = [p.clip.settings for p in todo]
+    offload = choose_offload(config, settings, machine_with(card, machine) if name else machine)
     execution = replace(execution_of(config, card), offload=offload.kind.name)
     scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
-    encoded = {text for s in todo for text in (s.prompt, s.negative_prompt, s.image_sha256)}
+    denoised = [p.clip.settings for p in todo if not p.is_from_latents]
+    encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
     reads_weights = config.model.weights is not Weights.random
-    start = predict_start(todo, len(encoded - {None}), execution, reads_weights=reads_weights)
-    return Forecast(card, gpu_name, offload, execution, scales, start)
+    start = predict_start(denoised, len(encoded - {None}), execution, reads_weights=reads_weights)
+    costs = [predict_clip(shape, card, execution, scales) for shape in set(map(Shape.of, denoised))]
+    basis = min((c.basis for c in costs), default=_decoding_basis(scales))
+    is_copy_bound = bool(costs) and all(c.is_copy_bound for c in costs)
+    text = _basis_text(card, gpu_name, execution, scales, basis, is_copy_bound=is_copy_bound)
+    is_calibrated = basis is CostBasis.calibrated
+    return Forecast(card, gpu_name, offload, execution, scales, start, text, is_calibrated)
+
+
+def _decoding_basis(scales: Scales | None) -> CostBasis:
+    """Return what the time of clips rests on that are only decoded."""
+    is_measured = scales is not None and scales.decode is not None
+    return CostBasis.calibrated if is_measured else CostBasis.estimated
+
+
+def _basis_text(
+    card: Card,
+    gpu_name: str,
+    execution: Execution,
+    scales: Scales | None,
+    basis: CostBasis,
+    *,
+    is_copy_bound: bool,
+) -> str:
+    """Return what a forecast rests on."""
+    log = f"the log of this {gpu_name}"
+    if scales is not None and scales.source is not None and not is_copy_bound:
+        log = f"this {gpu_name}'s log of {scales.source}"
+    if basis is CostBasis.calibrated:
+        parts = [f"calibrated by {log}"]
+    elif basis is CostBasis.scaled:
+        parts = [f"roughly calibrated by {log}, of far larger or smaller clips"]
+    else:
+        parts = [f"an estimate from the {card.name}'s vendor figures"]
+    if execution.offload == "stream_disk" and (scales is None or scales.copy is None):
+        parts.append(f"a disk that gives {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s is assumed")
+    if basis is CostBasis.estimated and (missing := not_modelled(card, execution)):
+        parts.append(f"not modelled: {missing}")
+    return "; ".join(parts)
 
 
 def make_pace(

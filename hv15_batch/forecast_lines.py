@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from hv15_batch.calibration import read_log_rows
 from hv15_batch.cards import EXAMPLE
 from hv15_batch.cheaper import cheaper_ways
-from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, Weights
 from hv15_batch.forecast import Forecast, make_forecast, write_seconds
 from hv15_batch.machine import Machine
+from hv15_batch.plan import PlannedClip
 from hv15_batch.schedule import Rules, check_window
 
 _WEEK = timedelta(days=6)
 """A weekday names a moment up to so far ahead."""
+Replan = Callable[[Config], Sequence[PlannedClip]]
+"""Returns what the same command would render with other settings; ConfigError if it is refused."""
 
 
 def predict_run(
     config: Config,
-    todo: Sequence[ClipSettings],
+    todo: Sequence[PlannedClip],
     machine: Machine,
     log_folder: Path,
     rules: Rules,
+    replan: Replan,
 ) -> tuple[Forecast | None, list[str]]:
     """Return the forecast, and what the dry run says of time and memory.
 
     These are three lines, one for each rule, and one where a deadline will be missed.
+
+    Args:
+        config: Settings.
+        todo: What is to be rendered.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        rules: Deadlines and window.
+        replan: Says what milder settings would render.
 
     Raises:
         ConfigError: `runtime.card` is unknown, or a clip is longer than `window`.
@@ -38,7 +49,7 @@ def predict_run(
         if config.model.weights is Weights.tiny or not todo:
             return None, []
         return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
-    longest = max(map(forecast.clip_seconds, todo))
+    longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
     check_window(rules.window, longest, f"the longest of {len(todo)} clips")
     finishes = list(forecast.finishes(todo, rules))
     seconds = forecast.total_seconds(todo)
@@ -52,8 +63,7 @@ def predict_run(
     ]
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
-        fitting = sum(finish <= min(ends) for finish in finishes)
-        lines.append(_cheaper_line(config, todo, machine, log_folder, rules, fitting))
+        lines.append(_cheaper_line(config, todo, machine, log_folder, rules, replan, forecast))
     return forecast, lines
 
 
@@ -63,20 +73,28 @@ def format_moment(moment: datetime, rules: Rules) -> str:
     return f"{moment:%a %H:%M}" if is_near else f"{moment:%a %d %b %Y %H:%M}"
 
 
-def _stages_line(forecast: Forecast, todo: Sequence[ClipSettings]) -> str:
+def _stages_line(forecast: Forecast, todo: Sequence[PlannedClip]) -> str:
     """Return the time by stage: of the mean clip, and of what comes once."""
-    costs, start = [forecast.clip_cost(settings) for settings in todo], forecast.start
-    denoise, decode, denoise_flop, decode_flop = (
+    start = forecast.start
+    costs = [forecast.clip_cost(p.clip.settings) for p in todo]
+    denoised = [c for c, p in zip(costs, todo, strict=True) if not p.is_from_latents]
+    denoise, denoise_flop = (
+        sum(getattr(cost, name) for cost in denoised) / max(len(denoised), 1)
+        for name in ("denoise_seconds", "denoise_flop")
+    )
+    decode, decode_flop = (
         sum(getattr(cost, name) for cost in costs) / len(costs)
-        for name in ("denoise_seconds", "decode_seconds", "denoise_flop", "decode_flop")
+        for name in ("decode_seconds", "decode_flop")
     )
     once = [f"start and load {start.load_seconds:.0f} s", f"encode {start.encode_seconds:.0f} s"]
     if start.compile_seconds:
         once.append(f"compile {start.compile_seconds:.0f} s")
-    once.append(f"last write {write_seconds(todo[-1]):.0f} s")
+    once.append(f"last write {write_seconds(todo[-1].clip.settings):.0f} s")
+    num_decoded = len(todo) - len(denoised)
+    saved = f"; {num_decoded} of {len(todo)} only decoded, from their latents" * bool(num_decoded)
     return (
         f"Stages: a clip denoise {denoise:.1f} s ({denoise_flop / 1e15:.1f} PFLOP) and decode "
-        f"{decode:.1f} s ({decode_flop / 1e15:.1f}); once {', '.join(once)}"
+        f"{decode:.1f} s ({decode_flop / 1e15:.1f}); once {', '.join(once)}{saved}"
     )
 
 
@@ -101,27 +119,36 @@ def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
 
 def _cheaper_line(
     config: Config,
-    todo: Sequence[ClipSettings],
+    todo: Sequence[PlannedClip],
     machine: Machine,
     log_folder: Path,
     rules: Rules,
-    fitting: int,
+    replan: Replan,
+    asked: Forecast,
 ) -> str:
-    """Return the mildest settings with which all will be done in time, or that none are."""
+    """Return the mildest settings with which all will be done in time, or what fits without.
+
+    Each is planned as if its words had been typed: what would be refused is not offered.
+    """
     end, rows = min(rules.ends()), read_log_rows(log_folder)
-    for way in cheaper_ways(config, todo):
+    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
         try:
-            forecast = make_forecast(way.config, way.todo, machine, log_folder, rows)
+            clips = replan(way.config)
+            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
         except ConfigError:
-            continue  # no profile fits
-        assert forecast is not None
-        *_, last = forecast.finishes(way.todo, rules)
+            continue  # refused, or no profile fits
+        if forecast is None:
+            continue  # nothing would be left to do
+        *_, last = forecast.finishes(clips, rules)
         if last <= end:
-            duration = _duration(forecast.total_seconds(way.todo))
-            return f"Cheaper: {way.words} would take {duration}, done {format_moment(last, rules)}"
-    if fitting == 0:
-        return "Cheaper: no setting tried here is fast enough, and not one clip fits"
-    return f"Cheaper: no setting tried here is fast enough; limit={fitting} fits"
+            basis = "" if forecast.basis == asked.basis else f" ({forecast.basis})"
+            return (
+                f"Cheaper: {way.words} would take {_duration(forecast.total_seconds(clips))}, "
+                f"done {format_moment(last, rules)}{basis}"
+            )
+    fitting = sum(finish <= end for finish in asked.finishes(todo, rules))
+    fits = f"; limit={fitting} fits" if fitting else ", and not one clip fits"
+    return f"Cheaper: no setting tried here is fast enough{fits}"
 
 
 def _duration(seconds: float) -> str:

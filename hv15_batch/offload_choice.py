@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.cards import Card, find_card
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, ConfigError, OffloadKind, Weights, effective_dtype
-from hv15_batch.costs import ALLOCATOR_BYTES, CONTEXT_BYTES, GIB
+from hv15_batch.costs import ALLOCATOR_BYTES, CONTEXT_BYTES, GIB, Shape, predict_clip
 from hv15_batch.execution import Execution, auto_backend
 from hv15_batch.machine import Machine
 from hv15_batch.peaks import Peaks, fits_text_encoder, predict_peaks
 
-_FASTEST_FIRST = (
+_USUAL_ORDER = (
     OffloadKind.resident,
     OffloadKind.stream,
     OffloadKind.model,
     OffloadKind.stream_disk,
 )
+"""The fastest first, for clips that are long enough to hide the weights' way to the card."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,27 @@ def choose_offload(
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind
         return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None)
     budget = device_budget_bytes(config, machine.gpus[0].free_bytes)
-    execution = execution_of(config, find_card(machine.gpus[0].name))
-    sizes = {(s.height, s.width, s.num_frames): s for s in settings}.values()
+    card = find_card(machine.gpus[0].name)
+    execution = execution_of(config, card)
+    settings = list(settings)
+    sizes = list({(s.height, s.width, s.num_frames): s for s in settings}.values())
+    fastest_first = _fastest_first(settings, card, execution)
     candidates = [
         _neediest(kind, sizes, replace(execution, offload=kind.name), budget, config)
-        for kind in _FASTEST_FIRST
+        for kind in fastest_first
     ]
     faults = {c.kind: _fault(c.peaks, budget, machine) for c in candidates}
     by_kind = {c.kind: c for c in candidates}
-    fitting = [kind for kind in _FASTEST_FIRST if faults[kind] is None]
+    fitting = [kind for kind in fastest_first if faults[kind] is None]
     wanted = config.offload.kind
     if wanted is not OffloadKind.auto and wanted in fitting:
         return _choice(by_kind[wanted], "as typed", budget, machine)
     if not fitting:
-        why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _FASTEST_FIRST)
+        why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _USUAL_ORDER)
         raise ConfigError(
-            f"offload={wanted.name}: {by_kind[_FASTEST_FIRST[0]].size} fits no profile here: "
-            f"{why}. {_what_would_do(sizes, execution, config, machine)}Render smaller or shorter "
-            "clips, or free memory."
+            f"offload={wanted.name}: {by_kind[_USUAL_ORDER[0]].size} fits no profile here: "
+            f"{why}. {_what_would_do(sizes, execution, config, machine)}"
+            f"{_remedy(sizes[0], execution, budget, config, machine)}"
         )
     if wanted is not OffloadKind.auto:
         raise ConfigError(
@@ -80,9 +85,26 @@ def choose_offload(
             f"offload={fitting[0].name} or offload=auto."
         )
     kind = fitting[0]
-    before = _FASTEST_FIRST[: _FASTEST_FIRST.index(kind)]
-    why = "; ".join(f"{k.name} {faults[k]}" for k in before) or "everything fits"
-    return _choice(by_kind[kind], why, budget, machine)
+    before = fastest_first[: fastest_first.index(kind)]
+    reasons = [f"{k.name} {faults[k]}" for k in before]
+    usual = _USUAL_ORDER[: _USUAL_ORDER.index(kind)]
+    reasons += [f"{k.name} would take longer for clips this short" for k in usual if k in fitting]
+    return _choice(by_kind[kind], "; ".join(reasons) or "everything fits", budget, machine)
+
+
+def _fastest_first(
+    settings: Sequence[ClipSettings], card: Card | None, execution: Execution
+) -> list[OffloadKind]:
+    """Return the profiles by the predicted time of these clips; the usual order breaks ties."""
+    if card is None:
+        return list(_USUAL_ORDER)
+    shapes = Counter(map(Shape.of, settings))
+
+    def seconds(kind: OffloadKind) -> float:
+        way = replace(execution, offload=kind.name)
+        return sum(n * predict_clip(s, card, way, None).seconds for s, n in shapes.items())
+
+    return sorted(_USUAL_ORDER, key=seconds)  # stable
 
 
 def execution_of(config: Config, card: Card | None) -> Execution:
@@ -151,30 +173,65 @@ def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> O
 
 
 def _fault(peaks: Peaks, budget: int, machine: Machine) -> str | None:
+    """Return what a profile lacks, CUDA's own part and the allocator's included on both sides."""
+    faults = []
     if peaks.allocated_bytes > budget:
-        return (
-            f"needs {peaks.allocated_bytes / GIB:.1f} GiB of card and {max(budget, 0) / GIB:.1f} "
-            "are free for it"
+        free = max(budget + CONTEXT_BYTES + ALLOCATOR_BYTES, 0)
+        faults.append(
+            f"needs {_at_least(_card_bytes(peaks))} GiB of card and {_at_most(free)} are free"
         )
     if peaks.host_bytes > machine.ram_available_bytes:
-        return (
-            f"needs {peaks.host_bytes / GIB:.1f} GiB of RAM and "
-            f"{machine.ram_available_bytes / GIB:.1f} are available"
+        free = machine.ram_available_bytes
+        faults.append(
+            f"needs {_at_least(peaks.host_bytes)} GiB of RAM and {_at_most(free)} are available"
         )
-    return None
+    return ", and ".join(faults) or None
+
+
+def _card_bytes(peaks: Peaks) -> int:
+    """Return how much of a card must be free for this."""
+    return peaks.device_bytes + ALLOCATOR_BYTES
+
+
+def _at_least(number: float) -> str:
+    return f"{math.ceil(number / GIB * 10) / 10:.1f}"
+
+
+def _at_most(number: float) -> str:
+    return f"{math.floor(number / GIB * 10) / 10:.1f}"
 
 
 def _what_would_do(
-    sizes: Iterable[ClipSettings], execution: Execution, config: Config, machine: Machine
+    sizes: Sequence[ClipSettings], execution: Execution, config: Config, machine: Machine
 ) -> str:
-    """Return the profile that fits the least memory of a card, and how much that is."""
-    needs = []
-    for kind in _FASTEST_FIRST:
-        # A budget of nothing: the most frugal plans.
-        found = _neediest(kind, sizes, replace(execution, offload=kind.name), 0, config)
-        if found.peaks.host_bytes <= machine.ram_available_bytes:
-            needs.append((found.peaks.device_bytes + ALLOCATOR_BYTES, kind.name))
-    if not needs:
-        return ""
-    least, name = min(needs)
-    return f"offload={name} would do with {math.ceil(least / GIB * 10) / 10:.1f} GiB of card. "
+    """Return the profile that fits the least memory, and how much that is.
+
+    Of the card, where one fits this machine's RAM; else of RAM.
+    """
+    # A budget of nothing: the most frugal plans.
+    frugal = [
+        (kind.name, _neediest(kind, sizes, replace(execution, offload=kind.name), 0, config).peaks)
+        for kind in _USUAL_ORDER
+    ]
+    ram = machine.ram_available_bytes
+    fitting = [(name, peaks) for name, peaks in frugal if peaks.host_bytes <= ram]
+    if fitting:
+        name, peaks = min(fitting, key=lambda it: _card_bytes(it[1]))
+        return f"offload={name} would do with {_at_least(_card_bytes(peaks))} GiB of card. "
+    name, peaks = min(frugal, key=lambda it: (it[1].host_bytes, _card_bytes(it[1])))
+    return (
+        f"offload={name} would do with {_at_least(peaks.host_bytes)} GiB of RAM and "
+        f"{_at_least(_card_bytes(peaks))} GiB of card. "
+    )
+
+
+def _remedy(
+    settings: ClipSettings, execution: Execution, budget: int, config: Config, machine: Machine
+) -> str:
+    """Return what is to be done; smaller clips are of no use where the weights do not fit."""
+    smallest = [replace(settings, height=16, width=16, num_frames=1)]
+    for kind in _USUAL_ORDER:
+        way = replace(execution, offload=kind.name)
+        if _fault(_neediest(kind, smallest, way, budget, config).peaks, budget, machine) is None:
+            return "Render smaller or shorter clips, or free memory."
+    return "Free memory: it is the weights that do not fit, whatever the clips."

@@ -102,6 +102,11 @@ class PlannedClip:
         return self.state is State.done
 
     @property
+    def is_from_latents(self) -> bool:
+        """Whether rendering it is decoding its saved latents."""
+        return self.has_latents and self.use_latents
+
+    @property
     def is_suspect(self) -> bool:
         """Whether it has been rendered and looks black, flat, frozen or clipped."""
         return self.has_result and self.last is not None and self.last["status"] == SUSPECT

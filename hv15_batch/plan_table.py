@@ -79,7 +79,7 @@ def _format_plan(
     writer.writerow(COLUMNS)
     for p in planned:
         clip, settings = p.clip, p.clip.settings
-        is_from_latents = p.has_latents and p.use_latents and not p.is_done
+        is_from_latents = p.is_from_latents and not p.is_done
         cost = None if predict is None or p.is_done else predict(settings)
         writer.writerow(
             [

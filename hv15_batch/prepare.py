@@ -182,6 +182,21 @@ def _is_known_here(prepared: Prepared, history: History) -> bool:
     )
 
 
+def todo_with(prepared: Prepared, config: Config) -> list[PlannedClip]:
+    """Return what the same command would render with other settings.
+
+    Raises:
+        ConfigError: these settings would be refused.
+    """
+    check_config(config)
+    checkpoint = prepared.checkpoint
+    if config.model != prepared.config.model:
+        checkpoint = resolve_checkpoint(config.model)
+    clips = make_clips(prepared.manifest, config, checkpoint.revision)
+    changed = replace(prepared, config=config, checkpoint=checkpoint, clips=clips)
+    return plan_against_log(changed).todo
+
+
 def attention_fault(config: Config) -> str | None:
     """Return why the attention backend asked for cannot run here, or None.
 

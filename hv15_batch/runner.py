@@ -102,7 +102,7 @@ class Runner:
             try:
                 if self._goes_on(queue):
                     self._executor.start()
-                    self._encode([p.clip for p in todo if not (p.has_latents and p.use_latents)])
+                    self._encode([p.clip for p in todo if not p.is_from_latents])
                     self._progress.rendering(len(todo))
                 self._render(queue)
                 self._executor.close()

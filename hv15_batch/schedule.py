@@ -207,14 +207,18 @@ class Rules:
             moment = closing
         return moment + timedelta(seconds=seconds)
 
-    def finishes(self, seconds: Iterable[float]) -> Iterator[datetime]:
-        """Yield when clips of these lengths will be finished, one after the other from now on."""
+    def finishes(self, clips: Iterable[tuple[float, float]]) -> Iterator[datetime]:
+        """Yield when clips will be finished that are rendered one after the other from now on.
+
+        Args:
+            clips: Of each the seconds until the next one is begun, and those of its writing.
+        """
         now = self.clock.now()
-        for length in seconds:
-            if self.window is not None and length <= self.window.seconds:
-                now = self.window.begin(now, length)
+        for length, writing in clips:
+            if self.window is not None and length + writing <= self.window.seconds:
+                now = self.window.begin(now, length + writing)
             now += timedelta(seconds=length)
-            yield now
+            yield now + timedelta(seconds=writing)
 
 
 def read_rules(config: Config, clock: Clock) -> Rules:

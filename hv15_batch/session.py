@@ -36,6 +36,7 @@ from hv15_batch.prepare import (
     offline_fault,
     plan_against_log,
     prepare,
+    todo_with,
     with_weights,
 )
 from hv15_batch.report import live_page, write_page
@@ -313,11 +314,15 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     _say_all(prepared.notes, say)
     if planned.repetitions is not None:
         say(planned.repetitions.describe())
-    todo = [p.clip.settings for p in planned.todo]
-    forecast, lines = predict_run(prepared.config, todo, read_machine(), run_dir.log, rules)
+    replan = partial(todo_with, prepared)
+    machine = read_machine()
+    forecast, lines = predict_run(
+        prepared.config, planned.todo, machine, run_dir.log, rules, replan
+    )
     _say_all(lines, say)
     if planned.todo:
-        findings = find_hindrances(prepared, planned)
+        offload = forecast.offload.kind if forecast else None
+        findings = find_hindrances(prepared, planned, offload)
         _say_all(findings.notes, say)
         faults = (
             attention_fault(prepared.config),

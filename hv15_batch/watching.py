@@ -44,5 +44,4 @@ def run_forecast(prepared: Prepared, planned: Planned, machine: Machine) -> Fore
     """Return the forecast for this machine's card; None where nothing is known of it."""
     config = prepared.config
     here = replace(config, runtime=replace(config.runtime, card=None))
-    settings = [p.clip.settings for p in planned.todo]
-    return make_forecast(here, settings, machine, prepared.run_dir.log)
+    return make_forecast(here, planned.todo, machine, prepared.run_dir.log)

@@ -14,6 +14,7 @@ from hv15_batch.costs import (
     COMPILE_SECONDS,
     ENCODE_SECONDS,
     GIB,
+    CostBasis,
     forward_flop,
     num_video_tokens,
     predict_clip,
@@ -67,7 +68,7 @@ def test_forward_on_the_h200_is_predicted_within_ten_percent(
     cost = predict_clip(one_step, H200, replace(PLAIN, compiled=compiled), None)
 
     assert cost.denoise_seconds == pytest.approx(seconds, rel=0.1)
-    assert not cost.is_calibrated
+    assert cost.basis is CostBasis.estimated
 
 
 def test_guidance_doubles_denoising_and_leaves_decoding() -> None:
@@ -150,17 +151,22 @@ def test_the_tokens_of_a_first_frame_count() -> None:
     assert plain.decode_flop / 1e12 == pytest.approx(1240)
 
 
-def test_what_comes_once_is_load_encode_and_a_compilation_for_each_size() -> None:
+def test_what_comes_once_is_load_encode_and_at_most_two_compilations() -> None:
     compiled = replace(PLAIN, compiled=True)
-    clips = [SETTINGS, SETTINGS, replace(SETTINGS, num_frames=61)]
+    clips = [SETTINGS, *(replace(SETTINGS, num_frames=n) for n in (61, 33, 17))]
 
     start = predict_start(clips, 3, compiled, reads_weights=True)
 
-    assert start.compile_seconds == sum(COMPILE_SECONDS)
+    assert start.compile_seconds == sum(COMPILE_SECONDS)  # the second one's takes every size
+    once = predict_start(clips[:1] * 2, 3, compiled, reads_weights=True)
+    assert once.compile_seconds == COMPILE_SECONDS[0]
     assert start.encode_seconds == pytest.approx(3 * ENCODE_SECONDS)
     read = predict_start(clips, 3, PLAIN, reads_weights=False)
     assert start.load_seconds - read.load_seconds == pytest.approx(31.46 * GIB / 3e9, rel=0.01)
     assert read.compile_seconds == 0
+    decoded = predict_start([], 0, compiled, reads_weights=True)
+    assert decoded.load_seconds - read.load_seconds == pytest.approx(2.35 * GIB / 3e9, rel=0.01)
+    assert decoded.compile_seconds == decoded.encode_seconds == 0
 
 
 def test_peaks_on_the_h200_are_those_measured() -> None:

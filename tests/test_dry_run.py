@@ -116,7 +116,7 @@ def test_the_whole_of_a_small_dry_run(command: Command, tmp_path: Path) -> None:
         "p.csv: 2 rows, 4 clips: 4 new\n"
         "Model: 480p_t2v_distilled, "
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v_distilled at 1abb14f06518, "
-        "not on disk: fetched at the start of a run\n"
+        "not on disk: fetched at the start of a run, which no time below has in it\n"
         "     4 x 480x848 121 frames at 24 fps, 50 steps, guidance 1, shift 5 (4 new)\n"
         'Glyphs: quoted text, written into the picture, in 1 clip: "OPEN"\n'
         "Tokens: counted once the tokenizer is on disk\n"
@@ -230,10 +230,15 @@ def test_a_reason_of_any_length_stays_on_its_line() -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "words"),
     [
-        (HUB, "owner/name at aaaaaaaaaaaa, not on disk: fetched at the start of a run"),
+        (
+            HUB,
+            "owner/name at aaaaaaaaaaaa, not on disk: fetched at the start of a run, which no time "
+            "below has in it",
+        ),
         (
             dataclasses.replace(HUB, revision=None),
-            "owner/name at its newest revision, not on disk: fetched at the start of a run",
+            "owner/name at its newest revision, not on disk: fetched at the start of a run, which "
+            "no time below has in it",
         ),
         (
             dataclasses.replace(HUB, folder=Path("/nowhere")),

@@ -86,7 +86,7 @@ def forecast(tmp_path: Path) -> Forecast:
     gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-1", 24 * GIB, 24 * GIB, "1", None)
     machine = replace(read_machine(), gpus=(gpu,), ram_total_bytes=64 * GIB)
     model = ModelConfig(name="480p_t2v_distilled", repo="a/b")
-    found = make_forecast(Config(model=model), [SETTINGS], machine, tmp_path / "run" / "log")
+    found = make_forecast(Config(model=model), clips(1), machine, tmp_path / "run" / "log")
     assert found is not None
     return found
 
@@ -168,17 +168,18 @@ def test_before_the_first_clip_the_prediction_is_given_and_called_an_estimate(
     found = left(EtaEstimator(clips(2), forecast))
 
     assert found.basis is EtaBasis.estimated
-    assert found.p50_seconds == pytest.approx(2 * forecast.clip_seconds(SETTINGS))
+    assert found.p50_seconds == pytest.approx(2 * forecast.clip_seconds(clips(1)[0]))
     assert found.p90_seconds == pytest.approx(
         found.p50_seconds * (1 + NORMAL_90 * ASSUMED_SPREAD["estimated"])
     )
 
 
 def test_a_prediction_that_a_log_corrected_is_called_calibrated(forecast: Forecast) -> None:
-    found = left(EtaEstimator(clips(2), replace(forecast, scales=Scales(2.0, 1.0, 2.0))))
+    scales = Scales(((49_290, 2.0),), None, 2.0)
+    found = left(EtaEstimator(clips(2), replace(forecast, scales=scales, is_calibrated=True)))
 
     assert found.basis is EtaBasis.calibrated
-    assert found.p50_seconds == pytest.approx(4 * forecast.clip_seconds(SETTINGS))
+    assert found.p50_seconds == pytest.approx(4 * forecast.clip_seconds(clips(1)[0]))
 
 
 def test_nothing_is_said_before_the_first_clip_where_nothing_is_known_of_the_card() -> None:

@@ -72,7 +72,7 @@ def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
         choose_offload(config("resident"), [SETTINGS], machine(16))
 
     assert str(refused.value) == (
-        "offload=resident: 480x848x121 needs 20.2 GiB of card and 14.3 are free for it; use "
+        "offload=resident: 480x848x121 needs 22.0 GiB of card and 16.0 are free; use "
         "offload=stream or offload=auto."
     )
 
@@ -84,12 +84,51 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     message = str(refused.value)
     assert message.startswith("offload=auto: 480x848x121 fits no profile here: resident ")
     assert all(f"{kind} " in message for kind in ("resident", "stream", "model", "stream_disk"))
+    assert message.count(" GiB of card and 4.0 are free") == 4
+    assert message.endswith("Free memory: it is the weights that do not fit, whatever the clips.")
     would_do = re.search(r"offload=(\w+) would do with (\d\.\d) GiB of card", message)
     assert would_do is not None
     limit = float(would_do[2])
     assert choose_offload(config(limit=limit), [SETTINGS], machine(24)).kind.name == would_do[1]
     with pytest.raises(ConfigError):
         choose_offload(config(limit=limit - 0.1), [SETTINGS], machine(24))
+
+
+def test_where_only_large_clips_do_not_fit_smaller_ones_are_advised() -> None:
+    huge = replace(SETTINGS, height=2160, width=3840)
+
+    with pytest.raises(ConfigError, match=r"Render smaller or shorter clips, or free memory\.$"):
+        choose_offload(config(), [huge], machine(24))
+
+
+def test_too_little_of_both_memories_is_said_at_once_with_what_would_do() -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_offload(pretrained(), [SETTINGS], machine(4, 5))
+
+    message = str(refused.value)
+    assert re.search(r"stream needs \d+\.\d GiB of card and 4\.0 are free, and needs \d+\.\d GiB "
+                     r"of RAM and 5\.0 are available;", message)  # fmt: skip
+    would_do = re.search(
+        r"offload=(\w+) would do with (\S+) GiB of RAM and (\S+) GiB of card\.", message
+    )
+    assert would_do is not None
+    ram, card = float(would_do[2]), float(would_do[3])
+    assert choose_offload(pretrained(), [SETTINGS], machine(card, ram)).kind.name == would_do[1]
+    for less in (machine(card, ram - 0.1), machine(card - 0.1, ram)):
+        with pytest.raises(ConfigError):
+            choose_offload(pretrained(), [SETTINGS], less)
+
+
+def test_short_clips_that_would_wait_for_their_weights_are_not_streamed() -> None:
+    short = replace(SETTINGS, num_frames=5, num_inference_steps=50)
+
+    choice = choose_offload(config(), [short], machine(18.5))
+
+    assert choice.kind is OffloadKind.model
+    assert "; stream would take longer for clips this short; " in choice.reason
+    assert choice.reason.startswith("offload model: resident needs ")
+    few = replace(short, num_inference_steps=2)  # too few to pay for moving models
+    assert choose_offload(config(), [few], machine(18.5)).kind is OffloadKind.stream
 
 
 def test_too_little_host_memory_for_stream_is_seen() -> None:
