@@ -10,7 +10,7 @@ estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
@@ -53,14 +53,6 @@ IMAGE_TOKENS = 729
 """SigLIP's of a first frame, which join the text's."""
 PADDED_TOKENS = 1000 + 256 + 729
 """Text, glyphs and image as the stock pipeline pads them, for text to video too."""
-
-# What comes once in a run. One H100, 2026-11-25.
-START_SECONDS = 25.0
-"""Two processes' imports, CUDA's context, encoders and the first use of each kernel."""
-ENCODE_SECONDS = 0.4
-"""A text or an image."""
-COMPILE_SECONDS = (22.0, 14.0)
-"""The first size of clip, and a second one, whose code takes every size (`compilation`)."""
 
 
 class ClipShape(Protocol):
@@ -154,21 +146,6 @@ class ClipCost:
         return self.denoise_seconds + self.decode_seconds
 
 
-@dataclass(frozen=True)
-class StartCost:
-    """Predicted seconds of what comes once in a run."""
-
-    load_seconds: float
-    """Start of the processes included."""
-    encode_seconds: float
-    compile_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.load_seconds + self.encode_seconds + self.compile_seconds
-
-
 def shape_of(row: Mapping[str, Any]) -> Shape:
     """Return what decides the cost of a log's clip."""
     return Shape(
@@ -259,32 +236,6 @@ def move_seconds(card: Card, execution: Execution) -> float:
         return 0.0
     moved = 2 * (TRANSFORMER_BYTES + VAE_BYTES) * execution.bytes_factor
     return moved / (card.host_gb_per_second * 1e9)
-
-
-def predict_start(
-    settings: Iterable[ClipShape], num_encoded: int, execution: Execution, *, reads_weights: bool
-) -> StartCost:
-    """Return the predicted seconds of what comes once in a run.
-
-    Args:
-        settings: The clips to be denoised; where there are none, only the VAE is loaded.
-        num_encoded: Distinct texts and images.
-        execution: How the maths is carried out.
-        reads_weights: Whether weights come from a disk; random ones are built on the card.
-    """
-    clips = list(settings)
-    sizes = {(s.height, s.width, s.num_frames) for s in clips}
-    weights = VAE_BYTES
-    if clips:
-        weights += TRANSFORMER_BYTES
-    if num_encoded:
-        weights += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
-    if any(s.has_image for s in clips):
-        weights += IMAGE_ENCODER_BYTES
-    reading = weights / DISK_BYTES_PER_SECOND if reads_weights else 0.0
-    first, further = COMPILE_SECONDS
-    compiling = first + further * (len(sizes) > 1) if execution.compiled and sizes else 0.0
-    return StartCost(START_SECONDS + reading, ENCODE_SECONDS * num_encoded, compiling)
 
 
 def latents_bytes(height: int, width: int, num_frames: int, bytes_per_value: int) -> int:

@@ -19,9 +19,7 @@ from hv15_batch.costs import (
     CostBasis,
     Scales,
     Shape,
-    StartCost,
     predict_clip,
-    predict_start,
 )
 from hv15_batch.execution import Execution, default_execution, not_modelled
 from hv15_batch.executor import Job
@@ -31,6 +29,7 @@ from hv15_batch.pace import WRITE_PIXELS_PER_SECOND, Pace
 from hv15_batch.plan import PlannedClip
 from hv15_batch.rundir import RunDir
 from hv15_batch.schedule import Rules, check_window
+from hv15_batch.start_cost import StartCost, predict_start
 
 DISPLAY_GIB = 0.5
 """Kept for the desktop where a GeForce card is predicted that is not here; assumed."""

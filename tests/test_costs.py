@@ -11,17 +11,15 @@ from hv15_batch import attention
 from hv15_batch.cards import CARDS, Card, card_names, find_card
 from hv15_batch.clip import ClipSettings
 from hv15_batch.costs import (
-    COMPILE_SECONDS,
-    ENCODE_SECONDS,
     GIB,
     CostBasis,
     forward_flop,
     num_video_tokens,
     predict_clip,
-    predict_start,
 )
 from hv15_batch.execution import auto_backend, default_execution, not_modelled
 from hv15_batch.peaks import predict_peaks
+from hv15_batch.start_cost import COMPILE_SECONDS, ENCODE_SECONDS, predict_start
 
 H200 = find_card("NVIDIA H200")
 assert H200 is not None

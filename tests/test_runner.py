@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,9 +61,9 @@ def test_the_first_interrupt_finishes_the_clip_in_hand(
     assert project.run(signalled(signal.SIGINT)) == 130
 
     assert outcomes(project) == [("cat", 1, "ok"), ("dog", 1, "ok")]
-    assert "Stopping after the clip in hand; Ctrl-C again stops at once.\n" in (
-        capsys.readouterr().out
-    )
+    # On a slow machine how long that takes is said too.
+    line = r"Stopping after the clip in hand(, in about \d+ s)?; Ctrl-C again stops at once\.\n"
+    assert re.search(line, capsys.readouterr().out)
     assert project.said[1].startswith("interrupted: 2 clips rendered, 0 failed")
     assert project.said[2] == (
         f"interrupted by SIGINT; go on with: hv15-batch resume={project.run_dir.path}"
