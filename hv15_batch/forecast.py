@@ -118,8 +118,8 @@ def make_forecast(
     start = predict_start(denoised, len(encoded - {None}), execution, reads_weights=reads_weights)
     costs = [predict_clip(shape, card, execution, scales) for shape in set(map(Shape.of, denoised))]
     basis = min((c.basis for c in costs), default=_decoding_basis(scales))
-    is_copy_bound = bool(costs) and all(c.is_copy_bound for c in costs)
-    text = _basis_text(card, gpu_name, execution, scales, basis, is_copy_bound=is_copy_bound)
+    computes = any(not c.is_copy_bound for c in costs)
+    text = _basis_text(card, gpu_name, execution, scales, basis, computes=computes)
     is_calibrated = basis is CostBasis.calibrated
     return Forecast(card, gpu_name, offload, execution, scales, start, text, is_calibrated)
 
@@ -137,11 +137,11 @@ def _basis_text(
     scales: Scales | None,
     basis: CostBasis,
     *,
-    is_copy_bound: bool,
+    computes: bool,
 ) -> str:
-    """Return what a forecast rests on."""
+    """Return what a forecast rests on; a clip that `computes` waits for the card's arithmetic."""
     log = f"the log of this {gpu_name}"
-    if scales is not None and scales.source is not None and not is_copy_bound:
+    if scales is not None and scales.source is not None and computes:
         log = f"this {gpu_name}'s log of {scales.source}"
     if basis is CostBasis.calibrated:
         parts = [f"calibrated by {log}"]
