@@ -15,12 +15,15 @@ from hv15_batch.config import Config, ConfigError
 from hv15_batch.executor import WARM_UP
 from hv15_batch.plan import PlannedClip, State, select
 from hv15_batch.records import DONE_STATUSES, FAILED
+from hv15_batch.run_facts import commit_text, read_rows_of_runs
 from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import read_records
 from hv15_batch.stored_settings import FILE, read_settings
 from hv15_batch.system import system_facts, system_sha256
 
-_COLUMNS = ("settings_sha256", "repeat", "status", "is_cold", "run_id", "system_sha256")
+MadeOn = tuple[str | None, str | None]
+"""Hash of the machine's facts, and the code's commit."""
+
+_COLUMNS = ("settings_sha256", "repeat", "status", "is_cold", "run_id", "system_sha256", "commit")
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunD
     repeats = config.benchmark.repeat
     assert repeats is not None
     chosen = select([_unfinished(p) for p in clips], config)
-    rows = [] if config.force else read_records(run_dir.log, _COLUMNS).to_pylist()
+    rows = [] if config.force else read_rows_of_runs(run_dir, _COLUMNS)
     # The facts about this machine take a moment; they are not needed where nothing was measured.
-    measured = measured_in(rows, config, run_dir, system_sha256(system_facts())) if rows else set()
+    measured = measured_in(rows, config, run_dir, _here()) if rows else set()
     todo = [
         replace(p, repeat=number)
         for number in range(1, repeats + 1)
@@ -92,18 +95,18 @@ def _size(s: ClipSettings) -> tuple[int, int, int, bool]:
 
 
 def measured_in(
-    rows: Iterable[Mapping[str, Any]], config: Config, run_dir: RunDir, system: str | None
+    rows: Iterable[Mapping[str, Any]], config: Config, run_dir: RunDir, made_on: MadeOn
 ) -> set[tuple[str, int]]:
     """Return (settings, repeat) of what was measured warm as a run with `config` would.
 
     Args:
-        rows: Rows of the log, with `settings_sha256`, `repeat`, `status`, `is_cold`, `run_id` and
-            `system_sha256`.
+        rows: Rows of the log, with `settings_sha256`, `repeat`, `status`, `is_cold`, `run_id`,
+            `system_sha256` and the run's `commit`.
         config: Settings of that run.
         run_dir: Has the settings of the runs that made the rows.
-        system: Hash of the machine's facts.
+        made_on: Machine and code that count.
     """
-    found = [r for r in rows if _counts(r) and r["system_sha256"] == system]
+    found = [r for r in rows if _counts(r) and _made_on(r) == made_on]
     runs = {run_id for run_id in {r["run_id"] for r in found} if _is_alike(run_id, config, run_dir)}
     return {(r["settings_sha256"], r["repeat"]) for r in found if r["run_id"] in runs}
 
@@ -144,8 +147,8 @@ def progress_of(
     only = {name.strip() for name in (config.only or "").split(",")} - {""}
     chosen = [c["settings_sha256"] for c in clips if not only or c["row_id"] in only]
     wanted = {(c, n) for c in chosen[: config.limit] for n in range(1, config.benchmark.repeat + 1)}
-    system = next((r["system_sha256"] for r in reversed(rows) if r["system_sha256"]), None)
-    measured = measured_in(rows, config, run_dir, system) & wanted
+    made_on = next((_made_on(r) for r in reversed(rows) if r["system_sha256"]), (None, None))
+    measured = measured_in(rows, config, run_dir, made_on) & wanted
     failed = {
         (r["settings_sha256"], r["repeat"])
         for r in rows
@@ -157,6 +160,15 @@ def progress_of(
         num_clips=len(set(chosen[: config.limit])),
         num_repeats=config.benchmark.repeat,
     )
+
+
+def _here() -> MadeOn:
+    facts = system_facts()
+    return system_sha256(facts), commit_text(facts["project"])
+
+
+def _made_on(row: Mapping[str, Any]) -> MadeOn:
+    return row["system_sha256"], row["commit"]
 
 
 def _counts(row: Mapping[str, Any]) -> bool:

@@ -19,8 +19,9 @@ from hv15_batch.reference_text import (
     format_verdicts_text,
 )
 from hv15_batch.references import read_references
+from hv15_batch.run_facts import read_rows_of_runs
 from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import LogSchemaError, read_records
+from hv15_batch.runlog import LogSchemaError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +69,7 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
                     f"{folder}: no run directory (it has no log); "
                     "name the folder that a run has printed as its first line."
                 )
-            rows += read_records(run_dir.log, CHECK_COLUMNS).to_pylist()
+            rows += read_rows_of_runs(run_dir, CHECK_COLUMNS)
     return rows
 
 

@@ -6,8 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hv15_batch.run_facts import read_rows_of_runs
 from hv15_batch.rundir import RunDir, publish_text, publishing
-from hv15_batch.runlog import read_records
 from hv15_batch.timings import (
     GROUP_COLUMNS,
     QUANTITIES,
@@ -33,7 +33,7 @@ _NAMED_IF_DIFFERENT = tuple(name for name in GROUP_COLUMNS if name not in _NAMED
 
 def repetitions_of(run_dir: RunDir) -> list[dict[str, Any]]:
     """Return the log's rows of benchmarks, warm-ups included."""
-    rows = read_records(run_dir.log, TIMING_COLUMNS).to_pylist()
+    rows = read_rows_of_runs(run_dir, TIMING_COLUMNS)
     return [row for row in rows if row["repeat"] is not None]
 
 

@@ -15,12 +15,14 @@ from enum import Enum
 from typing import Any
 
 from hv15_batch.records import DONE_STATUSES
+from hv15_batch.run_facts import RUN_COLUMNS
 
 GROUP_COLUMNS = (
     *("model", "weights", "task", "height", "width", "num_frames", "num_inference_steps"),
     *("guidance_scale", "flow_shift", "fps", "off_recipe", "revision", "dtype"),
     *("attention_backend", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
     *("gpu_name", "gpu_total_bytes", "driver_version", "torch_version", "system_sha256"),
+    *RUN_COLUMNS,
 )
 """What two renderings share to be comparable. Prompt and seed are not in it: they don't decide how
 long it takes, but for some thousandths by the length of the text."""
@@ -36,7 +38,7 @@ TIMING_COLUMNS = (
     *QUANTITIES[1:],
     *GROUP_COLUMNS,
 )
-"""Columns of the log that this module reads."""
+"""Columns that this module reads: of the log, and of the row's run (`run_facts`)."""
 
 SLOW_FIRST_FACTOR = 1.1
 MAX_SPREAD = 0.1

@@ -13,10 +13,19 @@ import pytest
 from conftest import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project
 
-from hv15_batch.config import BenchmarkConfig, OffloadConfig, OffloadKind, RuntimeConfig
+from hv15_batch import system
+from hv15_batch.config import (
+    BenchmarkConfig,
+    OffloadConfig,
+    OffloadKind,
+    RuntimeConfig,
+    VideoConfig,
+)
 from hv15_batch.executor import Job
 from hv15_batch.records import ClipRecord
 from hv15_batch.runlog import read_last_attempts
+from hv15_batch.timing_table import repetitions_of
+from hv15_batch.timings import summarise
 from hv15_batch.worker import LocalExecutor
 
 
@@ -154,6 +163,39 @@ def test_another_configuration_is_measured_for_itself(
     assert measure(project, repeat=1, **other) == 0
 
     assert len(project.records()) == 10
+
+
+def test_other_code_is_measured_for_itself_and_counted_apart(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(commit: str, *, dirty: bool = False) -> int:
+        facts = {"git_commit": commit * 40, "git_is_dirty": dirty}
+        monkeypatch.setattr(system, "project_facts", lambda _: facts)
+        return measure(project, repeat=1)
+
+    assert [at("a"), at("a"), at("b"), at("b", dirty=True), at("b", dirty=True)] == [0] * 5
+
+    assert len(project.records()) == 15
+    text = (project.run_dir.path / "benchmark.md").read_text(encoding="utf-8")
+    for commit in ("aaaaaaaaaaaa;", "bbbbbbbbbbbb;", "bbbbbbbbbbbb and changes;"):
+        assert f"commit {commit}" in text
+
+
+def test_limits_of_memory_and_presets_are_counted_apart(project: Project) -> None:
+    measure(project, repeat=1, runtime=RuntimeConfig(vram_limit_gib=8))
+    measure(project, repeat=1, runtime=RuntimeConfig(vram_limit_gib=24))
+    measure(project, repeat=1, video=VideoConfig(preset="ultrafast"), add=True)
+
+    groups = {
+        (g["vram_limit_gib"], g["video"])
+        for g in (s.group for s in summarise(repetitions_of(project.run_dir)))
+    }
+
+    assert groups == {
+        (8.0, "h264 crf 17 medium"),
+        (24.0, "h264 crf 17 medium"),
+        (None, "h264 crf 17 ultrafast"),
+    }
 
 
 def test_a_card_named_for_the_forecast_is_no_other_configuration(project: Project) -> None:

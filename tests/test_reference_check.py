@@ -57,7 +57,7 @@ def rows(base: dict[str, Any], *seconds: float, **changes: Any) -> list[dict[str
         started = START + timedelta(minutes=index)
         values = {"started_at": started, **base, "total_seconds": value, **changes}
         record = vars(ClipRecord(**values))
-        made.append({name: record[name] for name in CHECK_COLUMNS})
+        made.append({name: record.get(name) for name in CHECK_COLUMNS})
     return made
 
 

@@ -16,6 +16,7 @@ from page_runs import MEASURED, failed, make_run, record
 from hv15_batch.config import Config, ModelConfig
 from hv15_batch.records import ClipRecord
 from hv15_batch.report import main
+from hv15_batch.run_facts import RUN_COLUMNS
 
 SETTINGS: dict[str, Any] = {
     **MEASURED,
@@ -223,7 +224,7 @@ def test_the_csv_has_the_columns_and_units_of_the_log_unrounded(tmp_path: Path) 
     lines = compared(tmp_path)
     assert text.isascii()
     names = {field.name for field in fields(ClipRecord)}
-    own = {"vram_limit_gib", "n", "median_seconds", "p90_seconds", "spread", "cold_clips",
+    own = {*RUN_COLUMNS, "n", "median_seconds", "p90_seconds", "spread", "cold_clips",
            "failed_attempts", "energy_joules_median", "energy_joules_n", "runs"}  # fmt: skip
     assert set(lines[0]) - names == own
     shown = ("height", "width", "gpu_total_bytes", "mask_free", "system_sha256", "energy_joules_n")

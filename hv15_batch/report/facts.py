@@ -62,10 +62,12 @@ _IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
     "Card": _column("gpu_name"),
     "Card memory": _card_memory,
     "VRAM limit": _vram_limit,
+    "Video": _column("video"),
     "Driver": _column("driver_version"),
     "PyTorch": _column("torch_version"),
     "diffusers": _column("diffusers_version"),
     "hv15_batch": _column("hv15_batch_version"),
+    "Commit": _column("commit"),
     "Revision": _column("revision"),
     "Machine": lambda clip: clip["system_sha256"] and clip["system_sha256"][:8],
 }
@@ -77,10 +79,10 @@ KEY_COLUMNS = (
     *("model", "weights", "height", "width", "num_frames", "num_inference_steps"),
     *("guidance_scale", "flow_shift", "fps", "off_recipe", "dtype", "offload"),
     *("attention_backend", "mask_free", "compiled", "vae_tile_size", "decode_device", "gpu_name"),
-    *("gpu_total_bytes", "vram_limit_gib", "driver_version", "torch_version"),
-    *("diffusers_version", "hv15_batch_version", "revision", "system_sha256"),
+    *("gpu_total_bytes", "vram_limit_gib", "video", "driver_version", "torch_version"),
+    *("diffusers_version", "hv15_batch_version", "commit", "revision", "system_sha256"),
 )
-"""The same in the log's columns and units; `vram_limit_gib` is the setting of that name."""
+"""The same in the log's columns and units, and `run_facts.RUN_COLUMNS`."""
 
 _NOISE_NOTES = {
     "tiny": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Any
 from hv15_batch.benchmark import Progress, progress_of
 from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
+from hv15_batch.run_facts import RUN_COLUMNS, add_run_facts, run_settings, run_system
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import last_attempts, read_rows
 from hv15_batch.status import Status, read_status
-from hv15_batch.stored_settings import stored_values
 
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"
@@ -59,8 +58,7 @@ class RunData:
     variants: list[dict[str, Any]]
     """Finished clips of the same rows with other settings."""
     attempts: list[dict[str, Any]]
-    """Every attempt, oldest first, benchmark repetitions included; `vram_limit_gib`, which the log
-    lacks, is from the settings of its run."""
+    """Every attempt, oldest first, benchmark repetitions included; with `RUN_COLUMNS`."""
     status: Status | None
     settings: dict[str, dict[str, Any]]
     """Stored settings by run, oldest first."""
@@ -93,11 +91,8 @@ def read_run(directory: RunDir) -> RunData:
             "name the folder that a run has printed as its first line."
         )
     run_ids = directory.run_ids()
-    settings = {run_id: _settings(directory, run_id) for run_id in run_ids}
     attempts = read_rows(directory.log, LOG_COLUMNS)
-    for attempt in attempts:
-        runtime = settings.get(attempt["run_id"], {}).get("runtime") or {}
-        attempt["vram_limit_gib"] = runtime.get("vram_limit_gib")
+    add_run_facts(attempts, directory)
     last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
     files, thumbs = _names(directory.clips), _names(directory.thumbs)
     plan = [_typed(row) for row in _read_plan(directory.plan)]
@@ -113,8 +108,8 @@ def read_run(directory: RunDir) -> RunData:
         variants=_variants(clips, others),
         attempts=attempts,
         status=_status(directory),
-        settings=settings,
-        systems={run_id: _system(directory, run_id) for run_id in run_ids},
+        settings={run_id: run_settings(directory.run_folder(run_id)) for run_id in run_ids},
+        systems={run_id: run_system(directory.run_folder(run_id)) for run_id in run_ids},
         progress=progress_of(plan or _measured_clips(attempts), attempts, directory),
     )
 
@@ -122,7 +117,7 @@ def read_run(directory: RunDir) -> RunData:
 def is_public_run(directory: RunDir) -> bool:
     """Whether the last run of a directory was told `report.public=true`."""
     run_ids = directory.run_ids()
-    settings = _settings(directory, run_ids[-1]) if run_ids else {}
+    settings = run_settings(directory.run_folder(run_ids[-1])) if run_ids else {}
     return bool((settings.get("report") or {}).get("public"))
 
 
@@ -134,7 +129,7 @@ def _shown(
 ) -> dict[str, Any]:
     """Return a clip as the page knows it; only what lies on the disk is said to be there."""
     known = {name: value for name, value in (attempt or {}).items() if value is not None}
-    clip = {**dict.fromkeys((*LOG_COLUMNS, "vram_limit_gib")), **asked, **known}
+    clip = {**dict.fromkeys((*LOG_COLUMNS, *RUN_COLUMNS)), **asked, **known}
     clip |= {name: asked[name] for name in _FROM_PLAN}
     clip["logged_row_id"] = known.get("row_id")
     clip["status"] = known.get("status") or NOT_RENDERED
@@ -190,22 +185,6 @@ def _status(directory: RunDir) -> Status | None:
         return read_status(directory.path)
     except ConfigError:  # deleted, or of another version: the page says less
         return None
-
-
-def _settings(directory: RunDir, run_id: str) -> dict[str, Any]:
-    try:
-        return stored_values(directory.run_folder(run_id))
-    except ConfigError:
-        return {}
-
-
-def _system(directory: RunDir, run_id: str) -> dict[str, Any]:
-    try:
-        text = (directory.run_folder(run_id) / "system.json").read_text(encoding="utf-8")
-        facts = json.loads(text)
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _names(folder: Path) -> frozenset[str]:
