@@ -48,7 +48,10 @@ def rate_of_work(attempts: Sequence[Record]) -> tuple[list[Stretch], str]:
     caption = f"{num_clips} clip{'' if num_clips == 1 else 's'} in {worked} of work"
     if len(spells) > 1:
         caption += f", {len(spells)} spells of it; the time between them does not count"
-    return found, f"{caption}."
+    warm_ups = sum(a["repeat"] == 0 and a["status"] in DONE_STATUSES for a in attempts)
+    if warm_ups:
+        caption += f"; {warm_ups} of them warmed up"
+    return found, f"{caption}. A run's start, before its first clip, is not in it."
 
 
 def _spells(attempts: Sequence[Record]) -> list[list[Record]]:
