@@ -17,7 +17,10 @@ from conftest import Answer, tiny_model
 from safetensors.torch import save_file
 from skimage import data
 
-from hv15_batch.compare.frames import measure_codec_floor, measure_frames
+from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
+from hv15_batch.compare.pairs import Pair
+from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import quality_lines
 from hv15_batch.compare.ratios import compare_costs
 from hv15_batch.config import Config, VideoCodec, VideoConfig
 from hv15_batch.latents import DenoisedClip
@@ -174,8 +177,72 @@ def test_latents_that_are_not_those_of_the_log_are_not_compared(
 
     out, (row,) = compare(command)
 
-    assert row["latents_psnr_db"] == ""
+    assert (row["latents_identical"], row["latents_psnr_db"]) == ("false", "")
+    assert "Latents: 0 of 1 pairs bit-identical latents, 1 differs (not kept" in out
     assert "withheld" in out
+
+
+def test_medians_are_of_the_pairs_that_differ_and_identical_ones_are_counted(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for number, shift in enumerate((0, 0, 10, 14)):
+        runs[0].add(f"row{number}", picture(), row_index=number)
+        runs[1].add(f"row{number}", picture() + np.uint8(shift), row_index=number)
+
+    out, rows = compare(command)
+
+    psnr = np.mean([20 * math.log10(255 / shift) for shift in (10, 14)])
+    line = f"Frames (lossless files): 2 of 4 pairs identical; the others PSNR {psnr:.2f} dB, SSIM "
+    for text in (out, Path("out/compare.html").read_text(), Path("out/compare.md").read_text()):
+        assert line in text
+        assert "(medians of 2 pairs)" in text
+    assert [row["psnr_db"] for row in rows][:2] == ["inf", "inf"]
+
+
+def frame_measures(psnr: float, temporal: float | None) -> FrameMeasures:
+    return FrameMeasures(psnr, psnr, 1.0 if math.isinf(psnr) else 0.9, temporal)
+
+
+def test_temporal_psnr_and_floors_count_what_is_infinite_too() -> None:
+    pair = Pair("fox", 0, {}, {}, None)
+    floors = (math.inf, 50.0, 52.0)
+    frames = (
+        frame_measures(math.inf, math.inf),
+        frame_measures(30.0, math.inf),  # a steady shift
+        frame_measures(32.0, 40.0),
+    )
+    qualities = [
+        Quality(pair, None, found, "h264", frame_measures(floor, floor), None)
+        for found, floor in zip(frames, floors, strict=True)
+    ]
+
+    (line,) = quality_lines(qualities)
+
+    assert line == (
+        "Frames (h264 files): 1 of 3 pairs identical; the others PSNR 31.00 dB, SSIM 0.9000, "
+        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); the codec alone costs "
+        "each file, estimated: 1 of 3 pairs without any error; the others PSNR 51.00 dB, "
+        "SSIM 0.9000, temporal PSNR 51.00 dB (medians of 2 pairs); 1 of 3 pairs differ by no more "
+        "than two such errors"
+    )
+
+
+def test_latents_known_to_differ_are_counted_also_where_they_were_not_kept(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run in runs:
+        for number in range(4):
+            is_other = run is runs[1] and number >= 2
+            sha256 = ("cd" if is_other else "ab") * 32
+            run.add(f"row{number}", picture(), latents_sha256=sha256, row_index=number)
+
+    out, rows = compare(command)
+
+    line = "Latents: 2 of 4 pairs bit-identical latents, 2 differ (not kept, so not measured)"
+    for text in (out, Path("out/compare.html").read_text(), Path("out/compare.md").read_text()):
+        assert line in text
+    assert [row["latents_identical"] for row in rows] == ["true", "true", "false", "false"]
+    assert [row["latents_psnr_db"] for row in rows] == ["inf", "inf", "", ""]
 
 
 def test_the_codecs_floor_is_near_its_true_error(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from hv15_batch.compare.frames import FrameMeasures
 from hv15_batch.compare.pairs import Matched, match_runs
-from hv15_batch.compare.quality import H264, LOSSLESS, Quality, measure_pair
+from hv15_batch.compare.quality import Quality, measure_pair
+from hv15_batch.compare.quality_text import pair_line
+from hv15_batch.compare.quality_text import quality_lines as lines_of_quality
 from hv15_batch.compare.ratios import FASTER, Ratio, Ratios, compare_costs
 from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_settings
 
@@ -36,7 +35,7 @@ class Comparison:
 
     @property
     def known(self) -> list[Quality]:
-        """The pairs of which something could be measured."""
+        """The pairs of which something could be measured: of others no speed is said."""
         return [quality for quality in self.qualities if quality.is_known]
 
 
@@ -77,30 +76,9 @@ def summary_lines(comparison: Comparison) -> list[str]:
 
 
 def quality_lines(comparison: Comparison) -> list[str]:
-    """Return how many pairs were compared, and the medians of their quality.
-
-    Those of latents and of each kind of file stand apart.
-    """
-    known = comparison.known
-    latents = [q.latents for q in known if q.latents is not None]
-    lines = [_count_line(comparison)]
-    if latents:
-        same = sum(found.is_identical for found in latents)
-        line = f"Latents: {same} of {len(latents)} pairs bit-identical latents"
-        others = [found for found in latents if not found.is_identical]
-        psnrs = [found.psnr_db for found in others if found.psnr_db is not None]
-        if psnrs:
-            ranges = [found.data_range for found in others if found.data_range is not None]
-            line += (
-                f", the others PSNR {format_db(median(psnrs))} (median; relative to the range of "
-                f"A's latents, {median(ranges):.3g})"
-            )
-        lines.append(line)
-    for basis in (LOSSLESS, H264):
-        found = [q for q in known if q.basis == basis]
-        if found:
-            lines.append(_frames_line(basis, found))
-    if not known:
+    """Return how many pairs were compared, and what was found of latents and frames."""
+    lines = [_count_line(comparison), *lines_of_quality(comparison.qualities)]
+    if not comparison.known:
         reasons = sorted({q.fault for q in comparison.qualities if q.fault})
         lines.append(f"Quality: not measured ({'; '.join(reasons[:3]) or 'nothing was kept'})")
     return lines
@@ -159,73 +137,10 @@ def ratio_line(ratio: Ratio) -> str:
     return f"{name}: {what} ({interval}; medians {values}, n={ratio.n} pairs of warm clips)"
 
 
-def pair_line(quality: Quality) -> str:
-    """Return what was found of one pair."""
-    parts = []
-    latents, frames = quality.latents, quality.frames
-    if latents is not None:
-        if latents.is_identical:
-            parts.append("bit-identical latents")
-        elif latents.psnr_db is not None:
-            parts.append(f"latents PSNR {format_db(latents.psnr_db)}")
-    if frames is not None:
-        parts.append(f"frames ({quality.basis}) {_measures_text(frames)}")
-        if quality.is_at_floor:
-            parts.append("within the codec's own error")
-    if quality.fault:
-        parts.append(quality.fault if quality.is_known else f"not comparable: {quality.fault}")
-    return ", ".join(parts) or "nothing to measure: neither latents nor files were kept"
-
-
-def format_db(value: float | None) -> str:
-    """Return decibels as text."""
-    if value is None:
-        return "not measured"
-    return "infinite (identical)" if math.isinf(value) else f"{value:.2f} dB"
-
-
-def median_measures(found: Iterable[FrameMeasures]) -> FrameMeasures:
-    """Return the median of each measure; there must be at least one."""
-    all_of_them = list(found)
-    ssims = [m.ssim for m in all_of_them if m.ssim is not None]
-    temporal = [m.temporal_psnr_db for m in all_of_them if m.temporal_psnr_db is not None]
-    return FrameMeasures(
-        psnr_db=median(m.psnr_db for m in all_of_them),
-        rgb_psnr_db=median(m.rgb_psnr_db for m in all_of_them),
-        ssim=median(ssims) if ssims else None,
-        temporal_psnr_db=median(temporal) if temporal else None,
-    )
-
-
 def _count_line(comparison: Comparison) -> str:
     matched = comparison.matched
     parts = [f"{len(comparison.known)} of {len(matched.pairs)} pairs compared"]
     for count, name in ((matched.only_in_a, "A"), (matched.only_in_b, "B")):
         if count:
             parts.append(f"{count} clips only in {name}")
-    return ", ".join(parts)
-
-
-def _frames_line(basis: str, found: list[Quality]) -> str:
-    frames = median_measures(q.frames for q in found if q.frames is not None)
-    line = f"Frames ({basis} files): {_measures_text(frames)} (medians of {len(found)} pairs)"
-    if basis == LOSSLESS:
-        return line
-    floors = [q.floor for q in found if q.floor is not None]
-    if not floors:
-        return f"{line}; the codec's floor is not known: frames are too small for it"
-    at_floor = sum(q.is_at_floor for q in found)
-    return (
-        f"{line}; the codec alone costs each file, estimated: "
-        f"{_measures_text(median_measures(floors))}; {at_floor} of {len(found)} pairs differ by "
-        "no more than two such errors"
-    )
-
-
-def _measures_text(measures: FrameMeasures) -> str:
-    parts = [f"PSNR {format_db(measures.psnr_db)}"]
-    if measures.ssim is not None:
-        parts.append(f"SSIM {measures.ssim:.4f}")
-    if measures.temporal_psnr_db is not None:
-        parts.append(f"temporal PSNR {format_db(measures.temporal_psnr_db)}")
     return ", ".join(parts)

@@ -16,13 +16,12 @@ from hv15_batch.compare.comparison import (
     GIB,
     Comparison,
     cost_notes,
-    format_db,
-    pair_line,
     quality_lines,
     warning_lines,
 )
 from hv15_batch.compare.pairs import Record
 from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import format_db, latents_cell, pair_line
 from hv15_batch.compare.ratios import FASTER, Ratio
 from hv15_batch.compare.tables import format_csv, format_markdown
 from hv15_batch.config import ConfigError, VideoConfig
@@ -158,7 +157,7 @@ def _name(quality: Quality) -> str:
 def _row(quality: Quality) -> PairRow:
     pair, latents, frames = quality.pair, quality.latents, quality.frames
     cells = [
-        NOT_MEASURED if latents is None else format_db(latents.psnr_db),
+        NOT_MEASURED if latents is None else latents_cell(latents),
         NOT_MEASURED if frames is None else format_db(frames.psnr_db),
         NOT_MEASURED if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
         NOT_MEASURED if frames is None else format_db(frames.temporal_psnr_db),

@@ -45,7 +45,8 @@ class Quality:
     @property
     def is_known(self) -> bool:
         """Whether there is a figure to stand beside a speed-up."""
-        return self.latents is not None or self.frames is not None
+        is_measured = self.latents is not None and self.latents.psnr_db is not None
+        return is_measured or self.frames is not None
 
     @property
     def is_at_floor(self) -> bool:

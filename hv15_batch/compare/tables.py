@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from hv15_batch.compare.comparison import Comparison, format_db, pair_line, summary_lines
+from hv15_batch.compare.comparison import Comparison, summary_lines
 from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import format_db, latents_cell, pair_line
 from hv15_batch.timings import clip_seconds
 
 SIDES = ("a", "b")
@@ -63,7 +64,7 @@ def format_markdown(comparison: Comparison) -> str:
             (
                 pair.row_id,
                 str(pair.seed),
-                "" if latents is None else format_db(latents.psnr_db),
+                "" if latents is None else latents_cell(latents),
                 "" if frames is None else format_db(frames.psnr_db),
                 "" if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
                 "" if frames is None else format_db(frames.temporal_psnr_db),
