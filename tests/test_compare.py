@@ -292,14 +292,14 @@ def add_timed(run: Run, seconds: list[float], **columns: Any) -> None:
 def test_ratios_are_of_medians_with_an_interval_and_their_number(
     command: Command, runs: tuple[Run, Run]
 ) -> None:
-    add_timed(runs[0], [8.0, 8.0, 8.0, 8.0])
-    add_timed(runs[1], [4.0, 4.0, 4.0, 4.0])
+    add_timed(runs[0], [8.0] * 5)
+    add_timed(runs[1], [4.0] * 5)
 
     out, _ = compare(command)
 
     assert (
         "Seconds per clip: B is 2 times as fast as A (95 % 2 to 2; medians 8 -> 4 s, "
-        "n=4 pairs of warm clips)"
+        "n=5 pairs of warm clips)"
     ) in out
     assert "Peak VRAM reserved: B takes 0.5 times what A takes" in out
     assert out.index("bit-identical") < out.index("times as fast")
@@ -311,22 +311,23 @@ def test_cached_embeddings_make_no_run_faster(command: Command, runs: tuple[Run,
 
     out, _ = compare(command)
 
-    assert "Seconds per clip: B is 1 times as fast as A (95 % 1 to 1; medians 4 -> 4 s" in out
+    assert "Seconds per clip: B is 1 times as fast as A (range of pairs 1 to 1; medians 4" in out
+
+
+def timing(row_id: str, seconds: float) -> dict[str, Any]:
+    """A warm rendering, of which only the time is known."""
+    known = {"is_cold": False, "denoise_attempt": 1, "attempt": 1, "row_id": row_id, "seed": 0}
+    return dict.fromkeys(ClipRecord.__dataclass_fields__) | known | {"total_seconds": seconds}
 
 
 def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     generator = np.random.default_rng(1)
-    base: dict[str, Any] = {"is_cold": False, "denoise_attempt": 1, "attempt": 1}
-    base["encode_seconds"] = None
-    base |= dict.fromkeys(
-        ("denoise_seconds", "decode_seconds", "peak_vram_reserved_bytes"), None
-    ) | {"peak_vram_device_bytes": None, "peak_ram_bytes": None}
     timed = [
         (
-            base | {"total_seconds": 10 + generator.normal()},
-            base | {"total_seconds": 5 + generator.normal() / 2},
+            timing(f"row{number}", 10 + generator.normal()),
+            timing(f"row{number}", 5 + generator.normal() / 2),
         )
-        for _ in range(20)
+        for number in range(20)
     ]
 
     (ratio,) = compare_costs(timed).ratios
@@ -336,6 +337,57 @@ def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     assert ratio.interval is not None
     assert ratio.interval[0] < ratio.ratio < ratio.interval[1]
     assert 1.6 < ratio.interval[0] < 2 < ratio.interval[1] < 2.4
+
+
+def test_repetitions_of_a_clip_do_not_narrow_the_interval() -> None:
+    once = [
+        (timing(f"row{number}", seconds), timing(f"row{number}", 5.0))
+        for number, seconds in enumerate((8.0, 9.0, 10.0, 11.0, 12.0))
+    ]
+
+    (ratio,) = compare_costs(once).ratios
+    (repeated,) = compare_costs(once * 12).ratios
+
+    assert repeated.interval == ratio.interval
+    assert (repeated.n, repeated.num_clips) == (60, 5)
+    assert ratio.n_text == "n=5 pairs of warm clips"
+
+
+@pytest.mark.parametrize("clips", [2, 4])
+def test_fewer_than_five_clips_have_a_range_and_no_interval(clips: int) -> None:
+    timed = [
+        (timing(f"row{number}", 10.0 + number), timing(f"row{number}", 5.0))
+        for number in range(clips)
+        for _ in range(3)
+    ]
+
+    (ratio,) = compare_costs(timed).ratios
+
+    assert ratio.interval is None
+    assert ratio.spread_text() == f"range of pairs 2 to {2 + (clips - 1) / 5:.3g}"
+    assert ratio.n_text == f"n = {3 * clips} timings of {clips} clips"
+
+
+def test_range_and_number_of_timings_stand_on_page_and_in_tables(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run, seconds in zip(runs, (6.0, 3.0), strict=True):
+        for row_id in ("fox", "owl"):
+            run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
+            for repeat in (1, 2):
+                run.add(row_id, repeat=repeat, total_seconds=seconds + repeat)
+
+    out, _ = compare(command)
+
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "95 % interval is of a bootstrap over clips" in html
+    for text, start in ((out, ""), (Path("out/compare.md").read_text(), "- ")):
+        assert (
+            f"\n{start}Seconds per clip: B is 1.67 times as fast as A (range of pairs 1.6 to 1.75; "
+            "medians 7.5 -> 4.5 s, n = 4 timings of 2 clips)"
+        ) in text
+    assert ">range of pairs 1.60 to 1.75<" in html
+    assert ">n = 4 timings of 2 clips<" in html
 
 
 def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
@@ -352,7 +404,7 @@ def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
     out, _ = compare(command)
 
     assert "medians 2 -> 2 s, n=1 pairs of warm clips" in out
-    assert "no interval for fewer than 3 pairs" in out
+    assert "(no range of one pair; " in out
     assert "Left out of the ratios: 1 cold, 1 decoded from saved latents" in out
 
 
@@ -382,7 +434,7 @@ def test_benchmark_repetitions_are_what_is_timed_where_both_have_them(
 
     out, rows = compare(command)
 
-    assert "medians 6 -> 3 s, n=3 pairs" in out
+    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
     assert len(rows) == 1
 
 

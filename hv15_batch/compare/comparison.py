@@ -130,11 +130,8 @@ def ratio_line(ratio: Ratio) -> str:
     else:
         values = f"{ratio.median_a / GIB:.2f} -> {ratio.median_b / GIB:.2f} GiB"
         what = f"B takes {ratio.ratio:.3g} times what A takes"
-    interval = "no interval for fewer than 3 pairs"
-    if ratio.interval is not None:
-        interval = f"95 % {ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
     name = ratio.name[0].upper() + ratio.name[1:]
-    return f"{name}: {what} ({interval}; medians {values}, n={ratio.n} pairs of warm clips)"
+    return f"{name}: {what} ({ratio.spread_text()}; medians {values}, {ratio.n_text})"
 
 
 def _count_line(comparison: Comparison) -> str:

@@ -137,17 +137,14 @@ def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
 
 
 def _cost_cells(ratio: Ratio) -> list[str]:
-    """Return name, both medians, ratio, interval and n."""
-    interval = NOT_MEASURED
-    if ratio.interval is not None:
-        interval = f"{ratio.interval[0]:#.3g} to {ratio.interval[1]:#.3g}"
+    """Return name, both medians, ratio, interval or range, and n."""
     if ratio.kind == FASTER:
         medians = [f"{value:.4g} s" for value in (ratio.median_a, ratio.median_b)]
         said = f"{ratio.ratio:#.3g} times as fast"
     else:
         medians = [f"{value / GIB:.2f} GiB" for value in (ratio.median_a, ratio.median_b)]
         said = f"{ratio.ratio:#.3g} times as much"
-    return [ratio.name, *medians, said, interval, str(ratio.n)]
+    return [ratio.name, *medians, said, ratio.spread_text("#.3g"), ratio.n_text]
 
 
 def _name(quality: Quality) -> str:

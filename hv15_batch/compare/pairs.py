@@ -19,6 +19,8 @@ Record = dict[str, Any]
 """A row of the log, by column."""
 Key = tuple[str, int, int | None]
 """Row id, seed and benchmark repetition."""
+Timed = tuple[Record, Record]
+"""Two attempts, of A and of B, whose time and memory are held against each other."""
 
 SIZE_COLUMNS = ("height", "width", "num_frames")
 MAX_SHOWN_CHARACTERS = 60
@@ -44,7 +46,7 @@ class Matched:
     b: RunDir
     pairs: list[Pair]
     """In the manifest order of A."""
-    timed: list[tuple[Record, Record]]
+    timed: list[Timed]
     """Of the comparable pairs, the attempts whose time and memory are held against each other: the
     repetitions of a benchmark where both runs have any, else the clips themselves."""
     only_in_a: int
@@ -169,7 +171,7 @@ def read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
 
 def _timed(
     pairs: list[Pair], records_a: dict[Key, Record], records_b: dict[Key, Record]
-) -> list[tuple[Record, Record]]:
+) -> list[Timed]:
     clips = {(pair.row_id, pair.seed): pair for pair in pairs if pair.fault is None}
     repeated = [
         (records_a[key], records_b[key])
