@@ -68,7 +68,7 @@ class Run:
         """Log a clip, and write its files where they are given."""
         clip_id = f"{row_id}_s{columns.get('seed', 0)}"
         known: dict[str, Any] = {
-            "settings_sha256": f"{self.path.name}-{clip_id}-{columns.get('repeat')}",
+            "settings_sha256": f"{self.path.name}-{clip_id}",
             **{"run_id": RUN_ID, "row_id": row_id, "clip_id": clip_id, "seed": 0, "row_index": 0},
             **{"attempt": 1, "denoise_attempt": 1, "status": "ok", "prompt": f"about {row_id}"},
             **{"num_frames": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2], "fps": 24.0},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from hv15_batch.compare.pairs import Matched, match_runs
 from hv15_batch.compare.quality import Quality, measure_pair
 from hv15_batch.compare.quality_text import pair_line
 from hv15_batch.compare.quality_text import quality_lines as lines_of_quality
-from hv15_batch.compare.ratios import FASTER, Ratio, Ratios, compare_costs
+from hv15_batch.compare.ratios import (
+    FASTER,
+    ClipTimings,
+    Ratio,
+    Ratios,
+    clip_timings,
+    compare_costs,
+)
 from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_settings
 
 Say = Callable[[str], None]
@@ -20,6 +28,11 @@ WITHHELD = (
     "Speed and memory: withheld, because no pair's quality could be measured; "
     "a speed-up says nothing without it"
 )
+NONE_WARM = "Speed and memory: no pair of warm clips in which both were denoised"
+NONE_ALIKE = (
+    "Speed and memory: no ratio, because no repetition was made as the clips whose quality is shown"
+)
+MAX_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Comparison:
 
     matched: Matched
     qualities: list[Quality]
+    timings: list[ClipTimings]
+    """Of each pair, as `qualities`."""
     ratios: Ratios
     settings: list[SettingsRow]
     is_public: bool = False
@@ -57,8 +72,19 @@ def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
     return Comparison(
         matched=matched,
         qualities=qualities,
+        timings=[_timings(matched, quality) for quality in qualities],
         ratios=compare_costs(timed),
-        settings=compare_settings(qualities),
+        settings=compare_settings(qualities, timed),
+    )
+
+
+def _timings(matched: Matched, quality: Quality) -> ClipTimings:
+    if not quality.is_known:  # no time without its quality
+        return ClipTimings()
+    key = (quality.pair.row_id, quality.pair.seed)
+    return clip_timings(
+        [(a, b) for a, b in matched.timed if (a["row_id"], a["seed"]) == key],
+        [each for each in matched.left_out if (each.row_id, each.seed) == key],
     )
 
 
@@ -89,9 +115,11 @@ def cost_notes(comparison: Comparison) -> list[str]:
     if not comparison.known:
         return [WITHHELD]
     found = comparison.ratios
+    otherwise = [reason for timings in comparison.timings for reason in timings.left_out]
     lines = []
     if not found.ratios:
-        lines.append("Speed and memory: no pair of warm clips in which both were denoised")
+        has_none_alike = otherwise and not (found.cold or found.reused)
+        lines.append(NONE_ALIKE if has_none_alike else NONE_WARM)
     left_out = []
     if found.cold:
         left_out.append(f"{found.cold} cold")
@@ -99,7 +127,21 @@ def cost_notes(comparison: Comparison) -> list[str]:
         left_out.append(f"{found.reused} decoded from saved latents")
     if left_out:
         lines.append(f"Left out of the ratios: {', '.join(left_out)} (pairs with such a clip)")
+    if otherwise:
+        lines.append(
+            f"Left out of the ratios: {len(otherwise)} timings of repetitions made otherwise than "
+            f"the clips whose quality is shown ({_reasons(otherwise)}); render clips and "
+            "repetitions alike"
+        )
     return lines
+
+
+def _reasons(found: Sequence[str]) -> str:
+    """Return reasons with how often each is given."""
+    counts = Counter(found).most_common()
+    texts = [f"{count} by {reason}" for reason, count in counts[:MAX_REASONS]]
+    more = sum(count for _, count in counts[MAX_REASONS:])
+    return "; ".join([*texts, *([f"{more} by others"] if more else [])])
 
 
 def warning_lines(comparison: Comparison) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hv15_batch.compare.pairs import Record, Timed
+from hv15_batch.compare.repetitions import LeftOut
 from hv15_batch.timings import clip_seconds
 
 RESAMPLES = 2_000
@@ -70,6 +71,19 @@ class Ratios:
     """Pairs left out because one of the two was decoded from saved latents."""
 
 
+@dataclass(frozen=True)
+class ClipTimings:
+    """What the ratios have of one pair of clips."""
+
+    n: int = 0
+    """Pairs of timings: 1, or how often a benchmark repeated both clips."""
+    seconds_a: float | None = None
+    """Median of A's."""
+    seconds_b: float | None = None
+    left_out: tuple[str, ...] = ()
+    """Of each repetition made otherwise than the clips: in what."""
+
+
 QUANTITIES: tuple[tuple[str, Callable[[Record], float | None], str], ...] = (
     ("seconds per clip", clip_seconds, FASTER),
     ("seconds of denoising", itemgetter("denoise_seconds"), FASTER),
@@ -85,7 +99,7 @@ encoding, as everywhere: a run that found its embeddings on disk is not faster f
 def compare_costs(timed: Sequence[Timed]) -> Ratios:
     """Return the ratios of time and memory over the pairs that are fit for it."""
     warm = [pair for pair in timed if not any(record["is_cold"] for record in pair)]
-    fit = [pair for pair in warm if not any(map(_is_from_saved_latents, pair))]
+    fit = [pair for pair in warm if _is_fit(pair)]
     ratios = []
     for name, value_of, kind in QUANTITIES:
         values: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -96,6 +110,27 @@ def compare_costs(timed: Sequence[Timed]) -> Ratios:
         if values:
             ratios.append(_ratio(name, kind, list(values.values())))
     return Ratios(ratios, len(timed) - len(warm), len(warm) - len(fit))
+
+
+def clip_timings(timed: Sequence[Timed], left_out: Sequence[LeftOut]) -> ClipTimings:
+    """Return what the ratios have of one pair of clips."""
+    fit = [pair for pair in timed if _is_fit(pair)]
+    return ClipTimings(
+        n=len(fit),
+        seconds_a=_median_seconds([a for a, _ in fit]),
+        seconds_b=_median_seconds([b for _, b in fit]),
+        left_out=tuple(each.reason for each in left_out),
+    )
+
+
+def _median_seconds(records: Sequence[Record]) -> float | None:
+    seconds = [clip_seconds(record) for record in records]
+    known = [value for value in seconds if value is not None]
+    return median(known) if known else None
+
+
+def _is_fit(pair: Timed) -> bool:
+    return not any(record["is_cold"] or _is_from_saved_latents(record) for record in pair)
 
 
 def _is_from_saved_latents(record: Record) -> bool:
