@@ -438,6 +438,121 @@ def test_benchmark_repetitions_are_what_is_timed_where_both_have_them(
     assert len(rows) == 1
 
 
+def add_benchmark(run: Run, seconds: float, row_id: str = "fox", **columns: Any) -> None:
+    """Add a kept clip, and three repetitions of it that were made with `columns`."""
+    run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
+    for repeat in (1, 2, 3):
+        run.add(row_id, repeat=repeat, total_seconds=seconds, **columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"offload": "resident"}, "offload"),
+        ({"mask_free": True}, "mask_free"),
+        ({"compiled": True}, "compiled"),
+        ({"attention_backend": "sage"}, "attention_backend"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"vae_tile_size": 256}, "vae_tile_size"),
+        ({"gpu_name": "NVIDIA Y"}, "gpu_name"),
+        ({"driver_version": "600"}, "driver_version"),
+        ({"torch_version": "3.0"}, "torch_version"),
+        ({"settings_sha256": "other", "num_inference_steps": 4}, "num_inference_steps"),
+        ({"settings_sha256": "other"}, "settings_sha256"),
+    ],
+)
+def test_repetitions_made_otherwise_than_the_clip_give_no_ratio(
+    command: Command, runs: tuple[Run, Run], columns: dict[str, Any], named: str
+) -> None:
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[1], 3.0, **columns)
+
+    out, (row,) = compare(command)
+
+    assert "bit-identical latents" in out
+    assert "times as fast" not in out
+    assert "no ratio, because no repetition was made as the clips whose quality is shown" in out
+    assert (
+        "Left out of the ratios: 3 timings of repetitions made otherwise than the clips whose "
+        f"quality is shown (3 by {named} of B); render clips and repetitions alike"
+    ) in out
+    assert (row["num_timings"], row["num_timings_left_out"]) == ("0", "3")
+    assert row["left_out_by"] == f"{named} of B"
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert f"(3 by {named} of B)" in html
+    assert "times as fast" not in html
+
+
+def test_repetitions_made_as_the_clip_are_timed_and_the_others_counted(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[0], 60.0, "owl", compiled=True)
+    for row_id in ("fox", "owl"):
+        add_benchmark(runs[1], 3.0, row_id)
+    runs[1].add("fox", repeat=1, attempt=2, total_seconds=0.1, offload="resident")  # a later one
+
+    out, rows = compare(command)
+
+    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
+    assert "3 timings of repetitions" in out
+    assert "(3 by compiled of A)" in out
+    assert [row["num_timings"] for row in rows] == ["3", "0"]
+    assert [row["timed_seconds_a"] for row in rows] == ["6.0", ""]
+    assert [row["timed_seconds_b"] for row in rows] == ["3.0", ""]
+    assert [row["clip_seconds_a"] for row in rows] == ["99.0", "99.0"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "video", "named"),
+    [
+        ((None, 8.0), FFV1, "vram_limit_gib"),
+        ((8.0, 8.0), VideoConfig(crf=30), "video"),
+        ((8.0, None), None, "video, vram_limit_gib"),  # the settings of that run are gone
+        ((8.0, 8.0), FFV1, ""),
+    ],
+)
+def test_repetitions_of_a_run_with_another_vram_limit_or_codec_are_left_out(
+    command: Command,
+    runs: tuple[Run, Run],
+    limits: tuple[float | None, float | None],
+    video: VideoConfig | None,
+    named: str,
+) -> None:
+    other = "20261123T000000-0000-abcd"
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[1], 3.0, run_id=other)
+    for run_id, limit, codec in zip((RUN_ID, other), limits, (FFV1, video), strict=True):
+        if codec is not None:
+            config = Config(model=tiny_model("tiny_t2v"), video=codec)
+            config.runtime.vram_limit_gib = limit
+            runs[1].run_dir.run_folder(run_id).mkdir(exist_ok=True)
+            write_settings(runs[1].run_dir.run_folder(run_id), config)
+
+    out, (row,) = compare(command)
+
+    assert row["left_out_by"] == (f"{named} of B" if named else "")
+    assert ("times as fast" in out) == (not named)
+
+
+def test_settings_and_warnings_are_also_of_what_was_timed(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    add_benchmark(runs[0], 6.0, hv15_batch_version="1")
+    add_benchmark(runs[1], 3.0, hv15_batch_version="2")
+    config = Config(model=tiny_model("tiny_t2v"), video=VideoConfig(crf=30))
+    config.runtime.vram_limit_gib = 8.0
+    write_settings(runs[1].run_dir.run_folder(RUN_ID), config)
+
+    out, _ = compare(command)
+
+    assert "B is 2 times as fast as A" in out
+    table = Path("out/compare.md").read_text(encoding="utf-8")
+    assert "| hv15\\_batch\\_version | 1, none | 2, none |" in table
+    assert "| vram\\_limit\\_gib | none | 8 |" in table
+    assert "| video | ffv1 | h264 crf 30 medium |" in table
+
+
 def test_two_cards_are_warned_about(command: Command, runs: tuple[Run, Run]) -> None:
     runs[0].add("fox", latents_sha256="ab" * 32, total_seconds=2.0)
     runs[1].add("fox", latents_sha256="ab" * 32, total_seconds=1.0, gpu_name="NVIDIA Y")

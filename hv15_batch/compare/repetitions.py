@@ -22,7 +22,7 @@ ASKED = (
     *("num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "fps"),
     "attention_backend_requested",
 )
-"""What `settings_sha256` is over, as far as the log has it, to say what made it another one."""
+"""What `settings_sha256` is over, as far as the log has it: to say what made it another one."""
 IN_EFFECT = (
     *("dtype", "attention_backend", "mask_free", "compiled", "offload"),
     *("vae_tile_size", "decode_device", "gpu_name", "gpu_total_bytes"),
@@ -87,10 +87,13 @@ def _made_as(clip: Record, attempts: list[Record]) -> tuple[Record, tuple[str, .
 
 
 def _differences(clip: Record, attempt: Record) -> tuple[str, ...]:
-    names = [name for name in IN_EFFECT if attempt[name] != clip[name]]
+    """Return in what an attempt differs from a clip: settings asked, in effect, and of its run."""
+    is_asked_alike = attempt["settings_sha256"] == clip["settings_sha256"]
+    names = [name for name in (*ASKED, *IN_EFFECT) if attempt[name] != clip[name]]
+    if is_asked_alike and "image" in names:
+        names.remove("image")  # the hash has its content: it goes by another path
     if attempt["run_id"] != clip["run_id"]:  # one run has one configuration, known or not
         names += [n for n in OF_RUN if attempt[n] != clip[n] or attempt[n] == NOT_KNOWN]
-    if attempt["settings_sha256"] != clip["settings_sha256"]:
-        asked = [name for name in ASKED if attempt[name] != clip[name]]
-        names = [*asked, *names] or ["settings_sha256"]
+    if not is_asked_alike and not names:
+        names = ["settings_sha256"]
     return tuple(names)
