@@ -165,7 +165,7 @@ def warning_lines(comparison: Comparison) -> list[str]:
 
 
 def ratio_line(ratio: Ratio) -> str:
-    """Return e.g. `Seconds per clip: 1.87x as fast (95 % 1.80 to 1.93; 8.2 -> 4.4 s, n=12)`."""
+    """Return a ratio with its interval or range, both medians, and how many timings they are of."""
     if ratio.kind == FASTER:
         values = f"{ratio.median_a:.4g} -> {ratio.median_b:.4g} s"
         what = f"B is {ratio.ratio:.3g} times as fast as A"
