@@ -17,7 +17,10 @@ from conftest import Answer, tiny_model
 from safetensors.torch import save_file
 from skimage import data
 
-from hv15_batch.compare.frames import measure_codec_floor, measure_frames
+from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
+from hv15_batch.compare.pairs import Pair
+from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import quality_lines
 from hv15_batch.compare.ratios import compare_costs
 from hv15_batch.config import Config, VideoCodec, VideoConfig
 from hv15_batch.latents import DenoisedClip
@@ -65,7 +68,7 @@ class Run:
         """Log a clip, and write its files where they are given."""
         clip_id = f"{row_id}_s{columns.get('seed', 0)}"
         known: dict[str, Any] = {
-            "settings_sha256": f"{self.path.name}-{clip_id}-{columns.get('repeat')}",
+            "settings_sha256": f"{self.path.name}-{clip_id}",
             **{"run_id": RUN_ID, "row_id": row_id, "clip_id": clip_id, "seed": 0, "row_index": 0},
             **{"attempt": 1, "denoise_attempt": 1, "status": "ok", "prompt": f"about {row_id}"},
             **{"num_frames": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2], "fps": 24.0},
@@ -174,8 +177,72 @@ def test_latents_that_are_not_those_of_the_log_are_not_compared(
 
     out, (row,) = compare(command)
 
-    assert row["latents_psnr_db"] == ""
+    assert (row["latents_identical"], row["latents_psnr_db"]) == ("false", "")
+    assert "Latents: 0 of 1 pairs bit-identical latents, 1 differs (not kept" in out
     assert "withheld" in out
+
+
+def test_medians_are_of_the_pairs_that_differ_and_identical_ones_are_counted(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for number, shift in enumerate((0, 0, 10, 14)):
+        runs[0].add(f"row{number}", picture(), row_index=number)
+        runs[1].add(f"row{number}", picture() + np.uint8(shift), row_index=number)
+
+    out, rows = compare(command)
+
+    psnr = np.mean([20 * math.log10(255 / shift) for shift in (10, 14)])
+    line = f"Frames (lossless files): 2 of 4 pairs identical; the others PSNR {psnr:.2f} dB, SSIM "
+    for text in (out, Path("out/compare.html").read_text(), Path("out/compare.md").read_text()):
+        assert line in text
+        assert "(medians of 2 pairs)" in text
+    assert [row["psnr_db"] for row in rows][:2] == ["inf", "inf"]
+
+
+def frame_measures(psnr: float, temporal: float | None) -> FrameMeasures:
+    return FrameMeasures(psnr, psnr, 1.0 if math.isinf(psnr) else 0.9, temporal)
+
+
+def test_temporal_psnr_and_floors_count_what_is_infinite_too() -> None:
+    pair = Pair("fox", 0, {}, {}, None)
+    floors = (math.inf, 50.0, 52.0)
+    frames = (
+        frame_measures(math.inf, math.inf),
+        frame_measures(30.0, math.inf),  # a steady shift
+        frame_measures(32.0, 40.0),
+    )
+    qualities = [
+        Quality(pair, None, found, "h264", frame_measures(floor, floor), None)
+        for found, floor in zip(frames, floors, strict=True)
+    ]
+
+    (line,) = quality_lines(qualities)
+
+    assert line == (
+        "Frames (h264 files): 1 of 3 pairs identical; the others PSNR 31.00 dB, SSIM 0.9000, "
+        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); the codec alone costs "
+        "each file, estimated: 1 of 3 pairs without any error; the others PSNR 51.00 dB, "
+        "SSIM 0.9000, temporal PSNR 51.00 dB (medians of 2 pairs); 1 of 3 pairs differ by no more "
+        "than two such errors"
+    )
+
+
+def test_latents_known_to_differ_are_counted_also_where_they_were_not_kept(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run in runs:
+        for number in range(4):
+            is_other = run is runs[1] and number >= 2
+            sha256 = ("cd" if is_other else "ab") * 32
+            run.add(f"row{number}", picture(), latents_sha256=sha256, row_index=number)
+
+    out, rows = compare(command)
+
+    line = "Latents: 2 of 4 pairs bit-identical latents, 2 differ (not kept, so not measured)"
+    for text in (out, Path("out/compare.html").read_text(), Path("out/compare.md").read_text()):
+        assert line in text
+    assert [row["latents_identical"] for row in rows] == ["true", "true", "false", "false"]
+    assert [row["latents_psnr_db"] for row in rows] == ["inf", "inf", "", ""]
 
 
 def test_the_codecs_floor_is_near_its_true_error(tmp_path: Path) -> None:
@@ -225,14 +292,14 @@ def add_timed(run: Run, seconds: list[float], **columns: Any) -> None:
 def test_ratios_are_of_medians_with_an_interval_and_their_number(
     command: Command, runs: tuple[Run, Run]
 ) -> None:
-    add_timed(runs[0], [8.0, 8.0, 8.0, 8.0])
-    add_timed(runs[1], [4.0, 4.0, 4.0, 4.0])
+    add_timed(runs[0], [8.0] * 5)
+    add_timed(runs[1], [4.0] * 5)
 
     out, _ = compare(command)
 
     assert (
         "Seconds per clip: B is 2 times as fast as A (95 % 2 to 2; medians 8 -> 4 s, "
-        "n=4 pairs of warm clips)"
+        "n=5 pairs of warm clips)"
     ) in out
     assert "Peak VRAM reserved: B takes 0.5 times what A takes" in out
     assert out.index("bit-identical") < out.index("times as fast")
@@ -244,22 +311,23 @@ def test_cached_embeddings_make_no_run_faster(command: Command, runs: tuple[Run,
 
     out, _ = compare(command)
 
-    assert "Seconds per clip: B is 1 times as fast as A (95 % 1 to 1; medians 4 -> 4 s" in out
+    assert "Seconds per clip: B is 1 times as fast as A (range of pairs 1 to 1; medians 4" in out
+
+
+def timing(row_id: str, seconds: float) -> dict[str, Any]:
+    """A warm rendering, of which only the time is known."""
+    known = {"is_cold": False, "denoise_attempt": 1, "attempt": 1, "row_id": row_id, "seed": 0}
+    return dict.fromkeys(ClipRecord.__dataclass_fields__) | known | {"total_seconds": seconds}
 
 
 def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     generator = np.random.default_rng(1)
-    base: dict[str, Any] = {"is_cold": False, "denoise_attempt": 1, "attempt": 1}
-    base["encode_seconds"] = None
-    base |= dict.fromkeys(
-        ("denoise_seconds", "decode_seconds", "peak_vram_reserved_bytes"), None
-    ) | {"peak_vram_device_bytes": None, "peak_ram_bytes": None}
     timed = [
         (
-            base | {"total_seconds": 10 + generator.normal()},
-            base | {"total_seconds": 5 + generator.normal() / 2},
+            timing(f"row{number}", 10 + generator.normal()),
+            timing(f"row{number}", 5 + generator.normal() / 2),
         )
-        for _ in range(20)
+        for number in range(20)
     ]
 
     (ratio,) = compare_costs(timed).ratios
@@ -269,6 +337,57 @@ def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     assert ratio.interval is not None
     assert ratio.interval[0] < ratio.ratio < ratio.interval[1]
     assert 1.6 < ratio.interval[0] < 2 < ratio.interval[1] < 2.4
+
+
+def test_repetitions_of_a_clip_do_not_narrow_the_interval() -> None:
+    once = [
+        (timing(f"row{number}", seconds), timing(f"row{number}", 5.0))
+        for number, seconds in enumerate((8.0, 9.0, 10.0, 11.0, 12.0))
+    ]
+
+    (ratio,) = compare_costs(once).ratios
+    (repeated,) = compare_costs(once * 12).ratios
+
+    assert repeated.interval == ratio.interval
+    assert (repeated.n, repeated.num_clips) == (60, 5)
+    assert ratio.n_text == "n=5 pairs of warm clips"
+
+
+@pytest.mark.parametrize("clips", [2, 4])
+def test_fewer_than_five_clips_have_a_range_and_no_interval(clips: int) -> None:
+    timed = [
+        (timing(f"row{number}", 10.0 + number), timing(f"row{number}", 5.0))
+        for number in range(clips)
+        for _ in range(3)
+    ]
+
+    (ratio,) = compare_costs(timed).ratios
+
+    assert ratio.interval is None
+    assert ratio.spread_text() == f"range of pairs 2 to {2 + (clips - 1) / 5:.3g}"
+    assert ratio.n_text == f"n = {3 * clips} timings of {clips} clips"
+
+
+def test_range_and_number_of_timings_stand_on_page_and_in_tables(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run, seconds in zip(runs, (6.0, 3.0), strict=True):
+        for row_id in ("fox", "owl"):
+            run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
+            for repeat in (1, 2):
+                run.add(row_id, repeat=repeat, total_seconds=seconds + repeat)
+
+    out, _ = compare(command)
+
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "95 % interval is of a bootstrap over clips" in html
+    for text, start in ((out, ""), (Path("out/compare.md").read_text(), "- ")):
+        assert (
+            f"\n{start}Seconds per clip: B is 1.67 times as fast as A (range of pairs 1.6 to 1.75; "
+            "medians 7.5 -> 4.5 s, n = 4 timings of 2 clips)"
+        ) in text
+    assert ">range of pairs 1.60 to 1.75<" in html
+    assert ">n = 4 timings of 2 clips<" in html
 
 
 def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
@@ -285,7 +404,7 @@ def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
     out, _ = compare(command)
 
     assert "medians 2 -> 2 s, n=1 pairs of warm clips" in out
-    assert "no interval for fewer than 3 pairs" in out
+    assert "(no range of one pair; " in out
     assert "Left out of the ratios: 1 cold, 1 decoded from saved latents" in out
 
 
@@ -315,8 +434,123 @@ def test_benchmark_repetitions_are_what_is_timed_where_both_have_them(
 
     out, rows = compare(command)
 
-    assert "medians 6 -> 3 s, n=3 pairs" in out
+    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
     assert len(rows) == 1
+
+
+def add_benchmark(run: Run, seconds: float, row_id: str = "fox", **columns: Any) -> None:
+    """Add a kept clip, and three repetitions of it that were made with `columns`."""
+    run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
+    for repeat in (1, 2, 3):
+        run.add(row_id, repeat=repeat, total_seconds=seconds, **columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"offload": "resident"}, "offload"),
+        ({"mask_free": True}, "mask_free"),
+        ({"compiled": True}, "compiled"),
+        ({"attention_backend": "sage"}, "attention_backend"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"vae_tile_size": 256}, "vae_tile_size"),
+        ({"gpu_name": "NVIDIA Y"}, "gpu_name"),
+        ({"driver_version": "600"}, "driver_version"),
+        ({"torch_version": "3.0"}, "torch_version"),
+        ({"settings_sha256": "other", "num_inference_steps": 4}, "num_inference_steps"),
+        ({"settings_sha256": "other"}, "settings_sha256"),
+    ],
+)
+def test_repetitions_made_otherwise_than_the_clip_give_no_ratio(
+    command: Command, runs: tuple[Run, Run], columns: dict[str, Any], named: str
+) -> None:
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[1], 3.0, **columns)
+
+    out, (row,) = compare(command)
+
+    assert "bit-identical latents" in out
+    assert "times as fast" not in out
+    assert "no ratio, because no repetition was made as the clips whose quality is shown" in out
+    assert (
+        "Left out of the ratios: 3 timings of repetitions made otherwise than the clips whose "
+        f"quality is shown (3 by {named} of B); render clips and repetitions alike"
+    ) in out
+    assert (row["num_timings"], row["num_timings_left_out"]) == ("0", "3")
+    assert row["left_out_by"] == f"{named} of B"
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert f"(3 by {named} of B)" in html
+    assert "times as fast" not in html
+
+
+def test_repetitions_made_as_the_clip_are_timed_and_the_others_counted(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[0], 60.0, "owl", compiled=True)
+    for row_id in ("fox", "owl"):
+        add_benchmark(runs[1], 3.0, row_id)
+    runs[1].add("fox", repeat=1, attempt=2, total_seconds=0.1, offload="resident")  # a later one
+
+    out, rows = compare(command)
+
+    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
+    assert "3 timings of repetitions" in out
+    assert "(3 by compiled of A)" in out
+    assert [row["num_timings"] for row in rows] == ["3", "0"]
+    assert [row["timed_seconds_a"] for row in rows] == ["6.0", ""]
+    assert [row["timed_seconds_b"] for row in rows] == ["3.0", ""]
+    assert [row["clip_seconds_a"] for row in rows] == ["99.0", "99.0"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "video", "named"),
+    [
+        ((None, 8.0), FFV1, "vram_limit_gib"),
+        ((8.0, 8.0), VideoConfig(crf=30), "video"),
+        ((8.0, None), None, "video, vram_limit_gib"),  # the settings of that run are gone
+        ((8.0, 8.0), FFV1, ""),
+    ],
+)
+def test_repetitions_of_a_run_with_another_vram_limit_or_codec_are_left_out(
+    command: Command,
+    runs: tuple[Run, Run],
+    limits: tuple[float | None, float | None],
+    video: VideoConfig | None,
+    named: str,
+) -> None:
+    other = "20261123T000000-0000-abcd"
+    add_benchmark(runs[0], 6.0)
+    add_benchmark(runs[1], 3.0, run_id=other)
+    for run_id, limit, codec in zip((RUN_ID, other), limits, (FFV1, video), strict=True):
+        if codec is not None:
+            config = Config(model=tiny_model("tiny_t2v"), video=codec)
+            config.runtime.vram_limit_gib = limit
+            runs[1].run_dir.run_folder(run_id).mkdir(exist_ok=True)
+            write_settings(runs[1].run_dir.run_folder(run_id), config)
+
+    out, (row,) = compare(command)
+
+    assert row["left_out_by"] == (f"{named} of B" if named else "")
+    assert ("times as fast" in out) == (not named)
+
+
+def test_settings_and_warnings_are_also_of_what_was_timed(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    add_benchmark(runs[0], 6.0, hv15_batch_version="1")
+    add_benchmark(runs[1], 3.0, hv15_batch_version="2")
+    config = Config(model=tiny_model("tiny_t2v"), video=VideoConfig(crf=30))
+    config.runtime.vram_limit_gib = 8.0
+    write_settings(runs[1].run_dir.run_folder(RUN_ID), config)
+
+    out, _ = compare(command)
+
+    assert "B is 2 times as fast as A" in out
+    table = Path("out/compare.md").read_text(encoding="utf-8")
+    assert "| hv15\\_batch\\_version | 1, none | 2, none |" in table
+    assert "| vram\\_limit\\_gib | none | 8 |" in table
+    assert "| video | ffv1 | h264 crf 30 medium |" in table
 
 
 def test_two_cards_are_warned_about(command: Command, runs: tuple[Run, Run]) -> None:

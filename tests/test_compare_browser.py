@@ -232,7 +232,7 @@ def test_a_file_that_is_taken_away_later_is_said_on_the_page(
 def test_figures_stand_in_tables_with_their_reasons(opened: Opened) -> None:
     costs = opened.page.locator(".costs tbody tr").all_inner_texts()
     assert costs[0].split("\t") == ["Seconds per clip", "397.9 s", "297.9 s", "1.34 times as fast",
-                                    "1.34 to 1.34", "5"]  # fmt: skip
+                                    "95 % 1.34 to 1.34", "n=5 pairs of warm clips"]  # fmt: skip
     rows = [text.split("\t") for text in opened.page.locator(".pairs tbody tr").all_inner_texts()]
     assert [row[0] for row in rows] == [
         *("fox, seed 0", f"fox, seed {BIG_SEED}", "sign, seed 7", "hack, seed 7"),

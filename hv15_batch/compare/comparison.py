@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from hv15_batch.compare.frames import FrameMeasures
 from hv15_batch.compare.pairs import Matched, match_runs
-from hv15_batch.compare.quality import H264, LOSSLESS, Quality, measure_pair
-from hv15_batch.compare.ratios import FASTER, Ratio, Ratios, compare_costs
+from hv15_batch.compare.quality import Quality, measure_pair
+from hv15_batch.compare.quality_text import pair_line
+from hv15_batch.compare.quality_text import quality_lines as lines_of_quality
+from hv15_batch.compare.ratios import (
+    FASTER,
+    ClipTimings,
+    Ratio,
+    Ratios,
+    clip_timings,
+    compare_costs,
+)
 from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_settings
 
 Say = Callable[[str], None]
@@ -21,6 +28,11 @@ WITHHELD = (
     "Speed and memory: withheld, because no pair's quality could be measured; "
     "a speed-up says nothing without it"
 )
+NONE_WARM = "Speed and memory: no pair of warm clips in which both were denoised"
+NONE_ALIKE = (
+    "Speed and memory: no ratio, because no repetition was made as the clips whose quality is shown"
+)
+MAX_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Comparison:
 
     matched: Matched
     qualities: list[Quality]
+    timings: list[ClipTimings]
+    """Of each pair, as `qualities`."""
     ratios: Ratios
     settings: list[SettingsRow]
     is_public: bool = False
@@ -36,7 +50,7 @@ class Comparison:
 
     @property
     def known(self) -> list[Quality]:
-        """The pairs of which something could be measured."""
+        """The pairs of which something could be measured: of others no speed is said."""
         return [quality for quality in self.qualities if quality.is_known]
 
 
@@ -58,8 +72,19 @@ def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
     return Comparison(
         matched=matched,
         qualities=qualities,
+        timings=[_timings(matched, quality) for quality in qualities],
         ratios=compare_costs(timed),
-        settings=compare_settings(qualities),
+        settings=compare_settings(qualities, timed),
+    )
+
+
+def _timings(matched: Matched, quality: Quality) -> ClipTimings:
+    if not quality.is_known:  # no time without its quality
+        return ClipTimings()
+    key = (quality.pair.row_id, quality.pair.seed)
+    return clip_timings(
+        [(a, b) for a, b in matched.timed if (a["row_id"], a["seed"]) == key],
+        [each for each in matched.left_out if (each.row_id, each.seed) == key],
     )
 
 
@@ -77,30 +102,9 @@ def summary_lines(comparison: Comparison) -> list[str]:
 
 
 def quality_lines(comparison: Comparison) -> list[str]:
-    """Return how many pairs were compared, and the medians of their quality.
-
-    Those of latents and of each kind of file stand apart.
-    """
-    known = comparison.known
-    latents = [q.latents for q in known if q.latents is not None]
-    lines = [_count_line(comparison)]
-    if latents:
-        same = sum(found.is_identical for found in latents)
-        line = f"Latents: {same} of {len(latents)} pairs bit-identical latents"
-        others = [found for found in latents if not found.is_identical]
-        psnrs = [found.psnr_db for found in others if found.psnr_db is not None]
-        if psnrs:
-            ranges = [found.data_range for found in others if found.data_range is not None]
-            line += (
-                f", the others PSNR {format_db(median(psnrs))} (median; relative to the range of "
-                f"A's latents, {median(ranges):.3g})"
-            )
-        lines.append(line)
-    for basis in (LOSSLESS, H264):
-        found = [q for q in known if q.basis == basis]
-        if found:
-            lines.append(_frames_line(basis, found))
-    if not known:
+    """Return how many pairs were compared, and what was found of latents and frames."""
+    lines = [_count_line(comparison), *lines_of_quality(comparison.qualities)]
+    if not comparison.known:
         reasons = sorted({q.fault for q in comparison.qualities if q.fault})
         lines.append(f"Quality: not measured ({'; '.join(reasons[:3]) or 'nothing was kept'})")
     return lines
@@ -111,9 +115,11 @@ def cost_notes(comparison: Comparison) -> list[str]:
     if not comparison.known:
         return [WITHHELD]
     found = comparison.ratios
+    otherwise = [reason for timings in comparison.timings for reason in timings.left_out]
     lines = []
     if not found.ratios:
-        lines.append("Speed and memory: no pair of warm clips in which both were denoised")
+        has_none_alike = otherwise and not (found.cold or found.reused)
+        lines.append(NONE_ALIKE if has_none_alike else NONE_WARM)
     left_out = []
     if found.cold:
         left_out.append(f"{found.cold} cold")
@@ -121,7 +127,21 @@ def cost_notes(comparison: Comparison) -> list[str]:
         left_out.append(f"{found.reused} decoded from saved latents")
     if left_out:
         lines.append(f"Left out of the ratios: {', '.join(left_out)} (pairs with such a clip)")
+    if otherwise:
+        lines.append(
+            f"Left out of the ratios: {len(otherwise)} timings of repetitions made otherwise than "
+            f"the clips whose quality is shown ({_reasons(otherwise)}); render clips and "
+            "repetitions alike"
+        )
     return lines
+
+
+def _reasons(found: Sequence[str]) -> str:
+    """Return reasons with how often each is given."""
+    counts = Counter(found).most_common()
+    texts = [f"{count} by {reason}" for reason, count in counts[:MAX_REASONS]]
+    more = sum(count for _, count in counts[MAX_REASONS:])
+    return "; ".join([*texts, *([f"{more} by others"] if more else [])])
 
 
 def warning_lines(comparison: Comparison) -> list[str]:
@@ -145,56 +165,15 @@ def warning_lines(comparison: Comparison) -> list[str]:
 
 
 def ratio_line(ratio: Ratio) -> str:
-    """Return e.g. `Seconds per clip: 1.87x as fast (95 % 1.80 to 1.93; 8.2 -> 4.4 s, n=12)`."""
+    """Return a ratio with its interval or range, both medians, and how many timings they are of."""
     if ratio.kind == FASTER:
         values = f"{ratio.median_a:.4g} -> {ratio.median_b:.4g} s"
         what = f"B is {ratio.ratio:.3g} times as fast as A"
     else:
         values = f"{ratio.median_a / GIB:.2f} -> {ratio.median_b / GIB:.2f} GiB"
         what = f"B takes {ratio.ratio:.3g} times what A takes"
-    interval = "no interval for fewer than 3 pairs"
-    if ratio.interval is not None:
-        interval = f"95 % {ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
     name = ratio.name[0].upper() + ratio.name[1:]
-    return f"{name}: {what} ({interval}; medians {values}, n={ratio.n} pairs of warm clips)"
-
-
-def pair_line(quality: Quality) -> str:
-    """Return what was found of one pair."""
-    parts = []
-    latents, frames = quality.latents, quality.frames
-    if latents is not None:
-        if latents.is_identical:
-            parts.append("bit-identical latents")
-        elif latents.psnr_db is not None:
-            parts.append(f"latents PSNR {format_db(latents.psnr_db)}")
-    if frames is not None:
-        parts.append(f"frames ({quality.basis}) {_measures_text(frames)}")
-        if quality.is_at_floor:
-            parts.append("within the codec's own error")
-    if quality.fault:
-        parts.append(quality.fault if quality.is_known else f"not comparable: {quality.fault}")
-    return ", ".join(parts) or "nothing to measure: neither latents nor files were kept"
-
-
-def format_db(value: float | None) -> str:
-    """Return decibels as text."""
-    if value is None:
-        return "not measured"
-    return "infinite (identical)" if math.isinf(value) else f"{value:.2f} dB"
-
-
-def median_measures(found: Iterable[FrameMeasures]) -> FrameMeasures:
-    """Return the median of each measure; there must be at least one."""
-    all_of_them = list(found)
-    ssims = [m.ssim for m in all_of_them if m.ssim is not None]
-    temporal = [m.temporal_psnr_db for m in all_of_them if m.temporal_psnr_db is not None]
-    return FrameMeasures(
-        psnr_db=median(m.psnr_db for m in all_of_them),
-        rgb_psnr_db=median(m.rgb_psnr_db for m in all_of_them),
-        ssim=median(ssims) if ssims else None,
-        temporal_psnr_db=median(temporal) if temporal else None,
-    )
+    return f"{name}: {what} ({ratio.spread_text()}; medians {values}, {ratio.n_text})"
 
 
 def _count_line(comparison: Comparison) -> str:
@@ -203,29 +182,4 @@ def _count_line(comparison: Comparison) -> str:
     for count, name in ((matched.only_in_a, "A"), (matched.only_in_b, "B")):
         if count:
             parts.append(f"{count} clips only in {name}")
-    return ", ".join(parts)
-
-
-def _frames_line(basis: str, found: list[Quality]) -> str:
-    frames = median_measures(q.frames for q in found if q.frames is not None)
-    line = f"Frames ({basis} files): {_measures_text(frames)} (medians of {len(found)} pairs)"
-    if basis == LOSSLESS:
-        return line
-    floors = [q.floor for q in found if q.floor is not None]
-    if not floors:
-        return f"{line}; the codec's floor is not known: frames are too small for it"
-    at_floor = sum(q.is_at_floor for q in found)
-    return (
-        f"{line}; the codec alone costs each file, estimated: "
-        f"{_measures_text(median_measures(floors))}; {at_floor} of {len(found)} pairs differ by "
-        "no more than two such errors"
-    )
-
-
-def _measures_text(measures: FrameMeasures) -> str:
-    parts = [f"PSNR {format_db(measures.psnr_db)}"]
-    if measures.ssim is not None:
-        parts.append(f"SSIM {measures.ssim:.4f}")
-    if measures.temporal_psnr_db is not None:
-        parts.append(f"temporal PSNR {format_db(measures.temporal_psnr_db)}")
     return ", ".join(parts)

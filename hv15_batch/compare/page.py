@@ -16,13 +16,12 @@ from hv15_batch.compare.comparison import (
     GIB,
     Comparison,
     cost_notes,
-    format_db,
-    pair_line,
     quality_lines,
     warning_lines,
 )
 from hv15_batch.compare.pairs import Record
 from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import format_db, latents_cell, pair_line
 from hv15_batch.compare.ratios import FASTER, Ratio
 from hv15_batch.compare.tables import format_csv, format_markdown
 from hv15_batch.config import ConfigError, VideoConfig
@@ -138,17 +137,14 @@ def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
 
 
 def _cost_cells(ratio: Ratio) -> list[str]:
-    """Return name, both medians, ratio, interval and n."""
-    interval = NOT_MEASURED
-    if ratio.interval is not None:
-        interval = f"{ratio.interval[0]:#.3g} to {ratio.interval[1]:#.3g}"
+    """Return name, both medians, ratio, interval or range, and n."""
     if ratio.kind == FASTER:
         medians = [f"{value:.4g} s" for value in (ratio.median_a, ratio.median_b)]
         said = f"{ratio.ratio:#.3g} times as fast"
     else:
         medians = [f"{value / GIB:.2f} GiB" for value in (ratio.median_a, ratio.median_b)]
         said = f"{ratio.ratio:#.3g} times as much"
-    return [ratio.name, *medians, said, interval, str(ratio.n)]
+    return [ratio.name, *medians, said, ratio.spread_text("#.3g"), ratio.n_text]
 
 
 def _name(quality: Quality) -> str:
@@ -158,7 +154,7 @@ def _name(quality: Quality) -> str:
 def _row(quality: Quality) -> PairRow:
     pair, latents, frames = quality.pair, quality.latents, quality.frames
     cells = [
-        NOT_MEASURED if latents is None else format_db(latents.psnr_db),
+        NOT_MEASURED if latents is None else latents_cell(latents),
         NOT_MEASURED if frames is None else format_db(frames.psnr_db),
         NOT_MEASURED if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
         NOT_MEASURED if frames is None else format_db(frames.temporal_psnr_db),

@@ -5,10 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.compare.repetitions import (
+    LeftOut,
+    Repetitions,
+    by_repetition,
+    choose_repetitions,
+)
+from hv15_batch.compare.run_settings import with_run_settings
 from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.rundir import RunDir
@@ -17,8 +25,10 @@ from hv15_batch.video import read_comment
 
 Record = dict[str, Any]
 """A row of the log, by column."""
-Key = tuple[str, int, int | None]
-"""Row id, seed and benchmark repetition."""
+Key = tuple[str, int]
+"""Row id and seed."""
+Timed = tuple[Record, Record]
+"""Two attempts, of A and of B, whose time and memory are held against each other."""
 
 SIZE_COLUMNS = ("height", "width", "num_frames")
 MAX_SHOWN_CHARACTERS = 60
@@ -44,9 +54,11 @@ class Matched:
     b: RunDir
     pairs: list[Pair]
     """In the manifest order of A."""
-    timed: list[tuple[Record, Record]]
+    timed: list[Timed]
     """Of the comparable pairs, the attempts whose time and memory are held against each other: the
     repetitions of a benchmark where both runs have any, else the clips themselves."""
+    left_out: list[LeftOut]
+    """Repetitions that do not count, being made otherwise than the pair's clips."""
     only_in_a: int
     """Clips of A that B lacks."""
     only_in_b: int
@@ -63,19 +75,19 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     a, b = _run_dir(path_a), _run_dir(path_b)
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: named twice; name two run directories.")
-    records_a, records_b = _last_attempts(a), _last_attempts(b)
-    clips_a = {key: record for key, record in records_a.items() if key[2] is None}
-    clips_b = {key: record for key, record in records_b.items() if key[2] is None}
+    (clips_a, repetitions_a), (clips_b, repetitions_b) = _finished(a), _finished(b)
     common = [key for key in clips_a if key in clips_b]
     if not common:
         raise ConfigError(_nothing_in_common(a, b, clips_a, clips_b))
     common.sort(key=lambda key: clips_a[key]["row_index"] or 0)  # stable: seeds keep their order
     pairs = [_pair(a, b, clips_a[key], clips_b[key]) for key in common]
+    timed, left_out = _timed(pairs, repetitions_a, repetitions_b)
     return Matched(
         a=a,
         b=b,
         pairs=pairs,
-        timed=_timed(pairs, records_a, records_b),
+        timed=timed,
+        left_out=left_out,
         only_in_a=len(clips_a) - len(common),
         only_in_b=len(clips_b) - len(common),
     )
@@ -91,21 +103,23 @@ def _run_dir(path: Path) -> RunDir:
     return run_dir
 
 
-def _last_attempts(run_dir: RunDir) -> dict[Key, Record]:
-    """Return the last finished attempt at each row, seed and repetition.
+def _finished(run_dir: RunDir) -> tuple[dict[Key, Record], Repetitions]:
+    """Return the last finished attempt at each clip, in the order of the log, and repetitions.
 
     A row that was rendered with several settings counts with those of the current plan.
     """
     current = _planned_settings(run_dir.plan)
-    last: dict[Key, Record] = {}
-    for record in read_records(run_dir.log).to_pylist():
-        if record["status"] not in DONE_STATUSES:
-            continue
-        key = (record["row_id"], record["seed"], record["repeat"])
-        if key in last and _rank(record, current) < _rank(last[key], current):
-            continue
-        last[key] = record
-    return last
+    records = read_records(run_dir.log).to_pylist()
+    done = [record for record in records if record["status"] in DONE_STATUSES]
+    done = with_run_settings(run_dir, done)
+    ranked = sorted(done, key=lambda record: _rank(record, current))  # stable: else the later one
+    clips = {_key(record): record for record in ranked if record["repeat"] is None}
+    in_order = dict.fromkeys(_key(record) for record in done)
+    return {key: clips[key] for key in in_order if key in clips}, by_repetition(ranked)
+
+
+def _key(record: Record) -> Key:
+    return record["row_id"], record["seed"]
 
 
 def _rank(record: Record, current: set[str]) -> tuple[bool, str, int]:
@@ -168,15 +182,12 @@ def read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
 
 
 def _timed(
-    pairs: list[Pair], records_a: dict[Key, Record], records_b: dict[Key, Record]
-) -> list[tuple[Record, Record]]:
-    clips = {(pair.row_id, pair.seed): pair for pair in pairs if pair.fault is None}
-    repeated = [
-        (records_a[key], records_b[key])
-        for key in records_a
-        if key[2] and key in records_b and key[:2] in clips  # 0 is a benchmark's warm-up
-    ]
-    return repeated or [(pair.a, pair.b) for pair in clips.values()]
+    pairs: Iterable[Pair], repetitions_a: Repetitions, repetitions_b: Repetitions
+) -> tuple[list[Timed], list[LeftOut]]:
+    """Return what is timed: the clips only where the runs have no repetition in common."""
+    clips = [(pair.a, pair.b) for pair in pairs if pair.fault is None]
+    chosen, left_out = choose_repetitions(clips, repetitions_a, repetitions_b)
+    return (chosen if chosen or left_out else clips), left_out
 
 
 def _nothing_in_common(

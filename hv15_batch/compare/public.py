@@ -36,6 +36,7 @@ def without_private(comparison: Comparison) -> Comparison:
             b=RunDir(Path("run 2")),
             pairs=[quality.pair for quality in qualities],
             timed=[],
+            left_out=[],
         ),
         qualities=qualities,
         settings=[_public_row(row) for row in comparison.settings],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
 from hv15_batch.compare.pairs import Pair, Record, read_tag
+from hv15_batch.compare.run_settings import codec_text
 from hv15_batch.compare.tensors import LatentMeasures, measure_latents
 from hv15_batch.config import ConfigError, VideoCodec, VideoConfig
 from hv15_batch.rundir import RunDir
@@ -45,7 +46,8 @@ class Quality:
     @property
     def is_known(self) -> bool:
         """Whether there is a figure to stand beside a speed-up."""
-        return self.latents is not None or self.frames is not None
+        is_measured = self.latents is not None and self.latents.psnr_db is not None
+        return is_measured or self.frames is not None
 
     @property
     def is_at_floor(self) -> bool:
@@ -92,14 +94,12 @@ def _with_frames(quality: Quality, run_a: RunDir, run_b: RunDir) -> Quality:
         frames=frames,
         basis=LOSSLESS if is_lossless else H264,
         floor=None if is_lossless else _floor(clips, videos),
-        codecs=(_codec_text(videos[0]), _codec_text(videos[1])),
+        codecs=(codec_text(*_encoding(videos[0])), codec_text(*_encoding(videos[1]))),
     )
 
 
-def _codec_text(video: VideoConfig) -> str:
-    if video.codec is VideoCodec.ffv1:
-        return video.codec.name
-    return f"{video.codec.name} crf {video.crf} {video.preset}"
+def _encoding(video: VideoConfig) -> tuple[str, int, str]:
+    return video.codec.name, video.crf, video.preset
 
 
 def _clips(run_a: RunDir, run_b: RunDir, pair: Pair) -> tuple[tuple[RunDir, Record], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hv15_batch.compare.pairs import Timed
 from hv15_batch.compare.quality import Quality
 
 COLUMNS = (
@@ -30,6 +31,7 @@ COLUMNS = (
     "offload",
     "vae_tile_size",
     "decode_device",
+    "vram_limit_gib",
     "gpu_name",
     "driver_version",
     "torch_version",
@@ -49,17 +51,19 @@ class SettingsRow:
     a: str
     b: str
     is_same: bool
-    """Whether the two clips of every pair have it alike."""
+    """Whether the two clips of every pair have it alike, and the two of all that was timed."""
 
 
-def compare_settings(qualities: Iterable[Quality]) -> list[SettingsRow]:
-    """Return each setting over all pairs: a size that differs is what makes some incomparable.
+def compare_settings(qualities: Iterable[Quality], timed: Iterable[Timed]) -> list[SettingsRow]:
+    """Return each setting over all pairs, and over what was timed, which may be other attempts.
 
-    How the files were encoded is left out where no file was measured.
+    A size that differs is what makes some pairs incomparable. How the files were encoded is left
+    out where none was measured or timed.
     """
-    found = list(qualities)
-    clips = [(quality.pair.a, quality.pair.b) for quality in found]
+    found, timings = list(qualities), list(timed)
+    clips = [*((quality.pair.a, quality.pair.b) for quality in found), *timings]
     codecs = [quality.codecs for quality in found if quality.codecs is not None]
+    codecs += [(_text(a["video"]), _text(b["video"])) for a, b in timings]
     rows = [_row("video", codecs)] if codecs else []
     for name in COLUMNS:
         rows.append(_row(name, [(_text(a[name]), _text(b[name])) for a, b in clips]))

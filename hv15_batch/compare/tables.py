@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from hv15_batch.compare.comparison import Comparison, format_db, pair_line, summary_lines
+from hv15_batch.compare.comparison import Comparison, summary_lines
 from hv15_batch.compare.quality import Quality
+from hv15_batch.compare.quality_text import format_db, latents_cell, pair_line
+from hv15_batch.compare.ratios import ClipTimings
 from hv15_batch.timings import clip_seconds
 
 SIDES = ("a", "b")
@@ -33,6 +35,8 @@ COLUMNS = (
     *_MEASURES,
     *(f"floor_{name}" for name in _MEASURES),
     *(f"{name}_{side}" for name in ("clip_seconds", *_LOGGED) for side in SIDES),
+    *("num_timings", "timed_seconds_a", "timed_seconds_b"),
+    *("num_timings_left_out", "left_out_by"),
 )
 
 
@@ -41,8 +45,8 @@ def format_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for quality in comparison.qualities:
-        cells = _cells(quality)
+    for quality, timings in zip(comparison.qualities, comparison.timings, strict=True):
+        cells = _cells(quality) | _timing_cells(timings)
         writer.writerow([_cell(cells.get(name)) for name in COLUMNS])
     return text.getvalue()
 
@@ -63,7 +67,7 @@ def format_markdown(comparison: Comparison) -> str:
             (
                 pair.row_id,
                 str(pair.seed),
-                "" if latents is None else format_db(latents.psnr_db),
+                "" if latents is None else latents_cell(latents),
                 "" if frames is None else format_db(frames.psnr_db),
                 "" if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
                 "" if frames is None else format_db(frames.temporal_psnr_db),
@@ -99,6 +103,17 @@ def _cells(quality: Quality) -> dict[str, Any]:
         for name in ("clip_seconds", *_LOGGED[1:]):
             cells |= {f"{name}_{side}": None for side in SIDES}
     return cells
+
+
+def _timing_cells(timings: ClipTimings) -> dict[str, Any]:
+    """Return what the ratios have of a pair: not the clips where a benchmark repeated them."""
+    return {
+        "num_timings": timings.n,
+        "timed_seconds_a": timings.seconds_a,
+        "timed_seconds_b": timings.seconds_b,
+        "num_timings_left_out": len(timings.left_out),
+        "left_out_by": "; ".join(dict.fromkeys(timings.left_out)),
+    }
 
 
 def _cell(value: Any) -> Any:

@@ -28,24 +28,26 @@ class LatentMeasures:
     is_identical: bool
     """The same raw bytes."""
     psnr_db: float | None
-    """Infinite where they are the same; None where not both were kept."""
+    """Infinite where they are the same; None where they differ and not both were kept."""
     data_range: float | None
-    """Greatest less least latent of A, which `psnr_db` is relative to."""
+    """Greatest less least latent of A, which `psnr_db` is relative to; None where not kept."""
 
 
 def measure_latents(run_a: RunDir, run_b: RunDir, pair: Pair) -> LatentMeasures | None:
     """Return how far two clips' latents are apart; None where nothing is known of them.
 
-    Equal hashes in the log are enough to know that they are the same, also where they were not
-    kept: a hash is over the raw bytes, and the clips are of one size.
+    The hashes in the log are enough to know whether they are the same, also where they were not
+    kept: a hash is over the raw bytes, and the clips are of one size. How far apart those are that
+    differ is then not known.
     """
     hashes = (pair.a["latents_sha256"], pair.b["latents_sha256"])
-    is_identical = None not in hashes and hashes[0] == hashes[1]
+    are_known = None not in hashes
+    is_identical = are_known and hashes[0] == hashes[1]
     a, b = read_saved_latents(run_a, pair.a), read_saved_latents(run_b, pair.b)
     if is_identical:
         return LatentMeasures(True, math.inf, None if a is None else float(np.ptp(a)))
     if a is None or b is None or a.shape != b.shape:
-        return None
+        return LatentMeasures(False, None, None) if are_known else None
     data_range = float(np.ptp(a))
     error = float(np.mean(np.square(a - b)))
     psnr = psnr_db(error, data_range) if data_range else None
