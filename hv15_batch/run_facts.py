@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.config import ConfigError
+from hv15_batch.config import ConfigError, VideoCodec
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import read_records
 from hv15_batch.stored_settings import stored_values
@@ -59,6 +59,11 @@ def run_system(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+def codec_text(codec: str, crf: Any, preset: Any) -> str:
+    """Return how files are encoded; CRF and preset do nothing where that is lossless."""
+    return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
+
+
 def commit_text(project: dict[str, Any]) -> str | None:
     """Return the commit of `system.json`'s `project`, and whether it was changed."""
     commit = project.get("git_commit")
@@ -69,15 +74,14 @@ def commit_text(project: dict[str, Any]) -> str | None:
 
 def _facts(folder: Path) -> dict[str, Any]:
     settings = run_settings(folder)
+    video = settings.get("video") or {}
     return {
         "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
-        "video": _video(settings.get("video") or {}),
+        "video": _video(video),
         "commit": commit_text(run_system(folder).get("project") or {}),
     }
 
 
 def _video(video: dict[str, Any]) -> str | None:
     codec = video.get("codec")
-    if codec != "h264":
-        return codec  # lossless: CRF and preset do nothing
-    return f"{codec} crf {video.get('crf')} {video.get('preset')}"
+    return codec and codec_text(codec, video.get("crf"), video.get("preset"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
 from hv15_batch.compare.pairs import Pair, Record, read_tag
-from hv15_batch.compare.run_settings import codec_text
 from hv15_batch.compare.tensors import LatentMeasures, measure_latents
 from hv15_batch.config import ConfigError, VideoCodec, VideoConfig
+from hv15_batch.run_facts import codec_text
 from hv15_batch.rundir import RunDir
 from hv15_batch.stored_settings import FILE, read_settings
 from hv15_batch.video import read_frames

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hv15_batch.config import ConfigError, VideoCodec
+from hv15_batch.run_facts import add_run_facts, run_settings
 from hv15_batch.rundir import RunDir
-from hv15_batch.stored_settings import stored_values
 
 OF_RUN = ("video", "vram_limit_gib")
 """Names that `with_run_settings` adds."""
@@ -16,28 +14,20 @@ NOT_KNOWN = "not known"
 """Of a run whose settings are gone."""
 
 
-def with_run_settings(run_dir: RunDir, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_run_settings(
+    run_dir: RunDir, records: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Return records of a log with how files were encoded and how much memory was to be used."""
-    settings_of = cache(lambda run_id: _of_run(run_dir, run_id))
-    return [record | settings_of(record["run_id"]) for record in records]
+    made = [dict(record) for record in records]
+    add_run_facts(made, run_dir)
+    stored = {run_id for run_id in {r["run_id"] or "" for r in made} if _is_stored(run_dir, run_id)}
+    return [
+        r | ({"video": r["video"] or NOT_KNOWN} if r["run_id"] in stored else _LOST) for r in made
+    ]
 
 
-def codec_text(codec: str, crf: Any, preset: Any) -> str:
-    """Return how a file was encoded as text."""
-    return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
+_LOST = dict.fromkeys(OF_RUN, NOT_KNOWN)
 
 
-def _of_run(run_dir: RunDir, run_id: str | None) -> dict[str, Any]:
-    unknown: dict[str, Any] = dict.fromkeys(OF_RUN, NOT_KNOWN)
-    if not run_id:
-        return unknown
-    try:
-        stored = stored_values(run_dir.run_folder(run_id))
-    except ConfigError:
-        return unknown
-    runtime, video = stored.get("runtime"), stored.get("video")
-    if isinstance(runtime, dict):  # without a limit in earlier versions
-        unknown["vram_limit_gib"] = runtime.get("vram_limit_gib")
-    if isinstance(video, dict) and "codec" in video:
-        unknown["video"] = codec_text(video["codec"], video.get("crf"), video.get("preset"))
-    return unknown
+def _is_stored(run_dir: RunDir, run_id: str) -> bool:
+    return bool(run_id) and bool(run_settings(run_dir.run_folder(run_id)))
