@@ -648,6 +648,50 @@ def test_steps_of_different_settings_are_never_one_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ({"compiled": False}, {"compiled": True}, ("Compiled no", "Compiled yes")),
+        ({"mask_free": True}, {"mask_free": False}, ("Mask-free yes", "Mask-free no")),
+        (
+            {"weights": "pretrained"},
+            {"weights": "random"},
+            ("Weights pretrained", "Weights random"),
+        ),
+        (
+            {"system_sha256": "a" * 64},
+            {"system_sha256": "b" * 64},
+            ("Machine aaaaaaaa", "Machine bbbbbbbb"),
+        ),
+        ({}, {"driver_version": "580"}, ("Driver not known", "Driver 580")),
+    ],
+    ids=["compiled", "mask", "weights", "machine", "driver"],
+)
+def test_steps_are_grouped_by_all_that_the_table_of_figures_is(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], names: tuple[str, str]
+) -> None:
+    clips = [record("a", **MEASURED | one), record("b", 1, **MEASURED | other)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert [trace["name"] for trace in plots["steps"]["traces"]] == [
+        f"{name}, 50 steps: median" for name in names
+    ]
+
+
+def test_steps_of_another_shift_or_frame_rate_are_the_same(tmp_path: Path) -> None:
+    clips = [record("a", **MEASURED, fps=24.0), record("b", 1, **MEASURED, fps=8.0, flow_shift=9.0)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert plots["steps"]["caption"] == "Warm clips only; 2 of them."
+    assert [trace["name"] for trace in plots["steps"]["traces"]] == ["median", "p90"]
+
+
 def rate(run_dir: Path) -> list[float]:
     build(run_dir)
     plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
