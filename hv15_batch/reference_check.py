@@ -23,13 +23,7 @@ from hv15_batch.reference_quality import suspect_difference
 from hv15_batch.reference_scale import SCALE_COLUMNS, Scaled, median_of, scale
 from hv15_batch.reference_settings import differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
-from hv15_batch.timings import (
-    GROUP_COLUMNS,
-    Distribution,
-    clip_seconds,
-    distribution,
-    is_denoised_here,
-)
+from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
 
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
@@ -176,7 +170,7 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
     """Return what a row says of a quantity; None where it does not count."""
     if quantity is Quantity.load_seconds:
         return row["load_seconds"] if row["weights"] == "pretrained" else None
-    if not is_denoised_here(row):
+    if row["denoise_attempt"] != row["attempt"]:
         return None  # decoded from saved latents: denoised at another time
     if quantity is Quantity.vram:
         return vram_bytes(row)

@@ -73,6 +73,26 @@ def test_a_claim_from_another_cards_log_or_with_other_settings_exits_2(
     assert "Frames: 121 stated, 61 here." in of_frames.err
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": "suspect", "quality_flag": "black"}, "1 of 1 clip is suspect (black)."),
+        ({"attempt": 2}, "No clip of a full-size model, denoised and decoded at once"),
+    ],
+    ids=["suspect", "from saved latents"],
+)
+def test_a_peak_of_no_whole_clip_is_refused_as_a_claim(
+    changes: dict[str, Any], message: str, command: Command, tmp_path: Path
+) -> None:
+    peak = {"offload": "stream", "peak_vram_device_bytes": 9 * 2**30}
+    run = make_run(tmp_path / "run", **peak, **changes)
+
+    answer = command("references", run, "--claim", "tencent_minimum_vram")
+
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+
+
 def test_the_example_report_with_its_small_clips_meets_no_minimum_of_memory(
     command: Command,
 ) -> None:

@@ -487,7 +487,7 @@ def reproducing(name: str, **changes: Any) -> ClipRecord:
         "num_inference_steps": 8, "guidance_scale": 1.0, "flow_shift": 7.0, "dtype": "bfloat16",
         "attention_backend": "_native_cudnn", "mask_free": True, "offload": "stream",
         "gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * 2**30, "mfu": 0.61,
-        "denoise_seconds": 60.0, "decode_seconds": 6.0, "total_seconds": 68.0,
+        "compiled": False, "denoise_seconds": 60.0, "decode_seconds": 6.0, "total_seconds": 68.0,
     }  # fmt: skip
     return record(name, **{**step_distilled, **changes})
 
@@ -497,8 +497,8 @@ def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path:
 
     table = html[html.index('class="references"') : html.index("comfyui_rtx5090")]
     assert (
-        "<strong>reproduced</strong> with 480x848, 61 frames, 8 steps and attention "
-        "_native_cudnn, which the source does not state"
+        "<strong>reproduced</strong> with 480x848, 61 frames, 8 steps, shift 7, bfloat16, "
+        "offload=stream, attention _native_cudnn and not compiled, which the source does not state"
     ) in table
     assert '<td data-label="utilisation here">61%</td>' in table
     assert "Which settings would meet it: 1 of 6 as predicted" in table
