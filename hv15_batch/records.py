@@ -137,10 +137,14 @@ class ClipRecord:
     energy_joules: float | None = _column(
         "energy of the card in this attempt, writing left out",
         "joule",
-        "NVML's counter, else its power integrated",
+        "NVML's counter; its power integrated where there is none or it did not tick",
     )
     power_watts_mean: float | None = _column("mean power draw", "watt", NVML_SAMPLED)
-    sm_clock_mhz_mean: float | None = _column("mean SM clock", "megahertz", NVML_SAMPLED)
+    sm_clock_mhz_mean: float | None = _column(
+        "mean SM clock while the card was not idle; null where it always was",
+        "megahertz",
+        NVML_SAMPLED,
+    )
     sm_clock_mhz_min: float | None = _column(
         "lowest SM clock while the card was not idle", "megahertz", NVML_SMALLEST
     )
@@ -173,7 +177,9 @@ class ClipRecord:
         NVML_SAMPLED,
     )
     # derived
-    model_pflop: float | None = _column("work of denoising", "petaFLOP", "costs.model_flop")
+    model_pflop: float | None = _column(
+        "work of denoising", "petaFLOP", "clip_facts.work_columns, by costs.forward_flop"
+    )
     tflops: float | None = _column("rate of denoising", "teraFLOP/second")
     mfu: float | None = _column("tflops over the card's dense rate", "1")
     # quality

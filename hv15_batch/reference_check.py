@@ -3,7 +3,8 @@
 "Reproduced" is said only of the same card with every setting that the source states, and of what it
 does not state only with one of the combinations that are swept. Times are
 medians of warm clips without text encoding, as in `timings`; memory is the highest peak of all
-finished clips, since encoding is in the first ones; loading is that of the published weights.
+finished clips, since encoding is in the first ones; loading is that of the published weights. Clips
+decoded from saved latents count for neither time nor memory. Where all are suspect, none counts.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from typing import Any
 
 from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
+from hv15_batch.reference_combination import combination_of
 from hv15_batch.reference_costs import Combination, combinations
-from hv15_batch.reference_notes import method_of, notes_of, vram_bytes
+from hv15_batch.reference_notes import method_of, notes_of, ratio_text, vram_bytes
+from hv15_batch.reference_quality import suspect_difference
 from hv15_batch.reference_scale import SCALE_COLUMNS, Scaled, median_of, scale
-from hv15_batch.reference_settings import combination_of, differences, remedies
+from hv15_batch.reference_settings import differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
 from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
 
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
-    *("total_seconds", "encode_seconds", "load_seconds"),
+    *("total_seconds", "encode_seconds", "load_seconds", "quality_flag"),
     *("peak_vram_device_bytes", "peak_vram_reserved_bytes"),
     *SCALE_COLUMNS,
     *GROUP_COLUMNS,
@@ -42,7 +45,7 @@ class Verdict(Enum):
     not_reproduced = "not reproduced"
     """Same card, same stated settings, but slower or larger."""
     not_comparable = "not comparable"
-    """Another card or other settings."""
+    """Another card or other settings, or nothing but suspect clips."""
 
 
 MET = (Verdict.reproduced, Verdict.surpassed)
@@ -158,7 +161,7 @@ def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Referen
 
 _WANTED = {
     Quantity.clip_seconds: "finished warm clip of a full-size model",
-    Quantity.vram: "finished clip of a full-size model with its peak memory",
+    Quantity.vram: "clip of a full-size model, denoised and decoded at once, with its peak memory",
     Quantity.load_seconds: "loading of published weights",
 }
 
@@ -167,13 +170,11 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
     """Return what a row says of a quantity; None where it does not count."""
     if quantity is Quantity.load_seconds:
         return row["load_seconds"] if row["weights"] == "pretrained" else None
-    if quantity is Quantity.vram:
-        return vram_bytes(row)
-    if row["is_cold"] is not False or row["repeat"] == 0:
-        return None
     if row["denoise_attempt"] != row["attempt"]:
         return None  # decoded from saved latents: denoised at another time
-    return clip_seconds(row)
+    if quantity is Quantity.vram:
+        return vram_bytes(row)
+    return None if row["is_cold"] is not False or row["repeat"] == 0 else clip_seconds(row)
 
 
 def _measurement(
@@ -185,7 +186,8 @@ def _measurement(
     assert values is not None
     is_vram = reference.quantity is Quantity.vram
     compared = values.maximum if is_vram else values.median
-    differing = differences(reference, settings)
+    suspect = suspect_difference(reference.quantity, rows)
+    differing = [*differences(reference, settings), *suspect]
     low, high = bounds_of(reference)
     verdict = Verdict.not_reproduced
     if differing:
@@ -206,14 +208,15 @@ def _measurement(
         notes=tuple(notes_of(reference, settings, values, compared, rows)),
         ratio=compared / reference.figure_max,
         utilisation=median_of("mfu", rows) if is_clip else None,
-        scaled=scale(reference, implied, settings, rows) if is_clip else None,
+        scaled=scale(reference, implied, settings, rows) if is_clip and not suspect else None,
     )
 
 
 def _reason(reference: Reference, best: Measurement) -> str:
     if best.verdict is Verdict.not_comparable:
         return best.differences[0]
-    where = f"Same card and all that the source states; {best.ratio:.2f} times the figure"
+    ratio = ratio_text(reference, best.ratio)
+    where = f"Same card and all that the source states; {ratio} times the figure"
     is_vram = reference.quantity is Quantity.vram
     if best.verdict is Verdict.surpassed:
         return f"{where}: {'smaller' if is_vram else 'faster'} than published."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hv15_batch import costs
-from hv15_batch.references import ABOUT_TOLERANCE, GB, Quantity, Reference
+from hv15_batch.reference_quality import suspect_difference, suspects_of
+from hv15_batch.references import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.timings import Distribution, distribution
+
+_MAX_DECIMALS = 6
 
 
 def vram_bytes(row: Mapping[str, Any]) -> int | None:
@@ -29,6 +33,18 @@ def method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
     return "highest of torch's reserved peaks plus 1.4 GiB of CUDA context, where NVML told nothing"
 
 
+def ratio_text(reference: Reference, ratio: float) -> str:
+    """Return a ratio to the figure with two decimals, or as many as tell it from the bounds."""
+    bounds = [bound / reference.figure_max for bound in bounds_of(reference)]
+    other = [bound for bound in bounds if not math.isclose(bound, ratio, rel_tol=1e-9)]
+    text = ""
+    for decimals in range(2, _MAX_DECIMALS + 1):
+        text = f"{ratio:.{decimals}f}"
+        if text not in [f"{bound:.{decimals}f}" for bound in other]:
+            break
+    return text
+
+
 def notes_of(
     reference: Reference,
     settings: Mapping[str, Any],
@@ -46,6 +62,9 @@ def notes_of(
         rows: the clips.
     """
     notes = []
+    suspects = suspects_of(rows)
+    if suspects is not None and not suspect_difference(reference.quantity, rows):
+        notes.append(f"{suspects}: look before quoting.")
     if settings["weights"] == "random":
         notes.append("Random weights: time and memory as with the published ones, no pictures.")
     if reference.engine is not None:
@@ -54,6 +73,10 @@ def notes_of(
         notes.append("The text encoder, which this project loads apart, is not in it.")
     if reference.quantity is Quantity.vram:
         notes.append(_gb_note(reference, compared))
+        if all(row["encode_seconds"] is None for row in rows):
+            notes.append(
+                "All embeddings were cached: encoding, which belongs to a peak, is not in it."
+            )
     if values.n < 3:
         notes.append(f"Only n = {values.n}: too few to say how it spreads.")
     encoding = distribution([r["encode_seconds"] for r in rows if r["encode_seconds"] is not None])

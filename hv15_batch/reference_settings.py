@@ -1,7 +1,8 @@
 """What differs between the settings that a source states and those of logged clips.
 
 What a source does not state is swept, not assumed: a clip counts only with one of the sizes,
-lengths, step counts and guidances that `reference_costs` sweeps, and it is said with which.
+lengths, step counts and guidances that `reference_costs` sweeps, and `reference_combination` says
+with which.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class DifferenceKind(Enum):
         "render on {}; until then quote what was measured as a figure of its own card only",
     )
     settings = ("settings differ from the reference", "render again with {}")
+    suspect = (
+        "every clip is suspect",
+        "look at the clips, mend what made them so, then render again with retry.suspect=true",
+    )
     impossible = (
         "the source contradicts itself",
         "no settings can meet it; compare with a figure whose model and task agree",
@@ -84,7 +89,7 @@ def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Diffe
     ):
         stated = getattr(reference, name)
         if stated is not None and settings[name] != stated:
-            found.append(_setting(label, stated, settings[name], f"{key}={_text(stated)}"))
+            found.append(_setting(label, stated, settings[name], f"{key}={text_of(stated)}"))
     kinds = reference.offload_kinds
     if kinds is not None and settings["offload"] not in kinds:
         stated = f"{reference.offload} (offload={' or '.join(kinds)})"
@@ -112,6 +117,8 @@ def remedies(found: Sequence[Difference]) -> list[str]:
         other = [word for word in words if "=" not in word]
         detail = " and ".join(filter(None, [" ".join(typed), *other]))
         sentences.append(DifferenceKind.settings.sentence(detail))
+    if DifferenceKind.suspect in kinds:
+        sentences.append(DifferenceKind.suspect.sentence())
     return sentences
 
 
@@ -128,35 +135,6 @@ def _text_to_video(word: str) -> str:
     return f"model={','.join(option for option in options if '_t2v' in option)}"
 
 
-def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
-    """Return those settings of comparable clips that the source does not state, in words.
-
-    Args:
-        reference: a published figure.
-        settings: columns of the log, without `differences`.
-    """
-    if reference.quantity is Quantity.load_seconds:
-        return []
-    found = [] if len(reference.model_options) == 1 else [str(settings["model"])]
-    if reference.height is None:
-        found.append(f"{settings['height']}x{settings['width']}")
-    if _is_open(reference.num_frames, reference.num_frames_swept):
-        found.append(f"{settings['num_frames']} frames")
-    if reference.quantity is Quantity.vram:
-        kinds = reference.offload_kinds
-        return found if kinds and len(kinds) == 1 else [*found, f"offload={settings['offload']}"]
-    if len(swept_steps(reference)) > 1:
-        found.append(f"{settings['num_inference_steps']} steps")
-    if len(swept_guidance(reference)) > 1:
-        found.append(f"guidance {_text(settings['guidance_scale'])}")
-    # No source states its kernel, and an 8-bit one computes something else.
-    return [*found, f"attention {settings['attention_backend'] or 'not logged'}"]
-
-
-def _is_open(stated: int | None, options: tuple[int, ...] | None) -> bool:
-    return stated is None and (options is None or len(options) > 1)
-
-
 # -- one kind of setting each -----------------------------------------------------------------
 
 
@@ -168,11 +146,8 @@ def _card(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]
     here = None
     if name is None or stated is None or find_card(name) != stated:
         here = _sentence("Card", reference.hardware, name)
-    elif total is None:
-        if reference.card_vram_gib is not None:
-            here = (
-                f"Card: {reference.hardware} stated; how much memory this {name} has is not logged."
-            )
+    elif total is None:  # boards of one chip differ in memory
+        here = f"Card: {reference.hardware} stated; how much memory this {name} has is not logged."
     else:
         vram_gib = reference.card_vram_gib or stated.memory_gib
         if abs(total / GIB - vram_gib) > VRAM_SLACK * vram_gib:
@@ -270,7 +245,7 @@ def _steps(reference: Reference, settings: Mapping[str, Any]) -> list[Difference
 def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
     stated, here = reference.guidance_scale, settings["guidance_scale"]
     if stated is not None:
-        word = f"override.guidance_scale={_text(stated)}"
+        word = f"override.guidance_scale={text_of(stated)}"
         return [] if here == stated else [_setting("Guidance", stated, here, word)]
     options = swept_guidance(reference)
     if here is not None and (here != 1.0) in options:
@@ -298,11 +273,11 @@ def _swept(label: str, options: Sequence[Any], logged: Any, word: str) -> Differ
 
 
 def _sentence(label: str, stated: Any, logged: Any) -> str:
-    return f"{label}: {_text(stated)} stated, {_here(logged)}."
+    return f"{label}: {text_of(stated)} stated, {_here(logged)}."
 
 
 def _here(logged: Any) -> str:
-    return "not logged" if logged is None else f"{_text(logged)} here"
+    return "not logged" if logged is None else f"{text_of(logged)} here"
 
 
 def _either(options: Sequence[Any]) -> str:
@@ -311,5 +286,6 @@ def _either(options: Sequence[Any]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a setting as it is typed and shown."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from hv15_batch.costs import NEAR_SIZE
 from hv15_batch.reference_check import MET, Measurement, ReferenceVerdict, Verdict
 from hv15_batch.reference_costs import Combination, Feasibility, combinations
+from hv15_batch.reference_scale import Scaled
 from hv15_batch.references import Quantity, Reference
 
 COLUMNS = 80
@@ -130,7 +132,9 @@ LEGEND = (
 SCALING = (
     "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
     "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
-    "as if the other card and size were used as well as this one here; writing is left out."
+    "as if the other card and size were used as well as this one here; writing is left out. "
+    f"Roughly: from clips over {NEAR_SIZE:g} times smaller or larger than the figure's; small ones "
+    "take longer than their arithmetic says."
 )
 _SPREAD = "Spread: the interquartile range over the median."
 
@@ -191,7 +195,7 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
         if best.scaled is not None and best.verdict is Verdict.not_comparable:
             found.append(
                 f"Scaled by work and the vendors' rates, not measured: {format_scaled(best)} with "
-                "the figure's settings on its card."
+                f"the figure's settings on its card{_why_roughly(best.scaled)}."
             )
         found += best.notes
         found += _of_several(verdict)
@@ -246,11 +250,23 @@ def format_combination(measurement: Measurement | None) -> str:
 
 
 def format_scaled(measurement: Measurement | None) -> str:
-    """Return the scaled seconds, a range where the source leaves settings open; else a dash."""
+    """Return the scaled seconds, a range where the source leaves settings open; else a dash.
+
+    Said to be rough where the clips are far larger or smaller.
+    """
     if measurement is None or measurement.scaled is None:
         return NOT_MEASURED
     low, high = measurement.scaled.seconds_min, measurement.scaled.seconds_max
-    return f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
+    seconds = f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
+    return f"roughly {seconds}" if measurement.scaled.is_rough else seconds
+
+
+def _why_roughly(scaled: Scaled) -> str:
+    if not scaled.is_rough:
+        return ""
+    ratio = scaled.size_ratio
+    size = "larger (up to" if ratio > 1 else "smaller (down to"
+    return f"; its clips are far {size} {ratio:.2g} times the tokens of these)"
 
 
 def format_utilisation(measurement: Measurement | None) -> str:

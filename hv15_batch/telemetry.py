@@ -79,6 +79,12 @@ class _Sum:
             self.value += (begin + end) / 2 * seconds
             self.seconds += seconds
 
+    def weigh(self, value: float | None, seconds: float) -> None:
+        """Add what was so for a time; a value that does not count is None."""
+        if value is not None:
+            self.value += value * seconds
+            self.seconds += seconds
+
     def count(self, begin: float | None, end: float | None, seconds: float) -> None:
         """Add an interval by a counter's difference."""
         if begin is None or end is None or end < begin:
@@ -128,13 +134,11 @@ class Telemetry:
             seconds = sample.at - before.at
             self.counted_energy.count(before.energy_joules, sample.energy_joules, seconds)
             self.power.integrate(before.power_watts, sample.power_watts, seconds)
-            self.clock.integrate(before.sm_clock_mhz, sample.sm_clock_mhz, seconds)
+            # Each end stands for half of the interval, so that the mean is never below the lowest.
+            self.clock.weigh(_working_clock(before), seconds / 2)
+            self.clock.weigh(_working_clock(sample), seconds / 2)
             self._add_throttle(before, sample, seconds)
-        # A card at rest clocks down: that is not what work was done at.
-        is_idle = sample.clock_reasons is not None and bool(sample.clock_reasons & _IDLE)
-        self._add_extremes(
-            None if is_idle else sample.sm_clock_mhz, sample.temperature_celsius, sample.used_bytes
-        )
+        self._add_extremes(_working_clock(sample), sample.temperature_celsius, sample.used_bytes)
 
     def end_window(self) -> None:
         """Let the time until the next sample count for nothing."""
@@ -152,7 +156,8 @@ class Telemetry:
 
     def columns(self) -> dict[str, float | int | None]:
         """Return the log's columns; energy by the card's own counter where it has one."""
-        counted = self.counted_energy.total
+        # A counter at rest did not tick in so short a time: no card draws nothing.
+        counted = self.counted_energy.total or None
         return {
             "energy_joules": self.power.total if counted is None else counted,
             "power_watts_mean": self.power.mean,
@@ -176,6 +181,12 @@ class Telemetry:
         self.clock_min = _extreme(min, self.clock_min, clock)
         self.temperature_max = _extreme(max, self.temperature_max, temperature)
         self.used_bytes_max = _extreme(max, self.used_bytes_max, used_bytes)
+
+
+def _working_clock(sample: Sample) -> float | None:
+    """Return the clock; None where the card is idle, since it then clocks down."""
+    is_idle = sample.clock_reasons is not None and bool(sample.clock_reasons & _IDLE)
+    return None if is_idle else sample.sm_clock_mhz
 
 
 def _is_throttled(sample: Sample) -> float | None:

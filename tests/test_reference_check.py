@@ -99,6 +99,11 @@ def test_far_faster_is_surpassed_and_not_called_reproduced() -> None:
         ({"gpu_name": "NVIDIA H200 NVL"}, "Card: 1x H200 stated, NVIDIA H200 NVL here.", CARD),
         ({"gpu_name": None}, "Card: 1x H200 stated, not logged.", CARD),
         (
+            {"gpu_total_bytes": None},
+            "Card: 1x H200 stated; how much memory this NVIDIA H200 has is not logged.",
+            CARD,
+        ),
+        (
             {"gpu_total_bytes": 70 * GIB},
             "Card: 1x H200 stated, NVIDIA H200 with 70 GiB here.",
             CARD,
@@ -185,6 +190,71 @@ def test_in_image_to_video_the_remedy_for_a_size_is_another_first_frame() -> Non
         "Settings differ from the reference: "
         "render again with first frames of 848x480 (width x height).",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "said"),
+    [
+        ("vllm_omni_121", 259.4 * 1.0499, "reproduced: 1.0499 times the figure."),
+        ("vllm_omni_121", 259.4 * 1.0501, "not reproduced: 1.0501 times the figure: slower."),
+        ("vllm_omni_121", 259.4 * 1.044, "reproduced: 1.04 times the figure."),
+        ("vllm_omni_121", 259.4 * 0.9499, "surpassed: 0.9499 times the figure: faster than "
+         "published."),
+        ("tencent_step_distilled", 75.0, "reproduced: 1.00 times the figure."),
+        ("tencent_step_distilled", 75.3, "not reproduced: 1.004 times the figure: slower."),
+    ],
+)  # fmt: skip
+def test_near_the_limit_a_ratio_has_the_decimals_that_tell_its_side(
+    name: str, seconds: float, said: str
+) -> None:
+    base = STEP_DISTILLED if name == "tencent_step_distilled" else OMNI
+    found = verdict(name, rows(base, seconds))
+
+    ratio = found.reason.removeprefix("Same card and all that the source states; ")
+    assert f"{found.verdict.value}: {ratio}" == said
+
+
+@pytest.mark.parametrize(
+    ("name", "records"),
+    [
+        ("vllm_omni_121", rows(OMNI, 250.0, 251.0, 252.0)),
+        (
+            "tencent_minimum_vram",
+            rows(OMNI, 250.0, 251.0, 252.0, offload="stream", peak_vram_device_bytes=13 * 10**9),
+        ),
+    ],
+)
+def test_clips_that_are_all_suspect_meet_nothing_and_some_are_noted(
+    name: str, records: list[dict[str, Any]]
+) -> None:
+    black = [row | {"status": "suspect", "quality_flag": "black"} for row in records]
+
+    every, some = verdict(name, black), verdict(name, [*records[:2], black[2]])
+
+    assert every.verdict is Verdict.not_comparable
+    assert every.reason == "Quality: 3 of 3 clips are suspect (black)."
+    assert every.best is not None
+    assert not any("suspect" in note for note in every.best.notes)
+    assert every.best.scaled is None
+    with pytest.raises(ConfigError) as caught:
+        check_claim(name, [every])
+    assert str(caught.value) == (
+        f"--claim {name}: not comparable, so it may not be claimed. {every.reason} Every clip is "
+        "suspect: look at the clips, mend what made them so, then render again with "
+        "retry.suspect=true."
+    )
+    assert check_claim(name, [some]).best is not None
+    assert some.best is not None
+    assert "1 of 3 clips is suspect (black): look before quoting." in some.best.notes
+
+
+def test_a_loading_counts_whatever_the_picture_but_that_is_said() -> None:
+    black = {"status": "suspect", "quality_flag": "black", "load_seconds": 80.0}
+    found = verdict("recipe_load", rows(STEP_DISTILLED, **black))
+
+    assert found.verdict is Verdict.reproduced
+    assert found.best is not None
+    assert "1 of 1 clip is suspect (black): look before quoting." in found.best.notes
 
 
 def test_a_claim_is_granted_where_the_log_bears_it_out() -> None:
@@ -290,6 +360,38 @@ def test_a_time_on_another_card_is_scaled_by_stage_and_marked() -> None:
         assert "since no log has a matmul rate measured on the card" in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "roughly", "why"),
+    [
+        ({"num_frames": 61}, "", ""),
+        (
+            {"num_frames": 33},
+            "roughly ",
+            "; its clips are far larger (up to 3.4 times the tokens of these)",
+        ),
+        (
+            {"height": 720, "width": 1280},
+            "roughly ",
+            "; its clips are far smaller (down to 0.43 times the tokens of these)",
+        ),
+    ],
+)
+def test_a_time_scaled_from_far_larger_or_smaller_clips_is_called_rough(
+    changes: dict[str, Any], roughly: str, why: str
+) -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, **changes))
+
+    assert found.best is not None
+    assert found.best.scaled is not None
+    seconds = f"{roughly}{found.best.scaled.seconds_max:.0f} s"
+    text, markdown = format_verdicts_text([found]), format_verdicts_markdown([found])
+    said = f"not measured: {seconds} with the figure's settings on its card{why}."
+    assert said in " ".join(text.split())
+    assert said in markdown
+    assert f"| {seconds} |" in markdown
+    assert "Roughly: from clips over 2 times smaller or larger" in markdown
+
+
 def test_without_its_stages_a_time_is_not_scaled() -> None:
     found = verdict("tencent_step_distilled", rows(OMNI, decode_seconds=None)).best
 
@@ -373,8 +475,9 @@ def test_a_figure_that_is_met_says_with_which_combination(frames: int, steps: in
 
     assert found.verdict is Verdict.reproduced
     said = (
-        f"reproduced with 480x848, {frames} frames, {steps} steps and attention _native_cudnn, "
-        "which the source does not state"
+        f"reproduced with 480x848, {frames} frames, {steps} steps, shift 7, bfloat16, "
+        "offload=resident, attention _native_cudnn and not compiled, which the source does not "
+        "state"
     )
     assert said in " ".join(
         format_verdicts_text([check_claim(found.reference.name, [found])]).split()
@@ -388,9 +491,36 @@ def test_the_published_3_seconds_are_stated_but_not_their_size() -> None:
     assert found.verdict is Verdict.reproduced
     assert found.best is not None
     assert found.best.combination == (
-        *("480p_t2v", "480x848", "50 steps", "guidance 6"),
-        "attention _native_cudnn",
+        *("480p_t2v", "480x848", "50 steps", "guidance 6", "shift 5", "bfloat16"),
+        *("offload=resident", "attention _native_cudnn", "not compiled"),
     )
+
+
+def test_a_verdict_names_the_type_compilation_and_recipe_that_the_source_leaves_open() -> None:
+    base = OMNI | {"model": "720p_i2v_distilled", "task": "i2v", "guidance_scale": 1.0}
+    base |= {"gpu_name": "NVIDIA GeForce RTX 5090", "gpu_total_bytes": int(31.8 * GIB)}
+    off = {"dtype": "float16", "compiled": True, "off_recipe": True, "flow_shift": 2.5}
+    silent = {"dtype": None, "compiled": None, "off_recipe": None, "flow_shift": None}
+    combinations = []
+    for changes in (off, silent):
+        found = verdict("comfyui_rtx5090", rows(base, 284.0, width=848, **changes))
+        assert found.verdict is Verdict.reproduced
+        assert found.best is not None
+        combinations.append(found.best.combination)
+
+    start = ("720p_i2v_distilled", "50 steps", "guidance 1")
+    kernel = ("offload=resident", "attention _native_cudnn")
+    assert combinations == [
+        (*start, "shift 2.5", "float16", *kernel, "compiled", "off the model's recipe"),
+        (*start, "shift not logged", "dtype not logged", *kernel, "compiling not logged"),
+    ]
+
+
+def test_what_the_source_states_is_not_named_with_the_combination() -> None:
+    found = verdict("vllm_omni_121", rows(OMNI, compiled=True))
+
+    assert found.best is not None
+    assert found.best.combination == (*("offload=resident", "attention _native_cudnn", "compiled"),)
 
 
 def test_of_several_groups_the_best_verdict_stands_and_the_others_are_counted() -> None:
@@ -483,11 +613,44 @@ def test_a_small_clip_shows_no_minimum_of_memory(changes: dict[str, Any], senten
 
 
 def test_a_minimum_of_memory_says_with_which_clip_it_was_met() -> None:
-    found = verdict("tencent_minimum_vram", peaks(13.0, num_frames=129, num_inference_steps=4))
+    changes = {"num_inference_steps": 4, "decode_device": "cuda:0", "vae_tile_size": 256}
+    found = verdict("tencent_minimum_vram", peaks(13.0, num_frames=129, **changes))
 
     assert found.verdict is Verdict.reproduced
     assert found.best is not None
-    assert found.best.combination == ("480p_t2v", "480x832", "129 frames", "offload=stream")
+    assert found.best.combination == (
+        *("480p_t2v", "480x832", "129 frames", "bfloat16", "offload=stream"),
+        *("VAE tiles of 256 px", "not compiled"),
+    )
+
+
+def test_a_peak_of_clips_decoded_from_saved_latents_meets_nothing() -> None:
+    decoded = peaks(9.0, attempt=2)
+    found = verdict("tencent_minimum_vram", decoded)
+
+    assert (found.verdict, found.measured) == (Verdict.not_comparable, ())
+    assert found.reason == (
+        "No clip of a full-size model, denoised and decoded at once, with its peak memory is in "
+        "the log."
+    )
+    with pytest.raises(ConfigError, match="may not be claimed"):
+        check_claim("tencent_minimum_vram", [found])
+    both = verdict("tencent_minimum_vram", decoded + peaks(13.0)).best
+    assert both is not None
+    assert (both.values.n, both.compared) == (1, 13.0e9)
+
+
+def test_a_peak_without_encoding_says_so() -> None:
+    note = "All embeddings were cached: encoding, which belongs to a peak, is not in it."
+    cached = verdict("tencent_minimum_vram", peaks(13.0) + peaks(12.0)).best
+    encoded = verdict("tencent_minimum_vram", peaks(13.0) + peaks(12.0, encode_seconds=3.0)).best
+    timed = verdict("vllm_omni_121", rows(OMNI)).best
+
+    assert cached is not None
+    assert encoded is not None
+    assert timed is not None
+    assert note in cached.notes
+    assert note not in (*encoded.notes, *timed.notes)
 
 
 def test_the_highest_peak_counts_that_of_cold_clips_included() -> None:

@@ -46,7 +46,7 @@ def test_verdicts_are_shown_in_80_columns_and_as_markdown(command: Command, tmp_
     text, markdown = command("references", run), command("references", run, "--markdown")
 
     assert (text.code, markdown.code) == (0, 0)
-    assert "vllm_omni_121: reproduced with attention _native_cudnn, which" in text.out
+    assert "vllm_omni_121: reproduced with offload=resident, attention _native_cudnn" in text.out
     assert "comfyui_rtx5090: not comparable\n" in text.out
     assert max(map(len, text.out.splitlines())) <= 80
     table = [line for line in markdown.out.splitlines() if line.startswith("|")]
@@ -66,11 +66,31 @@ def test_a_claim_from_another_cards_log_or_with_other_settings_exits_2(
     of_card, of_frames = command("references", card, *claim), command("references", frames, *claim)
 
     assert granted.code == 0
-    assert granted.out.startswith("vllm_omni_121: reproduced with attention _native_cudnn, which")
+    assert granted.out.startswith("vllm_omni_121: reproduced with offload=resident, attention")
     assert (of_card.code, of_card.out) == (2, "")
     assert "Card: 1x H200 stated, NVIDIA H100 80GB HBM3 here." in of_card.err
     assert (of_frames.code, of_frames.out) == (2, "")
     assert "Frames: 121 stated, 61 here." in of_frames.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": "suspect", "quality_flag": "black"}, "1 of 1 clip is suspect (black)."),
+        ({"attempt": 2}, "No clip of a full-size model, denoised and decoded at once"),
+    ],
+    ids=["suspect", "from saved latents"],
+)
+def test_a_peak_of_no_whole_clip_is_refused_as_a_claim(
+    changes: dict[str, Any], message: str, command: Command, tmp_path: Path
+) -> None:
+    peak = {"offload": "stream", "peak_vram_device_bytes": 9 * 2**30}
+    run = make_run(tmp_path / "run", **peak, **changes)
+
+    answer = command("references", run, "--claim", "tencent_minimum_vram")
+
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
 
 
 def test_the_example_report_with_its_small_clips_meets_no_minimum_of_memory(

@@ -487,7 +487,7 @@ def reproducing(name: str, **changes: Any) -> ClipRecord:
         "num_inference_steps": 8, "guidance_scale": 1.0, "flow_shift": 7.0, "dtype": "bfloat16",
         "attention_backend": "_native_cudnn", "mask_free": True, "offload": "stream",
         "gpu_name": "NVIDIA GeForce RTX 4090", "gpu_total_bytes": 24 * 2**30, "mfu": 0.61,
-        "denoise_seconds": 60.0, "decode_seconds": 6.0, "total_seconds": 68.0,
+        "compiled": False, "denoise_seconds": 60.0, "decode_seconds": 6.0, "total_seconds": 68.0,
     }  # fmt: skip
     return record(name, **{**step_distilled, **changes})
 
@@ -497,8 +497,8 @@ def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path:
 
     table = html[html.index('class="references"') : html.index("comfyui_rtx5090")]
     assert (
-        "<strong>reproduced</strong> with 480x848, 61 frames, 8 steps and attention "
-        "_native_cudnn, which the source does not state"
+        "<strong>reproduced</strong> with 480x848, 61 frames, 8 steps, shift 7, bfloat16, "
+        "offload=stream, attention _native_cudnn and not compiled, which the source does not state"
     ) in table
     assert '<td data-label="utilisation here">61%</td>' in table
     assert "Which settings would meet it: 1 of 6 as predicted" in table
@@ -646,6 +646,50 @@ def test_steps_of_different_settings_are_never_one_line(tmp_path: Path) -> None:
         "Frames 121, 50 steps: median",
         "Frames 61, 50 steps: median",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ({"compiled": False}, {"compiled": True}, ("Compiled no", "Compiled yes")),
+        ({"mask_free": True}, {"mask_free": False}, ("Mask-free yes", "Mask-free no")),
+        (
+            {"weights": "pretrained"},
+            {"weights": "random"},
+            ("Weights pretrained", "Weights random"),
+        ),
+        (
+            {"system_sha256": "a" * 64},
+            {"system_sha256": "b" * 64},
+            ("Machine aaaaaaaa", "Machine bbbbbbbb"),
+        ),
+        ({}, {"driver_version": "580"}, ("Driver not known", "Driver 580")),
+    ],
+    ids=["compiled", "mask", "weights", "machine", "driver"],
+)
+def test_steps_are_grouped_by_all_that_the_table_of_figures_is(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], names: tuple[str, str]
+) -> None:
+    clips = [record("a", **MEASURED | one), record("b", 1, **MEASURED | other)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert [trace["name"] for trace in plots["steps"]["traces"]] == [
+        f"{name}, 50 steps: median" for name in names
+    ]
+
+
+def test_steps_of_another_shift_or_frame_rate_are_the_same(tmp_path: Path) -> None:
+    clips = [record("a", **MEASURED, fps=24.0), record("b", 1, **MEASURED, fps=8.0, flow_shift=9.0)]
+    run_dir = make_run(tmp_path, clips, clips)
+
+    build(run_dir)
+
+    plots = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}
+    assert plots["steps"]["caption"] == "Warm clips only; 2 of them."
+    assert [trace["name"] for trace in plots["steps"]["traces"]] == ["median", "p90"]
 
 
 def rate(run_dir: Path) -> list[float]:

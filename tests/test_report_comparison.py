@@ -122,6 +122,22 @@ def test_cold_clips_and_clips_from_saved_latents_are_not_timed(tmp_path: Path) -
     assert (line["n"], line["median_seconds"], line["cold_clips"]) == ("1", "400.0", "1")
 
 
+def test_the_peak_of_clips_from_saved_latents_is_none_of_a_whole_clip(tmp_path: Path) -> None:
+    decoded = {**SETTINGS, "attempt": 2, "is_cold": True, "peak_vram_reserved_bytes": 9 * 2**30}
+    clips = [
+        record("decoded", 0, **{**decoded, "fps": 15.0}),
+        record("warm", 1, **{**SETTINGS, "peak_vram_reserved_bytes": 8 * 2**30}),
+        record("later", 2, **decoded),
+    ]
+    one, two = make_run(tmp_path / "one", clips, clips), run_of(tmp_path / "two", [1.0], fps=8.0)
+
+    main([str(one), str(two)])
+
+    lines = [(r["fps"], r["n"], r["cold_clips"]) for r in compared(tmp_path)]
+    assert lines == [("", "1", "0"), ("8.0", "1", "0")]
+    assert compared(tmp_path)[0]["peak_vram_reserved_bytes"] == str(8 * 2**30)
+
+
 def test_encoding_which_only_the_first_clip_of_a_text_pays_is_left_out(tmp_path: Path) -> None:
     one = run_of(tmp_path / "one", [400.0], encode_seconds=30.0)
 

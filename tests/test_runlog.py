@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hv15_batch import clip_facts, costs
 from hv15_batch.records import SCHEMA_VERSION, ClipRecord, arrow_schema
 from hv15_batch.runlog import (
     SEGMENT_ROWS,
@@ -95,6 +97,16 @@ def test_the_sources_of_steps_writing_and_extremes_are_what_is_done() -> None:
     for name in ("peak_vram_device_bytes", "temperature_celsius_max"):
         assert sources[name] == "NVML, largest of the samples every 0.25 s"
     assert sources["sm_clock_mhz_min"] == "NVML, smallest of the samples every 0.25 s"
+
+
+def test_a_source_in_this_package_exists() -> None:
+    named = [f.metadata[b"source"].decode() for f in arrow_schema()]
+    modules = {"costs": costs, "clip_facts": clip_facts}
+    sources = [found for text in named for found in re.findall(r"(costs|clip_facts)\.(\w+)", text)]
+
+    assert ("costs", "forward_flop") in sources
+    for module, name in sources:
+        assert hasattr(modules[module], name), name
 
 
 def test_units_sources_and_version_are_in_every_segment_and_its_schema_is_one(

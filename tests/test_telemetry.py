@@ -154,6 +154,26 @@ def test_a_counter_that_was_set_back_is_not_believed() -> None:
     assert card.end()["energy_joules"] == pytest.approx(600)
 
 
+def test_a_counter_that_did_not_tick_in_a_short_attempt_gives_way_to_the_power() -> None:
+    card = Watched(energy=7_000_000)
+
+    card.begin()
+    card.after(0.05)
+
+    columns = card.end()
+    assert columns["power_watts_mean"] == 300
+    assert columns["energy_joules"] == pytest.approx(300 * 0.05)
+
+
+def test_a_counter_that_did_not_tick_is_no_energy_where_the_power_is_not_known() -> None:
+    card = Watched(energy=7_000_000, instant=None, average=None)
+
+    card.begin()
+    card.after(0.05)
+
+    assert card.end()["energy_joules"] is None
+
+
 def test_a_card_without_the_power_of_the_moment_gives_its_mean() -> None:
     card = Watched(instant=None, average=250_000)
 
@@ -163,7 +183,7 @@ def test_a_card_without_the_power_of_the_moment_gives_its_mean() -> None:
     assert card.end()["power_watts_mean"] == 250
 
 
-def test_clocks_are_weighted_by_time_and_the_lowest_is_not_that_of_a_resting_card() -> None:
+def test_clocks_are_weighted_by_time_and_are_not_those_of_a_resting_card() -> None:
     card = Watched()
 
     card.begin(clock=345, reasons=0x1)
@@ -172,9 +192,30 @@ def test_clocks_are_weighted_by_time_and_the_lowest_is_not_that_of_a_resting_car
     card.after(1.5, clock=1600)
 
     columns = card.end()
-    mean = ((345 + 1800) / 2 * 0.5 + 1700 * 8 + 1600 * 1.5) / 10
+    mean = (1800 * 0.25 + 1700 * 8 + 1600 * 1.5) / 9.75
     assert columns["sm_clock_mhz_mean"] == pytest.approx(mean)
     assert columns["sm_clock_mhz_min"] == 1600
+
+
+def test_the_mean_clock_is_never_below_the_lowest() -> None:
+    card = Watched()
+
+    card.begin(clock=200, reasons=0x1)
+    card.after(1)
+    card.after(1, clock=2000, reasons=0)
+
+    columns = card.end()
+    assert (columns["sm_clock_mhz_mean"], columns["sm_clock_mhz_min"]) == (2000, 2000)
+
+
+def test_a_card_that_was_always_idle_has_no_clock() -> None:
+    card = Watched()
+
+    card.begin(clock=200, reasons=0x1)
+    card.after(1)
+
+    columns = card.end()
+    assert (columns["sm_clock_mhz_mean"], columns["sm_clock_mhz_min"]) == (None, None)
 
 
 @pytest.mark.parametrize(("name", "bit"), THROTTLE_REASONS.items(), ids=THROTTLE_REASONS)
@@ -278,7 +319,7 @@ def test_what_a_card_does_not_tell_is_null_and_the_rest_is_measured(
     card = Watched(**silent)
 
     card.begin()
-    card.after(1)
+    card.after(1, **{"energy": 1000, **silent})
 
     columns = card.end()
     assert set(columns) == EVERYTHING

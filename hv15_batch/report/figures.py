@@ -55,9 +55,9 @@ class Group:
     cold: int
     failed: int
     peak_vram_bytes: float | None
-    """Reserved by torch; the highest, cold clips included."""
+    """Reserved by torch; the highest, cold clips included, those from saved latents not."""
     device_vram_bytes: float | None
-    """Of the whole card, as NVML reads it; the highest, cold clips included."""
+    """Of the whole card, as NVML reads it; the highest of the same clips."""
     energy_joules: Summary
     """Of warm clips, encoding included; fewer than those of `seconds` where the card did not
     always tell."""
@@ -69,7 +69,8 @@ def group_figures(records: Iterable[Record]) -> list[Group]:
 
     Where a way was measured repeatedly, only repetitions make its times, energy and warnings.
     Other cards, machines, software or settings make another group. Those without a finished clip
-    are left out: attempts that failed before anything was in effect have no figures.
+    are left out: attempts that failed before anything was in effect have no figures. So are those
+    with clips from saved latents only.
 
     Args:
         records: Attempts; their `run` names the run directory where there are several.
@@ -127,10 +128,11 @@ def _groups(records: Iterable[Record]) -> list[list[Record]]:
 
 def _group(records: Sequence[Record]) -> Group:
     facts = {name: FACTS[name](records[0]) for name in KEY_FACTS}
-    done = [r for r in records if r["status"] in DONE_STATUSES]
-    repetitions = [r for r in done if r["repeat"] is not None]
+    # From saved latents, neither the peak nor the cold start is that of a whole clip.
+    made = [r for r in records if r["status"] in DONE_STATUSES and is_denoised_here(r)]
+    repetitions = [r for r in made if r["repeat"] is not None]
     is_benchmark = any(r["repeat"] for r in timed(repetitions))
-    measured = repetitions if is_benchmark else done
+    measured = repetitions if is_benchmark else made
     warm = timed(measured)
     samples = [s for s in map(clip_seconds, warm) if s is not None]
     return Group(
@@ -142,8 +144,8 @@ def _group(records: Sequence[Record]) -> Group:
         is_benchmark=is_benchmark,
         cold=sum(bool(r["is_cold"]) for r in measured),
         failed=sum(r["status"] == FAILED for r in records),
-        peak_vram_bytes=_highest(done, "peak_vram_reserved_bytes"),
-        device_vram_bytes=_highest(done, "peak_vram_device_bytes"),
+        peak_vram_bytes=_highest(made, "peak_vram_reserved_bytes"),
+        device_vram_bytes=_highest(made, "peak_vram_device_bytes"),
         energy_joules=summarise(r["energy_joules"] for r in warm),
         warnings=timings.warnings_of(measured),
     )

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.facts import FACTS
+from hv15_batch.report.facts import FACTS, KEY_FACTS
 from hv15_batch.report.figures import summarise
 from hv15_batch.report.formats import (
     GIB,
@@ -18,6 +18,7 @@ from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
 )
+from hv15_batch.report.labels import shown_value
 from hv15_batch.report.rate import rate_of_work
 from hv15_batch.report.read import RunData
 from hv15_batch.timings import is_denoised_here
@@ -27,8 +28,9 @@ Plot = dict[str, Any]
 
 STAGES_ON_CARD = ("encode", "denoise", "decode")
 STAGES = ("load", *STAGES_ON_CARD, "write")
-_STEP_FACTS = ("Variant", "Size", "Frames", "Guidance", "Offload", "Attention", "Type", "Card")
-"""Steps are compared among clips that have these alike."""
+_NOT_OF_A_STEP = ("Shift", "Steps", "Frames a second")
+_STEP_FACTS = tuple(name for name in KEY_FACTS if name not in _NOT_OF_A_STEP)
+"""Steps are compared among clips that have these alike: those of the figures' table."""
 MAX_STEP_GROUPS = 8
 _THROTTLE_REASONS = {
     "throttle_power_seconds": "power",
@@ -83,13 +85,13 @@ def _seconds_of(stage: str, attempt: Record) -> float | None:
 def _step_seconds(done: Sequence[Record]) -> Plot:
     """Return the median and p90 of each denoising step over warm clips of equal settings."""
     groups: dict[str, list[list[float]]] = {}
-    shared = {name: {FACTS[name](a) for a in done} for name in _STEP_FACTS}
-    named = [name for name in _STEP_FACTS if len(shared[name]) > 1]
-    for attempt in done:
+    warm = [a for a in done if a["step_seconds"] and not a["is_cold"] and is_denoised_here(a)]
+    named = [name for name in _STEP_FACTS if len({FACTS[name](a) for a in warm}) > 1]
+    for attempt in warm:
+        facts = {name: value for name in named if (value := FACTS[name](attempt)) is not None}
+        said = [f"{name} {shown_value(name, facts, 'not known')}" for name in named]
         steps = attempt["step_seconds"]
-        if steps and not attempt["is_cold"] and is_denoised_here(attempt):
-            facts = [f"{fact} {FACTS[fact](attempt)}" for fact in named]
-            groups.setdefault(", ".join([*facts, f"{len(steps)} steps"]), []).append(steps)
+        groups.setdefault(", ".join([*said, f"{len(steps)} steps"]), []).append(steps)
     traces = []
     for name, clips in list(groups.items())[:MAX_STEP_GROUPS]:
         each = [summarise(values) for values in zip(*clips, strict=True)]
