@@ -63,7 +63,12 @@ def predict_run(
     ]
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
-        lines.append(_cheaper_line(config, todo, machine, log_folder, rules, replan, forecast))
+        fitting = sum(finish <= min(ends) for finish in finishes)
+        lines.append(
+            _cheaper_line(config, todo, machine, log_folder, rules, replan, forecast.basis)
+            or "Cheaper: no setting tried here is fast enough"
+            + (f"; limit={fitting} fits" if fitting else ", and not one clip fits")
+        )
     return forecast, lines
 
 
@@ -124,11 +129,12 @@ def _cheaper_line(
     log_folder: Path,
     rules: Rules,
     replan: Replan,
-    asked: Forecast,
-) -> str:
-    """Return the mildest settings with which all will be done in time, or what fits without.
+    basis: str,
+) -> str | None:
+    """Return the mildest settings with which all will be done in time; None where none are found.
 
-    Each is planned as if its words had been typed: what would be refused is not offered.
+    Each is planned as if its words had been typed: what would be refused is not offered. What its
+    time rests on is said where that is not the `basis` of what was asked.
     """
     end, rows = min(rules.ends()), read_log_rows(log_folder)
     for way in cheaper_ways(config, [p.clip.settings for p in todo]):
@@ -141,14 +147,12 @@ def _cheaper_line(
             continue  # nothing would be left to do
         *_, last = forecast.finishes(clips, rules)
         if last <= end:
-            basis = "" if forecast.basis == asked.basis else f" ({forecast.basis})"
+            other = "" if forecast.basis == basis else f" ({forecast.basis})"
             return (
                 f"Cheaper: {way.words} would take {_duration(forecast.total_seconds(clips))}, "
-                f"done {format_moment(last, rules)}{basis}"
+                f"done {format_moment(last, rules)}{other}"
             )
-    fitting = sum(finish <= end for finish in asked.finishes(todo, rules))
-    fits = f"; limit={fitting} fits" if fitting else ", and not one clip fits"
-    return f"Cheaper: no setting tried here is fast enough{fits}"
+    return None
 
 
 def _duration(seconds: float) -> str:

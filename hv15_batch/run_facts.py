@@ -6,7 +6,7 @@ Clips are counted together only where these are alike too. They are read from `r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,36 @@ def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str,
     """
     logged = dict.fromkeys(["run_id", *(c for c in columns if c not in RUN_COLUMNS)])
     rows: list[dict[str, Any]] = read_records(run_dir.log, list(logged)).to_pylist()
-    add_run_facts(rows, run_dir)
+    folders = {run_id: run_dir.run_folder(run_id) for run_id in run_ids_of(rows)}
+    add_run_columns(
+        rows, {name: run_columns(run_settings(f), run_system(f)) for name, f in folders.items()}
+    )
     return rows
 
 
-def add_run_facts(rows: Iterable[dict[str, Any]], run_dir: RunDir) -> None:
-    """Add `RUN_COLUMNS` to rows with `run_id`."""
-    known: dict[str, dict[str, Any]] = {}
+def run_ids_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the runs that rows are of."""
+    return {row["run_id"] for row in rows if row["run_id"]}
+
+
+def add_run_columns(
+    rows: Iterable[dict[str, Any]], columns: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add `RUN_COLUMNS` to rows with `run_id`, as `columns` has them by run."""
+    unknown = dict.fromkeys(RUN_COLUMNS)
     for row in rows:
-        run_id = row["run_id"] or ""
-        if run_id not in known:
-            known[run_id] = _facts(run_dir.run_folder(run_id)) if run_id else {}
-        row |= {name: known[run_id].get(name) for name in RUN_COLUMNS}
+        row |= columns.get(row["run_id"], unknown)
+
+
+def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `RUN_COLUMNS` of a run, from what `run_settings` and `run_system` gave."""
+    video = settings.get("video") or {}
+    codec = video.get("codec")
+    return {
+        "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
+        "video": codec and codec_text(codec, video.get("crf"), video.get("preset")),
+        "commit": commit_text(system.get("project") or {}),
+    }
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -64,24 +82,9 @@ def codec_text(codec: str, crf: Any, preset: Any) -> str:
     return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
 
 
-def commit_text(project: dict[str, Any]) -> str | None:
+def commit_text(project: Mapping[str, Any]) -> str | None:
     """Return the commit of `system.json`'s `project`, and whether it was changed."""
     commit = project.get("git_commit")
     if commit is None:
         return None
     return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    settings = run_settings(folder)
-    video = settings.get("video") or {}
-    return {
-        "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
-        "video": _video(video),
-        "commit": commit_text(run_system(folder).get("project") or {}),
-    }
-
-
-def _video(video: dict[str, Any]) -> str | None:
-    codec = video.get("codec")
-    return codec and codec_text(codec, video.get("crf"), video.get("preset"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hv15_batch.run_facts import add_run_facts, run_settings
+from hv15_batch.run_facts import run_columns, run_ids_of, run_settings
 from hv15_batch.rundir import RunDir
 
 OF_RUN = ("video", "vram_limit_gib")
@@ -19,15 +19,12 @@ def with_run_settings(
 ) -> list[dict[str, Any]]:
     """Return records of a log with how files were encoded and how much memory was to be used."""
     made = [dict(record) for record in records]
-    add_run_facts(made, run_dir)
-    stored = {run_id for run_id in {r["run_id"] or "" for r in made} if _is_stored(run_dir, run_id)}
-    return [
-        r | ({"video": r["video"] or NOT_KNOWN} if r["run_id"] in stored else _LOST) for r in made
-    ]
+    found = {name: _of_run(run_settings(run_dir.run_folder(name))) for name in run_ids_of(made)}
+    return [record | found.get(record["run_id"], _of_run({})) for record in made]
 
 
-_LOST = dict.fromkeys(OF_RUN, NOT_KNOWN)
-
-
-def _is_stored(run_dir: RunDir, run_id: str) -> bool:
-    return bool(run_id) and bool(run_settings(run_dir.run_folder(run_id)))
+def _of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if not settings:
+        return dict.fromkeys(OF_RUN, NOT_KNOWN)
+    columns = run_columns(settings, {})
+    return {"video": columns["video"] or NOT_KNOWN, "vram_limit_gib": columns["vram_limit_gib"]}

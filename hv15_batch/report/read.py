@@ -12,7 +12,13 @@ from typing import Any
 from hv15_batch.benchmark import Progress, progress_of
 from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.run_facts import RUN_COLUMNS, add_run_facts, run_settings, run_system
+from hv15_batch.run_facts import (
+    RUN_COLUMNS,
+    add_run_columns,
+    run_columns,
+    run_settings,
+    run_system,
+)
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import last_attempts, read_rows
 from hv15_batch.status import Status, read_status
@@ -91,8 +97,13 @@ def read_run(directory: RunDir) -> RunData:
             "name the folder that a run has printed as its first line."
         )
     run_ids = directory.run_ids()
+    folders = {run_id: directory.run_folder(run_id) for run_id in run_ids}
+    settings = {run_id: run_settings(folder) for run_id, folder in folders.items()}
+    systems = {run_id: run_system(folder) for run_id, folder in folders.items()}
     attempts = read_rows(directory.log, LOG_COLUMNS)
-    add_run_facts(attempts, directory)
+    add_run_columns(
+        attempts, {name: run_columns(settings[name], systems[name]) for name in folders}
+    )
     last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
     files, thumbs = _names(directory.clips), _names(directory.thumbs)
     plan = [_typed(row) for row in _read_plan(directory.plan)]
@@ -108,8 +119,8 @@ def read_run(directory: RunDir) -> RunData:
         variants=_variants(clips, others),
         attempts=attempts,
         status=_status(directory),
-        settings={run_id: run_settings(directory.run_folder(run_id)) for run_id in run_ids},
-        systems={run_id: run_system(directory.run_folder(run_id)) for run_id in run_ids},
+        settings=settings,
+        systems=systems,
         progress=progress_of(plan or _measured_clips(attempts), attempts, directory),
     )
 
