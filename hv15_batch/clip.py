@@ -7,11 +7,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from functools import cache
 from typing import Any
 
 SCHEMA = 1
 """Version of what is hashed; a change makes every clip a new one."""
+_ADDED = "added after schema 1"
+
+
+def added(default: Any) -> Any:
+    """Return a field that came after schema 1, in a section of settings that is hashed.
+
+    It is left out of the hash while it equals its default, so clips made before it keep their
+    name. The default never changes; another meaning gets a new name.
+
+    Args:
+        default: a value, or a function that makes one (`list`).
+    """
+    if callable(default):
+        return field(default_factory=default, metadata={_ADDED: True})
+    return field(default=default, metadata={_ADDED: True})
+
+
+def hashed_values(section: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that count for a clip's identity; enums by their name.
+
+    Nested sections are treated alike. Fields made with `added` are left out at their default.
+    """
+    left_out = _added_fields(type(section))
+    return {
+        name: _plain(value)
+        for name, value in vars(section).items()
+        if name not in left_out or value != left_out[name]
+    }
+
+
+@cache
+def _added_fields(section: type) -> dict[str, Any]:
+    """Return the fields that came after schema 1 and their defaults."""
+    return {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(section)
+        if _ADDED in f.metadata
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    return hashed_values(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 @dataclass(frozen=True)
@@ -35,7 +81,7 @@ class ClipSettings:
     flow_shift: float
     fps: float
     video: dict[str, Any]
-    """The `video` section of the configuration."""
+    """`hashed_values` of the configuration's `video` section."""
     model: str
     revision: str | None
     """Commit of the hub repository, or the content hash of a local or tiny checkpoint."""
@@ -48,11 +94,11 @@ class ClipSettings:
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
-        return _canonical_sha256(self.as_dict())
+        return _canonical_sha256(hashed_values(self))
 
     def denoise_sha256(self) -> str:
         """Return the same less fps and `video`: clips that share it share their latents."""
-        settings = self.as_dict()
+        settings = hashed_values(self)
         del settings["fps"], settings["video"]
         return _canonical_sha256(settings)
 

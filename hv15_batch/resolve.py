@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings, make_clip
+from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
 from hv15_batch.config import (
     SAMPLING_FIELDS,
     Config,
@@ -55,12 +55,7 @@ def resolve_clips(manifest: Manifest, config: Config, revision: str | None) -> l
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
     override_seeds, default_seeds = _configured_seeds(config)
-    video = {
-        "codec": config.video.codec.name,
-        "crf": config.video.crf,
-        "preset": config.video.preset,
-        "embed_metadata": config.video.embed_metadata,
-    }
+    video = hashed_values(config.video)
     clips: list[Clip] = []
     for row in manifest.rows:
         values = _row_values(row, config)
