@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -36,7 +37,7 @@ def hashed_values(section: Any) -> dict[str, Any]:
 
     Nested sections are treated alike. Fields made with `added` are left out at their default.
     """
-    left_out = _added_fields(type(section))
+    left_out = _added_fields(section.__class__)
     return {
         name: _plain(value)
         for name, value in vars(section).items()
@@ -45,11 +46,11 @@ def hashed_values(section: Any) -> dict[str, Any]:
 
 
 @cache
-def _added_fields(section: type) -> dict[str, Any]:
+def _added_fields(section: Hashable) -> dict[str, Any]:
     """Return the fields that came after schema 1 and their defaults."""
     return {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
-        for f in fields(section)
+        for f in fields(section)  # type: ignore[arg-type]  # a class, which mypy calls unhashable
         if _ADDED in f.metadata
     }
 

@@ -35,7 +35,7 @@ class _Grown(ClipSettings):
     """The settings with fields as a later version might add them."""
 
     linear: str | None = added(None)
-    loras: list[str] = added(list)
+    loras: list[str] = added(list)  # noqa: RUF009
 
 
 @pytest.mark.parametrize("golden", GOLDEN[:3], ids=lambda golden: golden["about"])
