@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hv15_batch import __version__, costs
+from hv15_batch import __version__
 from hv15_batch.cards import find_card
 from hv15_batch.clip import SCHEMA, Clip, ClipSettings
+from hv15_batch.costs import forward_flop, num_video_tokens
 
 if TYPE_CHECKING:
     from hv15_batch.embeddings import Conditioning
@@ -26,7 +27,7 @@ def work_columns(
         gpu_name: Product name of the card; None for a tiny model, for which the FLOP formula of the
             full-size transformer does not hold.
     """
-    video_tokens = costs.num_video_tokens(settings.height, settings.width, settings.num_frames)
+    video_tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
     columns: dict[str, Any] = {
         "num_text_tokens": conditioning.prompt.num_text_tokens,
         "num_glyph_tokens": conditioning.prompt.num_glyph_tokens,
@@ -37,9 +38,7 @@ def work_columns(
     image_tokens = 0 if conditioning.image is None else conditioning.image.image_embeds.shape[1]
     texts = [conditioning.prompt] + ([conditioning.negative] if conditioning.negative else [])
     flop = settings.num_inference_steps * sum(
-        costs.forward_flop(
-            video_tokens, text.num_text_tokens + text.num_glyph_tokens + image_tokens
-        )
+        forward_flop(video_tokens, text.num_text_tokens + text.num_glyph_tokens + image_tokens)
         for text in texts
     )
     tflops = flop / 1e12 / seconds

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from hv15_batch import costs
 from hv15_batch.architectures import read_architecture
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config import Config, VideoCodec, Weights
+from hv15_batch.costs import latents_bytes, video_bytes_estimate
 from hv15_batch.plan import PlannedClip
 from hv15_batch.resolve import glyph_texts
 
@@ -100,12 +100,12 @@ def _video_bytes(settings: ClipSettings) -> int:
     is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
     if settings.weights != Weights.pretrained.name and not is_lossless:
         return math.prod(size) * _NOISE_BITS_PER_PIXEL // 8
-    return costs.video_bytes_estimate(*size, is_lossless)
+    return video_bytes_estimate(*size, is_lossless)
 
 
 def _latents_bytes(settings: ClipSettings) -> int:
     size = (settings.height, settings.width, settings.num_frames)
-    return costs.latents_bytes(*size, _BYTES_PER_VALUE[settings.dtype])
+    return latents_bytes(*size, _BYTES_PER_VALUE[settings.dtype])
 
 
 def _embedding_bytes(todo: Sequence[PlannedClip]) -> int:
@@ -124,7 +124,7 @@ def _embedding_bytes(todo: Sequence[PlannedClip]) -> int:
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     values += len(images) * patches * vision["hidden_size"]
     size: int = values * _BYTES_PER_VALUE[settings[0].dtype]
-    frames: int = sum(costs.latents_bytes(height, width, 1, 4) for _, height, width in images)
+    frames: int = sum(latents_bytes(height, width, 1, 4) for _, height, width in images)
     return size + frames
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from hv15_batch.offload_choice import OffloadChoice, choose_offload, execution_o
 from hv15_batch.pace import WRITE_PIXELS_PER_SECOND, Pace
 from hv15_batch.plan import PlannedClip
 from hv15_batch.rundir import RunDir
-from hv15_batch.schedule import Rules, check_window
+from hv15_batch.schedule import Clock
 from hv15_batch.start_cost import StartCost, predict_start
 
 DISPLAY_GIB = 0.5
@@ -55,6 +54,11 @@ class Forecast:
         """Return the predicted cost of a warm clip, by stage."""
         return predict_clip(settings, self.card, self.execution, self.scales)
 
+    def stage_seconds(self, settings: ClipShape) -> tuple[float, float]:
+        """Return the predicted seconds of denoising and of decoding a warm clip."""
+        cost = self.clip_cost(settings)
+        return cost.denoise_seconds, cost.decode_seconds
+
     def clip_seconds(self, planned: PlannedClip) -> float:
         """Return the predicted seconds of a warm clip, which may only have to be decoded."""
         cost = self.clip_cost(planned.clip.settings)
@@ -67,12 +71,12 @@ class Forecast:
         last = write_seconds(clips[-1].clip.settings)
         return self.start.seconds + sum(map(self.clip_seconds, clips)) + last
 
-    def finishes(self, clips: Sequence[PlannedClip], rules: Rules) -> Iterator[datetime]:
-        """Yield when each clip will be written, if the run begins now."""
-        lengths = [self.clip_seconds(planned) for planned in clips]
-        lengths[0] += self.start.seconds
-        writing = [write_seconds(planned.clip.settings) for planned in clips]
-        return rules.finishes(zip(lengths, writing, strict=True))
+    def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
+        """Yield the seconds of each clip and of its writing; the first waits for the start."""
+        start = self.start.seconds
+        for planned in clips:
+            yield start + self.clip_seconds(planned), write_seconds(planned.clip.settings)
+            start = 0.0
 
 
 def write_seconds(settings: ClipShape) -> float:
@@ -156,29 +160,18 @@ def _basis_text(
     return "; ".join(parts)
 
 
-def make_pace(
-    forecast: Forecast | None, todo: Sequence[PlannedClip], run_dir: RunDir, rules: Rules
-) -> Pace:
-    """Return what predicts the clips of a run.
-
-    Raises:
-        ConfigError: a clip is predicted to be longer than `window`.
-    """
+def make_pace(forecast: Forecast | None, run_dir: RunDir, clock: Clock) -> Pace:
+    """Return what predicts the clips of a run."""
 
     def has_latents(job: Job) -> bool:
         return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
 
-    pace = Pace(
+    return Pace(
         clip_cost_function(forecast),
         is_forecast=forecast is not None,
         has_latents=has_latents,
-        clock=rules.clock,
+        clock=clock,
     )
-    if rules.window is not None:
-        for p in todo:
-            seconds = pace.clip_seconds(Job(p.clip, p.attempts + 1, p.use_latents, p.repeat))
-            check_window(rules.window, seconds, p.clip.clip_id)
-    return pace
 
 
 def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipShape], ClipCost]:

@@ -51,7 +51,7 @@ def predict_run(
         return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
     longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
     check_window(rules.window, longest, f"the longest of {len(todo)} clips")
-    finishes = list(forecast.finishes(todo, rules))
+    finishes = list(rules.finishes(forecast.lengths(todo)))
     seconds = forecast.total_seconds(todo)
     warm = sum(map(forecast.clip_seconds, todo)) / len(todo)
     lines = [
@@ -145,7 +145,7 @@ def _cheaper_line(
             continue  # refused, or no profile fits
         if forecast is None:
             continue  # nothing would be left to do
-        *_, last = forecast.finishes(clips, rules)
+        *_, last = rules.finishes(forecast.lengths(clips))
         if last <= end:
             other = "" if forecast.basis == basis else f" ({forecast.basis})"
             return (

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hv15_batch import costs
 from hv15_batch.attention import (
     NATIVE,
     apply_attention,
@@ -17,6 +16,7 @@ from hv15_batch.attention import (
 )
 from hv15_batch.compilation import is_compiled
 from hv15_batch.config import Config
+from hv15_batch.costs import GIB, TRANSFORMER_BYTES
 from hv15_batch.machine import read_ram
 from hv15_batch.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.placement import Placement
@@ -90,7 +90,7 @@ class LoadedModels:
         """
         self._denoiser = None
         _, available = read_ram()
-        return self.placement.step_down(available > costs.TRANSFORMER_BYTES + costs.GIB)
+        return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
 
     def take_load_seconds(self) -> float | None:
         """Return what loading took since the last call; None where nothing was loaded."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.costs import ClipCost
 from hv15_batch.plan import PlannedClip
 from hv15_batch.resolve import glyph_texts
 from hv15_batch.rundir import publishing
@@ -50,7 +49,7 @@ def write_plan(
     planned: Sequence[PlannedClip],
     path: Path,
     prompt_tokens: dict[str, int] | None,
-    predict: Callable[[ClipSettings], ClipCost] | None = None,
+    predict: Callable[[ClipSettings], tuple[float, float]] | None = None,
 ) -> bool:
     """Write every clip with its state to a CSV file; return whether that changed it.
 
@@ -58,8 +57,8 @@ def write_plan(
         planned: The clips, in the plan's order.
         path: The file.
         prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
-        predict: Returns the predicted cost of a warm clip, where the card is known; asked of clips
-            that are to be rendered.
+        predict: Returns the predicted seconds of denoising and of decoding a warm clip, where the
+            card is known; asked of clips that are to be rendered.
     """
     data = _format_plan(planned, prompt_tokens or {}, predict).encode()
     if path.is_file() and path.read_bytes() == data:
@@ -72,7 +71,7 @@ def write_plan(
 def _format_plan(
     planned: Sequence[PlannedClip],
     prompt_tokens: dict[str, int],
-    predict: Callable[[ClipSettings], ClipCost] | None,
+    predict: Callable[[ClipSettings], tuple[float, float]] | None,
 ) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -92,8 +91,8 @@ def _format_plan(
                 is_from_latents,
                 *(getattr(settings, name) for name in _SETTINGS),
                 prompt_tokens.get(settings.prompt),
-                None if cost is None or is_from_latents else round(cost.denoise_seconds, 1),
-                None if cost is None else round(cost.decode_seconds, 1),
+                None if cost is None or is_from_latents else round(cost[0], 1),
+                None if cost is None else round(cost[1], 1),
                 " | ".join(glyph_texts(settings.prompt)),
                 clip.image,
                 clip.off_recipe,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -51,9 +53,6 @@ def _size(checkpoint: Checkpoint) -> str:
     return f"{len(files)} files, {sum(path.stat().st_size for path in files) / GIB:.1f} GiB"
 
 
-if __name__ == "__main__":
-    import sys
-
-    from hv15_batch.cli import main
-
-    sys.exit(main(["prefetch", *sys.argv[1:]]))
+if __name__ == "__main__":  # `python -m hv15_batch.prefetch` is `hv15-batch prefetch`
+    sys.argv[1:1] = ["prefetch"]
+    runpy.run_module("hv15_batch", run_name="__main__")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hv15_batch import costs
 from hv15_batch.checkpoint import (
     LICENCE,
     Checkpoint,
@@ -23,6 +22,14 @@ from hv15_batch.checkpoint import (
 )
 from hv15_batch.checkpoint_files import find_licences
 from hv15_batch.config import Config, ConfigError, OffloadKind, Task
+from hv15_batch.costs import (
+    IMAGE_ENCODER_BYTES,
+    SMALL_ENCODERS_BYTES,
+    TEXT_ENCODER_BYTES,
+    TRANSFORMER_BYTES,
+    TRANSFORMER_REST_BYTES,
+    VAE_BYTES,
+)
 from hv15_batch.disk_need import DiskNeed, disk_need
 from hv15_batch.hub import hub_cache_folder
 from hv15_batch.machine import GIB, Machine, existing_parent, free_disk_bytes
@@ -154,10 +161,10 @@ def _disk_findings(
 
 def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
     """Return the download, by the sizes of the classes: the hub is not asked yet."""
-    total = costs.TRANSFORMER_BYTES + costs.VAE_BYTES
-    total += costs.TEXT_ENCODER_BYTES + costs.SMALL_ENCODERS_BYTES
+    total = TRANSFORMER_BYTES + VAE_BYTES
+    total += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
     if config.model.task is Task.i2v:
-        total += costs.IMAGE_ENCODER_BYTES
+        total += IMAGE_ENCODER_BYTES
     folder = hub_cache_folder()
     blobs = store_folder(folder, checkpoint.repo) / "blobs"
     there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
@@ -165,7 +172,7 @@ def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
 
 
 def _blocks_claim() -> _Claim:
-    num_bytes = costs.TRANSFORMER_BYTES - costs.TRANSFORMER_REST_BYTES
+    num_bytes = TRANSFORMER_BYTES - TRANSFORMER_REST_BYTES
     what = "the transformer's blocks (offload=stream_disk)"
     return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
 

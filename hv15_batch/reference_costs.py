@@ -10,9 +10,17 @@ import itertools
 from dataclasses import dataclass
 from enum import Enum
 
-from hv15_batch import costs
 from hv15_batch.cards import Card, find_card
-from hv15_batch.costs import Shape
+from hv15_batch.costs import (
+    IMAGE_TOKENS,
+    TEXT_TOKENS,
+    ClipShape,
+    Shape,
+    attention_flop,
+    linear_flop,
+    num_video_tokens,
+    predict_clip,
+)
 from hv15_batch.execution import default_execution
 from hv15_batch.references import Quantity, Reference
 
@@ -76,7 +84,7 @@ def swept_shapes(reference: Reference) -> list[Shape]:
     return [Shape(*size, frames, steps, guided, image) for size, frames, steps, guided in axes]
 
 
-def pflop_of(shape: costs.ClipShape, is_i2v: bool) -> float:
+def pflop_of(shape: ClipShape, is_i2v: bool) -> float:
     """Return the work of denoising in 10^15 FLOP."""
     linear, attention = _flop(shape, is_i2v)
     return (linear + attention) / 1e15
@@ -94,7 +102,7 @@ def _combination(reference: Reference, shape: Shape) -> Combination:
     utilisation = tflops / card.dense_bf16_tflops
     fast = (linear + attention / FAST_ATTENTION_FACTOR) / reference.seconds_max / 1e12
     fast /= card.dense_bf16_tflops
-    predicted = costs.predict_clip(shape, card, default_execution(card), None)
+    predicted = predict_clip(shape, card, default_execution(card), None)
     return Combination(
         shape=shape,
         model_pflop=(linear + attention) / 1e15,
@@ -114,12 +122,12 @@ def _feasibility(utilisation: float, fast: float, is_predicted: bool) -> Feasibi
     return Feasibility.fast_attention if fast <= 1 else Feasibility.impossible
 
 
-def _flop(shape: costs.ClipShape, is_image_to_video: bool) -> tuple[float, float]:
+def _flop(shape: ClipShape, is_image_to_video: bool) -> tuple[float, float]:
     """Return the FLOP of all forwards: matrix products, attention."""
-    tokens = costs.num_video_tokens(shape.height, shape.width, shape.num_frames)
-    text = costs.TEXT_TOKENS + (costs.IMAGE_TOKENS if is_image_to_video else 0)
+    tokens = num_video_tokens(shape.height, shape.width, shape.num_frames)
+    text = TEXT_TOKENS + (IMAGE_TOKENS if is_image_to_video else 0)
     forwards = shape.num_inference_steps * (2 if shape.has_guidance else 1)
-    return forwards * costs.linear_flop(tokens), forwards * costs.attention_flop(tokens, text)
+    return forwards * linear_flop(tokens), forwards * attention_flop(tokens, text)
 
 
 def is_i2v(reference: Reference) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hv15_batch import costs
+from hv15_batch.costs import CONTEXT_BYTES
 from hv15_batch.reference_quality import suspect_difference, suspects_of
 from hv15_batch.references import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.timings import Distribution, distribution
@@ -19,7 +19,7 @@ def vram_bytes(row: Mapping[str, Any]) -> int | None:
     if row["peak_vram_device_bytes"] is not None:
         return int(row["peak_vram_device_bytes"])
     reserved = row["peak_vram_reserved_bytes"]
-    return None if reserved is None else int(reserved) + costs.CONTEXT_BYTES
+    return None if reserved is None else int(reserved) + CONTEXT_BYTES
 
 
 def method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:

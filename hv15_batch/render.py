@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hv15_batch import __version__, costs
+from hv15_batch import __version__
 from hv15_batch.attempt import Attempt
 from hv15_batch.attention import check_backend
 from hv15_batch.checkpoint import cache_root, tiny_root
@@ -19,6 +19,7 @@ from hv15_batch.clip_facts import work_columns
 from hv15_batch.clip_writer import ClipWriter
 from hv15_batch.compilation import num_compilations
 from hv15_batch.config import Weights
+from hv15_batch.costs import ALLOCATOR_BYTES, num_video_tokens
 from hv15_batch.encode_phase import EncodePhase
 from hv15_batch.executor import WARM_UP, Event, ExecutorSpec, Job, RendererBroken, Stepped
 from hv15_batch.ladder import Decoded, Ladder
@@ -68,7 +69,7 @@ class ClipRenderer:
             spec, self._folder, self._device, self._make_meter, placement, self._models.vae
         )
         if spec.budget_bytes is not None:
-            limit_device_memory(self._device, spec.budget_bytes + costs.ALLOCATOR_BYTES)
+            limit_device_memory(self._device, spec.budget_bytes + ALLOCATOR_BYTES)
         self._will_denoise = False
         self._has_rendered = False
         self._machine = machine_columns(self._device)
@@ -84,7 +85,7 @@ class ClipRenderer:
         self._will_denoise = bool(clips)
         if clips:
             first = clips[0].settings
-            tokens = costs.num_video_tokens(first.height, first.width, first.num_frames)
+            tokens = num_video_tokens(first.height, first.width, first.num_frames)
             check_backend(self._config, self._folder, tokens, self._device)
         self._encode_phase.encode(clips, emit)
 

@@ -240,17 +240,24 @@ def read_rules(config: Config, clock: Clock) -> Rules:
     return Rules(clock, tuple(deadlines), _window(config.window))
 
 
-def check_window(window: Window | None, seconds: float, what: str) -> None:
+def check_window(
+    window: Window | None, jobs: Iterable[Job], clip_seconds: Callable[[Job], float]
+) -> None:
     """Refuse a window in which a clip can never be finished.
 
     Raises:
         ConfigError: naming both lengths.
     """
-    if window is not None and seconds > window.seconds:
-        raise ConfigError(
-            f"{window.setting}: {what} takes about {format_duration(seconds)}, longer than the "
-            f"window ({format_duration(window.seconds)}); widen it, or ask for less."
-        )
+    if window is None:
+        return
+    for job in jobs:
+        seconds = clip_seconds(job)
+        if seconds > window.seconds:
+            raise ConfigError(
+                f"{window.setting}: {job.clip.clip_id} takes about {format_duration(seconds)}, "
+                f"longer than the window ({format_duration(window.seconds)}); widen it, or ask for "
+                "less."
+            )
 
 
 def _window(text: str | None) -> Window | None:

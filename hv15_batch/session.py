@@ -48,7 +48,16 @@ from hv15_batch.runlog import (
     read_last_attempts,
 )
 from hv15_batch.runner import Runner
-from hv15_batch.schedule import Clock, Gate, Rules, Schedule, Stop, Verdict, read_rules
+from hv15_batch.schedule import (
+    Clock,
+    Gate,
+    Rules,
+    Schedule,
+    Stop,
+    Verdict,
+    check_window,
+    read_rules,
+)
 from hv15_batch.stalls import PATIENCE, Patience
 from hv15_batch.status_file import settle
 from hv15_batch.stored_settings import (
@@ -148,13 +157,15 @@ def _render(
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
     forecast = run_forecast(prepared, planned, machine)
-    pace = make_pace(forecast, todo, run_dir, rules)
+    pace = make_pace(forecast, run_dir, rules.clock)
+    jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo)
+    check_window(rules.window, jobs, pace.clip_seconds)
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
-        predict = forecast.clip_cost if forecast else None
+        predict = forecast.stage_seconds if forecast else None
         write_plan(planned.clips, run_dir.plan, None, predict)
         go_on = GoOn(prepared.config, todo)
         progress, notices = start_watching(prepared, planned, run_id, machine, forecast, go_on)
@@ -332,7 +343,7 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
         _say_all((f"A run would be refused: {fault}" for fault in faults if fault), say)
     tokens = count_prompt_tokens(planned.clips, checkpoint)
     run_dir.create_folder()
-    predict = forecast.clip_cost if forecast else None
+    predict = forecast.stage_seconds if forecast else None
     write_plan(planned.clips, run_dir.plan, tokens, predict)
     say(f"Every clip: {run_dir.plan}")
     return EXIT_OK

@@ -356,7 +356,7 @@ def test_time_limit_and_window_say_how_many_clips_and_when_the_last_is_done(
     asked = replace(config(), window="22:00-07:00", time_limit="8h")
     clock = FakeClock(datetime(2026, 11, 22, 21, 0).astimezone())
     rules = read_rules(asked, clock)
-    ends = list(forecast.finishes(todo, rules))
+    ends = list(rules.finishes(forecast.lengths(todo)))
     writing = 480 * 848 * 121 / WRITE_PIXELS_PER_SECOND
     opening = datetime(2026, 11, 22, 22, 0).astimezone()
 
@@ -440,4 +440,4 @@ def pace_of(asked: Config, folder: Path) -> tuple[Pace, Job]:
     (cat,) = todo = [replace(ONE[0], clip=made(SETTINGS, "cat"))]
     rules = read_rules(asked, CLOCK)
     forecast = make_forecast(asked, todo, machine(24), folder / "log")
-    return make_pace(forecast, todo, RunDir(folder), rules), Job(cat.clip, 1, True)
+    return make_pace(forecast, RunDir(folder), rules.clock), Job(cat.clip, 1, True)

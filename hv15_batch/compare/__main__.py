@@ -1,10 +1,8 @@
-"""`python -m hv15_batch.compare RUN_A RUN_B`."""
+"""`python -m hv15_batch.compare` is `hv15-batch compare`."""
 
-from __future__ import annotations
-
+import runpy
 import sys
 
-from hv15_batch.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(["compare", *sys.argv[1:]]))
+    sys.argv[1:1] = ["compare"]
+    runpy.run_module("hv15_batch", run_name="__main__")

@@ -1,10 +1,8 @@
-"""`python -m hv15_batch.report RUN_DIR ...`."""
+"""`python -m hv15_batch.report` is `hv15-batch report`."""
 
-from __future__ import annotations
-
+import runpy
 import sys
 
-from hv15_batch.report import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.argv[1:1] = ["report"]
+    runpy.run_module("hv15_batch", run_name="__main__")

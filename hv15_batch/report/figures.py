@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hv15_batch import timings
 from hv15_batch.records import DONE_STATUSES, FAILED
 from hv15_batch.report.facts import FACTS, KEY_COLUMNS, KEY_FACTS
 from hv15_batch.timings import (
@@ -19,6 +18,7 @@ from hv15_batch.timings import (
     clip_seconds,
     distribution,
     is_denoised_here,
+    warnings_of,
 )
 
 Record = Mapping[str, Any]
@@ -147,7 +147,7 @@ def _group(records: Sequence[Record]) -> Group:
         peak_vram_bytes=_highest(made, "peak_vram_reserved_bytes"),
         device_vram_bytes=_highest(made, "peak_vram_device_bytes"),
         energy_joules=summarise(r["energy_joules"] for r in warm),
-        warnings=timings.warnings_of(measured),
+        warnings=warnings_of(measured),
     )
 
 
