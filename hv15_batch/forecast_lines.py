@@ -50,7 +50,7 @@ def predict_run(
             return None, []
         return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
     longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
-    check_window(rules.window, longest, f"the longest of {len(todo)} clips")
+    check_window(rules.window, [(f"the longest of {len(todo)} clips", longest)])
     finishes = list(rules.finishes(forecast.lengths(todo)))
     seconds = forecast.total_seconds(todo)
     warm = sum(map(forecast.clip_seconds, todo)) / len(todo)

@@ -240,23 +240,23 @@ def read_rules(config: Config, clock: Clock) -> Rules:
     return Rules(clock, tuple(deadlines), _window(config.window))
 
 
-def check_window(
-    window: Window | None, jobs: Iterable[Job], clip_seconds: Callable[[Job], float]
-) -> None:
+def check_window(window: Window | None, seconds: Iterable[tuple[str, float]]) -> None:
     """Refuse a window in which a clip can never be finished.
+
+    Args:
+        window: What is asked, if anything.
+        seconds: Names of clips and what each takes.
 
     Raises:
         ConfigError: naming both lengths.
     """
     if window is None:
         return
-    for job in jobs:
-        seconds = clip_seconds(job)
-        if seconds > window.seconds:
+    for what, length in seconds:
+        if length > window.seconds:
             raise ConfigError(
-                f"{window.setting}: {job.clip.clip_id} takes about {format_duration(seconds)}, "
-                f"longer than the window ({format_duration(window.seconds)}); widen it, or ask for "
-                "less."
+                f"{window.setting}: {what} takes about {format_duration(length)}, longer than the "
+                f"window ({format_duration(window.seconds)}); widen it, or ask for less."
             )
 
 

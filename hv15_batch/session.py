@@ -159,7 +159,7 @@ def _render(
     forecast = run_forecast(prepared, planned, machine)
     pace = make_pace(forecast, run_dir, rules.clock)
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo)
-    check_window(rules.window, jobs, pace.clip_seconds)
+    check_window(rules.window, ((j.clip.clip_id, pace.clip_seconds(j)) for j in jobs))
     if choice.budget_bytes is not None:
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)

@@ -31,7 +31,7 @@ from hv15_batch.plan import PlannedClip, State
 from hv15_batch.records import ClipRecord
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import RunLog
-from hv15_batch.schedule import Deadline, Rules, read_rules
+from hv15_batch.schedule import Deadline, Rules, check_window, read_rules
 
 NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
 CLOCK = FakeClock(NOW)
@@ -404,9 +404,10 @@ def test_a_clip_longer_than_the_window_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_is_refused_a_window_in_which_a_clip_is_never_finished(tmp_path: Path) -> None:
     asked = replace(config(), window="22:00-22:01")
+    pace, job = pace_of(asked, tmp_path)
 
     with pytest.raises(ConfigError) as refused:
-        pace_of(asked, tmp_path)
+        check_window(read_rules(asked, CLOCK).window, [("cat", pace.clip_seconds(job))])
 
     assert re.fullmatch(
         r"window=22:00-22:01: cat takes about \d+ min, longer than the window \(1 min\); widen it, "
