@@ -5,14 +5,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
+from command_fakes import Answer, tiny_model
 from PIL import Image
-
-from hv15_batch.config import Distillation, Dtype, ModelConfig, Task, Weights
 
 _CACHE = "HV15_BATCH_TEST_CACHE"
 
@@ -38,15 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA card"))
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -63,17 +52,6 @@ def command(
         return Answer(code, *capsys.readouterr())
 
     return run
-
-
-def tiny_model(name: str) -> ModelConfig:
-    """The model option of a tiny model."""
-    return ModelConfig(
-        name=name,
-        weights=Weights.tiny,
-        task=Task.i2v if "i2v" in name else Task.t2v,
-        distillation=Distillation.step if "step_distilled" in name else Distillation.none,
-        dtype=Dtype.float32,
-    )
 
 
 @pytest.fixture(scope="session")

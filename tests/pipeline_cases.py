@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import tiny_model
+from command_fakes import tiny_model
 
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from command_fakes import tiny_model
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from hv15_batch.architectures import read_architecture

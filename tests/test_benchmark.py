@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project
 
 from hv15_batch import system

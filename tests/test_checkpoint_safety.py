@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_fakes import layout, write
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import Project
 
 import hv15_batch

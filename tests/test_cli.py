@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_fakes import FakeExecutor

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Answer, tiny_model
+from command_fakes import Answer, tiny_model
 from safetensors.torch import save_file
 from skimage import data
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Answer, tiny_model
+from command_fakes import Answer, tiny_model
 
 from hv15_batch.compose import Job, run_jobs
 from hv15_batch.config import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 
 from hv15_batch.checkpoint import Checkpoint, CheckpointKind, resolve_checkpoint, tiny_root
 from hv15_batch.clip import Clip, ClipSettings, make_clip

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
+from command_fakes import tiny_model
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.components import load_component

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import run_fakes
 import torch
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from safetensors import safe_open
 

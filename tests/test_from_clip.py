@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from PIL import Image
 from run_fakes import read_csv
 from safetensors import safe_open

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from conftest import tiny_model
+from command_fakes import tiny_model
 from fuzz_cases import Manifest, command_lines, manifests
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings

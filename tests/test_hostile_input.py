@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from PIL import Image, PngImagePlugin
 
 from hv15_batch.encoders import open_upright

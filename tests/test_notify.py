@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project, fake_local_executor
 
 from hv15_batch.config import ConfigError, NotifyConfig

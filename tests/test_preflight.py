@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from checkpoint_fakes import COMMIT, layout, snapshot, write
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import Project
 from test_dry_run import BASE, clip_of, planned_clip
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import Project
 
 from hv15_batch.records import ClipRecord

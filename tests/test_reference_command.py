@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 from test_reference_check import OMNI, START
 
 from hv15_batch.config import conf_dir

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 
 from hv15_batch.config import conf_dir
 from hv15_batch.reference_costs import STEP_DISTILLED_STEPS, SWEPT_FRAMES, SWEPT_STEPS

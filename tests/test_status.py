@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Answer
+from command_fakes import Answer
 
 from hv15_batch import status_file, watch
 from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
