@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config import Config, ModelConfig, Task, conf_dir
+from hv15_batch.config import Config, ModelConfig, Task, read_model_option
 
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
@@ -87,17 +85,7 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
 
 def _variant(config: Config, name: str) -> ModelConfig | None:
     """Return another model option; None where there is none, or the weights were named by hand."""
-    own, other = (_option(it) for it in (config.model.name, name))
+    own, other = (read_model_option(it) for it in (config.model.name, name))
     if own is None or other is None or own.repo != config.model.repo:
         return None
     return replace(other, weights=config.model.weights)
-
-
-def _option(name: str) -> ModelConfig | None:
-    path = conf_dir() / "model" / f"{name}.yaml"
-    if not path.is_file():
-        return None
-    option = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
-    found = OmegaConf.to_object(option)
-    assert isinstance(found, ModelConfig)
-    return found

@@ -30,7 +30,7 @@ hv15-batch prompts.csv --dry-run          check, resolve and predict; no weights
 hv15-batch prompts.csv limit=1            also only=id,id force=true order=rows run_dir=DIR
 hv15-batch prompts.csv model=480p_t2v offload=model override.num_frames=61
 hv15-batch resume=outputs/prompts         go on with the manifest and settings of a run
-hv15-batch from=clip.mp4                  render a clip again from its own tag
+hv15-batch recipe clip.mp4 [--out FILE]   manifest and command that render a clip again
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status", "references", "compare"):
+    if word in ("report", "status", "references", "compare", "recipe"):
         return _run_reader(word, rest)
     if not arguments:
         from hv15_batch.overview import print_overview
@@ -86,7 +86,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
-    """Run a word that reads run directories and has a command line of its own."""
+    """Run a word that renders nothing and has a command line of its own."""
     try:
         if word == "report":
             from hv15_batch.report import main as report
@@ -100,6 +100,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.compare import main as compare
 
             return compare(arguments, _say)
+        if word == "recipe":
+            from hv15_batch.recipe import main as recipe
+
+            return recipe(arguments, _say)
         from hv15_batch.status import main as status
 
         return status(arguments)
@@ -135,16 +139,14 @@ def _resumed(job: Job) -> Config:
     Raises:
         ConfigError: there is no such run, or what was typed contradicts it.
     """
-    from hv15_batch.overrides import FROM_CLIP
     from hv15_batch.rundir import RunDir
     from hv15_batch.stored_settings import latest_settings
 
     run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
-    for key in ("manifest", FROM_CLIP, "run_dir", "experiment"):
+    for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
             raise ConfigError(
-                f"{key.removesuffix('_clip')}= with resume={run_dir.path}: a run directory has its "
-                "own; leave one out."
+                f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
             )
     stored = latest_settings(run_dir)
     for key in job.typed:

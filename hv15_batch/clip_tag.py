@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hv15_batch.config import (
     Dtype,
     Task,
     VideoCodec,
+    VideoConfig,
     Weights,
     conf_dir,
 )
@@ -26,6 +27,8 @@ MAX_TAG_CHARACTERS = 16 * 1024**2
 """Above what a prompt and a negative prompt of the longest come to."""
 
 _SETTINGS = frozenset(f.name for f in fields(ClipSettings))
+_NEEDED = frozenset(f.name for f in fields(ClipSettings) if f.default is MISSING)
+"""All others came later, and a tag without them was made with their defaults."""
 _FACTS = {
     "schema": int,
     "hv15_batch_version": str,
@@ -37,6 +40,8 @@ _FACTS = {
     "image": (str, type(None)),
 }
 _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
+_VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
+"""Of schema 1; what is added to `_VIDEO` later may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -49,6 +54,8 @@ class ClipTag:
     name: str
     """As the user typed it, for messages."""
     settings: ClipSettings
+    video: VideoConfig
+    """Its `video` section, with defaults where the tag is older than a setting."""
     settings_sha256: str
     """As the tag has it, and as its settings give it."""
     clip_id: str
@@ -77,24 +84,26 @@ def read_clip_tag(name: str) -> ClipTag:
     schema, version = values["schema"], values["hv15_batch_version"]
     if schema != SCHEMA:
         raise ConfigError(
-            f"from={name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
+            f"{name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
             f"version of hv15_batch that wrote it ({format_value(version)})."
         )
-    unknown = sorted(values.keys() ^ (_SETTINGS | _FACTS.keys()))
-    if unknown:
-        raise _refused(name, unknown[0], values.get(unknown[0]), "is missing, or not known here")
+    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys()
+    for key in sorted((needed - values.keys()) | (values.keys() - known)):
+        raise _refused(name, key, values.get(key), "is missing, or not known here")
+    values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
     _check_facts(values, name)
     _check_choices(values, name)
     settings = ClipSettings(**{key: values[key] for key in _SETTINGS})
     if settings.settings_sha256() != values["settings_sha256"]:
         raise ConfigError(
-            f"from={name}: its tag was edited: the settings do not give the settings_sha256 beside "
+            f"{name}: its tag was edited: the settings do not give the settings_sha256 beside "
             "them; write a manifest instead."
         )
     return ClipTag(
         path=path,
         name=name,
         settings=settings,
+        video=VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]}),
         settings_sha256=values["settings_sha256"],
         clip_id=values["clip_id"],
         repo=values["repo"],
@@ -115,16 +124,16 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"from={name}: is no regular file; name a clip.")
+            raise ConfigError(f"{name}: is no regular file; name a clip.")
         comment = read_comment(path)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(f"from={name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
+        raise ConfigError(f"{name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
     if comment is None:
         raise ConfigError(
-            f"from={name}: it has no tag (video.embed_metadata=false, or a program that rewrote "
+            f"{name}: it has no tag (video.embed_metadata=false, or a program that rewrote "
             "the file left it out); render it from its manifest."
         )
     try:
@@ -135,7 +144,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")
     ):
         raise ConfigError(
-            f"from={name}: its comment is not the settings of a clip; name a clip that hv15-batch "
+            f"{name}: its comment is not the settings of a clip; name a clip that hv15-batch "
             "rendered with video.embed_metadata=true, or write a manifest."
         )
     return values
@@ -151,16 +160,18 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
         if not _is_a(values[key], kind):
             raise _refused(name, key, values[key], "is of the wrong type")
     video = values["video"]
-    if not isinstance(video, dict) or video.keys() != _VIDEO.keys():
+    if not isinstance(video, dict) or not _VIDEO_NEEDED <= video.keys() <= _VIDEO.keys():
         raise _refused(name, "video", video, f"must have {', '.join(_VIDEO)}")
-    for key, kind in _VIDEO.items():
-        if not _is_a(video[key], kind):
+    for key, value in video.items():
+        if not _is_a(value, _VIDEO[key]):
             raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
     image = values["image"]
     if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
         raise _refused(name, "image", image, "must be a file's name without a folder")
     if (image is None) != (values["image_sha256"] is None):
         raise _refused(name, "image_sha256", values["image_sha256"], "goes with an image")
+    if (image is None) != (values["task"] != Task.i2v.name):
+        raise _refused(name, "task", values["task"], "goes with an image where it is i2v")
 
 
 def _check_choices(values: dict[str, Any], name: str) -> None:
@@ -201,6 +212,6 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _refused(name: str, key: str, value: Any, rule: str) -> ConfigError:
     return ConfigError(
-        f"from={name}: {format_value(key)}={format_value(value)} in its tag {rule}; "
+        f"{name}: {format_value(key)}={format_value(value)} in its tag {rule}; "
         "write a manifest instead."
     )

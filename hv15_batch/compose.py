@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from hv15_batch.config import Config, conf_dir
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
-from hv15_batch.from_clip import words_of_clip
 from hv15_batch.messages import report_error
 from hv15_batch.overrides import check_settings, for_hydra, key_of, translate, value_of
 from hv15_batch.rundir import sweep_folder_name
@@ -47,7 +46,6 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
         hydra.errors.HydraException: settings that cannot be composed.
     """
     flags, settings = translate(arguments)
-    settings += words_of_clip(settings)
     swept = check_settings(settings, is_sweep=bool({"-m", "--multirun"} & set(flags)))
     codes: list[int] = []
 

@@ -76,6 +76,7 @@ __all__ = [
     "check_sampling_value",
     "conf_dir",
     "effective_dtype",
+    "read_model_option",
 ]
 
 
@@ -101,6 +102,19 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def read_model_option(name: str) -> ModelConfig | None:
+    """Return an option of the group `model` as its YAML has it; None where there is none."""
+    from omegaconf import OmegaConf  # not for what needs no option
+
+    path = conf_dir() / "model" / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    option = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+    found = OmegaConf.to_object(option)
+    assert isinstance(found, ModelConfig)
+    return found
 
 
 def effective_dtype(config: Config) -> Dtype:

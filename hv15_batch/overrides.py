@@ -22,9 +22,7 @@ from hv15_batch.setting_names import (
     unknown_word,
 )
 
-FROM_CLIP = "from_clip"
-"""What `from=` is called inside: `from` is a word of Python's own."""
-_TEXT_KEYS = ("run_dir", "resume", "only", "image", FROM_CLIP)
+_TEXT_KEYS = ("run_dir", "resume", "only")
 """Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
 _TEXT_OR_LIST_KEYS = ("notify.command",)
 _SWEPT_TEXT_KEYS = (
@@ -144,8 +142,6 @@ def _is_manifest(word: str, is_first: bool) -> bool:
 
 def _setting(word: str, is_sweep: bool) -> str:
     key, _, value = word.partition("=")
-    if key == "from":
-        key, word = FROM_CLIP, f"{FROM_CLIP}={value}"
     has_values = is_sweep and "," in value
     if key == "run_dir" and has_values and not (_is_literal(value) or Path(value).is_dir()):
         raise ConfigError(

@@ -13,7 +13,6 @@ from hv15_batch.benchmark import Repetitions, plan_repetitions
 from hv15_batch.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.clip import Clip
 from hv15_batch.config import Config, ConfigError, Weights, check_config, effective_dtype
-from hv15_batch.from_clip import check_same_clip, clip_manifest
 from hv15_batch.hub import check_online
 from hv15_batch.machine import Machine
 from hv15_batch.manifest import Manifest
@@ -47,8 +46,6 @@ class Prepared:
     clips: tuple[Clip, ...]
     beaten: dict[str, int]
     """Typed `sampling.*` values and how many rows beat each."""
-    notes: tuple[str, ...] = ()
-    """What else the user is to know before it begins."""
     is_in_sweep: bool = False
 
 
@@ -98,18 +95,13 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     """
     check_config(config)
     parse_command(config.notify.command)
-    named = config.from_clip or config.manifest
-    if named is None:
+    if config.manifest is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
-    path = find_manifest(os.path.expanduser(named))
+    path = find_manifest(os.path.expanduser(config.manifest))
     folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
     run_dir = RunDir(Path(os.path.abspath(folder)))
     run_dir.check_usable()
-    is_clip = config.from_clip is not None
-    manifest = clip_manifest(config) if is_clip else read_rows(path, config)
-    if is_clip:  # as `resume=` needs them, from any folder
-        image = manifest.rows[0].image_path
-        config = replace(config, from_clip=str(manifest.path), image=image)
+    manifest = read_rows(path, config)
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
     checkpoint = resolve_checkpoint(config.model)
@@ -118,11 +110,8 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
     check_no_secrets(config, manifest, clips)
-    notes = check_same_clip(config, clips) if is_clip else ()
     is_in_sweep = sweep is not None
-    return Prepared(
-        config, manifest, checkpoint, run_dir, clips, beaten, notes, is_in_sweep=is_in_sweep
-    )
+    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
 
 
 def plan_against_log(prepared: Prepared) -> Planned:

@@ -110,7 +110,7 @@ def run(
     machine = read_machine()
     check_device(config, machine)
     planned = plan_against_log(prepared)
-    notes = [*prepared.notes, *refuse_or_note(prepared, planned, machine)]
+    notes = refuse_or_note(prepared, planned, machine)
     is_announced = bool(planned.todo) and lacks_weights(prepared)
     if is_announced:
         _say_all([headline(run_dir, planned), *notes], say)
@@ -264,8 +264,7 @@ def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) ->
     folder.mkdir()
     manifest = prepared.manifest
     publish_json(folder / "system.json", facts)
-    if prepared.config.from_clip is None:  # else it is the clip, whose tag the new clip has too
-        _copy_manifest(manifest, folder)
+    _copy_manifest(manifest, folder)
     stored = replace(
         prepared.config,
         manifest=str(manifest.path),
@@ -322,7 +321,6 @@ def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
     planned = plan_against_log(prepared)
     plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
     print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
-    _say_all(prepared.notes, say)
     if planned.repetitions is not None:
         say(planned.repetitions.describe())
     replan = partial(todo_with, prepared)

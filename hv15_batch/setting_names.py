@@ -14,7 +14,7 @@ from hv15_batch.config import Config
 from hv15_batch.manifest import MANIFEST_SUFFIXES
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "references", "compare", "prefetch")
+WORDS = ("report", "status", "references", "compare", "recipe", "prefetch")
 _CLIP_SUFFIXES = (".mp4", ".mkv")
 
 
@@ -55,7 +55,7 @@ def _meant(word: str, following: Iterator[str]) -> str:
     if word in WORDS:
         return f" {word} comes first: hv15-batch {word}."
     if word.lower().endswith(_CLIP_SUFFIXES):
-        return f" Did you mean {shlex.quote(f'from={word}')}?"
+        return f" Did you mean hv15-batch recipe {shlex.quote(word)}?"
     if os.path.isdir(word):
         return f" Did you mean {shlex.quote(f'resume={word}')}?"
     return as_setting(word, following) or suggestion(word, WORDS)
@@ -65,7 +65,7 @@ def as_setting(word: str, following: Iterator[str]) -> str:
     """Return e.g. ` Did you mean limit=1?` for `--limit=1` or `limit 1`, or nothing."""
     key, _, value = word.lstrip("-").partition("=")
     key = key.replace("-", "_")
-    if key not in (*setting_names(), *GROUPS, "from"):
+    if key not in (*setting_names(), *GROUPS):
         return ""
     if not value and _is_switch(key):
         value = "true"

@@ -255,12 +255,8 @@ class Config:
 
     manifest: str | None = None
     """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
-    from_clip: str | None = None
-    """Typed `from=clip.mp4`: render this clip again from its own tag, without a manifest."""
-    image: str | None = None
-    """With `from=`: the first frame, where it is not beside the clip or its manifest."""
     run_dir: str | None = None
-    """Where clips and log go; null means outputs/<name of manifest or clip>."""
+    """Where clips and log go; null means outputs/<name of the manifest>."""
     resume: str | None = None
     """Run directory whose manifest and settings are used again."""
     dry_run: bool = False

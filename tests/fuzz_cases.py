@@ -370,7 +370,7 @@ settings = st.builds(
 )
 path_settings = st.builds(
     lambda key, path: f"{key}={path}",
-    st.sampled_from(("run_dir", "resume", "from")),
+    st.sampled_from(("run_dir", "resume", "only")),
     st.sampled_from(PATHS),
 )
 manifest_words = st.builds(

@@ -277,12 +277,12 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, references, compare, prefetch. See hv15-batch --help."
+        "of the words report, status, references, compare, recipe, prefetch. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, references, compare, prefetch. Did you mean status? See "
-        "hv15-batch --help."
+        "of the words report, status, references, compare, recipe, prefetch. Did you mean status? "
+        "See hv15-batch --help."
     ),
     ("prompts.csv", "only="): (
         "only=: names no row; give ids, for example only=a,b, or leave it out for all rows."
@@ -292,7 +292,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("=",): (
         "'=': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one of "
-        "the words report, status, references, compare, prefetch. See hv15-batch --help."
+        "the words report, status, references, compare, recipe, prefetch. See hv15-batch --help."
     ),
     ("prompts.csv", "--limit=1"): (
         f"--limit=1: there is no such flag. Did you mean limit=1? {FLAGS}"
@@ -383,8 +383,8 @@ MEANT = {
     ("resume", "outputs/a"): "resume=outputs/a",
     ("outputs",): "resume=outputs",
     ("my runs",): "'resume=my runs'",
-    ("other.mp4",): "from=other.mp4",
-    ("from", "other.MKV"): "from=other.MKV",
+    ("other.mp4",): "hv15-batch recipe other.mp4",
+    ("my clip.MKV",): "hv15-batch recipe 'my clip.MKV'",
 }
 
 

@@ -63,6 +63,7 @@ TORCH_FREE = {
     "reference_check",
     "reference_command",
     "recovery",
+    "recipe",
     "references",
     "report",
     "report.__main__",
@@ -126,6 +127,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "real model without a card": (["p.csv"], ("pandas", "huggingface_hub.hf_api", "av")),
     "status": (["status", "nowhere"], ("hydra", "pandas", "pyarrow")),
     "references": (["references"], ("hydra", "pandas", "jinja2")),
+    "recipe": (["recipe", "nothing.mp4"], ("hydra", "pandas", "pyarrow", "jinja2")),
     "help of compare": (["compare", "--help"], ("skimage", "av", "pyarrow", "hydra", "jinja2")),
 }
 

@@ -18,19 +18,13 @@ _NOT_OF_A_ROW = ("runtime", "video")
 _SECTIONS = ("sampling", "override", *_NOT_OF_A_ROW)
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
 """The seed is the clip's own; the card is one that a dry run predicts for."""
-_OF_TAG = (
-    *("model.weights", "runtime.dtype", "runtime.attention_backend"),
-    *("video.codec", "video.crf", "video.preset", "video.embed_metadata"),
-)
-"""Typed with `from=` at their defaults too: not typed, they would be those of the tag."""
 
 
 def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     """Return what to type to make this clip, and only it, in a new folder; shell-quoted.
 
     It renders from the manifest copy of that run: the manifest itself may have been edited. Where
-    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere. A run
-    of `from=` has no manifest; it is made from that clip again.
+    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere.
 
     Returns:
         None where the run that made the clip left no settings.
@@ -62,12 +56,7 @@ def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
 
 
 def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what names the row: a clip with its first frame, or a manifest and an id."""
-    if settings.get("from_clip"):
-        yield f"from={settings['from_clip']}"
-        if settings.get("image"):
-            yield f"image={settings['image']}"
-        return
+    """Yield what names the row: a manifest and an id."""
     manifest = str(settings["manifest"])
     if not clip["image"]:
         copy = f"manifest{Path(manifest).suffix}"
@@ -80,29 +69,28 @@ def _typed_settings(
     settings: Mapping[str, Any], sections: Collection[str] = _SECTIONS
 ) -> Iterator[str]:
     """Yield the settings that differ from what they would be if not typed, as they are typed."""
-    always = _OF_TAG if settings.get("from_clip") else ()
     model = settings["model"]
     yield f"model={model['name']}"
     stored = dict(model)
     if model["weights"] != "pretrained" or model["repo"] != _option(model["name"])["repo"]:
         del stored["revision"]  # follows from what is built or lies there
-    yield from _differences("model", stored, _option(model["name"]), always)
+    yield from _differences("model", stored, _option(model["name"]))
     kind = settings["offload"]["kind"]
     if kind != "auto":
         yield f"offload={kind}"
     defaults = _defaults()
     for section in sections:
-        yield from _differences(section, settings[section], defaults[section], always)
+        yield from _differences(section, settings[section], defaults[section])
 
 
 def _differences(
-    prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any], always: Collection[str]
+    prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Iterator[str]:
     for name, value in values.items():
         key = f"{prefix}.{name}"
         if isinstance(value, Mapping):
-            yield from _differences(key, value, defaults.get(name) or {}, always)
-        elif key in always or (value != defaults.get(name) and key not in _LEFT_OUT):
+            yield from _differences(key, value, defaults.get(name) or {})
+        elif value != defaults.get(name) and key not in _LEFT_OUT:
             yield f"{key}={_typed(value)}"
 
 

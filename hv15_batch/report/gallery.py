@@ -102,8 +102,5 @@ def _pick(run: RunData, clip: Mapping[str, Any]) -> dict[str, str]:
 
 def _image_path(run: RunData, image: str) -> str:
     """Return a first frame's absolute path: picks are saved in another folder than the manifest."""
-    settings = run.last_settings
-    if settings.get("from_clip") and settings.get("image"):  # found by content, wherever it lies
-        return str(settings["image"])
-    folder = Path(settings.get("manifest") or "").parent
+    folder = Path(run.last_settings.get("manifest") or "").parent
     return str(folder / Path(image).expanduser())

@@ -1,0 +1,333 @@
+"""`hv15-batch recipe clip.mp4`: a manifest and the command that render a clip again, from its tag.
+
+They are written and printed for a person to run. What would be fetched because the tag says so is
+not among the settings: it is named beside them, for that person to type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.architectures import definition_sha256
+from hv15_batch.attention_needs import is_fetched
+from hv15_batch.clip_tag import ClipTag, read_clip_tag
+from hv15_batch.config import (
+    Config,
+    ConfigError,
+    Dtype,
+    ModelConfig,
+    RuntimeConfig,
+    Task,
+    VideoConfig,
+    Weights,
+    check_config,
+    read_model_option,
+)
+from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.manifest import ManifestError
+from hv15_batch.manifest_cells import Faults, is_empty
+from hv15_batch.manifest_columns import Record
+from hv15_batch.manifest_rows import RowReader
+from hv15_batch.rundir import RunDir, sha256_of_file
+
+SUFFIXES = (".csv", ".jsonl")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What renders a clip again."""
+
+    cells: dict[str, Any]
+    """Of the manifest's one row, by column."""
+    settings: tuple[str, ...]
+    """To be typed beside the manifest."""
+    notes: tuple[str, ...]
+    """What is left for a person to decide or to find, one line each."""
+
+
+def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
+    """Write the manifest and print the command; return the exit code.
+
+    Raises:
+        ConfigError: the tag cannot be used, or the manifest cannot be written.
+    """
+    arguments = _parser().parse_args(argv)
+    tag = read_clip_tag(arguments.clip)
+    out = Path(arguments.out or f"{tag.path.stem}.csv")
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--out {out}: the manifest's name ends in {' or '.join(SUFFIXES)}.")
+    path = out.expanduser()
+    recipe = make_recipe(tag, path.absolute().parent)
+    _write_new(path, _as_text(recipe.cells, path.suffix.lower()))
+    say(f"{path}: written, 1 row, 1 clip")
+    for note in recipe.notes:
+        say(note)
+    say(" ".join(["hv15-batch", *map(shlex.quote, [_as_word(path), *recipe.settings])]))
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch recipe",
+        description="Write a one-row manifest and print the command that render a clip again, "
+        "from the settings in its own tag. Nothing is rendered or fetched.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("clip", help="file that hv15-batch rendered, .mp4 or .mkv")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="manifest to be written, .csv or .jsonl; without it <name of the clip>.csv here",
+    )
+    return parser
+
+
+# -- what the tag asks for --------------------------------------------------------------------
+
+
+def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
+    """Return the row, the settings and the notes of a clip.
+
+    Args:
+        tag: of the clip.
+        folder: where the manifest will lie, absolute; the cell of a first frame starts there.
+
+    Raises:
+        ConfigError: the tag asks for what no command may.
+        ManifestError: it asks for what no manifest may.
+    """
+    option = read_model_option(tag.settings.model)
+    assert option is not None  # the tag's model is one of the options
+    if tag.task is not option.task:
+        raise ConfigError(
+            f"{tag.name}: task={tag.task.name} in its tag is not that of model={option.name}; "
+            "write a manifest instead."
+        )
+    cells = _cells(tag, option.task)
+    _check_cells(cells, tag)
+    notes = [*_backend_note(tag), *_weights_notes(tag, option)]
+    if option.task is Task.i2v:
+        assert tag.image is not None
+        image = _find_image(tag)
+        if image is None:
+            cells["image"] = tag.image
+            notes.append(
+                f"First frame: {tag.image} (SHA-256 {tag.settings.image_sha256}) is not beside the "
+                "clip, nor where its run had it; put it beside the manifest, or its path into the "
+                "column image."
+            )
+        else:
+            cells["image"] = image.name if image.parent == folder else str(image)
+    return Recipe(cells, (*_settings(tag, option), *_negative_prompt(tag, option)), tuple(notes))
+
+
+def _cells(tag: ClipTag, task: Task) -> dict[str, Any]:
+    """Return the cells of the row, less its first frame."""
+    asked = tag.settings
+    cells = {
+        "id": re.sub(r"_s[0-9]+_[0-9a-f]{8}\Z", "", tag.clip_id),
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+        "seed": asked.seed,
+        "height": asked.height,
+        "width": asked.width,
+        "num_frames": asked.num_frames,
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+        "flow_shift": asked.flow_shift,
+        "fps": asked.fps,
+    }
+    if task is Task.i2v:  # the size follows from the first frame
+        del cells["height"], cells["width"]
+    if is_empty(asked.negative_prompt):  # no cell holds an empty text
+        del cells["negative_prompt"]
+    return cells
+
+
+def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
+    """Check the cells as those of a manifest, and that they give the clip's settings again.
+
+    Raises:
+        ManifestError: a cell is none that a manifest may have.
+        ConfigError: a value would be read as another.
+    """
+    faults = Faults(tag.name)
+    row = RowReader(Task.t2v, tag.path.parent, faults).read(0, Record(line=1, cells=cells))
+    if faults:
+        raise ManifestError(faults.messages)
+    assert row.seeds is not None
+    names = cells.keys() - {"id", "seed"}
+    read = {name: getattr(row, name) for name in names}
+    again = replace(tag.settings, seed=row.seeds[0], **read)
+    if again.settings_sha256() != tag.settings_sha256:
+        raise ConfigError(
+            f"{tag.name}: numbers in its tag are not written as hv15-batch writes them; write a "
+            "manifest instead."
+        )
+
+
+def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
+    """Yield the settings that differ from what they are when not typed, the model always.
+
+    Raises:
+        ConfigError: one of them would be refused.
+    """
+    asked = tag.settings
+    config = Config(
+        model=replace(option, weights=Weights[asked.weights]),
+        runtime=RuntimeConfig(dtype=Dtype[asked.dtype], attention_backend=asked.attention_backend),
+        video=tag.video,
+    )
+    check_config(config)
+    yield f"model={asked.model}"
+    values = {
+        "model.weights": (asked.weights, option.weights.name),
+        "model.revision": (_revision(tag, option), option.revision),
+        "runtime.dtype": (asked.dtype, option.dtype.name),
+    }
+    if not is_fetched(asked.attention_backend):
+        backend = RuntimeConfig().attention_backend
+        values["runtime.attention_backend"] = (asked.attention_backend, backend)
+    defaults = vars(VideoConfig())
+    for name, value in vars(tag.video).items():
+        values[f"video.{name}"] = (_typed(value), _typed(defaults[name]))
+    for key, (value, default) in values.items():
+        if value != default:
+            yield f"{key}={value}"
+    if tag.off_recipe:
+        yield "runtime.allow_off_recipe=true"
+
+
+def _negative_prompt(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
+    """Yield the setting that stands for an empty negative prompt where the default is another."""
+    asked = tag.settings.negative_prompt
+    if asked is None or not is_empty(asked) or asked == option.default_sampling.negative_prompt:
+        return
+    yield f"override.negative_prompt={asked}"
+
+
+def _typed(value: Any) -> str:
+    text = str(getattr(value, "name", value))
+    return text.lower() if isinstance(value, bool) else text
+
+
+# -- what the tag does not decide -------------------------------------------------------------
+
+
+def _backend_note(tag: ClipTag) -> Iterator[str]:
+    backend = tag.settings.attention_backend
+    if is_fetched(backend):
+        yield (
+            f"Attention: it was rendered with {backend}, which fetches code from the Hugging Face "
+            "hub and runs it; a tag never decides that. To have it, add "
+            f"runtime.attention_backend={backend}."
+        )
+
+
+def _revision(tag: ClipTag, option: ModelConfig) -> str | None:
+    """Return the revision to be typed: that of the option's own repository, or the option's."""
+    is_of_hub = tag.settings.weights == Weights.pretrained.name and tag.repo == option.repo
+    return tag.settings.revision if is_of_hub and tag.settings.revision else option.revision
+
+
+def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
+    """Yield which weights a person has to name, or cannot have here."""
+    asked = tag.settings
+    if asked.weights != Weights.pretrained.name:
+        size = "tiny" if asked.weights == Weights.tiny.name else "full"
+        here = definition_sha256(size, option)
+        if asked.revision != here:
+            yield (
+                f"Weights: version {tag.version!r} made them with revision {asked.revision}, and "
+                f"this version makes {here}; the clip will be another."
+            )
+    elif tag.repo != option.repo:
+        is_hub_id = _HUB_ID.fullmatch(tag.repo) is not None
+        words = [f"model.repo={tag.repo}" if is_hub_id else "model.repo=FOLDER"]
+        if is_hub_id and asked.revision:
+            words.append(f"model.revision={asked.revision}")
+        yield (
+            f"Weights: they came from {tag.repo!r}, which is not the repository of "
+            f"model={option.name}; a tag never decides what is loaded. To have them, add "
+            f"{' '.join(words)}."
+        )
+
+
+# -- first frame ------------------------------------------------------------------------------
+
+
+def _find_image(tag: ClipTag) -> Path | None:
+    """Return the first frame, by its content: beside the clip, or where its run had it."""
+    assert tag.image is not None
+    for place in (tag.path.with_name(tag.image), *_places_of_run(tag)):
+        if place.is_file() and sha256_of_file(place) == tag.settings.image_sha256:
+            return place
+    return None
+
+
+def _places_of_run(tag: ClipTag) -> Iterator[Path]:
+    """Yield where the manifest of the clip's run directory names the first frame."""
+    run_dir = RunDir(tag.path.parent.parent)
+    if not run_dir.run_ids():
+        return
+    from hv15_batch.runlog import LogSchemaError, read_last_attempts
+    from hv15_batch.stored_settings import stored_values
+
+    try:
+        manifest = stored_values(run_dir.run_folder(run_dir.run_ids()[-1])).get("manifest")
+        rows = read_last_attempts(run_dir.log, ("image",))
+    except (ConfigError, LogSchemaError):  # of another version: then a person names the image
+        return
+    if not isinstance(manifest, str):
+        return
+    folder = Path(manifest).parent
+    cells = [row["image"] for row in rows if row["settings_sha256"] == tag.settings_sha256]
+    yield from (folder / cell for cell in [*cells, tag.image] if cell)
+
+
+# -- the manifest -----------------------------------------------------------------------------
+
+
+def _as_text(cells: Mapping[str, Any], suffix: str) -> str:
+    """Return a manifest of one row; what is read from it is what was given."""
+    if suffix == ".jsonl":
+        return json.dumps(cells, ensure_ascii=False) + "\n"
+    text = io.StringIO()
+    # All text in quotes: the writer leaves a lone CR without them, and no reader takes that.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(cells)
+    writer.writerow(cells.values())
+    return text.getvalue()
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        ConfigError: it is there, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is there already; name another file with --out FILE.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); name another file with --out FILE."
+        ) from error
+
+
+def _as_word(path: Path) -> str:
+    """Return the manifest as it is typed: a bare name where that is no flag and no setting."""
+    name = str(path)
+    return f"manifest={name}" if name.startswith("-") or "=" in name else name
