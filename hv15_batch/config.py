@@ -175,12 +175,6 @@ def check_config(config: Config) -> None:
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
-    repeat = config.benchmark.repeat
-    if config.verify and repeat is not None:
-        raise ConfigError(
-            f"verify=true with benchmark.repeat={repeat}: a benchmark keeps no clip that could be "
-            "rendered again; leave one of them out (benchmark.repeat=null), and run twice for both."
-        )
     bounds = asdict(config.quality)
     share = bounds.pop("clipped_share")
     if not 0 < share <= 1:

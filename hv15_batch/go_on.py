@@ -16,7 +16,7 @@ class GoOn:
     """Knows what a run has left, and with which words it goes on.
 
     The directory remembers manifest and settings. What is of one command it forgets: without
-    `limit`, `only`, `force`, `retry.suspect`, `add` and `verify` the next one would render more
+    `limit`, `only`, `force`, `retry.suspect` and `add` the next one would render more
     than was asked for, or less.
     """
 
@@ -38,7 +38,6 @@ class GoOn:
         config = self._config
         asked = {
             "add": config.add,
-            "verify": config.verify,
             "force": config.force,
             "retry.suspect": config.retry.suspect,
         }

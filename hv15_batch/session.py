@@ -70,7 +70,6 @@ from hv15_batch.supervisor import Start, lost_gpu, make_supervisor
 from hv15_batch.system import system_facts, system_sha256
 from hv15_batch.text_log import text_log
 from hv15_batch.timing_table import write_timing_tables
-from hv15_batch.verify import verify_run
 from hv15_batch.watching import run_forecast, start_watching
 from hv15_batch.worker import LocalExecutor, set_allocator
 
@@ -127,13 +126,8 @@ def run(
         run_dir.sweep_temporary()
         start = Start(make_executor, patience, lock)
         if planned.todo:
-            code = _render(prepared, planned, run_id, rules, machine, say, start)
-        else:
-            code = _nothing_to_do(prepared, planned, say)
-        if config.verify:
-            second = partial(_render, rules=rules, machine=machine, say=lambda _: None, start=start)
-            code = verify_run(prepared, code, run_id, second, say)
-        return code
+            return _render(prepared, planned, run_id, rules, machine, say, start)
+        return _nothing_to_do(prepared, planned, say)
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:

@@ -272,8 +272,6 @@ class Config:
     """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
     window: str | None = None
     """Times of day, e.g. `22:00-07:00`: outside of them the run waits and releases the card."""
-    verify: bool = False
-    """Afterwards render a sampled clip again and compare it bit by bit."""
     add: bool = False
     """Allow new settings in a run directory that holds clips of other settings."""
     order: Order = Order.takes

@@ -93,8 +93,6 @@ class Status:
     """Words to type beside `resume=` where it ended early."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
-    verification: str | None = None
-    """What `verify=true` found after the run; None where it was not asked."""
 
 
 def read_status(run_dir: Path) -> Status:
@@ -178,8 +176,6 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(go_on)
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
-        if status.verification:
-            lines.append(status.verification)
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
 

@@ -17,9 +17,11 @@ from hv15_batch.rundir import RunDir, publish_text
 FILE = "config.yaml"
 _OF_ONE_RUN = (
     *("limit", "only", "force", "add", "dry_run", "resume"),
-    *("until", "time_limit", "verify"),
+    *("until", "time_limit"),
 )
 """Options that a resumed run does not take over."""
+_NO_MORE = ("verify",)
+"""Settings of earlier versions that changed no clip: where they are stored, they are ignored."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
@@ -190,7 +192,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
     if not isinstance(stored, dict):
         raise ConfigError(_unreadable(path, "no mapping"))
-    return stored
+    return {name: value for name, value in stored.items() if name not in _NO_MORE}
 
 
 def _unreadable(path: Path, reason: str) -> str:

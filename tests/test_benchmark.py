@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_fakes import Answer
 from run_fakes import FakeExecutor, FakeRenderer, Project
 
 from hv15_batch import system
@@ -318,15 +316,3 @@ def test_the_real_renderer_leaves_nothing_but_its_rows(project: Project) -> None
     assert [r["encode_cached"] for r in records] == [False, True, True]
     for folder in (project.run_dir.clips, project.run_dir.latents, project.run_dir.thumbs):
         assert names(folder) == []
-
-
-def test_a_benchmark_with_verify_is_refused_before_anything_is_rendered(
-    command: Callable[..., Answer], tmp_path: Path
-) -> None:
-    (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
-
-    answer = command("p.csv", "model=tiny_t2v", "verify=true", "benchmark.repeat=2")
-
-    assert answer.code == 2
-    assert answer.err.startswith("verify=true with benchmark.repeat=2: a benchmark keeps no clip")
-    assert not (tmp_path / "outputs").exists()

@@ -13,7 +13,6 @@ from command_fakes import Answer, tiny_model
 from hv15_batch.compose import Job, run_jobs
 from hv15_batch.config import (
     SAMPLING_FIELDS,
-    BenchmarkConfig,
     Config,
     ConfigError,
     Distillation,
@@ -205,11 +204,6 @@ REFUSED: list[tuple[Config, str]] = [
     (
         Config(model=T2V, override=SamplingConfig(flow_shift=float("nan"))),
         "override.flow_shift=nan: must be over 0 and at most 100; 5 to 9 is usual.",
-    ),
-    (
-        Config(model=T2V, verify=True, benchmark=BenchmarkConfig(repeat=3)),
-        "verify=true with benchmark.repeat=3: a benchmark keeps no clip that could be rendered "
-        "again; leave one of them out (benchmark.repeat=null), and run twice for both.",
     ),
     (
         Config(model=T2V, override=SamplingConfig(fps=1000)),

@@ -130,7 +130,6 @@ def test_under_nohup_the_terminal_may_close(project: Project) -> None:
         ({"force": True}, " force=true only=dog,owl"),
         ({"force": True, "limit": 2}, " force=true only=dog limit=2"),
         ({"add": True}, " add=true"),
-        ({"verify": True, "limit": 2}, " verify=true limit=1"),
     ],
 )
 def test_what_is_said_to_go_on_with_does_what_is_left_and_no_more(

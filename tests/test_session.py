@@ -492,6 +492,15 @@ def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: P
     assert states(project) == {"cat": "done", "dog": "done"}
 
 
+def test_resume_reads_settings_that_an_earlier_version_stored(project: Project) -> None:
+    project.run(keep_latents=False)
+    (run_id,) = project.run_dir.run_ids()
+    path = project.run_dir.run_folder(run_id) / "config.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "verify: true\n", encoding="utf-8")
+
+    assert latest_settings(project.run_dir).keep_latents is False
+
+
 def test_resume_of_a_folder_without_a_run_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         latest_settings(project.run_dir)

@@ -223,26 +223,6 @@ def test_a_finished_run_names_its_page(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
-def test_what_a_verification_found_is_said_once_the_run_has_ended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = "verified: cat_s0_11223344: latents and file are the same bit for bit"
-    write_status(tmp_path, state="done", done=200, failed=0, suspect=0, verification=line)
-    (tmp_path / "index.html").write_text("page")
-
-    lines = printed(tmp_path, capsys)
-
-    assert lines[2:5] == ["done", f"page: {tmp_path / 'index.html'}", line]
-    assert lines[5].startswith("last update")
-
-    write_status(tmp_path, state="failed", message="3 clips failed", verification=line)
-    assert printed(tmp_path, capsys)[2:5] == [
-        "failed: 3 clips failed",
-        f"go on with: hv15-batch resume={tmp_path}",
-        line,
-    ]
-
-
 def test_the_command_to_go_on_can_be_pasted_when_the_folder_has_spaces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

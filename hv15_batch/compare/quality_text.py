@@ -21,6 +21,9 @@ def quality_lines(qualities: Iterable[Quality]) -> list[str]:
     found = list(qualities)
     latents = [q.latents for q in found if q.latents is not None]
     lines = [_latents_line(latents)] if latents else []
+    files = [is_same for q in found if (is_same := is_same_file(q)) is not None]
+    if files:
+        lines.append(f"Files: {sum(files)} of {len(files)} pairs bit-identical files")
     for basis in (LOSSLESS, H264):
         of_basis = [q for q in found if q.basis == basis]
         if of_basis:
@@ -39,6 +42,8 @@ def pair_line(quality: Quality) -> str:
             parts.append(f"latents PSNR {format_db(latents.psnr_db)}")
         else:
             parts.append(f"latents differ ({NOT_KEPT})")
+    if is_same_file(quality):
+        parts.append("bit-identical files")
     if frames is not None:
         parts.append(f"frames ({quality.basis}) {_measures_text([frames])}")
         if quality.is_at_floor:
@@ -46,6 +51,18 @@ def pair_line(quality: Quality) -> str:
     if quality.fault:
         parts.append(quality.fault if quality.is_known else f"not comparable: {quality.fault}")
     return ", ".join(parts) or "nothing to measure: neither latents nor files were kept"
+
+
+def is_same_file(quality: Quality) -> bool | None:
+    """Return whether the log has one hash for both files; None where it lacks one, or sizes differ.
+
+    As for latents, the hashes in the log are enough: the files may be gone.
+    """
+    pair = quality.pair
+    hashes = (pair.a.get("file_sha256"), pair.b.get("file_sha256"))
+    if pair.fault is not None or None in hashes:
+        return None
+    return bool(hashes[0] == hashes[1])
 
 
 def latents_cell(latents: LatentMeasures) -> str:
