@@ -20,6 +20,8 @@ _OF_ONE_RUN = (
     *("until", "time_limit", "verify"),
 )
 """Options that a resumed run does not take over."""
+_DELETED = (("report", "public"),)
+"""Section and name of settings that versions before stored; none of them changed a clip."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
@@ -46,7 +48,11 @@ def read_settings(path: Path) -> Config:
     Raises:
         ConfigError: the file is not readable as this version's settings.
     """
-    return _to_config(path, _read_yaml(path))
+    stored = _read_yaml(path)
+    for section, name in _DELETED:
+        if isinstance(stored.get(section), dict):
+            stored[section].pop(name, None)
+    return _to_config(path, stored)
 
 
 def stored_values(folder: Path) -> dict[str, Any]:

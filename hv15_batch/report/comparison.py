@@ -26,8 +26,7 @@ from hv15_batch.report.page_files import (
     write_data,
     write_library,
 )
-from hv15_batch.report.public import without_private
-from hv15_batch.report.read import RunData, is_public_run, read_run
+from hv15_batch.report.read import RunData, read_run
 from hv15_batch.report.render import render
 from hv15_batch.report.tables import (
     LEGEND,
@@ -47,43 +46,37 @@ PAGE, CSV, MARKDOWN, DATA = (
 _DOTS = "Every warm clip is a dot, the upright line is the median; without encoding."
 
 
-def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | None = None) -> Path:
+def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     """Write the page that compares runs, and its tables beside it; return the page's path.
 
     Args:
         run_dirs: Run directories.
         folder: Where it is written.
-        is_public: Leave hostname, folders and prompts out; None means if any of the runs was set
-            so.
 
     Raises:
         ConfigError: a folder is no run directory.
         LogSchemaError: a log cannot be read.
     """
     directories = [RunDir(path.absolute()) for path in run_dirs]
-    if is_public is None:
-        is_public = any(map(is_public_run, directories))
     above = common_folder(run_dirs)
     runs = [
         replace(r, folder=os.path.relpath(r.directory.path, above))
         for r in map(read_run, directories)
     ]
-    if is_public:
-        runs = [without_private(run, number) for number, run in enumerate(runs, 1)]
-    links = {run.folder: _link(run.directory, folder) for run in runs} if not is_public else {}
+    links = {run.folder: _link(run.directory, folder) for run in runs}
+    numbers = {run.folder: number for number, run in enumerate(runs, 1)}
     compared = compare(runs)
     shown = _shown_facts(compared)
     common = common_to_all(compared) if compared else {}
     common = {name: value for name, value in common.items() if name not in shown}
     warned = list(zip(labels(compared, fewest(compared)), compared, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / CSV, format_csv(compared))
+    publish_text(folder / CSV, format_csv(compared, numbers))
     publish_text(folder / MARKDOWN, format_markdown(warned, common, shown))
     write_assets(folder, COMPARISON_ASSETS)
     write_data(folder, DATA, {"plots": _plots(compared)})
-    publish_text(
-        folder / PAGE, render("comparison.html.j2", _values(runs, warned, common, shown, links))
-    )
+    values = _values(runs, warned, common, shown, links) | {"numbers": numbers}
+    publish_text(folder / PAGE, render("comparison.html.j2", values))
     write_library(folder)
     return folder / PAGE
 

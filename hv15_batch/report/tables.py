@@ -62,8 +62,11 @@ def _energy(group: Group) -> str:
     return text if energy.n in (0, group.seconds.n) else f"{text} (n {energy.n})"
 
 
-def format_csv(groups: Sequence[Group]) -> str:
-    """Return every group with all its settings and figures, in the log's columns and units."""
+def format_csv(groups: Sequence[Group], numbers: Mapping[str, int]) -> str:
+    """Return every group with all its settings and figures, in the log's columns and units.
+
+    Runs go by their `numbers`: the table is for sharing, and folders have private names.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([*KEY_COLUMNS, *_CSV_FIGURES, "runs"])
@@ -74,7 +77,7 @@ def format_csv(groups: Sequence[Group]) -> str:
             *(group.peak_vram_bytes, group.device_vram_bytes, energy.median, energy.n),
         ]
         settings = [group.columns[name] for name in KEY_COLUMNS]
-        writer.writerow([*settings, *figures, " ".join(group.runs)])
+        writer.writerow([*settings, *figures, " ".join(str(numbers[run]) for run in group.runs)])
     return text.getvalue()
 
 

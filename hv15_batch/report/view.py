@@ -38,7 +38,6 @@ from hv15_batch.report.gallery import clip_views, problem
 from hv15_batch.report.headline import Headline, headline
 from hv15_batch.report.labels import differing, labels
 from hv15_batch.report.plots import plots
-from hv15_batch.report.public import without_private
 from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
 from hv15_batch.report.tables import TABLE_COLUMNS, format_cells
 from hv15_batch.timing_table import STATISTICS, figures_of, group_names
@@ -141,10 +140,8 @@ class Page:
     """What the scripts of the page read."""
 
 
-def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
-    """Return the page of a run."""
-    if is_public:
-        run = without_private(run)
+def make_page(run: RunData, now: datetime, price: float | None) -> Page:
+    """Return the page of a run; `price` is that of a kWh, None leaves costs out."""
     done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
     repetitions = [a for a in done if a["repeat"] is not None]
     # Nothing of a benchmark is in clips/, so its attempts say what was in effect.
@@ -153,10 +150,9 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
     groups = group_figures(run.attempts)
     names = labels(groups, differing(groups))
     has_gallery = not repetitions or any(c["status"] != NOT_RENDERED for c in run.clips)
-    price = (run.last_settings.get("report") or {}).get("price_per_kwh")
     figures = plots(run)
     return Page(
-        headline=headline(run, now, is_public),
+        headline=headline(run, now),
         folder=run.folder,
         written_at=f"{now.astimezone():%Y-%m-%d %H:%M %Z}",
         figures=_figures(done, groups, price),
@@ -171,9 +167,8 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
         references_legend=f"{SCALING} {LEGEND}",
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
-            "clips": clip_views(run, common, is_public) if has_gallery else [],
+            "clips": clip_views(run, common) if has_gallery else [],
             "plots": figures,
-            "isPublic": is_public,
         },
     )
 
