@@ -223,7 +223,7 @@ def test_the_markdown_table_says_once_what_is_common_and_aligns(tmp_path: Path) 
     assert text[2:6] == [
         "| Variant | Offload | Attention | n | median, s | p90, s | spread | peak VRAM, GiB "
         "| card's peak, GiB | Wh a clip |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
         "| 480p_t2v | resident | _native_cudnn | 2 | 405.0 | 409.0 | 1.2% | 13.4 | 15.0 | 69.4 |",
         "| 480p_t2v | stream | _native_cudnn | 1 | 500.0 | – | – | 13.4 | 15.0 | – |",
     ]
