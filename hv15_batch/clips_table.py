@@ -1,4 +1,7 @@
-"""clips.csv: one line per current clip, for spreadsheets. Reads plan.csv and the log."""
+"""clips.csv: one line per current clip, for spreadsheets. Reads plan.csv and the log.
+
+It is private: it holds prompts, ids and tags.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +50,8 @@ _FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha2
 _FROM_LOG = tuple(name for name in COLUMNS if name not in _FROM_PLAN)
 
 
-_PRIVATE = (
-    *("clip_id", "row_id", "file", "prompt", "negative_prompt", "image", "tags"),
-    *("error_message", "settings_sha256"),
-)
-"""Texts of the user and what is made from them: ids and file names begin with words of prompts."""
-
-
-def write_clips_table(run_dir: RunDir, is_public: bool = False) -> None:
-    """Write the table of the current manifest's clips; not yet rendered ones have no status.
-
-    A public one goes without prompts, and what could tell them.
-    """
-    shown = [name for name in COLUMNS if not (is_public and name in _PRIVATE)]
+def write_clips_table(run_dir: RunDir) -> None:
+    """Write the table of the current manifest's clips; not yet rendered ones have no status."""
     csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
     attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, _FROM_LOG)}
     with (
@@ -70,13 +62,13 @@ def write_clips_table(run_dir: RunDir, is_public: bool = False) -> None:
         rows = csv.reader(plan)
         place = {name: number for number, name in enumerate(next(rows))}
         writer = csv.writer(table)
-        writer.writerow(shown)
+        writer.writerow(COLUMNS)
         for row in rows:
             record = attempts.get(row[place["settings_sha256"]], {})
             if record.get("finished_at") is not None:
                 record["finished_at"] = record["finished_at"].isoformat()
             writer.writerow(
-                [row[place[name]] if name in _FROM_PLAN else record.get(name) for name in shown]
+                [row[place[name]] if name in _FROM_PLAN else record.get(name) for name in COLUMNS]
             )
 
 

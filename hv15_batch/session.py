@@ -283,7 +283,7 @@ def _write_results(prepared: Prepared) -> list[str]:
     config = replace(prepared.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir, config.report.public)
+    write_clips_table(run_dir)
     # Before the page, which links them.
     said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
     write_page(run_dir.path)
@@ -298,7 +298,7 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
     if planned.num_done == planned.num_total and planned.repetitions is None:
         settle(run_dir.status, planned.num_total)
     if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir, prepared.config.report.public)
+        write_clips_table(run_dir)
         write_page(run_dir.path)
     if planned.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")

@@ -243,8 +243,6 @@ class NotifyConfig:
 class ReportConfig:
     """What the page shows."""
 
-    public: bool = False
-    """Leave hostname, folders and prompts out; of what `compare` writes too."""
     price_per_kwh: float | None = None
     """Price of electricity, in any currency; null leaves cost out."""
 

@@ -20,8 +20,8 @@ _OF_ONE_RUN = (
     *("until", "time_limit"),
 )
 """Options that a resumed run does not take over."""
-_NO_MORE = ("verify",)
-"""Settings of earlier versions that changed no clip: where they are stored, they are ignored."""
+_DELETED = ("verify", "from_clip", "image", "report.public")
+"""Settings that earlier versions stored and this one lacks; none of them changed a clip."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
@@ -192,7 +192,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
     if not isinstance(stored, dict):
         raise ConfigError(_unreadable(path, "no mapping"))
-    return {name: value for name, value in stored.items() if name not in _NO_MORE}
+    for name in _DELETED:
+        section, _, key = name.rpartition(".")
+        (stored.get(section) or {} if section else stored).pop(key, None)
+    return stored
 
 
 def _unreadable(path: Path, reason: str) -> str:

@@ -1,21 +1,19 @@
-"""A benchmark's figures as lines for the terminal, `benchmark.csv` and `benchmark.md`."""
+"""Markdown tables; a benchmark's figures as lines, `benchmark.csv` and `benchmark.md`."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hv15_batch.run_facts import read_rows_of_runs
 from hv15_batch.rundir import RunDir, publish_text, publishing
 from hv15_batch.timings import (
     GROUP_COLUMNS,
-    QUANTITIES,
     TIMING_COLUMNS,
     Distribution,
-    TimingSummary,
-    summarise,
-    warnings_of,
+    Group,
+    group_rows,
 )
 
 LEGEND = (
@@ -31,6 +29,26 @@ _NAMED_ALWAYS = (
 _NAMED_IF_DIFFERENT = tuple(name for name in GROUP_COLUMNS if name not in _NAMED_ALWAYS)
 
 
+def markdown(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], num_texts: int | None = None
+) -> list[str]:
+    """Return the lines of a Markdown table; cells are one line each, and may hold markup.
+
+    Args:
+        headers: Names of the columns.
+        rows: Cells, as many as there are headers.
+        num_texts: Columns that hold texts; the others hold numbers and are aligned to the right.
+            None means all.
+    """
+    num_numbers = 0 if num_texts is None else len(headers) - num_texts
+    marks = ["---"] * (len(headers) - num_numbers) + ["---:"] * num_numbers
+    return [_row(headers), f"|{'|'.join(marks)}|", *map(_row, rows)]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def repetitions_of(run_dir: RunDir) -> list[dict[str, Any]]:
     """Return the log's rows of benchmarks, warm-ups included."""
     rows = read_rows_of_runs(run_dir, TIMING_COLUMNS)
@@ -39,18 +57,17 @@ def repetitions_of(run_dir: RunDir) -> list[dict[str, Any]]:
 
 def write_timing_tables(run_dir: RunDir) -> list[str]:
     """Write `benchmark.csv` and `benchmark.md` of all repetitions; return what they say."""
-    rows = repetitions_of(run_dir)
-    summaries = summarise(rows)
-    groups = [summary.group for summary in summaries]
-    names = group_names(groups)
+    groups = group_rows(repetitions_of(run_dir))
+    names = group_names([group.columns for group in groups])
     warnings = [
-        f"WARNING: {names[groups.index(w.group)]}: {w.kind.about} ({w.detail}); {w.remedy}"
-        for w in warnings_of(rows)
+        f"WARNING: {name}: {warning.kind.about} ({warning.detail}); {warning.remedy}"
+        for name, group in zip(names, groups, strict=True)
+        for warning in group.warnings
     ]
-    _write_csv(run_dir, summaries)
-    text = "\n".join([*_markdown(summaries, names), *(f"\n{line}" for line in warnings)])
+    _write_csv(run_dir, groups)
+    text = "\n".join([*_markdown(groups, names), *(f"\n{line}" for line in warnings)])
     publish_text(run_dir.benchmark_table.with_suffix(".md"), text + "\n")
-    return [*map(_line, summaries, names), *warnings]
+    return [*map(_line, groups, names), *warnings]
 
 
 def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -63,45 +80,42 @@ def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_name(group, columns) for group in groups]
 
 
-def figures_of(summary: TimingSummary) -> list[tuple[str, list[str]]]:
-    """Return the measured quantities of a group, each with its `STATISTICS` as text."""
-    return [(name, _cells(summary.seconds[name])) for name in QUANTITIES if name in summary.seconds]
+def figures_of(group: Group) -> list[tuple[str, list[str]]]:
+    """Return the measured times of a group, each with its `STATISTICS` as text."""
+    return [(name, _cells(found)) for name, found in group.seconds.items()]
 
 
-def _write_csv(run_dir: RunDir, summaries: Sequence[TimingSummary]) -> None:
+def _write_csv(run_dir: RunDir, groups: Sequence[Group]) -> None:
     with (
         publishing(run_dir.benchmark_table) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as table,
     ):
         writer = csv.writer(table)
         writer.writerow([*GROUP_COLUMNS, "num_timed", "num_cold", "quantity", *STATISTICS])
-        for summary in summaries:
-            counts = (summary.num_timed, summary.num_cold)
-            for quantity, found in summary.seconds.items():
+        for group in groups:
+            counts = (group.num_timed, group.num_cold)
+            for quantity, found in group.seconds.items():
                 figures = [getattr(found, name) for name in STATISTICS]
-                writer.writerow([*summary.group.values(), *counts, quantity, *figures])
+                writer.writerow([*group.columns.values(), *counts, quantity, *figures])
 
 
-def _markdown(summaries: Sequence[TimingSummary], names: Sequence[str]) -> list[str]:
-    lines = [
-        f"| settings | quantity | {' | '.join(STATISTICS)} |",
-        f"|---|---|{'---:|' * len(STATISTICS)}",
+def _markdown(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    rows = [
+        (f"{name}; {group.columns['gpu_name'] or 'CPU'}", quantity, *cells)
+        for name, group in zip(names, groups, strict=True)
+        for quantity, cells in figures_of(group)
     ]
-    for summary, settings in zip(summaries, names, strict=True):
-        name = f"{settings}; {summary.group['gpu_name'] or 'CPU'}"
-        for quantity, cells in figures_of(summary):
-            lines.append(f"| {name} | {quantity} | {' | '.join(cells)} |")
-    return [*lines, "", LEGEND]
+    return [*markdown(("settings", "quantity", *STATISTICS), rows, num_texts=2), "", LEGEND]
 
 
-def _line(summary: TimingSummary, name: str) -> str:
-    found = summary.seconds.get("clip_seconds")
+def _line(group: Group, name: str) -> str:
+    found = group.clip_seconds
     if found is None:
-        return f"{name}: no warm clip, {summary.num_cold} cold"
+        return f"{name}: no warm clip, {group.num_cold} cold"
     return (
         f"{name}: median {found.median:.3g} s a clip, p90 {_number(found.p90)} s, "
         f"spread {_percent(found.spread)}, {found.minimum:.3g} to {found.maximum:.3g} s, "
-        f"n = {found.n} and {summary.num_cold} cold"
+        f"n = {found.n} and {group.num_cold} cold"
     )
 
 

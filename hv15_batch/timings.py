@@ -1,4 +1,6 @@
-"""What a log says of speed: distributions per group of equal settings, and warnings with remedies.
+"""What a log says of seconds, memory and energy: distributions per group, and warnings.
+
+Run, report and comparisons take their figures from here, so they say the same.
 
 No torch. Reads rows of the log; never a mean alone: n, median, p90, spread, minimum and maximum.
 Spread is the interquartile range over the median: defined from two values on, and one outlier in
@@ -14,14 +16,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.records import DONE_STATUSES
+from hv15_batch.records import DONE_STATUSES, FAILED
 from hv15_batch.run_facts import RUN_COLUMNS
 
 GROUP_COLUMNS = (
     *("model", "weights", "task", "height", "width", "num_frames", "num_inference_steps"),
     *("guidance_scale", "flow_shift", "fps", "off_recipe", "revision", "dtype"),
     *("attention_backend", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
-    *("gpu_name", "gpu_total_bytes", "driver_version", "torch_version", "system_sha256"),
+    *("gpu_name", "gpu_total_bytes", "driver_version", "torch_version", "diffusers_version"),
+    *("hv15_batch_version", "system_sha256"),
     *RUN_COLUMNS,
 )
 """What two renderings share to be comparable. Prompt and seed are not in it: they don't decide how
@@ -31,10 +34,13 @@ QUANTITIES = ("clip_seconds", "step_seconds", "denoise_seconds", "decode_seconds
 """`clip_seconds` is `total_seconds` without the encoding, which only the first clip of a text pays;
 `step_seconds` is the median step of a clip."""
 
+MEMORY_COLUMNS = ("peak_vram_reserved_bytes", "peak_vram_device_bytes", "peak_ram_bytes")
+"""Peaks: what torch reserved, what NVML saw of the whole card, and RAM."""
+
 TIMING_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at", "total_seconds"),
-    *("encode_seconds", "num_alloc_retries"),
-    *("peak_vram_allocated_bytes", "peak_vram_reserved_bytes"),
+    *("encode_seconds", "num_alloc_retries", "energy_joules", "peak_vram_allocated_bytes"),
+    *MEMORY_COLUMNS,
     *QUANTITIES[1:],
     *GROUP_COLUMNS,
 )
@@ -58,19 +64,6 @@ class Distribution:
     """None with fewer than two values."""
     spread: float | None
     """Interquartile range over the median; None with fewer than two values."""
-
-
-@dataclass(frozen=True)
-class TimingSummary:
-    """The renderings of one group."""
-
-    group: dict[str, Any]
-    """`GROUP_COLUMNS` with what all of them have."""
-    num_timed: int
-    num_cold: int
-    """First clips of a worker, compiling ones and warm-ups: not in the distributions."""
-    seconds: dict[str, Distribution]
-    """By `QUANTITIES`, as far as measured; empty where all clips are cold."""
 
 
 _FREE_CARD = (
@@ -131,16 +124,10 @@ class TimingWarning:
     """One thing to know before quoting a group's figures."""
 
     kind: WarningKind
-    group: dict[str, Any]
     detail: str
     """The figures that it rests on."""
-    is_benchmark: bool
-    """Whether the group has repetitions of a benchmark."""
-
-    @property
-    def remedy(self) -> str:
-        """What to do about it."""
-        return self.kind.remedy(self.is_benchmark, self.group["gpu_name"] is not None)
+    remedy: str
+    """What to do about it."""
 
     def __str__(self) -> str:
         """Return the warning as a sentence, without the group's name."""
@@ -148,34 +135,72 @@ class TimingWarning:
         return f"{about} ({self.detail}): {self.remedy}."
 
 
-def summarise(records: Iterable[Mapping[str, Any]]) -> list[TimingSummary]:
-    """Return the groups in order of their first rendering.
+@dataclass(frozen=True)
+class Group:
+    """Attempts of one way of rendering on one kind of machine, of one run or several."""
 
-    Failed attempts and clips that were decoded from saved latents are left out: the latter carry
-    the denoising time of another attempt.
+    columns: dict[str, Any]
+    """`GROUP_COLUMNS` with what all of them have."""
+    runs: list[str]
+    """Names of the run directories, where the rows say them."""
+    is_benchmark: bool
+    """Whether times and energy are those of a benchmark's repetitions."""
+    samples: list[float]
+    """Seconds of each warm clip, or repetition, without the encoding."""
+    num_cold: int
+    """First clips of a worker, compiling ones and warm-ups: not in the distributions of times."""
+    num_failed: int
+    seconds: dict[str, Distribution]
+    """Of warm clips, by `QUANTITIES`, as far as measured; empty where all clips are cold."""
+    memory: dict[str, Distribution]
+    """By `MEMORY_COLUMNS`, as far as measured; of cold clips too, which encode."""
+    energy_joules: Distribution | None
+    """Of warm clips, encoding included; of fewer than `seconds` where the card did not always
+    tell."""
+    warnings: list[TimingWarning]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What `group_key` returns for each of its rows."""
+        return tuple(self.columns.values())
+
+    @property
+    def clip_seconds(self) -> Distribution | None:
+        """Seconds of a warm clip without encoding; None without one."""
+        return self.seconds.get("clip_seconds")
+
+    @property
+    def num_timed(self) -> int:
+        """Warm clips, or repetitions, that count."""
+        return len(self.samples)
+
+    def peak(self, column: str) -> float | None:
+        """Return the highest of a memory column; None where it was not measured."""
+        return self.memory[column].maximum if column in self.memory else None
+
+
+def group_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what decides the group of a row: rows with equal keys are counted together."""
+    return tuple(row[name] for name in GROUP_COLUMNS)
+
+
+def group_rows(rows: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Return the groups in the order of their first row.
+
+    Where a way of rendering was measured repeatedly, only repetitions make its times, energy and
+    warnings. Clips that were decoded from saved latents are left out: they carry the denoising time
+    of another attempt, and their peak is not that of a whole clip. Groups without a finished clip
+    are left out too: attempts that failed before anything was in effect have no figures.
 
     Args:
-        records: rows of the log with `TIMING_COLUMNS`.
+        rows: Rows of the log with `TIMING_COLUMNS`; their `run` names the run directory where
+            there are several.
     """
-    return [_summary(group, rows) for group, rows in _groups(records)]
-
-
-def warnings_of(records: Iterable[Mapping[str, Any]]) -> list[TimingWarning]:
-    """Return what is wrong with the figures of each group, as far as the rows tell it."""
-    found = []
-    for group, rows in _groups(records):
-        timed = _timed(rows)
-        is_benchmark = any(row["repeat"] for row in rows)
-        for kind, detail in (
-            (WarningKind.slow_first, _slow_first(timed)),
-            (WarningKind.wide_spread, _wide_spread(timed)),
-            (WarningKind.few_timed, f"n = {len(timed)}" if len(timed) < MIN_TIMED else None),
-            (WarningKind.alloc_retries, _alloc_retries(timed)),
-            (WarningKind.fragmented, _fragmented(timed)),
-        ):
-            if detail is not None:
-                found.append(TimingWarning(kind, group, detail, is_benchmark))
-    return found
+    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["model"] is not None:
+            alike.setdefault(group_key(row), []).append(row)
+    return [group for found in alike.values() if (group := _group(found)) is not None]
 
 
 def distribution(values: Sequence[float]) -> Distribution | None:
@@ -213,30 +238,37 @@ def attempt_seconds(row: Mapping[str, Any]) -> float | None:
 # -- groups -----------------------------------------------------------------------------------
 
 
-def _groups(
-    records: Iterable[Mapping[str, Any]],
-) -> list[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
-    """Return the renderings by what they share, each group in the order in which it was made."""
-    made = [r for r in records if r["status"] in DONE_STATUSES and is_denoised_here(r)]
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in sorted(made, key=lambda r: (r["started_at"] is not None, r["started_at"])):
-        groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)
-    return [(dict(zip(GROUP_COLUMNS, key, strict=True)), rows) for key, rows in groups.items()]
-
-
-def _timed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if not row["is_cold"]]
-
-
-def _summary(group: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> TimingSummary:
-    timed = _timed(rows)
-    measured = {name: distribution(_values(name, timed)) for name in QUANTITIES}
-    return TimingSummary(
-        group=group,
-        num_timed=len(timed),
-        num_cold=len(rows) - len(timed),
-        seconds={name: found for name, found in measured.items() if found is not None},
+def _group(rows: Sequence[Mapping[str, Any]]) -> Group | None:
+    """Return the figures of rows with one key; None where no clip was made from noise to file."""
+    made = [r for r in rows if r["status"] in DONE_STATUSES and is_denoised_here(r)]
+    if not made:
+        return None
+    repetitions = [row for row in made if row["repeat"] is not None]
+    is_benchmark = any(row["repeat"] and not row["is_cold"] for row in repetitions)
+    measured = sorted(
+        repetitions if is_benchmark else made,
+        key=lambda row: (row["started_at"] is not None, row["started_at"]),
     )
+    warm = [row for row in measured if not row["is_cold"]]
+    return Group(
+        columns={name: rows[0][name] for name in GROUP_COLUMNS},
+        runs=list(dict.fromkeys(row["run"] for row in rows if "run" in row)),
+        is_benchmark=is_benchmark,
+        samples=_values("clip_seconds", warm),
+        num_cold=len(measured) - len(warm),
+        num_failed=sum(row["status"] == FAILED for row in rows),
+        seconds=_distributions(QUANTITIES, warm),
+        memory=_distributions(MEMORY_COLUMNS, made),
+        energy_joules=distribution(_values("energy_joules", warm)),
+        warnings=_warnings(warm, any(row["repeat"] for row in measured)),
+    )
+
+
+def _distributions(
+    names: Iterable[str], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Distribution]:
+    measured = {name: distribution(_values(name, rows)) for name in names}
+    return {name: found for name, found in measured.items() if found is not None}
 
 
 def _values(name: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -254,6 +286,23 @@ def _value(name: str, row: Mapping[str, Any]) -> float | None:
 
 
 # -- warnings ---------------------------------------------------------------------------------
+
+
+def _warnings(timed: Sequence[Mapping[str, Any]], is_benchmark: bool) -> list[TimingWarning]:
+    """Return what is wrong with the figures of a group, as far as its rows tell it."""
+    found = {
+        WarningKind.slow_first: _slow_first(timed),
+        WarningKind.wide_spread: _wide_spread(timed),
+        WarningKind.few_timed: f"n = {len(timed)}" if len(timed) < MIN_TIMED else None,
+        WarningKind.alloc_retries: _alloc_retries(timed),
+        WarningKind.fragmented: _fragmented(timed),
+    }
+    has_card = any(row["gpu_name"] is not None for row in timed)
+    return [
+        TimingWarning(kind, detail, kind.remedy(is_benchmark, has_card))
+        for kind, detail in found.items()
+        if detail is not None
+    ]
 
 
 def _slow_first(timed: Sequence[Mapping[str, Any]]) -> str | None:

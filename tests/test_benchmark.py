@@ -23,7 +23,7 @@ from hv15_batch.executor import Job
 from hv15_batch.records import ClipRecord
 from hv15_batch.runlog import read_last_attempts
 from hv15_batch.timing_table import repetitions_of
-from hv15_batch.timings import summarise
+from hv15_batch.timings import group_rows
 from hv15_batch.worker import LocalExecutor
 
 
@@ -186,7 +186,7 @@ def test_limits_of_memory_and_presets_are_counted_apart(project: Project) -> Non
 
     groups = {
         (g["vram_limit_gib"], g["video"])
-        for g in (s.group for s in summarise(repetitions_of(project.run_dir)))
+        for g in (s.columns for s in group_rows(repetitions_of(project.run_dir)))
     }
 
     assert groups == {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -735,120 +734,6 @@ def test_how_a_file_was_encoded_is_missing_under_the_name_of_its_run(
     _, (row,) = compare(command)
 
     assert row["note"].startswith(f"a/runs/{RUN_ID}/{settings.name}: is gone, ")
-
-
-# -- public comparisons -----------------------------------------------------------------------
-
-SECRET = "s3cret"
-PRIVATE: dict[str, Any] = {
-    "prompt": f"{SECRET} prompt",
-    "negative_prompt": f"{SECRET} negative",
-    "image": f"{SECRET}.png",
-    "tags": json.dumps({"tag_client": SECRET}),
-    "error_message": SECRET,
-    "hostname": SECRET,
-    "gpu_uuid": SECRET,
-}
-
-
-@pytest.fixture
-def private_runs(tmp_path: Path) -> tuple[Run, Run]:
-    """Two runs in which everything that a public comparison leaves out has the same word."""
-    folder = tmp_path / f"{SECRET} folder"
-    runs = (Run(folder / f"{SECRET}_a", FFV1), Run(folder / f"{SECRET}_b", FFV1))
-    for run in runs:
-        columns = PRIVATE | {"repo": str(run.path), "total_seconds": 2.0}
-        run.add(f"{SECRET}_fox", picture(), **columns)
-        for seed in (1, 2):
-            run.add(f"{SECRET}_owl", picture(), seed=seed, **columns)
-        damage(run, f"{SECRET}_damaged", row_index=2, **columns)
-        run.add(f"{SECRET}_gone", row_index=3, **columns)
-        run.add(f"{SECRET}_size", num_frames=5 + 4 * (run is runs[1]), row_index=4, **columns)
-        (run.path / "thumbs" / f"{SECRET}_fox_s0.jpg").write_bytes(b"jpeg")
-    return runs
-
-
-def leaks(folder: Path) -> set[str]:
-    """Return the files whose content or name below `folder` holds what is private."""
-    words = (SECRET, str(folder.parent))
-    found = set()
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        text = name + ("" if path.is_dir() else path.read_bytes().decode("utf-8", "replace"))
-        found |= {name for word in words if word in text}
-    return found
-
-
-@pytest.mark.parametrize("word", ["--public", "report.public=true"])
-def test_a_public_comparison_has_no_hostname_folder_or_prompt(
-    command: Command, private_runs: tuple[Run, Run], word: str
-) -> None:
-    a, b = (run.path for run in private_runs)
-    assert command("compare", a, b, "--out", "out").code == 0
-    shown = leaks(Path("out").absolute())
-    assert shown >= {"compare.html", "compare.csv", "compare.md"}
-    assert {name for name in shown if name.endswith(".mp4")} == {
-        f"previews/{SECRET}_{name}_{side}.mp4"
-        for name in ("fox_s0", "owl_s1", "owl_s2") for side in "ab"
-    }  # fmt: skip
-
-    answer = command("compare", a, b, "--out", "out", word)
-
-    assert answer.code == 0
-    assert leaks(Path("out").absolute()) == set()
-    files = {p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file()}
-    assert files == {
-        *("compare.html", "compare.csv", "compare.md"),
-        *("assets/page.css", "assets/compare.css", "assets/compare.js"),
-    }
-    with Path("out/compare.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["row_id"], row["seed"], row["note"]) for row in rows] == [
-        ("row 1", "0", ""),
-        ("row 2", "1", ""),
-        ("row 2", "2", ""),
-        ("row 3", "0", "a file could not be read"),
-        ("row 4", "0", "the files of both are gone"),
-        ("row 5", "0", "sizes differ: 32x48, 5 frames and 32x48, 9 frames"),
-    ]
-    assert [row["psnr_db"] for row in rows] == ["inf", "inf", "inf", "", "", ""]
-    assert [row["clip_id_b"] for row in rows][:2] == ["row 1, seed 0", "row 2, seed 1"]
-    html = Path("out/compare.html").read_text(encoding="utf-8")
-    assert "<video" not in html
-    assert "<title>run 1 against run 2</title>" in html
-    # That a private setting differs is said, what it is is not.
-    text = Path("out/compare.md").read_text(encoding="utf-8")
-    assert "| repo | not shown | not shown |" in text
-    # What is printed may be pasted too; its first lines, for each pair, are for whoever waits.
-    summary = answer.out[answer.out.index(" of 6 pairs compared") : answer.out.index("Page: ")]
-    assert SECRET not in summary
-
-
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_comparison_with_a_run_that_was_set_public_is_public(
-    command: Command, private_runs: tuple[Run, Run], side: int
-) -> None:
-    config = Config(model=tiny_model("tiny_t2v"), video=FFV1)
-    config.report.public = True
-    write_settings(private_runs[side].run_dir.run_folder(RUN_ID), config)
-    paths = [run.path for run in private_runs]
-
-    assert command("compare", *paths, "--out", "out").code == 0
-    assert leaks(Path("out").absolute()) == set()
-
-    assert command("compare", *paths, "--out", "out", "--no-public").code == 0
-    assert f"{SECRET} prompt" in Path("out/compare.html").read_text(encoding="utf-8")
-
-
-def test_a_public_comparison_removes_nothing_that_is_not_its_own(
-    command: Command, private_runs: tuple[Run, Run]
-) -> None:
-    Path("out/previews").mkdir(parents=True)
-    Path("out/previews/mine_a.mp4").write_bytes(b"mine")
-
-    assert command("compare", *(r.path for r in private_runs), "--out", "out", "--public").code == 0
-
-    assert Path("out/previews/mine_a.mp4").read_bytes() == b"mine"
 
 
 @pytest.mark.slow

@@ -273,24 +273,3 @@ def test_nobody_is_shut_out(
         )
         assert (tops[0] == tops[1]) == (width == 1280)  # side by side where there is room
         assert (opened.complaints, opened.foreign()) == ([], [])
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
-def test_a_public_page_shows_figures_and_no_clips(
-    driver: Any, tmp_path: Path, scheme: str, width: int
-) -> None:
-    runs = make_runs(tmp_path, [{"row_id": "fox", "prompt": "A red fox"}])
-    main([*map(str, runs), "--public", "--out", str(tmp_path / "out")], say=lambda line: None)
-
-    out = tmp_path / "out" / "compare.html"
-    with browsing(driver, out, tmp_path / "p", width=width, scheme=scheme) as opened:
-        assert opened.page.locator("video, img, .pair").count() == 0
-        assert opened.page.locator(".costs tbody tr").count() == 6
-        assert opened.page.text_content(".pairs tbody th") == "row 1, seed 7"
-        opened.page.keyboard.press(" ")
-        opened.page.keyboard.press("j")
-        opened.page.evaluate("document.querySelector('details').open = true")
-        assert faults(opened.page) == []
-        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert (opened.complaints, opened.foreign()) == ([], [])

@@ -404,17 +404,6 @@ def test_the_comparison_is_drawn_and_nobody_is_shut_out(
         assert (opened.complaints, opened.foreign()) == ([], [])
 
 
-def test_a_public_page_shows_numbers_and_no_clips(driver: Any, tmp_path: Path) -> None:
-    clips = [record("a", **MEASURED), failed("b", row_index=1)]
-    make_run(tmp_path / "run", clips, clips, is_playable=True)
-    main([str(tmp_path / "run"), "--public"])
-
-    with browsing(driver, tmp_path / "run" / "index.html", tmp_path / "profile") as opened:
-        assert opened.page.locator("#gallery img, .star, .play").count() == 0
-        assert "row 1" in opened.page.text_content("#gallery")
-        assert opened.complaints == []
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_published_figures_are_read_without_scrolling_sideways_on_a_phone(
     driver: Any, run_dir: Path, tmp_path: Path, scheme: str

@@ -22,7 +22,7 @@ from hv15_batch.records import ClipRecord
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import RunLog
-from hv15_batch.stored_settings import write_settings
+from hv15_batch.stored_settings import read_settings, write_settings
 
 LONG_PROMPT = "A panda dances. " * 625
 HOSTILE = "<script>alert(1)</script> \"q\" & 'a' {{ 7 * 7 }} </td></table>"
@@ -373,16 +373,15 @@ def test_the_first_line_of_a_benchmark_counts_repetitions_and_has_nothing_to_go_
     )
 
 
-@pytest.mark.parametrize("is_public", [False, True])
-def test_a_benchmark_that_was_stopped_says_what_is_left(tmp_path: Path, is_public: bool) -> None:
+def test_a_benchmark_that_was_stopped_says_what_is_left(tmp_path: Path) -> None:
     status = {"state": "stopped", "message": "disk full: 0.4 GiB free"}
     run_dir = benchmark_run(tmp_path, done=3, status=status)
 
-    html, _ = build(run_dir, is_public=is_public)
+    html, _ = build(run_dir)
 
     line = first_line(html)
     assert line.startswith("3 of 4 repetitions measured (2 clips x 2), stopped ")
-    assert line.endswith(f"hv15-batch resume={run_dir}") is not is_public
+    assert line.endswith(f"hv15-batch resume={run_dir}")
 
 
 def test_an_interrupted_repetition_is_not_called_failed(tmp_path: Path) -> None:
@@ -849,37 +848,24 @@ def test_the_plotting_library_is_copied_once(tmp_path: Path) -> None:
     assert "plotly.min.js" in after
 
 
-def test_a_public_page_has_no_hostname_folder_or_prompt(tmp_path: Path) -> None:
-    secret = ("s3cret", "s3cret_id_s7", "my prompts", "bigbox", str(tmp_path))
-    clip = failed(
-        "s3cret_id_s7", message=f"cannot read {tmp_path}/s3cret", prompt="s3cret", row_id="s3cret",
-        negative_prompt="s3cret", image="s3cret.png", tags='{"tag_client": "s3cret"}',
-        hostname="bigbox", repo=str(tmp_path),
-    )  # fmt: skip
-    done = record("s3cret_s8", 1, prompt="s3cret too", row_id="s3cret2", seed=8)
-    status = {"state": "stopped", "message": f"disk full: at {tmp_path}", "hostname": "bigbox"}
-    run_dir = make_run(tmp_path / "s3cret", [clip, done], [clip, done], config=settings(),
-                       status=status)  # fmt: skip
+def test_the_page_says_that_it_is_private_and_what_to_share(tmp_path: Path) -> None:
+    html, _ = build(make_run(tmp_path, [record("a")], [record("a")]))
 
-    assert main([str(run_dir), "report.public=true"]) == 0
-
-    shown = [run_dir / "index.html", run_dir / "assets" / "data.js", run_dir / "clips.csv"]
-    texts = [path.read_text(encoding="utf-8") for path in shown]
-    assert [word for word in secret for text in texts if word in text] == []
-    assert first_line(texts[0]).startswith("1 of 2, 1 failed, stopped")
-    assert [c["id"] for c in read_data(run_dir)["clips"]] == ["row 1, seed 7", "row 2, seed 8"]
+    head = html[: html.index("</header>")]
+    assert "This page is private: it shows prompts, clips, tags and folders." in head
+    assert "benchmark.md, or comparison.md of several runs" in head
 
 
-def test_a_run_that_was_set_public_stays_so_when_the_page_is_built_again(tmp_path: Path) -> None:
-    config = settings()
-    config.report.public = True
-    run_dir = make_run(tmp_path, [record("a")], [record("a")], config=config)
+def test_a_run_of_a_version_before_that_was_set_public_has_its_page(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, [record("a")], [record("a")], config=settings())
+    stored = RunDir(run_dir).run_folder(RUN_ID) / "config.yaml"
+    text = stored.read_text(encoding="utf-8")
+    stored.write_text(text.replace("report:\n", "report:\n  public: true\n"), encoding="utf-8")
 
-    main([str(run_dir)])
-    assert read_data(run_dir)["clips"][0]["prompt"] == ""
+    assert main([str(run_dir)]) == 0
 
-    main([str(run_dir), "--no-public"])
     assert read_data(run_dir)["clips"][0]["prompt"] == "prompt of a"
+    assert read_settings(stored) == settings()
 
 
 # -- the command line -------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from hv15_batch.timing_table import group_names
 from hv15_batch.timings import (
     GROUP_COLUMNS,
     TIMING_COLUMNS,
+    TimingWarning,
     WarningKind,
     distribution,
-    summarise,
-    warnings_of,
+    group_rows,
 )
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -53,15 +53,19 @@ def kinds(records: list[dict[str, Any]]) -> list[WarningKind]:
     return [warning.kind for warning in warnings_of(records)]
 
 
-def test_a_group_has_n_median_p90_spread_and_both_ends() -> None:
-    (summary,) = summarise(rows(10, 12, 11, 14, 13))
+def warnings_of(records: list[dict[str, Any]]) -> list[TimingWarning]:
+    return [warning for group in group_rows(records) for warning in group.warnings]
 
-    found = summary.seconds["clip_seconds"]
+
+def test_a_group_has_n_median_p90_spread_and_both_ends() -> None:
+    (group,) = group_rows(rows(10, 12, 11, 14, 13))
+
+    found = group.seconds["clip_seconds"]
     assert (found.n, found.median, found.minimum, found.maximum) == (5, 12, 10, 14)
     assert found.p90 == pytest.approx(13.6)
     assert found.spread == pytest.approx(2 / 12)
-    assert summary.seconds["step_seconds"].median == pytest.approx(0.6)
-    assert "write_seconds" not in summary.seconds
+    assert group.seconds["step_seconds"].median == pytest.approx(0.6)
+    assert "write_seconds" not in group.seconds
 
 
 def test_one_value_has_no_spread_and_none_is_nothing() -> None:
@@ -83,25 +87,25 @@ def test_one_outlier_of_many_moves_neither_median_nor_spread_much() -> None:
 
 
 def test_cold_clips_are_counted_apart() -> None:
-    (summary,) = summarise([row(90, is_cold=True, repeat=0), *rows(10, 11, 12)])
+    (group,) = group_rows([row(90, is_cold=True, repeat=0), *rows(10, 11, 12)])
 
-    assert (summary.num_timed, summary.num_cold) == (3, 1)
-    assert summary.seconds["clip_seconds"].maximum == 12
+    assert (group.num_timed, group.num_cold) == (3, 1)
+    assert group.seconds["clip_seconds"].maximum == 12
 
 
 def test_failures_and_clips_from_saved_latents_are_no_timings() -> None:
     failed = row(1, status="failed", denoise_attempt=None)
     from_latents = row(2, attempt=2, denoise_attempt=1)
 
-    assert summarise([failed, from_latents]) == []
-    (summary,) = summarise([failed, from_latents, *rows(10)])
-    assert summary.seconds["clip_seconds"].n == 1
+    assert group_rows([failed, from_latents]) == []
+    (group,) = group_rows([failed, from_latents, *rows(10)])
+    assert group.seconds["clip_seconds"].n == 1
 
 
 def test_encoding_that_only_the_first_clip_pays_is_left_out() -> None:
-    (summary,) = summarise([row(15, encode_seconds=5.0), row(10, 1)])
+    (group,) = group_rows([row(15, encode_seconds=5.0), row(10, 1)])
 
-    assert summary.seconds["clip_seconds"].maximum == 10
+    assert group.seconds["clip_seconds"].maximum == 10
 
 
 @pytest.mark.parametrize(
@@ -116,11 +120,11 @@ def test_encoding_that_only_the_first_clip_pays_is_left_out() -> None:
     ],
 )
 def test_other_settings_and_another_machine_are_another_group(other: dict[str, Any]) -> None:
-    first, second = summarise([*rows(10, 10), *rows(20, 20, **other)])
+    first, second = group_rows([*rows(10, 10), *rows(20, 20, **other)])
 
     assert first.seconds["clip_seconds"].median == 10
     assert second.seconds["clip_seconds"].median == 20
-    assert {name: second.group[name] for name in other} == other
+    assert {name: second.columns[name] for name in other} == other
 
 
 def test_steady_clips_give_no_warning() -> None:
@@ -181,7 +185,7 @@ def test_clocks_are_no_remedy_without_a_card() -> None:
 def test_what_makes_another_clip_makes_another_group() -> None:
     others = ({"flow_shift": 7.0}, {"fps": 15.0}, {"off_recipe": True}, {"revision": "b" * 40})
 
-    assert len(summarise(row(10, **other) for other in ({}, *others))) == 5
+    assert len(group_rows(row(10, **other) for other in ({}, *others))) == 5
 
 
 def test_groups_are_named_by_every_column_that_differs() -> None:
@@ -192,7 +196,7 @@ def test_groups_are_named_by_every_column_that_differs() -> None:
     )
     kinds = [first, *(first | other for other in others)]
 
-    names = group_names([s.group for s in summarise(row(10, **kind) for kind in kinds)])
+    names = group_names([s.columns for s in group_rows(row(10, **kind) for kind in kinds)])
 
     assert len(set(names)) == len(kinds)
     said = ("mask_free False", "dtype float32", "vae_tile_size 256", "torch_version 2.12",

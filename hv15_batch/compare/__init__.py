@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.public_option import add_public_option, as_option
 
 __all__ = ["main"]
 
@@ -34,22 +33,14 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: RUN_B/compare/<name of A>"
     )
-    add_public_option(parser, "as either of the runs was set")
-    arguments = parser.parse_args([as_option(word) for word in argv])
+    arguments = parser.parse_args(argv)
 
     from hv15_batch.compare.comparison import compare_runs, summary_lines
     from hv15_batch.compare.page import write_comparison
-    from hv15_batch.compare.public import without_private
-    from hv15_batch.report.read import is_public_run
 
     comparison = compare_runs(arguments.run_a, arguments.run_b, say)
     a, b = comparison.matched.a, comparison.matched.b
     folder = b.path / "compare" / a.path.name if arguments.out is None else arguments.out
-    is_public = arguments.public
-    if is_public is None:
-        is_public = is_public_run(a) or is_public_run(b)
-    if is_public:
-        comparison = without_private(comparison)
     page = write_comparison(comparison, folder.expanduser().absolute())
     for line in [*summary_lines(comparison), f"Page: {page}"]:
         say(line)

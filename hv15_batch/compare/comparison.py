@@ -45,8 +45,6 @@ class Comparison:
     """Of each pair, as `qualities`."""
     ratios: Ratios
     settings: list[SettingsRow]
-    is_public: bool = False
-    """Whether hostname, folders and prompts were taken out."""
 
     @property
     def known(self) -> list[Quality]:

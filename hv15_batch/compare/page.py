@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         raise ConfigError(
             f"{folder}: cannot be made ({error.strerror}); name another folder with --out DIR."
         ) from error
-    if comparison.is_public:
-        _remove_previews(folder)
     publish_text(folder / CSV, format_csv(comparison))
     publish_text(folder / MARKDOWN, format_markdown(comparison))
     write_assets(folder, REPORT_ASSETS)
@@ -104,26 +101,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _remove_previews(folder: Path) -> None:
-    """Remove what an earlier comparison has left there: the names begin with words of prompts."""
-    if not (folder / PAGE).is_file():
-        return  # what lies there is somebody else's
-    for side in SIDES:
-        for path in (folder / PREVIEWS).glob(f"*_{side.lower()}{PLAYABLE_SUFFIX}"):
-            path.unlink()
-    with suppress(OSError):  # not there, or not empty
-        (folder / PREVIEWS).rmdir()
-
-
 def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
     """Return what the template shows."""
     matched = comparison.matched
-    played = [] if comparison.is_public else comparison.qualities
     return {
         "names": (matched.a.path.name, matched.b.path.name),
         "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
         "files": {"csv": CSV, "markdown": MARKDOWN},
-        "is_public": comparison.is_public,
         "quality": quality_lines(comparison),
         "costs": [_cost_cells(ratio) for ratio in comparison.ratios.ratios],
         "notes": cost_notes(comparison),
@@ -132,7 +116,7 @@ def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
         "same": [row for row in comparison.settings if row.is_same],
         "rows": [_row(quality) for quality in comparison.qualities],
         "has_faults": any(quality.fault for quality in comparison.qualities),
-        "pairs": [_played(comparison, quality, folder) for quality in played],
+        "pairs": [_played(comparison, quality, folder) for quality in comparison.qualities],
     }
 
 

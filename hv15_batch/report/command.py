@@ -10,17 +10,14 @@ from pathlib import Path
 
 from hv15_batch.clips_table import write_clips_table
 from hv15_batch.config import ConfigError, check_at_least
-from hv15_batch.public_option import PUBLIC_SETTINGS, add_public_option, as_option
 from hv15_batch.report.comparison import common_folder, write_comparison
-from hv15_batch.report.read import is_public_run
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import LogSchemaError
 from hv15_batch.timing_table import repetitions_of, write_timing_tables
 
 _PRICE = "report.price_per_kwh"
-_SETTINGS = {**PUBLIC_SETTINGS, f"{_PRICE}=": "--price="}
-"""Settings of a run that may be typed here as there."""
+"""A setting of a run, which may be typed here as there."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         0, or 2 where at least one of them has no page; the others are built all the same. An option
         that cannot be is refused before any is built.
     """
-    arguments = _parser().parse_args([as_option(word, _SETTINGS) for word in argv])
+    arguments = _parser().parse_args([word.replace(f"{_PRICE}=", "--price=", 1) for word in argv])
     run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(named)]
     try:
         typed = any(word.startswith(f"{_PRICE}=") for word in argv)
@@ -43,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     built = []
     for run_dir in run_dirs:
         try:
-            page = _write_run(run_dir, arguments.public, arguments.price)
+            page = _write_run(run_dir, arguments.price)
             print(os.path.abspath(page))
             built.append(run_dir)
         except (ConfigError, LogSchemaError, OSError) as error:
@@ -52,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if len(built) > 1:
         folder = arguments.out or common_folder(built)
         try:
-            print(os.path.abspath(write_comparison(built, folder, arguments.public)))
+            print(os.path.abspath(write_comparison(built, folder)))
         except (ConfigError, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
             exit_code = 2
@@ -80,14 +77,14 @@ def expand(folder: Path) -> list[Path]:
     return jobs or [folder]
 
 
-def _write_run(run_dir: Path, is_public: bool | None, price: float | None) -> Path:
+def _write_run(run_dir: Path, price: float | None) -> Path:
     directory = RunDir(run_dir.absolute())
     # Tables first: the page links those that are there.
     if directory.is_run_dir() and repetitions_of(directory):
         write_timing_tables(directory)
-    page = write_page(run_dir, is_public, price)
+    page = write_page(run_dir, price)
     if directory.plan.is_file():
-        write_clips_table(directory, is_public_run(directory) if is_public is None else is_public)
+        write_clips_table(directory)
     return page
 
 
@@ -101,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
     )
-    add_public_option(parser, "as the run was set")
     parser.add_argument(
         "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
     )

@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import quote
 
 from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.facts import KEY_FACTS, noise_notes
-from hv15_batch.report.figures import Group, group_figures
+from hv15_batch.report.facts import KEY_FACTS, group_facts, noise_notes
+from hv15_batch.report.formats import GIB, JOULES_PER_WATT_HOUR
 from hv15_batch.report.labels import (
     ALWAYS_SHOWN,
+    Facts,
     common_to_all,
     differing,
     fewest,
@@ -26,8 +27,7 @@ from hv15_batch.report.page_files import (
     write_data,
     write_library,
 )
-from hv15_batch.report.public import without_private
-from hv15_batch.report.read import RunData, is_public_run, read_run
+from hv15_batch.report.read import RunData, read_run
 from hv15_batch.report.render import render
 from hv15_batch.report.tables import (
     LEGEND,
@@ -37,6 +37,7 @@ from hv15_batch.report.tables import (
     format_markdown,
 )
 from hv15_batch.rundir import RunDir, publish_text, utc_now
+from hv15_batch.timings import Group, group_rows
 
 PAGE, CSV, MARKDOWN, DATA = (
     *("comparison.html", "comparison.csv", "comparison.md"),
@@ -47,51 +48,46 @@ PAGE, CSV, MARKDOWN, DATA = (
 _DOTS = "Every warm clip is a dot, the upright line is the median; without encoding."
 
 
-def write_comparison(run_dirs: Sequence[Path], folder: Path, is_public: bool | None = None) -> Path:
+def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     """Write the page that compares runs, and its tables beside it; return the page's path.
 
     Args:
         run_dirs: Run directories.
         folder: Where it is written.
-        is_public: Leave hostname, folders and prompts out; None means if any of the runs was set
-            so.
 
     Raises:
         ConfigError: a folder is no run directory.
         LogSchemaError: a log cannot be read.
     """
     directories = [RunDir(path.absolute()) for path in run_dirs]
-    if is_public is None:
-        is_public = any(map(is_public_run, directories))
     above = common_folder(run_dirs)
     runs = [
         replace(r, folder=os.path.relpath(r.directory.path, above))
         for r in map(read_run, directories)
     ]
-    if is_public:
-        runs = [without_private(run, number) for number, run in enumerate(runs, 1)]
-    links = {run.folder: _link(run.directory, folder) for run in runs} if not is_public else {}
-    compared = compare(runs)
-    shown = _shown_facts(compared)
-    common = common_to_all(compared) if compared else {}
+    links = {run.folder: _link(run.directory, folder) for run in runs}
+    numbers = {run.folder: number for number, run in enumerate(runs, 1)}
+    compared = group_rows({**a, "run": r.folder} for r in runs for a in r.attempts)
+    facts = [group_facts(group.columns) for group in compared]
+    shown = _shown_facts(facts)
+    common = common_to_all(facts) if facts else {}
     common = {name: value for name, value in common.items() if name not in shown}
-    warned = list(zip(labels(compared, fewest(compared)), compared, strict=True))
+    named = list(zip(labels(facts, fewest(facts)), facts, compared, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / CSV, format_csv(compared))
-    publish_text(folder / MARKDOWN, format_markdown(warned, common, shown))
+    publish_text(folder / CSV, format_csv(compared, numbers))
+    publish_text(folder / MARKDOWN, format_markdown(named, common, shown))
     write_assets(folder, COMPARISON_ASSETS)
-    write_data(folder, DATA, {"plots": _plots(compared)})
-    publish_text(
-        folder / PAGE, render("comparison.html.j2", _values(runs, warned, common, shown, links))
-    )
+    write_data(folder, DATA, {"plots": _plots(named)})
+    values = _values(runs, named, common, shown, links) | {"numbers": numbers}
+    publish_text(folder / PAGE, render("comparison.html.j2", values))
     write_library(folder)
     return folder / PAGE
 
 
 def _values(
     runs: Sequence[RunData],
-    named: Sequence[tuple[str, Group]],
-    common: Mapping[str, str],
+    named: Sequence[tuple[str, Facts, Group]],
+    common: Facts,
     shown: Sequence[str],
     links: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -99,8 +95,8 @@ def _values(
     return {
         "title": f"Comparison of {len(runs)} runs",
         "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "groups": [group for _, group in named],
-        "warnings": [(label, str(w)) for label, group in named for w in group.warnings],
+        "groups": [(facts, group) for _, facts, group in named],
+        "warnings": [(label, str(w)) for label, _, group in named for w in group.warnings],
         "common": common,
         "shown": shown,
         "columns": TABLE_COLUMNS,
@@ -108,7 +104,7 @@ def _values(
         "shown_value": shown_value,
         "links": links,
         "legend": LEGEND,
-        "notes": noise_notes(group.columns["weights"] for _, group in named),
+        "notes": noise_notes(group.columns["weights"] for *_, group in named),
         "empty": [run.folder for run in runs if not _has_result(run)],
         "files": {"csv": CSV, "markdown": MARKDOWN, "data": DATA},
     }
@@ -119,12 +115,7 @@ def common_folder(run_dirs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([p.absolute().parent for p in run_dirs]))
 
 
-def compare(runs: Sequence[RunData]) -> list[Group]:
-    """Return the groups of all runs, in the order in which they come."""
-    return group_figures({**a, "run": r.folder} for r in runs for a in r.attempts)
-
-
-def _shown_facts(compared: Sequence[Group]) -> list[str]:
+def _shown_facts(compared: Sequence[Facts]) -> list[str]:
     """Return the facts that get a column: those that differ, and what one always asks for."""
     different = differing(compared)
     return [name for name in KEY_FACTS if name in ALWAYS_SHOWN or name in different]
@@ -138,36 +129,38 @@ def _link(directory: RunDir, folder: Path) -> str:
     return quote(os.path.relpath(directory.page, folder.absolute()))
 
 
-def _plots(compared: Sequence[Group]) -> list[dict[str, Any]]:
-    names = labels(compared, fewest(compared))
-    timed = [
-        (f"{n}, n {g.seconds.n}", g) for n, g in zip(names, compared, strict=True) if g.samples
-    ]
+def _plots(compared: Sequence[tuple[str, Facts, Group]]) -> list[dict[str, Any]]:
+    timed = [(f"{name}, n {g.num_timed}", g) for name, _, g in compared if g.samples]
     dots: list[dict[str, Any]] = [
         {"type": "scatter", "mode": "markers", "name": name, "x": group.samples,
          "y": [name] * len(group.samples)}
         for name, group in timed
     ]  # fmt: skip
     if timed:
-        medians = [group.seconds.median for _, group in timed]
+        medians = [group.seconds["clip_seconds"].median for _, group in timed]
         dots.append(
             {"type": "scatter", "mode": "markers", "name": "median", "isMark": True, "x": medians,
              "y": [name for name, _ in timed]}
         )  # fmt: skip
-    bars = {
-        "Peak VRAM": ("GiB", 2**30, [g.peak_vram_bytes for g in compared], "Reserved by torch."),
-        "Energy a clip": (
-            *("Wh", 3600, [g.energy_joules.median for g in compared]),
-            "Median of the warm clips, encoding of new texts included, writing not.",
-        ),
-    }
-    plots = [_plot("seconds", "Seconds a clip", "seconds", dots, _DOTS)]
-    for title, (unit, size, values, caption) in bars.items():
-        known = [(n, v / size) for n, v in zip(names, values, strict=True) if v is not None]
-        x, y = [v for _, v in known], [n for n, _ in known]
-        traces = [{"type": "bar", "orientation": "h", "name": title, "x": x, "y": y}]
-        plots.append(_plot(unit.lower(), title, unit, traces if known else [], caption))
-    return plots
+    vram = [(name, group.peak("peak_vram_reserved_bytes")) for name, _, group in compared]
+    energies = [(name, group.energy_joules) for name, _, group in compared]
+    energy = [(name, joules.median if joules else None) for name, joules in energies]
+    of_energy = "Median of the warm clips, encoding of new texts included, writing not."
+    return [
+        _plot("seconds", "Seconds a clip", "seconds", dots, _DOTS),
+        _bars("Peak VRAM", "GiB", GIB, vram, "Reserved by torch."),
+        _bars("Energy a clip", "Wh", JOULES_PER_WATT_HOUR, energy, of_energy),
+    ]
+
+
+def _bars(
+    title: str, unit: str, size: int, values: Sequence[tuple[str, float | None]], caption: str
+) -> dict[str, Any]:
+    """Return a bar for each group of which the value is known, in `unit` of this size."""
+    known = [(name, value / size) for name, value in values if value is not None]
+    x, y = [value for _, value in known], [name for name, _ in known]
+    traces = [{"type": "bar", "orientation": "h", "name": title, "x": x, "y": y}]
+    return _plot(unit.lower(), title, unit, traces if known else [], caption)
 
 
 def _plot(name: str, title: str, unit: str, traces: list[Any], caption: str) -> dict[str, Any]:

@@ -75,15 +75,6 @@ FACTS = {**_ASKED, **_IN_EFFECT}
 """Name on the page, and how it is read from a clip; None where it is not known."""
 KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
 """Clips are counted together only if all of these are alike."""
-KEY_COLUMNS = (
-    *("model", "weights", "height", "width", "num_frames", "num_inference_steps"),
-    *("guidance_scale", "flow_shift", "fps", "off_recipe", "dtype", "offload"),
-    *("attention_backend", "mask_free", "compiled", "vae_tile_size", "decode_device", "gpu_name"),
-    *("gpu_total_bytes", "vram_limit_gib", "video", "driver_version", "torch_version"),
-    *("diffusers_version", "hv15_batch_version", "commit", "revision", "system_sha256"),
-)
-"""The same in the log's columns and units, and `run_facts.RUN_COLUMNS`."""
-
 _NOISE_NOTES = {
     "tiny": (
         "These clips are noise on purpose: the tiny models are small instances of the real "
@@ -96,6 +87,12 @@ _NOISE_NOTES = {
         "the pictures mean nothing."
     ),
 }
+
+
+def group_facts(columns: Clip) -> dict[str, str]:
+    """Return the facts of a group from its `GROUP_COLUMNS`; what is not known is absent."""
+    found = {name: FACTS[name](columns) for name in KEY_FACTS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:

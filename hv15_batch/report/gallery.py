@@ -22,24 +22,18 @@ _PICK_COLUMNS = (
 """Columns of a manifest that a starred clip fills, beside id, prompt, seed, image and tags."""
 
 
-def clip_views(
-    run: RunData, common: Mapping[str, str], is_public: bool = False
-) -> list[dict[str, Any]]:
+def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return every clip and variant, row by row in the manifest's order."""
     clips = [(clip, False) for clip in run.clips] + [(clip, True) for clip in run.variants]
     clips.sort(key=lambda pair: pair[0]["row_index"] or 0)  # Stable: variants come last.
-    return [_view(run, clip, is_variant, common, is_public) for clip, is_variant in clips]
+    return [_view(run, clip, is_variant, common) for clip, is_variant in clips]
 
 
 def _view(
-    run: RunData,
-    clip: Mapping[str, Any],
-    is_variant: bool,
-    common: Mapping[str, str],
-    is_public: bool,
+    run: RunData, clip: Mapping[str, Any], is_variant: bool, common: Mapping[str, str]
 ) -> dict[str, Any]:
     finished_at = clip["finished_at"]
-    can_be_picked = clip["status"] in DONE_STATUSES and not is_public
+    can_be_picked = clip["status"] in DONE_STATUSES
     return {
         "id": clip["clip_id"],
         "row": clip["row_index"],
@@ -61,7 +55,7 @@ def _view(
         "isVariant": is_variant,
         "differences": different_facts(clip, common),
         "tags": tags_of(clip),
-        "command": None if is_public else clip_command(run, clip),
+        "command": clip_command(run, clip),
         "pick": _pick(run, clip) if can_be_picked else None,
         "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",

@@ -23,7 +23,7 @@ class Headline:
 
     text: str
     command: str | None
-    """What to type to go on; None where nothing is left, while it runs, and in public."""
+    """What to type to go on; None where nothing is left, and while it runs."""
     detail: str | None = None
     """The run's last word as a whole, where the line has only its beginning."""
 
@@ -32,7 +32,7 @@ class Headline:
         return f"{self.text}; go on with: {self.command}" if self.command else self.text
 
 
-def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
+def headline(run: RunData, now: datetime) -> Headline:
     """Return the first line of a run's page."""
     parts, is_complete = _clips(run) if run.progress is None else _repetitions(run.progress)
     is_active, detail = False, None
@@ -42,7 +42,7 @@ def headline(run: RunData, now: datetime, is_public: bool = False) -> Headline:
         if not is_active and _brief(run.status.message or "") != run.status.message:
             detail = run.status.message or None
     words = () if run.status is None or run.status.state == "done" else run.status.go_on
-    is_over = is_active or is_public or (is_complete and not words)
+    is_over = is_active or (is_complete and not words)
     command = None if is_over else go_on_command(run.directory.path, words)
     return Headline(", ".join(parts), command, detail)
 
@@ -84,7 +84,6 @@ def _ended(status: Status, now: datetime) -> str:
     if status.state in ACTIVE_STATES:
         return f"interrupted {when}: its process is gone, without a last word"
     message = status.message or ""
-    # In public there is no message.
     if status.state == "failed" and (not message or _REDUNDANT_END.fullmatch(message)):
         return f"ended {when}"
     message = _brief(message.removeprefix(status.state).lstrip(" :"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hv15_batch.report.facts import KEY_FACTS
-from hv15_batch.report.figures import Group
+
+Facts = Mapping[str, str]
+"""Of a group of clips, by their names on the page; what is not known is absent."""
 
 ALWAYS_SHOWN = ("Variant", "Offload", "Attention")
 _SAID_ALONE = (*ALWAYS_SHOWN, "Card", "Size")
@@ -13,16 +15,16 @@ _SAID_ALONE = (*ALWAYS_SHOWN, "Card", "Size")
 _REVISION_CHARACTERS = 8
 
 
-def common_to_all(groups: Sequence[Group]) -> dict[str, str]:
+def common_to_all(groups: Sequence[Facts]) -> dict[str, str]:
     """Return the facts that all groups have alike."""
-    values = {name: {group.facts.get(name) for group in groups} for name in KEY_FACTS}
-    common = {name: groups[0].facts.get(name) for name in KEY_FACTS if len(values[name]) == 1}
+    values = {name: {group.get(name) for group in groups} for name in KEY_FACTS}
+    common = {name: groups[0].get(name) for name in KEY_FACTS if len(values[name]) == 1}
     return {name: value for name, value in common.items() if value is not None}
 
 
-def differing(groups: Sequence[Group]) -> list[str]:
+def differing(groups: Sequence[Facts]) -> list[str]:
     """Return the facts that not all groups have alike; no revision where the variant implies it."""
-    names = [name for name in KEY_FACTS if len({group.facts.get(name) for group in groups}) > 1]
+    names = [name for name in KEY_FACTS if len({group.get(name) for group in groups}) > 1]
     if "Revision" in names and _num_kinds(groups, ["Variant"]) == _num_kinds(
         groups, ["Variant", "Revision"]
     ):
@@ -30,7 +32,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return names
 
 
-def fewest(groups: Sequence[Group]) -> list[str]:
+def fewest(groups: Sequence[Facts]) -> list[str]:
     """Return as few facts as tell all groups apart, the variant and its profile first."""
     names: list[str] = []
     rest = [name for name in differing(groups) if name not in ALWAYS_SHOWN]
@@ -40,12 +42,12 @@ def fewest(groups: Sequence[Group]) -> list[str]:
     return names
 
 
-def labels(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+def labels(groups: Sequence[Facts], names: Sequence[str]) -> list[str]:
     """Return each group's name from these facts; its variant where there is none to tell."""
-    return [", ".join(_said(name, g.facts) for name in names or ["Variant"]) for g in groups]
+    return [", ".join(_said(name, g) for name in names or ["Variant"]) for g in groups]
 
 
-def shown_value(name: str, facts: Mapping[str, str], missing: str) -> str:
+def shown_value(name: str, facts: Facts, missing: str) -> str:
     """Return a fact as tables show it, or `missing`."""
     value = facts.get(name)
     if value is None:
@@ -53,10 +55,10 @@ def shown_value(name: str, facts: Mapping[str, str], missing: str) -> str:
     return value[:_REVISION_CHARACTERS] if name == "Revision" else value
 
 
-def _said(name: str, facts: Mapping[str, str]) -> str:
+def _said(name: str, facts: Facts) -> str:
     value = shown_value(name, facts, "not known")
     return value if name in _SAID_ALONE and name in facts else f"{name} {value}"
 
 
-def _num_kinds(groups: Sequence[Group], names: Sequence[str]) -> int:
-    return len({tuple(group.facts.get(name) for name in names) for group in groups})
+def _num_kinds(groups: Sequence[Facts], names: Sequence[str]) -> int:
+    return len({tuple(group.get(name) for name in names) for group in groups})

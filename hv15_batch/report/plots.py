@@ -11,7 +11,6 @@ from typing import Any
 
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.report.facts import FACTS, KEY_FACTS
-from hv15_batch.report.figures import summarise
 from hv15_batch.report.formats import (
     GIB,
     JOULES_PER_WATT_HOUR,
@@ -21,7 +20,7 @@ from hv15_batch.report.formats import (
 from hv15_batch.report.labels import shown_value
 from hv15_batch.report.rate import rate_of_work
 from hv15_batch.report.read import RunData
-from hv15_batch.timings import is_denoised_here
+from hv15_batch.timings import distribution, is_denoised_here
 
 Record = Mapping[str, Any]
 Plot = dict[str, Any]
@@ -94,9 +93,13 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
         groups.setdefault(", ".join([*said, f"{len(steps)} steps"]), []).append(steps)
     traces = []
     for name, clips in list(groups.items())[:MAX_STEP_GROUPS]:
-        each = [summarise(values) for values in zip(*clips, strict=True)]
+        columns = (distribution(values) for values in zip(*clips, strict=True))
+        each = [found for found in columns if found is not None]
         places = list(range(1, len(each) + 1))
-        curves = {"median": [s.median for s in each], "p90": [s.p90 for s in each]}
+        curves: dict[str, list[Any]] = {
+            "median": [s.median for s in each],
+            "p90": [s.p90 for s in each],
+        }
         for word, values in curves.items():
             y = [_short(value) for value in values if value is not None]
             if not y:

@@ -125,13 +125,6 @@ def read_run(directory: RunDir) -> RunData:
     )
 
 
-def is_public_run(directory: RunDir) -> bool:
-    """Whether the last run of a directory was told `report.public=true`."""
-    run_ids = directory.run_ids()
-    settings = run_settings(directory.run_folder(run_ids[-1])) if run_ids else {}
-    return bool((settings.get("report") or {}).get("public"))
-
-
 def _shown(
     asked: Mapping[str, Any],
     attempt: Mapping[str, Any] | None,

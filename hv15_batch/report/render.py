@@ -20,12 +20,11 @@ DATA = "data.js"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(run_dir: Path, is_public: bool | None = None, price: float | None = None) -> Path:
+def write_page(run_dir: Path, price: float | None = None) -> Path:
     """Build a run directory's page from its plan and its log; return the path.
 
     Args:
         run_dir: The directory.
-        is_public: Leave hostname, folders and prompts out; None means as the last run was set.
         price: Of a kWh; None means as the last run was set.
 
     Raises:
@@ -34,12 +33,9 @@ def write_page(run_dir: Path, is_public: bool | None = None, price: float | None
     """
     directory = RunDir(run_dir.absolute())
     run = read_run(directory)
-    stored = run.last_settings.setdefault("report", {}) if run.settings else {}
-    if price is not None:
-        stored["price_per_kwh"] = price
-    if is_public is None:
-        is_public = bool(stored.get("public"))
-    page = make_page(run, utc_now(), is_public)
+    if price is None:
+        price = (run.last_settings.get("report") or {}).get("price_per_kwh")
+    page = make_page(run, utc_now(), price)
     write_assets(directory.path, RUN_ASSETS)
     write_data(directory.path, DATA, page.data)
     limits = {"max_listed": MAX_LISTED, "max_groups": MAX_GROUPS_AT_HEAD}

@@ -7,15 +7,16 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hv15_batch.report.facts import KEY_COLUMNS, noise_notes
-from hv15_batch.report.figures import Group
+from hv15_batch.report.facts import noise_notes
 from hv15_batch.report.formats import (
     format_gib,
     format_seconds,
     format_share,
     format_watt_hours,
 )
-from hv15_batch.report.labels import shown_value
+from hv15_batch.report.labels import Facts, shown_value
+from hv15_batch.timing_table import markdown
+from hv15_batch.timings import GROUP_COLUMNS, MEMORY_COLUMNS, Group
 
 TABLE_COLUMNS = (
     "n",
@@ -36,79 +37,82 @@ LEGEND = (
 )
 _CSV_FIGURES = (
     *("n", "median_seconds", "p90_seconds", "spread", "cold_clips", "failed_attempts"),
-    *("peak_vram_reserved_bytes", "peak_vram_device_bytes", "energy_joules_median"),
-    "energy_joules_n",
+    *MEMORY_COLUMNS,
+    *("energy_joules_median", "energy_joules_n"),
 )
 
 
 def format_cells(group: Group) -> list[str]:
     """Return the figures of a group in the order of `TABLE_COLUMNS`."""
-    seconds = group.seconds
+    median, p90, spread = _seconds(group)
     return [
-        str(seconds.n),
-        format_seconds(seconds.median),
-        format_seconds(seconds.p90),
-        format_share(seconds.spread),
-        format_gib(group.peak_vram_bytes),
-        format_gib(group.device_vram_bytes),
+        str(group.num_timed),
+        format_seconds(median),
+        format_seconds(p90),
+        format_share(spread),
+        format_gib(group.peak("peak_vram_reserved_bytes")),
+        format_gib(group.peak("peak_vram_device_bytes")),
         _energy(group),
     ]
+
+
+def _seconds(group: Group) -> tuple[float | None, float | None, float | None]:
+    """Return median, p90 and spread of a clip's seconds."""
+    found = group.clip_seconds
+    return (None, None, None) if found is None else (found.median, found.p90, found.spread)
 
 
 def _energy(group: Group) -> str:
     """Return the median, with its n where the card did not tell of every warm clip."""
     energy = group.energy_joules
+    if energy is None:
+        return format_watt_hours(None)
     text = format_watt_hours(energy.median)
-    return text if energy.n in (0, group.seconds.n) else f"{text} (n {energy.n})"
+    return text if energy.n == group.num_timed else f"{text} (n {energy.n})"
 
 
-def format_csv(groups: Sequence[Group]) -> str:
-    """Return every group with all its settings and figures, in the log's columns and units."""
+def format_csv(groups: Sequence[Group], numbers: Mapping[str, int]) -> str:
+    """Return every group with all its settings and figures, in the log's columns and units.
+
+    Runs go by their `numbers`: the table is for sharing, and folders have private names.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow([*KEY_COLUMNS, *_CSV_FIGURES, "runs"])
+    writer.writerow([*GROUP_COLUMNS, *_CSV_FIGURES, "runs"])
     for group in groups:
-        seconds, energy = group.seconds, group.energy_joules
+        energy = group.energy_joules
         figures: list[Any] = [
-            *(seconds.n, seconds.median, seconds.p90, seconds.spread, group.cold, group.failed),
-            *(group.peak_vram_bytes, group.device_vram_bytes, energy.median, energy.n),
+            *(group.num_timed, *_seconds(group), group.num_cold, group.num_failed),
+            *map(group.peak, MEMORY_COLUMNS),
+            *((energy.median, energy.n) if energy else (None, 0)),
         ]
-        settings = [group.columns[name] for name in KEY_COLUMNS]
-        writer.writerow([*settings, *figures, " ".join(group.runs)])
+        runs = " ".join(str(numbers[run]) for run in group.runs)
+        writer.writerow([*group.columns.values(), *figures, runs])
     return text.getvalue()
 
 
 def format_markdown(
-    named: Sequence[tuple[str, Group]], common: Mapping[str, str], shown: Sequence[str]
+    named: Sequence[tuple[str, Facts, Group]], common: Facts, shown: Sequence[str]
 ) -> str:
     """Return a table of what differs and the figures, what is common above, warnings below.
 
     Args:
-        named: Groups with the name that a warning calls them by.
+        named: Groups with the name that a warning calls them by, and their facts.
         common: Facts that all of them have alike.
         shown: Facts that get a column.
     """
     same = [f"{name}: {value}" for name, value in common.items()]
+    rows = [
+        [*(shown_value(name, facts, "") for name in shown), *format_cells(group)]
+        for _, facts, group in named
+    ]
     lines = [
-        f"Same for all: {_cell('; '.join(same))}." if same else "",
+        f"Same for all: {'; '.join(same)}." if same else "",
         "",
-        _row([*shown, *TABLE_COLUMNS]),
-        _row(["---"] * len(shown) + ["---:"] * len(TABLE_COLUMNS)),
-        *(
-            _row([*(shown_value(n, g.facts, "") for n in shown), *format_cells(g)])
-            for _, g in named
-        ),
+        *markdown([*shown, *TABLE_COLUMNS], rows, num_texts=len(shown)),
         "",
         LEGEND,
-        *(f"\n{note}" for note in noise_notes(g.columns["weights"] for _, g in named)),
-        *(f"\nWARNING: {label}: {warning}" for label, g in named for warning in g.warnings),
+        *(f"\n{note}" for note in noise_notes(g.columns["weights"] for *_, g in named)),
+        *(f"\nWARNING: {label}: {warning}" for label, _, g in named for warning in g.warnings),
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,8 +24,7 @@ from hv15_batch.reference_text import (
     sentences,
 )
 from hv15_batch.references import read_references
-from hv15_batch.report.facts import common_facts, noise_notes
-from hv15_batch.report.figures import Group, group_figures, warning_texts
+from hv15_batch.report.facts import common_facts, group_facts, noise_notes
 from hv15_batch.report.formats import (
     JOULES_PER_WATT_HOUR,
     NOT_MEASURED,
@@ -38,11 +37,10 @@ from hv15_batch.report.gallery import clip_views, problem
 from hv15_batch.report.headline import Headline, headline
 from hv15_batch.report.labels import differing, labels
 from hv15_batch.report.plots import plots
-from hv15_batch.report.public import without_private
 from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
 from hv15_batch.report.tables import TABLE_COLUMNS, format_cells
 from hv15_batch.timing_table import STATISTICS, figures_of, group_names
-from hv15_batch.timings import summarise
+from hv15_batch.timings import Group, TimingWarning, WarningKind, group_rows
 
 MAX_LISTED = 50
 """Failed or suspect clips listed with their reasons; the gallery has them all."""
@@ -141,22 +139,20 @@ class Page:
     """What the scripts of the page read."""
 
 
-def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
-    """Return the page of a run."""
-    if is_public:
-        run = without_private(run)
+def make_page(run: RunData, now: datetime, price: float | None) -> Page:
+    """Return the page of a run; `price` is that of a kWh, None leaves costs out."""
     done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
     repetitions = [a for a in done if a["repeat"] is not None]
     # Nothing of a benchmark is in clips/, so its attempts say what was in effect.
     seen = [*run.clips, *run.variants, *repetitions]
     common = common_facts(seen)
-    groups = group_figures(run.attempts)
-    names = labels(groups, differing(groups))
+    groups = group_rows(run.attempts)
+    facts = [group_facts(group.columns) for group in groups]
+    names = labels(facts, differing(facts))
     has_gallery = not repetitions or any(c["status"] != NOT_RENDERED for c in run.clips)
-    price = (run.last_settings.get("report") or {}).get("price_per_kwh")
     figures = plots(run)
     return Page(
-        headline=headline(run, now, is_public),
+        headline=headline(run, now),
         folder=run.folder,
         written_at=f"{now.astimezone():%Y-%m-%d %H:%M %Z}",
         figures=_figures(done, groups, price),
@@ -166,14 +162,13 @@ def make_page(run: RunData, now: datetime, is_public: bool = False) -> Page:
         notes=noise_notes(clip["weights"] for clip in seen),
         problems=_problems(run.clips),
         common=common,
-        warnings=warning_texts(groups, names),
+        warnings=_warnings(groups, names),
         references=_references(run),
         references_legend=f"{SCALING} {LEGEND}",
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
-            "clips": clip_views(run, common, is_public) if has_gallery else [],
+            "clips": clip_views(run, common) if has_gallery else [],
             "plots": figures,
-            "isPublic": is_public,
         },
     )
 
@@ -227,9 +222,9 @@ def _figures(
 
 
 def _of_one_group(group: Group, price: float | None) -> dict[str, str]:
-    seconds, energy = group.seconds, group.energy_joules
-    if seconds.median is None:
-        return {"Seconds a clip": f"no warm clip yet, {group.cold} cold"}
+    seconds, energy = group.clip_seconds, group.energy_joules
+    if seconds is None:
+        return {"Seconds a clip": f"no warm clip yet, {group.num_cold} cold"}
     shown = {
         "Seconds a clip": f"{format_seconds(seconds.median)} (median of {_warm(seconds.n, group)})"
     }
@@ -237,7 +232,7 @@ def _of_one_group(group: Group, price: float | None) -> dict[str, str]:
         shown["p90"] = f"{format_seconds(seconds.p90)} s"
     if seconds.spread is not None:
         shown["Spread"] = format_share(seconds.spread)
-    if energy.median is not None:
+    if energy is not None:
         shown["Energy a clip"] = (
             f"{format_watt_hours(energy.median)} Wh (median of {_warm(energy.n, group)})"
         )
@@ -260,10 +255,9 @@ def _groups(groups: Sequence[Group], names: Sequence[str], price: float | None) 
 
 def _cost(group: Group, price: float | None) -> str | None:
     """Return what the energy of a warm clip costs; None where one of the two is not known."""
-    joules = group.energy_joules.median
-    if joules is None or price is None:
+    if group.energy_joules is None or price is None:
         return None
-    return f"{joules / JOULES_PER_WATT_HOUR / 1000 * price:.3g}"
+    return f"{group.energy_joules.median / JOULES_PER_WATT_HOUR / 1000 * price:.3g}"
 
 
 def _warm(n: int, group: Group) -> str:
@@ -271,14 +265,30 @@ def _warm(n: int, group: Group) -> str:
     return f"{n} warm {word}{'' if n == 1 else 's'}"
 
 
+def _warnings(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """Return what makes these figures unfit to quote, each kind of fault once, with its remedy."""
+    found: dict[WarningKind, list[tuple[str, TimingWarning]]] = {}
+    for group, name in zip(groups, names, strict=True):
+        for warning in group.warnings:
+            found.setdefault(warning.kind, []).append((name, warning))
+    return [_warning(*warned[0], len(warned) - 1, len(groups) > 1) for warned in found.values()]
+
+
+def _warning(name: str, warning: TimingWarning, others: int, is_named: bool) -> str:
+    detail = f"{name}: {warning.detail}" if is_named else warning.detail
+    if others:
+        detail += f"; and so in {others} more {'group' if others == 1 else 'groups'} of settings"
+    return str(replace(warning, detail=detail))
+
+
 def _benchmark(run: RunData, repetitions: Sequence[Mapping[str, Any]]) -> Benchmark:
     """Return the table of `benchmark.md`, and the files that have it where they are written."""
-    summaries = summarise(repetitions)
-    names = group_names([summary.group for summary in summaries])
+    groups = group_rows(repetitions)
+    names = group_names([group.columns for group in groups])
     table = run.directory.benchmark_table
     return Benchmark(
         statistics=STATISTICS,
-        rows=[(n, figures_of(s)) for n, s in zip(names, summaries, strict=True) if s.seconds],
+        rows=[(n, figures_of(g)) for n, g in zip(names, groups, strict=True) if g.seconds],
         files=[path.name for path in (table, table.with_suffix(".md")) if path.is_file()],
     )
 

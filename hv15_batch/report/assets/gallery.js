@@ -57,8 +57,7 @@
       link.href = clip.file;
       frame.appendChild(link);
     } else {
-      var isHidden = hv15.data.isPublic && clip.isDone;
-      frame.appendChild(make("div", "none", isHidden ? "not shown in public" : clip.status));
+      frame.appendChild(make("div", "none", clip.status));
     }
     return frame;
   }

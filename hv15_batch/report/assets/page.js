@@ -98,7 +98,7 @@
     var counts = new Map();
     clips.forEach(function (clip) { counts.set(clip.status, (counts.get(clip.status) || 0) + 1); });
     counts.forEach(function (count, name) { status.appendChild(option(name, name + " (" + count + ")")); });
-    if (!hv15.data.isPublic) status.appendChild(option(STARRED, STARRED));
+    status.appendChild(option(STARRED, STARRED));
     var tags = new Set();
     clips.forEach(function (clip) {
       Object.keys(clip.tags).forEach(function (name) {
@@ -204,8 +204,7 @@
   });
 
   byId("toolbar").hidden = false;
-  byId("download").hidden = hv15.data.isPublic;
-  byId("hint").hidden = hv15.data.isPublic;
+  byId("hint").hidden = false;
   fillFilters();
   listen();
   countStars();
