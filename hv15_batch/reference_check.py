@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.config import ConfigError
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.reference_combination import combination_of
 from hv15_batch.reference_costs import Combination, combinations
 from hv15_batch.reference_notes import method_of, notes_of, ratio_text, vram_bytes
 from hv15_batch.reference_quality import suspect_difference
-from hv15_batch.reference_scale import SCALE_COLUMNS, Scaled, median_of, scale
 from hv15_batch.reference_settings import differences, remedies
 from hv15_batch.references import Quantity, Reference, bounds_of
 from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distribution
@@ -28,8 +26,7 @@ from hv15_batch.timings import GROUP_COLUMNS, Distribution, clip_seconds, distri
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
     *("total_seconds", "encode_seconds", "load_seconds", "quality_flag"),
-    *("peak_vram_device_bytes", "peak_vram_reserved_bytes"),
-    *SCALE_COLUMNS,
+    *("peak_vram_device_bytes", "peak_vram_reserved_bytes", "mfu"),
     *GROUP_COLUMNS,
 )
 """Columns of the log that this module reads."""
@@ -78,8 +75,6 @@ class Measurement:
     utilisation: float | None
     """Median of the log's `mfu`: the work of denoising over its seconds, as a share of this card's
     dense bf16 rate. None where it was not logged or the figure is no time of a clip."""
-    scaled: Scaled | None
-    """Scaled, not measured. None where a card or a stage is unknown or it is no time of a clip."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +112,6 @@ def compare_with_references(
     return [_verdict(reference, rows) for reference in references]
 
 
-def check_claim(name: str, verdicts: Sequence[ReferenceVerdict]) -> ReferenceVerdict:
-    """Return the verdict on a figure that is claimed to be met.
-
-    Raises:
-        ConfigError: no such reference, or the log does not bear it out; says what differs.
-    """
-    for verdict in verdicts:
-        if verdict.reference.name == name:
-            if verdict.verdict in MET:
-                return verdict
-            best = verdict.best
-            reasons = [verdict.reason]
-            if best and best.differences:
-                reasons = [*best.differences, *best.remedies]
-            raise ConfigError(
-                f"--claim {name}: {verdict.verdict.value}, so it may not be claimed. "
-                + " ".join(reasons)
-            )
-    known = ", ".join(v.reference.name for v in verdicts)
-    raise ConfigError(f"--claim {name}: no such reference; known are {known}.")
-
-
 def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> ReferenceVerdict:
     implied = tuple(combinations(reference))
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -147,7 +120,7 @@ def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Referen
             groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)
     order = list(Verdict)
     measured = sorted(
-        (_measurement(reference, implied, group) for group in groups.values()),
+        (_measurement(reference, group) for group in groups.values()),
         key=lambda m: (order.index(m.verdict), len(m.differences), m.compared),
     )
     if not measured:
@@ -177,17 +150,17 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
     return None if row["is_cold"] is not False or row["repeat"] == 0 else clip_seconds(row)
 
 
-def _measurement(
-    reference: Reference, implied: Sequence[Combination], rows: Sequence[Mapping[str, Any]]
-) -> Measurement:
+def _measurement(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Measurement:
     settings = {name: rows[0][name] for name in GROUP_COLUMNS}
     raw = [_value(reference.quantity, row) for row in rows]
     values = distribution([value for value in raw if value is not None])
     assert values is not None
     is_vram = reference.quantity is Quantity.vram
     compared = values.maximum if is_vram else values.median
-    suspect = suspect_difference(reference.quantity, rows)
-    differing = [*differences(reference, settings), *suspect]
+    differing = [
+        *differences(reference, settings),
+        *suspect_difference(reference.quantity, rows),
+    ]
     low, high = bounds_of(reference)
     verdict = Verdict.not_reproduced
     if differing:
@@ -195,6 +168,7 @@ def _measurement(
     elif compared <= high:
         verdict = Verdict.reproduced if compared >= low else Verdict.surpassed
     is_clip = reference.quantity is Quantity.clip_seconds
+    shares = distribution([row["mfu"] for row in rows if row["mfu"] is not None])
     return Measurement(
         verdict=verdict,
         quantity=reference.quantity,
@@ -207,8 +181,7 @@ def _measurement(
         combination=() if differing else tuple(combination_of(reference, settings)),
         notes=tuple(notes_of(reference, settings, values, compared, rows)),
         ratio=compared / reference.figure_max,
-        utilisation=median_of("mfu", rows) if is_clip else None,
-        scaled=scale(reference, implied, settings, rows) if is_clip and not suspect else None,
+        utilisation=shares.median if shares and is_clip else None,
     )
 
 

@@ -10,14 +10,8 @@ from typing import Any
 
 from hv15_batch.config import ConfigError, conf_dir
 from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED
-from hv15_batch.reference_check import CHECK_COLUMNS, check_claim, compare_with_references
-from hv15_batch.reference_text import (
-    format_combinations_markdown,
-    format_references_markdown,
-    format_references_text,
-    format_verdicts_markdown,
-    format_verdicts_text,
-)
+from hv15_batch.reference_check import CHECK_COLUMNS, compare_with_references
+from hv15_batch.reference_text import format_references_text, format_verdicts_text
 from hv15_batch.references import read_references
 from hv15_batch.run_facts import read_rows_of_runs
 from hv15_batch.rundir import RunDir
@@ -25,7 +19,7 @@ from hv15_batch.runlog import LogSchemaError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print references, or verdicts on them; return 0, or 2 for a claim that is refused."""
+    """Print references, or verdicts on them; return 0, or 2 for a log that is refused."""
     arguments = _parser().parse_args(argv)
     try:
         print(_answer(arguments), end="")
@@ -38,18 +32,9 @@ def main(argv: Sequence[str]) -> int:
 def _answer(arguments: argparse.Namespace) -> str:
     references = read_references(conf_dir() / "reference")
     if not arguments.run_dirs:
-        if arguments.claim:
-            raise ConfigError(
-                f"--claim {arguments.claim}: a claim needs a log; name the run directory."
-            )
-        if not arguments.markdown:
-            return format_references_text(references)
-        tables = (format_references_markdown(references), format_combinations_markdown(references))
-        return "\n".join(tables)
-    verdicts = compare_with_references(read_logs(arguments.run_dirs), references)
-    if arguments.claim:
-        verdicts = [check_claim(arguments.claim, verdicts)]
-    return (format_verdicts_markdown if arguments.markdown else format_verdicts_text)(verdicts)
+        return format_references_text(references)
+    rows = read_logs(arguments.run_dirs)
+    return format_verdicts_text(compare_with_references(rows, references))
 
 
 def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -79,8 +64,4 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare logs with published figures; without a log, say what these imply.",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
-    parser.add_argument("--markdown", action="store_true", help="tables to paste")
-    parser.add_argument(
-        "--claim", metavar="NAME", help="refuse (exit 2) unless the logs reproduce this figure"
-    )
     return parser

@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass
 from enum import Enum
 
-from hv15_batch.cards import Card, find_card
+from hv15_batch.cards import find_card
 from hv15_batch.costs import (
     IMAGE_TOKENS,
     TEXT_TOKENS,
@@ -84,12 +84,6 @@ def swept_shapes(reference: Reference) -> list[Shape]:
     return [Shape(*size, frames, steps, guided, image) for size, frames, steps, guided in axes]
 
 
-def pflop_of(shape: ClipShape, is_i2v: bool) -> float:
-    """Return the work of denoising in 10^15 FLOP."""
-    linear, attention = _flop(shape, is_i2v)
-    return (linear + attention) / 1e15
-
-
 def _combination(reference: Reference, shape: Shape) -> Combination:
     assert reference.seconds_max is not None
     linear, attention = _flop(shape, is_i2v(reference))
@@ -134,11 +128,6 @@ def is_i2v(reference: Reference) -> bool:
     """Whether the figure is of image to video, by its model: sources err about the task."""
     options = reference.model_options
     return bool(options) and all("_i2v" in option for option in options)
-
-
-def dense_rate(card: Card | None) -> float | None:
-    """Return a card's dense bf16 rate in 10^12 FLOP/s; None for an unknown card."""
-    return None if card is None else card.dense_bf16_tflops
 
 
 def _sizes(reference: Reference) -> list[tuple[int, int]]:

@@ -37,7 +37,8 @@ class DifferenceKind(Enum):
 
     card = (
         "other GPU than the reference",
-        "render on {}; until then quote what was measured as a figure of its own card only",
+        "render on {}, or predict for it with --dry-run runtime.card={}; until then quote what was "
+        "measured as a figure of its own card only",
     )
     settings = ("settings differ from the reference", "render again with {}")
     suspect = (
@@ -49,10 +50,10 @@ class DifferenceKind(Enum):
         "no settings can meet it; compare with a figure whose model and task agree",
     )
 
-    def sentence(self, detail: str = "") -> str:
-        """Return what is wrong and its remedy; `detail` is the card or the words to type."""
+    def sentence(self, *details: str) -> str:
+        """Return what is wrong and its remedy; `details` are the card or the words to type."""
         about, remedy = self.value
-        return f"{about[0].upper()}{about[1:]}: {remedy.format(detail)}."
+        return f"{about[0].upper()}{about[1:]}: {remedy.format(*details)}."
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Difference:
     kind: DifferenceKind
     sentence: str
     """What is stated and what is here."""
-    remedy: str = ""
-    """What `DifferenceKind.sentence` takes: the card, or words of the command line."""
+    details: tuple[str, ...] = ()
+    """What `DifferenceKind.sentence` takes: the card and its name, or words of the command line."""
 
 
 def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
@@ -108,9 +109,10 @@ def remedies(found: Sequence[Difference]) -> list[str]:
     kinds = {d.kind for d in found}
     if DifferenceKind.impossible in kinds:
         return [DifferenceKind.impossible.sentence()]
-    sentences = [d.kind.sentence(d.remedy) for d in found if d.kind is DifferenceKind.card]
+    sentences = [d.kind.sentence(*d.details) for d in found if d.kind is DifferenceKind.card]
     if DifferenceKind.settings in kinds:
-        words = dict.fromkeys(d.remedy for d in found if d.kind is DifferenceKind.settings)
+        settings = [d for d in found if d.kind is DifferenceKind.settings]
+        words = dict.fromkeys(word for d in settings for word in d.details)
         typed = _words_that_go_together([word for word in words if "=" in word])
         if any("," in word for word in typed):
             typed.insert(0, "-m")
@@ -153,7 +155,11 @@ def _card(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]
         if abs(total / GIB - vram_gib) > VRAM_SLACK * vram_gib:
             with_memory = f"{name} with {total / GIB:.0f} GiB"
             here = _sentence("Card", reference.hardware, with_memory)
-    return [] if here is None else [Difference(DifferenceKind.card, here, reference.hardware)]
+    return (
+        []
+        if here is None
+        else [Difference(DifferenceKind.card, here, (reference.hardware, reference.card))]
+    )
 
 
 def _model(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
@@ -175,7 +181,7 @@ def _model(reference: Reference, settings: Mapping[str, Any]) -> list[Difference
         found.append(Difference(DifferenceKind.impossible, sentence))
     elif differs:
         word = f"model={','.join(options) or f'480p_{task.value}'}"
-        found.append(Difference(DifferenceKind.settings, sentence, word))
+        found.append(Difference(DifferenceKind.settings, sentence, (word,)))
     return found
 
 
@@ -228,7 +234,7 @@ def _frames(reference: Reference, settings: Mapping[str, Any]) -> list[Differenc
             return []
         logged = "not logged" if here is None else f"{here} here"
         sentence = f"Frames: not stated; {least} or more count, {logged}."
-        return [Difference(DifferenceKind.settings, sentence, word)]
+        return [Difference(DifferenceKind.settings, sentence, (word,))]
     return [_swept("Frames", options, here, word)]
 
 
@@ -264,12 +270,12 @@ def _mask(mask_free: bool | None) -> str | None:
 
 
 def _setting(label: str, stated: Any, logged: Any, word: str) -> Difference:
-    return Difference(DifferenceKind.settings, _sentence(label, stated, logged), word)
+    return Difference(DifferenceKind.settings, _sentence(label, stated, logged), (word,))
 
 
 def _swept(label: str, options: Sequence[Any], logged: Any, word: str) -> Difference:
     sentence = f"{label}: not stated; {_either(options)} counts, {_here(logged)}."
-    return Difference(DifferenceKind.settings, sentence, word)
+    return Difference(DifferenceKind.settings, sentence, (word,))
 
 
 def _sentence(label: str, stated: Any, logged: Any) -> str:

@@ -1,14 +1,12 @@
-"""Verdicts on references and what they imply, as plain text for 80 columns and as Markdown."""
+"""Verdicts on references and what they imply, as plain text for 80 columns."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 
-from hv15_batch.costs import NEAR_SIZE
-from hv15_batch.reference_check import MET, Measurement, ReferenceVerdict, Verdict
+from hv15_batch.reference_check import MET, Measurement, ReferenceVerdict
 from hv15_batch.reference_costs import Combination, Feasibility, combinations
-from hv15_batch.reference_scale import Scaled
 from hv15_batch.references import Quantity, Reference
 
 COLUMNS = 80
@@ -23,66 +21,6 @@ _MARKS = {
 }
 
 
-# -- Markdown ---------------------------------------------------------------------------------
-
-
-def format_verdicts_markdown(verdicts: Sequence[ReferenceVerdict]) -> str:
-    """Return one table of all verdicts, then what differs and what to know, by reference."""
-    rows = [
-        [
-            f"`{v.reference.name}`",
-            v.reference.figure,
-            v.reference.hardware,
-            f"**{v.verdict.value}**{format_combination(v.best)}"
-            if v.best and not v.best.differences
-            else v.verdict.value,
-            format_measured(v.best),
-            format_utilisation(v.best),
-            format_implied(v.combinations),
-            format_scaled(v.best),
-        ]
-        for v in verdicts
-    ]
-    head = ["reference", "figure", "card", "verdict", "measured", "utilisation"]
-    lines = _markdown_table([*head, "implied", "scaled, not measured"], rows)
-    for verdict in verdicts:
-        lines += ["", f"- `{verdict.reference.name}`: {' '.join(sentences(verdict))}"]
-    if legend := _legend(verdicts):
-        lines += ["", legend]
-    return "\n".join(lines) + "\n"
-
-
-def format_references_markdown(references: Sequence[Reference]) -> str:
-    """Return the references with what is stated, what is not and what each implies."""
-    rows = [
-        [
-            f"`{r.name}`",
-            r.figure,
-            r.hardware,
-            ", ".join(r.not_stated),
-            format_implied(combinations(r)),
-            f"[{r.source}]({r.url})" if r.url else r.source,
-        ]
-        for r in references
-    ]
-    head = ["reference", "figure", "card", "not stated", "implied utilisation", "source"]
-    return "\n".join(_markdown_table(head, rows)) + "\n"
-
-
-def format_combinations_markdown(references: Sequence[Reference]) -> str:
-    """Return which settings, of those that a source leaves open, would meet each figure."""
-    rows = [[f"`{r.name}`", *combination_cells(c)] for r in references for c in combinations(r)]
-    return "\n".join(_markdown_table(["reference", *COMBINATION_HEAD], rows)) + "\n"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return lines + [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows]
-
-
-# -- plain text -------------------------------------------------------------------------------
-
-
 def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
     """Return every reference with its verdict and the reasons, wrapped to 80 columns."""
     lines = []
@@ -93,6 +31,11 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
         lines += _wrapped(f"{reference.figure}, {reference.hardware} ({reference.source})")
         if verdict.best is not None:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
+        if verdict.combinations:
+            lines += _wrapped(
+                f"utilisation: {format_implied(verdict.combinations)} implied by the figure, "
+                f"{format_utilisation(verdict.best)} here"
+            )
         for other in verdict.measured[1:]:
             if not other.differences:
                 other_verdict = f"{other.verdict.value}{format_combination(other)}"
@@ -100,7 +43,8 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
         for sentence in sentences(verdict):
             lines += _wrapped(sentence, "- ")
         lines.append("")
-    lines += textwrap.wrap(_legend(verdicts), COLUMNS)
+    if any(v.best is not None and v.best.values.spread is not None for v in verdicts):
+        lines.append(_SPREAD)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -113,38 +57,21 @@ def format_references_text(references: Sequence[Reference]) -> str:
         lines += _wrapped(f"not stated: {', '.join(reference.not_stated)}")
         if reference.note:
             lines += _wrapped(reference.note)
-        rows = [combination_cells(c) for c in combinations(reference)]
+        rows = [_cells(c) for c in combinations(reference)]
         if rows:
-            lines += ["", *(f"    {line}" for line in _text_table(COMBINATION_HEAD, rows))]
+            lines += ["", *(f"    {line}" for line in _text_table(_HEAD, rows))]
         lines.append("")
-    return "\n".join([*lines, *textwrap.wrap(LEGEND, COLUMNS)]) + "\n"
+    return "\n".join([*lines, *textwrap.wrap(_LEGEND, COLUMNS)]) + "\n"
 
 
-LEGEND = (
+_SPREAD = "Spread: the interquartile range over the median."
+_LEGEND = (
     "PFLOP: work of denoising. util: the least share of the card's dense bf16 rate that the figure "
     "implies; over 100 % is impossible in bf16. 8-bit: the same with attention at twice that rate. "
     "predicted: seconds of a warm clip by this project's cost model, resident, mask-free, not "
     "compiled; an estimate from vendor figures. meets: whether these settings would meet the "
     "figure; 'if faster': not as predicted, but below the card's peak."
 )
-
-
-SCALING = (
-    "Scaled: seconds of denoising by FLOP, those of decoding by pixels, both by the cards' dense "
-    "bf16 rates as their vendors state them, since no log has a matmul rate measured on the card; "
-    "as if the other card and size were used as well as this one here; writing is left out. "
-    f"Roughly: from clips over {NEAR_SIZE:g} times smaller or larger than the figure's; small ones "
-    "take longer than their arithmetic says."
-)
-_SPREAD = "Spread: the interquartile range over the median."
-
-
-def _legend(verdicts: Sequence[ReferenceVerdict]) -> str:
-    """Return what is to be explained of these verdicts, which may be nothing."""
-    found = [v.best for v in verdicts if v.best is not None]
-    parts = [SCALING] * any(best.scaled is not None for best in found)
-    parts += [_SPREAD] * any(best.values.spread is not None for best in found)
-    return " ".join(parts)
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:
@@ -164,13 +91,13 @@ def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 # -- cells ------------------------------------------------------------------------------------
 
-COMBINATION_HEAD = (
+_HEAD = (
     "size", "frames", "steps", "guided", "PFLOP", "util", "8-bit", "predicted", "meets"
 )  # fmt: skip
 
 
-def combination_cells(combination: Combination) -> list[str]:
-    """Return a combination as text, by `COMBINATION_HEAD`."""
+def _cells(combination: Combination) -> list[str]:
+    """Return a combination as text, by `_HEAD`."""
     shape, predicted = combination.shape, combination.predicted_seconds
     return [
         f"{shape.height}x{shape.width}",
@@ -192,11 +119,6 @@ def sentences(verdict: ReferenceVerdict) -> list[str]:
     if best is not None:
         found += [sentence for sentence in best.differences if sentence != verdict.reason]
         found += best.remedies
-        if best.scaled is not None and best.verdict is Verdict.not_comparable:
-            found.append(
-                f"Scaled by work and the vendors' rates, not measured: {format_scaled(best)} with "
-                f"the figure's settings on its card{_why_roughly(best.scaled)}."
-            )
         found += best.notes
         found += _of_several(verdict)
     if verdict.reference.note:
@@ -247,26 +169,6 @@ def format_combination(measurement: Measurement | None) -> str:
     *others, last = measurement.combination
     listed = f"{', '.join(others)} and {last}" if others else last
     return f" with {listed}, which the source does not state"
-
-
-def format_scaled(measurement: Measurement | None) -> str:
-    """Return the scaled seconds, a range where the source leaves settings open; else a dash.
-
-    Said to be rough where the clips are far larger or smaller.
-    """
-    if measurement is None or measurement.scaled is None:
-        return NOT_MEASURED
-    low, high = measurement.scaled.seconds_min, measurement.scaled.seconds_max
-    seconds = f"{low:.0f} s" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} s"
-    return f"roughly {seconds}" if measurement.scaled.is_rough else seconds
-
-
-def _why_roughly(scaled: Scaled) -> str:
-    if not scaled.is_rough:
-        return ""
-    ratio = scaled.size_ratio
-    size = "larger (up to" if ratio > 1 else "smaller (down to"
-    return f"; its clips are far {size} {ratio:.2g} times the tokens of these)"
 
 
 def format_utilisation(measurement: Measurement | None) -> str:

@@ -412,7 +412,7 @@ def test_published_figures_are_read_without_scrolling_sideways_on_a_phone(
     with browsing(driver, page, tmp_path / "p", width=360, scheme=scheme) as opened:
         opened.page.click("summary:has(#references-title)")
         figure = opened.page.locator(".references > tbody").first
-        figure.locator(".sweep summary").click()
+        figure.locator(".why summary").click()
 
         scroll = "document.querySelector('#references .scroll')"
         assert opened.page.evaluate(f"{scroll}.scrollWidth <= {scroll}.clientWidth")

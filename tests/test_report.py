@@ -491,7 +491,7 @@ def reproducing(name: str, **changes: Any) -> ClipRecord:
     return record(name, **{**step_distilled, **changes})
 
 
-def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path: Path) -> None:
+def test_a_figure_that_is_met_says_with_what_and_what_it_implies(tmp_path: Path) -> None:
     html, _ = build(make_run(tmp_path, [reproducing("a")]))
 
     table = html[html.index('class="references"') : html.index("comfyui_rtx5090")]
@@ -500,18 +500,16 @@ def test_a_figure_that_is_met_says_with_what_and_shows_what_else_would(tmp_path:
         "offload=stream, attention _native_cudnn and not compiled, which the source does not state"
     ) in table
     assert '<td data-label="utilisation here">61%</td>' in table
-    assert "Which settings would meet it: 1 of 6 as predicted" in table
-    assert table.count('<td data-label="meets">') == 6
-    assert '<td data-label="meets">8-bit only</td>' in table
+    assert '<td data-label="implied by the figure">29% to 134%</td>' in table
 
 
-def test_what_is_not_comparable_is_scaled_in_sight_and_the_reasons_are_folded(
+def test_of_what_is_not_comparable_one_reason_is_in_sight_and_the_others_are_folded(
     tmp_path: Path,
 ) -> None:
     html, _ = build(make_run(tmp_path, [reproducing("a", gpu_name="NVIDIA H200")]))
 
     table = html[html.index('class="references"') :]
-    assert "Scaled to the figure's card and settings: " in table
+    assert table.index("stated, NVIDIA H200 here.") < table.index('<details class="why">')
     assert re.search(r"<summary>\d+ more to know: what differs, what to do</summary>", table)
 
 

@@ -9,17 +9,11 @@ from typing import Any
 
 from hv15_batch.config import conf_dir
 from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
-from hv15_batch.reference_check import MET, ReferenceVerdict, compare_with_references
-from hv15_batch.reference_costs import Feasibility
+from hv15_batch.reference_check import MET, compare_with_references
 from hv15_batch.reference_text import (
-    COMBINATION_HEAD,
-    LEGEND,
-    SCALING,
-    combination_cells,
     format_combination,
     format_implied,
     format_measured,
-    format_scaled,
     format_utilisation,
     sentences,
 )
@@ -97,19 +91,12 @@ class ReferenceRow:
     combination: str
     """With which settings that the source does not state; empty where not comparable."""
     measured: str
-    scaled: str
-    """To the figure's card and settings, by work; empty where that is not needed or not known."""
     utilisation: str
     """Of the card here while it denoised."""
     implied: str
     """Utilisation of its card that the figure implies."""
     why: list[str]
     """What differs, what to do about it and what to know, in sentences."""
-    combinations: list[dict[str, str]]
-    """Settings that the source leaves possible and whether they would meet the figure, by the
-    columns' names; empty where it is no time of a clip."""
-    num_meeting: int
-    """Of these, how many are predicted to."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +118,6 @@ class Page:
     common: dict[str, str]
     warnings: list[str]
     references: list[ReferenceRow]
-    references_legend: str
-    """How times are scaled, and what the columns of combinations mean."""
     is_benchmark: bool
     """Whether something was measured repeatedly: the references are then unfolded."""
     data: dict[str, Any]
@@ -164,7 +149,6 @@ def make_page(run: RunData, now: datetime, price: float | None) -> Page:
         common=common,
         warnings=_warnings(groups, names),
         references=_references(run),
-        references_legend=f"{SCALING} {LEGEND}",
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
             "clips": clip_views(run, common) if has_gallery else [],
@@ -185,23 +169,12 @@ def _references(run: RunData) -> list[ReferenceRow]:
             verdict=v.verdict.value,
             combination=format_combination(v.best),
             measured=format_measured(v.best),
-            scaled=_scaled(v),
             utilisation=format_utilisation(v.best),
             implied=format_implied(v.combinations),
             why=sentences(v),
-            combinations=[
-                dict(zip(COMBINATION_HEAD, combination_cells(c), strict=True))
-                for c in v.combinations
-            ],
-            num_meeting=sum(c.feasibility is Feasibility.meets for c in v.combinations),
         )
         for v in sorted(verdicts, key=lambda v: v.verdict not in MET)
     ]
-
-
-def _scaled(verdict: ReferenceVerdict) -> str:
-    best = None if verdict.verdict in MET else verdict.best
-    return "" if best is None or best.scaled is None else format_scaled(best)
 
 
 def _figures(
