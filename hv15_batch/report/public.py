@@ -23,7 +23,7 @@ def without_private(run: RunData, number: int = 1) -> RunData:
     """
     status = run.status
     if status is not None:
-        status = replace(status, message="", go_on=(), hostname=None, clip_id=None)
+        status = replace(status, message="", type_again=(), hostname=None, clip_id=None)
     return replace(
         run,
         folder=f"run {number}",
