@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from hv15_batch.schedule import Clock
 
 HELP = """\
-hv15-batch prompts.csv                    render every row; run it again to go on
+hv15-batch prompts.csv                    render every row; run it again to resume
 hv15-batch prompts.csv --dry-run          check, resolve and predict; no weights, no device
 hv15-batch prompts.csv limit=1            also only=id,id force=true order=rows run_dir=DIR
 hv15-batch prompts.csv model=480p_t2v offload=model override.num_frames=61
-hv15-batch resume=outputs/prompts         go on with the manifest and settings of a run
+hv15-batch resume=outputs/prompts         resume a run with its manifest and settings
 hv15-batch recipe clip.mp4 [--out FILE]   manifest and command that render a clip again
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
@@ -82,7 +83,9 @@ def _dispatch(arguments: list[str]) -> int:
 
     if word == "prefetch":
         return run_jobs(rest, _prefetch)
-    return run_jobs(arguments, partial(_render, clock=Clock()))
+    # Word by word: the quotes of a shell would tear a secret apart.
+    line = shlex.join(["hv15-batch", *map(redacted, arguments)])
+    return run_jobs(arguments, partial(_render, clock=Clock(), typed_line=line))
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
@@ -114,7 +117,7 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 # -- jobs: what is done with one composed configuration ---------------------------------------
 
 
-def _render(job: Job, clock: Clock) -> int:
+def _render(job: Job, clock: Clock, typed_line: str) -> int:
     """Render a job; all jobs of a sweep share the clock, and with it `until` and `time_limit`."""
     from hv15_batch import session
 
@@ -124,7 +127,8 @@ def _render(job: Job, clock: Clock) -> int:
         config.run_dir = str(Path(config.run_dir) / job.sweep_folder())
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
-    return session.run(config, typed, job.sweep_folder() if job.swept else None, _say, clock=clock)
+    sweep = job.sweep_folder() if job.swept else None
+    return session.run(config, typed, sweep, _say, clock=clock, typed_line=typed_line)
 
 
 def _prefetch(job: Job) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import selectors
 import shlex
 import shutil
 import signal
@@ -19,26 +18,19 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from errno import ENOEXEC
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.config import ConfigError
+from hv15_batch.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
-KEPT_VARIABLES = frozenset(
-    """
-    PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TERM TMPDIR PWD LD_LIBRARY_PATH
-    DISPLAY WAYLAND_DISPLAY XAUTHORITY XDG_RUNTIME_DIR XDG_CONFIG_HOME DBUS_SESSION_BUS_ADDRESS
-    SSL_CERT_FILE SSL_CERT_DIR http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY
-    WSL_DISTRO_NAME WSL_INTEROP WSLENV
-    """.split()
-)
-"""What of this process's environment a command gets, so that tokens of other things stay here."""
-KEPT_PREFIXES = ("LC_", "NOTIFY_")
-"""The same by prefix; `NOTIFY_*` is for what the user's command needs, a token for example."""
-MAX_OUTPUT_BYTES = 4000
+MAX_OUTPUT_CHARACTERS = 4000
 """Of a command's output, kept for run.log."""
+MAX_OUTPUT_BYTES = 1 << 20
+"""A command that prints more is killed: its output is held in memory."""
 MAX_VALUE_CHARACTERS = 2000
 _KILL_SECONDS = 1.0
 _POLL_SECONDS = 0.05
@@ -83,23 +75,15 @@ def parse_command(command: Any) -> tuple[str, ...]:
 class Notifier:
     """Runs one command for each notice, each in a thread of its own."""
 
-    def __init__(
-        self,
-        command: tuple[str, ...],
-        timeout_seconds: float,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
+    def __init__(self, command: tuple[str, ...], timeout_seconds: float) -> None:
         """Remember what to run.
 
         Args:
             command: Program and arguments; empty for none.
             timeout_seconds: After that the command and what it started is killed.
-            environ: This process's environment, of which little is handed on.
         """
         self._command = command
         self._timeout_seconds = timeout_seconds
-        self._environ = {k: v for k, v in environ.items() if _is_kept(k)}
-        self._secrets = [v for k, v in self._environ.items() if k.startswith("NOTIFY_") if v]
         self._running: list[_Notice] = []
         self.fault: str | None = None
         """What went wrong last; None as long as all went well."""
@@ -114,7 +98,7 @@ class Notifier:
         if not self._command:
             return
         texts = {f"HV15_{name}": _clean(value) for name, value in values.items()}
-        environ = {**self._environ, "HV15_EVENT": event, **texts}
+        environ = {**os.environ, "HV15_EVENT": event, **texts}
         notice = _Notice(self._command, environ, self._timeout_seconds)
         self._running = [n for n in self._running if n.is_alive()]
 
@@ -125,7 +109,7 @@ class Notifier:
         try:
             notice.thread.start()
         except RuntimeError as error:  # no more threads
-            self._report(event, str(error), b"")
+            self._report(event, str(error), "")
         else:
             self._running.append(notice)
 
@@ -139,10 +123,9 @@ class Notifier:
             for notice in self._running:
                 notice.kill()
 
-    def _report(self, event: str, fault: str | None, output: bytes) -> None:
-        text = " ".join(output.decode("utf-8", "replace").split())
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+    def _report(self, event: str, fault: str | None, output: str) -> None:
+        # Secrets first: one that is cut in two, or has other spaces, would not be recognised.
+        text = " ".join(redacted(output).split())[:MAX_OUTPUT_CHARACTERS]
         text = f": {text}" if text else ""
         if fault is None:
             logger.info("notice %s: told%s", event, text)
@@ -170,37 +153,45 @@ class _Notice:
         if self.thread is not None:
             self.thread.join(max(timeout_seconds, 0.0))
 
-    def run(self) -> tuple[str | None, bytes]:
-        """Return what went wrong, or None, and the beginning of what the command said."""
+    def run(self) -> tuple[str | None, str]:
+        """Return what went wrong, or None, and the beginning of what the command printed."""
         try:
-            # close_fds: neither the directory's lock nor the worker's pipe may live on in it.
-            # A session of its own: Ctrl-C in the terminal is not for it, and it dies as a group.
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                close_fds=True,
-                start_new_session=True,
-                shell=False,
-            )
+            # A file and no pipe: what the command leaves running may hold it open, and nobody has
+            # to read. In memory: news of a full disk must get out.
+            with open(os.memfd_create("notice"), "w+b", buffering=0) as output:
+                fault = self._run(output)
+                output.seek(0)
+                return fault, output.read(MAX_OUTPUT_BYTES).decode("utf-8", "replace")
         except (OSError, ValueError) as error:
             hint = "; a script begins with #!" if getattr(error, "errno", 0) == ENOEXEC else ""
-            return f"could not be started ({error}{hint})", b""
-        process, pipe = self._process, self._process.stdout
-        assert pipe is not None
-        with pipe:  # open until it is killed: otherwise it would be ended by SIGPIPE
-            output = _read(process, pipe.fileno(), time.monotonic() + self._timeout_seconds)
-            if process.poll() is None:
-                self.kill()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_KILL_SECONDS)
-                return f"killed after {self._timeout_seconds:g} s", output
-        code = process.returncode
-        if code < 0:
-            return f"ended by signal {-code}", output
-        return (f"exit code {code}" if code else None), output
+            return f"could not be started ({error}{hint})", ""
+
+    def _run(self, output: FileIO) -> str | None:
+        # close_fds: neither the directory's lock nor the worker's pipe may live on in it.
+        # A session of its own: Ctrl-C in the terminal is not for it, and it dies as a group.
+        self._process = process = subprocess.Popen(
+            self._command,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            close_fds=True,
+            start_new_session=True,
+            shell=False,
+        )
+        deadline = time.monotonic() + self._timeout_seconds
+        fault = None
+        while fault is None:
+            with suppress(subprocess.TimeoutExpired):
+                return _fault(process.wait(_POLL_SECONDS))
+            if os.fstat(output.fileno()).st_size > MAX_OUTPUT_BYTES:
+                fault = f"killed, having printed more than {MAX_OUTPUT_BYTES >> 20} MiB"
+            elif time.monotonic() > deadline:
+                fault = f"killed after {self._timeout_seconds:g} s"
+        self.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_SECONDS)
+        return fault
 
     def kill(self) -> None:
         """End the command and what it started."""
@@ -209,31 +200,11 @@ class _Notice:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _read(process: subprocess.Popen[bytes], pipe: int, deadline: float) -> bytes:
-    """Return the beginning of the output, once the process has ended or its time is over.
-
-    What it leaves running may hold the pipe open: only the process itself is waited for.
-    """
-    output = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        is_open = True
-        while time.monotonic() < deadline:
-            has_ended = process.poll() is not None
-            is_ready = is_open and bool(selector.select(0 if has_ended else _POLL_SECONDS))
-            if is_ready:
-                chunk = os.read(pipe, 1 << 16)
-                is_open = bool(chunk)
-                output += chunk[: MAX_OUTPUT_BYTES - len(output)]
-            if has_ended and (not is_ready or len(output) == MAX_OUTPUT_BYTES):
-                break
-            if not is_open or len(output) == MAX_OUTPUT_BYTES:
-                time.sleep(_POLL_SECONDS)  # a command that never stops talking gets no processor
-    return output
-
-
-def _is_kept(name: str) -> bool:
-    return name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+def _fault(code: int) -> str | None:
+    """Return what an exit code says, as `subprocess` gives it; None for 0."""
+    if code < 0:
+        return f"ended by signal {-code}"
+    return f"exit code {code}" if code else None
 
 
 def _clean(value: object) -> str:

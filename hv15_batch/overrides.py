@@ -195,7 +195,7 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
     resumed = next((value_of(word) for word in words if key_of(word) == "resume"), "null")
     if swept and resumed != "null":
         raise ConfigError(
-            f"resume={resumed}: goes on with one run, and {', '.join(swept)} makes a sweep; "
+            f"resume={resumed}: resumes one run, and {', '.join(swept)} makes a sweep; "
             "leave resume= out and name the manifest: the jobs have folders of their own."
         )
     return tuple(swept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from hv15_batch.plan import (
 )
 from hv15_batch.records import DONE_STATUSES
 from hv15_batch.resolve import check_typed_sampling, make_clips, read_rows
-from hv15_batch.rundir import RunDir, default_run_dir
+from hv15_batch.rundir import RunDir, default_run_dir, resume_command
 from hv15_batch.runlog import read_last_attempts
 from hv15_batch.secret_check import check_no_secrets
 from hv15_batch.stored_settings import check_owner, earlier_settings
@@ -47,6 +46,8 @@ class Prepared:
     beaten: dict[str, int]
     """Typed `sampling.*` values and how many rows beat each."""
     is_in_sweep: bool = False
+    typed_line: str = ""
+    """The command line without secrets, for run.log; it is never advice on what to type."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,10 @@ def plan_against_log(prepared: Prepared) -> Planned:
             prepared.manifest, planned.selected, config, earlier, history
         )
         if difference:
-            resume = shlex.quote(f"resume={run_dir.path}")
             raise ConfigError(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To go on with those: hv15-batch {resume}. To keep both apart: run_dir=DIR. "
-                "To add clips with the new settings here: add=true."
+                f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
+                "run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
         return replace(planned, repetitions=plan_repetitions(clips, config, run_dir))

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -21,7 +21,6 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from hv15_batch.eta import EtaEstimator
-from hv15_batch.go_on import GoOn
 from hv15_batch.gpu_health import GpuHealth, GpuHealthReader
 from hv15_batch.machine import free_disk_bytes
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
@@ -52,7 +51,7 @@ class Progress:
         out: TextIO | None = None,
         *,
         again: Collection[Rendering] = (),
-        go_on: GoOn | None = None,
+        type_again: Sequence[str] = (),
         eta: EtaEstimator | None = None,
         gpu_uuid: str | None = None,
     ) -> None:
@@ -65,7 +64,7 @@ class Progress:
             done: Those of them that were finished before.
             out: Where to show it; None means stdout.
             again: Those of them that this run renders again.
-            go_on: Knows with which words it goes on.
+            type_again: Names of settings that `resume=` does not know.
             eta: Estimates the end; None where nobody asks.
             gpu_uuid: The card that is watched; None for none.
         """
@@ -86,11 +85,10 @@ class Progress:
         self._suspect: set[Rendering] = set()
         self._done: set[Rendering] = set(again)
         self._done_before = done - len(self._done)  # not touched by this run
-        self._go_on = go_on
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
         self._state = self._state_before = "encoding"
-        values = _first_values(run_id, total, done) | self._words()
+        values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
         self._status = StatusFile(status_file, values, self._sample)
 
     @property
@@ -175,7 +173,6 @@ class Progress:
             suspect=len(self._suspect),
             seconds_per_clip=self.seconds_per_clip,
             **self._expected_end(),
-            **self._words(),
         )
         self.on_finished(record)
 
@@ -218,8 +215,6 @@ class Progress:
         self._failed.discard(rendering)
         self._done.discard(rendering)
         self._suspect.discard(rendering)
-        if self._go_on is not None:
-            self._go_on.finished(record)
         if record.status == FAILED:
             self._failed.add(rendering)
             return
@@ -230,9 +225,6 @@ class Progress:
     @property
     def _num_done(self) -> int:
         return self._done_before + len(self._done)
-
-    def _words(self) -> dict[str, Any]:
-        return {} if self._go_on is None else {"go_on": self._go_on.words}
 
     def _sample(self) -> dict[str, Any]:
         """Return what changes by itself: the card, the disk, and an end that moves away."""

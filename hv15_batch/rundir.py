@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,11 @@ class RunDir:
     def new_run_id(self) -> str:
         """Return a name for the next invocation, which sorts after all others."""
         return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
+
+
+def resume_command(path: Path) -> str:
+    """Return what to type to resume the run of a directory, quoted for a shell."""
+    return shlex.join(["hv15-batch", f"resume={path}"])
 
 
 def default_run_dir(manifest: Path, sweep: str | None) -> Path:

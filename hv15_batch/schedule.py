@@ -117,7 +117,7 @@ class Schedule:
                 return Stop(f"{deadline.setting}: {length}")
         if self._pause.exists():
             folder = shlex.quote(str(self._pause.parent))
-            return Wait("paused", f"hv15-batch status {folder} --unpause goes on")
+            return Wait("paused", f"hv15-batch status {folder} --unpause resumes")
         if window is not None and delay > 0:
             is_open = window.current(now)[0] <= now
             return Wait("waiting", f"{window.setting}{f', {length}' if is_open else ''}", begin)

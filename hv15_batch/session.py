@@ -18,7 +18,6 @@ from hv15_batch.executor import Executor, ExecutorSpec, Job
 from hv15_batch.exit_codes import EXIT_FAULT, EXIT_OK, EXIT_REFUSED
 from hv15_batch.forecast import make_pace
 from hv15_batch.forecast_lines import predict_run
-from hv15_batch.go_on import GoOn
 from hv15_batch.machine import Machine, read_machine
 from hv15_batch.manifest import Manifest
 from hv15_batch.offload_choice import OffloadChoice, choose_offload
@@ -84,6 +83,7 @@ def run(
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
     patience: Patience = PATIENCE,
     clock: Clock | None = None,
+    typed_line: str = "",
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -95,13 +95,14 @@ def run(
         make_executor: What renders.
         patience: How long a silent worker is given at least.
         clock: Counts from the start of the command; None starts one.
+        typed_line: The command line without secrets; run.log begins with it.
 
     Raises:
         ConfigError: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
-    prepared = prepare(config, typed_sampling, sweep)
+    prepared = replace(prepare(config, typed_sampling, sweep), typed_line=typed_line)
     run_dir = prepared.run_dir
     set_allocator()  # before the machine is read, so that the log tells it
     if config.dry_run:
@@ -159,10 +160,11 @@ def _render(
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
     with text_log(run_dir.run_log(run_id)):
+        if prepared.typed_line:
+            logger.info("typed: %s", prepared.typed_line)
         predict = forecast.stage_seconds if forecast else None
         write_plan(planned.clips, run_dir.plan, None, predict)
-        go_on = GoOn(prepared.config, todo)
-        progress, notices = start_watching(prepared, planned, run_id, machine, forecast, go_on)
+        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
         progress.ends_after = rules.ends_after
         runner = Runner(
             make_supervisor(spec, start, forecast, pace),
@@ -191,7 +193,7 @@ def _render(
             progress.end(outcome.state, outcome.message)
             try:
                 if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _end(prepared, outcome, go_on, say)
+                    _end(prepared, outcome, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
@@ -208,9 +210,9 @@ def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
     return gate
 
 
-def _end(prepared: Prepared, outcome: Outcome, go_on: GoOn, say: Say) -> None:
+def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(prepared, outcome, go_on))
+    lines = list(closing_lines(prepared, outcome))
     try:
         lines += _write_results(prepared)
     except (OSError, ConfigError, LogSchemaError) as error:

@@ -247,6 +247,10 @@ class ReportConfig:
     """Price of electricity, in any currency; null leaves cost out."""
 
 
+OF_ONE_COMMAND = ("only", "limit", "force", "add", "retry.suspect", "until", "time_limit")
+"""Settings that `resume=` does not take over, since they are about one command."""
+
+
 @dataclass
 class Config:
     """Everything one run is asked to do."""

@@ -27,8 +27,8 @@ from hv15_batch.status_text import (
     format_health,
     format_progress,
     format_wait,
-    go_on_command,
     parse_time,
+    resume_lines,
     silence_lines,
 )
 
@@ -89,8 +89,8 @@ class Status:
     """Why the run ended, waits or is paused."""
     goes_on_at: str | None = None
     """When a wait ends, ISO 8601; None where that is not known."""
-    go_on: Sequence[str] = ()
-    """Words to type beside `resume=` where it ended early."""
+    type_again: Sequence[str] = ()
+    """Names of the settings of this run that `resume=` does not know."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
 
@@ -106,6 +106,7 @@ def read_status(run_dir: Path) -> Status:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Status)}
         status = Status(**{name: value for name, value in values.items() if name in known})
+        set(status.type_again)  # a sequence of texts, or it is no status
         parse_time(status.updated_at)
         for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
             parse_time(moment or status.updated_at)
@@ -136,7 +137,7 @@ def find_latest_run(outputs: Path) -> Path:
 
 
 def is_gone(status: Status) -> bool:
-    """Whether the status says that work goes on, but the process behind it has ended.
+    """Whether the status is that of a run at work, but the process behind it has ended.
 
     A process of another machine cannot be seen and counts as there.
     """
@@ -157,7 +158,6 @@ def is_gone(status: Status) -> bool:
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
     path = Path(os.path.abspath(run_dir))  # without `..`
-    go_on = f"go on with: {go_on_command(path, status.go_on)}"
     lines = [
         str(path),
         format_progress(
@@ -167,13 +167,13 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     if is_gone(status):
         at = f" at {status.clip_id}" if status.clip_id else ""
         lines.append(f"interrupted{at}: process {status.pid} is gone, without a last word")
-        lines.append(go_on)
+        lines += resume_lines(path, status.type_again)
     elif status.state in ACTIVE_STATES:
         lines += _active_lines(status, now)
     else:
         lines.append(_format_end(status))
         if status.state != "done":
-            lines.append(go_on)
+            lines += resume_lines(path, status.type_again)
         elif RunDir(path).page.is_file():
             lines.append(f"page: {RunDir(path).page}")
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
@@ -231,11 +231,12 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     folder = shlex.quote(str(run_dir.path))
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:
-        command = go_on_command(run_dir.path, status.go_on)
-        rest = "the run goes on" if is_active else f"no run is at work: {command}"
-        return f"no longer paused; {rest}"
+        if is_active:
+            return "no longer paused; the run resumes"
+        how = resume_lines(run_dir.path, status.type_again)
+        return "\n".join(["no longer paused; no run is at work", *how])
     when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
-    return f"{when}; to go on: hv15-batch status {folder} --unpause"
+    return f"{when}; to resume: hv15-batch status {folder} --unpause"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -247,14 +248,14 @@ def main(argv: Sequence[str]) -> int:
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("-w", "--watch", action="store_true", help="go on showing it until the end")
+    how.add_argument("-w", "--watch", action="store_true", help="show it until the end")
     how.add_argument("--json", action="store_true", help="print status.json as it is")
     how.add_argument(
         "--pause",
         action="store_true",
         help="let the run stop before its next clip and release the card, until --unpause",
     )
-    how.add_argument("--unpause", action="store_true", help="let it go on")
+    how.add_argument("--unpause", action="store_true", help="let it resume")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)

@@ -109,7 +109,7 @@ def settle(path: Path, total: int) -> None:
         known = {"pid": os.getpid(), "suspect": 0}
     found = {"state": "done", "total": total, "done": total}
     if any(known.get(name) != value for name, value in found.items()):
-        ended = {"failed": 0, "message": "", "go_on": [], "goes_on_at": None, "clip_id": None}
+        ended = {"failed": 0, "message": "", "type_again": [], "goes_on_at": None, "clip_id": None}
         with suppress(OSError):
             publish_json(path, {**known, **found, **ended, "updated_at": _now()})
 

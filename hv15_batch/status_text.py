@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hv15_batch.rundir import resume_command
+from hv15_batch.settings import OF_ONE_COMMAND
 
 if TYPE_CHECKING:
     from hv15_batch.status import Status
@@ -61,14 +63,25 @@ def format_eta(status: Status, now: datetime) -> str:
     return f"{text}\n  ({basis})" if basis else text
 
 
-def go_on_command(run_dir: Path, words: Sequence[str] = ()) -> str:
-    """Return what to type to go on with a run, quoted for a shell.
+def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
+    """Return how to resume a run: the command, and what is to be typed again, if anything.
 
     Args:
         run_dir: Where it is.
-        words: What its command was about; see `go_on.GoOn`.
+        type_again: `Status.type_again`.
     """
-    return " ".join(["hv15-batch", *map(shlex.quote, [f"resume={run_dir}", *words])])
+    lines = [f"resume with: {resume_command(run_dir)}"]
+    again = type_again_text(type_again)
+    return [*lines, again] if again else lines
+
+
+def type_again_text(names: Collection[str]) -> str:
+    """Return which settings the run had that `resume=` does not know; empty where there are none.
+
+    status.json is data: of the names in it those of settings are shown, and nothing else.
+    """
+    known = [name for name in OF_ONE_COMMAND if name in names]
+    return f"type again if you want them: {', '.join(known)}" if known else ""
 
 
 def format_health(status: Status) -> str:

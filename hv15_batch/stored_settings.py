@@ -13,13 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hv15_batch.config import Config, ConfigError
 from hv15_batch.rundir import RunDir, publish_text
+from hv15_batch.settings import OF_ONE_COMMAND
 
 FILE = "config.yaml"
-_OF_ONE_RUN = (
-    *("limit", "only", "force", "add", "dry_run", "resume"),
-    *("until", "time_limit"),
-)
-"""Options that a resumed run does not take over."""
 _DELETED = ("verify", "from_clip", "image", "report.public")
 """Settings that earlier versions stored and this one lacks; none of them changed a clip."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
@@ -98,11 +94,30 @@ def latest_settings(run_dir: RunDir) -> Config:
         )
     config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE)
     defaults = Config()
-    for name in _OF_ONE_RUN:
-        setattr(config, name, getattr(defaults, name))
-    config.retry.suspect = defaults.retry.suspect
+    for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
+        section, key = _section(config, name)
+        setattr(section, key, _value(defaults, name))
     config.run_dir = str(run_dir.path)
     return config
+
+
+def to_type_again(config: Config) -> list[str]:
+    """Return the names of what was set for this command alone, which `resume=` does not know."""
+    defaults = Config()
+    return [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
+
+
+def _section(config: Config, name: str) -> tuple[Any, str]:
+    """Return the object that holds the setting of a dotted name, and its name there."""
+    *path, key = name.split(".")
+    section: Any = config
+    for part in path:
+        section = getattr(section, part)
+    return section, key
+
+
+def _value(config: Config, name: str) -> Any:
+    return getattr(*_section(config, name))
 
 
 def earlier_settings(run_dir: RunDir) -> list[Config]:

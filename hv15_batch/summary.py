@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from hv15_batch.config import Config
 from hv15_batch.exit_codes import EXIT_OK, EXIT_SIGINT
-from hv15_batch.go_on import GoOn
 from hv15_batch.manifest import Manifest
 from hv15_batch.outcome import Outcome
 from hv15_batch.plan import PlannedClip
@@ -15,7 +14,8 @@ from hv15_batch.prepare import Planned, Prepared
 from hv15_batch.progress import format_error
 from hv15_batch.records import FAILED, SUSPECT, ClipRecord
 from hv15_batch.rundir import RunDir, sha256_of_file
-from hv15_batch.status_text import go_on_command
+from hv15_batch.status_text import resume_lines
+from hv15_batch.stored_settings import to_type_again
 from hv15_batch.timings import clip_seconds, is_denoised_here
 
 MAX_SHOWN_FAILURES = 5
@@ -43,8 +43,8 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(prepared: Prepared, outcome: Outcome, go_on: GoOn) -> Iterator[str]:
-    """Yield the lines that end a run; `go_on` knows what is left of it."""
+def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
+    """Yield the lines that end a run."""
     run_dir, manifest = prepared.run_dir, prepared.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
     yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
@@ -53,9 +53,11 @@ def closing_lines(prepared: Prepared, outcome: Outcome, go_on: GoOn) -> Iterator
     if len(failed) > MAX_SHOWN_FAILURES:
         yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
     if outcome.exit_code != EXIT_OK:
-        yield f"{outcome.message}; go on with: {go_on_command(run_dir.path, go_on.words)}"
+        how, *again = resume_lines(run_dir.path, to_type_again(prepared.config))
+        yield f"{outcome.message}; {how}"
+        yield from again
         if prepared.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
-            yield "That is this job alone; the same command again goes on with the whole sweep."
+            yield "That is this job alone; the same command again resumes the whole sweep."
     if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
         yield (
             f"{manifest.path.name} has changed since the start; run again to render what is new "

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from hv15_batch.eta import EtaEstimator
 from hv15_batch.forecast import Forecast, make_forecast
-from hv15_batch.go_on import GoOn
 from hv15_batch.machine import Machine
 from hv15_batch.notices import Notices
 from hv15_batch.notify import Notifier, parse_command
 from hv15_batch.prepare import Planned, Prepared
 from hv15_batch.progress import Progress
+from hv15_batch.stored_settings import to_type_again
 
 
 def start_watching(
@@ -20,7 +20,6 @@ def start_watching(
     run_id: str,
     machine: Machine,
     forecast: Forecast | None,
-    go_on: GoOn,
 ) -> tuple[Progress, Notices]:
     """Return what shows a run and what tells of it; status.json is there from now on."""
     run_dir, notify = prepared.run_dir, prepared.config.notify
@@ -30,7 +29,7 @@ def start_watching(
         planned.num_total,
         planned.num_done,
         again=planned.again,
-        go_on=go_on,
+        type_again=to_type_again(prepared.config),
         eta=EtaEstimator(planned.todo, forecast),
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
     )

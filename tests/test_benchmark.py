@@ -287,7 +287,7 @@ def test_the_page_counts_repetitions_and_links_the_tables(project: Project) -> N
 
     measure(project)
     assert "<h1>6 of 6 repetitions measured (3 clips x 2), done " in page()
-    assert "go on with" not in page()
+    assert "resume with" not in page()
     assert 'href="benchmark.md"' in page()
 
     measure(project, only="cat", force=True)

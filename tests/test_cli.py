@@ -72,6 +72,7 @@ class FakeRuns:
         self.typed: list[tuple[str, ...]] = []
         self.sweeps: list[str | None] = []
         self.clocks: list[object] = []
+        self.lines: list[str] = []
 
     def __call__(
         self,
@@ -80,7 +81,9 @@ class FakeRuns:
         sweep: str | None,
         _say: object,
         clock: object,
+        typed_line: str,
     ) -> int:
+        self.lines.append(typed_line)
         self.configs.append(config)
         self.typed.append(typed)
         self.sweeps.append(sweep)
@@ -226,7 +229,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "-m", "model=range(3)"): "model=range(3): must name one option.",
     ("prompts.csv", "-m", "model=[a],b"): "model=[a],b: must name one option.",
     ("-m", "resume=full", "override.fps=12,24"): (
-        "resume=full: goes on with one run, and override.fps makes a sweep; leave resume= out and "
+        "resume=full: resumes one run, and override.fps makes a sweep; leave resume= out and "
         "name the manifest: the jobs have folders of their own."
     ),
     ("-m", "prompts.csv", "run_dir=one,two"): (
@@ -663,6 +666,7 @@ def test_a_manifest_need_not_be_the_first_word(fake_runs: FakeRuns, command: Com
 
     assert [c.manifest for c in fake_runs.configs] == ["my file.csv", "my file.csv"]
     assert [c.dry_run for c in fake_runs.configs] == [False, True]
+    assert fake_runs.lines[0] == "hv15-batch -m 'my file.csv' model=tiny_t2v"
 
 
 def test_text_settings_take_commas_quotes_and_brackets(

@@ -229,7 +229,7 @@ def test_a_disk_that_is_full_for_the_log_stops_the_run_and_the_clip_is_decoded_a
     assert project.records() == []
     assert project.strays() == []
     assert any(
-        line.startswith(f"the log could not be written ({NO_SPACE.strerror}); go on with: ")
+        line.startswith(f"the log could not be written ({NO_SPACE.strerror}); resume with: ")
         for line in project.said
     )
     project.did()

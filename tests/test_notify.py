@@ -21,7 +21,7 @@ from run_fakes import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from hv15_batch.config import ConfigError, NotifyConfig
 from hv15_batch.executor import ExecutorSpec, Job
 from hv15_batch.notices import Notices
-from hv15_batch.notify import Notifier, parse_command
+from hv15_batch.notify import MAX_OUTPUT_CHARACTERS, Notifier, parse_command
 from hv15_batch.progress import Progress
 from hv15_batch.records import FAILED, ClipRecord
 from hv15_batch.rundir import RunDir
@@ -354,12 +354,22 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_command_that_never_stops_talking_is_cut_in_the_log(project: Project) -> None:
+def test_what_a_command_printed_before_its_time_was_over_is_in_the_log(project: Project) -> None:
     project.write("id,prompt", "cat,a cat")
 
-    project.run(notify=NotifyConfig(command="yes", timeout_seconds=0.5))
+    project.run(notify=NotifyConfig(command="sh -c 'echo busy; sleep 60'", timeout_seconds=0.5))
 
-    assert "notice ended: killed after 0.5 s: y y y" in run_log(project)
+    assert "notice ended: killed after 0.5 s: busy\n" in run_log(project)
+
+
+def test_a_command_that_never_stops_talking_is_killed_and_cut_in_the_log(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat")
+
+    began = time.monotonic()
+    project.run(notify=NotifyConfig(command="yes", timeout_seconds=60))
+
+    assert time.monotonic() - began < 30
+    assert "notice ended: killed, having printed more than 1 MiB: y y y" in run_log(project)
     assert len(run_log(project)) < 20_000
 
 
@@ -403,26 +413,40 @@ def test_a_command_inherits_no_descriptor_but_the_three_of_its_own(
         assert len(notice["descriptors"]) == 4
 
 
-def test_tokens_of_other_things_stay_out_and_those_of_the_command_reach_it_but_no_log(
+def test_a_secret_is_not_cut_in_two_where_the_output_of_a_command_ends(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "planted-" * 8)
+    project.write("id,prompt", "cat,a cat")
+    code = f"import os; print('x' * {MAX_OUTPUT_CHARACTERS - 10} + os.environ['MY_TOKEN'])"
+
+    project.run(notify=NotifyConfig(command=[sys.executable, "-c", code]))
+
+    assert "xxx***\n" in run_log(project)
+    assert "planted" not in run_log(project)
+
+
+def test_a_command_has_the_whole_environment_and_no_secret_of_it_gets_to_a_file(
     project: Project, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_planted")
-    monkeypatch.setenv("MY_PASSWORD", "planted too")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_one")
+    monkeypatch.setenv("MY_PASSWORD", "planted  too")
     monkeypatch.setenv("HV15_ETA", "of an outer run")
     monkeypatch.setenv("NOTIFY_TOKEN", "tk_planted")
     project.write("id,prompt", "cat,a cat")
-    code = WRITE_DOWN + "\nprint('Authorization: Bearer', os.environ['NOTIFY_TOKEN'])"
+    names = ["NOTIFY_TOKEN", "HF_TOKEN", "MY_PASSWORD"]
+    code = WRITE_DOWN + f"\nprint('Bearer', *(os.environ[name] for name in {names}))"
 
     project.run(notify=NotifyConfig(command=[sys.executable, "-c", code, str(told)]))
 
     environ = notices_in(told)[-1]["environ"]
     assert environ["NOTIFY_TOKEN"] == "tk_planted"
+    assert {name: environ[name] for name in names} == {name: os.environ[name] for name in names}
     assert environ["PATH"] == os.environ["PATH"]
-    assert not {"HF_TOKEN", "MY_PASSWORD"} & set(environ)
     assert environ["HV15_ETA"] == ""
-    assert "Authorization: Bearer ***" in run_log(project)
+    assert "notice ended: told: Bearer *** *** ***" in run_log(project)
     files = [path for path in project.run_dir.path.rglob("*") if path.is_file()]
-    assert not [path for path in files if b"tk_planted" in path.read_bytes()]
+    assert not [path for path in files if b"planted" in path.read_bytes()]
 
 
 def test_without_a_command_nothing_is_started(project: Project) -> None:

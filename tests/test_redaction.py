@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command_fakes import Answer
-from run_fakes import Project
+from run_fakes import FakeExecutor, Project
 
+from hv15_batch import session
 from hv15_batch.records import ClipRecord
 from hv15_batch.redaction import redacted, secret_values
 from hv15_batch.runlog import RunLog, read_records
@@ -143,6 +146,28 @@ def test_run_log_has_no_secret_in_lines_and_tracebacks(
     text = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert TOKEN not in text
     assert "RuntimeError: refused ***" in text
+
+
+def test_the_typed_line_is_kept_without_secrets_and_is_no_advice(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "run", partial(session.run, make_executor=FakeExecutor))
+    (tmp_path / "p.csv").write_text("id,prompt\ncat,fail\n", encoding="utf-8")
+    tell = "notify.command=true 'https://me:planted@host/x'"
+
+    answer = command("p.csv", "model=tiny_t2v", "run_dir=out", "only=cat", tell)
+
+    assert answer.code == 3
+    (run_log,) = Path("out/runs").glob("*/run.log")
+    first = run_log.read_text(encoding="utf-8").splitlines()[0]
+    typed = "hv15-batch p.csv model=tiny_t2v run_dir=out only=cat"
+    assert first.endswith(f": typed: {typed} " + shlex.quote(tell.replace("me:planted", "***")))
+    status = Path("out/status.json").read_text(encoding="utf-8")
+    page = Path("out/index.html").read_text(encoding="utf-8")
+    for text in (answer.out, status, page):
+        assert typed not in text
+        assert "notify.command" not in text
+    assert f"resume with: hv15-batch resume={tmp_path / 'out'}\n" in answer.out
 
 
 def test_the_log_has_none_whoever_made_the_record(

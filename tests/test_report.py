@@ -18,6 +18,7 @@ import pytest
 from page_runs import MEASURED, RUN_ID, START, failed, make_run, make_status, record
 
 from hv15_batch.config import Config, ModelConfig
+from hv15_batch.overrides import translate
 from hv15_batch.records import ClipRecord
 from hv15_batch.report import main, write_page
 from hv15_batch.rundir import RunDir
@@ -55,7 +56,7 @@ def settings(**changes: Any) -> Config:
 # -- the first line ---------------------------------------------------------------------------
 
 
-def test_the_first_line_is_how_far_what_went_wrong_how_it_ended_and_how_to_go_on(
+def test_the_first_line_is_how_far_what_went_wrong_how_it_ended_and_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", "UTC")
@@ -70,7 +71,7 @@ def test_the_first_line_is_how_far_what_went_wrong_how_it_ended_and_how_to_go_on
     html, _ = build(run_dir)
 
     assert re.fullmatch(
-        r"2 of 4, 1 failed, 1 suspect, stopped [0-9: -]*\d\d:\d\d: disk full; go on with: "
+        r"2 of 4, 1 failed, 1 suspect, stopped [0-9: -]*\d\d:\d\d: disk full; resume with: "
         + re.escape(f"hv15-batch resume={run_dir}"),
         first_line(html),
     )
@@ -94,7 +95,7 @@ def test_every_way_to_end_is_said_once(tmp_path: Path, status: Any, words: str) 
 
     html, _ = build(make_run(tmp_path, clips, clips, status=status))
 
-    assert re.fullmatch(rf"1 of 2, 1 failed, {words}; go on with: .*", first_line(html))
+    assert re.fullmatch(rf"1 of 2, 1 failed, {words}; resume with: .*", first_line(html))
 
 
 def test_a_run_that_goes_on_says_how_long_and_offers_no_command(tmp_path: Path) -> None:
@@ -106,10 +107,30 @@ def test_a_run_that_goes_on_says_how_long_and_offers_no_command(tmp_path: Path) 
     assert re.fullmatch(r"0 of 1, rendering, about \d+ d \d+ h left", first_line(html))
 
 
-def test_a_finished_run_is_done_and_nothing_is_to_go_on_with(tmp_path: Path) -> None:
+def test_a_finished_run_is_done_and_nothing_is_to_resume(tmp_path: Path) -> None:
     html, _ = build(make_run(tmp_path, [record("a")], [record("a")], status={}))
 
     assert re.fullmatch(r"1 of 1, done [\d: -]+", first_line(html))
+
+
+def test_a_run_that_made_done_clips_again_is_resumed_although_every_clip_is_done(
+    tmp_path: Path,
+) -> None:
+    status = {"state": "interrupted", "message": "interrupted by SIGTERM"}
+    forced, limited = (
+        make_run(
+            tmp_path / names[-1],
+            [record("a")],
+            [record("a")],
+            status={**status, "type_again": names},
+        )
+        for names in (["limit", "force"], ["limit"])
+    )
+
+    assert first_line(build(forced)[0]).endswith(
+        f"; resume with: hv15-batch resume={forced} (type again if you want them: limit, force)"
+    )
+    assert "resume with" not in first_line(build(limited)[0])
 
 
 # -- the clips --------------------------------------------------------------------------------
@@ -189,7 +210,7 @@ def test_a_clip_whose_file_is_gone_is_not_done(tmp_path: Path) -> None:
 
     html, [clip] = build(run_dir)
 
-    assert first_line(html).startswith("0 of 1, 1 file missing; go on with")
+    assert first_line(html).startswith("0 of 1, 1 file missing; resume with")
     assert (clip["status"], clip["file"]) == ("file missing", None)
 
 
@@ -363,7 +384,7 @@ def benchmark_run(folder: Path, done: int = 4, **changes: Any) -> Path:
     return make_run(folder, attempts, clips, config=config, **{"status": {}, **changes})
 
 
-def test_the_first_line_of_a_benchmark_counts_repetitions_and_has_nothing_to_go_on_with(
+def test_the_first_line_of_a_benchmark_counts_repetitions_and_has_nothing_to_resume(
     tmp_path: Path,
 ) -> None:
     html, _ = build(benchmark_run(tmp_path))
@@ -543,7 +564,7 @@ def test_without_a_plan_the_log_is_shown(tmp_path: Path) -> None:
 def test_a_run_without_a_finished_clip_has_a_page(tmp_path: Path) -> None:
     html, [clip] = build(make_run(tmp_path, [], [record("a")]))
 
-    assert first_line(html).startswith("0 of 1; go on with")
+    assert first_line(html).startswith("0 of 1; resume with")
     assert clip["status"] == "not rendered"
 
 
@@ -792,6 +813,16 @@ def test_the_command_of_a_clip_names_its_row_seed_and_every_setting_that_is_no_d
         "video.crf=12",
         f"run_dir={run_dir}.again/fox_s7",
     ]
+
+
+def test_the_command_of_a_clip_names_a_row_called_null_as_a_text(tmp_path: Path) -> None:
+    clip = record("null_s7", row_id="null")
+
+    _, [shown] = build(make_run(tmp_path, [clip], [clip], config=settings()))
+
+    words = shlex.split(shown["command"])
+    assert 'only="null"' in words
+    assert 'only="null"' in translate(words[1:])[1]
 
 
 def test_the_command_of_a_clip_makes_that_clip(tmp_path: Path, command: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Answer
+from command_fakes import Answer
 from run_fakes import FakeExecutor, Project
 
 from hv15_batch.executor import ExecutorSpec

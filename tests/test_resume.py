@@ -113,7 +113,7 @@ def test_a_second_process_beside_a_run_is_refused_and_told_its_number(tmp_path: 
     assert second.returncode == 2
     assert f": in use by process {first.pid} on " in err
     assert first.returncode == 143
-    assert "interrupted by SIGTERM; go on with: hv15-batch resume=" in out
+    assert "interrupted by SIGTERM; resume with: hv15-batch resume=" in out
     (record,) = project.records()
     assert (record["status"], record["error_type"]) == ("interrupted", "SIGTERM")
 

@@ -9,12 +9,13 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import test_worker
-from run_fakes import FakeExecutor, FakeRenderer, Project
+from run_fakes import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch import session, supervisor
 from hv15_batch.config import RetryConfig
@@ -66,7 +67,7 @@ def test_the_first_interrupt_finishes_the_clip_in_hand(
     assert re.search(line, capsys.readouterr().out)
     assert project.said[1].startswith("interrupted: 2 clips rendered, 0 failed")
     assert project.said[2] == (
-        f"interrupted by SIGINT; go on with: hv15-batch resume={project.run_dir.path}"
+        f"interrupted by SIGINT; resume with: hv15-batch resume={project.run_dir.path}"
     )
     assert project.run() == 0
     assert outcomes(project)[2:] == [("owl", 1, "ok")]
@@ -109,7 +110,7 @@ def test_a_closed_terminal_ends_a_run_as_a_termination_does_and_is_named(project
         signal.signal(signal.SIGHUP, before)
 
     assert project.records()[-1]["error_type"] == "SIGHUP"
-    assert project.said[2].startswith("interrupted by SIGHUP; go on with: ")
+    assert project.said[2].startswith("interrupted by SIGHUP; resume with: ")
 
 
 def test_under_nohup_the_terminal_may_close(project: Project) -> None:
@@ -122,30 +123,38 @@ def test_under_nohup_the_terminal_may_close(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "left"),
+    ("changes", "names"),
     [
-        ({}, ""),
-        ({"only": "dog,owl"}, " only=dog,owl"),
-        ({"limit": 2}, " limit=1"),
-        ({"force": True}, " force=true only=dog,owl"),
-        ({"force": True, "limit": 2}, " force=true only=dog limit=2"),
-        ({"add": True}, " add=true"),
+        ({}, None),
+        ({"only": "dog,owl"}, "only"),
+        ({"force": True, "limit": 2}, "limit, force"),
+        ({"add": True, "time_limit": "8h"}, "add, time_limit"),
+        ({"retry": RetryConfig(suspect=True), "until": "23:59"}, "retry.suspect, until"),
     ],
 )
-def test_what_is_said_to_go_on_with_does_what_is_left_and_no_more(
-    project: Project, changes: dict[str, Any], left: str
+def test_a_run_that_ends_early_says_how_to_resume_and_what_to_type_again(
+    project: Project, changes: dict[str, Any], names: str | None
 ) -> None:
+    clock = FakeClock(datetime(2026, 11, 22, 12, tzinfo=timezone.utc))
     if "force" in changes:
         project.run()
 
-    assert project.run(signalled(signal.SIGTERM), **changes) == 143
+    assert project.run(signalled(signal.SIGTERM), clock=clock, **changes) == 143
 
-    command = f"hv15-batch resume={project.run_dir.path}{left}"
-    assert f"interrupted by SIGTERM; go on with: {command}" in project.said
-    assert f"go on with: {command}" in format_status(
-        project.run_dir.path, read_status(project.run_dir.path), utc_now()
-    )
-    assert html.escape(command) in project.run_dir.page.read_text(encoding="utf-8")
+    command = f"hv15-batch resume={project.run_dir.path}"
+    lines = [f"resume with: {command}"]
+    lines += [f"type again if you want them: {names}"] if names else []
+    how = project.said.index(f"interrupted by SIGTERM; {lines[0]}")
+    assert project.said[how + 1 :][: len(lines) - 1] == lines[1:]
+    status = format_status(project.run_dir.path, read_status(project.run_dir.path), utc_now())
+    assert status.splitlines()[3:-1] == lines
+    page = project.run_dir.page.read_text(encoding="utf-8")
+    assert f">{html.escape(command)}</code>" in page
+    if names:
+        assert f"({lines[1]})" in page
+    else:
+        assert "type again" not in page
+    assert [line for line in project.said if "type again" in line] == lines[1:]
 
 
 def test_a_suspect_whose_second_try_was_interrupted_is_not_decoded_from_the_same_latents(
@@ -166,7 +175,7 @@ def test_of_a_sweep_the_other_jobs_are_named_too(project: Project) -> None:
     assert project.run(signalled(signal.SIGTERM), sweep="resident") == 143
 
     assert project.said[3] == (
-        "That is this job alone; the same command again goes on with the whole sweep."
+        "That is this job alone; the same command again resumes the whole sweep."
     )
 
 
@@ -271,7 +280,7 @@ def test_workers_that_die_with_different_clips_in_a_row_stop_the_run(project: Pr
     assert project.said[1].startswith("stopped: 0 clips rendered, 2 failed")
     assert project.said[-3].startswith(
         "the worker was ended by SIGKILL, 3 times without a clip in between; look at run.log, "
-        "nvidia-smi and dmesg for the cause; go on with: hv15-batch resume="
+        "nvidia-smi and dmesg for the cause; resume with: hv15-batch resume="
     )
 
 
@@ -571,7 +580,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_and_the_clip_is_made_again_f
         assert project.run() == 4
 
     assert project.said[2].startswith(
-        "the log could not be written (No space left on device); go on with: hv15-batch resume="
+        "the log could not be written (No space left on device); resume with: hv15-batch resume="
     )
     assert "dog" not in {r["row_id"] for r in project.records()}
     project.did()

@@ -193,7 +193,7 @@ def test_until_stops_before_a_clip_that_would_not_be_finished_and_goes_on_when_r
     # 79 min are too long at 21:25, though two clips of 12 min have just been finished.
     assert night.outcomes() == [("a", "ok"), ("b", "ok")]
     assert night.project.said[2] == (
-        "until=22:00: the next clip takes about 1 h 20 min; go on with: hv15-batch "
+        "until=22:00: the next clip takes about 1 h 20 min; resume with: hv15-batch "
         f"resume={night.project.run_dir.path}"
     )
     assert night.run() == 0
@@ -303,7 +303,9 @@ def test_ctrl_c_while_waiting_ends_the_run_at_once(night: Night) -> None:
     assert night.run(window="22:00-07:00") == 130
 
     assert night.clock.elapsed_seconds() <= 20
-    assert night.project.said[2].startswith("interrupted by SIGINT; go on with: hv15-batch resume=")
+    assert night.project.said[2].startswith(
+        "interrupted by SIGINT; resume with: hv15-batch resume="
+    )
 
 
 def window_of(text: str) -> Any:
@@ -361,7 +363,7 @@ def test_a_window_that_the_clock_skips_is_the_next_days() -> None:
 # -- pause ------------------------------------------------------------------------------------
 
 
-def test_a_paused_run_lets_go_of_the_card_before_its_next_clip_until_it_may_go_on(
+def test_a_paused_run_lets_go_of_the_card_before_its_next_clip_until_it_may_resume(
     night: Night, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pause = night.project.run_dir.pause
@@ -384,8 +386,8 @@ def test_a_paused_run_lets_go_of_the_card_before_its_next_clip_until_it_may_go_o
     assert night.states == [("paused", None)] * 6
     out = capsys.readouterr().out
     how = f"hv15-batch status {pause.parent} --unpause"
-    assert f"pauses before its next clip; to go on: {how}\n" in out
-    assert f"Paused ({how} goes on); the card is free.\n" in out
+    assert f"pauses before its next clip; to resume: {how}\n" in out
+    assert f"Paused ({how} resumes); the card is free.\n" in out
     assert len(night.outcomes()) == 4
 
 
@@ -419,7 +421,7 @@ def test_a_pause_is_shown_with_the_way_to_end_it(
     night.project.run_dir.pause.touch()
 
     assert night.run() == 0
-    assert f"paused: hv15-batch status {folder} --unpause goes on" in lines
+    assert f"paused: hv15-batch status {folder} --unpause resumes" in lines
 
 
 def test_a_wait_is_shown_with_its_end(night: Night, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,10 +451,10 @@ def test_pause_where_no_run_is_at_work_says_that_the_next_one_waits(
     assert status([str(folder), "--unpause"]) == 0
 
     how = f"hv15-batch status {folder} --unpause"
-    end = f"no longer paused; no run is at work: hv15-batch resume={folder}"
+    end = ["no longer paused; no run is at work", f"resume with: hv15-batch resume={folder}"]
     assert capsys.readouterr().out.splitlines() == [
-        f"no run is at work; the next one waits; to go on: {how}",
-        *[end] * 2,
+        f"no run is at work; the next one waits; to resume: {how}",
+        *end * 2,
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from run_fakes import FakeExecutor, FakeRenderer, Project, read_csv
 
 from hv15_batch import preflight, session
@@ -28,7 +29,15 @@ from hv15_batch.config import (
 )
 from hv15_batch.executor import Job
 from hv15_batch.records import ClipRecord, asked_record
-from hv15_batch.stored_settings import latest_settings, read_settings
+from hv15_batch.setting_names import setting_names
+from hv15_batch.settings import OF_ONE_COMMAND
+from hv15_batch.stored_settings import (
+    as_omegaconf,
+    latest_settings,
+    read_settings,
+    to_type_again,
+    write_settings,
+)
 
 
 @pytest.fixture
@@ -136,7 +145,7 @@ def test_the_summary_counts_clips_and_names_page_and_folder(
     assert project.said[1:] == [
         "failed: 2 clips rendered, 1 failed, 1 suspect, 0.2 s per warm clip (median)",
         "  dog_s0_" + project.plan()[1]["clip_id"][-8:] + ": RuntimeError: as the prompt says",
-        f"1 of 3 clips failed; go on with: hv15-batch resume={project.run_dir.path}",
+        f"1 of 3 clips failed; resume with: hv15-batch resume={project.run_dir.path}",
         f"Page: {project.run_dir.page}",
         f"Clips: {project.run_dir.clips}",
     ]
@@ -403,7 +412,7 @@ def test_settings_that_would_render_again_what_is_done_are_refused(project: Proj
 
     assert refusal(project, **changes) == (
         f"run_dir={project.run_dir.path}: clips are done here with other settings "
-        "(num_inference_steps 2 -> 3; 2 clips). To go on with those: hv15-batch "
+        "(num_inference_steps 2 -> 3; 2 clips). To resume with those: hv15-batch "
         f"resume={project.run_dir.path}. To keep both apart: run_dir=DIR. To add clips with the "
         "new settings here: add=true."
     )
@@ -490,6 +499,24 @@ def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: P
     assert (config.only, config.limit, config.force) == (None, None, False)
     assert session.run(config, (), None, project.said.append, FakeExecutor) == 0
     assert states(project) == {"cat": "done", "dog": "done"}
+
+
+def test_what_is_to_be_typed_again_is_what_a_resume_does_not_take_over(project: Project) -> None:
+    of_one_command: dict[str, Any] = {
+        **{"only": "cat", "limit": 1, "force": True, "add": True, "time_limit": "8h"},
+        **{"until": "23:59", "retry": RetryConfig(suspect=True, max_attempts=7)},
+    }
+    config = project.config(**of_one_command, keep_latents=False)
+    folder = project.run_dir.run_folder("20261122T000000-0000-abcd")
+    folder.mkdir(parents=True)
+    write_settings(folder, config)
+
+    before, after = as_omegaconf(config), as_omegaconf(latest_settings(project.run_dir))
+
+    lost = [n for n in setting_names() if OmegaConf.select(before, n) != OmegaConf.select(after, n)]
+    assert sorted(lost) == sorted(to_type_again(config))
+    assert to_type_again(config) == list(OF_ONE_COMMAND)
+    assert to_type_again(project.config(keep_latents=False)) == []
 
 
 def test_resume_reads_settings_that_an_earlier_version_stored(project: Project) -> None:
@@ -607,7 +634,7 @@ def test_a_run_stops_before_a_clip_for_which_the_disk_is_too_full(
     )
     assert re.fullmatch(
         r"disk full: 0\.00 GiB free at .*/out, and the next clip needs 0\.50 to be written "
-        r"safely; go on with: hv15-batch resume=.*/out",
+        r"safely; resume with: hv15-batch resume=.*/out",
         project.said[2],
     )
     assert states(project) == {"cat": "done", "dog": "new"}

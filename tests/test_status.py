@@ -114,7 +114,7 @@ def test_the_folder_is_shown_without_the_way_that_was_typed(
     lines = printed(Path("../run"), capsys)
 
     assert lines[0] == str(tmp_path / "run")
-    assert f"go on with: hv15-batch resume={tmp_path / 'run'}" in lines
+    assert f"resume with: hv15-batch resume={tmp_path / 'run'}" in lines
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_expected_end_is_said_in_local_time(
     assert lines[-1].startswith("last update 3 min ago")
 
 
-def test_a_run_whose_process_is_gone_is_called_interrupted_and_says_how_to_go_on(
+def test_a_run_whose_process_is_gone_is_called_interrupted_and_says_how_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ended_pid: int
 ) -> None:
     write_status(tmp_path, pid=ended_pid)
@@ -157,7 +157,7 @@ def test_a_run_whose_process_is_gone_is_called_interrupted_and_says_how_to_go_on
 
     assert lines[2:4] == [
         f"interrupted at cat_s0_11223344: process {ended_pid} is gone, without a last word",
-        f"go on with: hv15-batch resume={tmp_path}",
+        f"resume with: hv15-batch resume={tmp_path}",
     ]
     assert "by process" not in lines[4]
 
@@ -199,7 +199,7 @@ def test_a_process_of_another_machine_counts_as_there(
         ("interrupted", "", "interrupted"),
     ],
 )
-def test_a_run_that_ended_early_says_why_and_how_to_go_on(
+def test_a_run_that_ended_early_says_why_and_how_to_resume(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     ended_pid: int,
@@ -209,7 +209,7 @@ def test_a_run_that_ended_early_says_why_and_how_to_go_on(
 ) -> None:
     write_status(tmp_path, state=state, message=message, pid=ended_pid, clip_id=None)
 
-    assert printed(tmp_path, capsys)[2:4] == [line, f"go on with: hv15-batch resume={tmp_path}"]
+    assert printed(tmp_path, capsys)[2:4] == [line, f"resume with: hv15-batch resume={tmp_path}"]
 
 
 def test_a_finished_run_names_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,13 +223,40 @@ def test_a_finished_run_names_its_page(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
-def test_the_command_to_go_on_can_be_pasted_when_the_folder_has_spaces(
+def test_a_status_of_the_version_before_is_read_and_its_words_are_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ended_pid: int
+) -> None:
+    words = {"go_on": ["force=true", "only=cat"], "verification": "verified: cat"}
+    write_status(tmp_path, state="stopped", message="disk full", pid=ended_pid, **words)
+
+    assert printed(tmp_path, capsys)[2:-1] == [
+        "stopped: disk full",
+        f"resume with: hv15-batch resume={tmp_path}",
+    ]
+
+
+def test_of_the_names_to_type_again_only_those_of_settings_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ended_pid: int
+) -> None:
+    names = ["limit", "notify.command=rm", "$(rm -r ~)", "only"]
+    write_status(tmp_path, state="stopped", pid=ended_pid, type_again=names)
+
+    assert printed(tmp_path, capsys)[3:-1] == [
+        f"resume with: hv15-batch resume={tmp_path}",
+        "type again if you want them: only, limit",
+    ]
+
+    write_status(tmp_path, state="stopped", pid=ended_pid, type_again=7)
+    assert main([str(tmp_path)]) == 2
+
+
+def test_the_command_to_resume_can_be_pasted_when_the_folder_has_spaces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "my run (1)"
     write_status(run_dir, state="stopped")
 
-    command = printed(run_dir, capsys)[3].removeprefix("go on with: ")
+    command = printed(run_dir, capsys)[3].removeprefix("resume with: ")
 
     assert shlex.split(command) == ["hv15-batch", f"resume={run_dir}"]
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from hv15_batch.config import Config, conf_dir
-from hv15_batch.go_on import only_words
 from hv15_batch.report.read import RunData
 
 _NOT_OF_A_ROW = ("runtime", "video")
@@ -62,7 +61,12 @@ def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) 
         copy = f"manifest{Path(manifest).suffix}"
         manifest = str(run.directory.run_folder(clip["run_id"]) / copy)
     yield f"manifest={manifest}"
-    yield from only_words(clip["logged_row_id"])
+    yield _only(clip["logged_row_id"])
+
+
+def _only(row_id: str) -> str:
+    """Return `only=` as it is typed; a row may be called null."""
+    return 'only="null"' if row_id == "null" else f"only={row_id}"
 
 
 def _typed_settings(

@@ -1,4 +1,4 @@
-"""The page's first line: how far, what went wrong, how it ended, how to go on."""
+"""The page's first line: how far, what went wrong, how it ended, how to resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from datetime import datetime
 from hv15_batch.benchmark import Progress
 from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.rundir import resume_command
 from hv15_batch.status import ACTIVE_STATES, Status, is_gone
-from hv15_batch.status_text import format_duration, go_on_command, parse_time
+from hv15_batch.status_text import format_duration, parse_time, type_again_text
 
 _REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
 """The message of a run that ended with failures; the line has counted them already."""
+
+_MAKES_AGAIN = {"force", "retry.suspect"}
+"""With these a run has something left although every clip is done."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,18 @@ class Headline:
 
     text: str
     command: str | None
-    """What to type to go on; None where nothing is left, and while it runs."""
+    """What to type to resume; None where nothing is left, and while it runs."""
+    type_again: str
+    """What is to be typed beside it, in words; may be empty."""
     detail: str | None = None
     """The run's last word as a whole, where the line has only its beginning."""
 
     def __str__(self) -> str:
         """Return the line as a whole."""
-        return f"{self.text}; go on with: {self.command}" if self.command else self.text
+        if self.command is None:
+            return self.text
+        again = f" ({self.type_again})" if self.type_again else ""
+        return f"{self.text}; resume with: {self.command}{again}"
 
 
 def headline(run: RunData, now: datetime) -> Headline:
@@ -41,10 +50,10 @@ def headline(run: RunData, now: datetime) -> Headline:
         parts.append(_active(run.status, now) if is_active else _ended(run.status, now))
         if not is_active and _brief(run.status.message or "") != run.status.message:
             detail = run.status.message or None
-    words = () if run.status is None or run.status.state == "done" else run.status.go_on
-    is_over = is_active or (is_complete and not words)
-    command = None if is_over else go_on_command(run.directory.path, words)
-    return Headline(", ".join(parts), command, detail)
+    names = () if run.status is None or run.status.state == "done" else run.status.type_again
+    is_over = is_active or (is_complete and not _MAKES_AGAIN & set(names))
+    command = None if is_over else resume_command(run.directory.path)
+    return Headline(", ".join(parts), command, type_again_text(names), detail)
 
 
 def _clips(run: RunData) -> tuple[list[str], bool]:
