@@ -157,7 +157,7 @@ def _frames_text(
     run_dir: RunDir, again: RunDir, first: dict[str, Any], second: dict[str, Any]
 ) -> str:
     """Return how far the frames of two files with other bytes are apart."""
-    from hv15_batch.compare.frames import measure_frames
+    from hv15_batch.compare.measures import measure_frames
     from hv15_batch.video import read_frames
 
     try:
@@ -178,8 +178,8 @@ def _frames_text(
 def _latents_text(
     run_dir: RunDir, again: RunDir, first: dict[str, Any], second: dict[str, Any]
 ) -> str:
+    from hv15_batch.compare.measures import measure_latents
     from hv15_batch.compare.pairs import Pair
-    from hv15_batch.compare.tensors import measure_latents
 
     pair = Pair(str(first["row_id"]), int(first["seed"]), first, second, None)
     measured = measure_latents(run_dir, again, pair)
