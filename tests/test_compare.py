@@ -1,8 +1,9 @@
-"""Two run directories held against each other: what is found, and what is refused."""
+"""Two run directories compared: what is found, what is refused, and what may be shared."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,20 +15,17 @@ import pytest
 import torch
 from command_fakes import Answer, tiny_model
 from safetensors.torch import save_file
-from skimage import data
 
-from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
+from hv15_batch.compare.measures import FrameMeasures, measure_frames
 from hv15_batch.compare.pairs import Pair
-from hv15_batch.compare.quality import Quality
-from hv15_batch.compare.quality_text import quality_lines
-from hv15_batch.compare.ratios import compare_costs
+from hv15_batch.compare.quality import Quality, quality_lines
 from hv15_batch.config import Config, VideoCodec, VideoConfig
 from hv15_batch.latents import DenoisedClip
 from hv15_batch.records import ClipRecord
 from hv15_batch.rundir import RunDir
 from hv15_batch.runlog import RunLog
 from hv15_batch.stored_settings import write_settings
-from hv15_batch.video import Frames, read_frames, write_video
+from hv15_batch.video import Frames, write_video
 
 Command = Callable[..., Answer]
 
@@ -72,6 +70,7 @@ class Run:
             **{"attempt": 1, "denoise_attempt": 1, "status": "ok", "prompt": f"about {row_id}"},
             **{"num_frames": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2], "fps": 24.0},
             **{"is_cold": False, "weights": "pretrained", "gpu_name": "NVIDIA X"},
+            "model": "480p_t2v",
         }
         if frames is not None:
             known["file"] = f"clips/{clip_id}.{'mkv' if self.video is FFV1 else 'mp4'}"
@@ -113,7 +112,7 @@ def test_lossless_frames_give_the_psnr_of_the_difference_that_was_planted(
     assert float(row["rgb_psnr_db"]) == pytest.approx(20 * math.log10(255 / 2), abs=1e-3)
     assert float(row["temporal_psnr_db"]) > 100  # the same shift in every frame: no flicker
     assert 0.9 < float(row["ssim"]) < 1
-    assert (row["frames_basis"], row["floor_psnr_db"]) == ("lossless", "")
+    assert row["frames_basis"] == "lossless"
     assert "Frames (lossless files): PSNR 42.11 dB" in out
 
 
@@ -150,7 +149,26 @@ def test_equal_latents_are_said_to_be_bit_identical_also_where_they_were_not_kep
     assert "Latents: 1 of 1 pairs bit-identical latents" in out
     assert "Files: " not in out  # the log has no hash of either
     assert (row["latents_identical"], row["latents_psnr_db"]) == ("true", "inf")
-    assert row["is_comparable"] == "true"
+    assert (row["files_identical"], row["is_comparable"]) == ("", "true")
+
+
+def test_equal_files_are_said_to_be_bit_identical_also_where_they_are_gone(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run in runs:
+        run.add("kept", picture(), file_sha256="ab" * 32)
+        run.add("gone", file="clips/gone.mkv", file_sha256="cd" * 32, row_index=1)
+        run.add("other", picture(), file_sha256=run.path.name * 64, row_index=2)
+
+    out, rows = compare(command)
+
+    line = "Files: 2 of 3 pairs bit-identical files"
+    for text in (out, Path("out/compare.html").read_text(), Path("out/compare.md").read_text()):
+        assert line in text
+    assert "kept seed 0: bit-identical files, frames (lossless) PSNR infinite (identical)" in out
+    assert "gone seed 0: bit-identical files, the files of both are gone\n" in out
+    assert [row["files_identical"] for row in rows] == ["true", "true", "false"]
+    assert [row["is_comparable"] for row in rows] == ["true", "true", "true"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -203,27 +221,21 @@ def frame_measures(psnr: float, temporal: float | None) -> FrameMeasures:
     return FrameMeasures(psnr, psnr, 1.0 if math.isinf(psnr) else 0.9, temporal)
 
 
-def test_temporal_psnr_and_floors_count_what_is_infinite_too() -> None:
+def test_temporal_psnr_counts_what_is_infinite_too() -> None:
     pair = Pair("fox", 0, {}, {}, None)
-    floors = (math.inf, 50.0, 52.0)
     frames = (
         frame_measures(math.inf, math.inf),
         frame_measures(30.0, math.inf),  # a steady shift
         frame_measures(32.0, 40.0),
     )
-    qualities = [
-        Quality(pair, None, found, "h264", frame_measures(floor, floor), None)
-        for found, floor in zip(frames, floors, strict=True)
-    ]
+    qualities = [Quality(pair, frames=found, basis="h264") for found in frames]
 
     (line,) = quality_lines(qualities)
 
     assert line == (
         "Frames (h264 files): 1 of 3 pairs identical; the others PSNR 31.00 dB, SSIM 0.9000, "
-        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); the codec alone costs "
-        "each file, estimated: 1 of 3 pairs without any error; the others PSNR 51.00 dB, "
-        "SSIM 0.9000, temporal PSNR 51.00 dB (medians of 2 pairs); 1 of 3 pairs differ by no more "
-        "than two such errors"
+        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); the codec's own error is "
+        "in them; with video.codec=ffv1 there is none"
     )
 
 
@@ -245,21 +257,7 @@ def test_latents_known_to_differ_are_counted_also_where_they_were_not_kept(
     assert [row["latents_psnr_db"] for row in rows] == ["inf", "inf", "", ""]
 
 
-def test_the_codecs_floor_is_near_its_true_error(tmp_path: Path) -> None:
-    photo = data.astronaut()
-    frames = np.stack([photo[10 + n : 138 + n, 2 * n : 2 * n + 160] for n in range(17)])
-    video = VideoConfig(crf=20)
-    write_video(frames, tmp_path / "clip", fps=24, video=video, comment=None)
-
-    floor = measure_codec_floor(tmp_path / "clip", video)
-    truth = measure_frames(iter(frames), read_frames(tmp_path / "clip"))
-
-    assert floor is not None
-    assert floor.psnr_db == pytest.approx(truth.psnr_db, abs=1)
-    assert floor.ssim == pytest.approx(truth.ssim, abs=0.01)
-
-
-def test_h264_files_are_compared_with_the_codecs_floor_stated(
+def test_h264_files_are_compared_and_the_codecs_error_is_said_to_be_in_them(
     command: Command, tmp_path: Path
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 3, SHAPE, dtype=np.uint8)
@@ -269,9 +267,8 @@ def test_h264_files_are_compared_with_the_codecs_floor_stated(
     out, (row,) = compare(command)
 
     assert row["frames_basis"] == "h264"
-    assert float(row["psnr_db"]) >= float(row["floor_psnr_db"]) - 3.01
-    assert "the codec alone costs each file, estimated: PSNR " in out
-    assert "1 of 1 pairs differ by no more than two such errors" in out
+    assert 20 < float(row["psnr_db"]) < 60
+    assert "the codec's own error is in them; with video.codec=ffv1 there is none" in out
 
 
 # -- speed and memory -------------------------------------------------------------------------
@@ -289,20 +286,41 @@ def add_timed(run: Run, seconds: list[float], **columns: Any) -> None:
         )
 
 
-def test_ratios_are_of_medians_with_an_interval_and_their_number(
+def test_ratios_are_of_medians_with_ranges_and_their_number(
     command: Command, runs: tuple[Run, Run]
 ) -> None:
-    add_timed(runs[0], [8.0] * 5)
+    add_timed(runs[0], [7.0, 8.0, 9.0])
     add_timed(runs[1], [4.0] * 5)
 
     out, _ = compare(command)
 
-    assert (
-        "Seconds per clip: B is 2 times as fast as A (95 % 2 to 2; medians 8 -> 4 s, "
-        "n=5 pairs of warm clips)"
-    ) in out
-    assert "Peak VRAM reserved: B takes 0.5 times what A takes" in out
+    line = (
+        "Seconds per clip: B is 2 times as fast as A (A 8 s, 7 to 9, n = 3 warm clips; "
+        "B 4 s, 4 to 4, n = 5 warm clips)"
+    )
+    memory = (
+        "Peak VRAM reserved: B takes 0.444 times what A takes (A 9.00 GiB, 7.00 to 9.00, "
+        "n = 3 clips; B 4.00 GiB, 4.00 to 4.00, n = 5 clips)"
+    )
+    for text in (out, Path("out/compare.md").read_text()):
+        assert line in text
+        assert memory in text
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert all(f">{cell}<" in html for cell in ("2.00 times as fast", "8 s", "7 to 9"))
     assert out.index("bit-identical") < out.index("times as fast")
+
+
+def test_figures_are_those_of_the_report(command: Command, runs: tuple[Run, Run]) -> None:
+    add_timed(runs[0], [7.0, 8.0, 9.5])
+    add_timed(runs[1], [4.0, 4.5], offload="stream")
+
+    out, _ = compare(command)
+    assert command("report", "a", "b", "--out", "report").code == 0
+
+    with Path("report/comparison.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["n"], line["median_seconds"]) for line in lines] == [("3", "8.0"), ("2", "4.25")]
+    assert "A 8 s, 7 to 9.5, n = 3 warm clips; B 4.25 s, 4 to 4.5, n = 2 warm clips" in out
 
 
 def test_cached_embeddings_make_no_run_faster(command: Command, runs: tuple[Run, Run]) -> None:
@@ -311,86 +329,10 @@ def test_cached_embeddings_make_no_run_faster(command: Command, runs: tuple[Run,
 
     out, _ = compare(command)
 
-    assert "Seconds per clip: B is 1 times as fast as A (range of pairs 1 to 1; medians 4" in out
+    assert "Seconds per clip: B is 1 times as fast as A (A 4 s, 4 to 5, n = 3 warm clips" in out
 
 
-def timing(row_id: str, seconds: float) -> dict[str, Any]:
-    """A warm rendering, of which only the time is known."""
-    known = {"is_cold": False, "denoise_attempt": 1, "attempt": 1, "row_id": row_id, "seed": 0}
-    return dict.fromkeys(ClipRecord.__dataclass_fields__) | known | {"total_seconds": seconds}
-
-
-def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
-    generator = np.random.default_rng(1)
-    timed = [
-        (
-            timing(f"row{number}", 10 + generator.normal()),
-            timing(f"row{number}", 5 + generator.normal() / 2),
-        )
-        for number in range(20)
-    ]
-
-    (ratio,) = compare_costs(timed).ratios
-    (again,) = compare_costs(timed).ratios
-
-    assert ratio == again
-    assert ratio.interval is not None
-    assert ratio.interval[0] < ratio.ratio < ratio.interval[1]
-    assert 1.6 < ratio.interval[0] < 2 < ratio.interval[1] < 2.4
-
-
-def test_repetitions_of_a_clip_do_not_narrow_the_interval() -> None:
-    once = [
-        (timing(f"row{number}", seconds), timing(f"row{number}", 5.0))
-        for number, seconds in enumerate((8.0, 9.0, 10.0, 11.0, 12.0))
-    ]
-
-    (ratio,) = compare_costs(once).ratios
-    (repeated,) = compare_costs(once * 12).ratios
-
-    assert repeated.interval == ratio.interval
-    assert (repeated.n, repeated.num_clips) == (60, 5)
-    assert ratio.n_text == "n=5 pairs of warm clips"
-
-
-@pytest.mark.parametrize("clips", [2, 4])
-def test_fewer_than_five_clips_have_a_range_and_no_interval(clips: int) -> None:
-    timed = [
-        (timing(f"row{number}", 10.0 + number), timing(f"row{number}", 5.0))
-        for number in range(clips)
-        for _ in range(3)
-    ]
-
-    (ratio,) = compare_costs(timed).ratios
-
-    assert ratio.interval is None
-    assert ratio.spread_text() == f"range of pairs 2 to {2 + (clips - 1) / 5:.3g}"
-    assert ratio.n_text == f"n = {3 * clips} timings of {clips} clips"
-
-
-def test_range_and_number_of_timings_stand_on_page_and_in_tables(
-    command: Command, runs: tuple[Run, Run]
-) -> None:
-    for run, seconds in zip(runs, (6.0, 3.0), strict=True):
-        for row_id in ("fox", "owl"):
-            run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
-            for repeat in (1, 2):
-                run.add(row_id, repeat=repeat, total_seconds=seconds + repeat)
-
-    out, _ = compare(command)
-
-    html = Path("out/compare.html").read_text(encoding="utf-8")
-    assert "95 % interval is of a bootstrap over clips" in html
-    for text, start in ((out, ""), (Path("out/compare.md").read_text(), "- ")):
-        assert (
-            f"\n{start}Seconds per clip: B is 1.67 times as fast as A (range of pairs 1.6 to 1.75; "
-            "medians 7.5 -> 4.5 s, n = 4 timings of 2 clips)"
-        ) in text
-    assert ">range of pairs 1.60 to 1.75<" in html
-    assert ">n = 4 timings of 2 clips<" in html
-
-
-def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
+def test_cold_clips_and_those_from_saved_latents_are_left_out(
     command: Command, runs: tuple[Run, Run]
 ) -> None:
     for run in runs:
@@ -403,9 +345,37 @@ def test_cold_clips_and_those_from_saved_latents_are_left_out_and_counted(
 
     out, _ = compare(command)
 
-    assert "medians 2 -> 2 s, n=1 pairs of warm clips" in out
-    assert "(no range of one pair; " in out
-    assert "Left out of the ratios: 1 cold, 1 decoded from saved latents" in out
+    assert "A 51 s, 2 to 100, n = 2 warm clips; B 2 s, 2 to 2, n = 1 warm clips" in out
+
+
+def test_a_run_with_neither_warm_clips_nor_repetitions_has_no_ratio(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    runs[0].add("fox", latents_sha256="ab" * 32, total_seconds=3.0)
+    runs[1].add("fox", latents_sha256="ab" * 32, total_seconds=9.0, is_cold=True)
+
+    out, _ = compare(command)
+
+    line = "Speed and memory: no ratio, because B has no warm clip and no repetition"
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    for text in (out, html, Path("out/compare.md").read_text()):
+        assert line in text
+        assert "times" not in text
+
+
+def test_two_sizes_have_ratios_of_their_own(command: Command, runs: tuple[Run, Run]) -> None:
+    for run, seconds in zip(runs, (8.0, 4.0), strict=True):
+        for size, factor in ((32, 1), (64, 5)):
+            run.add(
+                f"row{size}", latents_sha256="ab" * 32, total_seconds=seconds * factor, height=size
+            )
+
+    out, _ = compare(command)
+
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    for name, seconds in (("32×48", 8), ("64×48", 40)):
+        assert f"Seconds per clip ({name}): B is 2 times as fast as A (A {seconds} s, " in out
+        assert f'<th scope="rowgroup" colspan="8">{name}</th>' in html
 
 
 def test_a_speed_up_without_its_quality_is_withheld(
@@ -418,139 +388,75 @@ def test_a_speed_up_without_its_quality_is_withheld(
 
     assert "Speed and memory: withheld, because no pair's quality could be measured" in out
     assert "times as fast" not in out
-    assert (row["is_comparable"], row["clip_seconds_a"], row["clip_seconds_b"]) == (
-        *("false", "", ""),
-    )
+    assert row["is_comparable"] == "false"
 
 
-def test_benchmark_repetitions_are_what_is_timed_where_both_have_them(
+def test_repetitions_are_what_is_timed_where_there_are_any(
     command: Command, runs: tuple[Run, Run]
 ) -> None:
-    for run, seconds in zip(runs, (6.0, 3.0), strict=True):
-        run.add("fox", latents_sha256="ab" * 32, total_seconds=99.0)
-        for repeat in (0, 1, 2, 3):  # 0 is a warm-up
-            timed = seconds if repeat else 50.0
-            run.add("fox", repeat=repeat, total_seconds=timed, latents_sha256="ab" * 32)
+    for run in runs:
+        run.add("fox", latents_sha256="ab" * 32, total_seconds=9.0)
+    for repeat in (0, 1, 2, 3):  # 0 is a warm-up
+        runs[1].add("fox", repeat=repeat, total_seconds=3.0 if repeat else 50.0, is_cold=not repeat)
 
     out, rows = compare(command)
 
-    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
+    assert (
+        "Seconds per clip: B is 3 times as fast as A (A 9 s, 9 to 9, n = 1 warm clips; "
+        "B 3 s, 3 to 3, n = 3 repetitions)"
+    ) in out
     assert len(rows) == 1
 
 
-def add_benchmark(run: Run, seconds: float, row_id: str = "fox", **columns: Any) -> None:
-    """Add a kept clip, and three repetitions of it that were made with `columns`."""
-    run.add(row_id, latents_sha256="ab" * 32, total_seconds=99.0)
-    for repeat in (1, 2, 3):
-        run.add(row_id, repeat=repeat, total_seconds=seconds, **columns)
-
-
 @pytest.mark.parametrize(
-    ("columns", "named"),
+    "columns",
     [
-        ({"offload": "resident"}, "offload"),
-        ({"mask_free": True}, "mask_free"),
-        ({"compiled": True}, "compiled"),
-        ({"attention_backend": "sage"}, "attention_backend"),
-        ({"dtype": "float16"}, "dtype"),
-        ({"vae_tile_size": 256}, "vae_tile_size"),
-        ({"gpu_name": "NVIDIA Y"}, "gpu_name"),
-        ({"driver_version": "600"}, "driver_version"),
-        ({"torch_version": "3.0"}, "torch_version"),
-        ({"settings_sha256": "other", "num_inference_steps": 4}, "num_inference_steps"),
-        ({"settings_sha256": "other"}, "settings_sha256"),
+        {"offload": "resident"},
+        {"mask_free": True},
+        {"compiled": True},
+        {"attention_backend": "sage"},
+        {"dtype": "float16"},
+        {"vae_tile_size": 256},
+        {"gpu_name": "NVIDIA Y"},
+        {"driver_version": "600"},
+        {"torch_version": "3.0"},
+        {"num_inference_steps": 4},
+        {"run_id": "20261123T000000-0000-abcd"},  # of another VRAM limit
     ],
+    ids=lambda columns: next(iter(columns)),
 )
-def test_repetitions_made_otherwise_than_the_clip_give_no_ratio(
-    command: Command, runs: tuple[Run, Run], columns: dict[str, Any], named: str
+def test_repetitions_made_with_other_settings_than_the_clips_do_not_count(
+    command: Command, runs: tuple[Run, Run], columns: dict[str, Any]
 ) -> None:
-    add_benchmark(runs[0], 6.0)
-    add_benchmark(runs[1], 3.0, **columns)
-
-    out, (row,) = compare(command)
-
-    assert "bit-identical latents" in out
-    assert "times as fast" not in out
-    assert "no ratio, because no repetition was made as the clips whose quality is shown" in out
-    assert (
-        "Left out of the ratios: 3 timings of repetitions made otherwise than the clips whose "
-        f"quality is shown (3 by {named} of B); render clips and repetitions alike"
-    ) in out
-    assert (row["num_timings"], row["num_timings_left_out"]) == ("0", "3")
-    assert row["left_out_by"] == f"{named} of B"
-    html = Path("out/compare.html").read_text(encoding="utf-8")
-    assert f"(3 by {named} of B)" in html
-    assert "times as fast" not in html
-
-
-def test_repetitions_made_as_the_clip_are_timed_and_the_others_counted(
-    command: Command, runs: tuple[Run, Run]
-) -> None:
-    add_benchmark(runs[0], 6.0)
-    add_benchmark(runs[0], 60.0, "owl", compiled=True)
-    for row_id in ("fox", "owl"):
-        add_benchmark(runs[1], 3.0, row_id)
-    runs[1].add("fox", repeat=1, attempt=2, total_seconds=0.1, offload="resident")  # a later one
-
-    out, rows = compare(command)
-
-    assert "medians 6 -> 3 s, n = 3 timings of 1 clip)" in out
-    assert "3 timings of repetitions" in out
-    assert "(3 by compiled of A)" in out
-    assert [row["num_timings"] for row in rows] == ["3", "0"]
-    assert [row["timed_seconds_a"] for row in rows] == ["6.0", ""]
-    assert [row["timed_seconds_b"] for row in rows] == ["3.0", ""]
-    assert [row["clip_seconds_a"] for row in rows] == ["99.0", "99.0"]
-
-
-@pytest.mark.parametrize(
-    ("limits", "video", "named"),
-    [
-        ((None, 8.0), FFV1, "vram_limit_gib"),
-        ((8.0, 8.0), VideoConfig(crf=30), "video"),
-        ((8.0, None), None, "video, vram_limit_gib"),  # the settings of that run are gone
-        ((8.0, 8.0), FFV1, ""),
-    ],
-)
-def test_repetitions_of_a_run_with_another_vram_limit_or_codec_are_left_out(
-    command: Command,
-    runs: tuple[Run, Run],
-    limits: tuple[float | None, float | None],
-    video: VideoConfig | None,
-    named: str,
-) -> None:
-    other = "20261123T000000-0000-abcd"
-    add_benchmark(runs[0], 6.0)
-    add_benchmark(runs[1], 3.0, run_id=other)
-    for run_id, limit, codec in zip((RUN_ID, other), limits, (FFV1, video), strict=True):
-        if codec is not None:
-            config = Config(model=tiny_model("tiny_t2v"), video=codec)
-            config.runtime.vram_limit_gib = limit
-            runs[1].run_dir.run_folder(run_id).mkdir(exist_ok=True)
-            write_settings(runs[1].run_dir.run_folder(run_id), config)
-
-    out, (row,) = compare(command)
-
-    assert row["left_out_by"] == (f"{named} of B" if named else "")
-    assert ("times as fast" in out) == (not named)
-
-
-def test_settings_and_warnings_are_also_of_what_was_timed(
-    command: Command, runs: tuple[Run, Run]
-) -> None:
-    add_benchmark(runs[0], 6.0, hv15_batch_version="1")
-    add_benchmark(runs[1], 3.0, hv15_batch_version="2")
-    config = Config(model=tiny_model("tiny_t2v"), video=VideoConfig(crf=30))
+    config = Config(model=tiny_model("tiny_t2v"), video=FFV1)
     config.runtime.vram_limit_gib = 8.0
-    write_settings(runs[1].run_dir.run_folder(RUN_ID), config)
+    other = runs[1].run_dir.run_folder("20261123T000000-0000-abcd")
+    other.mkdir()
+    write_settings(other, config)
+    for run in runs:
+        run.add("fox", latents_sha256="ab" * 32, total_seconds=9.0)
+    for repeat in (1, 2, 3):
+        runs[1].add("fox", repeat=repeat, total_seconds=3.0, **columns)
 
     out, _ = compare(command)
 
-    assert "B is 2 times as fast as A" in out
+    assert "B is 1 times as fast as A (A 9 s, 9 to 9, n = 1 warm clips; B 9 s, 9 to 9" in out
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "repetitions</td>" not in html
+
+
+def test_what_makes_figures_unfit_to_quote_is_said_of_each_side(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    add_timed(runs[0], [8.0, 8.0])
+    add_timed(runs[1], [4.0, 4.0, 7.0, 8.0])
+
+    out, _ = compare(command)
+
     table = Path("out/compare.md").read_text(encoding="utf-8")
-    assert "| hv15\\_batch\\_version | 1, none | 2, none |" in table
-    assert "| vram\\_limit\\_gib | none | 8 |" in table
-    assert "| video | ffv1 | h264 crf 30 medium |" in table
+    for text in (out, table):
+        assert "Warning: A: Too few timed clips to say how they spread (n = 2): use" in text
+        assert "Warning: B: The timed clips differ much (" in text
 
 
 def test_two_cards_are_warned_about(command: Command, runs: tuple[Run, Run]) -> None:
@@ -589,9 +495,9 @@ def test_the_setting_that_makes_every_pair_incomparable_is_shown_to_differ(
 
     table = Path("out/compare.md").read_text(encoding="utf-8")
     html = Path("out/compare.html").read_text(encoding="utf-8")
-    assert "| num\\_frames | 9 | 13 |" in table
+    assert "| num_frames | 9 | 13 |" in table
     assert "No setting differs" not in table + html
-    assert "<dt>video</dt>" not in html
+    assert "<dt>video</dt><dd>ffv1</dd>" in html
 
 
 def test_the_newest_settings_of_a_row_count_unless_the_plan_names_others(
@@ -668,7 +574,7 @@ def test_the_page_stands_in_b_with_assets_players_and_prompts_as_text(
     for side in ("a", "b"):  # browsers play no Matroska
         assert f'src="previews/fox_s0_{side}.mp4"' in html
         assert (folder / f"previews/fox_s0_{side}.mp4").is_file()
-    assert "| num\\_inference\\_steps | 4 | 8 |" in (folder / "compare.md").read_text()
+    assert "| num_inference_steps | 4 | 8 |" in (folder / "compare.md").read_text()
 
 
 def test_what_is_written_names_no_machine_and_no_folder(
@@ -684,10 +590,9 @@ def test_what_is_written_names_no_machine_and_no_folder(
 
     _, rows = compare(command)
 
-    assert (
-        rows[1]["note"]
-        == "owl_s0.mkv cannot be read back: Invalid data found when processing input"
-    )
+    assert rows[1]["note"] == "a file could not be read"
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "owl_s0.mkv cannot be read back: Invalid data found when processing input" in html
     for name in ("compare.html", "compare.md", "compare.csv"):
         text = Path("out", name).read_text(encoding="utf-8")
         assert "secret-" not in text
@@ -723,17 +628,86 @@ def test_a_file_that_is_gone_is_said_with_its_side(
     assert f"fox seed 0: not comparable: {note}\n" in out
 
 
-def test_how_a_file_was_encoded_is_missing_under_the_name_of_its_run(
-    command: Command, runs: tuple[Run, Run], tmp_path: Path
-) -> None:
+# -- what may be shared -----------------------------------------------------------------------
+
+SECRET = "s3cret"
+
+
+@pytest.fixture
+def private_runs(tmp_path: Path) -> tuple[Run, Run]:
+    """Two runs in which everything private has the same word."""
+    folder = tmp_path / f"{SECRET} folder"
+    runs = (Run(folder / f"{SECRET}_a", FFV1), Run(folder / f"{SECRET}_b", FFV1))
+    private: dict[str, Any] = {
+        **dict.fromkeys(("prompt", "error_message", "hostname", "gpu_uuid"), SECRET),
+        **{"image": f"{SECRET}.png", "tags": json.dumps({"tag_client": SECRET})},
+        **{"total_seconds": 2.0, "revision": "0123456789abcdef"},
+    }
     for run in runs:
-        run.add("fox", picture())
-    (settings,) = runs[0].run_dir.runs.glob("*/*")
-    settings.unlink()
+        columns = {
+            **private,
+            "repo": str(run.path / SECRET),
+            "negative_prompt": f"{SECRET} {run.path.name}",
+        }
+        run.add(f"{SECRET}_fox", picture(), **columns)
+        for seed in (1, 2):
+            run.add(f"{SECRET}_owl", picture(), seed=seed, **columns)
+        damage(run, f"{SECRET}_damaged", row_index=2, **columns)
+        run.add(f"{SECRET}_gone", row_index=3, **columns)
+        run.add(f"{SECRET}_size", num_frames=5 + 4 * (run is runs[1]), row_index=4, **columns)
+    return runs
 
-    _, (row,) = compare(command)
 
-    assert row["note"].startswith(f"a/runs/{RUN_ID}/{settings.name}: is gone, ")
+def test_tables_to_share_hold_no_prompt_id_tag_folder_or_hostname(
+    command: Command, private_runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    a, b = (run.path for run in private_runs)
+
+    answer = command("compare", a, b, "--out", "out")
+
+    assert answer.code == 0
+    shared = {name: Path("out", name).read_text(encoding="utf-8") for name in
+              ("compare.md", "compare.csv")}  # fmt: skip
+    for text in shared.values():
+        assert SECRET not in text
+        assert str(tmp_path) not in text
+    rows = list(csv.DictReader(shared["compare.csv"].splitlines()))
+    assert [(row["pair"], row["seed"], row["note"]) for row in rows] == [
+        ("1", "0", ""),
+        ("2", "1", ""),
+        ("3", "2", ""),
+        ("4", "0", "a file could not be read"),
+        ("5", "0", "the files of both are gone"),
+        ("6", "0", "sizes differ: 32x48, 5 frames and 32x48, 9 frames"),
+    ]
+    assert [row["psnr_db"] for row in rows] == ["inf", "inf", "inf", "", "", ""]
+    # That a private setting differs is said, what it is is not.
+    assert "| negative_prompt | not shown | not shown |" in shared["compare.md"]
+    html = Path("out/compare.html").read_text(encoding="utf-8")
+    assert "This page is private" in html
+    assert f'<th scope="row">2: <a href="#pair-2">{SECRET}_owl, seed 1</a>' in html
+    assert "<dt>repo</dt><dd>local folder 01234567</dd>" in html
+
+
+@pytest.mark.parametrize(
+    ("repo", "name"),
+    [
+        ("tencent/HunyuanVideo-1.5", "tencent/HunyuanVideo-1.5"),
+        ("/home/me/s3cret/tuned.safetensors", "tuned.safetensors 01234567"),
+        ("/home/me/s3cret", "local folder 01234567"),
+        ("~/s3cret", "local folder 01234567"),
+    ],
+)
+def test_local_weights_are_named_without_their_folder(
+    command: Command, runs: tuple[Run, Run], repo: str, name: str
+) -> None:
+    runs[0].add("fox", picture(), repo=repo, revision="0123456789abcdef")
+    runs[1].add("fox", picture(), repo="owner/other")
+
+    compare(command)
+
+    table = Path("out/compare.md").read_text(encoding="utf-8")
+    assert f"| repo | {name} | owner/other |" in table
 
 
 @pytest.mark.slow
@@ -749,7 +723,9 @@ def test_two_runs_of_the_tiny_model_are_compared_from_the_command_line(
 
     assert "Latents: 2 of 2 pairs bit-identical latents" in out
     assert "Frames (h264 files): PSNR infinite (identical), SSIM 1.0000" in out
-    assert "Left out of the ratios: 1 cold" in out
-    assert [row["clip_id_a"] for row in rows] == [row["clip_id_b"] for row in rows]
+    assert "Files: 2 of 2 pairs bit-identical files" in out
+    assert "Seconds per clip: B is " in out
+    assert [row["latents_identical"] for row in rows] == ["true", "true"]
     html = Path("out/compare.html").read_text(encoding="utf-8")
-    assert f'src="../a/clips/{rows[0]["clip_id_a"]}.mp4"' in html
+    for clip in Path("a/clips").iterdir():
+        assert f'src="../a/clips/{clip.name}"' in html

@@ -1,4 +1,4 @@
-"""Two runs of one manifest held against each other: quality first, then speed and memory.
+"""Two runs of one manifest compared: quality first, then speed and memory.
 
 Reads two run directories and never a model; torch-free.
 """
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 DESCRIPTION = """\
 Compare the clips of two runs that have row id and seed in common: PSNR, SSIM and a temporal
-measure of latents and frames, then speed and memory of the warm clips.
+measure of latents and frames, whether latents and files are bit-identical, then speed and memory.
 """
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
         OSError: the results cannot be written.
     """
     parser = argparse.ArgumentParser(prog="hv15-batch compare", description=DESCRIPTION)
-    parser.add_argument("run_a", metavar="RUN_A", type=Path, help="what B is held against")
+    parser.add_argument("run_a", metavar="RUN_A", type=Path, help="what B is compared with")
     parser.add_argument("run_b", metavar="RUN_B", type=Path)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: RUN_B/compare/<name of A>"

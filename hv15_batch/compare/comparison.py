@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hv15_batch.compare.pairs import Matched, match_runs
-from hv15_batch.compare.quality import Quality, measure_pair
-from hv15_batch.compare.quality_text import pair_line
-from hv15_batch.compare.quality_text import quality_lines as lines_of_quality
-from hv15_batch.compare.ratios import (
-    FASTER,
-    ClipTimings,
-    Ratio,
-    Ratios,
-    clip_timings,
-    compare_costs,
-)
-from hv15_batch.compare.settings import MACHINE_COLUMNS, SettingsRow, compare_settings
+from hv15_batch.compare.pairs import Matched, Pair, Record, match_runs
+from hv15_batch.compare.quality import Quality, measure_pair, pair_line
+from hv15_batch.compare.quality import quality_lines as lines_of_quality
+from hv15_batch.compare.ratios import FASTER, Costs, Ratio, compare_costs
+from hv15_batch.report.formats import GIB
+from hv15_batch.timings import Distribution, group_rows
 
 Say = Callable[[str], None]
 
-GIB = 2**30
+COLUMNS = (
+    *("model", "repo", "revision", "weights", "dtype", "height", "width", "num_frames"),
+    *("num_inference_steps", "guidance_scale", "flow_shift", "fps", "negative_prompt", "video"),
+    *("attention_backend_requested", "attention_backend", "mask_free", "compiled", "offload"),
+    *("vae_tile_size", "decode_device", "vram_limit_gib", "gpu_name", "driver_version"),
+    *("torch_version", "diffusers_version", "hv15_batch_version"),
+)
+"""Settings and machine of a clip that "what differs" is about."""
+MACHINE_COLUMNS = ("gpu_name", "driver_version", "torch_version", "diffusers_version")
+MAX_SHOWN_VALUES = 4
+NOTHING = "none"
+LOCAL_FILE_SUFFIXES = (".safetensors", ".gguf")
+
 WITHHELD = (
     "Speed and memory: withheld, because no pair's quality could be measured; "
     "a speed-up says nothing without it"
 )
-NONE_WARM = "Speed and memory: no pair of warm clips in which both were denoised"
-NONE_ALIKE = (
-    "Speed and memory: no ratio, because no repetition was made as the clips whose quality is shown"
-)
-MAX_REASONS = 3
+
+
+@dataclass(frozen=True)
+class SettingsRow:
+    """One setting of both runs, as text."""
+
+    name: str
+    a: str
+    b: str
+    is_same: bool
+    """Whether the two clips of every pair have it alike."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is said of two runs."""
+    """Everything that was found of two runs."""
 
     matched: Matched
     qualities: list[Quality]
-    timings: list[ClipTimings]
-    """Of each pair, as `qualities`."""
-    ratios: Ratios
+    costs: list[Costs]
+    """Time and memory; of the groups that have a pair of known quality."""
     settings: list[SettingsRow]
 
     @property
     def known(self) -> list[Quality]:
-        """The pairs of which something could be measured: of others no speed is said."""
+        """The pairs of which something could be measured: of others no speed is shown."""
         return [quality for quality in self.qualities if quality.is_known]
 
 
@@ -65,81 +75,92 @@ def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
         qualities.append(measure_pair(matched.a, matched.b, pair))
         line = pair_line(qualities[-1])
         say(f"[{number}/{len(matched.pairs)}] {pair.row_id} seed {pair.seed}: {line}")
-    shown = {(q.pair.row_id, q.pair.seed) for q in qualities if q.is_known}
-    timed = [(a, b) for a, b in matched.timed if (a["row_id"], a["seed"]) in shown]
+    known = [quality.pair for quality in qualities if quality.is_known]
     return Comparison(
         matched=matched,
         qualities=qualities,
-        timings=[_timings(matched, quality) for quality in qualities],
-        ratios=compare_costs(timed),
-        settings=compare_settings(qualities, timed),
+        costs=compare_costs(known, group_rows(matched.rows_a), group_rows(matched.rows_b)),
+        settings=[_settings_row(name, matched.pairs) for name in COLUMNS],
     )
 
 
-def _timings(matched: Matched, quality: Quality) -> ClipTimings:
-    if not quality.is_known:  # no time without its quality
-        return ClipTimings()
-    key = (quality.pair.row_id, quality.pair.seed)
-    return clip_timings(
-        [(a, b) for a, b in matched.timed if (a["row_id"], a["seed"]) == key],
-        [each for each in matched.left_out if (each.row_id, each.seed) == key],
-    )
+# -- settings ---------------------------------------------------------------------------------
+
+
+def _settings_row(name: str, pairs: Sequence[Pair]) -> SettingsRow:
+    values = [(_setting(name, pair.a), _setting(name, pair.b)) for pair in pairs]
+    is_same = all(a == b for a, b in values)
+    return SettingsRow(name, _joined(a for a, _ in values), _joined(b for _, b in values), is_same)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """Return the values of a column as one text."""
+    found = set(texts)
+    shown = ", ".join(sorted(found)[:MAX_SHOWN_VALUES])
+    more = len(found) - MAX_SHOWN_VALUES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _setting(name: str, record: Record) -> str:
+    value: Any = record[name]
+    if value is None:
+        return NOTHING
+    if name == "repo":
+        return _weights_name(str(value), record["revision"])
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if str(value).strip() else repr(value)
+
+
+def _weights_name(repo: str, revision: str | None) -> str:
+    """Return a hub id as it is, and local weights without their folder.
+
+    Those go by the name of a single file, and by 8 hex digits of their hash.
+    """
+    if repo.count("/") == 1 and repo[0] not in "/.~":
+        return repo
+    path = Path(repo)
+    name = path.name if path.suffix in LOCAL_FILE_SUFFIXES else "local folder"
+    return f"{name} {revision[:8]}" if revision else name
 
 
 # -- lines ------------------------------------------------------------------------------------
 
 
 def summary_lines(comparison: Comparison) -> list[str]:
-    """Return the quality first and then what it was bought with; no speed without quality."""
+    """Return the quality first and then what it was bought with; no speed without quality.
+
+    They hold nothing private: `compare.md` has them too.
+    """
     return [
         *quality_lines(comparison),
-        *(ratio_line(ratio) for ratio in comparison.ratios.ratios),
+        *(ratio_line(ratio, costs) for costs in comparison.costs for ratio in costs.ratios),
         *cost_notes(comparison),
         *warning_lines(comparison),
     ]
 
 
 def quality_lines(comparison: Comparison) -> list[str]:
-    """Return how many pairs were compared, and what was found of latents and frames."""
+    """Return how many pairs were compared, and what was found of latents, files and frames."""
     lines = [_count_line(comparison), *lines_of_quality(comparison.qualities)]
     if not comparison.known:
-        reasons = sorted({q.fault for q in comparison.qualities if q.fault})
+        reasons = sorted({q.shared_fault for q in comparison.qualities if q.shared_fault})
         lines.append(f"Quality: not measured ({'; '.join(reasons[:3]) or 'nothing was kept'})")
     return lines
 
 
 def cost_notes(comparison: Comparison) -> list[str]:
-    """Return why there are no ratios, or what was left out of them."""
+    """Return why there are no ratios."""
     if not comparison.known:
         return [WITHHELD]
-    found = comparison.ratios
-    otherwise = [reason for timings in comparison.timings for reason in timings.left_out]
-    lines = []
-    if not found.ratios:
-        has_none_alike = otherwise and not (found.cold or found.reused)
-        lines.append(NONE_ALIKE if has_none_alike else NONE_WARM)
-    left_out = []
-    if found.cold:
-        left_out.append(f"{found.cold} cold")
-    if found.reused:
-        left_out.append(f"{found.reused} decoded from saved latents")
-    if left_out:
-        lines.append(f"Left out of the ratios: {', '.join(left_out)} (pairs with such a clip)")
-    if otherwise:
-        lines.append(
-            f"Left out of the ratios: {len(otherwise)} timings of repetitions made otherwise than "
-            f"the clips whose quality is shown ({_reasons(otherwise)}); render clips and "
-            "repetitions alike"
-        )
-    return lines
-
-
-def _reasons(found: Sequence[str]) -> str:
-    """Return reasons with how often each is given."""
-    counts = Counter(found).most_common()
-    texts = [f"{count} by {reason}" for reason, count in counts[:MAX_REASONS]]
-    more = sum(count for _, count in counts[MAX_REASONS:])
-    return "; ".join([*texts, *([f"{more} by others"] if more else [])])
+    return [
+        f"Speed and memory{_of(costs)}: no ratio, because {costs.missing} "
+        f"{'have' if ' ' in costs.missing else 'has'} no warm clip and no repetition"
+        for costs in comparison.costs
+        if costs.missing
+    ]
 
 
 def warning_lines(comparison: Comparison) -> list[str]:
@@ -155,23 +176,51 @@ def warning_lines(comparison: Comparison) -> list[str]:
         )
     elif any(not rows[name].is_same for name in MACHINE_COLUMNS):
         lines.append("Warning: driver or libraries differ: render both runs with the same ones")
-    if any(0 < ratio.n < 3 for ratio in comparison.ratios.ratios):
-        lines.append("Warning: fewer than 3 warm pairs: render more clips, or benchmark.repeat=5")
+    for costs in comparison.costs:
+        name = f"{costs.name}, " if costs.name else ""
+        lines += [f"Warning: {name}{warning}" for warning in costs.warnings]
     if rows["weights"].a != "pretrained" or rows["weights"].b != "pretrained":
         lines.append("Note: not the published weights: these clips are noise on purpose")
     return lines
 
 
-def ratio_line(ratio: Ratio) -> str:
-    """Return a ratio with its interval or range, both medians, and how many timings they are of."""
+def ratio_line(ratio: Ratio, costs: Costs) -> str:
+    """Return a ratio with both values, their ranges, and how many clips they are of."""
     if ratio.kind == FASTER:
-        values = f"{ratio.median_a:.4g} -> {ratio.median_b:.4g} s"
-        what = f"B is {ratio.ratio:.3g} times as fast as A"
+        found = f"B is {ratio.ratio:.3g} times as fast as A"
     else:
-        values = f"{ratio.median_a / GIB:.2f} -> {ratio.median_b / GIB:.2f} GiB"
-        what = f"B takes {ratio.ratio:.3g} times what A takes"
-    name = ratio.name[0].upper() + ratio.name[1:]
-    return f"{name}: {what} ({ratio.spread_text()}; medians {values}, {ratio.n_text})"
+        found = f"B takes {ratio.ratio:.3g} times what A takes"
+    a, b = (
+        f"{side} {value_text(ratio, distribution)}, {range_text(ratio, distribution)}, {n}"
+        for side, distribution, n in zip(
+            "AB", (ratio.a, ratio.b), n_texts(ratio, costs), strict=True
+        )
+    )
+    return f"{ratio.name[0].upper()}{ratio.name[1:]}{_of(costs)}: {found} ({a}; {b})"
+
+
+def value_text(ratio: Ratio, found: Distribution) -> str:
+    """Return what is compared of a side: median seconds, or the highest peak."""
+    if ratio.kind == FASTER:
+        return f"{found.median:.4g} s"
+    return f"{found.maximum / GIB:.2f} GiB"
+
+
+def range_text(ratio: Ratio, found: Distribution) -> str:
+    """Return the least and the greatest value of a side."""
+    if ratio.kind == FASTER:
+        return f"{found.minimum:.4g} to {found.maximum:.4g}"
+    return f"{found.minimum / GIB:.2f} to {found.maximum / GIB:.2f}"
+
+
+def n_texts(ratio: Ratio, costs: Costs) -> tuple[str, str]:
+    """Return what n counts of each side; peaks are of cold clips too."""
+    a, b = costs.counted if ratio.kind == FASTER else ("clips", "clips")
+    return f"n = {ratio.a.n} {a}", f"n = {ratio.b.n} {b}"
+
+
+def _of(costs: Costs) -> str:
+    return f" ({costs.name})" if costs.name else ""
 
 
 def _count_line(comparison: Comparison) -> str:

@@ -12,17 +12,18 @@ from urllib.parse import quote
 import numpy as np
 
 from hv15_batch.compare.comparison import (
-    GIB,
     Comparison,
     cost_notes,
+    n_texts,
     quality_lines,
+    range_text,
+    value_text,
     warning_lines,
 )
 from hv15_batch.compare.pairs import Record
-from hv15_batch.compare.quality import Quality
-from hv15_batch.compare.quality_text import format_db, latents_cell, pair_line
-from hv15_batch.compare.ratios import FASTER, Ratio
-from hv15_batch.compare.tables import format_csv, format_markdown
+from hv15_batch.compare.quality import Quality, pair_line, quality_cells
+from hv15_batch.compare.ratios import FASTER, SIDES, Costs, Ratio
+from hv15_batch.compare.text import QUALITY_HEADERS, format_csv, format_markdown
 from hv15_batch.config import ConfigError, VideoConfig
 from hv15_batch.report.formats import NOT_MEASURED, format_seconds
 from hv15_batch.report.page_files import write_assets
@@ -38,7 +39,6 @@ REPORT_ASSETS = ("page.css",)
 OWN_ASSETS = ("compare.css", "compare.js")
 PREVIEWS = "previews"
 PLAYABLE_SUFFIX = ".mp4"
-SIDES = ("A", "B")
 
 _HERE = Path(__file__).parent
 
@@ -109,47 +109,36 @@ def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
         "written_at": f"{utc_now().astimezone():%Y-%m-%d %H:%M %Z}",
         "files": {"csv": CSV, "markdown": MARKDOWN},
         "quality": quality_lines(comparison),
-        "costs": [_cost_cells(ratio) for ratio in comparison.ratios.ratios],
+        "costs": [
+            (costs.name, [_cost_cells(ratio, costs) for ratio in costs.ratios])
+            for costs in comparison.costs
+            if costs.ratios
+        ],
         "notes": cost_notes(comparison),
         "warnings": warning_lines(comparison),
         "differing": [row for row in comparison.settings if not row.is_same],
         "same": [row for row in comparison.settings if row.is_same],
-        "rows": [_row(quality) for quality in comparison.qualities],
+        "headers": QUALITY_HEADERS,
+        "rows": [
+            PairRow(_name(quality), quality_cells(quality, NOT_MEASURED), quality.fault or "")
+            for quality in comparison.qualities
+        ],
         "has_faults": any(quality.fault for quality in comparison.qualities),
         "pairs": [_played(comparison, quality, folder) for quality in comparison.qualities],
     }
 
 
-def _cost_cells(ratio: Ratio) -> list[str]:
-    """Return name, both medians, ratio, interval or range, and n."""
-    if ratio.kind == FASTER:
-        medians = [f"{value:.4g} s" for value in (ratio.median_a, ratio.median_b)]
-        said = f"{ratio.ratio:#.3g} times as fast"
-    else:
-        medians = [f"{value / GIB:.2f} GiB" for value in (ratio.median_a, ratio.median_b)]
-        said = f"{ratio.ratio:#.3g} times as much"
-    return [ratio.name, *medians, said, ratio.spread_text("#.3g"), ratio.n_text]
+def _cost_cells(ratio: Ratio, costs: Costs) -> list[str]:
+    """Return name, ratio, and of A and of B value, range and n."""
+    word = "fast" if ratio.kind == FASTER else "much"
+    cells = [ratio.name, f"{ratio.ratio:#.3g} times as {word}"]
+    for found, n in zip((ratio.a, ratio.b), n_texts(ratio, costs), strict=True):
+        cells += [value_text(ratio, found), range_text(ratio, found), n]
+    return cells
 
 
 def _name(quality: Quality) -> str:
     return f"{quality.pair.row_id}, seed {quality.pair.seed}"
-
-
-def _row(quality: Quality) -> PairRow:
-    pair, latents, frames = quality.pair, quality.latents, quality.frames
-    cells = [
-        NOT_MEASURED if latents is None else latents_cell(latents),
-        NOT_MEASURED if frames is None else format_db(frames.psnr_db),
-        NOT_MEASURED if frames is None or frames.ssim is None else f"{frames.ssim:.4f}",
-        NOT_MEASURED if frames is None else format_db(frames.temporal_psnr_db),
-    ]
-    for record in (pair.a, pair.b):  # no time without its quality
-        cells.append(_seconds(record) if quality.is_known else NOT_MEASURED)
-    return PairRow(_name(quality), cells, quality.fault or "")
-
-
-def _seconds(record: Record) -> str:
-    return format_seconds(clip_seconds(record)) + (" (cold)" if record["is_cold"] else "")
 
 
 def _played(comparison: Comparison, quality: Quality, folder: Path) -> PlayedPair:

@@ -5,30 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.compare.repetitions import (
-    LeftOut,
-    Repetitions,
-    by_repetition,
-    choose_repetitions,
-)
-from hv15_batch.compare.run_settings import with_run_settings
 from hv15_batch.config import ConfigError
-from hv15_batch.records import DONE_STATUSES
+from hv15_batch.records import DONE_STATUSES, ClipRecord
+from hv15_batch.run_facts import read_rows_of_runs
 from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import read_records
 from hv15_batch.video import read_comment
 
 Record = dict[str, Any]
-"""A row of the log, by column."""
+"""A row of the log with what its run says of it (`run_facts`), by column."""
 Key = tuple[str, int]
 """Row id and seed."""
-Timed = tuple[Record, Record]
-"""Two attempts, of A and of B, whose time and memory are held against each other."""
 
 SIZE_COLUMNS = ("height", "width", "num_frames")
 MAX_SHOWN_CHARACTERS = 60
@@ -54,11 +45,9 @@ class Matched:
     b: RunDir
     pairs: list[Pair]
     """In the manifest order of A."""
-    timed: list[Timed]
-    """Of the comparable pairs, the attempts whose time and memory are held against each other: the
-    repetitions of a benchmark where both runs have any, else the clips themselves."""
-    left_out: list[LeftOut]
-    """Repetitions that do not count, being made otherwise than the pair's clips."""
+    rows_a: list[Record]
+    """The whole log of A, which its figures of time and memory are from."""
+    rows_b: list[Record]
     only_in_a: int
     """Clips of A that B lacks."""
     only_in_b: int
@@ -75,19 +64,20 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     a, b = _run_dir(path_a), _run_dir(path_b)
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: named twice; name two run directories.")
-    (clips_a, repetitions_a), (clips_b, repetitions_b) = _finished(a), _finished(b)
+    columns = [field.name for field in fields(ClipRecord)]
+    rows_a, rows_b = (read_rows_of_runs(run_dir, columns) for run_dir in (a, b))
+    clips_a, clips_b = _finished(a, rows_a), _finished(b, rows_b)
     common = [key for key in clips_a if key in clips_b]
     if not common:
         raise ConfigError(_nothing_in_common(a, b, clips_a, clips_b))
     common.sort(key=lambda key: clips_a[key]["row_index"] or 0)  # stable: seeds keep their order
     pairs = [_pair(a, b, clips_a[key], clips_b[key]) for key in common]
-    timed, left_out = _timed(pairs, repetitions_a, repetitions_b)
     return Matched(
         a=a,
         b=b,
         pairs=pairs,
-        timed=timed,
-        left_out=left_out,
+        rows_a=rows_a,
+        rows_b=rows_b,
         only_in_a=len(clips_a) - len(common),
         only_in_b=len(clips_b) - len(common),
     )
@@ -103,19 +93,16 @@ def _run_dir(path: Path) -> RunDir:
     return run_dir
 
 
-def _finished(run_dir: RunDir) -> tuple[dict[Key, Record], Repetitions]:
-    """Return the last finished attempt at each clip, in the order of the log, and repetitions.
+def _finished(run_dir: RunDir, rows: Sequence[Record]) -> dict[Key, Record]:
+    """Return the last finished attempt at each clip, in the order of the log; no repetitions.
 
     A row that was rendered with several settings counts with those of the current plan.
     """
     current = _planned_settings(run_dir.plan)
-    records = read_records(run_dir.log).to_pylist()
-    done = [record for record in records if record["status"] in DONE_STATUSES]
-    done = with_run_settings(run_dir, done)
-    ranked = sorted(done, key=lambda record: _rank(record, current))  # stable: else the later one
-    clips = {_key(record): record for record in ranked if record["repeat"] is None}
-    in_order = dict.fromkeys(_key(record) for record in done)
-    return {key: clips[key] for key in in_order if key in clips}, by_repetition(ranked)
+    done = [row for row in rows if row["status"] in DONE_STATUSES and row["repeat"] is None]
+    ranked = sorted(done, key=lambda row: _rank(row, current))  # stable: else the later one
+    clips = {_key(row): row for row in ranked}
+    return {key: clips[key] for key in dict.fromkeys(map(_key, done))}
 
 
 def _key(record: Record) -> Key:
@@ -165,12 +152,11 @@ def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
 
 def _image_sha256(run_dir: RunDir, record: Record) -> str | None:
     """Return the content hash of a clip's first frame, which its file's tag has."""
-    tag = read_tag(run_dir, record)
-    value = tag.get("image_sha256")
+    value = _read_tag(run_dir, record).get("image_sha256")
     return value if isinstance(value, str) else None
 
 
-def read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
+def _read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
     """Return the settings that a clip's file carries; empty where there are none."""
     if not record["file"]:
         return {}
@@ -179,15 +165,6 @@ def read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return tag if isinstance(tag, dict) else {}
-
-
-def _timed(
-    pairs: Iterable[Pair], repetitions_a: Repetitions, repetitions_b: Repetitions
-) -> tuple[list[Timed], list[LeftOut]]:
-    """Return what is timed: the clips only where the runs have no repetition in common."""
-    clips = [(pair.a, pair.b) for pair in pairs if pair.fault is None]
-    chosen, left_out = choose_repetitions(clips, repetitions_a, repetitions_b)
-    return (chosen if chosen or left_out else clips), left_out
 
 
 def _nothing_in_common(

@@ -1,30 +1,38 @@
-"""What a pair of clips looks like: latents and frames, and what their codec hides."""
+"""How alike a pair of clips is, in figures and in words.
+
+Of several pairs, those that are identical are counted, and medians are of the others.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from hv15_batch.compare.frames import FrameMeasures, measure_codec_floor, measure_frames
-from hv15_batch.compare.pairs import Pair, Record, read_tag
-from hv15_batch.compare.tensors import LatentMeasures, measure_latents
-from hv15_batch.config import ConfigError, VideoCodec, VideoConfig
-from hv15_batch.run_facts import codec_text
+from hv15_batch.compare.measures import (
+    FrameMeasures,
+    LatentMeasures,
+    measure_frames,
+    measure_latents,
+)
+from hv15_batch.compare.pairs import Pair
+from hv15_batch.config import VideoCodec
 from hv15_batch.rundir import RunDir
-from hv15_batch.stored_settings import FILE, read_settings
-from hv15_batch.video import read_frames
+from hv15_batch.video import file_suffix, read_frames
 
 LOSSLESS = "lossless"
 H264 = "h264"
-BOTH_FILES_DB = 3.01
-"""The error of both files against that of one, where they are independent: it doubles."""
+NOT_KEPT = "not kept, so not measured"
 GONE = {
     (True, False): "the file of A is gone",
     (False, True): "the file of B is gone",
     (True, True): "the files of both are gone",
 }
-"""Which of the two files there is no more, and how that is said."""
+"""Which of the two files there is no more, and what is reported then."""
+NOT_READ = "a file could not be read"
+_CODEC_NOTE = "the codec's own error is in them; with video.codec=ffv1 there is none"
 
 
 @dataclass(frozen=True)
@@ -32,43 +40,55 @@ class Quality:
     """How far the two clips of a pair are apart."""
 
     pair: Pair
-    latents: LatentMeasures | None
-    frames: FrameMeasures | None
-    basis: str | None
+    latents: LatentMeasures | None = None
+    has_identical_files: bool | None = None
+    """Whether the files have the same bytes, by their hashes in the log; None where not known."""
+    frames: FrameMeasures | None = None
+    basis: str | None = None
     """`lossless` where both files are, else `h264`; None where no frames were measured."""
-    floor: FrameMeasures | None
-    """What h264 alone costs each of the two files (estimated); None for lossless ones."""
-    fault: str | None
-    """Why nothing, or not all, could be measured."""
-    codecs: tuple[str, str] | None = None
-    """How the two files were encoded; None where no frames were measured."""
+    fault: str | None = None
+    """Why nothing, or not all, could be measured; may name files, which is private."""
 
     @property
     def is_known(self) -> bool:
         """Whether there is a figure to stand beside a speed-up."""
         is_measured = self.latents is not None and self.latents.psnr_db is not None
-        return is_measured or self.frames is not None
+        return is_measured or bool(self.has_identical_files) or self.frames is not None
 
     @property
-    def is_at_floor(self) -> bool:
-        """Whether the frames differ by no more than what their codec alone can account for."""
-        if self.frames is None or self.floor is None:
-            return False
-        return self.frames.psnr_db >= self.floor.psnr_db - BOTH_FILES_DB
+    def shared_fault(self) -> str | None:
+        """`fault` without names of files, which begin with words of prompts."""
+        if self.fault is None or self.fault in (self.pair.fault, *GONE.values()):
+            return self.fault
+        return NOT_READ
 
 
 def measure_pair(run_a: RunDir, run_b: RunDir, pair: Pair) -> Quality:
-    """Measure one pair; what cannot be measured is said in `fault`."""
+    """Measure one pair; what cannot be measured is reported in `fault`."""
     if pair.fault is not None:
-        return Quality(pair, None, None, None, None, pair.fault)
-    quality = Quality(pair, measure_latents(run_a, run_b, pair), None, None, None, None)
-    is_gone_a, is_gone_b = (not _file(*clip).is_file() for clip in _clips(run_a, run_b, pair))
+        return Quality(pair, fault=pair.fault)
+    latents, is_same = measure_latents(run_a, run_b, pair), _has_identical_files(pair)
+    paths = [
+        run_dir.path / str(record["file"]) for run_dir, record in ((run_a, pair.a), (run_b, pair.b))
+    ]
+    is_gone_a, is_gone_b = (not path.is_file() for path in paths)
     if is_gone_a or is_gone_b:
-        return replace(quality, fault=GONE[is_gone_a, is_gone_b])
+        return Quality(pair, latents, is_same, fault=GONE[is_gone_a, is_gone_b])
     try:
-        return _with_frames(quality, run_a, run_b)
-    except (OSError, ValueError) as error:  # also a ConfigError
-        return replace(quality, fault=_without_folders(str(error), run_a, run_b))
+        frames = measure_frames(*map(read_frames, paths))
+    except (OSError, ValueError) as error:
+        return Quality(pair, latents, is_same, fault=_without_folders(str(error), run_a, run_b))
+    return Quality(pair, latents, is_same, frames, _basis(paths))
+
+
+def _has_identical_files(pair: Pair) -> bool | None:
+    a, b = pair.a["file_sha256"], pair.b["file_sha256"]
+    return None if a is None or b is None else a == b
+
+
+def _basis(paths: Iterable[Path]) -> str:
+    lossless = file_suffix(VideoCodec.ffv1)
+    return LOSSLESS if all(path.suffix == lossless for path in paths) else H264
 
 
 def _without_folders(text: str, *run_dirs: RunDir) -> str:
@@ -78,74 +98,119 @@ def _without_folders(text: str, *run_dirs: RunDir) -> str:
     return text
 
 
-def _with_frames(quality: Quality, run_a: RunDir, run_b: RunDir) -> Quality:
-    """Add how far the frames are apart, on what basis, and the codec's floor.
+# -- in words ---------------------------------------------------------------------------------
 
-    Raises:
-        OSError: a file cannot be opened.
-        ValueError: a file is damaged, or how it was encoded is not known.
+
+def quality_lines(qualities: Sequence[Quality]) -> list[str]:
+    """Return what was found of latents, of files and of each kind of frames, each apart.
+
+    Latents that differ but were not kept are counted too, though nothing is measured of them.
     """
-    clips = _clips(run_a, run_b, quality.pair)
-    videos = [video_settings(*clip) for clip in clips]
-    frames = measure_frames(*(read_frames(_file(*clip)) for clip in clips))
-    is_lossless = all(video.codec is VideoCodec.ffv1 for video in videos)
-    return replace(
-        quality,
-        frames=frames,
-        basis=LOSSLESS if is_lossless else H264,
-        floor=None if is_lossless else _floor(clips, videos),
-        codecs=(codec_text(*_encoding(videos[0])), codec_text(*_encoding(videos[1]))),
-    )
+    latents = [q.latents for q in qualities if q.latents is not None]
+    lines = [_latents_line(latents)] if latents else []
+    files = [q.has_identical_files for q in qualities if q.has_identical_files is not None]
+    if files:
+        lines.append(f"Files: {sum(files)} of {len(files)} pairs bit-identical files")
+    for basis in (LOSSLESS, H264):
+        frames = [q.frames for q in qualities if q.basis == basis and q.frames is not None]
+        if frames:
+            lines.append(_frames_line(basis, frames))
+    return lines
 
 
-def _encoding(video: VideoConfig) -> tuple[str, int, str]:
-    return video.codec.name, video.crf, video.preset
+def pair_line(quality: Quality) -> str:
+    """Return what was found of one pair."""
+    parts = []
+    latents, frames = quality.latents, quality.frames
+    if latents is not None:
+        if latents.is_identical:
+            parts.append("bit-identical latents")
+        elif latents.psnr_db is not None:
+            parts.append(f"latents PSNR {format_db(latents.psnr_db)}")
+        else:
+            parts.append(f"latents differ ({NOT_KEPT})")
+    if quality.has_identical_files:
+        parts.append("bit-identical files")
+    if frames is not None:
+        parts.append(f"frames ({quality.basis}) {_measures_text([frames])}")
+    if quality.fault:
+        parts.append(quality.fault if quality.is_known else f"not comparable: {quality.fault}")
+    return ", ".join(parts) or "nothing to measure: neither latents nor files were kept"
 
 
-def _clips(run_a: RunDir, run_b: RunDir, pair: Pair) -> tuple[tuple[RunDir, Record], ...]:
-    return (run_a, pair.a), (run_b, pair.b)
+def quality_cells(quality: Quality, missing: str) -> list[str]:
+    """Return latents' PSNR, and PSNR, SSIM and temporal PSNR of frames, as tables show them."""
+    latents, frames = quality.latents, quality.frames
+    cells = [missing if latents is None else _latents_cell(latents)]
+    if frames is None:
+        return [*cells, missing, missing, missing]
+    ssim = missing if frames.ssim is None else f"{frames.ssim:.4f}"
+    return [*cells, format_db(frames.psnr_db), ssim, format_db(frames.temporal_psnr_db)]
 
 
-def _file(run_dir: RunDir, record: Record) -> Path:
-    return run_dir.path / str(record["file"])
+def format_db(value: float | None) -> str:
+    """Return decibels as text."""
+    if value is None:
+        return "not measured"
+    return "infinite (identical)" if math.isinf(value) else f"{value:.2f} dB"
 
 
-def _floor(
-    clips: tuple[tuple[RunDir, Record], ...], videos: list[VideoConfig]
-) -> FrameMeasures | None:
-    """Return the floor of the h264 files; the lower one where their settings differ."""
-    floors: list[FrameMeasures | None] = []
-    for (run_dir, record), video in zip(clips, videos, strict=True):
-        is_first_of_its_kind = not floors or video != videos[0]
-        if video.codec is VideoCodec.h264 and is_first_of_its_kind:
-            floors.append(measure_codec_floor(_file(run_dir, record), video))
-    known = [floor for floor in floors if floor is not None]
-    return min(known, key=lambda floor: floor.psnr_db, default=None)
+def _latents_cell(latents: LatentMeasures) -> str:
+    return "differ, not measured" if latents.psnr_db is None else format_db(latents.psnr_db)
 
 
-def video_settings(run_dir: RunDir, record: Record) -> VideoConfig:
-    """Return how a clip's file was written: by its own tag, or else by the run that wrote it.
-
-    Raises:
-        ConfigError: neither is there any more.
-    """
-    stored = read_tag(run_dir, record).get("video")
-    if isinstance(stored, dict):
-        try:
-            return VideoConfig(
-                VideoCodec[stored["codec"]], int(stored["crf"]), str(stored["preset"])
-            )
-        except (KeyError, ValueError, TypeError):
-            pass  # not a tag of ours
-    video = _video_of_run(run_dir, record["run_id"])
-    return VideoConfig(video.codec, video.crf, video.preset)
-
-
-@cache
-def _video_of_run(run_dir: RunDir, run_id: str) -> VideoConfig:
-    path = run_dir.run_folder(run_id) / FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: is gone, and the clip has no tag: how it was encoded is not known"
+def _latents_line(latents: Sequence[LatentMeasures]) -> str:
+    same = sum(found.is_identical for found in latents)
+    line = f"Latents: {same} of {len(latents)} pairs bit-identical latents"
+    others = [found for found in latents if not found.is_identical]
+    psnrs = [found.psnr_db for found in others if found.psnr_db is not None]
+    unknown = len(others) - len(psnrs)
+    if unknown:
+        line += f", {unknown} {'differs' if unknown == 1 else 'differ'} ({NOT_KEPT})"
+    if psnrs:
+        ranges = [found.data_range for found in others if found.data_range is not None]
+        line += (
+            f", the others PSNR {_median_db(psnrs)} (median of {len(psnrs)}; relative to the range "
+            f"of A's latents, {median(ranges):.3g})"
         )
-    return read_settings(path).video
+    return line
+
+
+def _frames_line(basis: str, found: Sequence[FrameMeasures]) -> str:
+    """Return the medians of pairs that differ, and how many don't.
+
+    A median over both would be infinite where half of the pairs are identical, as if all were.
+    """
+    others = [measures for measures in found if not measures.is_identical]
+    line = f"Frames ({basis} files): "
+    if others and len(others) < len(found):
+        line += f"{len(found) - len(others)} of {len(found)} pairs identical; the others "
+    shown = others or found
+    pairs = "1 pair" if len(shown) == 1 else f"{len(shown)} pairs"
+    line += f"{_measures_text(shown)} (medians of {pairs})"
+    return f"{line}; {_CODEC_NOTE}" if others and basis == H264 else line
+
+
+def _measures_text(found: Sequence[FrameMeasures]) -> str:
+    """Return the median of each measure; there must be at least one."""
+    parts = [f"PSNR {_median_db([m.psnr_db for m in found])}"]
+    ssims = [m.ssim for m in found if m.ssim is not None]
+    if ssims:
+        parts.append(f"SSIM {median(ssims):.4f}")
+    temporal = [m.temporal_psnr_db for m in found if m.temporal_psnr_db is not None]
+    if temporal:
+        parts.append(f"temporal PSNR {_median_db(temporal)}")
+    return ", ".join(parts)
+
+
+def _median_db(values: Sequence[float]) -> str:
+    """Return the median of what is finite, and how many are not.
+
+    One measure may be infinite where another isn't: a steady shift has no temporal error.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return format_db(math.inf)
+    text = format_db(median(finite))
+    infinite = len(values) - len(finite)
+    return f"{text} ({infinite} of {len(values)} infinite)" if infinite else text
