@@ -10,7 +10,7 @@ from typing import Any
 from hv15_batch.compare.pairs import Matched, Pair, Record, match_runs
 from hv15_batch.compare.quality import Quality, measure_pair, pair_line
 from hv15_batch.compare.quality import quality_lines as lines_of_quality
-from hv15_batch.compare.ratios import FASTER, Costs, Ratio, compare_costs
+from hv15_batch.compare.ratios import Costs, Ratio, compare_costs
 from hv15_batch.report.formats import GIB
 from hv15_batch.timings import Distribution, group_rows
 
@@ -186,7 +186,7 @@ def warning_lines(comparison: Comparison) -> list[str]:
 
 def ratio_line(ratio: Ratio, costs: Costs) -> str:
     """Return a ratio with both values, their ranges, and how many clips they are of."""
-    if ratio.kind == FASTER:
+    if ratio.is_time:
         found = f"B is {ratio.ratio:.3g} times as fast as A"
     else:
         found = f"B takes {ratio.ratio:.3g} times what A takes"
@@ -201,21 +201,20 @@ def ratio_line(ratio: Ratio, costs: Costs) -> str:
 
 def value_text(ratio: Ratio, found: Distribution) -> str:
     """Return what is compared of a side: median seconds, or the highest peak."""
-    if ratio.kind == FASTER:
-        return f"{found.median:.4g} s"
-    return f"{found.maximum / GIB:.2f} GiB"
+    value = ratio.value(found)
+    return f"{value:.4g} s" if ratio.is_time else f"{value / GIB:.2f} GiB"
 
 
 def range_text(ratio: Ratio, found: Distribution) -> str:
     """Return the least and the greatest value of a side."""
-    if ratio.kind == FASTER:
+    if ratio.is_time:
         return f"{found.minimum:.4g} to {found.maximum:.4g}"
     return f"{found.minimum / GIB:.2f} to {found.maximum / GIB:.2f}"
 
 
 def n_texts(ratio: Ratio, costs: Costs) -> tuple[str, str]:
     """Return what n counts of each side; peaks are of cold clips too."""
-    a, b = costs.counted if ratio.kind == FASTER else ("clips", "clips")
+    a, b = costs.counted if ratio.is_time else ("clips", "clips")
     return f"n = {ratio.a.n} {a}", f"n = {ratio.b.n} {b}"
 
 

@@ -22,7 +22,7 @@ from hv15_batch.compare.comparison import (
 )
 from hv15_batch.compare.pairs import Record
 from hv15_batch.compare.quality import Quality, pair_line, quality_cells
-from hv15_batch.compare.ratios import FASTER, SIDES, Costs, Ratio
+from hv15_batch.compare.ratios import SIDES, Costs, Ratio
 from hv15_batch.compare.text import QUALITY_HEADERS, format_csv, format_markdown
 from hv15_batch.config import ConfigError, VideoConfig
 from hv15_batch.report.formats import NOT_MEASURED, format_seconds
@@ -130,7 +130,7 @@ def _values(comparison: Comparison, folder: Path) -> Mapping[str, Any]:
 
 def _cost_cells(ratio: Ratio, costs: Costs) -> list[str]:
     """Return name, ratio, and of A and of B value, range and n."""
-    word = "fast" if ratio.kind == FASTER else "much"
+    word = "fast" if ratio.is_time else "much"
     cells = [ratio.name, f"{ratio.ratio:#.3g} times as {word}"]
     for found, n in zip((ratio.a, ratio.b), n_texts(ratio, costs), strict=True):
         cells += [value_text(ratio, found), range_text(ratio, found), n]

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from hv15_batch.compare.pairs import Pair
 from hv15_batch.report.facts import group_facts
 from hv15_batch.report.labels import differing, labels
-from hv15_batch.timings import Distribution, Group, group_key
+from hv15_batch.timings import QUANTITIES, Distribution, Group, group_key
 
-FASTER = "faster"
-MEMORY = "memory"
 SIDES = ("A", "B")
 
-_QUANTITIES = {
+_NAMES = {
     "clip_seconds": "seconds per clip",
     "denoise_seconds": "seconds of denoising",
     "decode_seconds": "seconds of decoding",
@@ -30,20 +28,20 @@ class Ratio:
     """How one quantity of two groups compares."""
 
     name: str
-    kind: str
-    """`faster`: A over B, so over 1 means that B is faster; `memory`: B over A."""
-    value_a: float
-    """Median seconds, or the highest peak in bytes."""
-    value_b: float
+    is_time: bool
+    """Seconds, of which medians are compared; else bytes, of which the highest are."""
     a: Distribution
     b: Distribution
 
     @property
     def ratio(self) -> float:
         """How many times as fast B is, or how many times as much memory it takes."""
-        if self.kind == FASTER:
-            return self.value_a / self.value_b
-        return self.value_b / self.value_a
+        a, b = self.value(self.a), self.value(self.b)
+        return a / b if self.is_time else b / a
+
+    def value(self, found: Distribution) -> float:
+        """Return what is compared of a side."""
+        return found.median if self.is_time else found.maximum
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,11 @@ def _costs(a: Group | None, b: Group | None, name: str) -> Costs:
 
 def _ratios(a: Group, b: Group) -> list[Ratio]:
     found = []
-    for column, name in _QUANTITIES.items():
-        kind = FASTER if column in a.seconds else MEMORY
-        one, other = ((g.seconds | g.memory).get(column) for g in (a, b))
+    for column, name in _NAMES.items():
+        one, other = ((group.seconds | group.memory).get(column) for group in (a, b))
         if one is None or other is None:
             continue
-        values = (one.median, other.median) if kind == FASTER else (one.maximum, other.maximum)
-        if all(values):
-            found.append(Ratio(name, kind, *values, one, other))
+        ratio = Ratio(name, column in QUANTITIES, one, other)
+        if ratio.value(one) and ratio.value(other):
+            found.append(ratio)
     return found

@@ -27,11 +27,14 @@ def main(argv: Sequence[str]) -> int:
         0, or 2 where at least one of them has no page; the others are built all the same. An option
         that cannot be is refused before any is built.
     """
-    arguments = _parser().parse_args([word.replace(f"{_PRICE}=", "--price=", 1) for word in argv])
+    setting = f"{_PRICE}="
+    is_typed = any(word.startswith(setting) for word in argv)
+    arguments = _parser().parse_args(
+        [f"--price={w.removeprefix(setting)}" if w.startswith(setting) else w for w in argv]
+    )
     run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(named)]
     try:
-        typed = any(word.startswith(f"{_PRICE}=") for word in argv)
-        check_at_least(_PRICE if typed else "--price", arguments.price, 0)
+        check_at_least(_PRICE if is_typed else "--price", arguments.price, 0)
         _check_out(arguments.out, run_dirs)
     except ConfigError as error:
         print(error, file=sys.stderr)
