@@ -5,14 +5,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from hv15_batch.config import Distillation, Dtype, ModelConfig, Task, Weights
+from hv15_batch.config import ModelConfig
+from hv15_batch.options import model_options
 
 _CACHE = "HV15_BATCH_TEST_CACHE"
 
@@ -66,14 +67,10 @@ def command(
 
 
 def tiny_model(name: str) -> ModelConfig:
-    """The model option of a tiny model."""
-    return ModelConfig(
-        name=name,
-        weights=Weights.tiny,
-        task=Task.i2v if "i2v" in name else Task.t2v,
-        distillation=Distillation.step if "step_distilled" in name else Distillation.none,
-        dtype=Dtype.float32,
-    )
+    """The model option of a tiny model, with the bucket and the sampling of a full-size one."""
+    option = model_options()[name]
+    usual = ModelConfig()
+    return replace(option, target_size=usual.target_size, default_sampling=usual.default_sampling)
 
 
 @pytest.fixture(scope="session")
