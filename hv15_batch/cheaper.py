@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config import Config, ModelConfig, Task, read_model_option
+from hv15_batch.config import Config, Distillation, ModelConfig, Task
+from hv15_batch.options import model_options
 
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
@@ -50,28 +51,29 @@ def _distilled(config: Config) -> Iterator[Way]:
     Once by name alone, and once with the recipe's steps and guidance typed too, for rows and
     settings that have their own.
     """
-    for suffix in ("_distilled", "_step_distilled"):
-        model = _variant(config, config.model.name + suffix)
-        if model is None or config.model.distillation.name != "none":
-            continue
-        changed, words = replace(config, model=model), f"model={model.name}"
-        yield Way(words, changed)
-        recipe = model.default_sampling
-        yield _with_override(
-            changed,
-            words,
-            num_inference_steps=recipe.num_inference_steps,
-            guidance_scale=recipe.guidance_scale,
-        )
+    if config.model.distillation is not Distillation.none:
+        return
+    for distillation in (Distillation.cfg, Distillation.step):
+        for model in _variants(config, distillation=distillation):
+            changed, words = replace(config, model=model), f"model={model.name}"
+            yield Way(words, changed)
+            recipe = model.default_sampling
+            yield _with_override(
+                changed,
+                words,
+                num_inference_steps=recipe.num_inference_steps,
+                guidance_scale=recipe.guidance_scale,
+            )
 
 
 def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     """Yield smaller pictures; those of image to video follow from the model's bucket."""
-    name = config.model.name
     if config.model.task is Task.i2v:
-        model = _variant(config, name.replace("720p_", "480p_", 1))
-        if name.startswith("720p_") and model is not None:
-            yield Way(f"model={model.name}", replace(config, model=model))
+        sizes = {option.target_size for option in model_options().values()}
+        for size in sorted(sizes, reverse=True):
+            if size < config.model.target_size:
+                for model in _variants(config, target_size=size):
+                    yield Way(f"model={model.name}", replace(config, model=model))
         return
     if any(s.height > s.width for s in todo) and any(s.height < s.width for s in todo):
         return  # one size for all would turn some of them
@@ -83,9 +85,20 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
             yield _with_override(config, height=height, width=width)
 
 
-def _variant(config: Config, name: str) -> ModelConfig | None:
-    """Return another model option; None where there is none, or the weights were named by hand."""
-    own, other = (read_model_option(it) for it in (config.model.name, name))
-    if own is None or other is None or own.repo != config.model.repo:
-        return None
-    return replace(other, weights=config.model.weights)
+def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:
+    """Yield the model options that differ from the asked one by `changes` alone.
+
+    None where the weights were named by hand.
+    """
+    own = model_options().get(config.model.name)
+    if own is None or own.repo != config.model.repo:
+        return
+    wanted = _kind(replace(own, **changes))
+    for option in model_options().values():
+        if _kind(option) == wanted:
+            yield replace(option, weights=config.model.weights)
+
+
+def _kind(model: ModelConfig) -> tuple[Any, ...]:
+    """Return what tells the variants of HunyuanVideo-1.5 apart."""
+    return model.task, model.target_size, model.distillation, model.weights, model.dtype

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.checkpoint_safety import class_fault, kernel_fault, pickle_hint, shards_fault
-from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError, Distillation, ModelConfig, Task
+from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError, ModelConfig, Task
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
@@ -96,7 +96,7 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
             f"model.repo={typed} is {kind} checkpoint and model={model.name} is "
             f"{model.task.name}; choose a model option of the other task."
         )
-    if is_meanflow != (model.distillation is Distillation.step):
+    if is_meanflow != model.recipe.meanflow:
         kind = "step-distilled" if is_meanflow else "not step-distilled"
         raise ConfigError(
             f"model.repo={typed} is {kind} (use_meanflow={is_meanflow}) and model={model.name} "

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.cards import card_names, find_card
+from hv15_batch.options import conf_dir, model_options
 from hv15_batch.settings import (
     BenchmarkConfig,
     Config,
@@ -26,6 +26,7 @@ from hv15_batch.settings import (
     OffloadKind,
     Order,
     QualityConfig,
+    Recipe,
     ReportConfig,
     RetryConfig,
     RuntimeConfig,
@@ -39,13 +40,11 @@ from hv15_batch.settings import (
 
 __all__ = [
     "ATTENTION_BACKENDS",
-    "CFG_DISTILLED_STEPS",
     "MAX_FRAMES",
     "MAX_LUMA",
     "MAX_SIDE",
     "MAX_STEPS",
     "SAMPLING_FIELDS",
-    "STEP_DISTILLED_STEPS",
     "STEP_DISTILLED_T2V",
     "X264_PRESETS",
     "BenchmarkConfig",
@@ -62,6 +61,7 @@ __all__ = [
     "OffloadKind",
     "Order",
     "QualityConfig",
+    "Recipe",
     "ReportConfig",
     "RetryConfig",
     "RuntimeConfig",
@@ -76,7 +76,6 @@ __all__ = [
     "check_sampling_value",
     "conf_dir",
     "effective_dtype",
-    "read_model_option",
 ]
 
 
@@ -85,9 +84,6 @@ class ConfigError(ValueError):
 
 
 SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingConfig))
-STEP_DISTILLED_STEPS = (4, 8, 12)
-CFG_DISTILLED_STEPS = 50
-# Source: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 README, "Optimal Inference Configurations".
 
 STEP_DISTILLED_T2V = (
     "there is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
@@ -95,26 +91,6 @@ STEP_DISTILLED_T2V = (
     "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, "
     "or model=480p_t2v_distilled"
 )
-
-
-def conf_dir() -> Path:
-    """Return `conf/`: inside the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def read_model_option(name: str) -> ModelConfig | None:
-    """Return an option of the group `model` as its YAML has it; None where there is none."""
-    from omegaconf import OmegaConf  # not for what needs no option
-
-    path = conf_dir() / "model" / f"{name}.yaml"
-    if not path.is_file():
-        return None
-    option = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
-    found = OmegaConf.to_object(option)
-    assert isinstance(found, ModelConfig)
-    return found
 
 
 def effective_dtype(config: Config) -> Dtype:
@@ -129,10 +105,7 @@ def check_config(config: Config) -> None:
         ConfigError: naming the key, its value, what is allowed and what to do.
     """
     model = config.model
-    step_distilled = model.distillation is Distillation.step or "step_distilled" in (
-        model.repo or ""
-    )
-    if step_distilled and model.task is Task.t2v:
+    if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
         raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
     if model.weights is Weights.tiny and model.repo is not None:
         if model.name.startswith("tiny_"):
@@ -190,6 +163,12 @@ def check_config(config: Config) -> None:
             )
     _check_counts(config)
     _check_sampling(config)
+
+
+def _names_meanflow(repo: str | None) -> bool:
+    """Whether a repository is called after a MeanFlow option: refused before 16 GiB are fetched."""
+    options = model_options().values() if repo else ()
+    return any(o.recipe.meanflow and o.name in (repo or "") for o in options)
 
 
 def _check_counts(config: Config) -> None:
@@ -334,17 +313,19 @@ def _nearest(value: int, step: int, offset: int) -> str:
 def check_recipe(
     model: ModelConfig, num_inference_steps: int, guidance_scale: float
 ) -> tuple[str, str] | None:
-    """Return (field, reason) where a distilled model is used off its recipe, or None.
-
-    Source: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 README: CFG-distilled checkpoints are made
-    for 50 steps without guidance, the step-distilled one for 8 or 12 steps (4 at lower quality).
-    """
-    if model.distillation is Distillation.none:
-        return None
-    if guidance_scale != 1.0:
-        return "guidance_scale", f"{model.name} is distilled for guidance_scale 1"
-    if model.distillation is Distillation.cfg and num_inference_steps != CFG_DISTILLED_STEPS:
-        return "num_inference_steps", f"{model.name} is CFG-distilled for exactly 50 steps"
-    if model.distillation is Distillation.step and num_inference_steps not in STEP_DISTILLED_STEPS:
-        return "num_inference_steps", f"{model.name} is step-distilled for 8 or 12 steps (or 4)"
+    """Return (field, reason) where a distilled model is used off its recipe, or None."""
+    recipe = model.recipe
+    if recipe.guidance is not None and guidance_scale != recipe.guidance:
+        reason = f"{model.name} is distilled for guidance_scale {recipe.guidance:g}"
+        return "guidance_scale", reason
+    if recipe.steps and num_inference_steps not in (*recipe.steps, *recipe.draft_steps):
+        kind = "CFG" if model.distillation is Distillation.cfg else "step"
+        return "num_inference_steps", f"{model.name} is {kind}-distilled for {_steps(recipe)}"
     return None
+
+
+def _steps(recipe: Recipe) -> str:
+    """Return `exactly 50 steps`, or `8 or 12 steps (or 4)`."""
+    exactly = "exactly " if len([*recipe.steps, *recipe.draft_steps]) == 1 else ""
+    draft = f" (or {' or '.join(map(str, recipe.draft_steps))})" if recipe.draft_steps else ""
+    return f"{exactly}{' or '.join(map(str, recipe.steps))} steps{draft}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from hv15_batch.config import STEP_DISTILLED_T2V, ConfigError
 from hv15_batch.exit_codes import EXIT_REFUSED, EXIT_STOPPED
+from hv15_batch.options import model_options
 from hv15_batch.redaction import redacted
 
 _PATH_ERRORS = (
@@ -153,6 +154,12 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
     near = difflib.get_close_matches(option.lower(), by_lower, n=1)
     hint = f" Did you mean {by_lower[near[0]]}?" if near else ""
     message = f"{group}={option}: there is no such option.{hint} Options: {', '.join(options)}."
-    if group == "model" and "step_distilled" in option and "t2v" in option:
+    if group == "model" and near and _is_meanflow_of_another_task(by_lower[near[0]], option):
         message += f"\n{STEP_DISTILLED_T2V[0].upper()}{STEP_DISTILLED_T2V[1:]}."
     return message
+
+
+def _is_meanflow_of_another_task(near: str, typed: str) -> bool:
+    """Whether a name that is no option says another task than the MeanFlow option next to it."""
+    option = model_options().get(near)
+    return option is not None and option.recipe.meanflow and option.task.value not in typed.lower()

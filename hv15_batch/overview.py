@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from hv15_batch.checkpoint import resolve_checkpoint
-from hv15_batch.config import ConfigError, ModelConfig, Task, Weights, conf_dir
+from hv15_batch.config import ConfigError, ModelConfig, Weights
 from hv15_batch.hub import hub_cache_folder
 from hv15_batch.machine import GIB, free_disk_bytes, read_machine
+from hv15_batch.options import model_options
 
 DEMO = Path("manifests/demo.csv")
 
@@ -34,7 +33,8 @@ def print_overview(say: Callable[[str], None]) -> None:
         f"Disk: {free_disk_bytes(Path.cwd()) / GIB:.1f} GiB free here, "
         f"{free_disk_bytes(cache) / GIB:.1f} GiB where weights go ({cache})"
     )
-    present = [model.name for model in _hub_models() if _is_present(model)]
+    real = [model for model in model_options().values() if model.weights is Weights.pretrained]
+    present = [model.name for model in real if _is_present(model)]
     say(f"Weights on disk: {', '.join(present) or 'none'}")
     say("Go on with:")
     if DEMO.is_file():
@@ -44,24 +44,6 @@ def print_overview(say: Callable[[str], None]) -> None:
         say("      model=tiny_t2v                              a first clip, noise on purpose")
     say("  hv15-batch prefetch model=480p_t2v_distilled    download the weights")
     say("  hv15-batch prompts.csv --dry-run                check a manifest of your own")
-
-
-def _hub_models() -> list[ModelConfig]:
-    """Return the model options whose weights are downloaded, with what a look-up needs."""
-    models = []
-    for path in sorted((conf_dir() / "model").glob("*.yaml")):
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if stored["weights"] == Weights.pretrained.name:
-            models.append(
-                ModelConfig(
-                    name=stored["name"],
-                    repo=stored["repo"],
-                    revision=stored["revision"],
-                    task=Task[stored["task"]],
-                    target_size=stored["target_size"],
-                )
-            )
-    return models
 
 
 def _is_present(model: ModelConfig) -> bool:

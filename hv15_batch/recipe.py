@@ -30,13 +30,13 @@ from hv15_batch.config import (
     VideoConfig,
     Weights,
     check_config,
-    read_model_option,
 )
 from hv15_batch.exit_codes import EXIT_OK
 from hv15_batch.manifest import ManifestError
 from hv15_batch.manifest_cells import Faults, is_empty
 from hv15_batch.manifest_columns import Record
 from hv15_batch.manifest_rows import RowReader
+from hv15_batch.options import model_options
 from hv15_batch.rundir import RunDir, sha256_of_file
 
 SUFFIXES = (".csv", ".jsonl")
@@ -106,7 +106,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
         ConfigError: the tag asks for what no command may.
         ManifestError: it asks for what no manifest may.
     """
-    option = read_model_option(tag.settings.model)
+    option = model_options().get(tag.settings.model)
     assert option is not None  # the tag's model is one of the options
     if tag.task is not option.task:
         raise ConfigError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hv15_batch.cards import find_card
+from hv15_batch.config import ModelConfig, Task
 from hv15_batch.costs import (
     IMAGE_TOKENS,
     TEXT_TOKENS,
@@ -22,12 +23,12 @@ from hv15_batch.costs import (
     predict_clip,
 )
 from hv15_batch.execution import default_execution
+from hv15_batch.options import model_options
 from hv15_batch.references import Quantity, Reference
 
 SWEPT_FRAMES = (61, 81, 121)
-STEP_DISTILLED_STEPS = (8, 12)
 SWEPT_STEPS = (20, 30, 50)
-"""Of models that are not step-distilled; 50 is what they are made for."""
+"""Of models that take any number; 50 is what they are made for."""
 SIZES = {"480p": (480, 848), "720p": (720, 1280)}
 """Height and width of a class of sizes, 16:9."""
 FAST_ATTENTION_FACTOR = 2
@@ -124,10 +125,15 @@ def _flop(shape: ClipShape, is_image_to_video: bool) -> tuple[float, float]:
     return forwards * linear_flop(tokens), forwards * attention_flop(tokens, text)
 
 
+def options_of(reference: Reference) -> list[ModelConfig]:
+    """Return the model options that the source may mean; empty where it states none."""
+    return [model_options()[name] for name in reference.model_options]
+
+
 def is_i2v(reference: Reference) -> bool:
     """Whether the figure is of image to video, by its model: sources err about the task."""
-    options = reference.model_options
-    return bool(options) and all("_i2v" in option for option in options)
+    options = options_of(reference)
+    return bool(options) and all(option.task is Task.i2v for option in options)
 
 
 def _sizes(reference: Reference) -> list[tuple[int, int]]:
@@ -149,15 +155,15 @@ def swept_steps(reference: Reference) -> tuple[int, ...]:
     """Return the step counts that the source may mean; one where it states it."""
     if reference.num_inference_steps is not None:
         return reference.num_inference_steps
-    is_step = any(option.endswith("_step_distilled") for option in reference.model_options)
-    return STEP_DISTILLED_STEPS if is_step else SWEPT_STEPS
+    recipes = [option.recipe.steps for option in options_of(reference)]
+    return tuple(sorted(set().union(*recipes))) if recipes and all(recipes) else SWEPT_STEPS
 
 
 def swept_guidance(reference: Reference) -> tuple[bool, ...]:
     """Return whether the source may mean guidance, as one or both of False and True."""
     if reference.guidance_scale is not None:
         return (reference.guidance_scale != 1.0,)
-    options = reference.model_options
-    if options and all(option.endswith("_distilled") for option in options):
+    options = options_of(reference)
+    if options and all(option.recipe.guidance == 1.0 for option in options):
         return (False,)
     return (False, True)

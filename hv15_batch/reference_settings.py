@@ -14,10 +14,12 @@ from typing import Any
 
 from hv15_batch.cards import find_card
 from hv15_batch.config import Task
+from hv15_batch.options import model_options
 from hv15_batch.reference_costs import (
     SIZES,
     SWEPT_FRAMES,
     is_i2v,
+    options_of,
     swept_frames,
     swept_guidance,
     swept_steps,
@@ -134,7 +136,8 @@ def _words_that_go_together(remedies: Sequence[str]) -> list[str]:
 
 def _text_to_video(word: str) -> str:
     options = word.removeprefix("model=").split(",")
-    return f"model={','.join(option for option in options if '_t2v' in option)}"
+    names = [name for name in options if model_options()[name].task is Task.t2v]
+    return f"model={','.join(names)}"
 
 
 # -- one kind of setting each -----------------------------------------------------------------
@@ -174,15 +177,21 @@ def _model(reference: Reference, settings: Mapping[str, Any]) -> list[Difference
         return found
     differs = settings["task"] != task.value
     sentence = _sentence("Task", task.value, settings["task"])
-    if options and task not in {Task.i2v if "_i2v" in o else Task.t2v for o in options}:
+    if options and task not in {option.task for option in options_of(reference)}:
         if not differs:
             sentence = f"Task: {task.value} stated."
         sentence += " No run can be both: the stated checkpoint is of the other task."
         found.append(Difference(DifferenceKind.impossible, sentence))
     elif differs:
-        word = f"model={','.join(options) or f'480p_{task.value}'}"
+        word = f"model={','.join(options) or _usual_option(task)}"
         found.append(Difference(DifferenceKind.settings, sentence, (word,)))
     return found
+
+
+def _usual_option(task: Task) -> str:
+    """Return the first model option of a task that takes any number of steps."""
+    options = [o for o in model_options().values() if o.task is task and not o.recipe.steps]
+    return options[0].name
 
 
 def _size(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
@@ -210,7 +219,7 @@ def _size_word(
         return f"first frames of {width}x{height} (width x height)"
     model = ""
     if settings["task"] == Task.i2v.value:
-        model = f"{_text_to_video(','.join(reference.model_options) or '480p_t2v')} "
+        model = f"{_text_to_video(','.join(reference.model_options) or _usual_option(Task.t2v))} "
     return f"{model}override.height={height} override.width={width}"
 
 

@@ -23,7 +23,7 @@ class Weights(Enum):
 
 
 class Distillation(Enum):
-    """How a checkpoint was distilled, which decides the settings it was made for."""
+    """How a checkpoint was distilled; `Recipe` has the settings that it was made for."""
 
     none = "none"
     cfg = "cfg"
@@ -116,6 +116,20 @@ class SamplingDefaults:
 
 
 @dataclass
+class Recipe:
+    """What a distilled checkpoint was made for; empty or null where anything will do."""
+
+    steps: list[int] = field(default_factory=list)
+    """Numbers of inference steps."""
+    draft_steps: list[int] = field(default_factory=list)
+    """Further ones that it takes at lower quality."""
+    guidance: float | None = None
+    """Guidance scale; 1.0 is one forward per step."""
+    meanflow: bool = False
+    """Whether each forward takes the time at the end of its step too (`timestep_r`)."""
+
+
+@dataclass
 class ModelConfig:
     """One model variant: one YAML under `conf/model/`."""
 
@@ -133,6 +147,8 @@ class ModelConfig:
     target_size: int = 640
     """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
     default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    recipe: Recipe = field(default_factory=Recipe, compare=False)
+    """A limit on what may be asked, so that two equal models may have unequal ones."""
 
 
 @dataclass

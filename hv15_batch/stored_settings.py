@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hv15_batch.config import Config, ConfigError
+from hv15_batch.options import model_options
 from hv15_batch.rundir import RunDir, publish_text
 from hv15_batch.settings import OF_ONE_COMMAND
 
@@ -77,6 +78,9 @@ def _to_config(path: Path, stored: dict[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
     assert isinstance(config, Config)
+    option = model_options().get(config.model.name)
+    if option is not None and "recipe" not in stored.get("model", {}):
+        config.model.recipe = option.recipe  # stored by a version that had it in its code
     return config
 
 

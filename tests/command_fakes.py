@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hv15_batch.config import Distillation, Dtype, ModelConfig, Task, Weights
+from hv15_batch.config import ModelConfig
+from hv15_batch.options import model_options
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,7 @@ class Answer:
 
 
 def tiny_model(name: str) -> ModelConfig:
-    """The model option of a tiny model."""
-    return ModelConfig(
-        name=name,
-        weights=Weights.tiny,
-        task=Task.i2v if "i2v" in name else Task.t2v,
-        distillation=Distillation.step if "step_distilled" in name else Distillation.none,
-        dtype=Dtype.float32,
-    )
+    """The model option of a tiny model, with the bucket and the sampling of a full-size one."""
+    option = model_options()[name]
+    usual = ModelConfig()
+    return replace(option, target_size=usual.target_size, default_sampling=usual.default_sampling)

@@ -35,6 +35,7 @@ from hv15_batch.config import (
     STEP_DISTILLED_T2V,
     Distillation,
     ModelConfig,
+    Recipe,
     Task,
     Weights,
 )
@@ -102,7 +103,12 @@ def test_a_checkpoint_as_diffusers_writes_it_is_complete(
     tiny_folder: Callable[[str], Path],
 ) -> None:
     folder = tiny_folder("tiny_i2v_step_distilled")
-    model = hub_model(repo=str(folder), task=Task.i2v, distillation=Distillation.step)
+    model = hub_model(
+        repo=str(folder),
+        task=Task.i2v,
+        distillation=Distillation.step,
+        recipe=Recipe(meanflow=True),
+    )
 
     assert find_faults(folder) == []
     assert resolve_checkpoint(model).folder == folder
@@ -262,7 +268,7 @@ def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_id(tmp_path: Path) ->
         ),
         (
             layout(Task.i2v),
-            hub_model(task=Task.i2v, distillation=Distillation.step),
+            hub_model(task=Task.i2v, distillation=Distillation.step, recipe=Recipe(meanflow=True)),
             "is not step-distilled (use_meanflow=False) and model=480p_t2v has distillation step; "
             "choose the model option made for it.",
         ),

@@ -16,6 +16,7 @@ from hv15_batch.config import (
     Dtype,
     ModelConfig,
     OffloadKind,
+    Recipe,
     SamplingDefaults,
     Task,
     Weights,
@@ -24,6 +25,7 @@ from hv15_batch.config import (
     check_sampling_value,
 )
 from hv15_batch.manifest import read_manifest
+from hv15_batch.options import model_options
 from hv15_batch.prepare import find_manifest
 from hv15_batch.references import Quantity, read_references
 
@@ -87,6 +89,22 @@ def test_a_published_model_has_its_published_settings(name: str) -> None:
     )
 
 
+RECIPES = {
+    CFG: Recipe([50], [], guidance=1.0),
+    STEP: Recipe([8, 12], [4], guidance=1.0, meanflow=True),
+    NONE: Recipe(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_has_the_published_recipe_of_its_distillation(name: str) -> None:
+    option = model_options()[name]
+
+    assert option.recipe == RECIPES[option.distillation.name]
+    assert option == read_model(name)
+    assert option.recipe == read_model(name).recipe
+
+
 def test_known_revisions_are_whole_commits() -> None:
     revisions = {name: read_model(name).revision for name in MODELS}
 
@@ -117,6 +135,7 @@ def test_a_model_file_says_every_setting_itself(name: str) -> None:
     written = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
 
     assert set(written) == {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(written["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
     assert set(written["default_sampling"]) == {
         field.name for field in dataclasses.fields(SamplingDefaults)
     } - {"negative_prompt"}

@@ -20,6 +20,7 @@ from hv15_batch.config import (
     ModelConfig,
     OffloadConfig,
     QualityConfig,
+    Recipe,
     ReportConfig,
     SamplingConfig,
     SamplingDefaults,
@@ -121,7 +122,12 @@ def test_overrides_have_the_fields_of_sampling_and_nothing_else() -> None:
 
 T2V = ModelConfig(name="480p_t2v", repo="owner/480p_t2v")
 I2V = replace(T2V, name="480p_i2v", task=Task.i2v)
-STEP = replace(I2V, name="480p_i2v_step_distilled", distillation=Distillation.step)
+STEP = replace(
+    I2V,
+    name="480p_i2v_step_distilled",
+    distillation=Distillation.step,
+    recipe=Recipe(meanflow=True),
+)
 REASON = (
     "there is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
     "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
@@ -264,3 +270,33 @@ def test_a_variant_of_ones_own_is_one_yaml_file(
 
     assert answer.err == ""
     assert "9 frames at 24 fps, 3 steps" in answer.out
+
+
+def test_a_few_step_text_to_video_model_is_one_yaml_file_with_its_recipe(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    tiny = (conf_dir() / "model" / "tiny_t2v.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        ("name: tiny_t2v", "name: four"),
+        ("distillation: none", "distillation: step"),
+        ("  steps: []\n", "  steps: [4]\n"),
+        ("guidance: null", "guidance: 1.0"),
+        ("guidance_scale: 6.0", "guidance_scale: 1.0"),
+    ):
+        assert old in tiny
+        tiny = tiny.replace(old, new)
+    (tmp_path / "mine" / "model" / "four.yaml").write_text(tiny)
+    (tmp_path / "p.txt").write_text("a cat\n")
+    words = ("p.txt", "--config-dir", "mine", "model=four", "--dry-run")
+
+    planned = command(*words)
+    refused = command(*words, "override.num_inference_steps=8")
+
+    assert (planned.code, planned.err) == (0, "")
+    assert "9 frames at 24 fps, 4 steps" in planned.out
+    assert (refused.code, refused.err) == (
+        2,
+        "override.num_inference_steps=8: four is step-distilled for exactly 4 steps; leave it out, "
+        "or set runtime.allow_off_recipe=true.\n",
+    )

@@ -20,6 +20,7 @@ from hv15_batch.config import (
     OffloadConfig,
     OffloadKind,
     Order,
+    Recipe,
     RetryConfig,
     RuntimeConfig,
     SamplingConfig,
@@ -138,7 +139,9 @@ def test_typed_values_that_some_rows_beat_are_counted_and_those_that_all_beat_re
 def test_a_distilled_model_off_its_recipe_is_refused_per_row_or_marked_when_allowed(
     tmp_path: Path,
 ) -> None:
-    model = replace(config_of(tmp_path).model, distillation=Distillation.cfg)
+    model = replace(
+        config_of(tmp_path).model, distillation=Distillation.cfg, recipe=Recipe([50], guidance=1.0)
+    )
     rows = ["id,prompt,num_inference_steps,guidance_scale", "a,x,50,1", "b,y,30,1", "c,z,50,6"]
 
     with pytest.raises(ManifestError) as caught:

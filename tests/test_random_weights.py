@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ from hv15_batch.architectures import (
     definition_sha256,
     read_architecture,
 )
-from hv15_batch.config import Distillation, ModelConfig, SamplingDefaults, Task, Weights
+from hv15_batch.config import Distillation, ModelConfig, Recipe, SamplingDefaults, Task, Weights
+from hv15_batch.options import model_options
 from hv15_batch.random_weights import (
     POOL_SIZE,
     build_component,
@@ -46,6 +48,7 @@ STEP = ModelConfig(
     weights=Weights.random,
     task=Task.i2v,
     distillation=Distillation.step,
+    recipe=Recipe(guidance=1.0, meanflow=True),
 )
 # Narrow, but as deep as the full-size components, where values would grow with depth.
 SHRINK: dict[str, dict[str, Any]] = {
@@ -314,6 +317,23 @@ def test_definition_changes_with_what_decides_the_weights_and_with_nothing_else(
     assert len({base, *others}) == 5
     renamed = ModelConfig(name="x", repo="y", default_sampling=SamplingDefaults(height=16))
     assert definition_sha256("full", renamed) == base
+
+
+def test_definition_names_meanflow_only_where_the_distillation_does_not_imply_it() -> None:
+    """The revision of a version that had no recipe stays what it was."""
+    few_steps = replace(STEP, recipe=Recipe([4], guidance=1.0))
+    revisions = {
+        name: definition_sha256("tiny", option)[:12]
+        for name, option in model_options().items()
+        if option.weights is Weights.tiny
+    }
+
+    assert definition_sha256("full", few_steps) != definition_sha256("full", STEP)
+    assert revisions == {
+        "tiny_i2v": "472ab85940e7",
+        "tiny_i2v_step_distilled": "5107f07dce31",
+        "tiny_t2v": "100bad1c3673",
+    }
 
 
 def test_names_and_revisions_need_no_torch() -> None:

@@ -12,7 +12,8 @@ import pytest
 from command_fakes import Answer
 
 from hv15_batch.config import conf_dir
-from hv15_batch.reference_costs import STEP_DISTILLED_STEPS, SWEPT_FRAMES, SWEPT_STEPS
+from hv15_batch.options import model_options
+from hv15_batch.reference_costs import SWEPT_FRAMES, SWEPT_STEPS
 
 Command = Callable[..., Answer]
 
@@ -64,7 +65,7 @@ def test_a_sweep_plans_every_combination_that_it_names(
 
 def test_the_sweeps_try_what_the_combinations_table_lists() -> None:
     for preset, steps in (
-        ("rtx4090_step_distilled", STEP_DISTILLED_STEPS),
+        ("rtx4090_step_distilled", model_options()["480p_i2v_step_distilled"].recipe.steps),
         ("rtx4090_standard", SWEPT_STEPS),
     ):
         (words,) = sweeps(preset)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from run_fakes import FakeExecutor, FakeRenderer, Project, read_csv
 
@@ -22,6 +23,7 @@ from hv15_batch.config import (
     ConfigError,
     OffloadConfig,
     OffloadKind,
+    Recipe,
     RetryConfig,
     SamplingConfig,
     VideoConfig,
@@ -488,6 +490,41 @@ def test_stored_settings_are_read_back_as_they_were(project: Project) -> None:
     assert stored.sampling == SamplingConfig(seeds=[3, 4], negative_prompt=text)
     assert stored.model.revision is not None
     assert stored.manifest == str(project.manifest)
+
+
+def test_settings_stored_without_a_recipe_have_that_of_their_option(project: Project) -> None:
+    """As the version wrote them that had the step counts in its code."""
+    project.run()
+    (run_id,) = project.run_dir.run_ids()
+    path = project.run_dir.run_folder(run_id) / "config.yaml"
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del stored["model"]["recipe"]
+    stored["model"]["name"] = "480p_i2v_step_distilled"
+    path.write_text(yaml.safe_dump(stored), encoding="utf-8")
+
+    recipe = Recipe([8, 12], [4], guidance=1.0, meanflow=True)
+    assert read_settings(path).model.recipe == recipe
+    assert latest_settings(project.run_dir).model.recipe == recipe
+    stored["model"] |= {"name": "of_another_version", "recipe": {"steps": [6]}}
+    path.write_text(yaml.safe_dump(stored), encoding="utf-8")
+    assert read_settings(path).model.recipe == Recipe([6])
+
+
+def test_a_run_of_the_version_without_recipes_is_resumed_without_rendering(
+    project: Project,
+) -> None:
+    assert project.run() == 0
+    (run_id,) = project.run_dir.run_ids()
+    path = project.run_dir.run_folder(run_id) / "config.yaml"
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del stored["model"]["recipe"]
+    path.write_text(yaml.safe_dump(stored), encoding="utf-8")
+    made = {file.name: file.stat().st_mtime_ns for file in project.run_dir.clips.iterdir()}
+
+    config = latest_settings(project.run_dir)
+
+    assert session.run(config, (), None, project.said.append, FakeExecutor) == 0
+    assert {file.name: file.stat().st_mtime_ns for file in project.run_dir.clips.iterdir()} == made
 
 
 def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: Project) -> None:

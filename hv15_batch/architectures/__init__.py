@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.config import Distillation, Dtype, ModelConfig, Task, Weights
+from hv15_batch.config import Distillation, ModelConfig, Task, Weights
+from hv15_batch.options import model_options
 
 SIZES = ("full", "tiny")
 MODULES = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
@@ -33,8 +34,6 @@ The first three let a prompt be seen in the frames, which plain random weights h
 last one keeps latents near 1 under guidance, where differences between two forwards, rounding
 included, are multiplied (measured: 3e-6 instead of 1e-5 between padded and trimmed text).
 """
-TINY_TARGET_SIZE = 128
-"""Bucket base of the tiny models in pixels: a 16:9 or 5:3 image becomes 96x160."""
 
 
 def read_architecture(size: str) -> dict[str, dict[str, Any]]:
@@ -79,9 +78,9 @@ def component_arguments(
     if name == "transformer":
         arguments["task_type"] = model.task.name
         arguments["target_size"] = model.target_size
-        arguments["use_meanflow"] = model.distillation is Distillation.step
-    elif name == "guider" and model.distillation is not Distillation.none:
-        arguments["guidance_scale"] = 1.0
+        arguments["use_meanflow"] = model.recipe.meanflow
+    elif name == "guider" and model.recipe.guidance is not None:
+        arguments["guidance_scale"] = model.recipe.guidance
     return arguments
 
 
@@ -93,7 +92,7 @@ def definition_sha256(size: str, model: ModelConfig) -> str:
     Raises:
         ValueError: if there is no such size.
     """
-    definition = {
+    definition: dict[str, Any] = {
         "format": FORMAT,
         "seed": SEED,
         "gains": TINY_GAINS if size == "tiny" else {},
@@ -102,6 +101,8 @@ def definition_sha256(size: str, model: ModelConfig) -> str:
         "target_size": model.target_size,
         "distillation": model.distillation.name,
     }
+    if model.recipe.meanflow != (model.distillation is Distillation.step):
+        definition["use_meanflow"] = model.recipe.meanflow  # else `distillation` says it
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -117,19 +118,8 @@ def tiny_model(name: str) -> ModelConfig:
     Raises:
         ValueError: if there is no such model.
     """
-    variants = {
-        "tiny_t2v": (Task.t2v, Distillation.none),
-        "tiny_i2v": (Task.i2v, Distillation.none),
-        "tiny_i2v_step_distilled": (Task.i2v, Distillation.step),
-    }
-    if name not in variants:
-        raise ValueError(f"tiny model {name!r}: must be one of {', '.join(variants)}")
-    task, distillation = variants[name]
-    return ModelConfig(
-        name=name,
-        weights=Weights.tiny,
-        task=task,
-        distillation=distillation,
-        dtype=Dtype.float32,
-        target_size=TINY_TARGET_SIZE,
-    )
+    option = model_options().get(name)
+    if option is None or option.weights is not Weights.tiny:
+        tiny = [o.name for o in model_options().values() if o.weights is Weights.tiny]
+        raise ValueError(f"tiny model {name!r}: must be one of {', '.join(tiny)}")
+    return option

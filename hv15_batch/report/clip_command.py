@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
-from hv15_batch.config import Config, conf_dir
+from hv15_batch.config import Config
+from hv15_batch.options import model_options
 from hv15_batch.report.read import RunData
 
 _NOT_OF_A_ROW = ("runtime", "video")
@@ -106,12 +107,11 @@ def _typed(value: Any) -> str:
 
 @cache
 def _option(name: str) -> dict[str, Any]:
-    path = conf_dir() / "model" / f"{name}.yaml"
-    if not path.is_file():  # an option of another version
+    option = model_options().get(name)
+    if option is None:  # an option of another version
         return {"repo": None}
-    option: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    sampling = {"negative_prompt": "", **option["default_sampling"]}
-    return {"repo": None, **option, "default_sampling": sampling}
+    plain: dict[str, Any] = msgspec.to_builtins(option)
+    return plain
 
 
 @cache
