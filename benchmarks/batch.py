@@ -22,11 +22,11 @@ from typing import Any
 import pandas as pd
 from nvml_peak import GIB, nvml_peak
 
-from hv15_batch.calibration import COLUMNS, calibrate
-from hv15_batch.cards import find_card
-from hv15_batch.costs import predict_clip, shape_of
-from hv15_batch.execution import Execution
-from hv15_batch.runlog import read_records
+from hv15_batch.forecast.calibrate import COLUMNS, calibrate
+from hv15_batch.forecast.seconds import Execution, predict_clip
+from hv15_batch.machine.cards import find_card
+from hv15_batch.model.shapes import shape_of
+from hv15_batch.rundir.log import read_records
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 

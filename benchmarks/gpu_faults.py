@@ -25,13 +25,14 @@ import pandas as pd
 import psutil
 import pynvml
 
-from hv15_batch import session
 from hv15_batch.clip import Clip
-from hv15_batch.compose import Job as Command
-from hv15_batch.compose import run_jobs
-from hv15_batch.executor import Event, ExecutorSpec, Job
-from hv15_batch.records import ClipRecord
-from hv15_batch.worker import LocalExecutor, make_renderer
+from hv15_batch.config.compose import Job as Command
+from hv15_batch.config.compose import run_jobs
+from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch.local import LocalExecutor
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
+from hv15_batch.record import ClipRecord
+from hv15_batch.run import session
 
 GIB = 2**30
 SHORT_CLIPS = 30
@@ -77,7 +78,7 @@ class FaultyRenderer:
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         """See `executor.Renderer.render`."""
-        from hv15_batch import ladder
+        from hv15_batch.engine import ladder
 
         real, hog = ladder.plan_tiles, Hog()
 

@@ -21,13 +21,14 @@ from typing import Any
 
 from batch import print_log, write_manifest
 
-from hv15_batch import session
 from hv15_batch.clip import Clip
-from hv15_batch.compose import Job as Command
-from hv15_batch.compose import run_jobs
-from hv15_batch.executor import Event, ExecutorSpec, Job
-from hv15_batch.records import ClipRecord
-from hv15_batch.worker import LocalExecutor, make_renderer
+from hv15_batch.config.compose import Job as Command
+from hv15_batch.config.compose import run_jobs
+from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch.local import LocalExecutor
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
+from hv15_batch.record import ClipRecord
+from hv15_batch.run import session
 
 CLIPS = 6
 

@@ -29,26 +29,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hv15_batch import session
-from hv15_batch.checkpoint import resolve_checkpoint, tiny_root
 from hv15_batch.clip import Clip
-from hv15_batch.config import (
-    Config,
-    Dtype,
-    ModelConfig,
-    SamplingConfig,
-    SamplingDefaults,
-    Weights,
-)
-from hv15_batch.executor import Event, ExecutorSpec, Job
-from hv15_batch.manifest import read_manifest
-from hv15_batch.plan_table import write_plan
-from hv15_batch.prepare import plan_against_log, prepare
-from hv15_batch.records import ClipRecord, arrow_schema, asked_record
-from hv15_batch.resolve import make_clips
-from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import SEGMENT_ROWS
-from hv15_batch.worker import LocalExecutor
+from hv15_batch.config.settings import Config, SamplingConfig
+from hv15_batch.dispatch.local import LocalExecutor
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
+from hv15_batch.manifest.clips import make_clips
+from hv15_batch.manifest.read import read_manifest
+from hv15_batch.model.variant import Dtype, ModelConfig, SamplingDefaults, Weights
+from hv15_batch.planning.tables import write_plan
+from hv15_batch.record import ClipRecord, asked_record
+from hv15_batch.run import session
+from hv15_batch.run.prepare import plan_against_log, prepare
+from hv15_batch.rundir.log import SEGMENT_ROWS
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.schema import arrow_schema
+from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
 
 ROWS = 10_000
 CLIPS = 500
@@ -97,7 +92,13 @@ def dry_run(folder: Path, count: int) -> Figure:
 
 def ensure_tiny(config: Config) -> None:
     """Write the tiny checkpoint, in a process of its own: it needs torch."""
-    words = [sys.executable, "-m", "hv15_batch.tiny", config.model.name, str(tiny_root())]
+    words = [
+        sys.executable,
+        "-m",
+        "hv15_batch.engine.load.tiny",
+        config.model.name,
+        str(tiny_root()),
+    ]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 

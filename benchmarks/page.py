@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from page_runs import MEASURED, make_run, record
 from playwright.sync_api import Playwright, sync_playwright
 
-from hv15_batch.report import write_page
 from hv15_batch.report.live import live_page
+from hv15_batch.report.render import write_page
 
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -17,8 +17,8 @@ import torch
 from diffusers import HunyuanVideo15Pipeline
 from nvml_peak import GIB, nvml_peak
 
-from hv15_batch import random_weights
-from hv15_batch.config import ModelConfig
+from hv15_batch.engine.load import random_weights
+from hv15_batch.model.variant import ModelConfig
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 

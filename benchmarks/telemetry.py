@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from hv15_batch.measure import CardSampler, make_sampler
+from hv15_batch.engine.measure import make_sampler
+from hv15_batch.engine.telemetry import CardSampler
 
 DEVICE = torch.device("cuda", 0)
 LAUNCHES = 20_000

@@ -27,8 +27,8 @@ import pynvml
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15
 
-from hv15_batch.decode import apply_fast_vae, decode_frames, plan_tiles, predict_peak_bytes
-from hv15_batch.fast_vae import decode_untiled
+from hv15_batch.engine.decode.decode import apply_fast_vae, decode_frames, decode_untiled
+from hv15_batch.model.tiles import plan_tiles, predict_peak_bytes
 
 GIB = 1 << 30
 

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hv15_batch import __version__
-from hv15_batch.config import Config, ConfigError
-from hv15_batch.exit_codes import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
-from hv15_batch.messages import report_error
+from hv15_batch.config.messages import report_error
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, ConfigError
 from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from hv15_batch.compose import Job
-    from hv15_batch.schedule import Clock
+    from hv15_batch.clock import Clock
+    from hv15_batch.config.compose import Job
+
 
 HELP = """\
 hv15-batch prompts.csv                    render every row; run it again to resume
@@ -67,7 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
     if word in ("report", "status", "references", "compare", "recipe"):
         return _run_reader(word, rest)
     if not arguments:
-        from hv15_batch.overview import print_overview
+        from hv15_batch.status.overview import print_overview
 
         print_overview(_say)
         return EXIT_OK
@@ -78,8 +79,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return EXIT_OK
 
-    from hv15_batch.compose import run_jobs
-    from hv15_batch.schedule import Clock
+    from hv15_batch.clock import Clock
+    from hv15_batch.config.compose import run_jobs
 
     if word == "prefetch":
         return run_jobs(rest, _prefetch)
@@ -92,11 +93,11 @@ def _run_reader(word: str, arguments: list[str]) -> int:
     """Run a word that renders nothing and has a command line of its own."""
     try:
         if word == "report":
-            from hv15_batch.report import main as report
+            from hv15_batch.report.command import main as report
 
             return report(arguments)
         if word == "references":
-            from hv15_batch.reference_command import main as references
+            from hv15_batch.references.command import main as references
 
             return references(arguments)
         if word == "compare":
@@ -107,7 +108,7 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.recipe import main as recipe
 
             return recipe(arguments, _say)
-        from hv15_batch.status import main as status
+        from hv15_batch.status.command import main as status
 
         return status(arguments)
     except SystemExit as stop:  # of argparse: 2 for a bad argument, 0 after --help
@@ -119,7 +120,7 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 
 def _render(job: Job, clock: Clock, typed_line: str) -> int:
     """Render a job; all jobs of a sweep share the clock, and with it `until` and `time_limit`."""
-    from hv15_batch import session
+    from hv15_batch.run import session
 
     config = job.config if job.config.resume is None else _resumed(job)
     if job.swept and config.run_dir is not None and "run_dir" not in job.swept:
@@ -143,8 +144,8 @@ def _resumed(job: Job) -> Config:
     Raises:
         ConfigError: there is no such run, or what was typed contradicts it.
     """
-    from hv15_batch.rundir import RunDir
-    from hv15_batch.stored_settings import latest_settings
+    from hv15_batch.rundir.paths import RunDir
+    from hv15_batch.rundir.stored import latest_settings
 
     run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
     for key in ("manifest", "run_dir", "experiment"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Hashable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
@@ -173,3 +174,9 @@ def _canonical_sha256(value: dict[str, Any]) -> str:
         {"schema": SCHEMA, **value}, sort_keys=True, ensure_ascii=False, separators=(",", ":")
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def glyph_texts(prompt: str) -> list[str]:
+    """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
+    found = [a or b for a, b in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
+    return list(dict.fromkeys(found))

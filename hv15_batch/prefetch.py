@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hv15_batch.checkpoint import Checkpoint, CheckpointKind, fetch
-from hv15_batch.config import Config
-from hv15_batch.hub import Hub
-from hv15_batch.machine import GIB
+from hv15_batch.config.settings import Config
+from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
+from hv15_batch.weights.hub import Hub
 
 
 def prefetch(
@@ -32,7 +32,7 @@ def prefetch(
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        ConfigError: as `checkpoint.fetch` does.
+        ConfigError: as `weights.checkpoint.fetch` does.
     """
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)

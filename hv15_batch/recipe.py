@@ -17,27 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.architectures import definition_sha256
-from hv15_batch.attention_needs import is_fetched
-from hv15_batch.clip_tag import ClipTag, read_clip_tag
-from hv15_batch.config import (
-    Config,
-    ConfigError,
-    Dtype,
-    ModelConfig,
-    RuntimeConfig,
-    Task,
-    VideoConfig,
-    Weights,
-    check_config,
-)
-from hv15_batch.exit_codes import EXIT_OK
-from hv15_batch.manifest import ManifestError
-from hv15_batch.manifest_cells import Faults, is_empty
-from hv15_batch.manifest_columns import Record
-from hv15_batch.manifest_rows import RowReader
-from hv15_batch.options import model_options
-from hv15_batch.rundir import RunDir, sha256_of_file
+from hv15_batch.config.checks import check_config
+from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
+from hv15_batch.errors import EXIT_OK, ConfigError
+from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
+from hv15_batch.manifest.rows import Record, RowReader
+from hv15_batch.media.tag import ClipTag, read_clip_tag
+from hv15_batch.model.architectures import definition_sha256
+from hv15_batch.model.attention import is_fetched
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import Dtype, ModelConfig, Task, Weights
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import sha256_of_file
 
 SUFFIXES = (".csv", ".jsonl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -280,8 +271,9 @@ def _places_of_run(tag: ClipTag) -> Iterator[Path]:
     run_dir = RunDir(tag.path.parent.parent)
     if not run_dir.run_ids():
         return
-    from hv15_batch.runlog import LogSchemaError, read_last_attempts
-    from hv15_batch.stored_settings import stored_values
+    from hv15_batch.errors import LogSchemaError
+    from hv15_batch.rundir.log import read_last_attempts
+    from hv15_batch.rundir.stored import stored_values
 
     try:
         manifest = stored_values(run_dir.run_folder(run_dir.run_ids()[-1])).get("manifest")

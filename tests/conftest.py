@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from command_fakes import Answer, tiny_model
+from fakes.command import Answer, tiny_model
 from PIL import Image
 
 _CACHE = "HV15_BATCH_TEST_CACHE"
@@ -57,7 +57,7 @@ def command(
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a tiny checkpoint's folder by the name of its model option."""
-    from hv15_batch.tiny import ensure_checkpoint
+    from hv15_batch.engine.load.tiny import ensure_checkpoint
 
     root = tmp_path_factory.mktemp("tiny")
     return lambda name: ensure_checkpoint(tiny_model(name), root)

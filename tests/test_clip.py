@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hv15_batch.clip import ClipSettings, added, hashed_values
-from hv15_batch.config import VideoConfig
+from hv15_batch.config.settings import VideoConfig
 
 GOLDEN: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "data" / "golden_hashes.json").read_text(encoding="utf-8")

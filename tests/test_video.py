@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hv15_batch.config import VideoCodec, VideoConfig
-from hv15_batch.video import (
+from hv15_batch.config.settings import VideoCodec, VideoConfig
+from hv15_batch.media.video import (
     check_video,
     file_suffix,
     frame_rate,
@@ -300,8 +300,8 @@ def test_a_write_that_the_system_refuses_is_an_os_error_with_its_number(
 ) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from hv15_batch.config import VideoCodec, VideoConfig\n"
-        "from hv15_batch.video import write_video\n"
+        "from hv15_batch.config.checks import VideoCodec, VideoConfig\n"
+        "from hv15_batch.media.video import write_video\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "frames = np.random.default_rng(0).integers(0, 256, (13, 64, 96, 3), dtype=np.uint8)\n"
@@ -325,8 +325,8 @@ def test_a_write_that_the_system_refuses_is_an_os_error_with_its_number(
 def test_writing_does_not_hold_a_second_copy_of_the_clip(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
-        "from hv15_batch.config import VideoConfig\n"
-        "from hv15_batch.video import write_video\n"
+        "from hv15_batch.config.checks import VideoConfig\n"
+        "from hv15_batch.media.video import write_video\n"
         "frames = np.full((600, 240, 320, 3), 90, np.uint8)\n"  # 138 MB
         "video = VideoConfig(preset='ultrafast')\n"
         "write_video(frames[:60], Path(sys.argv[1]), fps=24, video=video, comment=None)\n"

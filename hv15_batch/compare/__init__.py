@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hv15_batch.exit_codes import EXIT_OK
+from hv15_batch.errors import EXIT_OK
 
 __all__ = ["main"]
 

@@ -11,8 +11,8 @@ from hv15_batch.compare.pairs import Matched, Pair, Record, match_runs
 from hv15_batch.compare.quality import Quality, measure_pair, pair_line
 from hv15_batch.compare.quality import quality_lines as lines_of_quality
 from hv15_batch.compare.ratios import Costs, Ratio, compare_costs
-from hv15_batch.report.formats import GIB
-from hv15_batch.timings import Distribution, group_rows
+from hv15_batch.figures.groups import Distribution, group_rows
+from hv15_batch.units import GIB
 
 Say = Callable[[str], None]
 

@@ -20,8 +20,8 @@ from safetensors import deserialize as _untyped
 from skimage.metrics import structural_similarity
 
 from hv15_batch.compare.pairs import Pair, Record
-from hv15_batch.rundir import RunDir
-from hv15_batch.video import Frames
+from hv15_batch.media.video import Frames
+from hv15_batch.rundir.paths import RunDir
 
 Luma = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from hv15_batch.clock import utc_now
 from hv15_batch.compare.comparison import (
     Comparison,
     cost_notes,
@@ -24,13 +25,14 @@ from hv15_batch.compare.pairs import Record
 from hv15_batch.compare.quality import Quality, pair_line, quality_cells
 from hv15_batch.compare.ratios import SIDES, Costs, Ratio
 from hv15_batch.compare.text import QUALITY_HEADERS, format_csv, format_markdown
-from hv15_batch.config import ConfigError, VideoConfig
-from hv15_batch.report.formats import NOT_MEASURED, format_seconds
-from hv15_batch.report.page_files import write_assets
-from hv15_batch.report.render import render
-from hv15_batch.rundir import ASSETS, RunDir, publish_text, publishing, utc_now
-from hv15_batch.timings import clip_seconds
-from hv15_batch.video import read_frames, write_video
+from hv15_batch.config.settings import VideoConfig
+from hv15_batch.errors import ConfigError
+from hv15_batch.media.video import read_frames, write_video
+from hv15_batch.record import clip_seconds
+from hv15_batch.report.render import render, write_assets
+from hv15_batch.rundir.paths import ASSETS, RunDir
+from hv15_batch.rundir.publish import publish_text, publishing
+from hv15_batch.units import NOT_MEASURED, format_seconds
 
 PAGE = "compare.html"
 CSV = "compare.csv"

@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.config import ConfigError
-from hv15_batch.records import DONE_STATUSES, ClipRecord
-from hv15_batch.run_facts import read_rows_of_runs
-from hv15_batch.rundir import RunDir
-from hv15_batch.video import read_comment
+from hv15_batch.errors import ConfigError
+from hv15_batch.media.video import read_comment
+from hv15_batch.record import DONE_STATUSES, ClipRecord
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.stored import read_rows_of_runs
 
 Record = dict[str, Any]
 """A row of the log with what its run says of it (`run_facts`), by column."""

@@ -18,9 +18,9 @@ from hv15_batch.compare.measures import (
     measure_latents,
 )
 from hv15_batch.compare.pairs import Pair
-from hv15_batch.config import VideoCodec
-from hv15_batch.rundir import RunDir
-from hv15_batch.video import file_suffix, read_frames
+from hv15_batch.config.settings import VideoCodec
+from hv15_batch.media.video import file_suffix, read_frames
+from hv15_batch.rundir.paths import RunDir
 
 LOSSLESS = "lossless"
 H264 = "h264"

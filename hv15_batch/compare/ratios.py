@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hv15_batch.compare.pairs import Pair
-from hv15_batch.report.facts import group_facts
-from hv15_batch.report.labels import differing, labels
-from hv15_batch.timings import QUANTITIES, Distribution, Group, group_key
+from hv15_batch.figures.facts import group_facts
+from hv15_batch.figures.groups import QUANTITIES, Distribution, Group, group_key
+from hv15_batch.figures.summary import differing, labels
 
 SIDES = ("A", "B")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hv15_batch.compare.comparison import Comparison, SettingsRow, summary_lines
 from hv15_batch.compare.quality import Quality, quality_cells
-from hv15_batch.timing_table import markdown
+from hv15_batch.figures.tables import markdown
 
 PRIVATE_SETTINGS = ("negative_prompt",)
 NOT_SHOWN = "not shown"

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hv15_batch.clips_table import write_clips_table
-from hv15_batch.config import ConfigError, check_at_least
+from hv15_batch.config.checks import check_at_least
+from hv15_batch.errors import ConfigError, LogSchemaError
+from hv15_batch.figures.tables import repetitions_of, write_timing_tables
+from hv15_batch.planning.tables import write_clips_table
 from hv15_batch.report.comparison import common_folder, write_comparison
 from hv15_batch.report.render import write_page
-from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import LogSchemaError
-from hv15_batch.timing_table import repetitions_of, write_timing_tables
+from hv15_batch.rundir.paths import RunDir, expand
 
 _PRICE = "report.price_per_kwh"
 """A setting of a run, which may be typed here as there."""
@@ -70,14 +70,6 @@ def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
             f"--out={out}: is the folder of a comparison, and the page of a single run is in its "
             "run directory; leave it out, or name several runs."
         )
-
-
-def expand(folder: Path) -> list[Path]:
-    """Return the run directories of a sweep's folder in the order of their names, else itself."""
-    if RunDir(folder).is_run_dir() or not folder.is_dir():
-        return [folder]
-    jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
-    return jobs or [folder]
 
 
 def _write_run(run_dir: Path, price: float | None) -> Path:

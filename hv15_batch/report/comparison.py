@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hv15_batch.records import DONE_STATUSES
-from hv15_batch.report.facts import KEY_FACTS, group_facts, noise_notes
-from hv15_batch.report.formats import GIB, JOULES_PER_WATT_HOUR
-from hv15_batch.report.labels import (
+from hv15_batch.clock import utc_now
+from hv15_batch.figures.facts import KEY_FACTS, group_facts, noise_notes
+from hv15_batch.figures.groups import Group, group_rows
+from hv15_batch.figures.summary import (
     ALWAYS_SHOWN,
     Facts,
     common_to_all,
@@ -21,23 +21,25 @@ from hv15_batch.report.labels import (
     labels,
     shown_value,
 )
-from hv15_batch.report.page_files import (
-    COMPARISON_ASSETS,
-    write_assets,
-    write_data,
-    write_library,
-)
-from hv15_batch.report.read import RunData, read_run
-from hv15_batch.report.render import render
-from hv15_batch.report.tables import (
-    LEGEND,
+from hv15_batch.figures.tables import (
     TABLE_COLUMNS,
+    TABLE_LEGEND,
     format_cells,
     format_csv,
     format_markdown,
 )
-from hv15_batch.rundir import RunDir, publish_text, utc_now
-from hv15_batch.timings import Group, group_rows
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.report.read import RunData, read_run
+from hv15_batch.report.render import (
+    COMPARISON_ASSETS,
+    render,
+    write_assets,
+    write_data,
+    write_library,
+)
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import publish_text
+from hv15_batch.units import GIB, JOULES_PER_WATT_HOUR
 
 PAGE, CSV, MARKDOWN, DATA = (
     *("comparison.html", "comparison.csv", "comparison.md"),
@@ -103,7 +105,7 @@ def _values(
         "cells": format_cells,
         "shown_value": shown_value,
         "links": links,
-        "legend": LEGEND,
+        "legend": TABLE_LEGEND,
         "notes": noise_notes(group.columns["weights"] for *_, group in named),
         "empty": [run.folder for run in runs if not _has_result(run)],
         "files": {"csv": CSV, "markdown": MARKDOWN, "data": DATA},

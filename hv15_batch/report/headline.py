@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
-from hv15_batch.benchmark import Progress
-from hv15_batch.records import DONE_STATUSES, FAILED, SUSPECT
+from hv15_batch.planning.benchmark import Progress
+from hv15_batch.record import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report.read import FILE_MISSING, RunData
-from hv15_batch.rundir import resume_command
-from hv15_batch.status import ACTIVE_STATES, Status, is_gone
-from hv15_batch.status_text import format_duration, parse_time, type_again_text
+from hv15_batch.rundir.paths import resume_command
+from hv15_batch.rundir.status import ACTIVE_STATES, Status, is_gone
+from hv15_batch.status.show import type_again_text
+from hv15_batch.units import format_duration, parse_time
 
 _REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
 """The message of a run that ended with failures; the line has counted them already."""

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hv15_batch.config import ConfigError
+from hv15_batch.errors import ConfigError, LogSchemaError
 from hv15_batch.report.render import write_page
-from hv15_batch.runlog import LogSchemaError
 
 logger = logging.getLogger(__name__)
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.benchmark import Progress, progress_of
-from hv15_batch.config import ConfigError
-from hv15_batch.records import DONE_STATUSES
-from hv15_batch.run_facts import (
+from hv15_batch.errors import ConfigError
+from hv15_batch.planning.benchmark import Progress, progress_of
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.rundir.log import last_attempts, read_rows
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.status import Status, read_status
+from hv15_batch.rundir.stored import (
     RUN_COLUMNS,
     add_run_columns,
     run_columns,
     run_settings,
     run_system,
 )
-from hv15_batch.rundir import RunDir
-from hv15_batch.runlog import last_attempts, read_rows
-from hv15_batch.status import Status, read_status
 
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"

@@ -7,19 +7,32 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from hv15_batch.config import conf_dir
-from hv15_batch.records import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
-from hv15_batch.reference_check import MET, compare_with_references
-from hv15_batch.reference_text import (
+from hv15_batch.figures.facts import common_facts, group_facts, noise_notes
+from hv15_batch.figures.groups import Group, TimingWarning, WarningKind, group_rows
+from hv15_batch.figures.summary import differing, labels
+from hv15_batch.figures.tables import (
+    STATISTICS,
+    TABLE_COLUMNS,
+    figures_of,
+    format_cells,
+    group_names,
+)
+from hv15_batch.model.options import conf_dir
+from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
+from hv15_batch.references.check import MET, compare_with_references
+from hv15_batch.references.data import read_references
+from hv15_batch.references.text import (
     format_combination,
     format_implied,
     format_measured,
     format_utilisation,
     sentences,
 )
-from hv15_batch.references import read_references
-from hv15_batch.report.facts import common_facts, group_facts, noise_notes
-from hv15_batch.report.formats import (
+from hv15_batch.report.gallery import clip_views, problem
+from hv15_batch.report.headline import Headline, headline
+from hv15_batch.report.plots import plots
+from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
+from hv15_batch.units import (
     JOULES_PER_WATT_HOUR,
     NOT_MEASURED,
     format_gib,
@@ -27,14 +40,6 @@ from hv15_batch.report.formats import (
     format_share,
     format_watt_hours,
 )
-from hv15_batch.report.gallery import clip_views, problem
-from hv15_batch.report.headline import Headline, headline
-from hv15_batch.report.labels import differing, labels
-from hv15_batch.report.plots import plots
-from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
-from hv15_batch.report.tables import TABLE_COLUMNS, format_cells
-from hv15_batch.timing_table import STATISTICS, figures_of, group_names
-from hv15_batch.timings import Group, TimingWarning, WarningKind, group_rows
 
 MAX_LISTED = 50
 """Failed or suspect clips listed with their reasons; the gallery has them all."""

@@ -1,0 +1,1 @@
+"""Settings: what may be set, what is refused, and how typed words become a `Config`."""

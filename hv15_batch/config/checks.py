@@ -1,0 +1,233 @@
+"""Checks of the settings: bounds, and what contradicts each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+from dataclasses import asdict, fields
+from typing import Any
+
+from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig
+from hv15_batch.errors import ConfigError
+from hv15_batch.machine.cards import card_names, find_card
+from hv15_batch.model.attention import ATTENTION_BACKENDS
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, Task, Weights
+
+SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingConfig))
+
+
+def effective_dtype(config: Config) -> Dtype:
+    """Return the type that is asked for: `runtime.dtype`, or else the model option's."""
+    return config.runtime.dtype or config.model.dtype
+
+
+def check_config(config: Config) -> None:
+    """Check what can be checked without the manifest.
+
+    Raises:
+        ConfigError: naming the key, its value, what is allowed and what to do.
+    """
+    model = config.model
+    if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
+        raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
+    if model.weights is Weights.tiny and model.repo is not None:
+        if model.name.startswith("tiny_"):
+            raise ConfigError(
+                f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
+                "machine and has no repository; leave model.repo out, or name the model that the "
+                "repository holds, for example model=480p_t2v."
+            )
+        raise ConfigError(
+            f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
+            "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
+        )
+    if model.weights is not Weights.tiny and model.repo is None:
+        raise ConfigError(
+            f"model.weights={model.weights.name} with model={model.name}: it has no repository; "
+            "leave model.weights out for a tiny model, and set model.repo for any other."
+        )
+    if not 0 <= config.video.crf <= 51:
+        raise ConfigError(
+            f"video.crf={config.video.crf}: x264 takes 0 (lossless) to 51 (worst); try 17."
+        )
+    limit, card = config.runtime.vram_limit_gib, config.runtime.card
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"runtime.vram_limit_gib={limit:g}: must be over 0, for example 24.")
+    if card is not None and find_card(card) is None:
+        raise ConfigError(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
+    backend = config.runtime.attention_backend
+    if backend not in ATTENTION_BACKENDS:
+        raise ConfigError(
+            f"runtime.attention_backend={backend}: known are {', '.join(ATTENTION_BACKENDS)}."
+        )
+    if config.video.preset not in X264_PRESETS:
+        raise ConfigError(
+            f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}."
+        )
+    if config.limit is not None and config.limit < 1:
+        raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
+    if config.only is not None and not config.only.replace(",", "").strip():
+        raise ConfigError(
+            f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
+            "for all rows."
+        )
+    bounds = asdict(config.quality)
+    share = bounds.pop("clipped_share")
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"quality.clipped_share={share:g}: must be over 0 and at most 1 (never suspect); "
+            "leave it out for the default."
+        )
+    for name, bound in bounds.items():
+        if not 0 <= bound <= MAX_LUMA:
+            raise ConfigError(
+                f"quality.{name}={bound:g}: must be 0 (never suspect) to {MAX_LUMA}; "
+                "leave it out for the default."
+            )
+    _check_counts(config)
+    _check_sampling(config)
+
+
+def _names_meanflow(repo: str | None) -> bool:
+    """Whether a repository is called after a MeanFlow option: refused before 16 GiB are fetched."""
+    options = model_options().values() if repo else ()
+    return any(o.recipe.meanflow and o.name in (repo or "") for o in options)
+
+
+def _check_counts(config: Config) -> None:
+    """Check what is counted, limited or priced."""
+    retry = config.retry
+    least: tuple[tuple[str, float | None, float], ...] = (
+        ("retry.max_attempts", retry.max_attempts, 1),
+        ("retry.max_clips_per_worker", retry.max_clips_per_worker, 1),
+        ("retry.max_ram_growth_gib", retry.max_ram_growth_gib, 0.1),
+        ("retry.stall_factor", retry.stall_factor, 2),
+        ("retry.max_consecutive_bad", retry.max_consecutive_bad, 1),
+        ("benchmark.repeat", config.benchmark.repeat, 1),
+        ("notify.timeout_seconds", config.notify.timeout_seconds, 0.1),
+        ("report.price_per_kwh", config.report.price_per_kwh, 0),
+    )
+    for key, value, bound in least:
+        check_at_least(key, value, bound)
+
+
+def check_at_least(key: str, value: float | None, bound: float) -> None:
+    """Check a number that has a lower bound; None is the default.
+
+    Raises:
+        ConfigError: it is less, infinite or not a number.
+    """
+    if value is None or bound <= value < math.inf:
+        return
+    kind = "" if math.isfinite(value) else "a finite number, "
+    raise ConfigError(
+        f"{key}={value:g}: must be {kind}{bound:g} or more; leave it out for the default."
+    )
+
+
+def _check_sampling(config: Config) -> None:
+    """Check every sampling value of the command, the experiment and the model option."""
+    defaults = {**asdict(config.model.default_sampling), "seeds": None}
+    if config.model.task is Task.i2v:
+        # What the model was made for; the size of a clip follows from its image.
+        defaults |= {"height": None, "width": None}
+    sections = {
+        "sampling": asdict(config.sampling),
+        "override": asdict(config.override),
+        "model.default_sampling": defaults,
+    }
+    for section, values in sections.items():
+        for name in SAMPLING_FIELDS:
+            fault = check_sampling_value(name, values[name], config.model.task)
+            if fault:
+                raise ConfigError(f"{section}.{name}={values[name]}: {fault}.")
+
+
+def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
+    """Return what is wrong with a sampling value and what to do, or None.
+
+    One rule for manifest cells and for `sampling.*` and `override.*`.
+    """
+    if value is None or name in ("seeds", "negative_prompt"):
+        return None
+    if name in ("height", "width"):
+        if task is Task.i2v:
+            return (
+                "an image-to-video model takes its size from the image; "
+                "leave it out (the dry run shows the size)"
+            )
+        if value < 16 or value % 16:
+            return f"must be a multiple of 16; {_nearest(value, 16, 0)}"
+        if value > MAX_SIDE:
+            return f"must be at most {MAX_SIDE} pixels; 480x848 and 720x1280 are usual"
+    elif name == "num_frames":
+        if value < 1 or (value - 1) % 4:
+            return f"must be 4n+1; {_nearest(value, 4, 1)}"
+        if value > MAX_FRAMES:
+            return f"must be at most {MAX_FRAMES}; split the scene into several rows"
+    elif name == "num_inference_steps":
+        if not 1 <= value <= MAX_STEPS:
+            return f"must be 1 to {MAX_STEPS}; 50 is usual, 8 or 12 for step-distilled models"
+    elif name == "guidance_scale":
+        if not 1 <= value <= 100:
+            return "must be 1 (no guidance) to 100; 6 is usual"
+    elif name == "flow_shift":
+        if not 0 < value <= 100:
+            return "must be over 0 and at most 100; 5 to 9 is usual"
+    elif name == "fps" and not 1 <= value <= 240:
+        return "must be 1 to 240; the model was trained at 24"
+    return None
+
+
+MAX_LUMA = 255
+MAX_SIDE = 4096
+MAX_FRAMES = 1001
+MAX_STEPS = 1000
+
+
+def _nearest(value: int, step: int, offset: int) -> str:
+    """Name the allowed values on both sides: n*step + offset, at least `offset or step`."""
+    least = offset or step
+    below = (value - offset) // step * step + offset
+    if below < least:
+        return f"the least is {least}"
+    return f"nearest are {below} and {below + step}"
+
+
+def parse_command(command: Any) -> tuple[str, ...]:
+    """Return program and arguments of `notify.command`; empty where there is none.
+
+    A text is split once, as a shell splits words and without anything else that a shell does; a
+    list is taken as it is.
+
+    Raises:
+        ConfigError: neither, or the program isn't there.
+    """
+    if command is None:
+        return ()
+    is_list = isinstance(command, list) and all(isinstance(word, str) for word in command)
+    if not isinstance(command, str) and not is_list:
+        raise ConfigError(
+            f"notify.command={command!r}: must be a text or a list of texts, for example "
+            'notify.command="/home/me/tell.sh"; null for none.'
+        )
+    try:
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise ConfigError(
+            f"notify.command={command!r}: not a command ({error}); close the quote, or give a list."
+        ) from None
+    if not words or not words[0] or any("\0" in word for word in words):
+        raise ConfigError(
+            f"notify.command={command!r}: names no program; leave it out for no notices."
+        )
+    program = shutil.which(os.path.expanduser(words[0]))
+    if program is None:
+        raise ConfigError(
+            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, "
+            "give its whole path, or set notify.command=null."
+        )
+    return (os.path.abspath(program), *words[1:])

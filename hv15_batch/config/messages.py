@@ -1,0 +1,165 @@
+"""What a user is told when a command is refused: one message on stderr and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+import sys
+from contextlib import suppress
+from typing import Any
+
+from hv15_batch.errors import EXIT_REFUSED, EXIT_STOPPED, ConfigError
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import STEP_DISTILLED_T2V
+from hv15_batch.redaction import redacted
+
+_PATH_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# What OmegaConf says of a value, and what is said here.
+_VALUE_RULES = (
+    (r"could not be converted to Integer", "must be a whole number"),
+    (r"could not be converted to Float", "must be a number"),
+    (r"is not a valid bool", "must be true or false"),
+    (r"Invalid value .*expected one of \[(.*)\]", r"must be one of \1"),
+    (r"is not Optional|Incompatible value 'None'", "must not be null; leave it out"),
+    (r"Cannot convert '.*' to string", "must be text; put it in quotes of its own"),
+    (r"has missing mandatory value", "must be set"),
+)
+
+
+def report_error(error: Exception, heading: str = "") -> int | None:
+    """Print a user error and return its exit code; None for any other error.
+
+    Args:
+        error: What was raised.
+        heading: A line that is printed before it; empty for none.
+    """
+    refusal = _refusal(error)
+    if refusal is None:
+        return None
+    message, code = refusal
+    with suppress(OSError):  # nobody listens any more; the exit code still says it
+        text = f"{heading}\n{message}" if heading else message
+        print(redacted(text), file=sys.stderr, flush=True)
+    return code
+
+
+def _refusal(error: Exception) -> tuple[str, int] | None:
+    """Return the message and the exit code of a user error; None for any other error."""
+    if isinstance(error, ConfigError):
+        return str(error), EXIT_REFUSED
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return hydra_message(error), EXIT_REFUSED
+    if isinstance(error, YAMLError):
+        return _yaml_message(error), EXIT_REFUSED
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+        if error.errno in _PATH_ERRORS:
+            return f"{message}; correct the path or its permissions.", EXIT_REFUSED
+        if error.errno in _DISK_ERRORS:
+            return f"{message}; free some disk and run again.", EXIT_STOPPED
+    from hv15_batch.errors import LogSchemaError
+
+    return (str(error), EXIT_REFUSED) if isinstance(error, LogSchemaError) else None
+
+
+def hydra_message(error: Exception) -> str:
+    """Return what Hydra or OmegaConf refused, without their internals, and what to do."""
+    from hydra.errors import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(error.missing_cfg_file, list(error.options or ()), str(error))
+    in_file = re.match(r"In '(.+?)': \w+ raised while composing config", str(error))
+    if in_file and isinstance(error.__context__, OmegaConfBaseException):
+        return f"{in_file[1]}.yaml: {_fault_in_file(in_file[1], error.__context__)}"
+    if unknown := re.match(r"Could not override '(.+?)'\.\nTo append", str(error)):
+        return f"{unknown[1]}: there is no such setting."
+    typed = re.match(r"Error merging override (.*)", str(error), re.DOTALL)
+    if typed and error.__cause__ is not None:
+        return f"{typed[1]}: {_value_rule(str(error.__cause__))}."
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    kept = [line.strip() for line in text.partition("Config search path:")[0].splitlines()]
+    internals = ("object_type=", "reference_type=", "full_key:")
+    message = "\n".join(line for line in kept if line and not line.startswith(internals))
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {_value_rule(text)}."
+    return message
+
+
+def _fault_in_file(name: str, error: Any) -> str:
+    """Return what is wrong with a key of a YAML, from what OmegaConf raised."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    from hv15_batch.config.words import unknown_setting
+
+    key = str(error.full_key or "")
+    if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        value = re.search(r"[Vv]alue '(.*?)'|value: (.*)", str(error))
+        shown = f"={value[1] if value[1] is not None else value[2]}" if value else ""
+        if not key:  # OmegaConf does not say which
+            return f"a section{shown}: a section has members; write them below it, indented."
+        return f"{key}{shown}: {_value_rule(str(error))}."
+    if key == "experiment" == name.partition("/")[0]:
+        return (
+            "a preset is a piece of the whole configuration; begin the file with "
+            "# @package _global_"
+        )
+    return unknown_setting(key)
+
+
+def _yaml_message(error: Any) -> str:
+    """Return where a file is no YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that YAML forbids
+        return f"{' '.join(str(error).split())}; take it out."
+    context = f" ({error.context})" if error.context else ""
+    return f"{mark.name}:{mark.line + 1}: {error.problem}{context}; correct the YAML there."
+
+
+def _value_rule(cause: str) -> str:
+    for pattern, rule in _VALUE_RULES:
+        if match := re.search(pattern, cause):
+            return match.expand(rule)
+    return cause.strip().splitlines()[0]
+
+
+def _missing(name: str, options: list[str], text: str) -> str:
+    """Return which option, or which entry of a defaults list, there is not."""
+    group, _, option = name.rpartition("/")
+    if options:
+        return _unknown_option(group, option, options)
+    parent = re.match(r"In '(.+?)':", text)
+    where = f"{parent[1]}.yaml: " if parent else ""
+    return f"{where}its defaults list names {name}, which there is not; correct it or add the file."
+
+
+def _unknown_option(group: str, option: str, options: list[str]) -> str:
+    by_lower = {name.lower(): name for name in options}
+    near = difflib.get_close_matches(option.lower(), by_lower, n=1)
+    hint = f" Did you mean {by_lower[near[0]]}?" if near else ""
+    message = f"{group}={option}: there is no such option.{hint} Options: {', '.join(options)}."
+    if group == "model" and near and _is_meanflow_of_another_task(by_lower[near[0]], option):
+        message += f"\n{STEP_DISTILLED_T2V[0].upper()}{STEP_DISTILLED_T2V[1:]}."
+    return message
+
+
+def _is_meanflow_of_another_task(near: str, typed: str) -> bool:
+    """Whether a name that is no option says another task than the MeanFlow option next to it."""
+    option = model_options().get(near)
+    return option is not None and option.recipe.meanflow and option.task.value not in typed.lower()

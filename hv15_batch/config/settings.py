@@ -1,0 +1,230 @@
+"""Every setting of a run: its type, its default and what it means. Values only, no rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind
+
+
+class DispatchKind(Enum):
+    """Which executor renders."""
+
+    local = "local"
+
+
+class VideoCodec(Enum):
+    """How frames are stored; `ffv1` is lossless and goes into Matroska."""
+
+    h264 = "h264"
+    ffv1 = "ffv1"
+
+
+class Order(Enum):
+    """`takes`: every row's first seed, then every second one. `rows`: row by row."""
+
+    takes = "takes"
+    rows = "rows"
+
+
+class FileCheck(Enum):
+    """What a finished clip's file must show to count as done."""
+
+    size = "size"
+    sha256 = "sha256"
+
+
+@dataclass
+class SamplingConfig:
+    """Sampling settings for every row; null means the model option's `default_sampling`."""
+
+    seeds: Any = None
+    """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
+    negative_prompt: str | None = None
+    height: int | None = None
+    """Pixels, a multiple of 16."""
+    width: int | None = None
+    """Pixels, a multiple of 16."""
+    num_frames: int | None = None
+    """4n+1."""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    """1.0 means one forward per step, no classifier-free guidance."""
+    flow_shift: float | None = None
+    """`shift` of the flow-match scheduler."""
+    fps: float | None = None
+    """Frames per second of the written file."""
+
+
+@dataclass
+class OffloadConfig:
+    """One offload profile: one YAML under `conf/offload/`."""
+
+    kind: OffloadKind = OffloadKind.auto
+
+
+@dataclass
+class DispatchConfig:
+    """Which executor renders: one YAML under `conf/dispatch/`."""
+
+    kind: DispatchKind = DispatchKind.local
+
+
+@dataclass
+class RuntimeConfig:
+    """How the maths is carried out on this machine."""
+
+    dtype: Dtype | None = None
+    """Null means the model option's `dtype`."""
+    attention_backend: str = "auto"
+    """`auto` (by the card's compute capability, see README.md) or a backend name of diffusers'
+    attention dispatcher; names in `_hub` fetch compiled code from the hub and run it."""
+    mask_free: bool = True
+    """Drop the padded text tokens instead of masking them: same maths, far less work."""
+    compile: bool = False
+    """Compile the transformer blocks, at the first two clip sizes: faster from a few clips on."""
+    vram_limit_gib: float | None = None
+    """Use the card as if it had this much memory (GiB, CUDA's own part included)."""
+    card: str | None = None
+    """Card that the dry run predicts for, e.g. `rtx_4090`; null means the one in this machine."""
+    allow_off_recipe: bool = False
+    """Allow settings that a distilled checkpoint was not made for."""
+
+
+@dataclass
+class VideoConfig:
+    """How frames become a file. All of it is part of a clip's settings."""
+
+    codec: VideoCodec = VideoCodec.h264
+    crf: int = 17
+    """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
+    preset: str = "medium"
+    """x264 preset."""
+    embed_metadata: bool = True
+    """Write the clip's settings as JSON into the container's `comment` tag."""
+
+
+@dataclass
+class QualityConfig:
+    """Bounds beyond which a finished clip is `suspect`. Luma is 0..255 (BT.709)."""
+
+    black_luma: float = 4.0
+    """Mean luma below this: black."""
+    flat_std: float = 2.0
+    """Luma deviation below this: flat."""
+    frozen_difference: float = 0.02
+    """Mean absolute luma difference of neighbouring frames below this: frozen."""
+    clipped_share: float = 0.9
+    """Share of channel values that are 0 or 255 above this: clipped; 1 is never. A drawing on white
+    paper stays below."""
+
+
+@dataclass
+class RetryConfig:
+    """What is tried again."""
+
+    suspect: bool = False
+    """Render suspect clips again."""
+    ladder: bool = True
+    """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
+    smaller offload profile. False makes it a failure at once."""
+    max_attempts: int = 2
+    """Attempts in one run at a clip whose worker died with it in hand; then it is set aside."""
+    max_clips_per_worker: int | None = None
+    """The worker is replaced after this many clips; null means never for that reason."""
+    max_ram_growth_gib: float | None = 8.0
+    """The worker is replaced when it holds this much more memory (GiB) than after its first clip;
+    null means never for that reason."""
+    stall_factor: float = 10.0
+    """A worker with no step finished in this many times the expected time counts as dead."""
+    max_consecutive_bad: int = 5
+    """This many failed or suspect clips in a row stop the run."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """Repeated measurement."""
+
+    repeat: int | None = None
+    """Render each clip this many times, for its timings; null renders it once, for its file."""
+
+
+@dataclass
+class NotifyConfig:
+    """A command that is told how the run goes."""
+
+    command: Any = None
+    """Program with its arguments, a text or a list; run after the first clip, at failures and at
+    the end, with what happened in environment variables HV15_*. Never through a shell."""
+    timeout_seconds: float = 60.0
+    """It is ended when it takes longer."""
+
+
+@dataclass
+class ReportConfig:
+    """What the page shows."""
+
+    price_per_kwh: float | None = None
+    """Price of electricity, in any currency; null leaves cost out."""
+
+
+OF_ONE_COMMAND = ("only", "limit", "force", "add", "retry.suspect", "until", "time_limit")
+"""Settings that `resume=` does not take over, since they are about one command."""
+
+
+@dataclass
+class Config:
+    """Everything one run is asked to do."""
+
+    manifest: str | None = None
+    """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
+    run_dir: str | None = None
+    """Where clips and log go; null means outputs/<name of the manifest>."""
+    resume: str | None = None
+    """Run directory whose manifest and settings are used again."""
+    dry_run: bool = False
+    limit: int | None = None
+    """Render at most this many clips."""
+    only: str | None = None
+    """Row ids, separated by commas."""
+    force: bool = False
+    """Render again what is done."""
+    until: str | None = None
+    """Time of day, e.g. `07:00`: no clip is begun that would not be finished by then."""
+    time_limit: str | None = None
+    """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
+    window: str | None = None
+    """Times of day, e.g. `22:00-07:00`: outside of them the run waits and releases the card."""
+    add: bool = False
+    """Allow new settings in a run directory that holds clips of other settings."""
+    order: Order = Order.takes
+    check_files: FileCheck = FileCheck.size
+    keep_latents: bool = True
+    """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    override: SamplingConfig = field(default_factory=SamplingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+X264_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)

@@ -1,0 +1,156 @@
+"""The local executor: one spawned child process, its life and death. No torch here."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+
+import psutil
+
+from hv15_batch.clip import Clip
+from hv15_batch.dispatch.child import child_main, make_renderer
+from hv15_batch.dispatch.protocol import HANDLED, Died, Event, ExecutorSpec, Job, Renderer
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 30.0
+_KILL_SECONDS = 60.0
+"""Freeing the memory of a killed child takes seconds; one stuck in a driver call may never end."""
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def set_allocator() -> None:
+    """Let torch's allocator grow blocks in place, unless the user has set it up.
+
+    Without it a decode close to the limit fails with gigabytes reserved but unused (24 GiB cap,
+    480x848x121, H200, measured 2026-11-22). The executor inherits the environment.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ[_ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
+
+
+class LocalExecutor:
+    """Runs a `Renderer` in a child process and talks to it through a pipe."""
+
+    def __init__(
+        self,
+        spec: ExecutorSpec,
+        renderer: Callable[[ExecutorSpec], Renderer] = make_renderer,
+    ) -> None:
+        """Remember what to run; `start` runs it. `renderer` must be picklable."""
+        self._spec = spec
+        self._renderer = renderer
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def start(self) -> None:
+        """Spawn the child; it imports torch while the parent goes on."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        lock = _connection_to(self._spec.lock_descriptor)
+        self._process = context.Process(
+            target=child_main,
+            args=(theirs, lock, self._spec, self._renderer, _signalling_parent()),
+            name="hv15_batch-worker",
+        )
+        resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child ignores them
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            theirs.close()
+            if lock is not None:
+                lock.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._process.pid if self._process else None
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """See `dispatch.protocol.Executor.encode`."""
+        self._send(list(clips))
+
+    def submit(self, job: Job) -> None:
+        """See `dispatch.protocol.Executor.submit`."""
+        self._send(job)
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        """See `dispatch.protocol.Executor.poll`; a lost child is the event `Died`."""
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(timeout_seconds):
+                return None
+            event: Event = self._pipe.recv()
+            return event
+        except (EOFError, OSError):
+            return Died(self._reason_of_death())
+
+    def close(self) -> None:
+        """Ask the child to end, and wait for it."""
+        if self._process is None:
+            return
+        self._send(None)
+        self._process.join(_CLOSE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child at once and reap it."""
+        if self._process is not None:
+            if self._process.is_alive():
+                self._process.kill()
+            self._process.join(_KILL_SECONDS)
+            if self._process.is_alive():
+                logger.error("worker %s does not end, not even by SIGKILL", self._process.pid)
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def resident_bytes(self) -> int | None:
+        """See `dispatch.protocol.Executor.resident_bytes`."""
+        if self.pid is None:
+            return None
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return None  # it has just died: the next poll says so
+
+    def _send(self, message: object) -> None:
+        assert self._pipe is not None
+        with suppress(OSError):  # the child is gone: the next poll says so
+            self._pipe.send(message)
+
+    def _reason_of_death(self) -> str:
+        assert self._process is not None
+        self._process.join(_CLOSE_SECONDS)
+        code = self._process.exitcode
+        if code is None:
+            return "the worker closed its pipe"
+        if code >= 0:
+            return f"the worker exited with code {code}"
+        name = signal.Signals(-code).name
+        hint = "; the host may have run out of memory" if name == "SIGKILL" else ""
+        return f"the worker was ended by {name}{hint}"
+
+
+def _connection_to(descriptor: int | None) -> Connection | None:
+    """Return a copy of a descriptor in a form that a spawned process inherits."""
+    return None if descriptor is None else Connection(os.dup(descriptor))
+
+
+def _signalling_parent() -> int | None:
+    """Return this process, if the kernel is to end the child with it.
+
+    The kernel does so when the *thread* that started the child ends (PR_SET_PDEATHSIG, prctl(2)),
+    which is when the process ends for the main thread only.
+    """
+    return os.getpid() if threading.current_thread() is threading.main_thread() else None

@@ -1,0 +1,193 @@
+"""What an executor is: it takes jobs and answers with events. Plain picklable values, no torch.
+
+Two executors stand behind this: a child process of this machine (`worker`), and later Ray actors.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hv15_batch.clip import Clip
+from hv15_batch.config.settings import Config
+from hv15_batch.model.variant import OffloadKind
+from hv15_batch.record import ClipRecord
+
+WORKER_DIED = "WorkerDied"
+WORKER_STALLED = "WorkerStalled"
+GPU_LOST = "GpuLost"
+
+Key = tuple[str, int | None]
+"""A clip's `settings_sha256`, and which repetition of a benchmark it is."""
+
+
+@dataclass(frozen=True)
+class ExecutorSpec:
+    """What an executor needs to know once, before its first clip."""
+
+    config: Config
+    run_dir: Path
+    run_id: str
+    manifest_sha256: str
+    repo: str
+    """Hub id or local folder, for the log."""
+    revision: str | None
+    checkpoint: Path | None
+    """Folder of the weights; None for random ones and for a tiny model not yet written."""
+    hostname: str
+    system_sha256: str
+    worker_id: str = "local-0"
+    """Executor within the run; a replaced one has the next number."""
+    offload: OffloadKind = OffloadKind.resident
+    """The profile chosen; never `auto`."""
+    budget_bytes: int | None = None
+    """What torch may take of the card; None on the CPU."""
+    streams_text_encoder: bool = False
+    """The text encoder is larger than the budget and runs layer by layer."""
+    lock_descriptor: int | None = None
+    """Of the run directory's lock, in the parent; a child process holds on to it too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one clip."""
+
+    clip: Clip
+    attempt: int
+    """Attempts at these settings so far, this one included."""
+    use_latents: bool
+    """Decode from saved latents where there are any."""
+    repeat: int | None = None
+    """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
+    on_torch_attention: bool = False
+    """Render with torch's own attention, whatever the settings say: its frames were suspect."""
+
+    @property
+    def key(self) -> Key:
+        """What tells it from every other job that an executor has in hand."""
+        return self.clip.settings_sha256, self.repeat
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line worth telling the user."""
+
+    text: str
+    offload: OffloadKind | None = None
+    """The profile from here on, where it had to change; later workers begin with it."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Another text or image is encoded."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class EncodingEnded:
+    """The encoders are released."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step has ended (`step` from 1), or another stage has begun."""
+
+    clip_id: str
+    stage: str
+    """load, encode, denoise or decode; once it says decode, the latents are saved."""
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The device is free for the next clip; the last one may still be written."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An attempt has ended, well or not: its record is to be logged."""
+
+    job: Job
+    record: ClipRecord
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The configuration can't be carried out here; the message is for the user."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The executor is gone; what it had in hand is lost."""
+
+    reason: str
+    error_type: str = WORKER_DIED
+    record: ClipRecord | None = None
+    """What it could still say of the clip that it was rendering."""
+
+
+Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+
+
+class RendererBroken(Exception):
+    """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
+
+    def __init__(self, reason: str, record: ClipRecord | None) -> None:
+        """Say why, and what became of the clip in hand."""
+        super().__init__(reason)
+        self.reason, self.record = reason, record
+
+
+class Renderer(Protocol):
+    """What runs inside an executor (`engine.render.ClipRenderer`, or a fake in tests)."""
+
+    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+        """Encode the texts and images of these clips that the cache lacks.
+
+        Raises:
+            RendererBroken: see there.
+        """
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        """Denoise and decode; return what writes the file and gives the record.
+
+        Raises:
+            RendererBroken: see there.
+        """
+
+
+class Executor(Protocol):
+    """What the runner talks to."""
+
+    def start(self) -> None:
+        """Bring the executor up; returns at once."""
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """Begin the encode phase; ends with `EncodingEnded`."""
+
+    def submit(self, job: Job) -> None:
+        """Hand over a clip; ends with `Ready` and, maybe later, `Finished`."""
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        """Return the next event, or None when there was none in that time."""
+
+    def close(self) -> None:
+        """End in order; all events have been taken."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+    def resident_bytes(self) -> int | None:
+        """Return the host memory that it holds now; None where that is unknown."""
+
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals whose meaning is decided here; the worker ignores them."""

@@ -1,0 +1,1 @@
+"""Prompts and first frames to embeddings."""

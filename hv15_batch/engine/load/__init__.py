@@ -1,0 +1,1 @@
+"""Components from files, or made at random."""

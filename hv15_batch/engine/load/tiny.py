@@ -1,0 +1,149 @@
+"""The tiny models: small instances of the real classes, written once as ordinary checkpoints.
+
+Their clips are noise on purpose. Run as `python -m hv15_batch.tiny NAME ROOT` it prints a folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from hv15_batch.engine.load.random_weights import (
+    build_component,
+    build_feature_extractor,
+    build_guider,
+    build_scheduler,
+    tokenizers,
+)
+from hv15_batch.model.architectures import (
+    MODULES,
+    TINY_GAINS,
+    checkpoint_folder,
+    component_names,
+    read_architecture,
+    tiny_model,
+)
+from hv15_batch.model.variant import ModelConfig, Task, Weights
+
+CONTENTS = "checkpoint.json"
+"""File in a checkpoint that lists the others with their sizes; written last."""
+
+
+def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
+    """Return the folder of a tiny model's checkpoint, writing it where it is not there yet.
+
+    Two processes may call this at once: one writes, the other waits. The folder appears under
+    its name only when it is whole; one that lost files is written again.
+
+    Args:
+        model: a tiny model.
+        root: folder that holds the tiny checkpoints; made where missing.
+
+    Raises:
+        ValueError: if the model has other weights.
+    """
+    if model.weights is not Weights.tiny:
+        raise ValueError(
+            f"model={model.name} has {model.weights.name} weights; only tiny ones are written here"
+        )
+    folder = checkpoint_folder(model, root)
+    if is_complete(folder):
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / f".{folder.name}.lock"):
+        if not is_complete(folder):
+            # Only the holder of the lock writes, so what is there was left by a killed process.
+            temporary = root / f".{folder.name}.partial"
+            for leftover in (temporary, folder):
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            write_checkpoint(model, temporary)
+            temporary.rename(folder)
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a checkpoint is there with every file at its size."""
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+
+
+def write_checkpoint(model: ModelConfig, folder: Path) -> None:
+    """Write a tiny model in diffusers layout, as float32, for the stock pipelines to load."""
+    architecture = read_architecture("tiny")
+    tokenizer, tokenizer_2 = tokenizers()
+    components: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer_2,
+        "scheduler": build_scheduler(model, architecture),
+        "guider": build_guider(model, architecture),
+    }
+    for name in component_names(model.task):
+        if name in MODULES:
+            component = build_component(
+                name, model, torch.float32, "cpu", architecture=architecture
+            )
+            _apply_gains(component, TINY_GAINS.get(name, {}))
+            components[name] = component
+    pipeline_class: type[DiffusionPipeline] = HunyuanVideo15Pipeline
+    if model.task is Task.i2v:
+        pipeline_class = HunyuanVideo15ImageToVideoPipeline
+        components["feature_extractor"] = build_feature_extractor(model, architecture)
+    with _without_progress_bars():
+        pipeline_class(**components).save_pretrained(folder)
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / CONTENTS).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+
+
+def _apply_gains(component: nn.Module, gains: dict[str, float]) -> None:
+    for name, parameter in component.named_parameters():
+        for ending, gain in gains.items():
+            if name.endswith(ending):
+                parameter.mul_(gain)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # Released by the kernel when the process dies; the file itself stays.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m hv15_batch.tiny NAME ROOT")
+    print(ensure_checkpoint(tiny_model(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,213 @@
+"""Inside the executor: one clip from settings to a verified file and its record.
+
+The life of a clip, as docs/life-of-a-clip.md has it: encode, denoise, save latents, decode, check,
+write, record. A clip that fails is a record too (`attempt`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hv15_batch import __version__
+from hv15_batch.clip import Clip
+from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, RendererBroken, Stepped
+from hv15_batch.engine.attempt import Attempt
+from hv15_batch.engine.denoise.attention import check_backend
+from hv15_batch.engine.denoise.compilation import num_compilations
+from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
+from hv15_batch.engine.encode.phase import EncodePhase
+from hv15_batch.engine.ladder import Decoded, Ladder
+from hv15_batch.engine.latents import DenoisedClip, read_latents, write_latents
+from hv15_batch.engine.load.tiny import ensure_checkpoint
+from hv15_batch.engine.measure import StageMeter, machine_columns, make_sampler, work_columns
+from hv15_batch.engine.models import LoadedModels
+from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.engine.write import ClipWriter
+from hv15_batch.machine.cards import ALLOCATOR_BYTES
+from hv15_batch.machine.machine import usable_cpus
+from hv15_batch.model.shapes import num_video_tokens
+from hv15_batch.model.variant import Weights
+from hv15_batch.record import OK, SUSPECT, WARM_UP, ClipRecord, asked_record
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.weights.checkpoint import cache_root, tiny_root
+
+Emit = Callable[[Event], None]
+
+
+class ClipRenderer:
+    """Holds the components, each loaded once, and renders clip after clip."""
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        """Prepare, but load nothing: a clip with saved latents needs no transformer."""
+        config = spec.config
+        self._spec = spec
+        self._config = config
+        self._run_dir = RunDir(spec.run_dir)
+        self._device = execution_device(config)
+        if spec.budget_bytes is not None and self._device.type == "cpu":
+            raise RuntimeError("CUDA finds no card, and there was one when the run began")
+        self._folder = spec.checkpoint
+        self._is_tiny = config.model.weights is Weights.tiny
+        # By itself torch takes all cores of the machine, of which a container may have few. And
+        # small tensors gain nothing from threads, and lose much where others use the cores.
+        torch.set_num_threads(1 if self._is_tiny else usable_cpus())
+        if self._is_tiny:
+            self._folder = ensure_checkpoint(config.model, tiny_root())
+        self._sampler = make_sampler(self._device)
+        placement = Placement(spec.offload, self._device, cache_root() / "blocks")
+        self._models = LoadedModels(config, self._folder, placement)
+        self._ladder = Ladder(self._models, spec.budget_bytes, config.retry.ladder)
+        self._writer = ClipWriter(config, self._run_dir, spec.repo)
+        self._encode_phase = EncodePhase(
+            spec, self._folder, self._device, self._make_meter, placement, self._models.vae
+        )
+        if spec.budget_bytes is not None:
+            limit_device_memory(self._device, spec.budget_bytes + ALLOCATOR_BYTES)
+        self._will_denoise = False
+        self._has_rendered = False
+        self._machine = machine_columns(self._device)
+
+    def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
+        """Encode each text and image that the cache lacks once, then release the encoders.
+
+        These are the clips that will be denoised.
+
+        Raises:
+            ConfigError: the attention asked for cannot run here, or its result is not torch's.
+        """
+        self._will_denoise = bool(clips)
+        if clips:
+            first = clips[0].settings
+            tokens = num_video_tokens(first.height, first.width, first.num_frames)
+            check_backend(self._config, self._folder, tokens, self._device)
+        self._encode_phase.encode(clips, emit)
+
+    def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
+        """Denoise and decode a clip; return what checks and writes it and gives its record."""
+        clip = job.clip
+        attempt = Attempt(self._base_record(job))
+        meter = self._make_meter()
+        decoded: Decoded | None = None
+        steps = clip.settings.num_inference_steps
+        compiled_before = num_compilations()
+        if not self._models.are_complete:
+            emit(Stepped(clip.clip_id, "load", 0, steps))
+        with attempt.failing():
+            # Kernels are chosen at the first clip of a worker.
+            attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
+            self._has_rendered = True
+            if self._will_denoise:
+                # All at once, also where the first clips come from latents: a worker loads once.
+                self._models.denoiser(job.on_torch_attention)
+            denoised = self._denoised(job, meter, attempt, emit)
+            emit(Stepped(clip.clip_id, "decode", steps, steps))
+            with meter.stage("decode"):
+                decoded = self._ladder.decode(clip, denoised.latents, emit)
+            self._judge(attempt, decoded)
+        if attempt.error and (fault := device_fault(self._device, *attempt.error)):
+            raise RendererBroken(
+                f"the worker can no longer use the device ({fault})", attempt.record()
+            )
+        if num_compilations() > compiled_before:
+            attempt.add(is_cold=True)
+        load_seconds = self._models.take_load_seconds()
+        if load_seconds is not None:
+            attempt.add(load_seconds=load_seconds, is_cold=True)
+        attempt.add_measured(meter.columns())
+        frames = None if attempt.error or decoded is None else decoded.frames
+        return lambda: self._finish(job, attempt, frames)
+
+    def _denoised(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
+        """Return saved latents, or denoise and save them."""
+        clip = job.clip
+        path = self._run_dir.latents_file(clip.denoise_sha256)
+        # A repetition measures the whole of it, and leaves nothing behind.
+        is_repetition = job.repeat is not None
+        may_reuse = job.use_latents and not is_repetition
+        saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
+        if saved is not None:
+            attempt.add(**saved.columns)
+            # 0 where another clip denoised them, or an attempt that a crash left without a record.
+            is_own = saved.settings_sha256 == clip.settings_sha256
+            denoised_in = saved.columns["denoise_attempt"] if is_own else 0
+            attempt.add(denoise_attempt=min(denoised_in, job.attempt - 1))
+        else:
+            saved = self._denoise(job, meter, attempt, emit)
+            if not is_repetition:
+                write_latents(path, clip, saved)
+            attempt.add(**saved.columns)
+        attempt.add(
+            latents_file=None if is_repetition else self._run_dir.relative(path),
+            latents_sha256=saved.latents_sha256,
+        )
+        return saved
+
+    def _denoise(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
+        """Return new latents and what denoising them took."""
+        clip = job.clip
+        conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
+        attempt.add(encode_cached=is_cached)
+        result = self._ladder.denoise(clip, conditioning, meter, emit, job.on_torch_attention)
+        if not torch.isfinite(result.latents).all():  # on the device: the CPU takes 40 ms
+            steps = clip.settings.num_inference_steps
+            raise FloatingPointError(
+                f"the latents are not finite after {steps} steps; bfloat16 is the safe type"
+            )
+        columns = meter.columns()
+        seconds = columns["denoise_seconds"]
+        assert seconds is not None
+        gpu_name = None if self._is_tiny else self._machine["gpu_name"] or ""
+        return DenoisedClip(
+            latents=result.latents.cpu(),
+            settings_sha256=clip.settings_sha256,
+            columns={
+                "denoise_seconds": seconds,
+                "step_seconds": result.step_seconds,
+                "denoise_attempt": job.attempt,
+                **{k: v for k, v in columns.items() if k.startswith("denoise_peak_")},
+                **self._models.in_effect(),
+                **work_columns(clip.settings, conditioning, float(seconds), gpu_name),
+            },
+        )
+
+    def _judge(self, attempt: Attempt, decoded: Decoded) -> None:
+        """Add what the frames look like: `suspect` where that is no picture."""
+        quality = decoded.quality.quality(self._config.quality)
+        is_noise = self._config.model.weights is not Weights.pretrained
+        attempt.status = SUSPECT if quality.quality_flag and not is_noise else OK
+        attempt.add(
+            **vars(quality), vae_tile_size=decoded.plan.tile_size, decode_device=decoded.device
+        )
+        if decoded.tries > 1:
+            attempt.add(is_cold=True)
+
+    def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
+        """Write the frames; runs on a thread while the next clip denoises."""
+        if frames is not None:
+            with attempt.failing():
+                self._writer.write(job, attempt, frames)
+        return attempt.record()
+
+    def _make_meter(self) -> StageMeter:
+        return StageMeter(self._device, self._sampler)
+
+    def _base_record(self, job: Job) -> ClipRecord:
+        spec = self._spec
+        return asked_record(
+            job.clip,
+            run_id=spec.run_id,
+            attempt=job.attempt,
+            repeat=job.repeat,
+            manifest_sha256=spec.manifest_sha256,
+            started_at=utc_now(),
+            repo=spec.repo,
+            task=self._config.model.task.name,
+            hostname=spec.hostname,
+            system_sha256=spec.system_sha256,
+            hv15_batch_version=__version__,
+            worker_id=spec.worker_id,
+            **self._machine,
+        )

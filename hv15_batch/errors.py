@@ -1,0 +1,23 @@
+"""Exit codes, and the errors that are told to a user instead of a traceback."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+"""Every clip is done, now or before."""
+EXIT_FAULT = 1
+"""A fault of this program, shown whole."""
+EXIT_REFUSED = 2
+"""Configuration, command line or manifest refused; nothing was touched."""
+EXIT_SOME_FAILED = 3
+EXIT_STOPPED = 4
+"""Stopped early, resumable."""
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class ConfigError(ValueError):
+    """A setting or a command line that is refused before anything is touched (exit code 2)."""
+
+
+class LogSchemaError(ValueError):
+    """A segment that this version can't read."""

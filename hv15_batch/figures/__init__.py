@@ -1,0 +1,1 @@
+"""What a log says in figures: groups, medians, warnings, tables."""

@@ -1,0 +1,123 @@
+"""Settings as a person reads them: what all clips share, once, and what is special in each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from hv15_batch.units import format_gib, format_setting
+
+Clip = Mapping[str, Any]
+
+
+def _size(clip: Clip) -> str | None:
+    if clip["height"] is None:
+        return None
+    return f"{clip['height']}×{clip['width']}"  # noqa: RUF001 - the sign itself
+
+
+def _column(name: str) -> Callable[[Clip], str | None]:
+    def read(clip: Clip) -> str | None:
+        value = clip[name]
+        return None if value in (None, "") else format_setting(value)
+
+    return read
+
+
+def _tile(clip: Clip) -> str | None:
+    if clip["decode_device"] is None:
+        return None
+    return f"{clip['vae_tile_size']} px" if clip["vae_tile_size"] else "untiled"
+
+
+def _card_memory(clip: Clip) -> str | None:
+    return f"{format_gib(clip['gpu_total_bytes'])} GiB" if clip["gpu_total_bytes"] else None
+
+
+def _vram_limit(clip: Clip) -> str | None:
+    return f"{clip['vram_limit_gib']:g} GiB" if clip["vram_limit_gib"] else None
+
+
+_ASKED: dict[str, Callable[[Clip], str | None]] = {
+    "Variant": _column("model"),
+    "Weights": _column("weights"),
+    "Size": _size,
+    "Frames": _column("num_frames"),
+    "Steps": _column("num_inference_steps"),
+    "Guidance": _column("guidance_scale"),
+    "Shift": _column("flow_shift"),
+    "Frames a second": _column("fps"),
+    "Off recipe": lambda clip: "yes" if clip["off_recipe"] else "no",
+}
+_IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
+    "Negative prompt": _column("negative_prompt"),
+    "Type": _column("dtype"),
+    "Offload": _column("offload"),
+    "Attention": _column("attention_backend"),
+    "Mask-free": _column("mask_free"),
+    "Compiled": _column("compiled"),
+    "Decode tiles": _tile,
+    "Decoded on": _column("decode_device"),
+    "Card": _column("gpu_name"),
+    "Card memory": _card_memory,
+    "VRAM limit": _vram_limit,
+    "Video": _column("video"),
+    "Driver": _column("driver_version"),
+    "PyTorch": _column("torch_version"),
+    "diffusers": _column("diffusers_version"),
+    "hv15_batch": _column("hv15_batch_version"),
+    "Commit": _column("commit"),
+    "Revision": _column("revision"),
+    "Machine": lambda clip: clip["system_sha256"] and clip["system_sha256"][:8],
+}
+FACTS = {**_ASKED, **_IN_EFFECT}
+"""Name on the page, and how it is read from a clip; None where it is not known."""
+KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
+"""Clips are counted together only if all of these are alike."""
+_NOISE_NOTES = {
+    "tiny": (
+        "These clips are noise on purpose: the tiny models are small instances of the real "
+        "classes with random weights, made to try the whole way from manifest to page. "
+        "Their times and memory say nothing about the full-size model."
+    ),
+    "random": (
+        "These clips are noise on purpose: model.weights=random builds the full-size model "
+        "without its published weights. Time and memory are as with the published weights; "
+        "the pictures mean nothing."
+    ),
+}
+
+
+def group_facts(columns: Clip) -> dict[str, str]:
+    """Return the facts of a group from its `GROUP_COLUMNS`; what is not known is absent."""
+    found = {name: FACTS[name](columns) for name in KEY_FACTS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def common_facts(clips: Sequence[Clip]) -> dict[str, str]:
+    """Return the facts that every clip which has them has alike; unknown ones don't count."""
+    found = {name: _distinct(read, clips) for name, read in FACTS.items()}
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
+    """Return the facts of a clip that not all share."""
+    read = {name: value(clip) for name, value in FACTS.items() if name not in common}
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def noise_notes(weights: Iterable[str | None]) -> list[str]:
+    """Return what to know of clips without published weights, whichever of them there are."""
+    found = set(weights)
+    return [note for name, note in _NOISE_NOTES.items() if name in found]
+
+
+def tags_of(clip: Clip) -> dict[str, str]:
+    """Return the user's own labels of a clip."""
+    tags: dict[str, str] = json.loads(clip["tags"]) if clip["tags"] else {}
+    return {name.removeprefix("tag_"): value for name, value in tags.items() if value}
+
+
+def _distinct(read: Callable[[Clip], str | None], clips: Iterable[Clip]) -> list[str]:
+    return [v for v in dict.fromkeys(read(clip) for clip in clips) if v is not None]

@@ -1,0 +1,1 @@
+"""What a run will take: seconds, bytes, the offload profile, the pace."""

@@ -1,0 +1,185 @@
+"""What logs of the same card say of a prediction: measured over predicted seconds. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.errors import LogSchemaError
+from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
+from hv15_batch.machine.cards import Card, find_card
+from hv15_batch.model.shapes import num_video_tokens, shape_of
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.rundir.log import read_records, segments
+
+MAX_LOGS = 20
+"""Logs that are read, newest first."""
+MAX_ROWS = 20
+"""Warm clips that count for one size and way of running, newest first: drivers change."""
+COLUMNS = (
+    "gpu_name",
+    "status",
+    "finished_at",
+    "attempt",
+    "denoise_attempt",
+    "is_cold",
+    "weights",
+    "task",
+    "attention_backend",
+    "offload",
+    "compiled",
+    "mask_free",
+    "dtype",
+    "denoise_seconds",
+    "decode_seconds",
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A warm clip of the log."""
+
+    execution: Execution
+    tokens: int
+    is_copy_bound: bool
+    denoise: float
+    """Measured over predicted."""
+    decode: float
+
+
+def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Execution) -> Scales | None:
+    """Return measured over predicted seconds for a way of running, from warm clips of this card.
+
+    Denoising counts only where all that changes its speed is the same. Without such a clip one of
+    another profile says it, if that was not waiting for weights: the arithmetic is the same. And
+    without that, one that differs in compilation too: what a card is slower by than its vendor
+    figures say, it is slower by in both.
+
+    Args:
+        records: Log rows with the columns of `COLUMNS`, in any order.
+        card: Its rows count, and its vendor figures are what the prediction starts from.
+        execution: What is to be predicted.
+
+    Returns:
+        None where nothing says how long denoising takes.
+    """
+    clips = list(_clips(records, card))
+    same = [c for c in clips if c.execution == execution]
+    computing = [c for c in same if not c.is_copy_bound]
+    copying = [c for c in same if c.is_copy_bound]
+    source = None
+    if not computing and (other := _like(clips, execution)):
+        source = _name(other, execution)
+        computing = [c for c in clips if c.execution == other and not c.is_copy_bound]
+    if not computing and not copying:
+        return None
+    decoding = [c for c in clips if c.execution.dtype == execution.dtype]
+    sizes = sorted({c.tokens for c in computing})
+    return Scales(
+        denoise=tuple(
+            (size, statistics.median(c.denoise for c in computing if c.tokens == size))
+            for size in sizes
+        ),
+        copy=_median(c.denoise for c in copying),
+        decode=_median(c.decode for c in decoding),
+        source=source,
+    )
+
+
+def _like(clips: Iterable[_Clip], execution: Execution) -> Execution | None:
+    """Return the way of running, newest first, whose arithmetic is that of another one."""
+    found = [c.execution for c in clips if not c.is_copy_bound]
+    for compiled in (execution.compiled, not execution.compiled):
+        for other in found:
+            if replace(execution, offload=other.offload, compiled=compiled) == other:
+                return other
+    return None
+
+
+def _name(other: Execution, execution: Execution) -> str:
+    """Return how a way of running differs."""
+    if other.compiled == execution.compiled:
+        return other.offload
+    return f"{other.offload}, {'compiled' if other.compiled else 'not compiled'}"
+
+
+def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of this run directory's log and of those beside it, sweeps' jobs included."""
+    beside = log_folder.parent.parent
+    roots = [beside, beside.parent] if beside.suffix == ".sweep" else [beside]
+    folders = {log_folder}
+    for root in roots:
+        folders |= {*root.glob("*/log"), *root.glob("*.sweep/*/log")}
+    newest = sorted(folders, key=_written_at, reverse=True)
+    rows: list[dict[str, Any]] = []
+    for folder in newest[:MAX_LOGS]:
+        try:
+            rows += read_records(folder, COLUMNS).to_pylist()
+        except LogSchemaError:
+            continue  # another directory's damage is not this run's
+    return rows
+
+
+def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
+    """Yield the warm clips of a card, newest first, at most so many of each size and way."""
+    rows = [row for row in records if _counts(row) and find_card(row["gpu_name"] or "") is card]
+    rows.sort(key=_finished, reverse=True)
+    seen: dict[tuple[Execution, int], int] = defaultdict(int)
+    for row in rows:
+        execution = Execution(
+            attention_backend=row["attention_backend"],
+            offload=row["offload"],
+            compiled=bool(row["compiled"]),
+            mask_free=bool(row["mask_free"]),
+            dtype=row["dtype"],
+        )
+        shape = shape_of(row)
+        tokens = num_video_tokens(shape.height, shape.width, shape.num_frames)
+        seen[execution, tokens] += 1
+        if seen[execution, tokens] > MAX_ROWS:
+            continue
+        predicted = predict_clip(shape, card, execution, None)
+        yield _Clip(
+            execution,
+            tokens,
+            predicted.is_copy_bound,
+            row["denoise_seconds"] / predicted.denoise_seconds,
+            row["decode_seconds"] / predicted.decode_seconds,
+        )
+
+
+def _counts(row: dict[str, Any]) -> bool:
+    """Whether a row is a warm clip whose seconds are its own.
+
+    Latents that are reused bring the seconds of another attempt, maybe of another card.
+    """
+    return (
+        row["status"] in DONE_STATUSES
+        and row["weights"] != "tiny"
+        and not row["is_cold"]
+        and row["denoise_attempt"] == row["attempt"]
+        and bool(row["denoise_seconds"])
+        and bool(row["decode_seconds"])
+    )
+
+
+def _finished(row: dict[str, Any]) -> float:
+    return row["finished_at"].timestamp() if row["finished_at"] else 0.0
+
+
+def _written_at(log_folder: Path) -> float:
+    return max((path.stat().st_mtime for path in segments(log_folder)), default=0.0)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None

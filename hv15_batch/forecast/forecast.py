@@ -1,0 +1,195 @@
+"""How long a run takes on a card, from vendor figures and from logs of the same card. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clock import Clock
+from hv15_batch.config.settings import Config
+from hv15_batch.dispatch.protocol import Job
+from hv15_batch.errors import ConfigError
+from hv15_batch.forecast.calibrate import calibrate, read_log_rows
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
+from hv15_batch.forecast.pace import WRITE_PIXELS_PER_SECOND, Pace
+from hv15_batch.forecast.seconds import (
+    DISK_BYTES_PER_SECOND,
+    ClipCost,
+    CostBasis,
+    Execution,
+    Scales,
+    StartCost,
+    default_execution,
+    not_modelled,
+    predict_clip,
+    predict_start,
+)
+from hv15_batch.machine.cards import EXAMPLE, Card, card_names, find_card
+from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.shapes import ClipShape, Shape
+from hv15_batch.model.variant import Weights
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.units import GIB
+
+DISPLAY_GIB = 0.5
+"""Kept for the desktop where a GeForce card is predicted that is not here; assumed."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted course of a run on one card."""
+
+    card: Card
+    gpu_name: str
+    offload: OffloadChoice
+    execution: Execution
+    scales: Scales | None
+    """What logs of this card say, or None without one."""
+    start: StartCost
+    basis: str
+    """What the figures rest on."""
+    is_calibrated: bool
+    """By clips of about these sizes on this card."""
+
+    def clip_cost(self, settings: ClipShape) -> ClipCost:
+        """Return the predicted cost of a warm clip, by stage."""
+        return predict_clip(settings, self.card, self.execution, self.scales)
+
+    def stage_seconds(self, settings: ClipShape) -> tuple[float, float]:
+        """Return the predicted seconds of denoising and of decoding a warm clip."""
+        cost = self.clip_cost(settings)
+        return cost.denoise_seconds, cost.decode_seconds
+
+    def clip_seconds(self, planned: PlannedClip) -> float:
+        """Return the predicted seconds of a warm clip, which may only have to be decoded."""
+        cost = self.clip_cost(planned.clip.settings)
+        return cost.decode_seconds if planned.is_from_latents else cost.seconds
+
+    def total_seconds(self, clips: Sequence[PlannedClip]) -> float:
+        """Return the predicted seconds of a whole run: start, clips, and the last one's writing."""
+        if not clips:
+            return 0.0
+        last = write_seconds(clips[-1].clip.settings)
+        return self.start.seconds + sum(map(self.clip_seconds, clips)) + last
+
+    def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
+        """Yield the seconds of each clip and of its writing; the first waits for the start."""
+        start = self.start.seconds
+        for planned in clips:
+            yield start + self.clip_seconds(planned), write_seconds(planned.clip.settings)
+            start = 0.0
+
+
+def write_seconds(settings: ClipShape) -> float:
+    """Return the predicted seconds of writing a clip, which runs beside the next one."""
+    return settings.height * settings.width * settings.num_frames / WRITE_PIXELS_PER_SECOND
+
+
+def make_forecast(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    log_folder: Path,
+    rows: list[dict[str, Any]] | None = None,
+) -> Forecast | None:
+    """Return the forecast for `runtime.card` or for this machine's card; None without either.
+
+    Args:
+        config: Decides card, profile and how the maths is carried out.
+        todo: What is to be rendered.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        rows: What `read_log_rows` gave, where it was asked before.
+
+    Raises:
+        ConfigError: `runtime.card` is not in the table, or no offload profile fits the card.
+    """
+    if config.model.weights is Weights.tiny or not todo:
+        return None
+    name = config.runtime.card
+    if name is not None and find_card(name) is None:
+        raise ConfigError(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
+    gpu_name = name or (machine.gpus[0].name if machine.gpus else None)
+    card = find_card(gpu_name) if gpu_name else None
+    if card is None or gpu_name is None:
+        return None
+    settings = [p.clip.settings for p in todo]
+    offload = choose_offload(config, settings, machine_with(card, machine) if name else machine)
+    execution = replace(execution_of(config, card), offload=offload.kind.name)
+    scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
+    denoised = [p.clip.settings for p in todo if not p.is_from_latents]
+    encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
+    reads_weights = config.model.weights is not Weights.random
+    start = predict_start(denoised, len(encoded - {None}), execution, reads_weights=reads_weights)
+    costs = [predict_clip(shape, card, execution, scales) for shape in set(map(Shape.of, denoised))]
+    basis = min((c.basis for c in costs), default=_decoding_basis(scales))
+    computes = any(not c.is_copy_bound for c in costs)
+    text = _basis_text(card, gpu_name, execution, scales, basis, computes=computes)
+    is_calibrated = basis is CostBasis.calibrated
+    return Forecast(card, gpu_name, offload, execution, scales, start, text, is_calibrated)
+
+
+def _decoding_basis(scales: Scales | None) -> CostBasis:
+    """Return what the time of clips rests on that are only decoded."""
+    is_measured = scales is not None and scales.decode is not None
+    return CostBasis.calibrated if is_measured else CostBasis.estimated
+
+
+def _basis_text(
+    card: Card,
+    gpu_name: str,
+    execution: Execution,
+    scales: Scales | None,
+    basis: CostBasis,
+    *,
+    computes: bool,
+) -> str:
+    """Return what a forecast rests on; a clip that `computes` waits for the card's arithmetic."""
+    log = f"the log of this {gpu_name}"
+    if scales is not None and scales.source is not None and computes:
+        log = f"this {gpu_name}'s log of {scales.source}"
+    if basis is CostBasis.calibrated:
+        parts = [f"calibrated by {log}"]
+    elif basis is CostBasis.scaled:
+        parts = [f"roughly calibrated by {log}, of far larger or smaller clips"]
+    else:
+        parts = [f"an estimate from the {card.name}'s vendor figures"]
+    if execution.offload == "stream_disk" and (scales is None or scales.copy is None):
+        parts.append(f"a disk that gives {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s is assumed")
+    if basis is CostBasis.estimated and (missing := not_modelled(card, execution)):
+        parts.append(f"not modelled: {missing}")
+    return "; ".join(parts)
+
+
+def make_pace(forecast: Forecast | None, run_dir: RunDir, clock: Clock) -> Pace:
+    """Return what predicts the clips of a run."""
+
+    def has_latents(job: Job) -> bool:
+        return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
+
+    return Pace(
+        clip_cost_function(forecast),
+        is_forecast=forecast is not None,
+        has_latents=has_latents,
+        clock=clock,
+    )
+
+
+def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipShape], ClipCost]:
+    """Return what predicts a clip; without a forecast only the proportions mean something."""
+    if forecast is not None:
+        return forecast.clip_cost
+    card = find_card(EXAMPLE)  # which one hardly matters where costs are only compared
+    assert card is not None
+    return lambda settings: predict_clip(settings, card, default_execution(card), None)
+
+
+def machine_with(card: Card, machine: Machine) -> Machine:
+    """Return this machine as if it had that card, its memory free but for a desktop's."""
+    size = int(card.memory_gib * GIB)
+    free = size - (int(DISPLAY_GIB * GIB) if card.has_display else 0)
+    return replace(machine, gpus=(Gpu(0, card.name, "", size, free, "", None),))

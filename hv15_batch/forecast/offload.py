@@ -1,0 +1,241 @@
+"""Which offload profile a run uses, and why: predicted peaks against free memory. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from hv15_batch.clip import ClipSettings
+from hv15_batch.config.checks import effective_dtype
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import ConfigError
+from hv15_batch.forecast.memory import Peaks, fits_text_encoder, predict_peaks
+from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
+from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
+from hv15_batch.machine.machine import Machine
+from hv15_batch.model.shapes import Shape
+from hv15_batch.model.variant import OffloadKind, Weights
+from hv15_batch.units import GIB
+
+_USUAL_ORDER = (
+    OffloadKind.resident,
+    OffloadKind.stream,
+    OffloadKind.model,
+    OffloadKind.stream_disk,
+)
+"""The fastest first, for clips that are long enough to hide the weights' way to the card."""
+
+
+@dataclass(frozen=True)
+class OffloadChoice:
+    """The profile of a run."""
+
+    kind: OffloadKind
+    """Never `auto`."""
+    reason: str
+    """One line for the user."""
+    budget_bytes: int | None
+    """What torch may take of the card; None on the CPU."""
+    streams_text_encoder: bool
+    peaks: Peaks | None
+    """Predicted, of the clip that needs most; None on the CPU."""
+
+
+def choose_offload(
+    config: Config, settings: Iterable[ClipSettings], machine: Machine
+) -> OffloadChoice:
+    """Return the profile typed, or for `auto` the fastest one that fits.
+
+    Args:
+        config: Decides profile and `runtime.vram_limit_gib`.
+        settings: What is to be rendered; the size that needs most decides.
+        machine: Cards and RAM; the first card is the one used.
+
+    Raises:
+        ConfigError: the profile typed, or every profile, needs more than there is.
+    """
+    if config.model.weights is Weights.tiny or not machine.gpus:
+        kind = config.offload.kind
+        kind = OffloadKind.resident if kind is OffloadKind.auto else kind
+        return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None)
+    budget = device_budget_bytes(config, machine.gpus[0].free_bytes)
+    card = find_card(machine.gpus[0].name)
+    execution = execution_of(config, card)
+    settings = list(settings)
+    sizes = list({(s.height, s.width, s.num_frames): s for s in settings}.values())
+    fastest_first = _fastest_first(settings, card, execution)
+    candidates = [
+        _neediest(kind, sizes, replace(execution, offload=kind.name), budget, config)
+        for kind in fastest_first
+    ]
+    faults = {c.kind: _fault(c.peaks, budget, machine) for c in candidates}
+    by_kind = {c.kind: c for c in candidates}
+    fitting = [kind for kind in fastest_first if faults[kind] is None]
+    wanted = config.offload.kind
+    if wanted is not OffloadKind.auto and wanted in fitting:
+        return _choice(by_kind[wanted], "as typed", budget, machine)
+    if not fitting:
+        why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _USUAL_ORDER)
+        raise ConfigError(
+            f"offload={wanted.name}: {by_kind[_USUAL_ORDER[0]].size} fits no profile here: "
+            f"{why}. {_what_would_do(sizes, execution, config, machine)}"
+            f"{_remedy(sizes[0], execution, budget, config, machine)}"
+        )
+    if wanted is not OffloadKind.auto:
+        raise ConfigError(
+            f"offload={wanted.name}: {by_kind[wanted].size} {faults[wanted]}; use "
+            f"offload={fitting[0].name} or offload=auto."
+        )
+    kind = fitting[0]
+    before = fastest_first[: fastest_first.index(kind)]
+    reasons = [f"{k.name} {faults[k]}" for k in before]
+    usual = _USUAL_ORDER[: _USUAL_ORDER.index(kind)]
+    reasons += [f"{k.name} would take longer for clips this short" for k in usual if k in fitting]
+    return _choice(by_kind[kind], "; ".join(reasons) or "everything fits", budget, machine)
+
+
+def _fastest_first(
+    settings: Sequence[ClipSettings], card: Card | None, execution: Execution
+) -> list[OffloadKind]:
+    """Return the profiles by the predicted time of these clips; the usual order breaks ties."""
+    if card is None:
+        return list(_USUAL_ORDER)
+    shapes = Counter(map(Shape.of, settings))
+
+    def seconds(kind: OffloadKind) -> float:
+        way = replace(execution, offload=kind.name)
+        return sum(n * predict_clip(s, card, way, None).seconds for s, n in shapes.items())
+
+    return sorted(_USUAL_ORDER, key=seconds)  # stable
+
+
+def execution_of(config: Config, card: Card | None) -> Execution:
+    """Return how a command carries out the maths, resident; an unknown card takes torch's own."""
+    runtime, dtype = config.runtime, effective_dtype(config).value
+    backend = runtime.attention_backend
+    if backend == "auto":
+        backend = auto_backend(card, runtime.mask_free, dtype) if card else "native"
+    return Execution(
+        attention_backend=backend,
+        compiled=runtime.compile,
+        mask_free=runtime.mask_free,
+        dtype=dtype,
+    )
+
+
+def device_budget_bytes(config: Config, free_bytes: int) -> int:
+    """Return what torch may take: free memory or the typed limit, less CUDA's own part."""
+    limit = config.runtime.vram_limit_gib
+    usable = free_bytes if limit is None else min(free_bytes, int(limit * GIB))
+    return usable - CONTEXT_BYTES - ALLOCATOR_BYTES
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A profile with the size of clip that needs most of it."""
+
+    kind: OffloadKind
+    execution: Execution
+    size: str
+    peaks: Peaks
+
+
+def _neediest(
+    kind: OffloadKind,
+    sizes: Iterable[ClipSettings],
+    execution: Execution,
+    budget: int,
+    config: Config,
+) -> _Candidate:
+    reads_weights = config.model.weights is not Weights.random
+    found = [
+        _Candidate(
+            kind,
+            execution,
+            f"{s.height}x{s.width}x{s.num_frames}",
+            predict_peaks(s, execution, budget, reads_weights=reads_weights),
+        )
+        for s in sizes
+    ]
+    return max(found, key=lambda c: c.peaks.allocated_bytes)
+
+
+def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> OffloadChoice:
+    peaks = candidate.peaks
+    stages = (peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
+    encode, denoise, decode = (f"{stage / GIB:.1f}" for stage in stages)
+    text = (
+        f"offload {candidate.kind.name}: {why}; predicted peak {peaks.device_bytes / GIB:.1f} GiB "
+        f"of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
+        f"{CONTEXT_BYTES / GIB:.1f}) and {peaks.host_bytes / GIB:.1f} GiB of RAM ("
+        f"{machine.ram_available_bytes / GIB:.1f} are available on this machine)"
+    )
+    streams = not fits_text_encoder(candidate.execution, budget)
+    return OffloadChoice(candidate.kind, text, budget, streams, peaks)
+
+
+def _fault(peaks: Peaks, budget: int, machine: Machine) -> str | None:
+    """Return what a profile lacks, CUDA's own part and the allocator's included on both sides."""
+    faults = []
+    if peaks.allocated_bytes > budget:
+        free = max(budget + CONTEXT_BYTES + ALLOCATOR_BYTES, 0)
+        faults.append(
+            f"needs {_at_least(_card_bytes(peaks))} GiB of card and {_at_most(free)} are free"
+        )
+    if peaks.host_bytes > machine.ram_available_bytes:
+        free = machine.ram_available_bytes
+        faults.append(
+            f"needs {_at_least(peaks.host_bytes)} GiB of RAM and {_at_most(free)} are available"
+        )
+    return ", and ".join(faults) or None
+
+
+def _card_bytes(peaks: Peaks) -> int:
+    """Return how much of a card must be free for this."""
+    return peaks.device_bytes + ALLOCATOR_BYTES
+
+
+def _at_least(number: float) -> str:
+    return f"{math.ceil(number / GIB * 10) / 10:.1f}"
+
+
+def _at_most(number: float) -> str:
+    return f"{math.floor(number / GIB * 10) / 10:.1f}"
+
+
+def _what_would_do(
+    sizes: Sequence[ClipSettings], execution: Execution, config: Config, machine: Machine
+) -> str:
+    """Return the profile that fits the least memory, and how much that is.
+
+    Of the card, where one fits this machine's RAM; else of RAM.
+    """
+    # A budget of nothing: the most frugal plans.
+    frugal = [
+        (kind.name, _neediest(kind, sizes, replace(execution, offload=kind.name), 0, config).peaks)
+        for kind in _USUAL_ORDER
+    ]
+    ram = machine.ram_available_bytes
+    fitting = [(name, peaks) for name, peaks in frugal if peaks.host_bytes <= ram]
+    if fitting:
+        name, peaks = min(fitting, key=lambda it: _card_bytes(it[1]))
+        return f"offload={name} would do with {_at_least(_card_bytes(peaks))} GiB of card. "
+    name, peaks = min(frugal, key=lambda it: (it[1].host_bytes, _card_bytes(it[1])))
+    return (
+        f"offload={name} would do with {_at_least(peaks.host_bytes)} GiB of RAM and "
+        f"{_at_least(_card_bytes(peaks))} GiB of card. "
+    )
+
+
+def _remedy(
+    settings: ClipSettings, execution: Execution, budget: int, config: Config, machine: Machine
+) -> str:
+    """Return what is to be done; smaller clips are of no use where the weights do not fit."""
+    smallest = [replace(settings, height=16, width=16, num_frames=1)]
+    for kind in _USUAL_ORDER:
+        way = replace(execution, offload=kind.name)
+        if _fault(_neediest(kind, smallest, way, budget, config).peaks, budget, machine) is None:
+            return "Render smaller or shorter clips, or free memory."
+    return "Free memory: it is the weights that do not fit, whatever the clips."

@@ -1,0 +1,302 @@
+"""What a clip costs on a card: FLOP and seconds per stage. Arithmetic, no torch.
+
+The model has one term per kind of work: attention, matrix products, and the element-wise kernels
+between them, which memory bandwidth bounds; a streamed profile takes at least as long as its
+weights' way to the card. Its constants were fitted on one H200 (torch 2.11, 480x848; facts in
+BENCHMARKS.md) and carry over to other cards by their vendor figures, which makes those predictions
+estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from hv15_batch.machine.cards import Card
+from hv15_batch.model.shapes import (
+    IMAGE_ENCODER_BYTES,
+    IMAGE_TOKENS,
+    PADDED_TOKENS,
+    SMALL_ENCODERS_BYTES,
+    TEXT_ENCODER_BYTES,
+    TEXT_TOKENS,
+    TRANSFORMER_BYTES,
+    VAE_BYTES,
+    ClipShape,
+    attention_flop,
+    forward_flop,
+    linear_flop,
+    num_video_tokens,
+)
+
+NEAR_SIZE = 2.0
+"""Clips up to so many times larger or smaller say how long one takes: small ones are dominated by
+what each kernel costs, not by its arithmetic."""
+MATMUL_SHARE = 0.70
+"""Of the dense bf16 rate in matrix products (H200); of the fp32 rate assumed."""
+ELEMENTWISE_BYTES_PER_TOKEN = 58e6
+ELEMENTWISE_COMPILED_SHARE = 0.4
+BANDWIDTH_SHARE = 0.8
+DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
+DECODE_SHARE = 0.53
+DISK_BYTES_PER_SECOND = 3e9
+"""Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Measured over predicted seconds on the same card, by kind of work."""
+
+    denoise: tuple[tuple[int, float], ...] = ()
+    """Video tokens and factor, of clips that waited for arithmetic."""
+    copy: float | None = None
+    """Of the weights' way to the card, where that is what a forward takes."""
+    decode: float | None = None
+    source: str | None = None
+    """The other way of running whose log `denoise` is from; None: the same one's."""
+
+    def nearest(self, tokens: int) -> tuple[int, float] | None:
+        """Return tokens and factor of the measured clips that are nearest in size."""
+        return min(self.denoise, key=lambda it: abs(math.log(it[0] / tokens)), default=None)
+
+
+class CostBasis(IntEnum):
+    """What a clip's predicted seconds rest on."""
+
+    estimated = 0
+    """Vendor figures of the card."""
+    scaled = 1
+    """The same, corrected by far larger or smaller clips of this card."""
+    calibrated = 2
+    """The same, corrected by clips of about this size."""
+
+
+@dataclass(frozen=True)
+class ClipCost:
+    """Predicted cost of one warm clip."""
+
+    denoise_seconds: float
+    decode_seconds: float
+    basis: CostBasis
+    """Of denoising."""
+    is_copy_bound: bool = False
+    """Whether a forward waits for the weights rather than for the card's arithmetic."""
+    denoise_flop: float = 0.0
+    decode_flop: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds between two finished clips: writing runs beside the next clip."""
+        return self.denoise_seconds + self.decode_seconds
+
+
+def predict_clip(
+    settings: ClipShape, card: Card, execution: Execution, scales: Scales | None
+) -> ClipCost:
+    """Return the predicted seconds of a warm clip.
+
+    Args:
+        settings: The clip's settings.
+        card: Vendor figures.
+        execution: How the maths is carried out there.
+        scales: What logs of this very card say (`calibration`), or None.
+    """
+    factors = scales or Scales()
+    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    nearest = factors.nearest(tokens)
+    arithmetic = 1.0 if nearest is None else nearest[1]
+    compute = _compute_seconds(settings, card, execution) * arithmetic
+    copy = copy_seconds(card, execution) * (factors.copy or 1.0)
+    if copy > compute:
+        basis = CostBasis.estimated if factors.copy is None else CostBasis.calibrated
+    else:
+        basis = _basis(tokens, nearest)
+    forwards = settings.num_inference_steps * (2 if settings.has_guidance else 1)
+    pixels = settings.height * settings.width * settings.num_frames
+    decode_flop = DECODE_FLOP_PER_PIXEL * pixels
+    # Convolutions in float32 run in TF32, at half of the bf16 rate.
+    decode = decode_flop * execution.bytes_factor / (card.dense_bf16_tflops * 1e12 * DECODE_SHARE)
+    return ClipCost(
+        denoise_seconds=forwards * max(compute, copy) + move_seconds(card, execution) * arithmetic,
+        decode_seconds=decode * (factors.decode or 1.0),
+        basis=basis,
+        is_copy_bound=copy > compute,
+        denoise_flop=forwards * forward_flop(tokens, _text_tokens(settings, execution)),
+        decode_flop=decode_flop,
+    )
+
+
+def copy_seconds(card: Card, execution: Execution) -> float:
+    """Return what the weights' way to the card takes in each forward; 0 where they stay there."""
+    if not execution.is_streamed:
+        return 0.0
+    bytes_per_second = card.host_gb_per_second * 1e9
+    if execution.offload == "stream_disk":
+        bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
+    return TRANSFORMER_BYTES * execution.bytes_factor / bytes_per_second
+
+
+def move_seconds(card: Card, execution: Execution) -> float:
+    """Return what moving transformer and VAE to the card and back takes for each clip.
+
+    0 where they stay there or are streamed. At the card's full rate; never measured.
+    """
+    if execution.offload != "model":
+        return 0.0
+    moved = 2 * (TRANSFORMER_BYTES + VAE_BYTES) * execution.bytes_factor
+    return moved / (card.host_gb_per_second * 1e9)
+
+
+def _basis(tokens: int, nearest: tuple[int, float] | None) -> CostBasis:
+    if nearest is None:
+        return CostBasis.estimated
+    is_near = 1 / NEAR_SIZE <= tokens / nearest[0] <= NEAR_SIZE
+    return CostBasis.calibrated if is_near else CostBasis.scaled
+
+
+def _compute_seconds(settings: ClipShape, card: Card, execution: Execution) -> float:
+    """Return what a forward takes where the weights are on the card already."""
+    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    text = _text_tokens(settings, execution)
+    factor = execution.bytes_factor
+    rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
+    bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
+    bytes_ *= ELEMENTWISE_COMPILED_SHARE if execution.compiled else 1.0
+    return (
+        attention_flop(tokens, text) / (rate * attention_share(card, execution))
+        + linear_flop(tokens) / (rate * MATMUL_SHARE)
+        + bytes_ / (card.bandwidth_gb_per_second * 1e9 * BANDWIDTH_SHARE)
+    )
+
+
+def _text_tokens(settings: ClipShape, execution: Execution) -> int:
+    if not execution.mask_free:
+        return PADDED_TOKENS
+    return TEXT_TOKENS + (IMAGE_TOKENS if settings.has_image else 0)
+
+
+_CUDNN, _FLASH, _NATIVE = "_native_cudnn", "_native_flash", "native"
+ATTENTION_SHARES = {_CUDNN: (0.62, 0.62), _FLASH: (0.38, 0.62)}
+"""Share of the dense bf16 rate that attention reaches: on Hopper, elsewhere. cuDNN 566 TFLOP/s and
+FlashAttention-2 361 on one H200; elsewhere assumed."""
+MASKED_SHARES = (0.156, 0.28)
+"""The same with the stock mask, which only torch's memory-efficient kernel takes, the mask's making
+included: 8.71 s a forward of 480x848x121 on one H200; elsewhere by the RTX 5090 D that took 509 s
+with the mask and 272 s without (conf/reference/profile_rtx5090d.yaml)."""
+FLOAT32_ATTENTION_SHARE = 0.4
+"""Of the fp32 rate; assumed."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the maths is carried out: what changes time and memory for one and the same clip."""
+
+    attention_backend: str
+    """In effect: never `auto`."""
+    offload: str = "resident"
+    compiled: bool = False
+    mask_free: bool = True
+    dtype: str = "bfloat16"
+
+    @property
+    def bytes_factor(self) -> int:
+        """Bytes of a number over those of a 16-bit one."""
+        return 2 if self.dtype == "float32" else 1
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the weights pass through the card in each forward."""
+        return self.offload in ("stream", "stream_disk")
+
+
+def auto_backend(card: Card, mask_free: bool, dtype: str) -> str:
+    """Return the attention that `auto` means on a card; the rule is that of `attention`."""
+    if not mask_free or dtype == "float32" or card.capability < (8, 0):
+        return _NATIVE
+    return _CUDNN if card.capability >= (9, 0) else _FLASH
+
+
+def default_execution(card: Card) -> Execution:
+    """Return how a card runs by default: resident, mask-free bf16, not compiled."""
+    return Execution(auto_backend(card, True, "bfloat16"))
+
+
+def not_modelled(card: Card, execution: Execution) -> str | None:
+    """Return the settings whose speed is not known, and what is taken instead; None without."""
+    name = auto_backend(card, execution.mask_free, execution.dtype)
+    parts = []
+    if execution.attention_backend not in (name, *_known_kernels(execution)):
+        parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
+    if execution.dtype == "float32":
+        parts.append("dtype=float32, never measured")
+    return "; ".join(parts) or None
+
+
+def attention_share(card: Card, execution: Execution) -> float:
+    """Return the share of the card's rate (fp32 or bf16) that attention reaches."""
+    if execution.dtype == "float32":
+        return FLOAT32_ATTENTION_SHARE
+    if not execution.mask_free:
+        shares = MASKED_SHARES
+    else:
+        auto = ATTENTION_SHARES[auto_backend(card, True, execution.dtype)]
+        shares = ATTENTION_SHARES.get(execution.attention_backend, auto)
+    return shares[0 if card.is_hopper else 1]
+
+
+def _known_kernels(execution: Execution) -> tuple[str, ...]:
+    """Return the attention kernels that have figures for this type, with or without a mask."""
+    is_fused = execution.mask_free and execution.dtype != "float32"
+    return tuple(ATTENTION_SHARES) if is_fused else (_NATIVE,)
+
+
+# One H100, 2026-11-25.
+START_SECONDS = 25.0
+"""Two processes' imports, CUDA's context, encoders and the first use of each kernel."""
+ENCODE_SECONDS = 0.4
+"""A text or an image."""
+COMPILE_SECONDS = (22.0, 14.0)
+"""The first size of clip, and a second one, whose code takes every size (`compilation`)."""
+
+
+@dataclass(frozen=True)
+class StartCost:
+    """Predicted seconds of what comes once in a run."""
+
+    load_seconds: float
+    """Start of the processes included."""
+    encode_seconds: float
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.load_seconds + self.encode_seconds + self.compile_seconds
+
+
+def predict_start(
+    settings: Iterable[ClipShape], num_encoded: int, execution: Execution, *, reads_weights: bool
+) -> StartCost:
+    """Return the predicted seconds of what comes once in a run.
+
+    Args:
+        settings: The clips to be denoised; where there are none, only the VAE is loaded.
+        num_encoded: Distinct texts and images.
+        execution: How the maths is carried out.
+        reads_weights: Whether weights come from a disk; random ones are built on the card.
+    """
+    clips = list(settings)
+    sizes = {(s.height, s.width, s.num_frames) for s in clips}
+    weights = VAE_BYTES
+    if clips:
+        weights += TRANSFORMER_BYTES
+    if num_encoded:
+        weights += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+    if any(s.has_image for s in clips):
+        weights += IMAGE_ENCODER_BYTES
+    reading = weights / DISK_BYTES_PER_SECOND if reads_weights else 0.0
+    first, further = COMPILE_SECONDS
+    compiling = first + further * (len(sizes) > 1) if execution.compiled and sizes else 0.0
+    return StartCost(START_SECONDS + reading, ENCODE_SECONDS * num_encoded, compiling)

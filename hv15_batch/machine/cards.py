@@ -1,0 +1,124 @@
+"""The cards that predictions know: vendor figures, with their sources.
+
+Rates are dense (no sparsity) bf16 with fp32 accumulation, which on GeForce cards is half of the
+fp16-accumulate figure that is often quoted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hv15_batch.units import GIB
+
+
+@dataclass(frozen=True)
+class Card:
+    """Vendor figures of a card."""
+
+    name: str
+    """Name for `runtime.card`."""
+    pattern: str
+    """Regular expression over NVML's product name."""
+    memory_gib: float
+    """As the driver reports it, GiB."""
+    dense_bf16_tflops: float
+    """Tensor-core rate, bf16 with fp32 accumulation."""
+    fp32_tflops: float
+    """Rate of the ordinary cores."""
+    bandwidth_gb_per_second: float
+    """Memory bandwidth, 10^9 bytes."""
+    host_gb_per_second: float
+    """Practical copy rate from pinned host memory: PCIe 4.0 x16 about 25, x8 12, 5.0 x16 50."""
+    capability: tuple[int, int]
+    """CUDA compute capability, which decides what attention `auto` takes."""
+    source: str
+    """Page of the figures, and what was derived from them."""
+
+    @property
+    def is_hopper(self) -> bool:
+        """Whether attention kernels of older generations leave much of the card unused."""
+        return self.capability[0] == 9
+
+    @property
+    def has_display(self) -> bool:
+        """Whether a desktop is likely to have some of its memory."""
+        return self.name.startswith("rtx_")
+
+
+_GA102 = (
+    "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf"
+    " appendix A"
+)
+_ADA = (
+    "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf "
+    "appendix A"
+)
+_BLACKWELL = (
+    "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
+    "nvidia-rtx-blackwell-gpu-architecture.pdf appendix A"
+)
+_SERIES_30 = (
+    "https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/ "
+    "cores and clock; tensor rate 2 x fp32 rate as in the GA102 whitepaper"
+)
+_SERIES_40 = (
+    "https://www.nvidia.com/en-us/geforce/graphics-cards/40-series/{}/ "
+    "cores and clock; tensor rate 2 x fp32 rate as in the Ada whitepaper"
+)
+_A100 = (
+    "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
+    "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf 80GB SXM"
+)
+_L40S = "https://www.nvidia.com/en-us/data-center/l40s/"
+_H100 = "https://www.nvidia.com/en-us/data-center/h100/ SXM; half of the rate with sparsity"
+_H200 = "https://www.nvidia.com/en-us/data-center/h200/ SXM; half of the rate with sparsity"
+_D_SCALED = "; third-party reports: 2375 of its 3352 AI TOPS, else equal; tensor rate by that"
+_4060, _4070 = _SERIES_40.format("rtx-4060-4060ti"), _SERIES_40.format("rtx-4070-family")
+
+# fmt: off
+CARDS = (
+    #    name, pattern, GiB, bf16 and fp32 TFLOP/s, GB/s, host GB/s, capability, source
+    Card("rtx_3060", r"RTX 3060(?! Ti)", 12.0, 25.5, 12.7, 360, 25, (8, 6), _SERIES_30),
+    Card("rtx_3090", r"RTX 3090(?! Ti)", 24.0, 71.2, 35.6, 936, 25, (8, 6), _GA102),
+    Card("rtx_4060_ti", r"RTX 4060 Ti", 16.0, 44.1, 22.1, 288, 12, (8, 9), _4060),
+    Card("rtx_4070_ti", r"RTX 4070 Ti(?! SUPER)", 12.0, 80.2, 40.1, 504, 25, (8, 9), _4070),
+    Card("rtx_4080", r"RTX 4080(?! SUPER)", 16.0, 97.5, 48.7, 717, 25, (8, 9), _ADA),
+    Card("rtx_4090", r"RTX 4090(?! ?D)", 24.0, 165.2, 82.6, 1008, 25, (8, 9), _ADA),
+    Card("rtx_5090", r"RTX 5090(?! ?D)", 31.8, 209.5, 104.8, 1792, 50, (12, 0), _BLACKWELL),
+    Card("rtx_5090_d", r"RTX 5090 ?D(?!.*v2)", 31.8, 148.4, 104.8, 1792, 50, (12, 0),
+         _BLACKWELL + _D_SCALED),
+    Card("a100", r"A100.*80GB", 80.0, 312.0, 19.5, 2039, 25, (8, 0), _A100),
+    Card("l40s", r"L40S", 45.0, 362.0, 91.6, 864, 25, (8, 9), _L40S),
+    Card("h100", r"\b(H100 80GB HBM3|H100 SXM)", 79.6, 989.4, 66.9, 3352, 50, (9, 0), _H100),
+    Card("h200", r"\bH200(?! NVL)", 140.4, 989.4, 66.9, 4800, 50, (9, 0), _H200),
+)
+# fmt: on
+EXAMPLE = "rtx_4090"
+"""The card that messages name as an example."""
+
+
+_NOT_THE_CARD = re.compile(r"Laptop|Max-Q|\bMIG\b")
+"""In a product name: another chip under the same name, or a slice of the card."""
+
+
+def find_card(name: str) -> Card | None:
+    """Return the card of a `runtime.card` name or of NVML's product name, or None."""
+    if _NOT_THE_CARD.search(name):
+        return None
+    for card in CARDS:
+        if name == card.name or re.search(card.pattern, name):
+            return card
+    return None
+
+
+def card_names() -> list[str]:
+    """Return the names that `runtime.card` takes."""
+    return [card.name for card in CARDS]
+
+
+CONTEXT_BYTES = int(1.4 * GIB)
+"""CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved
+was 1.28 to 1.39 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
+ALLOCATOR_BYTES = int(0.3 * GIB)
+"""What torch's allocator may hold beyond what is in use, with expandable segments."""

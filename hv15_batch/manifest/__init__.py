@@ -1,0 +1,1 @@
+"""A file of prompts becomes checked rows, and rows become clips."""

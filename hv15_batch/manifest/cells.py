@@ -1,0 +1,268 @@
+"""Cells of a manifest: what each kind of value may be, and how a fault is worded.
+
+Every parser takes a cell as text (CSV) or as the value that JSON or Parquet held, and raises a
+`ValueError` that reads `what is allowed; what to do`. One rule for the four formats.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from itertools import chain
+from typing import Any, TypeVar
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.units import format_value, printable
+
+MAX_CELL_CHARACTERS = 1_000_000
+"""Longest text of a cell. The encoder reads 1,000 tokens; beyond this a quote was left open."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed: the log stores seeds as signed 64-bit integers."""
+
+MAX_SEEDS_PER_ROW = 10_000
+
+MAX_EXACT_FLOAT = 2**53
+"""Beyond this a float no longer tells neighbouring integers apart (IEEE 754 binary64)."""
+
+SEED_RULE = "seeds are integers from 0 to 2^63-1"
+SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
+
+_WHOLE = re.compile(r"([+-]?)0*([0-9]{1,19})(?:\.0+)?")
+_REAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_SEED = re.compile(r"0*([0-9]{1,19})(?:\.0+)?")
+_SEED_RANGE = re.compile(r"0*([0-9]{1,19})\.\.0*([0-9]{1,19})")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SEPARATORS = re.compile(r"\s*,\s*|\s+")
+
+Parsed = TypeVar("Parsed")
+
+
+class Faults:
+    """Everything that is wrong with one manifest."""
+
+    def __init__(self, manifest: str) -> None:
+        self.manifest = manifest
+        """Path of the manifest as the user typed it."""
+        self._found: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._found)
+
+    @property
+    def messages(self) -> list[str]:
+        """One for each fault, in the order of lines, and within one as they were found."""
+        return [message for _, message in sorted(self._found, key=lambda found: found[0])]
+
+    def add(self, line: int, column: str, value: Any, rule: str) -> None:
+        """Note a fault; `rule` reads `what is allowed; what to do`."""
+        message = f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}."
+        self._found.append((line, "".join(map(printable, message))))
+
+    def try_cell(
+        self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]
+    ) -> Parsed | None:
+        """Return the parsed cell; None where it is empty, or refused and noted."""
+        if is_empty(value):
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.add(line, column, value, str(error))
+            return None
+
+
+def format_fault(
+    manifest: str, line: int, column: str, value: Any, allowed: str, action: str
+) -> str:
+    """Return `file:line: column=value: what is allowed; what to do.` on one line.
+
+    Args:
+        manifest: Path of the manifest as the user typed it.
+        line: Where the record starts, from 1; in Parquet, which has no lines, the row from 1.
+        column: Name of the column.
+        value: The cell; shortened, with characters that would break the line escaped.
+        allowed: What the cell may be, without a full stop.
+        action: What the user can do, without a full stop.
+    """
+    faults = Faults(manifest)
+    faults.add(line, column, value, f"{allowed}; {action}")
+    return faults.messages[0]
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a cell is null or nothing but white space: the default applies."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def parse_text(value: Any) -> str:
+    """Return the text of a cell, unchanged.
+
+    Raises:
+        ValueError: It is not text, holds a NUL or half a surrogate pair, or is too long.
+    """
+    if not isinstance(value, str):
+        raise ValueError(
+            "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
+        )
+    if len(value) > MAX_CELL_CHARACTERS:
+        raise ValueError(
+            f"a cell holds at most {MAX_CELL_CHARACTERS:,} characters and this one "
+            f"{len(value):,}; shorten it"
+        )
+    if "\0" in value:
+        raise ValueError("text holds no NUL characters; remove them")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "text must be valid Unicode, and character "
+            f"{error.start + 1} is half of a surrogate pair; write the character itself"
+        ) from None
+    return value
+
+
+def parse_tag(value: Any) -> str:
+    """Return the text of a label: any single value, as it would be written in JSON."""
+    if isinstance(value, str):
+        return parse_text(value)
+    if isinstance(value, (list, dict, bytes)):
+        raise ValueError("a label is a single value; write it as text")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return parse_text(str(value))
+
+
+def parse_id(value: Any) -> str:
+    """Return a row's id.
+
+    Raises:
+        ValueError: It cannot name a file everywhere, or would be taken for a temporary one.
+    """
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise ValueError(
+            "an id is 1 to 64 of A-Z a-z 0-9 . _ -; use only these, "
+            "or leave it empty and it is made from the prompt"
+        )
+    if text.startswith("."):
+        raise ValueError("an id must not begin with a full stop, as temporary files do; remove it")
+    return text
+
+
+def parse_whole(value: Any, allowed: str = "a whole number of 1 or more", usual: int = 50) -> int:
+    """Return a whole number; `121.0`, as pandas writes it, is one.
+
+    Args:
+        value: The cell.
+        allowed: What the column takes, for the message: that is checked by the caller.
+        usual: An example of it.
+
+    Raises:
+        ValueError: It is anything else: a fraction, a boolean, `nan`, text.
+    """
+    match = _WHOLE.fullmatch(_number_text(value))
+    if not match:
+        raise ValueError(f"must be {allowed}; write it in digits, like {usual}")
+    return int(match[1] + match[2])
+
+
+def parse_real(value: Any) -> float:
+    """Return a finite number.
+
+    Raises:
+        ValueError: It is anything else: a boolean, `nan`, `inf`, text, a decimal comma.
+    """
+    text = _number_text(value)
+    number = float(text) if _REAL.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        raise ValueError("must be a finite number; write it like 6 or 5.5")
+    return number
+
+
+def _number_text(value: Any) -> str:
+    """Return a number as text in decimal notation; what is no number becomes `nan`."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "nan"
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_FLOAT:
+        return str(int(value))
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)
+    return "nan"
+
+
+def parse_seeds(value: Any) -> tuple[int, ...]:
+    """Return the seeds that a cell, or `sampling.seeds`, stands for.
+
+    Args:
+        value: An integer, a list of integers, or text: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive).
+
+    Raises:
+        ValueError: A seed is no integer of 0..2^63-1, comes twice, or there are none or over
+            10,000. A range is counted before it is expanded, so a huge one is refused at once.
+    """
+    if isinstance(value, str):
+        parts: Sequence[Any] = _SEPARATORS.split(value.strip())
+    else:
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+    if not parts:
+        raise ValueError(f"{SEED_RULE}, at least one; {SEED_FORMS}")
+    _check_seed_count(len(parts))
+    ranges = [_seed_range(part) for part in parts]
+    _check_seed_count(sum(part.stop - part.start for part in ranges))
+    seeds = tuple(chain.from_iterable(ranges))
+    if len(set(seeds)) < len(seeds):
+        [(seed, _)] = Counter(seeds).most_common(1)
+        raise ValueError(f"a seed makes one clip, and {seed} comes twice; give it once")
+    return seeds
+
+
+def _check_seed_count(count: int) -> None:
+    if count > MAX_SEEDS_PER_ROW:
+        raise ValueError(
+            f"a row takes at most {MAX_SEEDS_PER_ROW:,} seeds, and here are {count:,}; "
+            "use fewer, or several rows"
+        )
+
+
+def _seed_range(part: Any) -> range:
+    """Return one seed, or one `first..last`, as a range."""
+    text = _number_text(part)
+    if match := _SEED.fullmatch(text):
+        first = last = int(match[1])
+    elif match := _SEED_RANGE.fullmatch(text):
+        first, last = int(match[1]), int(match[2])
+        if last < first:
+            raise ValueError(
+                f"a range of seeds goes up, and {text} goes down; write {last}..{first}"
+            )
+    else:
+        raise ValueError(f"{SEED_RULE}, and {format_value(part)} is none; {SEED_FORMS}")
+    if last > MAX_SEED:
+        raise ValueError(f"{SEED_RULE}, and {last} is larger; use a smaller one")
+    return range(first, last + 1)
+
+
+MAX_SHOWN_FAULTS = 50
+
+
+class ManifestError(ConfigError):
+    """A manifest with faults; its text is the first 50, one a line, and how many more."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        # As the only argument, so that the error survives pickling.
+        super().__init__(tuple(faults))
+        self.faults = tuple(faults)
+        """Every fault: `file:line: column=value: what is allowed; what to do.`"""
+
+    def __str__(self) -> str:
+        """Return what is printed."""
+        lines = list(self.faults[:MAX_SHOWN_FAULTS])
+        rest = len(self.faults) - len(lines)
+        return "\n".join([*lines, f"and {rest:,} more"] if rest else lines)

@@ -1,0 +1,203 @@
+"""From rows to clips: settings after precedence, sizes, seeds, hashes. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
+from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import ConfigError
+from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
+from hv15_batch.manifest.read import Manifest, scan_manifest
+from hv15_batch.manifest.rows import Row
+from hv15_batch.model.shapes import bucket_size
+from hv15_batch.model.variant import Task, check_recipe
+
+
+def read_rows(path: Path, config: Config) -> Manifest:
+    """Read a manifest; where a row has a fault, those of the clips are told with it.
+
+    Raises:
+        ConfigError: There is no such file, or it is no manifest at all.
+        ManifestError: all faults of all rows, and of the clips that the good rows make.
+    """
+    manifest, faults = scan_manifest(path, config.model.task)
+    if faults:
+        _note_clip_faults(manifest, resolve_clips(manifest, config, None), config, faults)
+        raise ManifestError(faults.messages)
+    return manifest
+
+
+def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tuple[Clip, ...]:
+    """Return every clip of the manifest, rows in file order, seeds in the row's order.
+
+    Raises:
+        ManifestError: all faults that need the settings as well as the row.
+    """
+    clips = resolve_clips(manifest, config, revision)
+    faults = Faults(manifest.name)
+    _note_clip_faults(manifest, clips, config, faults)
+    if faults:
+        raise ManifestError(faults.messages)
+    return tuple(clips)
+
+
+def resolve_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
+    """Return what every row asks for, refused or not.
+
+    Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
+    """
+    override_seeds, default_seeds = _configured_seeds(config)
+    video = hashed_values(config.video)
+    clips: list[Clip] = []
+    for row in manifest.rows:
+        values = _row_values(row, config)
+        if config.model.task is Task.i2v:
+            assert row.image_size is not None
+            values["height"], values["width"] = bucket_size(
+                *row.image_size, config.model.target_size
+            )
+        for seed in override_seeds or row.seeds or default_seeds:
+            clips.append(_clip(row, seed, values, video, config, revision))
+    return clips
+
+
+def check_typed_sampling(
+    manifest: Manifest, config: Config, typed: Iterable[str]
+) -> dict[str, int]:
+    """Return how many rows beat each typed `sampling.*` value.
+
+    Raises:
+        ConfigError: every row beats it, so that typing it had no effect.
+    """
+    beaten: dict[str, int] = {}
+    for name in typed:
+        if getattr(config.override, name) is not None:
+            continue  # replaces typed and cell alike
+        count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
+        if count and count == len(manifest.rows):
+            value = getattr(config.sampling, name)
+            raise ConfigError(
+                f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
+                f"wins; to replace them all use override.{name}={value}."
+            )
+        if count:
+            beaten[name] = count
+    return beaten
+
+
+def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the seeds of `override` (empty where there are none) and of `sampling`."""
+    parsed: list[tuple[int, ...]] = []
+    for section, value in (("override", config.override), ("sampling", config.sampling)):
+        try:
+            parsed.append(() if value.seeds is None else parse_seeds(value.seeds))
+        except ValueError as error:
+            raise ConfigError(f"{section}.seeds={value.seeds}: {error}.") from None
+    return parsed[0], parsed[1] or (0,)
+
+
+def _row_values(row: Row, config: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in SAMPLING_FIELDS:
+        if name == "seeds":
+            continue
+        for source in (config.override, row, config.sampling, config.model.default_sampling):
+            value = getattr(source, name)
+            if value is not None:
+                values[name] = value
+                break
+    return values
+
+
+def _clip(
+    row: Row,
+    seed: int,
+    values: dict[str, Any],
+    video: dict[str, Any],
+    config: Config,
+    revision: str | None,
+) -> Clip:
+    guidance_scale = float(values["guidance_scale"])
+    steps = values["num_inference_steps"]
+    settings = ClipSettings(
+        prompt=row.prompt,
+        negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
+        image_sha256=row.image_sha256,
+        seed=seed,
+        height=values["height"],
+        width=values["width"],
+        num_frames=values["num_frames"],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        flow_shift=float(values["flow_shift"]),
+        fps=float(values["fps"]),
+        video=video,
+        model=config.model.name,
+        revision=revision,
+        weights=config.model.weights.name,
+        dtype=effective_dtype(config).name,
+        attention_backend=config.runtime.attention_backend,
+    )
+    return make_clip(
+        row_id=row.id,
+        row_index=row.index,
+        line=row.line,
+        settings=settings,
+        image=row.image,
+        image_path=row.image_path,
+        tags=row.tags,
+        off_recipe=check_recipe(config.model, steps, guidance_scale) is not None,
+    )
+
+
+def _note_clip_faults(
+    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
+) -> None:
+    if not config.runtime.allow_off_recipe:
+        _note_off_recipe(manifest, clips, config, faults)
+    _note_duplicates(clips, faults)
+
+
+def _note_off_recipe(
+    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
+) -> None:
+    """Note each row that uses a distilled model off its recipe.
+
+    Raises:
+        ConfigError: it is the command or the model option that says so, not a row.
+    """
+    for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
+        settings = clip.settings
+        found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
+        assert found is not None
+        name, reason = found
+        rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
+        value = getattr(settings, name)
+        key = _setting_that_gave(name, manifest.rows[index], config)
+        if key is not None:
+            raise ConfigError(f"{key}={value:g}: {rule}.")
+        faults.add(clip.line, name, value, rule)
+
+
+def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
+    """Return the setting that a row's value comes from; None for its own cell."""
+    if getattr(config.override, name) is not None:
+        return f"override.{name}"
+    if getattr(row, name) is not None:
+        return None
+    if getattr(config.sampling, name) is not None:
+        return f"sampling.{name}"
+    return f"model.default_sampling.{name}"
+
+
+def _note_duplicates(clips: Sequence[Clip], faults: Faults) -> None:
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        other = first.setdefault(clip.settings_sha256, clip)
+        if other is not clip:
+            rule = f"makes the same clip as line {other.line}; remove one of them, or change its"
+            faults.add(clip.line, "seed", clip.settings.seed, f"{rule} seed or settings")

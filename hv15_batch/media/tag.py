@@ -1,0 +1,228 @@
+"""The settings in an mp4: written as its comment, read back as untrusted text."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hv15_batch import __version__
+from hv15_batch.clip import SCHEMA, Clip, ClipSettings
+from hv15_batch.config.settings import X264_PRESETS, VideoCodec, VideoConfig
+from hv15_batch.errors import ConfigError
+from hv15_batch.model.attention import ATTENTION_BACKENDS
+from hv15_batch.model.options import conf_dir
+from hv15_batch.model.variant import Dtype, Task, Weights
+from hv15_batch.units import format_value
+
+MAX_TAG_CHARACTERS = 16 * 1024**2
+"""Above what a prompt and a negative prompt of the longest come to."""
+
+_SETTINGS = frozenset(f.name for f in fields(ClipSettings))
+_NEEDED = frozenset(f.name for f in fields(ClipSettings) if f.default is MISSING)
+"""All others came later, and a tag without them was made with their defaults."""
+_FACTS = {
+    "schema": int,
+    "hv15_batch_version": str,
+    "clip_id": str,
+    "settings_sha256": str,
+    "repo": str,
+    "task": str,
+    "off_recipe": bool,
+    "image": (str, type(None)),
+}
+_VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
+_VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
+"""Of schema 1; what is added to `_VIDEO` later may be missing, as above."""
+_HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ClipTag:
+    """What a clip's file says of itself; types and names are checked, not yet the sampling."""
+
+    path: Path
+    """Absolute."""
+    name: str
+    """As the user typed it, for messages."""
+    settings: ClipSettings
+    video: VideoConfig
+    """Its `video` section, with defaults where the tag is older than a setting."""
+    settings_sha256: str
+    """As the tag has it, and as its settings give it."""
+    clip_id: str
+    repo: str
+    """Hub id, or the name of a local folder; for messages only."""
+    task: Task
+    off_recipe: bool
+    image: str | None
+    """Name of the first frame's file, without a folder."""
+    version: str
+    """hv15_batch that wrote it; for messages only."""
+
+
+def read_clip_tag(name: str) -> ClipTag:
+    """Return the tag of a clip.
+
+    Args:
+        name: of the file, as typed.
+
+    Raises:
+        ConfigError: there is no such file, it has no tag of this project, or one of another schema,
+            or one that was edited.
+    """
+    path = Path(name).expanduser().absolute()
+    values = _read_json(path, name)
+    schema, version = values["schema"], values["hv15_batch_version"]
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
+            f"version of hv15_batch that wrote it ({format_value(version)})."
+        )
+    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys()
+    for key in sorted((needed - values.keys()) | (values.keys() - known)):
+        raise _refused(name, key, values.get(key), "is missing, or not known here")
+    values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
+    _check_facts(values, name)
+    _check_choices(values, name)
+    settings = ClipSettings(**{key: values[key] for key in _SETTINGS})
+    if settings.settings_sha256() != values["settings_sha256"]:
+        raise ConfigError(
+            f"{name}: its tag was edited: the settings do not give the settings_sha256 beside "
+            "them; write a manifest instead."
+        )
+    return ClipTag(
+        path=path,
+        name=name,
+        settings=settings,
+        video=VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]}),
+        settings_sha256=values["settings_sha256"],
+        clip_id=values["clip_id"],
+        repo=values["repo"],
+        task=Task[values["task"]],
+        off_recipe=values["off_recipe"],
+        image=values["image"],
+        version=values["hv15_batch_version"],
+    )
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file's comment, which has a schema and a version.
+
+    Raises:
+        ConfigError: there is none, or it is another program's.
+    """
+    from hv15_batch.media.video import read_comment
+
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{name}: is no regular file; name a clip.")
+        comment = read_comment(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(f"{name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
+    if comment is None:
+        raise ConfigError(
+            f"{name}: it has no tag (video.embed_metadata=false, or a program that rewrote "
+            "the file left it out); render it from its manifest."
+        )
+    try:
+        values = json.loads(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not all(
+        _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")
+    ):
+        raise ConfigError(
+            f"{name}: its comment is not the settings of a clip; name a clip that hv15-batch "
+            "rendered with video.embed_metadata=true, or write a manifest."
+        )
+    return values
+
+
+def _check_facts(values: dict[str, Any], name: str) -> None:
+    """Check the types of all that is not a manifest's cell.
+
+    Raises:
+        ConfigError: naming the first that is wrong.
+    """
+    for key, kind in _FACTS.items():
+        if not _is_a(values[key], kind):
+            raise _refused(name, key, values[key], "is of the wrong type")
+    video = values["video"]
+    if not isinstance(video, dict) or not _VIDEO_NEEDED <= video.keys() <= _VIDEO.keys():
+        raise _refused(name, "video", video, f"must have {', '.join(_VIDEO)}")
+    for key, value in video.items():
+        if not _is_a(value, _VIDEO[key]):
+            raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
+    image = values["image"]
+    if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
+        raise _refused(name, "image", image, "must be a file's name without a folder")
+    if (image is None) != (values["image_sha256"] is None):
+        raise _refused(name, "image_sha256", values["image_sha256"], "goes with an image")
+    if (image is None) != (values["task"] != Task.i2v.name):
+        raise _refused(name, "task", values["task"], "goes with an image where it is i2v")
+
+
+def _check_choices(values: dict[str, Any], name: str) -> None:
+    """Check what becomes a setting against what there is: nothing else of a tag may become one.
+
+    Raises:
+        ConfigError: naming the first that is wrong.
+    """
+    models = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+    choices: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+        ("model", values["model"], tuple(models)),
+        ("weights", values["weights"], tuple(Weights.__members__)),
+        ("dtype", values["dtype"], tuple(Dtype.__members__)),
+        ("task", values["task"], tuple(Task.__members__)),
+        ("attention_backend", values["attention_backend"], ATTENTION_BACKENDS),
+        ("video.codec", values["video"]["codec"], tuple(VideoCodec.__members__)),
+        ("video.preset", values["video"]["preset"], X264_PRESETS),
+    )
+    for key, value, allowed in choices:
+        if not isinstance(value, str) or value not in allowed:
+            raise _refused(name, key, value, f"must be one of {', '.join(allowed)}")
+    revision, image_sha256 = values["revision"], values["image_sha256"]
+    for key, value in (("revision", revision), ("image_sha256", image_sha256)):
+        if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
+            raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
+    for key in ("quantisation", "cache"):
+        if values[key] is not None:
+            raise _refused(name, key, values[key], "is not supported by this version")
+    if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
+        raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _refused(name: str, key: str, value: Any, rule: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: {format_value(key)}={format_value(value)} in its tag {rule}; "
+        "write a manifest instead."
+    )
+
+
+def settings_comment(clip: Clip, repo: str, task: str) -> str:
+    """Return a clip's settings as JSON, file names without their folders."""
+    settings = clip.settings.as_dict()
+    facts = {
+        "schema": SCHEMA,
+        "hv15_batch_version": __version__,
+        "clip_id": clip.clip_id,
+        "settings_sha256": clip.settings_sha256,
+        "repo": Path(repo).name if Path(repo).is_absolute() else repo,
+        "task": task,
+        "off_recipe": clip.off_recipe,
+        "image": Path(clip.image).name if clip.image else None,
+    }
+    return json.dumps(facts | settings, ensure_ascii=False)

@@ -1,0 +1,39 @@
+"""The model options: one YAML each under `conf/model/`, read without composing a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from hv15_batch.model.variant import ModelConfig
+
+
+def conf_dir() -> Path:
+    """Return `conf/`: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@cache
+def model_options() -> dict[str, ModelConfig]:
+    """Return every model option by name, in order of name. Read once: change a copy only.
+
+    Raises:
+        msgspec.ValidationError: a value of a YAML is of the wrong type.
+    """
+    options = {}
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        option = msgspec.convert(stored, ModelConfig)
+        # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
+        sampling, recipe = replace(option.default_sampling), replace(option.recipe)
+        options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
+    return options
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,0 +1,129 @@
+"""A variant of the model: what `conf/model/` holds, and what it was distilled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+STEP_DISTILLED_T2V = (
+    "there is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
+    "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
+    "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, "
+    "or model=480p_t2v_distilled"
+)
+
+
+def check_recipe(
+    model: ModelConfig, num_inference_steps: int, guidance_scale: float
+) -> tuple[str, str] | None:
+    """Return (field, reason) where a distilled model is used off its recipe, or None."""
+    recipe = model.recipe
+    if recipe.guidance is not None and guidance_scale != recipe.guidance:
+        reason = f"{model.name} is distilled for guidance_scale {recipe.guidance:g}"
+        return "guidance_scale", reason
+    if recipe.steps and num_inference_steps not in (*recipe.steps, *recipe.draft_steps):
+        kind = "CFG" if model.distillation is Distillation.cfg else "step"
+        return "num_inference_steps", f"{model.name} is {kind}-distilled for {_steps(recipe)}"
+    return None
+
+
+def _steps(recipe: Recipe) -> str:
+    """Return `exactly 50 steps`, or `8 or 12 steps (or 4)`."""
+    exactly = "exactly " if len([*recipe.steps, *recipe.draft_steps]) == 1 else ""
+    draft = f" (or {' or '.join(map(str, recipe.draft_steps))})" if recipe.draft_steps else ""
+    return f"{exactly}{' or '.join(map(str, recipe.steps))} steps{draft}"
+
+
+class Task(Enum):
+    """What a model turns into a video."""
+
+    t2v = "t2v"
+    i2v = "i2v"
+
+
+class Weights(Enum):
+    """Where the parameters come from."""
+
+    pretrained = "pretrained"
+    random = "random"
+    tiny = "tiny"
+
+
+class Distillation(Enum):
+    """How a checkpoint was distilled; `Recipe` has the settings that it was made for."""
+
+    none = "none"
+    cfg = "cfg"
+    step = "step"
+
+
+class Dtype(Enum):
+    """Parameter and activation type of every component."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class OffloadKind(Enum):
+    """Where each component lives in each phase (see `placement`)."""
+
+    auto = "auto"
+    resident = "resident"
+    """Transformer and VAE stay on the card."""
+    stream = "stream"
+    """The transformer's blocks come to the card one by one from pinned host memory."""
+    stream_disk = "stream_disk"
+    """The same from disk, for hosts with little memory."""
+    model = "model"
+    """Transformer and VAE are on the card in turn."""
+
+
+@dataclass
+class SamplingDefaults:
+    """What a model option was made for; used where neither row nor command says otherwise."""
+
+    height: int = 480
+    width: int = 848
+    num_frames: int = 121
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    flow_shift: float = 5.0
+    fps: float = 24.0
+    negative_prompt: str = ""
+
+
+@dataclass
+class Recipe:
+    """What a distilled checkpoint was made for; empty or null where anything will do."""
+
+    steps: list[int] = field(default_factory=list)
+    """Numbers of inference steps."""
+    draft_steps: list[int] = field(default_factory=list)
+    """Further ones that it takes at lower quality."""
+    guidance: float | None = None
+    """Guidance scale; 1.0 is one forward per step."""
+    meanflow: bool = False
+    """Whether each forward takes the time at the end of its step too (`timestep_r`)."""
+
+
+@dataclass
+class ModelConfig:
+    """One model variant: one YAML under `conf/model/`."""
+
+    name: str = "???"
+    """Name of the option."""
+    repo: str | None = None
+    """Hub id, or a local folder in diffusers layout. Null for the tiny models."""
+    revision: str | None = None
+    """Commit of the hub repository; null means the one that `prefetch` recorded."""
+    weights: Weights = Weights.pretrained
+    task: Task = Task.t2v
+    distillation: Distillation = Distillation.none
+    dtype: Dtype = Dtype.bfloat16
+    """Type used unless `runtime.dtype` is set."""
+    target_size: int = 640
+    """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
+    default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    recipe: Recipe = field(default_factory=Recipe, compare=False)
+    """A limit on what may be asked, so that two equal models may have unequal ones."""

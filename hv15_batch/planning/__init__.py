@@ -1,0 +1,1 @@
+"""Clips compared with the log: what is to be done."""

@@ -1,0 +1,302 @@
+"""What is to be done about each clip: done or not and why, order, selection, refusals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.config.settings import Config, FileCheck, Order
+from hv15_batch.errors import ConfigError
+from hv15_batch.manifest.clips import resolve_clips
+from hv15_batch.manifest.read import Manifest
+from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import sha256_of_file
+
+_COMPARED = (
+    "prompt",
+    "negative_prompt",
+    "image",
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "flow_shift",
+    "fps",
+    "model",
+    "revision",
+    "weights",
+    "dtype",
+    "attention_backend",
+)
+"""What of a clip's settings the log has too; `video.*` and an image's content it has not."""
+
+_LOGGED_AS = {"attention_backend": "attention_backend_requested"}
+
+HISTORY_COLUMNS = (
+    "settings_sha256",
+    "row_id",
+    "seed",
+    "attempt",
+    "status",
+    "file",
+    "file_bytes",
+    "file_sha256",
+    "error_type",
+    *(_LOGGED_AS.get(name, name) for name in _COMPARED),
+)
+"""Columns of the log that planning needs."""
+
+
+class State(Enum):
+    """What a planned clip is."""
+
+    done = "done"
+    new = "new"
+    changed = "changed"
+    """The row was rendered before with other settings."""
+    retry = "retry"
+    """The last attempt failed, was interrupted, its file is gone, or it is asked for again."""
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    """A clip of the current manifest and what is to be done about it."""
+
+    clip: Clip
+    state: State
+    reason: str
+    attempts: int
+    """Attempts so far."""
+    has_latents: bool
+    """Its latents are saved."""
+    use_latents: bool
+    """Saved latents are good enough: it is decoded from them, not denoised."""
+    has_result: bool
+    """It has been rendered and its file is there, also where it is asked for again."""
+    last: dict[str, Any] | None
+    """The last attempt at these settings."""
+    repeat: int | None = None
+    """Repetition of a benchmark (see `benchmark`); None makes the clip."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state is State.done
+
+    @property
+    def is_from_latents(self) -> bool:
+        """Whether rendering it is decoding its saved latents."""
+        return self.has_latents and self.use_latents
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it has been rendered and looks black, flat, frozen or clipped."""
+        return self.has_result and self.last is not None and self.last["status"] == SUSPECT
+
+
+class History:
+    """The last attempts of a run directory, by settings and by row."""
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        """Index `rundir.log.read_last_attempts` with `HISTORY_COLUMNS`."""
+        self.by_settings = {r["settings_sha256"]: r for r in records}
+        self._by_row: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for record in records:
+            if record["status"] in DONE_STATUSES:
+                self._by_row.setdefault((record["row_id"], record["seed"]), []).append(record)
+
+    def earlier_clip_of_row(self, clip: Clip, current: set[str]) -> dict[str, Any] | None:
+        """Return the finished clip that this one takes the place of, if any.
+
+        Of several the one that differs least, and of those the newest.
+
+        Args:
+            clip: a clip that was never tried.
+            current: `settings_sha256` of all clips of the manifest: those are not replaced.
+        """
+        records = reversed(self._by_row.get((clip.row_id, clip.settings.seed), ()))
+        replaced = (r for r in records if r["settings_sha256"] not in current)
+        return min(replaced, key=lambda r: len(_changes(r, clip)), default=None)
+
+
+def plan_clips(
+    clips: Sequence[Clip], config: Config, history: History, run_dir: RunDir
+) -> list[PlannedClip]:
+    """Return each clip with its state, in the order in which they are to be rendered."""
+    files = _file_sizes(run_dir.clips)
+    latents = run_dir.saved_latents()
+    current = {clip.settings_sha256 for clip in clips}
+    planned = []
+    for clip in clips:
+        last = history.by_settings.get(clip.settings_sha256)
+        fault = _fault(last, config.check_files, run_dir, files)
+        if last is not None:
+            state, reason = _state_of_tried(last, fault, config)
+        else:
+            earlier = history.earlier_clip_of_row(clip, current)
+            state = State.new if earlier is None else State.changed
+            reason = "" if earlier is None else describe_difference(earlier, clip)
+        # The same latents would give the same suspect frames; interrupted may be the second try.
+        is_suspect = last is not None and last["status"] in (SUSPECT, INTERRUPTED)
+        planned.append(
+            PlannedClip(
+                clip=clip,
+                state=state,
+                reason=reason,
+                attempts=(last["attempt"] or 0) if last else 0,
+                has_latents=clip.denoise_sha256 in latents,
+                use_latents=not config.force and not (is_suspect and config.retry.suspect),
+                has_result=not fault,
+                last=last,
+            )
+        )
+    return _takes_first(planned) if config.order is Order.takes else planned
+
+
+def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
+    """Return the clips that this run is about: `only`, and of those not done `limit`.
+
+    Raises:
+        ConfigError: `only` names a row that is not there.
+    """
+    selected = list(planned)
+    if config.only:
+        wanted = [name.strip() for name in config.only.split(",") if name.strip()]
+        known = {p.clip.row_id: None for p in planned}
+        for name in wanted:
+            if name not in known:
+                some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
+                raise ConfigError(f"only={name}: no row has that id; ids are {some}.")
+        selected = [p for p in planned if p.clip.row_id in wanted]
+    if config.limit is not None:
+        todo = [p for p in selected if not p.is_done][: config.limit]
+        kept = {p.clip.settings_sha256 for p in todo}
+        selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
+    return selected
+
+
+def settings_conflict(
+    manifest: Manifest,
+    selected: Sequence[PlannedClip],
+    config: Config,
+    earlier: Iterable[Config],
+    history: History,
+) -> str | None:
+    """Return how this command's settings would render again what is done, or None.
+
+    The manifest of today is resolved once more with the settings of each earlier run: where such
+    a clip is done, and the one asked for now has the same row and seed but other settings, it is
+    the command and not the manifest that changed.
+
+    Args:
+        manifest: as it is now.
+        selected: what this command is about.
+        config: this command's settings.
+        earlier: settings of earlier runs.
+        history: what is done.
+    """
+    todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
+    for before in earlier if todo else ():
+        if before.model.task is not config.model.task:
+            continue  # the manifest was read for this task: for the other it would be refused
+        replaced: list[tuple[Clip, Clip]] = []
+        for clip in resolve_clips(manifest, before, before.model.revision):
+            now = todo.get((clip.row_index, clip.settings.seed))
+            record = history.by_settings.get(clip.settings_sha256)
+            is_done = record is not None and record["status"] in DONE_STATUSES
+            if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
+                replaced.append((clip, now))
+        if replaced:
+            difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            return f"{difference}; {len(replaced)} clips"
+    return None
+
+
+def describe_difference(record: dict[str, Any], clip: Clip) -> str:
+    """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
+    changes = ", ".join(_changes(record, clip))
+    return changes or ("the image's content or " * bool(clip.image)) + "video.* changed"
+
+
+def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
+    changes = []
+    for name in _COMPARED:
+        before = record[_LOGGED_AS.get(name, name)]
+        now = clip.image if name == "image" else getattr(clip.settings, name)
+        if before != now and not (name == "dtype" and before is None):
+            changes.append(f"{name} {_short(before)} -> {_short(now)}")
+    return changes
+
+
+def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
+    old, new = before.as_dict(), now.as_dict()
+    for values in (old, new):
+        values |= {f"video.{name}": value for name, value in values.pop("video").items()}
+    return ", ".join(
+        f"{name} {_short(old[name])} -> {_short(new[name])}"
+        for name in old
+        if old[name] != new[name]
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str):
+        text = " ".join(value.split())
+        text = text if len(text) <= 40 else text[:39] + "…"
+        return repr(text) if " " in text or not text else text
+    return "none" if value is None else str(value)
+
+
+def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[State, str]:
+    """Return the state of a clip that was tried before, and why."""
+    if fault:
+        return State.retry, fault
+    if config.force:
+        return State.retry, "force=true"
+    if last["status"] == SUSPECT and config.retry.suspect:
+        return State.retry, "suspect, retry.suspect=true"
+    return State.done, ""
+
+
+def _fault(
+    last: dict[str, Any] | None, check: FileCheck, run_dir: RunDir, files: dict[str, int]
+) -> str:
+    """Return why a clip does not count as rendered; empty when it does."""
+    if last is None:
+        return "never tried"
+    if last["status"] in (FAILED, INTERRUPTED):
+        return f"{last['status']} before: {last['error_type'] or 'stopped'}"
+    name = Path(last["file"] or "").name
+    size = files.get(name)
+    if size is None:
+        return "its file is missing"
+    if size != last["file_bytes"]:
+        return f"its file has {size} bytes instead of {last['file_bytes']}"
+    if check is FileCheck.sha256 and sha256_of_file(run_dir.clips / name) != last["file_sha256"]:
+        return "its file's SHA-256 is not the logged one"
+    return ""
+
+
+def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return the clips with every row's first seed in front, then every second one, and so on."""
+    take: Counter[int] = Counter()
+    keyed = []
+    for p in planned:
+        keyed.append((take[p.clip.row_index], p.clip.row_index, p))
+        take[p.clip.row_index] += 1
+    return [p for _, _, p in sorted(keyed, key=lambda item: item[:2])]
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    if not folder.is_dir():
+        return {}
+    return {entry.name: entry.stat().st_size for entry in folder.iterdir()}

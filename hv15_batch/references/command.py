@@ -1,0 +1,66 @@
+"""The command line `hv15-batch references`: published figures, alone or against logs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
+from hv15_batch.model.options import conf_dir
+from hv15_batch.references.check import CHECK_COLUMNS, compare_with_references
+from hv15_batch.references.data import read_references
+from hv15_batch.references.text import format_references_text, format_verdicts_text
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.stored import read_rows_of_runs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print references, or verdicts on them; return 0, or 2 for a log that is refused."""
+    arguments = _parser().parse_args(argv)
+    try:
+        print(_answer(arguments), end="")
+    except (ConfigError, LogSchemaError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _answer(arguments: argparse.Namespace) -> str:
+    references = read_references(conf_dir() / "reference")
+    if not arguments.run_dirs:
+        return format_references_text(references)
+    rows = read_logs(arguments.run_dirs)
+    return format_verdicts_text(compare_with_references(rows, references))
+
+
+def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of run directories, and of those in the folder of a sweep.
+
+    Raises:
+        ConfigError: a folder is neither.
+        LogSchemaError: a log cannot be read.
+    """
+    from hv15_batch.rundir.paths import expand
+
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        for run_dir in map(RunDir, expand(folder)):
+            if not run_dir.is_run_dir():
+                raise ConfigError(
+                    f"{folder}: no run directory (it has no log); "
+                    "name the folder that a run has printed as its first line."
+                )
+            rows += read_rows_of_runs(run_dir, CHECK_COLUMNS)
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch references",
+        description="Compare logs with published figures; without a log, say what these imply.",
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
+    return parser

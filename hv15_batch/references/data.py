@@ -1,0 +1,226 @@
+"""Published figures ("references") as typed data, read from `conf/reference/*.yaml`.
+
+Data only: `reference_check` compares a log with them, `reference_costs` says what they imply.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import types
+import typing
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.model.variant import Task
+
+TOLERANCE = 0.05
+"""Either side of a single figure: two specimens of one card differ by some percent."""
+ABOUT_TOLERANCE = 0.10
+"""The same where the source says "about"."""
+GB = 10**9
+
+
+class Quantity(Enum):
+    """What a published figure is a figure of."""
+
+    clip_seconds = "clip_seconds"
+    load_seconds = "load_seconds"
+    vram = "vram"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One published figure. None means that the source does not state it."""
+
+    name: str
+    """Short name, unique over all files."""
+    quantity: Quantity
+    figure: str
+    """The figure in the source's own terms."""
+    hardware: str
+    """As the source states it."""
+    source: str
+    """Who published it."""
+    not_stated: tuple[str, ...]
+    """What the source leaves open, of all that decides the figure."""
+    card: str | None = None
+    """Name in `machine.cards.CARDS`; None where the source means any card."""
+    card_vram_gib: float | None = None
+    """Memory of the card where it isn't what cards of its name have."""
+    url: str | None = None
+    date: datetime.date | None = None
+    """Day of publication."""
+    seconds_min: float | None = None
+    """Lower end; equal to `seconds_max` for a single figure, None for an upper bound ("within")."""
+    seconds_max: float | None = None
+    vram_gb_min: float | None = None
+    """As printed by the source, which does not say whether GB is 10^9 or 2^30 bytes."""
+    is_approximate: bool = False
+    """The source says "about"."""
+    engine: str | None = None
+    """Software that rendered."""
+    model: str | None = None
+    """Option of `conf/model/`, where the source leaves no doubt."""
+    model_stated: str | None = None
+    """The source's words where they do not name one option."""
+    models: tuple[str, ...] | None = None
+    """Options that `model_stated` may mean."""
+    task: Task | None = None
+    """As the source calls it, also where that is wrong (see `note`)."""
+    resolution: str | None = None
+    """Where only a class of sizes is stated, such as 480p."""
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: tuple[int, ...] | None = None
+    """More than one where the source names alternatives."""
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    dtype: str | None = None
+    offload: str | None = None
+    """The source's words."""
+    offload_kinds: tuple[str, ...] | None = None
+    """Profiles of this project that `offload` may mean."""
+    mask_free: bool | None = None
+    """Whether the figure is without an attention mask, where the source says so."""
+    num_frames_stated: str | None = None
+    """The source's words where it states a length, but no number of frames."""
+    num_frames_swept: tuple[int, ...] | None = None
+    """Numbers of frames that `num_frames_stated` may mean; None where it states no length."""
+    note: str | None = None
+    """What to know before comparing with it."""
+
+    @property
+    def model_options(self) -> tuple[str, ...]:
+        """Options of `conf/model/` that the source may mean; empty where it states none."""
+        return (self.model,) if self.model is not None else self.models or ()
+
+    @property
+    def figure_max(self) -> float:
+        """The figure's upper end in seconds or bytes, GB read as 10^9."""
+        if self.quantity is Quantity.vram:
+            assert self.vram_gb_min is not None
+            return self.vram_gb_min * GB
+        assert self.seconds_max is not None
+        return self.seconds_max
+
+
+_FIELDS = {f.name: f for f in fields(Reference)}
+_REQUIRED = tuple(n for n, f in _FIELDS.items() if f.default is MISSING)
+_FILE_KEYS = ("source", "url", "date", "figures")
+_HINTS = typing.get_type_hints(Reference)
+
+
+def read_references(folder: Path) -> list[Reference]:
+    """Return every reference of the YAML files in `folder`, in order of file name.
+
+    A file holds `source`, `url`, `date` once and a list `figures`; a figure may have its own
+    `date`. All other keys are the fields of `Reference`.
+
+    Raises:
+        FileNotFoundError: `folder` does not exist.
+        ConfigError: an unknown, missing or wrongly typed key; names file, figure and key.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; references are read from it.")
+    references: list[Reference] = []
+    for path in sorted(folder.glob("*.yaml")):
+        references.extend(_read_file(path))
+    seen: set[str] = set()
+    for reference in references:
+        if reference.name in seen:
+            raise ConfigError(f"{folder}: two figures are named {reference.name!r}; rename one.")
+        seen.add(reference.name)
+    return references
+
+
+def bounds_of(reference: Reference) -> tuple[float, float]:
+    """Return from where to where a measured value reproduces the figure, in seconds or bytes."""
+    high = reference.figure_max
+    about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
+    if reference.quantity is Quantity.vram:  # "about", or a minimum: what a card must have at least
+        return high * (1 - about) if about else -math.inf, high * (1 + about)
+    if reference.seconds_min is None:
+        return -math.inf, high * (1 + about)
+    single = TOLERANCE if reference.seconds_min == high else 0.0
+    tolerance = max(about, single)
+    return reference.seconds_min * (1 - tolerance), high * (1 + tolerance)
+
+
+def _read_file(path: Path) -> list[Reference]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("figures"), list):
+        raise ConfigError(f"{path}: a reference file has `source` and a list `figures`.")
+    _check_known(path, "", content, _FILE_KEYS)
+    for item in content["figures"]:
+        if not isinstance(item, dict):
+            raise ConfigError(f"{path}: figures: {item!r} is not a list of keys with values.")
+    shared = {key: value for key, value in content.items() if key != "figures"}
+    return [_make(path, index, {**shared, **item}) for index, item in enumerate(content["figures"])]
+
+
+def _make(path: Path, index: int, values: dict[str, Any]) -> Reference:
+    where = f" in figure {values.get('name', index + 1)}"
+    _check_known(path, where, values, tuple(_FIELDS))
+    missing = [name for name in _REQUIRED if values.get(name) is None]
+    if missing:
+        raise ConfigError(f"{path}: missing key {missing[0]!r}{where}.")
+    typed: dict[str, Any] = {
+        name: None if value is None else _typed(path, where, name, value)
+        for name, value in values.items()
+    }
+    reference = Reference(**typed)
+    wanted = reference.vram_gb_min if reference.quantity is Quantity.vram else reference.seconds_max
+    if wanted is None:
+        key = "vram_gb_min" if reference.quantity is Quantity.vram else "seconds_max"
+        raise ConfigError(
+            f"{path}: missing key {key!r}{where}: a {reference.quantity.name} figure needs it."
+        )
+    return reference
+
+
+def _check_known(path: Path, where: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown key {key!r}{where}; known keys are {', '.join(known)}."
+            )
+
+
+def _typed(path: Path, where: str, name: str, value: Any) -> Any:
+    """Return `value` as the field's type, or raise; a number is never made from text."""
+    hint = _HINTS[name]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (a for a in typing.get_args(hint) if a is not types.NoneType)
+    fault = ConfigError(f"{path}: {name}={value!r}{where}: must be {_describe(hint)}.")
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list) or not all(type(v) is item for v in value):
+            raise fault
+        return tuple(value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        if value not in [member.value for member in hint]:
+            raise fault
+        return hint(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise fault
+    return value
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {typing.get_args(hint)[0].__name__}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(member.value for member in hint)
+    return f"of type {hint.__name__}"

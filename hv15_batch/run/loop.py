@@ -1,0 +1,301 @@
+"""The loop: hand clips to the executor, take records, log, status, stop rules.
+
+No torch. What is decided here is which clip is next and when to stop; how a clip is rendered is
+the executor's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hv15_batch.clip import Clip
+from hv15_batch.clock import Clock
+from hv15_batch.config.settings import RetryConfig
+from hv15_batch.dispatch.protocol import (
+    GPU_LOST,
+    Died,
+    Encoded,
+    EncodingEnded,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Note,
+    Refused,
+    Stepped,
+)
+from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, ConfigError
+from hv15_batch.forecast.pace import Pace
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
+from hv15_batch.run.in_hand import record_of_lost
+from hv15_batch.run.outcome import Outcome, StopRun
+from hv15_batch.run.progress import Progress
+from hv15_batch.run.recovery import Recovery
+from hv15_batch.run.schedule import Gate, Stop, Wait
+from hv15_batch.run.signals import Demand, Signals
+from hv15_batch.run.supervisor import Supervisor
+from hv15_batch.rundir.log import RunLog
+
+POLL_SECONDS = 0.2
+WAIT_SECONDS = 0.5
+"""Between two looks at clock, pause file and signals while nothing is rendered."""
+SIGNAL_GRACE_SECONDS = 0.3
+"""A signal to the whole process group may reach the executor before it reaches the parent."""
+
+
+class Runner:
+    """Renders the clips of a plan."""
+
+    def __init__(
+        self,
+        executor: Supervisor,
+        run_log: RunLog,
+        progress: Progress,
+        known: Mapping[str, Any],
+        retry: RetryConfig,
+        gate: Gate,
+        pace: Pace,
+        clock: Clock,
+        find_lost_gpu: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            executor: renders; a dead one is replaced.
+            run_log: takes the records.
+            progress: is told what happens.
+            known: log columns of an attempt of which the executor left no record.
+            retry: what is tried again, and how often.
+            gate: says before each clip whether to go on, stop or wait.
+            pace: knows how long what is in hand will take.
+            clock: lets time pass while waiting.
+            find_lost_gpu: returns, after a death, which card is gone, or None.
+        """
+        self._executor = executor
+        self._log = run_log
+        self._progress = progress
+        self._known = known
+        self._recovery = Recovery(retry)
+        self._gate = gate
+        self._clock = clock
+        self._find_lost_gpu = find_lost_gpu
+        self._in_hand = executor.in_hand
+        self._records: dict[Key, ClipRecord] = {}
+        self._todo_count = 0
+        self._signals = Signals(pace, clock)
+        self._stop_reason: str | None = None
+        self.has_logged = False
+        """Whether the log has a record of this run."""
+
+    def run(self, todo: Sequence[PlannedClip]) -> Outcome:
+        """Render all these clips in this order.
+
+        Raises:
+            ConfigError: the executor cannot carry out the settings here.
+        """
+        self._todo_count = len(todo)
+        queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
+        with self._signals:
+            try:
+                if self._goes_on(queue):
+                    self._executor.start()
+                    self._encode([p.clip for p in todo if not p.is_from_latents])
+                    self._progress.rendering(len(todo))
+                self._render(queue)
+                self._executor.close()
+            except StopRun as stop:
+                records = list(self._records.values())
+                return Outcome(stop.exit_code, stop.state, stop.message, records)
+            finally:
+                self._executor.kill()
+        records = list(self._records.values())
+        failed = sum(r.status == FAILED for r in records)
+        message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
+        if failed:
+            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+        return Outcome(EXIT_OK, "done", "", records)
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def _encode(self, clips: list[Clip]) -> None:
+        """Let the executor encode what these clips need; what fails there fails its clips.
+
+        After a second death each clip is encoded in its own turn: one that kills the executor is
+        then found and set aside.
+        """
+        if not clips:
+            return
+        for is_last_try in (False, True):
+            self._executor.encode(clips)  # what is encoded stays on the disk
+            event = self._next_event()
+            if isinstance(event, EncodingEnded):
+                break
+            assert isinstance(event, Died), event
+            self._progress.say(f"{event.reason} while encoding; starting another one")
+            self._executor.replace()
+            if is_last_try:
+                self._progress.say("each clip is encoded in its own turn from here on")
+
+    def _render(self, queue: list[Job]) -> None:
+        """Render the jobs from the end of the queue."""
+        self._submit_next(queue)
+        while self._in_hand or self._in_hand.rendering:
+            event = self._next_event()
+            if isinstance(event, Finished):
+                self._recovery.finished(event.job, event.record)
+                self._take(event.job, event.record)
+            elif isinstance(event, Died):
+                queue += self._bury(event)
+                if self._goes_on(queue):
+                    self._replace(event.reason)
+            self._submit_next(queue)
+        if self._stop_reason:
+            raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
+        if queue:
+            assert self._signals.demand, f"{len(queue)} clips were never rendered"
+            self._stop_interrupted()
+
+    def _goes_on(self, queue: list[Job]) -> bool:
+        """Whether the next clip is to be begun now.
+
+        Waits where the gate says so, once nothing is in hand; what is in hand is finished first.
+        """
+        waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
+        while queue and not self._signals.demand and not self._stop_reason:
+            verdict = self._gate(queue[-1])
+            if verdict is None:
+                if waited:
+                    self._progress.going_on()
+                return True
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._in_hand or self._in_hand.rendering:
+                break
+            if verdict != waited:
+                self._executor.close()
+                self._progress.waiting(waited := verdict)
+            self._clock.sleep(WAIT_SECONDS)
+        return False
+
+    def _submit_next(self, queue: list[Job]) -> None:
+        """Hand over the next clip, unless there is a reason to wait or to stop."""
+        if not queue or self._in_hand.rendering:
+            return
+        reason = self._executor.recycle_reason
+        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._in_hand.keys})
+        if self._in_hand and (is_alone or reason):
+            return  # first what is being written
+        if self._goes_on(queue):
+            if not self._executor.is_up:
+                self._executor.start()  # after a wait
+            elif reason:
+                self._progress.say(f"The worker is replaced {reason}.")
+                self._executor.recycle()
+            job = queue.pop()
+            self._executor.submit(job)
+            self._progress.started(job.clip.clip_id)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _next_event(self) -> Event:
+        """Return the next event that the loop must act on; show the others."""
+        while True:
+            self._obey_signals()
+            event = self._executor.poll(POLL_SECONDS)
+            match event:
+                case None:
+                    pass
+                case Note():
+                    self._progress.say(event.text)
+                case Encoded():
+                    self._progress.encoding(event.done, event.total)
+                case Stepped(clip_id, stage, step, steps):
+                    self._progress.stepped(clip_id, stage, step, steps)
+                case Refused(message):
+                    raise ConfigError(message)
+                case Died():
+                    time.sleep(SIGNAL_GRACE_SECONDS)
+                    self._obey_signals()
+                    if self._signals.demand is Demand.soon:
+                        self._stop_interrupted()  # nobody is left to finish it
+                    if lost_gpu := self._find_lost_gpu():
+                        return replace(event, reason=lost_gpu, error_type=GPU_LOST)
+                    return event
+                case _:
+                    return event
+
+    def _take(self, job: Job, record: ClipRecord) -> None:
+        """Log a record; only then does the clip count."""
+        self._append(record)
+        self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
+        self._progress.finished_clip(record, len(self._records), self._todo_count)
+
+    def _append(self, record: ClipRecord) -> None:
+        try:
+            self._log.append(record)
+        except OSError as error:
+            # The clip's file is there; without a row it is made again from its latents.
+            message = f"the log could not be written ({error.strerror})"
+            raise StopRun(EXIT_STOPPED, "stopped", message) from error
+        self.has_logged = True
+
+    def _bury(self, event: Died) -> list[Job]:
+        """Log what a dead executor had in hand as failed; return what to try again, last first.
+
+        At once: from latents that is cheap, and a clip that kills its executor is set aside before
+        another one dies.
+        """
+        rendering, lost = self._in_hand.rendering, self._in_hand.let_go()
+        self._recovery.died(event, lost, rendering)
+        again = []
+        for held in lost:
+            record = event.record if held.job.key == rendering else None
+            why = (FAILED, event.error_type, event.reason)
+            record = record or record_of_lost(held, self._known, *why)
+            self._take(held.job, record)
+            job = self._recovery.another_attempt(held)
+            if job is None:
+                self._recovery.ended(record)
+                self._progress.say(f"{record.clip_id} is set aside: it ended its worker each time")
+            else:
+                again.append(job)
+        return again[::-1]
+
+    def _replace(self, reason: str) -> None:
+        if message := self._recovery.hopeless(reason):
+            raise StopRun(EXIT_STOPPED, "stopped", message)
+        self._progress.say(f"{reason}; starting another one")
+        self._executor.replace()
+
+    # -- signals ------------------------------------------------------------------------------
+
+    def _obey_signals(self) -> None:
+        """Stop where a signal asks for it now; say when it asks for it soon.
+
+        Raises:
+            StopRun: to be obeyed at once.
+        """
+        if self._signals.end_now(self._in_hand.jobs):
+            self._stop_interrupted()
+        if line := self._signals.news(self._in_hand.jobs):
+            self._progress.say(line)
+
+    def _stop_interrupted(self) -> None:
+        """End at once; log what was in hand as interrupted.
+
+        Raises:
+            StopRun: always.
+        """
+        self._executor.kill()
+        name = self._signals.cause.name
+        for lost in self._in_hand.let_go():
+            why = (name, "stopped by the user")
+            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+            self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
+        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -1,0 +1,122 @@
+"""How a run ends, and what it says of itself."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
+from hv15_batch.manifest.read import Manifest
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.record import FAILED, SUSPECT, ClipRecord, clip_seconds, is_denoised_here
+from hv15_batch.redaction import redacted
+from hv15_batch.run.prepare import Planned, Prepared
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.rundir.stored import to_type_again
+from hv15_batch.status.show import resume_lines
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int
+    state: str
+    """done, failed, stopped or interrupted."""
+    message: str = ""
+    records: list[ClipRecord] = field(default_factory=list)
+    """The last attempt of this run at each clip, without texts."""
+
+
+class StopRun(Exception):
+    """Not an error: the way out of the loop."""
+
+    def __init__(self, exit_code: int, state: str, message: str) -> None:
+        """Say how the run ends."""
+        super().__init__(message)
+        self.exit_code, self.state, self.message = exit_code, state, message
+
+
+MAX_SHOWN_FAILURES = 5
+
+
+def headline(run_dir: RunDir, planned: Planned) -> str:
+    """Return the first line of a run: where, and `new` or how many of all clips are done."""
+    if not run_dir.run_ids() and not planned.num_done:
+        return f"{run_dir.path}: new"
+    if planned.repetitions is not None:
+        total = planned.repetitions.num_clips * planned.repetitions.num_repeats
+        return f"{run_dir.path}: {planned.num_done} of {total} repetitions measured"
+    return f"{run_dir.path}: {planned.num_done} of {planned.num_total} done"
+
+
+def nothing_to_do(
+    config: Config, run_dir: RunDir, manifest: Manifest, selected: Sequence[PlannedClip]
+) -> Iterator[str]:
+    """Yield the lines of a run that finds everything done."""
+    which = f"the rows of only={config.only}" if config.only else manifest.name
+    yield f"Nothing to do: every clip of {which} is done. force=true renders again."
+    suspects = sum(p.is_suspect for p in selected)
+    if suspects:
+        yield f"{suspects} of them suspect; retry.suspect=true renders those again."
+    yield f"Page: {run_dir.page}"
+
+
+def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
+    """Yield the lines that end a run."""
+    run_dir, manifest = prepared.run_dir, prepared.manifest
+    failed = [r for r in outcome.records if r.status == FAILED]
+    yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
+    for record in failed[:MAX_SHOWN_FAILURES]:
+        yield f"  {record.clip_id}: {format_error(record)}"
+    if len(failed) > MAX_SHOWN_FAILURES:
+        yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
+    if outcome.exit_code != EXIT_OK:
+        how, *again = resume_lines(run_dir.path, to_type_again(prepared.config))
+        yield f"{outcome.message}; {how}"
+        yield from again
+        if prepared.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
+            yield "That is this job alone; the same command again resumes the whole sweep."
+    if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
+        yield (
+            f"{manifest.path.name} has changed since the start; run again to render what is new "
+            "in it."
+        )
+    yield f"Page: {run_dir.page}"
+    yield f"Clips: {run_dir.clips}"
+
+
+def _counts(records: Sequence[ClipRecord], failed: int) -> str:
+    suspect = sum(r.status == SUSPECT for r in records)
+    rendered = len(records) - failed
+    parts = [
+        f"{rendered} clip{'' if rendered == 1 else 's'} rendered",
+        f"{failed} failed",
+        f"{suspect} suspect",
+    ]
+    seconds = median_warm_seconds(records)
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s per warm clip (median)")
+    peaks = [r.peak_vram_reserved_bytes for r in records if r.peak_vram_reserved_bytes is not None]
+    if peaks:
+        parts.append(f"peak VRAM {max(peaks) / 2**30:.1f} GiB")
+    return ", ".join(parts)
+
+
+def median_warm_seconds(records: Sequence[ClipRecord]) -> float | None:
+    """Return the median seconds of warm clips from noise to file, encoding left out."""
+    rows = [vars(r) for r in records if r.total_seconds is not None and not r.is_cold]
+    warm = [seconds for r in rows if is_denoised_here(r) and (seconds := clip_seconds(r))]
+    return statistics.median(warm) if warm else None
+
+
+_ERROR_CHARACTERS = 200
+
+
+def format_error(record: ClipRecord) -> str:
+    """Return what went wrong, on one short line."""
+    text = " ".join(redacted(f"{record.error_type}: {record.error_message}").split())
+    return text if len(text) <= _ERROR_CHARACTERS else f"{text[: _ERROR_CHARACTERS - 1]}…"

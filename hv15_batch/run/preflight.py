@@ -1,0 +1,225 @@
+"""Before anything is touched: is there room, may it be written, is everything there?
+
+What makes every clip impossible is refused; what only makes the last ones impossible is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import ConfigError
+from hv15_batch.forecast.disk import DiskNeed, disk_need
+from hv15_batch.forecast.offload import choose_offload
+from hv15_batch.machine.machine import Machine, existing_parent, free_disk_bytes
+from hv15_batch.model.shapes import (
+    IMAGE_ENCODER_BYTES,
+    SMALL_ENCODERS_BYTES,
+    TEXT_ENCODER_BYTES,
+    TRANSFORMER_BYTES,
+    TRANSFORMER_REST_BYTES,
+    VAE_BYTES,
+)
+from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.run.prepare import Planned, Prepared, lacks_weights
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import (
+    LICENCE,
+    Checkpoint,
+    CheckpointKind,
+    cache_root,
+    store_folder,
+)
+from hv15_batch.weights.files import find_licences
+from hv15_batch.weights.hub import hub_cache_folder
+
+_PROBE_BYTES = 2**20
+"""Written and thrown away: a quota shows in no figure of the disk."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look at disk, permissions and weights found."""
+
+    refusals: tuple[str, ...]
+    """Why nothing could be rendered, each with what to do."""
+    notes: tuple[str, ...]
+    """What the user should know before a night of it."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Something that a run puts into a folder."""
+
+    folder: Path
+    what: str
+    bytes: int
+    remedy: str
+
+
+def refuse_or_note(prepared: Prepared, planned: Planned, machine: Machine) -> tuple[str, ...]:
+    """Return what to tell before a run begins.
+
+    Raises:
+        ConfigError: not even the first clips could be rendered.
+    """
+    if not planned.todo:
+        return ()
+    choice = choose_offload(prepared.config, [p.clip.settings for p in planned.todo], machine)
+    findings = find_hindrances(prepared, planned, choice.kind)
+    if findings.refusals:
+        raise ConfigError("\n".join(findings.refusals))
+    return findings.notes
+
+
+def find_hindrances(
+    prepared: Prepared, planned: Planned, offload: OffloadKind | None = None
+) -> Findings:
+    """Look at disk, permissions and licence before weights are fetched or a file is written.
+
+    Nothing is left behind: what is written to try is a file without a name.
+
+    Args:
+        prepared: Settings, weights and run directory.
+        planned: What is to be rendered.
+        offload: The profile chosen; None where that is not known.
+    """
+    config, checkpoint, run_dir = prepared.config, prepared.checkpoint, prepared.run_dir
+    need = disk_need(planned.todo, config)
+    others = []
+    if lacks_weights(prepared):
+        others.append(_weights_claim(config, checkpoint))
+    if offload is OffloadKind.stream_disk:
+        others.append(_blocks_claim())
+    refusals = [_run_dir_fault(run_dir)]
+    refusals += [_write_fault(claim.folder, claim.remedy, _PROBE_BYTES) for claim in others]
+    shortages, notes = _disk_findings(config, run_dir, need, others)
+    notes += licence_notes(checkpoint)
+    return Findings(tuple(fault for fault in (*refusals, *shortages) if fault), tuple(notes))
+
+
+def disk_fault(path: Path, need: DiskNeed) -> str | None:
+    """Return why no further clip is begun: the disk could not hold it, and what is in writing."""
+    free = free_disk_bytes(path)
+    if free >= need.next_bytes:
+        return None
+    return (
+        f"disk full: {free / GIB:.2f} GiB free at {path}, and the next clip needs "
+        f"{need.next_bytes / GIB:.2f} to be written safely"
+    )
+
+
+def licence_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return a line where weights are here without the licence that they are under."""
+    if checkpoint.folder is None or checkpoint.kind is CheckpointKind.tiny:
+        return []
+    if find_licences(checkpoint.folder):
+        return []
+    return [f"Licence: no licence file lies beside the weights in {checkpoint.folder}; {LICENCE}"]
+
+
+# -- disk -------------------------------------------------------------------------------------
+
+
+def _disk_findings(
+    config: Config, run_dir: RunDir, need: DiskNeed, others: Sequence[_Claim]
+) -> tuple[list[str], list[str]]:
+    """Return what is refused and what is said about free disk, disk by disk."""
+    refusals, notes = [], []
+    free = free_disk_bytes(run_dir.path)
+    here = [claim for claim in others if _is_same_disk(claim.folder, run_dir.path)]
+    room = free - sum(claim.bytes for claim in here)
+    beside = "".join(f", beside {_gib(c.bytes)} of {c.what}" for c in here)
+    if room < need.start_bytes:
+        refusals.append(
+            f"run_dir={run_dir.path}: {_gib(free)} free on its disk, and the first clips need "
+            f"{_gib(need.start_bytes)} to be written safely{beside}; free some, or name a folder "
+            "on another disk with run_dir=DIR."
+        )
+    elif (clips := need.count_clips(room)) < len(need.clip_bytes):
+        latents = ", keep_latents=false" if config.keep_latents else ""
+        notes.append(
+            f"WARNING: the disk of {run_dir.path} has {_gib(free)} free and the whole plan needs "
+            f"about {_gib(need.plan_bytes)}{beside}: the run will stop after about {clips} of "
+            f"{len(need.clip_bytes)} clips, with code 4; free some before then, or use "
+            f"limit={clips}{latents} or run_dir=DIR on another disk."
+        )
+    for claim in others:
+        free = free_disk_bytes(claim.folder)
+        if claim not in here and free < claim.bytes:
+            refusals.append(
+                f"the disk of {existing_parent(claim.folder)} has {_gib(free)} free, and "
+                f"{_gib(claim.bytes)} of {claim.what} go there; free some, or set {claim.remedy} "
+                "to a folder on a larger disk."
+            )
+    return refusals, notes
+
+
+def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
+    """Return the download, by the sizes of the classes: the hub is not asked yet."""
+    total = TRANSFORMER_BYTES + VAE_BYTES
+    total += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+    if config.model.task is Task.i2v:
+        total += IMAGE_ENCODER_BYTES
+    folder = hub_cache_folder()
+    blobs = store_folder(folder, checkpoint.repo) / "blobs"
+    there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
+    return _Claim(folder, "weights to be fetched", max(total - there, 0), "HF_HUB_CACHE")
+
+
+def _blocks_claim() -> _Claim:
+    num_bytes = TRANSFORMER_BYTES - TRANSFORMER_REST_BYTES
+    what = "the transformer's blocks (offload=stream_disk)"
+    return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
+
+
+def _is_same_disk(one: Path, other: Path) -> bool:
+    return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+# -- permissions ------------------------------------------------------------------------------
+
+
+def _run_dir_fault(run_dir: RunDir) -> str | None:
+    """Return the first reason why a run could not write where it has to."""
+    whole, *parts = run_dir.written_folders()
+    faults = itertools.chain(
+        (_write_fault(whole, "run_dir", _PROBE_BYTES),),
+        (_write_fault(folder, "run_dir", 0) for folder in parts if folder.is_dir()),
+    )
+    return next(filter(None, faults), None)
+
+
+def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
+    """Return why no file can be made in a folder, or in the nearest one above it that is there.
+
+    Tried, not asked: neither mode bits nor free blocks show a quota, a squashed root or an
+    immutable folder.
+    """
+    is_new = not folder.exists()
+    try:
+        with tempfile.TemporaryFile(dir=existing_parent(folder)) as file:
+            file.write(b"\0" * num_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return f"{name}={folder}: its disk is full; free some space, then run again."
+        verb = "made" if is_new else "written"
+        setting = "with run_dir=DIR" if name == "run_dir" else f"with the variable {name}"
+        return (
+            f"{name}={folder}: cannot be {verb} ({error.strerror}); name a folder that can be "
+            f"written {setting}."
+        )
+    return None

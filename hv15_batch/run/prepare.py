@@ -1,0 +1,310 @@
+"""What a command means, before anything is touched: checks, clips, their states, refusals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import Clip
+from hv15_batch.config.checks import check_config, effective_dtype, parse_command
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import ConfigError
+from hv15_batch.machine.machine import Machine
+from hv15_batch.manifest.cells import ManifestError, format_fault
+from hv15_batch.manifest.clips import check_typed_sampling, make_clips, read_rows
+from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.attention import backend_fault
+from hv15_batch.model.variant import Weights
+from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
+from hv15_batch.planning.plan import (
+    HISTORY_COLUMNS,
+    History,
+    PlannedClip,
+    plan_clips,
+    select,
+    settings_conflict,
+)
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.redaction import BLACKED_OUT, secret_values
+from hv15_batch.rundir.log import read_last_attempts
+from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
+from hv15_batch.rundir.stored import check_owner, earlier_settings
+from hv15_batch.weights.checkpoint import Checkpoint, fetch, resolve_checkpoint
+from hv15_batch.weights.hub import check_online
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a command means, before anything is touched."""
+
+    config: Config
+    manifest: Manifest
+    checkpoint: Checkpoint
+    run_dir: RunDir
+    clips: tuple[Clip, ...]
+    beaten: dict[str, int]
+    """Typed `sampling.*` values and how many rows beat each."""
+    is_in_sweep: bool = False
+    typed_line: str = ""
+    """The command line without secrets, for run.log; it is never advice on what to type."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Every clip of the manifest with its state, and what this command is about."""
+
+    clips: list[PlannedClip]
+    selected: list[PlannedClip]
+    repetitions: Repetitions | None = None
+    """Of a benchmark, which measures instead of making clips."""
+
+    @property
+    def todo(self) -> list[PlannedClip]:
+        """What is to be rendered, in order."""
+        if self.repetitions is not None:
+            return self.repetitions.todo
+        return [p for p in self.selected if not p.is_done]
+
+    @property
+    def num_done(self) -> int:
+        """Renderings that earlier runs have done."""
+        if self.repetitions is not None:
+            return self.repetitions.num_measured
+        return sum(p.has_result for p in self.clips)
+
+    @property
+    def again(self) -> set[tuple[str, int | None]]:
+        """Those of them that are rendered again: by `force`, or because they are suspect."""
+        if self.repetitions is not None:
+            return set()
+        return {(p.clip.clip_id, p.repeat) for p in self.todo if p.has_result}
+
+    @property
+    def num_total(self) -> int:
+        """Renderings in all, done ones and those that this run is not about included."""
+        if self.repetitions is not None:
+            return self.repetitions.num_measured + len(self.repetitions.todo)
+        return len(self.clips)
+
+
+def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) -> Prepared:
+    """Read and check everything that needs no weights and no device.
+
+    Raises:
+        ConfigError: naming place, value, what is allowed and what to do.
+    """
+    check_config(config)
+    parse_command(config.notify.command)
+    if config.manifest is None:
+        raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
+    path = find_manifest(os.path.expanduser(config.manifest))
+    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+    run_dir = RunDir(Path(os.path.abspath(folder)))
+    run_dir.check_usable()
+    manifest = read_rows(path, config)
+    check_owner(run_dir, manifest.path)
+    beaten = check_typed_sampling(manifest, config, typed_sampling)
+    checkpoint = resolve_checkpoint(config.model)
+    if checkpoint.revision is None:
+        config = _with_remembered_revision(config, run_dir)
+        checkpoint = resolve_checkpoint(config.model)
+    clips = make_clips(manifest, config, checkpoint.revision)
+    check_no_secrets(config, manifest, clips)
+    is_in_sweep = sweep is not None
+    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
+
+
+def plan_against_log(prepared: Prepared) -> Planned:
+    """Return every clip with its state; refuse settings that repeat finished work.
+
+    Raises:
+        ConfigError: the command's settings, not the manifest, would render again what is done.
+    """
+    config, run_dir = prepared.config, prepared.run_dir
+    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+    clips = plan_clips(prepared.clips, config, history, run_dir)
+    planned = Planned(clips, select(clips, config))
+    if history.by_settings and not config.add and not _is_known_here(prepared, history):
+        earlier = earlier_settings(run_dir)
+        difference = settings_conflict(
+            prepared.manifest, planned.selected, config, earlier, history
+        )
+        if difference:
+            raise ConfigError(
+                f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
+                f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
+                "run_dir=DIR. To add clips with the new settings here: add=true."
+            )
+    if config.benchmark.repeat is not None:
+        return replace(planned, repetitions=plan_repetitions(clips, config, run_dir))
+    return planned
+
+
+def find_manifest(typed: str) -> Path:
+    """Return the manifest typed; `manifests/...` also names those that ship with the package."""
+    path = Path(typed)
+    if path.exists() or path.is_absolute() or path.parts[:1] != ("manifests",):
+        return path
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package, package.parent):
+        if (folder / path).is_file():
+            return folder / path
+    return path
+
+
+def _is_known_here(prepared: Prepared, history: History) -> bool:
+    """Whether an earlier run with these very settings was let in here and finished a clip."""
+    now = prepared.config
+    model = replace(now.model, revision=prepared.checkpoint.revision)
+    known = any(
+        (before.model, before.sampling, before.override, before.video)
+        == (model, now.sampling, now.override, now.video)
+        and before.runtime.dtype == now.runtime.dtype
+        and before.runtime.attention_backend == now.runtime.attention_backend
+        for before in earlier_settings(prepared.run_dir)
+    )
+    return known and any(
+        (record := history.by_settings.get(clip.settings_sha256)) is not None
+        and record["status"] in DONE_STATUSES
+        for clip in prepared.clips
+    )
+
+
+def todo_with(prepared: Prepared, config: Config) -> list[PlannedClip]:
+    """Return what the same command would render with other settings.
+
+    Raises:
+        ConfigError: these settings would be refused.
+    """
+    check_config(config)
+    checkpoint = prepared.checkpoint
+    if config.model != prepared.config.model:
+        checkpoint = resolve_checkpoint(config.model)
+    clips = make_clips(prepared.manifest, config, checkpoint.revision)
+    changed = replace(prepared, config=config, checkpoint=checkpoint, clips=clips)
+    return plan_against_log(changed).todo
+
+
+def attention_fault(config: Config) -> str | None:
+    """Return why the attention backend asked for cannot run here, or None.
+
+    As far as it is known without asking the card, which the worker does before it encodes. A real
+    model is taken to run on a card: on a machine without one the dry run plans for another.
+    """
+    return backend_fault(
+        config.runtime.attention_backend,
+        runs_on_cpu=config.model.weights is Weights.tiny,
+        dtype=effective_dtype(config),
+        mask_free=config.runtime.mask_free,
+    )
+
+
+def check_device(config: Config, machine: Machine) -> None:
+    """Refuse what this machine lacks: a card for a real model, what an attention kernel needs.
+
+    Raises:
+        ConfigError: naming what works here.
+    """
+    if fault := attention_fault(config):
+        raise ConfigError(fault)
+    if config.model.weights is not Weights.tiny and not machine.gpus:
+        raise ConfigError(
+            f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "
+            "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and "
+            "plan use dry_run=true."
+        )
+
+
+def lacks_weights(prepared: Prepared) -> bool:
+    """Return whether weights have to be fetched before anything can be rendered."""
+    is_hub_model = prepared.config.model.weights is Weights.pretrained
+    return is_hub_model and prepared.checkpoint.folder is None
+
+
+def offline_fault(prepared: Prepared) -> str | None:
+    """Return why missing weights could not be fetched by a run from here, or None."""
+    if not lacks_weights(prepared):
+        return None
+    try:
+        check_online(prepared.config.model.name, os.environ)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def with_weights(prepared: Prepared, say: Say) -> Prepared:
+    """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
+    checkpoint = fetch(prepared.config.model, say=say)
+    clips = make_clips(prepared.manifest, prepared.config, checkpoint.revision)
+    return replace(prepared, checkpoint=checkpoint, clips=clips)
+
+
+def _with_remembered_revision(config: Config, run_dir: RunDir) -> Config:
+    """Return the settings with the revision that this run directory was last rendered with.
+
+    For a hub model without a revision of which nothing is on disk any more: its newest commit
+    would render everything again.
+    """
+    for earlier in earlier_settings(run_dir):
+        if earlier.model.repo == config.model.repo:
+            return replace(config, model=replace(config.model, revision=earlier.model.revision))
+    return config
+
+
+def check_no_secrets(config: Config, manifest: Manifest, clips: Iterable[Clip]) -> None:
+    """Check that neither settings nor rows hold the value of a secret variable.
+
+    Raises:
+        ConfigError: a setting does.
+        ManifestError: rows do; the messages name them and the variable, never the value.
+    """
+    secrets = secret_values()
+    if not secrets:
+        return
+    for key, text in _settings(asdict(config)):
+        if holder := _holder(text, secrets):
+            raise ConfigError(
+                f"{key}: holds the value of {holder}, which would be stored in "
+                "runs/*/config.yaml; leave it out, and let what needs it read the environment."
+            )
+    faults = []
+    for clip in {clip.row_index: clip for clip in clips}.values():
+        for column, text in _texts(clip):
+            if holder := _holder(text, secrets):
+                reason = f"holds the value of {holder}, which would be in log, video and page"
+                action = "take it out"
+                faults.append(
+                    format_fault(manifest.name, clip.line, column, BLACKED_OUT, reason, action)
+                )
+    if faults:
+        raise ManifestError(faults)
+
+
+def _holder(text: str, secrets: Mapping[str, str]) -> str | None:
+    """Return which variable's value a text holds, or None."""
+    return next((name for value, name in secrets.items() if value in text), None)
+
+
+def _texts(clip: Clip) -> Iterator[tuple[str, str]]:
+    yield "prompt", clip.settings.prompt
+    yield "id", clip.row_id
+    yield "negative_prompt", clip.settings.negative_prompt or ""
+    yield "image", clip.image or ""
+    yield from clip.tags.items()
+
+
+def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in settings with its dotted name."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _settings(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _settings(item, key)
+    elif isinstance(value, str):
+        yield key, value

@@ -1,0 +1,295 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, status.json.
+
+Reads nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from hv15_batch.forecast.eta import EtaEstimator
+from hv15_batch.machine.machine import free_disk_bytes
+from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
+from hv15_batch.record import FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
+from hv15_batch.redaction import redacted
+from hv15_batch.run.outcome import format_error
+from hv15_batch.run.schedule import Wait
+from hv15_batch.rundir.status import IDLE_STATES, StatusFile
+
+_NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
+_NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
+
+
+Rendering = tuple[str | None, int | None]
+"""A clip, or one repetition of it in a benchmark."""
+
+
+class Progress:
+    """Counts clips and shows them."""
+
+    def __init__(
+        self,
+        status_file: Path,
+        run_id: str,
+        total: int,
+        done: int,
+        out: TextIO | None = None,
+        *,
+        again: Collection[Rendering] = (),
+        type_again: Sequence[str] = (),
+        eta: EtaEstimator | None = None,
+        gpu_uuid: str | None = None,
+    ) -> None:
+        """Begin with `done` of `total` clips finished by earlier runs.
+
+        Args:
+            status_file: Where other processes read how far the run is.
+            run_id: This run.
+            total: Clips of the manifest.
+            done: Those of them that were finished before.
+            out: Where to show it; None means stdout.
+            again: Those of them that this run renders again.
+            type_again: Names of settings that `resume=` does not know.
+            eta: Estimates the end; None where nobody asks.
+            gpu_uuid: The card that is watched; None for none.
+        """
+        self._out = out or sys.stdout
+        self._tty = self._out.isatty()
+        self._bar: Any = None
+        self._steps: Any = None
+        self._warm_seconds: list[float] = []
+        self._last_finish = time.monotonic()
+        self._eta = eta
+        self._health = GpuHealthReader(gpu_uuid)
+        self._folder = status_file.parent
+        self.on_finished: Callable[[ClipRecord], None] = lambda record: None
+        """Called with each record, after it is shown."""
+        self.ends_after: Callable[[float], datetime] = _from_now
+        """Returns when work of so many seconds will be done; `window` makes that later."""
+        self._failed: set[Rendering] = set()
+        self._suspect: set[Rendering] = set()
+        self._done: set[Rendering] = set(again)
+        self._done_before = done - len(self._done)  # not touched by this run
+        # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
+        tqdm.set_lock(threading.RLock())
+        self._state = self._state_before = "encoding"
+        values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
+        self._status = StatusFile(status_file, values, self._sample)
+
+    @property
+    def seconds_per_clip(self) -> float | None:
+        """Median wall seconds of this run's warm clips; None before the first."""
+        return statistics.median(self._warm_seconds) if self._warm_seconds else None
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bars."""
+        text = redacted(text)
+        with suppress(OSError):  # a full disk, or nobody listens: the night's work goes on
+            if self._bar is not None:
+                self._bar.write(text, file=self._out)
+                self._out.flush()
+            else:
+                print(text, file=self._out, flush=True)
+
+    def encoding(self, done: int, total: int) -> None:
+        """Show that another text or image is encoded."""
+        if self._state != "encoding":
+            return  # a damaged entry, made again in the middle of a run
+        if self._tty:
+            self._bar = self._bar or self._make_bar(total, "encode")
+            self._advance(done)
+        elif done == total:
+            self.say(f"encoded {total} {'text or image' if total == 1 else 'texts and images'}")
+        self._status.update(stage="encode", step=done, steps=total)
+
+    def rendering(self, todo: int) -> None:
+        """Show that clips are rendered from now on."""
+        self._close_bars()
+        if self._tty:
+            self._bar = self._make_bar(todo, "clips")
+        self._last_finish = time.monotonic()
+        self._state = "rendering"
+        self._status.update(state=self._state, stage=None, step=None, steps=None)
+
+    def started(self, clip_id: str) -> None:
+        """Show that a clip is in the executor's hands."""
+        if self._eta is not None:
+            self._eta.started(clip_id)
+        self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
+
+    def waiting(self, wait: Wait) -> None:
+        """Show that nothing is rendered now, why, and until when."""
+        self.say(wait.line)
+        self._state_before = self._state_before if self._state in IDLE_STATES else self._state
+        self._state = wait.state
+        moment = wait.until.isoformat(timespec="seconds") if wait.until else None
+        what = {"state": wait.state, "message": wait.reason, "goes_on_at": moment, **_NO_CLIP}
+        self._status.update(**what)
+
+    def going_on(self) -> None:
+        """Show that a wait is over."""
+        self.say("Going on.")
+        self._last_finish = time.monotonic()
+        self._state = self._state_before
+        self._status.update(state=self._state, message="", goes_on_at=None)
+
+    def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
+        """Show a denoising step or another stage of the clip in hand."""
+        if self._tty:
+            if self._steps is None:
+                self._steps = tqdm(total=steps, leave=False, position=1, file=self._out)
+            self._steps.total = steps
+            self._steps.n = step
+            self._steps.set_description(f"{clip_id[:40]} {stage}")
+            self._steps.refresh()
+        self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
+
+    def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
+        """Show an ended attempt."""
+        seconds = self._measure(record)
+        self._count(record)
+        own = attempt_seconds(vars(record))
+        self.say(_line(record, number, todo, seconds if own is None else own))
+        if self._bar is not None:
+            self._advance(number)
+        self._status.update(
+            done=self._num_done,
+            failed=len(self._failed),
+            suspect=len(self._suspect),
+            seconds_per_clip=self.seconds_per_clip,
+            **self._expected_end(),
+        )
+        self.on_finished(record)
+
+    def interrupted(self, clip_id: str, repeat: int | None) -> None:
+        """Take note that a clip in hand is not finished, whatever was there before."""
+        self._done.discard((clip_id, repeat))
+        self._status.update(done=self._num_done)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what status.json says now."""
+        return self._status.snapshot()
+
+    def end(self, state: str, message: str = "") -> None:
+        """Close the bars and write the last status."""
+        self._close_bars()
+        self._state = state
+        self._status.close(
+            state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
+        )
+        self._health.close()
+
+    def _measure(self, record: ClipRecord) -> float:
+        """Return what an ended attempt took of the run's time, and learn from it."""
+        now = time.monotonic()
+        seconds, self._last_finish = now - self._last_finish, now
+        # Two files may be finished at once while one clip takes as long as ever.
+        busy = [record.denoise_seconds, record.decode_seconds]
+        is_own = is_denoised_here(vars(record))
+        own = sum(s for s in busy if s is not None) if is_own else 0.0
+        wall = max(seconds, own)
+        if record.status != FAILED and not record.is_cold and is_own:
+            self._warm_seconds.append(wall)
+        if self._eta is not None:
+            self._eta.finished(record, wall)
+        return seconds
+
+    def _count(self, record: ClipRecord) -> None:
+        """Count clips, not attempts: one that failed may be tried again."""
+        rendering = (record.clip_id, record.repeat)
+        self._failed.discard(rendering)
+        self._done.discard(rendering)
+        self._suspect.discard(rendering)
+        if record.status == FAILED:
+            self._failed.add(rendering)
+            return
+        self._done.add(rendering)
+        if record.status == SUSPECT:
+            self._suspect.add(rendering)
+
+    @property
+    def _num_done(self) -> int:
+        return self._done_before + len(self._done)
+
+    def _sample(self) -> dict[str, Any]:
+        """Return what changes by itself: the card, the disk, and an end that moves away."""
+        try:
+            free = free_disk_bytes(self._folder)
+        except OSError:
+            free = None
+        return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+
+    def _expected_end(self) -> dict[str, Any]:
+        if self._eta is None or self._state not in ("encoding", "rendering", "waiting"):
+            return dict(_NO_ETA)
+        is_rendering = self._state == "rendering"
+        left = self._eta.left(time.monotonic() - self._last_finish if is_rendering else 0.0)
+        if left is None:
+            return dict(_NO_ETA)
+        p50, p90 = (
+            self.ends_after(seconds).isoformat(timespec="seconds")
+            for seconds in (left.p50_seconds, left.p90_seconds)
+        )
+        return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
+
+    def _make_bar(self, total: int, what: str) -> Any:
+        return tqdm(total=total, desc=what, file=self._out, position=0)
+
+    def _advance(self, n: int) -> None:
+        self._bar.n = n
+        self._bar.refresh()
+
+    def _close_bars(self) -> None:
+        for bar in (self._steps, self._bar):
+            if bar is not None:
+                bar.close()
+        self._steps = self._bar = None
+
+
+def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
+    return {
+        "state": "encoding",
+        "run_id": run_id,
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "total": total,
+        "done": done,
+        "failed": 0,
+        "suspect": 0,
+        **_NO_CLIP,
+        "seconds_per_clip": None,
+        **_NO_ETA,
+        **asdict(GpuHealth()),
+        "free_disk_bytes": None,
+        "message": "",
+        "goes_on_at": None,
+    }
+
+
+def _from_now(seconds: float) -> datetime:
+    return datetime.now().astimezone() + timedelta(seconds=seconds)
+
+
+def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
+    head = f"[{number}/{todo}] {record.clip_id}"
+    if record.status == FAILED:
+        return f"{head} failed: {format_error(record)}"
+    parts = [f"{seconds:.1f} s"]
+    if record.peak_vram_reserved_bytes is not None:
+        parts.append(f"{record.peak_vram_reserved_bytes / 2**30:.1f} GiB")
+    if record.status == SUSPECT:
+        parts.append(f"suspect: {record.quality_flag}")
+    return f"{head} {', '.join(parts)}"

@@ -1,0 +1,242 @@
+"""The run directory: its paths, its lock, and how a file becomes visible in it.
+
+The only module that knows names inside a run directory. A file is written under a temporary name
+in the folder where it will live, synced, and renamed: what has a name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from hv15_batch.clock import utc_now
+from hv15_batch.errors import ConfigError
+from hv15_batch.rundir.lock import RunLock, held_message, holder_facts
+from hv15_batch.rundir.publish import publish_text
+
+_LOCK_NAMES = (".lock", ".lock.json")
+MAX_FOLDER_NAME = 120
+_RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
+ASSETS = "assets"
+"""Folder beside a page for what it loads."""
+_TEMPORARY = re.compile(r"\.[0-9]+\..+")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run directory."""
+
+    path: Path
+    """Absolute."""
+
+    @property
+    def clips(self) -> Path:
+        """Finished videos."""
+        return self.path / "clips"
+
+    @property
+    def latents(self) -> Path:
+        """Denoised latents."""
+        return self.path / "latents"
+
+    @property
+    def thumbs(self) -> Path:
+        """One JPEG per clip."""
+        return self.path / "thumbs"
+
+    @property
+    def log(self) -> Path:
+        """Parquet segments of `ClipRecord`s."""
+        return self.path / "log"
+
+    @property
+    def embeddings(self) -> Path:
+        """Cached prompt and image embeddings."""
+        return self.path / "embeddings"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per invocation."""
+        return self.path / "runs"
+
+    @property
+    def status(self) -> Path:
+        """Progress of the current or last run."""
+        return self.path / "status.json"
+
+    @property
+    def pause(self) -> Path:
+        """While this file exists no further clip is begun."""
+        return self.path / "pause"
+
+    @property
+    def plan(self) -> Path:
+        """Every clip of the current manifest, its state and why."""
+        return self.path / "plan.csv"
+
+    @property
+    def clips_table(self) -> Path:
+        """One line per current clip, for spreadsheets."""
+        return self.path / "clips.csv"
+
+    @property
+    def benchmark_table(self) -> Path:
+        """Timings of a benchmark's repetitions; as Markdown in the `.md` beside it."""
+        return self.path / "benchmark.csv"
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.path / "index.html"
+
+    def latents_file(self, denoise_sha256: str) -> Path:
+        """Return where the latents of these denoise settings are kept."""
+        return self.latents / f"{denoise_sha256}.safetensors"
+
+    def saved_latents(self) -> set[str]:
+        """Return the `denoise_sha256` of all saved latents."""
+        return {path.stem for path in self.latents.glob("[!.]*.safetensors")}
+
+    def relative(self, path: Path) -> str:
+        """Return a path as the log stores it."""
+        return path.relative_to(self.path).as_posix()
+
+    def create(self) -> None:
+        """Create the folder tree.
+
+        Raises:
+            ConfigError: the disk does not allow it.
+        """
+        for folder in self.written_folders():
+            self.create_folder(folder)
+
+    def create_folder(self, folder: Path | None = None) -> None:
+        """Create one folder, by default the run directory itself; raises as `create` does."""
+        try:
+            (folder or self.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir={self.path}: cannot be made ({error.strerror}); name a folder that can "
+                "be written with run_dir=DIR."
+            ) from error
+
+    def check_usable(self) -> None:
+        """Refuse a folder that holds something else than a run.
+
+        Raises:
+            ConfigError: the folder exists, is not empty and is no run directory.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
+            )
+        names = {entry.name for entry in self.path.iterdir()} - {self.plan.name, *_LOCK_NAMES}
+        if names and not self.is_run_dir():
+            raise ConfigError(
+                f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
+                "no run directory; name an empty or new folder with run_dir=DIR."
+            )
+
+    def is_run_dir(self) -> bool:
+        """Whether a run was started here before."""
+        return self.runs.is_dir() or self.log.is_dir()
+
+    def written_folders(self) -> tuple[Path, ...]:
+        """Return the run directory and its folders that runs write to."""
+        parts = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
+        return (self.path, *parts)
+
+    def sweep_temporary(self) -> int:
+        """Remove what an interrupted write left behind; return how many files. Needs the lock.
+
+        Every hidden file in the folders that only runs write to; beside them a user may keep
+        hidden files of his own, so there only what has the form of `publishing`'s names.
+        """
+        folders = [*self.written_folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
+        left = [entry for folder in folders for entry in folder.glob(".*")]
+        for folder in (self.path, self.path / ASSETS):
+            left += [e for e in folder.glob(".*") if _TEMPORARY.fullmatch(e.name)]
+        left = [entry for entry in left if entry.is_file() or entry.is_symlink()]
+        for entry in left:
+            entry.unlink()
+        return len(left)
+
+    @contextmanager
+    def locked(self, run_id: str) -> Iterator[int | None]:
+        """Hold the directory's lock and yield its descriptor, if it has one.
+
+        The kernel releases it when all processes that have the descriptor are gone.
+
+        Raises:
+            ConfigError: another run holds it; the message says which.
+        """
+        holder = self.path / ".lock.json"
+        lock = RunLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(held_message(self.path, holder)) from None
+        try:
+            publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
+            yield lock.descriptor
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    def run_folder(self, run_id: str) -> Path:
+        """Return the folder of one invocation."""
+        return self.runs / run_id
+
+    def run_log(self, run_id: str) -> Path:
+        """Return the text log of one invocation."""
+        return self.run_folder(run_id) / "run.log"
+
+    def run_ids(self) -> list[str]:
+        """Return the invocations that were started here, oldest first."""
+        return sorted(path.parent.name for path in self.runs.glob("*/config.yaml"))
+
+    def new_run_id(self) -> str:
+        """Return a name for the next invocation, which sorts after all others."""
+        return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
+
+
+def resume_command(path: Path) -> str:
+    """Return what to type to resume the run of a directory, quoted for a shell."""
+    return shlex.join(["hv15-batch", f"resume={path}"])
+
+
+def default_run_dir(manifest: Path, sweep: str | None) -> Path:
+    """Return outputs/<manifest name>, or the folder of one sweep job below it."""
+    name = manifest.stem.lstrip(".") or "manifest"
+    if sweep is None:
+        return Path("outputs") / name
+    return Path("outputs") / f"{name}.sweep" / sweep
+
+
+def new_run_id(existing: Iterable[str]) -> str:
+    """Return a name that sorts after all existing ones, also when the clock was set back."""
+    matches = (_RUN_ID.match(name) for name in existing)
+    newest, number = max(((m[1], int(m[2])) for m in matches if m), default=("", 0))
+    stamp = utc_now().strftime("%Y%m%dT%H%M%S")
+    stamp, number = (stamp, 0) if stamp > newest else (newest, number + 1)
+    return f"{stamp}-{number:04d}-{os.urandom(2).hex()}"
+
+
+def expand(folder: Path) -> list[Path]:
+    """Return the run directories of a sweep's folder in the order of their names, else itself."""
+    if RunDir(folder).is_run_dir() or not folder.is_dir():
+        return [folder]
+    jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
+    return jobs or [folder]

@@ -1,0 +1,260 @@
+"""status.json while a run goes on: a thread writes it, so that the loop never waits for it.
+
+Two times are in it. `last_event_at` is when the run last got on with something: a step, a stage, a
+clip. `updated_at` is when the file was written, which happens also while nothing does. A run that
+hangs shows an old `last_event_at`, a process that was stopped or lost an old `updated_at`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hv15_batch.clock import utc_now
+from hv15_batch.errors import ConfigError
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import overwrite_json, publish_json
+from hv15_batch.units import parse_time
+
+LEAST_SECONDS = 1.0
+"""Steps and tiny clips come faster than anyone reads: it is not written more often."""
+HEARTBEAT_SECONDS = 5.0
+"""It is written this often when nothing happens."""
+_JOIN_SECONDS = 2.0
+"""How long the end waits for a disk or a driver that does not answer."""
+
+
+class StatusFile:
+    """Values that are shown to other processes."""
+
+    def __init__(
+        self, path: Path, values: Mapping[str, Any], sample: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Write the first values, and go on writing in a thread until `close`.
+
+        Args:
+            path: `status.json`.
+            values: The first ones.
+            sample: Called in the thread before each writing, for values of that moment.
+        """
+        self._path = path
+        self._sample = sample
+        self._values: dict[str, Any] = dict(values)
+        self._values_lock = threading.Lock()
+        self._file_lock = threading.Lock()
+        self._changed = threading.Event()
+        self._closed = threading.Event()
+        self.update()
+        self._write()
+        self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
+        self._thread.start()
+
+    def update(self, **values: Any) -> None:
+        """Take values of something that happened; returns at once."""
+        with self._values_lock:
+            self._values |= {**values, "last_event_at": _now()}
+        self._changed.set()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the values as they are."""
+        with self._values_lock:
+            return dict(self._values)
+
+    def close(self, **values: Any) -> None:
+        """Write the last values; nothing is written after that."""
+        self._closed.set()  # first: what the thread samples from now on is not taken
+        self.update(**values)
+        self._thread.join(_JOIN_SECONDS)
+        if self._file_lock.acquire(timeout=_JOIN_SECONDS):
+            try:
+                self._write(is_last=True)
+            finally:
+                self._file_lock.release()
+
+    def _keep(self) -> None:
+        while True:
+            self._changed.wait(HEARTBEAT_SECONDS)
+            self._changed.clear()
+            sampled = {} if self._closed.is_set() else self._sample()
+            with self._values_lock:
+                if self._closed.is_set():
+                    return
+                self._values |= sampled
+            with self._file_lock:
+                if self._closed.is_set():
+                    return
+                self._write()
+            self._closed.wait(LEAST_SECONDS)
+
+    def _write(self, is_last: bool = False) -> None:
+        values = self.snapshot() | {"updated_at": _now()}
+        with suppress(OSError):  # a full disk stops the run where clips and log are written
+            try:
+                publish_json(self._path, values)
+            except OSError:
+                if is_last:
+                    overwrite_json(self._path, values)
+                raise
+
+
+def settle(path: Path, total: int) -> None:
+    """Let status.json say that every clip is done, as was found without a run, where it does not.
+
+    What a run that was killed has left there, or one that rendered some again, would stay for good.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {"pid": os.getpid(), "suspect": 0}
+    found = {"state": "done", "total": total, "done": total}
+    if any(known.get(name) != value for name, value in found.items()):
+        ended = {"failed": 0, "message": "", "type_again": [], "goes_on_at": None, "clip_id": None}
+        with suppress(OSError):
+            publish_json(path, {**known, **found, **ended, "updated_at": _now()})
+
+
+def _now() -> str:
+    return utc_now().isoformat(timespec="seconds")
+
+
+IDLE_STATES = ("waiting", "paused")
+"""A living process is behind these, but it renders nothing."""
+
+ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
+"""States that a living process is behind."""
+OUTPUTS = Path("outputs")
+"""Where runs are looked for when none is named."""
+
+_CLOCK_SLACK = timedelta(seconds=2)
+"""Process start times are read to about a hundredth of a second, boot time to a second."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Contents of `status.json`, which the runner writes."""
+
+    state: str
+    """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
+    total: int
+    """Clips of the current manifest."""
+    done: int
+    """Clips that are `ok` or `suspect`, of this run and earlier ones."""
+    failed: int
+    """Clips that failed in this run."""
+    suspect: int
+    """Clips of this run that are `suspect`."""
+    updated_at: str
+    """ISO 8601, UTC."""
+    pid: int
+    """Process that wrote it."""
+    run_id: str | None = None
+    clip_id: str | None = None
+    """Clip being rendered."""
+    stage: str | None = None
+    """What is being done to it."""
+    step: int | None = None
+    """Steps of that stage that are finished."""
+    steps: int | None = None
+    seconds_per_clip: float | None = None
+    """Median of this run's warm clips; None before the first."""
+    eta_p50: str | None = None
+    """Expected end, ISO 8601 with the machine's zone; None when not known."""
+    eta_p90: str | None = None
+    """When it will be over with a probability of 90 %."""
+    eta_basis: str | None = None
+    """estimated, calibrated, first_clip or measured: see `forecast.eta.EtaBasis`."""
+    temperature_celsius: float | None = None
+    """Of the card."""
+    power_watts: float | None = None
+    vram_used_bytes: int | None = None
+    """Of all processes."""
+    vram_total_bytes: int | None = None
+    free_disk_bytes: int | None = None
+    """Of the disk that the run directory is on."""
+    last_event_at: str | None = None
+    """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
+    message: str | None = None
+    """Why the run ended, waits or is paused."""
+    goes_on_at: str | None = None
+    """When a wait ends, ISO 8601; None where that is not known."""
+    type_again: Sequence[str] = ()
+    """Names of the settings of this run that `resume=` does not know."""
+    hostname: str | None = None
+    """Machine of the process; None counts as this one."""
+
+
+def read_status(run_dir: Path) -> Status:
+    """Return the status of a run directory.
+
+    Raises:
+        ConfigError: there is none, or it cannot be understood.
+    """
+    path = RunDir(run_dir).status
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Status)}
+        status = Status(**{name: value for name, value in values.items() if name in known})
+        set(status.type_again)  # a sequence of texts, or it is no status
+        parse_time(status.updated_at)
+        for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
+            parse_time(moment or status.updated_at)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{run_dir}: no run has written its status here; name a run directory, or leave it "
+            f"out for the latest run below {OUTPUTS}/."
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a status of this version ({error}); the next run writes a new one."
+        ) from error
+    return status
+
+
+def find_latest_run(outputs: Path) -> Path:
+    """Return the run directory whose status was written last, jobs of sweeps included.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    if not found:
+        raise ConfigError(
+            f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def is_gone(status: Status) -> bool:
+    """Whether the status is that of a run at work, but the process behind it has ended.
+
+    A process of another machine cannot be seen and counts as there.
+    """
+    if status.state not in ACTIVE_STATES:
+        return False
+    if status.hostname not in (None, socket.gethostname()):
+        return False
+    try:
+        process = psutil.Process(status.pid)
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        started = datetime.fromtimestamp(process.create_time(), timezone.utc)
+    except psutil.NoSuchProcess:
+        return True
+    # A process that began after the last update only has the number of the one that wrote it.
+    return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK
+
+
+def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
+    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; nothing is said of zero."""
+    parts = [f"{done} of {total} done"]
+    parts += [f"{n} {word}" for n, word in ((failed, "failed"), (suspect, "suspect")) if n]
+    return ", ".join(parts)

@@ -1,0 +1,305 @@
+"""Settings of earlier runs: how they are stored, read back, and whose a run directory is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.errors import ConfigError
+from hv15_batch.model.options import model_options
+from hv15_batch.rundir.log import read_records
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import publish_text
+
+FILE = "config.yaml"
+_DELETED = ("verify", "from_clip", "image", "report.public")
+"""Settings that earlier versions stored and this one lacks; none of them changed a clip."""
+_MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
+
+
+def write_settings(folder: Path, config: Config) -> None:
+    """Store a run's settings; a folder that has them is a run that was started."""
+    publish_text(folder / FILE, OmegaConf.to_yaml(as_omegaconf(config)))
+
+
+def withdraw_settings(folder: Path) -> None:
+    """Let a refused run count as never started, so that `resume=` does not take it up."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
+def as_omegaconf(config: Config) -> DictConfig:
+    """Return settings as OmegaConf holds them, a `${...}` in a text being just text."""
+    node: DictConfig = OmegaConf.structured(Config)
+    _fill(node, config)
+    return node
+
+
+def read_settings(path: Path) -> Config:
+    """Return the settings of an earlier run.
+
+    Raises:
+        ConfigError: the file is not readable as this version's settings.
+    """
+    return _to_config(path, _read_yaml(path))
+
+
+def stored_values(folder: Path) -> dict[str, Any]:
+    """Return the settings in a run's folder as plain values, unchecked, texts as they were typed.
+
+    Raises:
+        ConfigError: the file is missing or no mapping.
+    """
+    try:
+        stored = _read_yaml(folder / FILE)
+    except OSError as error:
+        raise ConfigError(_unreadable(folder / FILE, str(error.strerror))) from error
+    plain = _plain(stored)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _unescaped(value) if isinstance(value, str) else value
+
+
+def _to_config(path: Path, stored: dict[str, Any]) -> Config:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+    assert isinstance(config, Config)
+    option = model_options().get(config.model.name)
+    if option is not None and "recipe" not in stored.get("model", {}):
+        config.model.recipe = option.recipe  # stored by a version that had it in its code
+    return config
+
+
+def latest_settings(run_dir: RunDir) -> Config:
+    """Return the settings of the last run in a directory, for `resume=`.
+
+    Raises:
+        ConfigError: nothing was ever run there.
+    """
+    run_ids = run_dir.run_ids()
+    if not run_ids:
+        raise ConfigError(
+            f"resume={run_dir.path}: no run was started there; name a run directory, for example "
+            "outputs/prompts, or start one: hv15-batch prompts.csv"
+        )
+    config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE)
+    defaults = Config()
+    for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
+        section, key = _section(config, name)
+        setattr(section, key, _value(defaults, name))
+    config.run_dir = str(run_dir.path)
+    return config
+
+
+def to_type_again(config: Config) -> list[str]:
+    """Return the names of what was set for this command alone, which `resume=` does not know."""
+    defaults = Config()
+    return [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
+
+
+def _section(config: Config, name: str) -> tuple[Any, str]:
+    """Return the object that holds the setting of a dotted name, and its name there."""
+    *path, key = name.split(".")
+    section: Any = config
+    for part in path:
+        section = getattr(section, part)
+    return section, key
+
+
+def _value(config: Config, name: str) -> Any:
+    return getattr(*_section(config, name))
+
+
+def earlier_settings(run_dir: RunDir) -> list[Config]:
+    """Return the settings of earlier runs, newest first, each way of making clips once.
+
+    Their `model.revision` is the one that was rendered.
+
+    Raises:
+        ConfigError: a file is not readable as this version's settings.
+    """
+    seen: set[str] = set()
+    configs = []
+    for run_id in reversed(run_dir.run_ids()):
+        path = run_dir.run_folder(run_id) / FILE
+        stored = _read_yaml(path)
+        key = repr([stored.get(name) for name in _MAKES_CLIPS])
+        if key not in seen:
+            seen.add(key)
+            # A setting that this version lacks can't have made clips that it would make.
+            configs.append(_to_config(path, _known_part(stored, OmegaConf.structured(Config))))
+    return configs
+
+
+def check_owner(run_dir: RunDir, manifest: Path) -> None:
+    """Refuse the run directory of another manifest.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    run_ids = run_dir.run_ids()
+    if not run_ids:
+        return
+    owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
+    if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
+        raise ConfigError(
+            f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
+            f"{manifest}; name another folder with run_dir=DIR."
+        )
+
+
+def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
+    """Return stored settings without those that this version has no more, or not yet."""
+    known: dict[str, Any] = {}
+    for name in stored.keys() & set(node.keys()):
+        value = stored[name]
+        section = None if OmegaConf.is_missing(node, name) else node[name]
+        if isinstance(value, dict) and isinstance(section, DictConfig):
+            known[name] = _known_part(value, section)
+        else:
+            known[name] = value
+    return known
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
+def _fill(node: DictConfig, value: Any) -> None:
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if hasattr(item, "__dataclass_fields__"):
+            _fill(node[field.name], item)
+        else:
+            node[field.name] = _escaped(item)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value whose texts OmegaConf reads as they are."""
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str) and "${" in value:
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
+    return value
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: match[1][::2] + "${", text)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+    if not isinstance(stored, dict):
+        raise ConfigError(_unreadable(path, "no mapping"))
+    for name in _DELETED:
+        section, _, key = name.rpartition(".")
+        (stored.get(section) or {} if section else stored).pop(key, None)
+    return stored
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"{path}: not readable as settings of this version ({reason}); delete the folder "
+        f"{path.parent}: clips and log do not depend on it."
+    )
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+RUN_COLUMNS = ("vram_limit_gib", "video", "commit")
+"""`runtime.vram_limit_gib`; codec, CRF and preset in words; the checkout's commit, `and changes`
+where it was dirty. None where that is not known, or not so."""
+
+
+def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return rows of the log with `run_id` and these columns, `RUN_COLUMNS` among them.
+
+    Raises:
+        LogSchemaError: the log cannot be read.
+    """
+    logged = dict.fromkeys(["run_id", *(c for c in columns if c not in RUN_COLUMNS)])
+    rows: list[dict[str, Any]] = read_records(run_dir.log, list(logged)).to_pylist()
+    folders = {run_id: run_dir.run_folder(run_id) for run_id in run_ids_of(rows)}
+    add_run_columns(
+        rows, {name: run_columns(run_settings(f), run_system(f)) for name, f in folders.items()}
+    )
+    return rows
+
+
+def run_ids_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the runs that rows are of."""
+    return {row["run_id"] for row in rows if row["run_id"]}
+
+
+def add_run_columns(
+    rows: Iterable[dict[str, Any]], columns: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add `RUN_COLUMNS` to rows with `run_id`, as `columns` has them by run."""
+    unknown = dict.fromkeys(RUN_COLUMNS)
+    for row in rows:
+        row |= columns.get(row["run_id"], unknown)
+
+
+def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `RUN_COLUMNS` of a run, from what `run_settings` and `run_system` gave."""
+    video = settings.get("video") or {}
+    codec = video.get("codec")
+    return {
+        "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
+        "video": codec and codec_text(codec, video.get("crf"), video.get("preset")),
+        "commit": commit_text(system.get("project") or {}),
+    }
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run as plain values; empty where they cannot be read."""
+    try:
+        return stored_values(folder)
+    except ConfigError:
+        return {}
+
+
+def run_system(folder: Path) -> dict[str, Any]:
+    """Return `system.json` of a run; empty where it cannot be read."""
+    try:
+        facts = json.loads((folder / "system.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def codec_text(codec: str, crf: Any, preset: Any) -> str:
+    """Return how files are encoded; CRF and preset do nothing where that is lossless."""
+    return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
+
+
+def commit_text(project: Mapping[str, Any]) -> str | None:
+    """Return the commit of `system.json`'s `project`, and whether it was changed."""
+    commit = project.get("git_commit")
+    if commit is None:
+        return None
+    return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])

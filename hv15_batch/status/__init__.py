@@ -1,0 +1,1 @@
+"""Progress, for whoever looks in."""

@@ -1,0 +1,87 @@
+"""Progress of a run, read from its `status.json`: `hv15-batch status [RUN_DIR]`.
+
+Starts at once: neither torch nor pandas nor the log is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hv15_batch.clock import utc_now
+from hv15_batch.errors import ConfigError
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.status import (
+    ACTIVE_STATES,
+    OUTPUTS,
+    Status,
+    find_latest_run,
+    is_gone,
+    read_status,
+)
+from hv15_batch.status.show import format_status, resume_lines
+
+
+def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
+    """Make or remove the file that pauses a run, and return what that means now.
+
+    Raises:
+        ConfigError: the run directory cannot be written.
+    """
+    try:
+        if is_wanted:
+            run_dir.pause.touch()
+        else:
+            run_dir.pause.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+    folder = shlex.quote(str(run_dir.path))
+    is_active = status.state in ACTIVE_STATES and not is_gone(status)
+    if not is_wanted:
+        if is_active:
+            return "no longer paused; the run resumes"
+        how = resume_lines(run_dir.path, status.type_again)
+        return "\n".join(["no longer paused; no run is at work", *how])
+    when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
+    return f"{when}; to resume: hv15-batch status {folder} --unpause"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the progress of a run; return 0, or 2 where there is nothing to read."""
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch status", description="Print the progress and the expected end of a run."
+    )
+    parser.add_argument(
+        "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("-w", "--watch", action="store_true", help="show it until the end")
+    how.add_argument("--json", action="store_true", help="print status.json as it is")
+    how.add_argument(
+        "--pause",
+        action="store_true",
+        help="let the run stop before its next clip and release the card, until --unpause",
+    )
+    how.add_argument("--unpause", action="store_true", help="let it resume")
+    arguments = parser.parse_args(argv)
+    try:
+        run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
+        if arguments.watch:
+            from hv15_batch.status.watch import watch
+
+            return watch(run_dir)
+        status = read_status(run_dir)
+        if arguments.json:
+            print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
+        elif arguments.pause or arguments.unpause:
+            print(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
+        else:
+            print(format_status(run_dir, status, utc_now()))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

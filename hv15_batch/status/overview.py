@@ -1,0 +1,55 @@
+"""What `hv15-batch` without an argument says: this machine, the weights on it, how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.machine.machine import free_disk_bytes, read_machine
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import ModelConfig, Weights
+from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import resolve_checkpoint
+from hv15_batch.weights.hub import hub_cache_folder
+
+DEMO = Path("manifests/demo.csv")
+
+
+def print_overview(say: Callable[[str], None]) -> None:
+    """Print card, free VRAM, RAM, disk, which weights are present, and three commands."""
+    machine = read_machine()
+    for gpu in machine.gpus:
+        say(
+            f"Card {gpu.index}: {gpu.name}, {gpu.free_bytes / GIB:.1f} of "
+            f"{gpu.total_bytes / GIB:.1f} GiB free, driver {gpu.driver}"
+        )
+    if not machine.gpus:
+        say("Card: none visible; the tiny models run on the CPU, real ones can be planned")
+    say(
+        f"RAM: {machine.ram_available_bytes / GIB:.1f} of "
+        f"{machine.ram_total_bytes / GIB:.1f} GiB available"
+    )
+    cache = hub_cache_folder()
+    say(
+        f"Disk: {free_disk_bytes(Path.cwd()) / GIB:.1f} GiB free here, "
+        f"{free_disk_bytes(cache) / GIB:.1f} GiB where weights go ({cache})"
+    )
+    real = [model for model in model_options().values() if model.weights is Weights.pretrained]
+    present = [model.name for model in real if _is_present(model)]
+    say(f"Weights on disk: {', '.join(present) or 'none'}")
+    say("Go on with:")
+    if DEMO.is_file():
+        say(f"  hv15-batch {DEMO} model=tiny_t2v    a first clip, noise on purpose")
+    else:
+        say("  echo 'A cat walks on the grass.' > prompts.txt && hv15-batch prompts.txt \\")
+        say("      model=tiny_t2v                              a first clip, noise on purpose")
+    say("  hv15-batch prefetch model=480p_t2v_distilled    download the weights")
+    say("  hv15-batch prompts.csv --dry-run                check a manifest of your own")
+
+
+def _is_present(model: ModelConfig) -> bool:
+    try:
+        return resolve_checkpoint(model).folder is not None
+    except ConfigError:  # what is there is of another kind: a run says so
+        return False

@@ -1,0 +1,156 @@
+"""How `hv15-batch status` words things: counts, durations, the expected end, the card, silence."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+
+from hv15_batch.config.settings import OF_ONE_COMMAND
+from hv15_batch.rundir.paths import RunDir, resume_command
+from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
+from hv15_batch.units import GIB, age, format_duration, parse_time
+
+ETA_WORDS = {
+    "estimated": "an estimate from vendor figures",
+    "calibrated": "predicted from earlier runs on this card",
+    "first_clip": "from the first clip, which warmed up",
+    "measured": "from this run's clips",
+}
+"""What each `eta_basis` means."""
+QUIET_SECONDS = 120.0
+"""After that long without a step, stage or clip it is said; decoding a long clip takes less."""
+LOST_SECONDS = 60.0
+"""A living run writes its status every few seconds; after that long it is said that it does not."""
+
+
+def format_eta(status: Status, now: datetime) -> str:
+    """Return how much time is left, until when, and what that rests on."""
+    assert status.eta_p50 is not None
+    end = parse_time(status.eta_p50).astimezone()
+    left = format_duration((end - now).total_seconds())
+    text = f"about {left} left, until {end:%Y-%m-%d %H:%M %Z}"
+    if status.eta_p90 is not None:
+        late = parse_time(status.eta_p90).astimezone()
+        day = "" if late.date() == end.date() else "%a "
+        text += f", 90 % sure by {late:{day}%H:%M}"
+    basis = ETA_WORDS.get(status.eta_basis or "")
+    return f"{text}\n  ({basis})" if basis else text
+
+
+def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
+    """Return how to resume a run: the command, and what is to be typed again, if anything.
+
+    Args:
+        run_dir: Where it is.
+        type_again: `Status.type_again`.
+    """
+    lines = [f"resume with: {resume_command(run_dir)}"]
+    again = type_again_text(type_again)
+    return [*lines, again] if again else lines
+
+
+def type_again_text(names: Collection[str]) -> str:
+    """Return which settings the run had that `resume=` does not know; empty where there are none.
+
+    status.json is data: of the names in it those of settings are shown, and nothing else.
+    """
+    known = [name for name in OF_ONE_COMMAND if name in names]
+    return f"type again if you want them: {', '.join(known)}" if known else ""
+
+
+def format_health(status: Status) -> str:
+    """Return how card and disk are; nothing is said of what is not known."""
+    parts = []
+    if status.temperature_celsius is not None:
+        parts.append(f"{status.temperature_celsius:.0f} °C")
+    if status.power_watts is not None:
+        parts.append(f"{status.power_watts:.0f} W")
+    if status.vram_used_bytes is not None and status.vram_total_bytes is not None:
+        used, total = status.vram_used_bytes / GIB, status.vram_total_bytes / GIB
+        parts.append(f"{used:.1f} of {total:.1f} GiB VRAM in use")
+    if parts:
+        parts[0] = f"card {parts[0]}"
+    if status.free_disk_bytes is not None:
+        parts.append(f"{status.free_disk_bytes / GIB:.1f} GiB of disk free")
+    return ", ".join(parts)
+
+
+def format_wait(status: Status) -> str:
+    """Return until when a run that renders nothing waits, and why."""
+    until = ""
+    if status.goes_on_at is not None:
+        until = f" until {parse_time(status.goes_on_at).astimezone():%Y-%m-%d %H:%M %Z}"
+    return f"{status.state}{until}: {status.message}"
+
+
+def silence_lines(status: Status, now: datetime) -> list[str]:
+    """Return what is said of a run that hangs, or whose process or machine does."""
+    if (now - parse_time(status.updated_at)).total_seconds() > LOST_SECONDS:
+        return [f"no word from its process for {age(status.updated_at, now)}: stopped, or lost"]
+    event = status.last_event_at
+    if event is not None and (now - parse_time(event)).total_seconds() > QUIET_SECONDS:
+        return [f"nothing has moved for {age(event, now)}"]
+    return []
+
+
+def format_status(run_dir: Path, status: Status, now: datetime) -> str:
+    """Return the lines that a person reads."""
+    path = Path(os.path.abspath(run_dir))  # without `..`
+    lines = [
+        str(path),
+        format_progress(
+            total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
+        ),
+    ]
+    if is_gone(status):
+        at = f" at {status.clip_id}" if status.clip_id else ""
+        lines.append(f"interrupted{at}: process {status.pid} is gone, without a last word")
+        lines += resume_lines(path, status.type_again)
+    elif status.state in ACTIVE_STATES:
+        lines += _active_lines(status, now)
+    else:
+        lines.append(_format_end(status))
+        if status.state != "done":
+            lines += resume_lines(path, status.type_again)
+        elif RunDir(path).page.is_file():
+            lines.append(f"page: {RunDir(path).page}")
+    lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
+    return "\n".join(lines)
+
+
+def _active_lines(status: Status, now: datetime) -> list[str]:
+    if status.state in IDLE_STATES:
+        lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
+        return [line for line in (*lines, format_health(status)) if line]
+    what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
+    if status.stage:
+        what.append(status.stage)
+    if status.step is not None and status.steps:
+        what.append(f"step {status.step} of {status.steps}")
+    lines = [", ".join(what)]
+    if status.seconds_per_clip is not None:
+        lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
+    if status.eta_p50 is not None:
+        lines.append(format_eta(status, now))
+    health = format_health(status)
+    if health:
+        lines.append(health)
+    return lines + silence_lines(status, now)
+
+
+def _format_end(status: Status) -> str:
+    if not status.message:
+        return status.state
+    if status.message.startswith(status.state):
+        return status.message
+    return f"{status.state}: {status.message}"
+
+
+def _format_process(status: Status) -> str:
+    if status.state not in ACTIVE_STATES or is_gone(status):
+        return ""
+    where = "" if status.hostname in (None, socket.gethostname()) else f" on {status.hostname}"
+    return f" by process {status.pid}{where}"

@@ -1,0 +1,95 @@
+"""Sizes, durations and values as people read them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+GIB = 2**30
+JOULES_PER_WATT_HOUR = 3600
+NOT_MEASURED = "\N{EN DASH}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return seconds with one decimal, two below ten; a dash where nothing was measured."""
+    if seconds is None:
+        return NOT_MEASURED
+    return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.2f}"
+
+
+def format_gib(num_bytes: float | None) -> str:
+    """Return bytes as GiB (1024³) with one decimal, or a dash where nothing was measured."""
+    return NOT_MEASURED if num_bytes is None else f"{num_bytes / GIB:.1f}"
+
+
+def format_watt_hours(joules: float | None) -> str:
+    """Return joules as Wh with three significant digits, or a dash."""
+    return NOT_MEASURED if joules is None else f"{joules / JOULES_PER_WATT_HOUR:.3g}"
+
+
+def format_share(share: float | None) -> str:
+    """Return a share as per cent, or a dash."""
+    return NOT_MEASURED if share is None else f"{share:.1%}"
+
+
+def format_setting(value: Any) -> str:
+    """Return a setting as text: whole floats without a point, a flag as yes or no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return str(value)
+
+
+GIB = 1024**3
+
+MAX_SHOWN_CHARACTERS = 60
+"""A longer value is shortened in a message."""
+
+
+def printable(character: str) -> str:
+    """Return a character as a terminal may see it: no control sequence of a manifest gets there."""
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def format_value(value: Any) -> str:
+    """Return a cell as one short printable line."""
+    if isinstance(value, str):
+        text = value
+    else:
+        if isinstance(value, list):
+            value = value[:MAX_SHOWN_CHARACTERS]
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        text = text[: MAX_SHOWN_CHARACTERS - 1] + "…"
+    if text and text.isprintable() and text == text.strip():
+        return text
+    return repr(text)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
+    if seconds < 59.5:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def age(moment: str, now: datetime) -> str:
+    """Return how long ago a moment of status.json was."""
+    return format_duration((now - parse_time(moment)).total_seconds())
+
+
+def parse_time(text: str) -> datetime:
+    """Return a moment of status.json; without a zone it is UTC."""
+    # Python 3.10 does not know the Z.
+    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,1 @@
+"""Where weights are: found, fetched, checked, known by content."""

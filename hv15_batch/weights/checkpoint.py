@@ -1,0 +1,301 @@
+"""Where a model's weights are, which revision they have, and how missing ones are fetched.
+
+Torch-free. Looking never touches the network; only `fetch` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
+from hv15_batch.model.variant import ModelConfig, Weights
+from hv15_batch.units import GIB
+from hv15_batch.weights.files import (
+    LICENCE_NAMES,
+    LOADED_SUFFIXES,
+    check_task,
+    content_sha256,
+    file_sha256s,
+    file_sizes,
+    find_faults,
+    has_sizes,
+    is_loaded,
+    write_json,
+)
+from hv15_batch.weights.hub import (
+    DOWNLOAD_WAITS_SECONDS,
+    Hub,
+    ask_hub,
+    check_online,
+    hub_cache_folder,
+    open_hub,
+)
+
+Say = Callable[[str], None]
+
+PATTERNS = [f"*{suffix}" for suffix in LOADED_SUFFIXES] + list(LICENCE_NAMES)
+"""What is downloaded: the licence too; never pickled weights (.bin, .pt), which can run code."""
+LICENCE = (
+    "the weights have their own licence (Tencent Hunyuan Community License, whose territory leaves "
+    "out the European Union, the United Kingdom and South Korea); read it at "
+    "https://huggingface.co/tencent/HunyuanVideo-1.5"
+)
+SPARE_BYTES = GIB
+"""Disk that must stay free after a download."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class CheckpointKind(Enum):
+    """Where weights come from."""
+
+    hub = "hub"
+    local = "local"
+    tiny = "tiny"
+    random = "random"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights that a model option stands for on this machine."""
+
+    repo: str
+    """Hub id, or a local folder."""
+    revision: str | None
+    """Commit, or content hash; None for a hub model of which no commit is known here yet."""
+    folder: Path | None
+    """Where the files are, when they are complete; None when they are missing, or random."""
+    kind: CheckpointKind
+
+
+def cache_root() -> Path:
+    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hv15_batch"
+
+
+def tiny_root() -> Path:
+    """Return the folder under which the tiny checkpoints are written."""
+    return cache_root() / "tiny"
+
+
+def resolve_checkpoint(
+    model: ModelConfig, *, say: Say = lambda _: None, hub_cache: Path | None = None
+) -> Checkpoint:
+    """Return where a model's weights are and their revision, without network.
+
+    A hub model is looked for in the cache of huggingface_hub at `model.revision`, or else at the
+    commit that `fetch` recorded, or else at `refs/main`. The revision of a local folder is the
+    hash of its content, that of tiny and random weights the hash of their definition.
+
+    Args:
+        model: The model option.
+        say: Told when a local folder is hashed, which takes a while the first time.
+        hub_cache: Cache of huggingface_hub; None for its own.
+
+    Raises:
+        ConfigError: a local folder that is missing, incomplete or of another kind of model.
+    """
+    if model.weights is Weights.tiny:
+        folder = checkpoint_folder(model, tiny_root())
+        revision = definition_sha256("tiny", model)
+        # A tiny checkpoint gets its name by a rename, so one that is there is whole.
+        found = folder if folder.is_dir() else None
+        return Checkpoint(str(folder), revision, found, CheckpointKind.tiny)
+    repo = model.repo or ""
+    if model.weights is Weights.random:
+        return Checkpoint(repo, definition_sha256("full", model), None, CheckpointKind.random)
+    local = Path(repo).expanduser()
+    if local.is_dir():
+        return _resolve_local(local.absolute(), model, say)
+    if not _HUB_ID.fullmatch(repo):
+        raise ConfigError(
+            f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
+        )
+    return _resolve_hub(model, hub_cache or hub_cache_folder())
+
+
+def fetch(
+    model: ModelConfig,
+    *,
+    say: Say,
+    hub: Hub | None = None,
+    hub_cache: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    sleep: Callable[[float], None] = time.sleep,
+    check_sha256: bool = False,
+) -> Checkpoint:
+    """Return a model's checkpoint, downloading what is missing of it, and record its commit.
+
+    An interrupted download goes on where it was. Nothing happens for weights that are complete,
+    and none are downloaded for tiny and random ones.
+
+    Args:
+        model: The model option.
+        say: Prints a line for the user.
+        hub: Stands for the hub; None for `huggingface_hub.HfApi()`.
+        hub_cache: Cache of huggingface_hub; None for its own.
+        environ: Environment; HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE are read.
+        sleep: Waits between attempts.
+        check_sha256: Also read every weight file and compare its hash with the hub's.
+
+    Raises:
+        ConfigError: offline, disk short, refused by the hub, no network, or damaged files.
+    """
+    hub_cache = hub_cache or hub_cache_folder()
+    found = resolve_checkpoint(model, say=say, hub_cache=hub_cache)
+    if found.kind is not CheckpointKind.hub:
+        return found
+    if found.folder is not None and found.revision is not None and not check_sha256:
+        _record(model, found.revision, file_sizes(found.folder))
+        return found
+    check_online(model.name, environ)
+    api = hub or open_hub()
+    wanted = found.revision or model.revision
+    info = ask_hub(
+        lambda: api.model_info(found.repo, revision=wanted, files_metadata=True),
+        found.repo,
+        wanted,
+        say,
+        sleep=sleep,
+    )
+    commit = str(info.sha)
+    files = {f.rfilename: f for f in info.siblings if is_loaded(f.rfilename)}
+    folder = store_folder(hub_cache, found.repo) / "snapshots" / commit
+    _announce(found.repo, commit, files, folder, hub_cache, say)
+    ask_hub(
+        lambda: api.snapshot_download(
+            found.repo, revision=commit, cache_dir=str(hub_cache), allow_patterns=PATTERNS
+        ),
+        found.repo,
+        commit,
+        say,
+        DOWNLOAD_WAITS_SECONDS,
+        sleep,
+    )
+    _verify(found.repo, folder, files, check_sha256, say)
+    check_task(folder, model, found.repo)
+    _record(model, commit, {name: file.size for name, file in files.items()})
+    say(f"complete and verified: {folder}")
+    return Checkpoint(found.repo, commit, folder, CheckpointKind.hub)
+
+
+def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
+    faults = find_faults(folder)
+    if faults:
+        raise ConfigError(
+            f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
+            f"{_some(faults)}; name the folder that holds model_index.json."
+        )
+    check_task(folder, model, str(folder))
+    revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    return Checkpoint(str(folder), revision, folder, CheckpointKind.local)
+
+
+def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
+    repo = str(model.repo)
+    record = _read_record(repo)
+    store = store_folder(hub_cache, repo)
+    commit = _commit(store, model.revision or record.get("commit") or "main")
+    folder = store / "snapshots" / commit if commit else None
+    if folder is not None:
+        sizes = record.get("snapshots", {}).get(commit)
+        is_complete = has_sizes(folder, sizes) if sizes else not find_faults(folder)
+        if is_complete:
+            check_task(folder, model, repo)
+        else:
+            folder = None
+    return Checkpoint(repo, commit, folder, CheckpointKind.hub)
+
+
+def store_folder(hub_cache: Path, repo: str) -> Path:
+    """Return a repository's folder in a cache of huggingface_hub (guide "manage-cache")."""
+    return hub_cache / f"models--{repo.replace('/', '--')}"
+
+
+def _commit(store: Path, revision: str) -> str | None:
+    """Return the commit that a branch or tag stood for when it was last fetched, or None."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return (store / "refs" / revision).read_text(encoding="utf-8").strip()
+    return None
+
+
+def _record_file(repo: str) -> Path:
+    return cache_root() / "checkpoints" / f"{repo.replace('/', '--')}.json"
+
+
+def _read_record(repo: str) -> dict[str, Any]:
+    with suppress(FileNotFoundError, ValueError):
+        record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
+    """Note what was fetched; the commit becomes the default unless one was typed in full."""
+    repo = str(model.repo)
+    record = _read_record(repo)
+    if model.revision is None or not _COMMIT.fullmatch(model.revision):
+        record["commit"] = commit
+    record["repo"] = repo
+    record["fetched_at"] = datetime.now(timezone.utc).isoformat()
+    record.setdefault("snapshots", {})[commit] = sizes
+    write_json(_record_file(repo), record)
+
+
+def _announce(
+    repo: str, commit: str, files: dict[str, Any], folder: Path, hub_cache: Path, say: Say
+) -> None:
+    """Say what comes from where to where, and refuse a disk that is too small."""
+    total = sum(file.size for file in files.values())
+    missing = sum(f.size for name, f in files.items() if not has_sizes(folder, {name: f.size}))
+    free = free_disk_bytes(hub_cache)
+    say(f"{repo} at {commit[:12]}: {len(files)} files, {_gib(total)}, {_gib(missing)} to download")
+    say(f"into {hub_cache} ({_gib(free)} free)")
+    say(LICENCE)
+    if missing and missing + SPARE_BYTES > free:
+        raise ConfigError(
+            f"the disk of {existing_parent(hub_cache)} has {_gib(free)} free and {repo} needs "
+            f"{_gib(missing)} and {_gib(SPARE_BYTES)} to spare; free some, or set HF_HUB_CACHE to "
+            "a folder on a larger disk."
+        )
+
+
+def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
+    """Check sizes, hashes when asked, and that the files make a checkpoint."""
+    paths = {folder / name: file for name, file in files.items()}
+    bad = [p for p, file in paths.items() if not has_sizes(p.parent, {p.name: file.size})]
+    if check_sha256 and not bad:
+        wanted = {path: file.lfs.sha256 for path, file in paths.items() if file.lfs is not None}
+        found = file_sha256s(list(wanted), cache_root() / "file_sha256.json", say)
+        bad = [path for path, sha256 in wanted.items() if found[path] != sha256]
+    if bad:
+        # The hub's cache holds links: only without the file behind it is one downloaded again.
+        raise ConfigError(
+            f"{len(bad)} of the files of {repo} are not what the hub has: "
+            f"{_some([str(path.resolve()) for path in bad])}; delete them and run again."
+        )
+    faults = find_faults(folder)
+    if faults:
+        raise ConfigError(f"{repo} is not a complete checkpoint: {_some(faults)}.")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
+def _some(faults: list[str]) -> str:
+    return "; ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")

@@ -1,0 +1,22 @@
+"""A run as a process of its own: `python run_parent.py FOLDER`, over the manifest there."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from fakes.runs import Project, fake_local_executor
+from hv15_batch.errors import ConfigError
+from hv15_batch.run import session
+
+if __name__ == "__main__":
+    project = Project(Path(sys.argv[1]))
+    try:
+        code = session.run(
+            project.config(), (), None, partial(print, flush=True), fake_local_executor
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    sys.exit(code)

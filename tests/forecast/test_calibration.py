@@ -1,0 +1,195 @@
+"""Which rows of which logs correct a prediction, and by how much."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_costs import H200, PLAIN, SETTINGS
+
+from hv15_batch.forecast.calibrate import COLUMNS, MAX_LOGS, MAX_ROWS, calibrate, read_log_rows
+from hv15_batch.forecast.seconds import CostBasis, Execution, Scales, predict_clip
+from hv15_batch.machine.cards import Card
+from hv15_batch.record import ClipRecord
+from hv15_batch.rundir.log import RunLog
+
+NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
+CARD: Card = H200  # type: ignore[assignment]
+
+
+def row(
+    factor: float = 1.2, decode_factor: float = 0.9, execution: Execution = PLAIN, **changes: Any
+) -> dict[str, Any]:
+    """A warm clip of an H200 that took `factor` times what is predicted."""
+    settings = replace(SETTINGS, num_frames=changes.get("num_frames", 121))
+    predicted = predict_clip(settings, CARD, execution, None)
+    return {
+        "gpu_name": "NVIDIA H200",
+        "status": "ok",
+        "finished_at": NOW,
+        "attempt": 1,
+        "denoise_attempt": 1,
+        "is_cold": False,
+        "weights": "random",
+        "task": "t2v",
+        **vars(execution),
+        "denoise_seconds": factor * predicted.denoise_seconds,
+        "decode_seconds": decode_factor * predicted.decode_seconds,
+        "height": 480,
+        "width": 848,
+        "num_frames": 121,
+        "num_inference_steps": 8,
+        "guidance_scale": 1.0,
+    } | changes
+
+
+def test_one_warm_clip_calibrates_the_same_card_stage_by_stage() -> None:
+    assert set(row()) == set(COLUMNS)
+    assert_scales(calibrate([row()], CARD, PLAIN), Scales(((49_290, 1.2),), None, 0.9))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu_name": "NVIDIA GeForce RTX 4090"},
+        {"gpu_name": None},
+        {"is_cold": True},
+        {"denoise_seconds": None},
+        {"decode_seconds": None},
+        {"weights": "tiny"},
+        {"status": "failed"},
+        {"status": "interrupted"},
+        {"attempt": 2},
+        {"denoise_attempt": 0},
+        {"mask_free": False},
+        {"dtype": "float16"},
+        {"attention_backend": "sage"},
+    ],
+)
+def test_rows_that_say_nothing_of_this_way_of_running_do_not_calibrate(
+    changes: dict[str, Any],
+) -> None:
+    assert calibrate([row(**changes)], CARD, PLAIN) is None
+
+
+def test_the_newest_clips_count() -> None:
+    old = [row(3.0, finished_at=NOW - timedelta(days=days)) for days in range(1, 50)]
+    new = [row(1.1, finished_at=NOW + timedelta(seconds=n)) for n in range(MAX_ROWS)]
+
+    scales = calibrate([*new, *old], CARD, PLAIN)
+
+    assert_scales(scales, Scales(((49_290, 1.1),), None, 0.9))
+
+
+def test_another_profile_says_how_fast_the_arithmetic_is_and_is_named() -> None:
+    stream = replace(PLAIN, offload="stream")
+
+    scales = calibrate([row()], CARD, stream)
+
+    assert_scales(scales, Scales(((49_290, 1.2),), None, 0.9, "resident"))
+
+
+def test_without_a_compiled_clip_a_plain_one_says_it_and_the_other_way_round() -> None:
+    """Else a card that is slower than its vendor's figures would seem fast when compiled."""
+    compiled = replace(PLAIN, compiled=True)
+    stream = replace(PLAIN, offload="stream")
+    found = calibrate([row(), row(1.5, execution=stream)], CARD, compiled)
+    back = calibrate([row(1.5, execution=compiled)], CARD, stream)
+
+    assert_scales(found, Scales(((49_290, 1.2),), None, 0.9, "resident, not compiled"))
+    assert_scales(back, Scales(((49_290, 1.5),), None, 0.9, "resident, compiled"))
+    own = calibrate([row(), row(1.1, execution=compiled)], CARD, compiled)
+    assert_scales(own, Scales(((49_290, 1.1),), None, 0.9))
+
+
+def test_clips_of_the_nearest_size_say_it_and_far_ones_only_roughly() -> None:
+    small = row(2.0, num_frames=5)
+    scales = calibrate([row(1.1), small, row(1.3, num_frames=61)], CARD, PLAIN)
+
+    assert_scales(scales, Scales(((3_180, 2.0), (25_440, 1.3), (49_290, 1.1)), None, 0.9))
+    plain = predict_clip(SETTINGS, CARD, PLAIN, None)
+    cost = predict_clip(SETTINGS, CARD, PLAIN, scales)
+    assert cost.denoise_seconds == pytest.approx(1.1 * plain.denoise_seconds)
+    assert cost.basis is CostBasis.calibrated
+    far = predict_clip(SETTINGS, CARD, PLAIN, calibrate([small], CARD, PLAIN))
+    assert far.denoise_seconds == pytest.approx(2.0 * plain.denoise_seconds)
+    assert far.basis is CostBasis.scaled
+    assert plain.basis is CostBasis.estimated
+
+
+def assert_scales(found: Scales | None, expected: Scales) -> None:
+    assert found is not None
+    sizes, factors = zip(*found.denoise, strict=True)
+    expected_sizes, expected_factors = zip(*expected.denoise, strict=True)
+    assert sizes == expected_sizes
+    assert factors == pytest.approx(expected_factors)
+    assert (found.copy, found.decode) == pytest.approx((expected.copy, expected.decode))
+    assert found.source == expected.source
+
+
+def test_a_clip_that_waits_for_its_weights_says_how_fast_those_come() -> None:
+    disk = replace(PLAIN, offload="stream_disk")
+    waiting = row(0.7, execution=disk, num_frames=5)
+
+    scales = calibrate([waiting, row()], CARD, disk)
+
+    assert_scales(scales, Scales(((49_290, 1.2),), 0.7, 0.9, "resident"))
+    assert calibrate([waiting], CARD, PLAIN) is None
+    short = replace(SETTINGS, num_frames=5)
+    found = predict_clip(short, CARD, disk, scales).denoise_seconds
+    assert found == pytest.approx(waiting["denoise_seconds"])
+
+
+def test_what_decides_a_clips_time_must_have_been_measured() -> None:
+    """Arithmetic says nothing of a disk, and a bus nothing of arithmetic."""
+    disk, stream = (replace(PLAIN, offload=kind) for kind in ("stream_disk", "stream"))
+    waiting = row(0.7, execution=stream, num_frames=5)
+    by_arithmetic = predict_clip(SETTINGS, CARD, disk, calibrate([row()], CARD, disk))
+    by_bus = predict_clip(SETTINGS, CARD, stream, calibrate([waiting], CARD, stream))
+
+    assert by_arithmetic.is_copy_bound
+    assert not by_bus.is_copy_bound
+    assert by_arithmetic.basis is by_bus.basis is CostBasis.estimated
+
+
+def write_log(folder: Path, clip: str, age: float = 0.0) -> None:
+    folder.mkdir(parents=True)
+    RunLog(folder, "r").append(ClipRecord(clip_id=clip, settings_sha256=clip, attempt=1, **_row()))
+    for path in folder.iterdir():
+        os.utime(path, (2e9 - age, 2e9 - age))
+
+
+def _row() -> dict[str, Any]:
+    return {k: v for k, v in row().items() if k != "attempt"}
+
+
+def test_logs_beside_are_read_sweeps_jobs_included_the_newest_first(tmp_path: Path) -> None:
+    write_log(tmp_path / "this" / "log", "this")
+    write_log(tmp_path / "other" / "log", "other")
+    write_log(tmp_path / "x.sweep" / "job" / "log", "job")
+
+    assert len(read_log_rows(tmp_path / "this" / "log")) == 3
+    assert len(read_log_rows(tmp_path / "x.sweep" / "next" / "log")) == 3
+
+
+def test_of_many_logs_those_written_last_are_read(tmp_path: Path) -> None:
+    for n in range(MAX_LOGS):
+        write_log(tmp_path / f"z{n}" / "log", "old", age=1000)
+    write_log(tmp_path / "a" / "log", "new")
+
+    rows = read_log_rows(tmp_path / "this" / "log")
+
+    assert len(rows) == MAX_LOGS
+    assert rows[0]["finished_at"] is not None
+
+
+def test_a_damaged_log_beside_is_passed_over(tmp_path: Path) -> None:
+    write_log(tmp_path / "good" / "log", "good")
+    (tmp_path / "bad" / "log").mkdir(parents=True)
+    (tmp_path / "bad" / "log" / "x.parquet").write_bytes(b"no parquet")
+
+    assert len(read_log_rows(tmp_path / "this" / "log")) == 1

@@ -1,0 +1,248 @@
+"""The cost model against what was measured on one H200; the card table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from hv15_batch.clip import ClipSettings
+from hv15_batch.engine.denoise import attention
+from hv15_batch.forecast.memory import predict_peaks
+from hv15_batch.forecast.seconds import (
+    COMPILE_SECONDS,
+    ENCODE_SECONDS,
+    CostBasis,
+    auto_backend,
+    default_execution,
+    not_modelled,
+    predict_clip,
+    predict_start,
+)
+from hv15_batch.machine.cards import CARDS, Card, card_names, find_card
+from hv15_batch.model.shapes import forward_flop, num_video_tokens
+from hv15_batch.units import GIB
+
+H200 = find_card("NVIDIA H200")
+assert H200 is not None
+PLAIN = default_execution(H200)
+SETTINGS = ClipSettings(
+    prompt="",
+    negative_prompt=None,
+    image_sha256=None,
+    seed=0,
+    height=480,
+    width=848,
+    num_frames=121,
+    num_inference_steps=8,
+    guidance_scale=1.0,
+    flow_shift=5.0,
+    fps=24.0,
+    video={},
+    model="480p_t2v",
+    revision=None,
+    weights="random",
+    dtype="bfloat16",
+    attention_backend="auto",
+)
+
+
+def test_tokens_and_flop_are_those_of_the_published_sizes() -> None:
+    assert num_video_tokens(480, 848, 61) == 25_440
+    assert num_video_tokens(480, 848, 121) == 49_290
+    assert num_video_tokens(720, 1280, 121) == 111_600
+    assert forward_flop(25_440, 60) / 1e15 == pytest.approx(0.43, abs=0.01)
+    assert forward_flop(49_290, 60) / 1e15 == pytest.approx(1.35, abs=0.01)
+    assert forward_flop(111_600, 60) / 1e15 == pytest.approx(6.1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("frames", "compiled", "seconds"),
+    [(61, False, 1.06), (121, False, 3.0), (61, True, 0.825), (121, True, 2.49)],
+)
+def test_forward_on_the_h200_is_predicted_within_ten_percent(
+    frames: int, compiled: bool, seconds: float
+) -> None:
+    one_step = replace(SETTINGS, num_frames=frames, num_inference_steps=1)
+
+    cost = predict_clip(one_step, H200, replace(PLAIN, compiled=compiled), None)
+
+    assert cost.denoise_seconds == pytest.approx(seconds, rel=0.1)
+    assert cost.basis is CostBasis.estimated
+
+
+def test_guidance_doubles_denoising_and_leaves_decoding() -> None:
+    plain = predict_clip(SETTINGS, H200, PLAIN, None)
+    guided = predict_clip(replace(SETTINGS, guidance_scale=6.0), H200, PLAIN, None)
+
+    assert guided.denoise_seconds == pytest.approx(2 * plain.denoise_seconds)
+    assert guided.decode_seconds == plain.decode_seconds
+
+
+def test_streaming_is_bounded_by_the_bus_for_short_clips() -> None:
+    short = replace(SETTINGS, num_frames=5, num_inference_steps=1)
+    card = find_card("rtx_4090")
+    assert card is not None
+
+    cost = predict_clip(short, card, replace(default_execution(card), offload="stream"), None)
+
+    assert cost.denoise_seconds == pytest.approx(15.52 * GIB / 25e9, rel=0.01)
+
+
+def test_the_stock_mask_is_what_it_costs_on_the_h200() -> None:
+    masked = replace(PLAIN, mask_free=False, attention_backend="native")
+    seconds, peaks = [], []
+    for frames in (61, 121):
+        settings = replace(SETTINGS, num_frames=frames, num_inference_steps=1)
+        seconds.append(predict_clip(settings, H200, masked, None).denoise_seconds)
+        found = predict_peaks(settings, masked, 139 * GIB)
+        peaks.append(found.denoise_bytes / GIB - 15.52 - 2.35)
+
+    assert seconds == [pytest.approx(2.78, rel=0.05), pytest.approx(8.71, rel=0.05)]
+    assert peaks == [pytest.approx(3.5, rel=0.1), pytest.approx(11.1, rel=0.05)]
+
+
+@pytest.mark.parametrize(("compiled", "seconds"), [(False, 4.04), (True, 3.53)])
+def test_torchs_flash_attention_is_slower_on_hopper(compiled: bool, seconds: float) -> None:
+    flash = replace(PLAIN, attention_backend="_native_flash", compiled=compiled)
+
+    cost = predict_clip(replace(SETTINGS, num_inference_steps=1), H200, flash, None)
+
+    assert cost.denoise_seconds == pytest.approx(seconds, rel=0.05)
+
+
+def test_float32_takes_twice_the_memory_and_the_rate_of_the_ordinary_cores() -> None:
+    exact = replace(PLAIN, dtype="float32", attention_backend="native")
+    cost, peaks = (
+        predict_clip(SETTINGS, H200, exact, None),
+        predict_peaks(SETTINGS, exact, 139 * GIB),
+    )
+    plain = predict_clip(SETTINGS, H200, PLAIN, None)
+
+    assert cost.denoise_seconds > 10 * plain.denoise_seconds
+    assert cost.decode_seconds == pytest.approx(2 * plain.decode_seconds)
+    assert peaks.denoise_bytes == 2 * predict_peaks(SETTINGS, PLAIN, 139 * GIB).denoise_bytes
+    assert not_modelled(H200, exact) == "dtype=float32, never measured"
+
+
+def test_a_kernel_without_figures_is_said_to_have_none() -> None:
+    sage = replace(PLAIN, attention_backend="sage")
+
+    assert not_modelled(H200, sage) == "attention_backend=sage, taken as _native_cudnn"
+    assert not_modelled(H200, PLAIN) is None
+    assert not_modelled(H200, replace(PLAIN, mask_free=False, attention_backend="native")) is None
+    assert predict_clip(SETTINGS, H200, sage, None) == predict_clip(SETTINGS, H200, PLAIN, None)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=card_names())
+def test_auto_is_predicted_as_what_the_renderer_takes(card: Card) -> None:
+    assert auto_backend(card, True, "bfloat16") == attention._auto_for_capability(card.capability)
+    assert auto_backend(card, False, "bfloat16") == attention.NATIVE
+    assert auto_backend(card, True, "float32") == attention.NATIVE
+
+
+def test_the_tokens_of_a_first_frame_count() -> None:
+    with_image = replace(SETTINGS, image_sha256="a" * 64)
+    plain, more = (predict_clip(s, H200, PLAIN, None) for s in (SETTINGS, with_image))
+
+    ratio = (49_290 + 100 + 729) ** 2 / (49_290 + 100) ** 2
+    assert 1 < more.denoise_seconds / plain.denoise_seconds < ratio
+    assert more.denoise_flop == pytest.approx(8 * forward_flop(49_290, 829))
+    assert plain.decode_flop / 1e12 == pytest.approx(1240)
+
+
+def test_what_comes_once_is_load_encode_and_at_most_two_compilations() -> None:
+    compiled = replace(PLAIN, compiled=True)
+    clips = [SETTINGS, *(replace(SETTINGS, num_frames=n) for n in (61, 33, 17))]
+
+    start = predict_start(clips, 3, compiled, reads_weights=True)
+
+    assert start.compile_seconds == sum(COMPILE_SECONDS)  # the second one's takes every size
+    once = predict_start(clips[:1] * 2, 3, compiled, reads_weights=True)
+    assert once.compile_seconds == COMPILE_SECONDS[0]
+    assert start.encode_seconds == pytest.approx(3 * ENCODE_SECONDS)
+    read = predict_start(clips, 3, PLAIN, reads_weights=False)
+    assert start.load_seconds - read.load_seconds == pytest.approx(31.46 * GIB / 3e9, rel=0.01)
+    assert read.compile_seconds == 0
+    decoded = predict_start([], 0, compiled, reads_weights=True)
+    assert decoded.load_seconds - read.load_seconds == pytest.approx(2.35 * GIB / 3e9, rel=0.01)
+    assert decoded.compile_seconds == decoded.encode_seconds == 0
+
+
+def test_peaks_on_the_h200_are_those_measured() -> None:
+    peaks = predict_peaks(SETTINGS, PLAIN, 139 * GIB)
+
+    assert peaks.denoise_bytes / GIB == pytest.approx(20.23, rel=0.02)
+    assert peaks.encode_bytes / GIB == pytest.approx(13.7, rel=0.02)
+
+
+def test_a_streamed_clip_is_said_to_need_the_host_memory_that_was_found() -> None:
+    """22.9 to 23.9 GiB were found; never less than that, and at most a tenth more."""
+    peaks = predict_peaks(SETTINGS, replace(PLAIN, offload="stream"), 8 * GIB)
+
+    assert 23.9 <= peaks.host_bytes / GIB <= 22.9 * 1.1
+
+
+def test_streaming_from_disk_holds_random_weights_in_memory_first() -> None:
+    """20.1 GiB were found with random weights."""
+    disk = replace(PLAIN, offload="stream_disk")
+    random = predict_peaks(SETTINGS, disk, 8 * GIB, reads_weights=False)
+
+    assert 20.1 <= random.host_bytes / GIB <= 20.1 * 1.1
+    assert predict_peaks(SETTINGS, disk, 8 * GIB).host_bytes < 8 * GIB
+
+
+def test_a_clip_that_cannot_be_decoded_has_the_most_frugal_plans_peak() -> None:
+    peaks = predict_peaks(SETTINGS, replace(PLAIN, offload="stream"), 2 * GIB)
+
+    assert 4 * GIB < peaks.decode_bytes < 5 * GIB
+
+
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [
+        ("NVIDIA GeForce RTX 3060", "rtx_3060"),
+        ("NVIDIA GeForce RTX 3090", "rtx_3090"),
+        ("NVIDIA GeForce RTX 4060 Ti", "rtx_4060_ti"),
+        ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
+        ("NVIDIA GeForce RTX 4080", "rtx_4080"),
+        ("NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("NVIDIA GeForce RTX 5090", "rtx_5090"),
+        ("NVIDIA GeForce RTX 5090 D", "rtx_5090_d"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+    ],
+)
+def test_product_names_find_their_card(product: str, name: str) -> None:
+    card = find_card(product)
+
+    assert card is not None
+    assert card.name == name
+    assert name in card_names()
+
+
+@pytest.mark.parametrize(
+    "product",
+    ["NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 4080 SUPER",
+     "NVIDIA H200 NVL", "NVIDIA A100-PCIE-40GB", "Tesla T4", "NVIDIA GeForce RTX 5090 D v2",
+     "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 MIG 1g.18gb", "NVIDIA GH200 144G HBM3e"],
+)  # fmt: skip
+def test_similar_names_of_other_cards_find_none(product: str) -> None:
+    assert find_card(product) is None
+
+
+@pytest.mark.parametrize("card", CARDS, ids=card_names())
+def test_every_card_names_the_page_of_its_figures(card: Card) -> None:
+    page, _, _ = card.source.partition(" ")
+
+    assert re.fullmatch(r"https://(www|images)\.nvidia\.com/\S+", page)
+
+
+def test_memory_is_what_the_driver_reports() -> None:
+    h100 = find_card("h100")
+
+    assert h100 is not None
+    assert h100.memory_gib == pytest.approx(81559 / 1024, abs=0.05)

@@ -1,0 +1,240 @@
+"""When a run is over follows from its own clips, each kind of clip for itself."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hv15_batch.clip import Clip, ClipSettings, make_clip
+from hv15_batch.config.settings import Config
+from hv15_batch.forecast.eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, EtaEstimator, TimeLeft
+from hv15_batch.forecast.forecast import Forecast, clip_cost_function, make_forecast
+from hv15_batch.forecast.seconds import Scales
+from hv15_batch.machine.machine import read_machine
+from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.variant import ModelConfig
+from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.record import FAILED, OK, ClipRecord, asked_record
+from hv15_batch.units import GIB
+
+SETTINGS = ClipSettings(
+    prompt="a cat",
+    negative_prompt=None,
+    image_sha256=None,
+    seed=0,
+    height=480,
+    width=848,
+    num_frames=121,
+    num_inference_steps=50,
+    guidance_scale=1.0,
+    flow_shift=5.0,
+    fps=24.0,
+    video={},
+    model="480p_t2v_distilled",
+    revision=None,
+    weights="random",
+    dtype="bfloat16",
+    attention_backend="auto",
+)
+
+
+def clips(count: int, *, decoded_only: bool = False, **changes: Any) -> list[PlannedClip]:
+    return [
+        PlannedClip(
+            clip=make_clip(
+                row_id=f"r{'-'.join(map(str, changes.values()))}",
+                row_index=seed,
+                line=seed + 2,
+                settings=replace(SETTINGS, seed=seed, **changes),
+                image=None,
+                image_path=None,
+                tags={},
+                off_recipe=False,
+            ),
+            state=State.new,
+            reason="new",
+            attempts=0,
+            has_latents=decoded_only,
+            use_latents=decoded_only,
+            has_result=False,
+            last=None,
+        )
+        for seed in range(count)
+    ]
+
+
+def record(planned: PlannedClip, status: str = OK, **columns: Any) -> ClipRecord:
+    known = {"attempt": 1, "denoise_attempt": 1, "is_cold": False, "status": status}
+    return asked_record(planned.clip, **{**known, **columns})
+
+
+def _nominal_seconds(settings: ClipSettings) -> float:
+    return clip_cost_function(None)(settings).seconds
+
+
+def left(eta: EtaEstimator, elapsed_seconds: float = 0.0) -> TimeLeft:
+    """What is left, known to be known."""
+    found = eta.left(elapsed_seconds)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def forecast(tmp_path: Path) -> Forecast:
+    """That of an RTX 4090 of which there is no log."""
+    gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-1", 24 * GIB, 24 * GIB, "1", None)
+    machine = replace(read_machine(), gpus=(gpu,), ram_total_bytes=64 * GIB)
+    model = ModelConfig(name="480p_t2v_distilled", repo="a/b")
+    found = make_forecast(Config(model=model), clips(1), machine, tmp_path / "run" / "log")
+    assert found is not None
+    return found
+
+
+def test_clips_of_one_kind_take_as_long_as_those_that_were_measured() -> None:
+    todo = clips(10)
+    eta = EtaEstimator(todo, None)
+    for planned, seconds in zip(todo[:4], (99.0, 100.0, 101.0, 100.0), strict=True):
+        eta.finished(record(planned), seconds)
+
+    assert left(eta).basis is EtaBasis.measured
+    assert left(eta).p50_seconds == pytest.approx(600)
+    assert 600 < left(eta).p90_seconds < 610
+
+
+def test_a_clip_of_another_size_and_number_of_steps_does_not_share_the_median() -> None:
+    short = clips(4, num_frames=61, num_inference_steps=8)
+    long = clips(2)
+    eta = EtaEstimator([*short, *long], None)
+    for planned in short:
+        eta.finished(record(planned), 10.0)
+    costs = [_nominal_seconds(planned.clip.settings) for planned in (short[0], long[0])]
+    ratio = costs[1] / costs[0]
+
+    assert ratio > 10
+    assert left(eta).p50_seconds == pytest.approx(2 * 10.0 * ratio)
+
+
+def test_a_kind_that_was_measured_itself_is_not_scaled_from_others() -> None:
+    short, long = clips(3, num_frames=61), clips(3)
+    eta = EtaEstimator([*short, *long], None)
+    for planned in short:
+        eta.finished(record(planned), 10.0)
+    eta.finished(record(long[0]), 55.0)
+
+    assert left(eta).p50_seconds == pytest.approx(2 * 55.0)
+
+
+def test_clips_that_are_only_decoded_count_as_a_kind_of_their_own() -> None:
+    decoded, denoised = clips(3, decoded_only=True), clips(3, num_frames=61)
+    eta = EtaEstimator([*decoded, *denoised], None)
+    eta.finished(record(decoded[0], attempt=2, denoise_attempt=1), 3.0)
+    eta.finished(record(denoised[0]), 50.0)
+
+    assert left(eta).p50_seconds == pytest.approx(2 * 3.0 + 2 * 50.0)
+
+
+def test_the_wider_clips_scatter_the_later_the_end_that_is_90_percent_sure() -> None:
+    ends = []
+    for deviation in (1.0, 20.0):
+        todo = clips(40)
+        eta = EtaEstimator(todo, None)
+        for index, planned in enumerate(todo[:20]):
+            eta.finished(record(planned), 100.0 + deviation * (-1) ** index)
+        assert left(eta).p50_seconds == pytest.approx(2000)
+        ends.append(left(eta).p90_seconds - 2000)
+
+    # 20 clips and the error of a mean of 20: sqrt(20 + 400/20) deviations.
+    assert ends[1] == pytest.approx(20 * ends[0])
+    assert ends[0] == pytest.approx(NORMAL_90 * 40**0.5, rel=0.05)
+
+
+def test_about_nine_of_ten_runs_end_before_the_end_that_is_90_percent_sure() -> None:
+    draw = random.Random(0)
+    in_time = 0
+    for _ in range(300):
+        todo = clips(12)
+        eta = EtaEstimator(todo, None)
+        for planned in todo[:4]:
+            eta.finished(record(planned), draw.gauss(100, 8))
+        in_time += sum(draw.gauss(100, 8) for _ in range(8)) <= left(eta).p90_seconds
+
+    assert 0.85 <= in_time / 300 <= 0.96
+
+
+def test_before_the_first_clip_the_prediction_is_given_and_called_an_estimate(
+    forecast: Forecast,
+) -> None:
+    found = left(EtaEstimator(clips(2), forecast))
+
+    assert found.basis is EtaBasis.estimated
+    assert found.p50_seconds == pytest.approx(2 * forecast.clip_seconds(clips(1)[0]))
+    assert found.p90_seconds == pytest.approx(
+        found.p50_seconds * (1 + NORMAL_90 * ASSUMED_SPREAD["estimated"])
+    )
+
+
+def test_a_prediction_that_a_log_corrected_is_called_calibrated(forecast: Forecast) -> None:
+    scales = Scales(((49_290, 2.0),), None, 2.0)
+    found = left(EtaEstimator(clips(2), replace(forecast, scales=scales, is_calibrated=True)))
+
+    assert found.basis is EtaBasis.calibrated
+    assert found.p50_seconds == pytest.approx(4 * forecast.clip_seconds(clips(1)[0]))
+
+
+def test_nothing_is_said_before_the_first_clip_where_nothing_is_known_of_the_card() -> None:
+    assert EtaEstimator(clips(2), None).left(0) is None
+
+
+def test_the_cold_first_clip_gives_an_end_by_its_stages_until_a_warm_one_is_there() -> None:
+    todo = clips(3)
+    eta = EtaEstimator(todo, None)
+    cold = record(todo[0], is_cold=True, denoise_seconds=100.0, decode_seconds=10.0)
+    eta.finished(cold, 400.0)  # with loading and encoding
+
+    assert left(eta).basis is EtaBasis.first_clip
+    assert left(eta).p50_seconds == pytest.approx(220)
+    eta.finished(record(todo[1]), 90.0)
+    assert (left(eta).basis, left(eta).p50_seconds) == (EtaBasis.measured, pytest.approx(90))
+
+
+def test_the_time_that_the_clip_in_hand_took_already_counts_but_never_more_than_it_should() -> None:
+    todo = clips(3)
+    eta = EtaEstimator(todo, None)
+    eta.finished(record(todo[0]), 100.0)
+
+    assert left(eta, 30).p50_seconds == pytest.approx(170)
+    assert left(eta, 5000).p50_seconds == pytest.approx(100)
+
+
+def test_a_failed_clip_is_over_until_it_is_tried_again() -> None:
+    todo = clips(3)
+    eta = EtaEstimator(todo, None)
+    eta.finished(record(todo[0]), 100.0)
+    eta.finished(record(todo[1], FAILED), 7.0)
+    assert left(eta).p50_seconds == pytest.approx(100)
+
+    eta.started(todo[1].clip.clip_id)
+
+    assert left(eta).p50_seconds == pytest.approx(200)
+
+
+def test_when_nothing_is_left_no_time_is_left() -> None:
+    todo = clips(1)
+    eta = EtaEstimator(todo, None)
+    eta.finished(record(todo[0]), 100.0)
+
+    assert left(eta, 50) == TimeLeft(0, 0, EtaBasis.measured)
+
+
+def test_a_record_of_a_clip_that_was_not_planned_is_no_error() -> None:
+    stranger: Clip = clips(1, num_frames=5)[0].clip
+    eta = EtaEstimator(clips(1), None)
+
+    eta.finished(asked_record(stranger, status=OK), 1.0)
+    eta.started(stranger.clip_id)
+
+    assert eta.left(0) is None

@@ -1,0 +1,335 @@
+"""What is refused or said before a run touches anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.checkpoint import COMMIT, layout, snapshot, write
+from fakes.command import Answer
+from fakes.runs import Project
+from test_dry_run import BASE, clip_of, planned_clip
+
+from hv15_batch.config.settings import Config, VideoConfig
+from hv15_batch.errors import ConfigError
+from hv15_batch.forecast.disk import SPARE_BYTES, disk_need
+from hv15_batch.machine.machine import Machine, read_machine
+from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.run import preflight, session
+from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+
+Command = Callable[..., Answer]
+MIB = 2**20
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    made = Project(tmp_path)
+    made.write("id,prompt", *(f"row{n},clip {n}" for n in range(40)))
+    return made
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let every disk have this many bytes free."""
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(preflight, "free_disk_bytes", lambda _path: num_bytes)
+
+    return set_free
+
+
+def refusal(project: Project, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        project.run(**changes)
+    return str(caught.value)
+
+
+# -- how much disk ----------------------------------------------------------------------------
+
+
+def need_of(*planned: PlannedClip, **changes: Any) -> Any:
+    return disk_need(planned, Config(**changes))
+
+
+def test_a_done_clip_needs_nothing_and_a_new_one_video_latents_and_embedding() -> None:
+    assert need_of(planned_clip(clip_of(0, BASE), State.done)).plan_bytes == 0
+
+    need = need_of(planned_clip(clip_of(0, BASE)))
+
+    video, latents = 480 * 848 * 121 // 16, 32 * 49290 * 2
+    assert video + latents < need.clip_bytes[0] < video + latents + 100 * 1024
+    assert need.encode_bytes == 9 * 3584 * 2  # "a cat" and what the template puts behind it
+
+
+def test_latents_count_only_where_they_are_kept_and_not_yet_there() -> None:
+    new = planned_clip(clip_of(0, BASE))
+    from_latents = replace(new, has_latents=True, use_latents=True)
+
+    kept, dropped = need_of(new), need_of(new, keep_latents=False)
+
+    assert kept.plan_bytes - dropped.plan_bytes == 32 * 49290 * 2
+    assert need_of(from_latents).clip_bytes == dropped.clip_bytes
+    assert need_of(from_latents).encode_bytes == 0
+
+
+def test_a_text_that_many_clips_share_is_encoded_and_counted_once() -> None:
+    clips = [planned_clip(clip_of(n, replace(BASE, seed=n))) for n in range(5)]
+
+    assert need_of(*clips).encode_bytes == need_of(clips[0]).encode_bytes
+    guided = planned_clip(clip_of(0, replace(BASE, guidance_scale=6.0, negative_prompt="blur")))
+    assert need_of(guided).encode_bytes > need_of(clips[0]).encode_bytes
+
+
+def test_lossless_and_noise_take_more() -> None:
+    lossless = replace(BASE, video={**BASE.video, "codec": "ffv1"})
+    noise = replace(BASE, weights="random")
+
+    sizes = [need_of(planned_clip(clip_of(0, s))).plan_bytes for s in (BASE, noise, lossless)]
+
+    assert sizes == sorted(sizes)
+    assert sizes[2] > 10 * sizes[0]
+
+
+def test_before_a_clip_there_must_be_room_for_it_and_for_the_one_still_being_written() -> None:
+    lossless = replace(BASE, video={**BASE.video, "codec": "ffv1"})
+
+    need = need_of(planned_clip(clip_of(0, BASE)), planned_clip(clip_of(1, lossless)))
+
+    assert need.next_bytes >= SPARE_BYTES + 2 * need.clip_bytes[1]
+
+
+# -- too little of it -------------------------------------------------------------------------
+
+
+def test_a_disk_without_room_for_the_first_clips_is_refused_and_nothing_is_touched(
+    project: Project, free: Callable[[int], None]
+) -> None:
+    free(100 * MIB)
+
+    message = refusal(project)
+
+    assert message == (
+        f"run_dir={project.run_dir.path}: 0.10 GiB free on its disk, and the first clips need "
+        "0.50 GiB to be written safely; free some, or name a folder on another disk with "
+        "run_dir=DIR."
+    )
+    assert [path.name for path in project.folder.iterdir()] == ["prompts.csv"]
+
+
+def test_a_disk_that_is_too_small_for_the_whole_plan_is_said_at_once_and_the_run_begins(
+    project: Project, free: Callable[[int], None]
+) -> None:
+    need = disk_need([planned_clip(clip_of(0, BASE))], Config())
+    free(SPARE_BYTES + 2 * MIB)
+
+    assert project.run() == 0
+
+    assert need.plan_bytes > 2 * MIB
+    assert project.said[1].startswith(
+        f"WARNING: the disk of {project.run_dir.path} has 0.50 GiB free and the whole plan needs "
+    )
+    assert "of 40 clips, with code 4; free some before then, or use limit=" in project.said[1]
+    assert project.said[1].endswith(", keep_latents=false or run_dir=DIR on another disk.")
+
+
+def test_as_many_clips_as_a_short_disk_is_said_to_hold_begin_without_a_word(
+    project: Project, free: Callable[[int], None]
+) -> None:
+    free(SPARE_BYTES + 2 * MIB)
+    assert project.run() == 0
+    limit = int(project.said[1].split("limit=")[1].split(",")[0])
+    assert 0 < limit < 40
+
+    assert project.run(force=True, limit=limit) == 0
+    assert not any("WARNING" in line for line in project.said)
+
+
+def test_the_number_of_clips_that_fit_is_that_of_the_clips_that_begin() -> None:
+    clips = [planned_clip(clip_of(n, replace(BASE, seed=n))) for n in range(4)]
+    need = need_of(*clips)
+    room = need.start_bytes + 2 * need.clip_bytes[0]
+
+    assert [need.count_clips(room + n) for n in (-1, 0)] == [2, 3]
+    assert need.count_clips(2**40) == 4
+    assert need.count_clips(need.start_bytes - 1) == 0
+
+
+def test_a_dry_run_tells_what_a_run_would_refuse_and_goes_on(
+    project: Project, free: Callable[[int], None]
+) -> None:
+    free(100 * MIB)
+
+    assert project.run(dry_run=True) == 0
+
+    assert any(
+        line.startswith(f"A run would be refused: run_dir={project.run_dir.path}: 0.10 GiB free")
+        for line in project.said
+    )
+    assert project.said[-1].startswith("Every clip: ")
+
+
+def hub_project(project: Project, free_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose model is on the hub only, on a machine with a large card."""
+    card = Gpu(0, "NVIDIA H200", "GPU-0", 140 * GIB, 139 * GIB, "580.1", 700.0)
+    machine = replace(read_machine(), gpus=(card,), ram_available_bytes=100 * GIB)
+    monkeypatch.setattr(session, "read_machine", lambda: machine)
+    monkeypatch.setattr(preflight, "free_disk_bytes", lambda _path: free_bytes)
+    return project
+
+
+def real_settings(config: Config, **changes: Any) -> dict[str, Any]:
+    model = replace(
+        config.model,
+        name="480p_t2v",
+        repo="owner/never_fetched",
+        revision=COMMIT,
+        weights=type(config.model.weights).pretrained,
+        **changes,
+    )
+    return {"model": model}
+
+
+def test_weights_that_are_still_to_be_fetched_count_where_they_share_the_disk(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_project(project, 20 * GIB, monkeypatch)
+    monkeypatch.setattr(preflight, "_is_same_disk", lambda *_: True)
+
+    message = refusal(project, **real_settings(project.config()))
+
+    assert "20.00 GiB free on its disk" in message
+    assert "beside 31.46 GiB of weights to be fetched" in message
+    assert not project.run_dir.path.exists()
+
+
+def test_a_cache_on_another_disk_that_is_too_small_for_the_weights_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_project(project, 20 * GIB, monkeypatch)
+    monkeypatch.setattr(preflight, "_is_same_disk", lambda *_: False)
+
+    message = refusal(project, **real_settings(project.config()))
+
+    assert "31.46 GiB of weights to be fetched go there" in message
+    assert message.endswith("set HF_HUB_CACHE to a folder on a larger disk.")
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("card_gib", "ram_gib"), [(3, 100), (139, 2)])
+def test_too_little_memory_is_refused_before_anything_is_fetched_or_made(
+    project: Project, monkeypatch: pytest.MonkeyPatch, card_gib: int, ram_gib: int
+) -> None:
+    hub_project(project, 2**40, monkeypatch)
+    machine = session.read_machine()
+    gpu = replace(machine.gpus[0], free_bytes=card_gib * GIB)
+    small: Machine = replace(machine, gpus=(gpu,), ram_available_bytes=ram_gib * GIB)
+    monkeypatch.setattr(session, "read_machine", lambda: small)
+
+    message = refusal(project, **real_settings(project.config()))
+
+    assert "fits no profile here" in message
+    assert not project.run_dir.path.exists()
+
+
+# -- permissions ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """Let no file be made in a folder: the error is what the kernel would say."""
+    real = tempfile.TemporaryFile
+    refused: dict[Path, int] = {}
+
+    def temporary_file(*args: Any, dir: Path, **kwargs: Any) -> Any:
+        if number := refused.get(Path(dir)):
+            raise OSError(number, os.strerror(number))
+        return real(*args, dir=dir, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
+    return refused.__setitem__
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_place_with_a_used_up_quota_or_that_cannot_be_written_is_refused(
+    project: Project, refusing: Callable[[Path, int], None], number: int
+) -> None:
+    refusing(project.folder, number)
+
+    assert refusal(project) == (
+        f"run_dir={project.run_dir.path}: cannot be made ({os.strerror(number)}); name a folder "
+        "that can be written with run_dir=DIR."
+    )
+    assert not project.run_dir.path.exists()
+
+
+def test_a_full_disk_is_no_reason_for_another_folder(
+    project: Project, refusing: Callable[[Path, int], None]
+) -> None:
+    refusing(project.folder, errno.ENOSPC)
+
+    assert refusal(project) == (
+        f"run_dir={project.run_dir.path}: its disk is full; free some space, then run again."
+    )
+
+
+def test_one_folder_of_a_run_that_cannot_be_written_is_named(
+    project: Project, refusing: Callable[[Path, int], None]
+) -> None:
+    assert project.run(limit=1) == 0
+    refusing(project.run_dir.latents, errno.EACCES)
+
+    assert refusal(project).startswith(
+        f"run_dir={project.run_dir.latents}: cannot be written (Permission denied); "
+    )
+
+
+def test_the_folder_of_streamed_blocks_must_hold_them(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_project(project, 10 * GIB, monkeypatch)
+    monkeypatch.setattr(preflight, "_is_same_disk", lambda *_: False)
+    monkeypatch.setattr(preflight, "lacks_weights", lambda _: False)
+    config = project.config()
+    offload = replace(config.offload, kind=OffloadKind.stream_disk)
+
+    message = refusal(project, offload=offload, **real_settings(config))
+
+    assert "15.17 GiB of the transformer's blocks (offload=stream_disk) go there" in message
+    assert message.endswith("set XDG_CACHE_HOME to a folder on a larger disk.")
+
+
+def test_what_was_tried_leaves_nothing_behind(project: Project) -> None:
+    project.run(dry_run=True)
+
+    assert [path.name for path in project.run_dir.path.iterdir()] == ["plan.csv"]
+
+
+# -- licence ----------------------------------------------------------------------------------
+
+
+def test_weights_without_a_licence_beside_them_are_said_and_with_one_not(tmp_path: Path) -> None:
+    folder = write(snapshot(tmp_path), layout(Task.t2v))
+    checkpoint = Checkpoint("owner/name", COMMIT, folder, CheckpointKind.hub)
+
+    (line,) = preflight.licence_notes(checkpoint)
+    assert line.startswith(f"Licence: no licence file lies beside the weights in {folder}; ")
+    assert "Tencent Hunyuan Community License" in line
+
+    (folder / "LICENSE.txt").write_text("terms", encoding="utf-8")
+    assert preflight.licence_notes(checkpoint) == []
+
+
+def test_video_settings_of_a_plan_are_what_the_estimate_reads() -> None:
+    assert set(BASE.video) == {field for field in vars(VideoConfig())}
