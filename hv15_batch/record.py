@@ -172,7 +172,7 @@ class ClipRecord:
     )
     # derived
     model_pflop: float | None = _column(
-        "work of denoising", "petaFLOP", "clip_facts.work_columns, by costs.forward_flop"
+        "work of denoising", "petaFLOP", "engine.measure.work_columns, by model.shapes.forward_flop"
     )
     tflops: float | None = _column("rate of denoising", "teraFLOP/second")
     mfu: float | None = _column("tflops over the card's dense rate", "1")

@@ -325,7 +325,7 @@ def test_a_write_that_the_system_refuses_is_an_os_error_with_its_number(
 def test_writing_does_not_hold_a_second_copy_of_the_clip(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
-        "from hv15_batch.config.checks import VideoConfig\n"
+        "from hv15_batch.config.settings import VideoConfig\n"
         "from hv15_batch.media.video import write_video\n"
         "frames = np.full((600, 240, 320, 3), 90, np.uint8)\n"  # 138 MB
         "video = VideoConfig(preset='ultrafast')\n"
@@ -372,8 +372,8 @@ import hashlib, os, sys
 from pathlib import Path
 os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[2].split(",")})
 import numpy as np
-from hv15_batch.config import VideoConfig
-from hv15_batch.video import write_video
+from hv15_batch.config.settings import VideoConfig
+from hv15_batch.media.video import write_video
 path = Path(sys.argv[1])
 for _ in range(2):
     write_video(np.load(path / "frames.npy"), path / "x", fps=24, video=VideoConfig(), comment=None)

@@ -301,7 +301,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_worker
 from fakes.runs import FakeRenderer, Project
-from hv15_batch.worker import LocalExecutor
+from hv15_batch.dispatch.local import LocalExecutor
 if __name__ == "__main__":
     project = Project(Path({folder!r}))
     executor = LocalExecutor(test_worker.spec(project), FakeRenderer)

@@ -161,7 +161,11 @@ def test_compilation_is_read_back_from_the_blocks(folder_of: Callable[[str], Pat
 def test_a_torch_that_is_told_to_compile_nothing_is_read_back_as_not_compiled() -> None:
     code = """
         import torch
-        from hv15_batch.compilation import compile_blocks, is_compiled, num_compilations
+        from hv15_batch.engine.denoise.compilation import (
+            compile_blocks,
+            is_compiled,
+            num_compilations,
+        )
 
         class Block(torch.nn.Module):
             def __init__(self):

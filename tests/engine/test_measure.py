@@ -195,7 +195,7 @@ def test_without_a_card_the_message_says_whether_the_device_is_lost(
 
 _BREAKS = """
 import torch
-from hv15_batch.measure import device_fault
+from hv15_batch.engine.device import device_fault
 card = torch.device("cuda", 0)
 try:
     torch.ones(3, device=card) @ torch.ones(4, device=card)

@@ -147,7 +147,7 @@ def test_what_the_card_does_not_tell_is_null(silent: str) -> None:
 def test_the_software_is_named_without_importing_torch(tmp_path: Path) -> None:
     code = """
 import json, sys
-from hv15_batch.system import system_facts, system_sha256
+from hv15_batch.machine.system import system_facts, system_sha256
 facts = system_facts()
 assert "torch" not in sys.modules
 print(json.dumps([facts["software"], system_sha256(facts)]))

@@ -977,7 +977,8 @@ def test_reading_csv_imports_no_heavy_package() -> None:
     write("p.csv", "prompt\na\n")
     code = (
         "import sys; from pathlib import Path; from hv15_batch.config.checks import Task\n"
-        "from hv15_batch.manifest.read import read_manifest; read_manifest(Path('p.csv'), Task.t2v)\n"
+        "from hv15_batch.manifest.read import read_manifest\n"
+        "read_manifest(Path('p.csv'), Task.t2v)\n"
         "print([n for n in ('torch', 'pandas', 'pyarrow', 'PIL', 'numpy') if n in sys.modules])"
     )
 

@@ -695,7 +695,7 @@ def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from hv15_batch.rundir import RunDir
+from hv15_batch.rundir.paths import RunDir
 run_dir = RunDir(Path(sys.argv[1]))
 run_dir.create()
 with run_dir.locked("20261122T000000-0000-abcd"):

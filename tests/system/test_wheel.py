@@ -57,7 +57,7 @@ def test_the_wheel_holds_all_data_and_nothing_else(wheel: Path) -> None:
     assert names == package | conf
     assert "hv15_batch/conf/config.yaml" in names
     assert "hv15_batch/conf/reference/tencent_readme.yaml" in names
-    assert "hv15_batch/architectures/full/transformer.json" in names
+    assert "hv15_batch/model/architectures/full/transformer.json" in names
     assert any(n.startswith("hv15_batch/report/templates/") for n in names)
     assert "hv15-batch = hv15_batch.cli:entry" in commands
 
@@ -76,7 +76,8 @@ def test_a_dry_run_works_from_another_folder(installed: Path, tmp_path: Path) ->
 
 def test_the_code_and_the_settings_are_those_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "from hv15_batch.config.checks import conf_dir; from hv15_batch.references.data import read_references;"
+        "from hv15_batch.model.options import conf_dir\n"
+        "from hv15_batch.references.data import read_references\n"
         "print(conf_dir()); print(len(read_references(conf_dir() / 'reference')))"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -114,7 +114,10 @@ def add_into(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> None:
 def unpack_into(
     out: torch.Tensor, packed: torch.Tensor, x: torch.Tensor, bias: torch.Tensor
 ) -> None:
-    """Do what `engine.decode.ops.unpack_into` does. out and packed are contiguous; x's last dimension is."""
+    """Do what `engine.decode.ops.unpack_into` does.
+
+    out and packed are contiguous; x's last dimension is.
+    """
     frames, height, width, all_channels = packed.shape
     channels, ratio = out.shape[-1], out.shape[0] // frames
     repeats = all_channels // x.shape[-1]
