@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -83,10 +84,10 @@ def _dispatch(arguments: list[str]) -> int:
     from hv15_batch.config.compose import run_jobs
 
     if word == "prefetch":
-        return run_jobs(rest, _prefetch)
+        return run_jobs(rest, _prefetch, say=_say)
     # Word by word: the quotes of a shell would tear a secret apart.
     line = shlex.join(["hv15-batch", *map(redacted, arguments)])
-    return run_jobs(arguments, partial(_render, clock=Clock(), typed_line=line))
+    return run_jobs(arguments, partial(_render, clock=Clock(), typed_line=line), _measure, _say)
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
@@ -122,14 +123,36 @@ def _render(job: Job, clock: Clock, typed_line: str) -> int:
     """Render a job; all jobs of a sweep share the clock, and with it `until` and `time_limit`."""
     from hv15_batch.run import session
 
-    config = job.config if job.config.resume is None else _resumed(job)
-    if job.swept and config.run_dir is not None and "run_dir" not in job.swept:
-        # One folder for all jobs of a sweep would mix their settings.
-        config.run_dir = str(Path(config.run_dir) / job.sweep_folder())
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
-    sweep = job.sweep_folder() if job.swept else None
-    return session.run(config, typed, sweep, _say, clock=clock, typed_line=typed_line)
+    return session.run(
+        _config_of(job), typed, _sweep_of(job), _say, clock=clock, typed_line=typed_line
+    )
+
+
+def _measure(job: Job) -> float | None:
+    """Return the median of `sweep_value` over the clips of a job that has run."""
+    from hv15_batch.planning.tables import median_of_clips
+    from hv15_batch.run.prepare import find_run_dir
+
+    config = _config_of(job)
+    assert config.sweep_value is not None
+    run_dir = find_run_dir(config, _sweep_of(job))
+    is_benchmark = config.benchmark.repeat is not None
+    return median_of_clips(run_dir, config.sweep_value, is_benchmark=is_benchmark)
+
+
+def _config_of(job: Job) -> Config:
+    """Return the settings of a job, with those of the run that it resumes and its own folder."""
+    config = job.config if job.config.resume is None else _resumed(job)
+    if job.swept and config.run_dir is not None:
+        # One folder for all jobs of a sweep would mix their settings.
+        return replace(config, run_dir=str(Path(config.run_dir) / job.sweep_folder()))
+    return config
+
+
+def _sweep_of(job: Job) -> str | None:
+    return job.sweep_folder() if job.swept else None
 
 
 def _prefetch(job: Job) -> int:

@@ -1,27 +1,59 @@
-"""Hydra behind one function: from words to typed settings, once or for each job of a sweep."""
+"""Hydra behind one function: from words to typed settings, once or for each job of a sweep.
+
+The only module that uses what is inside Hydra. Beside `compose` that is its argument parser and the
+methods of its one `Hydra` object: they keep sweepers, launchers and completion as they are.
+`tests/test_hydra.py` has what is relied on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
-import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import JobReturn, configure_log
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hv15_batch.config.messages import report_error
 from hv15_batch.config.settings import Config
-from hv15_batch.config.words import check_settings, for_hydra, key_of, translate, value_of
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
+from hv15_batch.config.sweep_value import check_sweep_value
+from hv15_batch.config.words import (
+    MANIFEST_SUFFIXES,
+    Typed,
+    as_setting,
+    key_of,
+    read_words,
+    suggestion,
+)
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, ConfigError
 from hv15_batch.model.options import conf_dir
 from hv15_batch.rundir.paths import MAX_FOLDER_NAME
+
+_CONFIG = "config"
+_NAME = "hv15_batch"
+_REFUSED_FLAGS = ("--run", "--config-path", "--config-name", "--experimental-rerun")
+"""They replace the configuration as a whole, read a pickled one, or are what happens anyway."""
+_MODES = ("--multirun", "--cfg", "--info", "--shell-completion", "--hydra-help")
+_SHORT = {"--multirun": "-m"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +71,18 @@ class Job:
         return sweep_folder_name([self.typed[key] for key in self.swept])
 
 
-def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
+Run = Callable[[Job], int]
+"""Carries out a job and returns its exit code. A launcher of other processes pickles it."""
+Measure = Callable[[Job], float | None]
+"""Returns what `sweep_value` asks for of a job that has run; None where there is nothing."""
+
+
+def run_jobs(
+    arguments: Sequence[str],
+    run: Run,
+    measure: Measure = lambda _: None,
+    say: Callable[[str], None] = print,
+) -> int:
     """Compose the settings and run the job, or each job of a sweep; return the worst code.
 
     One job that fails does not end a sweep; an interrupted one does.
@@ -48,74 +91,305 @@ def run_jobs(arguments: Sequence[str], run: Callable[[Job], int]) -> int:
         ConfigError: words that are no settings.
         hydra.errors.HydraException: settings that cannot be composed.
     """
-    flags, settings = translate(arguments)
-    swept = check_settings(settings, is_sweep=bool({"-m", "--multirun"} & set(flags)))
-    codes: list[int] = []
-
-    def task(composed: DictConfig) -> None:
-        overrides = HydraConfig.get().overrides.task
-        typed = {key_of(override): value_of(override) for override in overrides}
-        try:
-            codes.append(run(Job(to_config(composed), typed, swept)))
-        except Exception as error:
-            values = " ".join(f"{key}={typed[key]}" for key in swept)
-            code = report_error(error, f"In the job {values}:" if swept else "")
-            if code is None:
-                raise  # Hydra keeps it until the other jobs of a sweep have run
-            codes.append(code)
-        if codes[-1] >= EXIT_SIGINT:
-            raise KeyboardInterrupt
-
-    ConfigStore.instance().store(name="config_schema", node=Config)
+    flags, parser = _read_flags(arguments)
     try:
-        with _hydra_command_line([*flags, *map(for_hydra, settings)]):
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
-                task
-            )()
-    except KeyboardInterrupt:
-        if not codes:
-            raise
+        with _hydra(flags.config_dir) as hydra:
+            if flags.shell_completion:
+                _complete(hydra, flags.overrides)
+                return EXIT_OK
+            typed = read_words(flags.overrides, is_sweep=flags.multirun)
+            if flags.cfg or flags.info or flags.hydra_help:
+                _show(hydra, flags, parser, typed)
+                return EXIT_OK
+            if flags.multirun:
+                return _sweep(hydra, typed, run, measure, say)
+            return _run_once(typed, run)
     except SystemExit as stop:  # of Hydra's own commands, for example an unknown --package
         return EXIT_REFUSED if stop.code else EXIT_OK
-    return max(codes, default=EXIT_OK)
 
 
-def to_config(composed: DictConfig) -> Config:
-    """Return the typed settings of a composed configuration.
+# -- flags ------------------------------------------------------------------------------------
+
+
+def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """Return the flags, all other words as `overrides`, and Hydra's parser that read them.
+
+    Raises:
+        ConfigError: there is no such flag, or its value is not one of those allowed.
+    """
+    parser = get_args_parser()
+    parser.add_argument("--dry-run", action="store_true", help="Check, resolve and predict")
+    parser.allow_abbrev = parser.exit_on_error = False
+    parser.error = _refuse
+    try:
+        flags, unknown = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_flag_fault(parser, error)) from None
+    is_given = {name: _value(flags, name) not in (None, False) for name in _REFUSED_FLAGS}
+    typed = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    for name in [*typed, *(name for name, given in is_given.items() if given)]:
+        raise ConfigError(_unknown_flag(name, arguments))
+    modes = [name for name in _MODES if _value(flags, name)]
+    if len(modes) > 1:
+        shown = [_SHORT.get(n) or f"{n}={_value(flags, n)}".removesuffix("=True") for n in modes]
+        raise ConfigError(f"{' '.join(shown)}: only one of -m, --cfg and --info at a time.")
+    if flags.resolve and not flags.cfg:
+        raise ConfigError("--resolve: goes with --cfg job; leave it out.")
+    if flags.dry_run:
+        flags.overrides.append("dry_run=true")
+    return flags, parser
+
+
+def _value(flags: argparse.Namespace, name: str) -> Any:
+    return getattr(flags, name.lstrip("-").replace("-", "_"))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message[:1].lower()}{message[1:]}; see hv15-batch --help.")
+
+
+def _unknown_flag(name: str, arguments: Sequence[str]) -> str:
+    """Return that there is no such flag, and what may have been meant."""
+    names = [word.partition("=")[0] for word in arguments]
+    place = names.index(name) if name in names else len(names)  # typed as its short form
+    word = "".join(arguments[place : place + 1]) or name
+    some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
+    near = as_setting(word, iter(arguments[place + 1 :])) or suggestion(name, some)
+    return (
+        f"{word}: there is no such flag.{near} The flags are --dry-run, "
+        "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
+    )
+
+
+def _flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
+    """Return which values a flag takes."""
+    name = str(error.argument_name).partition("/")[0]
+    action = parser._option_string_actions[name]
+    if action.nargs == 0:
+        return f"{name}: takes no value; leave it out."
+    value = re.match(r"invalid choice: '(.*?)'", str(error.message), re.DOTALL)
+    allowed = f"one of {', '.join(action.choices)}" if action.choices else "a name"
+    return f"{name}={value[1] if value else ''}: takes {allowed}; write it after the {name}."
+
+
+# -- Hydra ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[Any]:
+    """Yield the `Hydra` object that `compose` uses too, with a folder of the user's behind ours."""
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    outer = GlobalHydra.instance().hydra  # of an application that calls this one
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), job_name=_NAME, version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            if config_dir is not None:
+                _add_folder(hydra, config_dir)
+            yield hydra
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _add_folder(hydra: Any, config_dir: str) -> None:
+    folder = os.path.abspath(config_dir)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"--config-dir={config_dir}: there is no such folder.")
+    path = hydra.config_loader.get_search_path()
+    path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
+
+
+def _complete(hydra: Any, words: Sequence[str]) -> None:
+    """Print a script for completion, or what completes a line.
+
+    Raises:
+        ConfigError: it is asked for in another way than a shell does.
+    """
+    if "COMP_LINE" in os.environ:  # Hydra's plugins read it; they do not know our own words
+        *before, last = os.environ["COMP_LINE"].split(" ")
+        ours = (*MANIFEST_SUFFIXES, "--dry-run", "prefetch")
+        line = [word for word in before if not word.lower().endswith(ours)]
+        os.environ["COMP_LINE"] = " ".join([*line, last])
+    try:
+        hydra.shell_completion(config_name=_CONFIG, overrides=list(words))
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error.args[0]).split())
+        raise ConfigError(
+            f"--shell-completion: {reason}; for a shell type -sc install=bash, install=zsh or "
+            "install=fish."
+        ) from error
+
+
+def _show(
+    hydra: Any, flags: argparse.Namespace, parser: argparse.ArgumentParser, typed: Typed
+) -> None:
+    overrides = [*typed.overrides, *(f"{key}={_quoted(text)}" for key, text in typed.texts.items())]
+    if flags.cfg:
+        hydra.show_cfg(_CONFIG, overrides, flags.cfg, flags.package, flags.resolve)
+    elif flags.info:
+        hydra.show_info(flags.info, _CONFIG, overrides)
+    else:
+        flags.overrides = overrides
+        hydra.hydra_help(_CONFIG, parser, flags)
+
+
+def _quoted(text: str | None) -> str:
+    """Return a text in Hydra's grammar."""
+    return "null" if text is None else str(QuotedString(text, Quote.double).with_quotes())
+
+
+def _folder_settings(folder: str) -> list[str]:
+    """Return settings that keep Hydra's files in a folder; last, so that they win."""
+    quoted = _quoted(folder)
+    return [
+        f"hydra.run.dir={quoted}",
+        f"hydra.sweep.dir={quoted}",
+        "hydra.sweep.subdir=job",
+        "hydra.output_subdir=null",
+        f"hydra.job.name={_NAME}",
+    ]
+
+
+# -- one run ----------------------------------------------------------------------------------
+
+
+def _run_once(typed: Typed, run: Run) -> int:
+    with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:  # for a log file of Hydra's
+        overrides = [*typed.overrides, *_folder_settings(folder)]
+        composed = compose(_CONFIG, overrides, return_hydra_config=True)
+        with read_write(composed), open_dict(composed):
+            composed.hydra.runtime.output_dir = folder
+            configure_log(composed.hydra.job_logging, composed.hydra.verbose)
+            del composed["hydra"]
+        return run(Job(to_config(composed, typed.texts), typed.values(typed.overrides), ()))
+
+
+def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:
+    """Return the typed settings of a composed configuration, texts as they were typed.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a value is of the wrong type or missing.
     """
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    for key, text in texts.items():
+        *sections, name = key.split(".")
+        section: Any = config
+        for part in sections:
+            section = getattr(section, part)
+        setattr(section, name, text)
     return config
 
 
-@contextmanager
-def _hydra_command_line(words: Sequence[str]) -> Iterator[None]:
-    """Give Hydra its words, a folder for what it writes, and no say in how errors are shown."""
-    saved_argv, saved_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+# -- a sweep ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a job of a sweep ended; told by the name of an empty file, which is whole or not there.
+
+    Not every sweeper returns what the jobs did, and a launcher may run them in other processes.
+    """
+
+    code: int
+    has_value: bool
+
+    def write(self, folder: Path) -> None:
+        """Tell it, where the folder can be seen; else only what the sweeper returns tells it."""
+        if folder.is_dir():
+            (folder / f"{uuid.uuid4().hex}.{self.code}.{self.has_value:d}").touch()
+
+    @staticmethod
+    def read(folder: Path) -> list[_End]:
+        """Return how the jobs ended that have told it."""
+        parts = [path.name.split(".") for path in folder.iterdir()]
+        return [_End(int(code), value == "1") for _, code, value in parts]
+
+
+def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[str], None]) -> int:
     with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:
-        # A sweep writes multirun.yaml into its directory, whatever is configured. What is typed
-        # last wins: a folder typed by the user would be made beside the run directory.
-        sys.argv = [
-            "hv15-batch",
-            *words,
-            f"hydra.run.dir='{folder}'",
-            f"hydra.sweep.dir='{folder}'",
-            "hydra.sweep.subdir=job",
-            "hydra.output_subdir=null",
-            "hydra.job.name=hv15_batch",
-        ]
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; else it prints and exits with 1
+        # A sweep writes multirun.yaml into its directory, whatever is configured.
+        overrides = [*typed.overrides, *_folder_settings(folder), "hydra.mode=MULTIRUN"]
+        base = hydra.compose_config(
+            _CONFIG, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        column = base.sweep_value
+        if column is not None:
+            check_sweep_value(column)
+        ends = Path(folder) / "ends"
+        ends.mkdir()
+        is_measured = column is not None
+        task = partial(
+            _run_job, run=run, measure=measure if is_measured else None, typed=typed, ends=str(ends)
+        )
         try:
-            yield
-        finally:
-            sys.argv = saved_argv
-            if saved_full is None:
-                del os.environ["HYDRA_FULL_ERROR"]
-            else:
-                os.environ["HYDRA_FULL_ERROR"] = saved_full
+            returned = hydra.multirun(_CONFIG, task, overrides)
+        except KeyboardInterrupt:
+            code = max((end.code for end in _End.read(ends)), default=EXIT_OK)
+            if code < EXIT_SIGINT:
+                raise
+            return code
+        except Exception as error:
+            told = _End.read(ends)
+            if not is_measured or not told or any(end.has_value for end in told):
+                raise
+            print(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
+            return max(end.code for end in told)
+        codes = [end.code for end in _End.read(ends)] + list(_codes(returned))
+        result = Path(folder) / "optimization_results.yaml"  # of Optuna's, Ax's and Nevergrad's
+        if result.is_file():
+            say(f"Result of the sweep:\n{result.read_text(encoding='utf-8').rstrip()}")
+    if not codes:
+        print(
+            "The jobs ran on a machine that does not see the folder for temporary files here, and "
+            "the sweeper does not return how they ended; set TMPDIR to a folder that both see.",
+            file=sys.stderr,
+        )
+        return EXIT_STOPPED
+    return max(codes)
+
+
+def _codes(returned: Any) -> Iterator[int]:
+    """Yield the exit codes in what a sweeper returned: `JobReturn`s, in lists, or nothing."""
+    if isinstance(returned, JobReturn):
+        if isinstance(returned.return_value, int):
+            yield returned.return_value
+    elif isinstance(returned, (list, tuple)):
+        for item in returned:
+            yield from _codes(item)
+
+
+def _run_job(
+    composed: DictConfig, run: Run, measure: Measure | None, typed: Typed, ends: str
+) -> float | None:
+    """Run one job of a sweep; a launcher may call it in another process.
+
+    Returns:
+        The exit code, or what was measured in its place; None where nothing was.
+    """
+    value: float | None = None
+    overrides = HydraConfig.get().overrides.task
+    values = typed.values(overrides)
+    # A sweeper may vary what nobody typed, for example `hydra.sweeper.params` of a preset.
+    known = {*map(key_of, typed.overrides), *typed.texts}
+    swept = (*typed.swept, *(key for key in map(key_of, overrides) if key not in known))
+    try:
+        job = Job(to_config(composed, typed.texts), values, swept)
+        code = run(job)
+        if measure is not None and code == EXIT_OK:
+            value = measure(job)
+    except Exception as error:
+        words = " ".join(f"{key}={values[key]}" for key in swept)
+        told = report_error(error, f"In the job {words}:" if words else "")
+        if told is None:
+            raise  # Hydra keeps it until the other jobs of the sweep have run
+        code = told
+    _End(code, value is not None).write(Path(ends))
+    if code >= EXIT_SIGINT:
+        raise KeyboardInterrupt
+    return code if measure is None else value
 
 
 def sweep_folder_name(values: list[str]) -> str:

@@ -26,6 +26,8 @@ _PATH_ERRORS = (
     errno.EINVAL,
 )
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_FULL_ERROR = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
+"""What Hydra says in the place of the reason why a plugin or what it names cannot be had."""
 # What OmegaConf says of a value, and what is said here.
 _VALUE_RULES = (
     (r"could not be converted to Integer", "must be a whole number"),
@@ -94,6 +96,7 @@ def hydra_message(error: Exception) -> str:
     if typed and error.__cause__ is not None:
         return f"{typed[1]}: {_value_rule(str(error.__cause__))}."
     text = str(error) or str(error.__cause__ or type(error).__name__)
+    text = text.replace(_FULL_ERROR, f": {error.__cause__ or 'it cannot be imported'}.")
     kept = [line.strip() for line in text.partition("Config search path:")[0].splitlines()]
     internals = ("object_type=", "reference_type=", "full_key:")
     message = "\n".join(line for line in kept if line and not line.startswith(internals))

@@ -195,6 +195,9 @@ class Config:
     """Time of day, e.g. `07:00`: no clip is begun that would not be finished by then."""
     time_limit: str | None = None
     """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
+    sweep_value: str | None = None
+    """Column of the log, e.g. `total_seconds`: a job of a sweep gives its sweeper the median over
+    its clips, for Optuna to look for the least; null gives it the exit code."""
     window: str | None = None
     """Times of day, e.g. `22:00-07:00`: outside of them the run waits and releases the card."""
     add: bool = False

@@ -1,4 +1,8 @@
-"""What is typed: turned into Hydra's grammar, and checked against the settings that there are."""
+"""What is typed: settings in Hydra's grammar, texts as they are, and what is neither.
+
+Hydra's grammar is for values that have a structure: numbers, lists, sweeps. Free text never goes
+through it: the dataclass gets it as it was typed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,9 +23,8 @@ from hydra.errors import HydraException
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 
-_TEXT_KEYS = ("run_dir", "resume", "only")
-"""Settings whose value is text as typed, whatever Hydra's grammar would make of it."""
-_TEXT_OR_LIST_KEYS = ("notify.command",)
+_TEXT_KEYS = ("run_dir", "resume", "only", "notify.command")
+"""Settings that are text, commas included. A list, which begins with a bracket, is one of Hydra."""
 _SWEPT_TEXT_KEYS = (
     "manifest",
     "sampling.negative_prompt",
@@ -30,31 +33,28 @@ _SWEPT_TEXT_KEYS = (
     "model.revision",
 )
 """The same, but commas separate values in a sweep."""
+_SEED_KEYS = ("sampling.seeds", "override.seeds")
+"""Text where commas separate seeds; in a sweep they separate values."""
 _NO_PRESET = "[]"
 """What Hydra takes for `experiment=null`."""
-_SEED_KEYS = ("sampling.seeds", "override.seeds")
 
-_SWEEP_FLAGS = {"-m", "--multirun"}
-_PLAIN_FLAGS = {"--resolve", "--hydra-help"}
-_VALUE_FLAGS = {
-    "--cfg": ("job", "hydra", "all"),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "--package": None,
-    "--config-dir": None,
-}
-"""Flags with a value, and what it may be. Not among them: what replaces the configuration as a
-whole, or reads a pickled one."""
-_SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
-_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
+_HYDRA_GROUPS = (
+    *("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"),
+    *("hydra/job_logging", "hydra/hydra_logging"),
+)
 _HYDRA_SETTINGS = (
     "hydra.verbose",
     "hydra.searchpath",
     "hydra.launcher.",
-    "hydra.sweeper.max_batch_size",
+    "hydra.sweeper.",
     "hydra.job_logging.",
     "hydra.hydra_logging.",
 )
 """Of Hydra's own those that change nothing that is decided here."""
+_HYDRA_SPACE = tuple(
+    f"hydra.sweeper.{name}" for name in ("params", "search_space", "custom_search_space")
+)
+"""What is swept, past every check of settings and past the names of the jobs' folders."""
 _HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _HYDRA_OURS = (*_HYDRA_FOLDERS, "hydra.job.name")
 """May be typed, as scripts that call Hydra's applications do; what is set here wins."""
@@ -62,73 +62,62 @@ _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
 
-# -- words to Hydra's grammar -----------------------------------------------------------------
+@dataclass(frozen=True)
+class Typed:
+    """What was typed, checked against the settings that there are."""
+
+    overrides: tuple[str, ...]
+    """Settings in Hydra's grammar."""
+    texts: dict[str, str | None]
+    """Settings that are set by hand, as they were typed."""
+    swept: tuple[str, ...]
+    """Settings with several values; empty outside a sweep."""
+
+    def values(self, overrides: Sequence[str]) -> dict[str, str]:
+        """Return every typed setting as text, with these overrides in the place of its own."""
+        texts = {key: "null" if text is None else text for key, text in self.texts.items()}
+        return texts | {key_of(word): value_of(word) for word in overrides}
 
 
-def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Turn what a person types into Hydra's flags and settings.
+def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
+    """Return the settings that were typed; refuse words that are none, all at once.
 
-    A word that ends like a manifest is the manifest; `--dry-run` is `dry_run=true`; a leading `+`
-    changes nothing; text with spaces, brackets, commas, quotes or `${` is quoted.
+    A word that ends like a manifest is the manifest; a leading `+` changes nothing.
 
     Raises:
-        ConfigError: an unknown flag, or a word that is none of these.
+        ConfigError: naming each such word and the nearest setting.
     """
-    flags, settings = [], []
-    is_sweep = bool(_SWEEP_FLAGS & set(arguments))
-    words = iter(arguments)
+    overrides: list[str] = []
+    texts: dict[str, str | None] = {}
+    num_manifests = 0
     for number, word in enumerate(words):
-        if word == "--dry-run":
-            settings.append("dry_run=true")
-        elif word.startswith("-"):
-            flags.append(_flag(word, words))
-        elif _is_manifest(word, is_first=number == 0):
-            settings.append(f"manifest={_quoted(word)}")
+        if _is_manifest(word, is_first=number == 0):
+            key, value = "manifest", word
+            texts[key] = word
         elif "=" in word.lstrip("+")[1:]:
-            settings.append(_setting(word.lstrip("+"), is_sweep))
+            word = word.lstrip("+")
+            key, _, value = word.partition("=")
+            _check_one_folder(word, is_sweep)
+            if _is_text(key, value, is_sweep):
+                texts[key] = _as_text(key, value)
+            else:
+                overrides.append(word)
         else:
-            raise ConfigError(unknown_word(word, words))
-    _check_flags(flags)
-    return flags, settings
-
-
-def _check_flags(flags: Sequence[str]) -> None:
-    """Refuse flags that exclude each other.
-
-    Raises:
-        ConfigError: naming them.
-    """
-    modes = [flag for flag in flags if flag in _SWEEP_FLAGS or flag.startswith(("--cfg", "--info"))]
-    if len(modes) > 1:
-        raise ConfigError(f"{' '.join(modes)}: only one of -m, --cfg and --info at a time.")
-    if "--resolve" in flags and not any(flag.startswith("--cfg") for flag in flags):
-        raise ConfigError("--resolve: goes with --cfg job; leave it out.")
-
-
-def _flag(word: str, following: Iterator[str]) -> str:
-    """Return a flag as one word, with the value that follows it.
-
-    Raises:
-        ConfigError: there is no such flag, or its value is missing or not one of those allowed.
-    """
-    name, equals, value = word.partition("=")
-    name = _SHORT_FLAGS.get(name, name)
-    if name not in _VALUE_FLAGS:
-        if word in _SWEEP_FLAGS or word in _PLAIN_FLAGS:
-            return word
-        some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
-        near = as_setting(word, following) or suggestion(name, some)
+            raise ConfigError(unknown_word(word, iter(words[number + 1 :])))
+        num_manifests += key == "manifest"
+    if num_manifests > 1:
+        raise ConfigError("one manifest at a time; name one, or join the files into one.")
+    swept = _check_overrides(overrides, is_sweep)
+    resumed = texts.get("resume")
+    if swept and resumed is not None:
         raise ConfigError(
-            f"{word}: there is no such flag.{near} The flags are --dry-run, "
-            "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
+            f"resume={resumed}: resumes one run, and {', '.join(swept)} makes a sweep; "
+            "leave resume= out and name the manifest: the jobs have folders of their own."
         )
-    allowed = _VALUE_FLAGS[name]
-    if not equals:
-        value = "all" if name == "--info" else next(following, "")
-    if not value or (allowed is not None and value not in allowed):
-        what = f"one of {', '.join(allowed)}" if allowed else "a name"
-        raise ConfigError(f"{name}={value}: takes {what}; write it after the {name}.")
-    return f"{name}={value}"
+    return Typed(tuple(map(_for_hydra, overrides)), texts, swept)
+
+
+# -- texts ------------------------------------------------------------------------------------
 
 
 def _is_manifest(word: str, is_first: bool) -> bool:
@@ -137,48 +126,49 @@ def _is_manifest(word: str, is_first: bool) -> bool:
     return _KEY_LIKE.match(word) is None or (is_first and Path(word).is_file())
 
 
-def _setting(word: str, is_sweep: bool) -> str:
+def _is_text(key: str, value: str, is_sweep: bool) -> bool:
+    """Whether a value is text that Hydra's grammar must not touch."""
+    if key in _TEXT_KEYS:
+        return key != "notify.command" or not value.startswith("[")
+    if key in _SEED_KEYS:
+        return "," in value and not is_sweep and not value.startswith("[")
+    if key not in _SWEPT_TEXT_KEYS:
+        return False
+    has_values = is_sweep and "," in value and _LITERAL.fullmatch(value) is None
+    return not has_values or (key == "manifest" and Path(value).is_file())
+
+
+def _as_text(key: str, value: str) -> str | None:
+    """Return what a value means: itself, without quotes that enclose all of it; None for null."""
+    if value == "null":
+        return None
+    if _LITERAL.fullmatch(value) is None:
+        return value
+    text = _parse(f"{key}={value}").value()
+    assert isinstance(text, str)
+    return text
+
+
+def _check_one_folder(word: str, is_sweep: bool) -> None:
     key, _, value = word.partition("=")
-    has_values = is_sweep and "," in value
-    if key == "run_dir" and has_values and not (_is_literal(value) or Path(value).is_dir()):
+    is_one = _LITERAL.fullmatch(value) is not None or Path(value).is_dir()
+    if key == "run_dir" and is_sweep and "," in value and not is_one:
         raise ConfigError(
             f"{word}: the jobs of a sweep have folders of their own below one run_dir; name one "
             f"folder (with a comma in its name: run_dir='\"{value}\"')."
         )
-    is_text = key in _TEXT_KEYS or (key in _TEXT_OR_LIST_KEYS and not value.startswith("["))
-    if is_text or (key in _SWEPT_TEXT_KEYS and not has_values):
-        return word if _is_literal(value) else f"{key}={_quoted(value)}"
-    if key == "manifest" and Path(value).is_file():
-        return f"{key}={_quoted(value)}"  # a comma in its name, not a sweep
-    if key in _SEED_KEYS and "," in value and not is_sweep and not value.startswith("["):
-        return f"{key}={_quoted(value.strip(chr(34) + chr(39)))}"
-    return word
 
 
-def _is_literal(value: str) -> bool:
-    """Whether Hydra reads the value as it should be already: a quoted text, or null."""
-    return value == "null" or _LITERAL.fullmatch(value) is not None
+# -- settings in Hydra's grammar --------------------------------------------------------------
 
 
-def _quoted(value: str) -> str:
-    """Return a Hydra string literal that means exactly this text, interpolation included."""
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
-    text = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], text)
-    return f'"{text}"'
-
-
-# -- words against settings -------------------------------------------------------------------
-
-
-def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
-    """Return the swept settings; refuse words that are no settings, all at once.
+def _check_overrides(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
+    """Return the swept settings.
 
     Raises:
-        ConfigError: naming each such word and the nearest setting.
+        ConfigError: naming each word that is no setting, and the nearest one.
     """
     faults, swept = [], []
-    if sum(key_of(word) == "manifest" for word in words) > 1:
-        raise ConfigError("one manifest at a time; name one, or join the files into one.")
     for word in words:
         override = _parse(word)
         is_hydra = override.is_hydra_override()
@@ -189,12 +179,6 @@ def check_settings(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
             swept.append(override.key_or_group)
     if faults:
         raise ConfigError("\n".join(faults))
-    resumed = next((value_of(word) for word in words if key_of(word) == "resume"), "null")
-    if swept and resumed != "null":
-        raise ConfigError(
-            f"resume={resumed}: resumes one run, and {', '.join(swept)} makes a sweep; "
-            "leave resume= out and name the manifest: the jobs have folders of their own."
-        )
     return tuple(swept)
 
 
@@ -213,7 +197,7 @@ def value_of(word: str) -> str:
     return "null" if word == f"experiment={_NO_PRESET}" else word.split("=", 1)[1]
 
 
-def for_hydra(word: str) -> str:
+def _for_hydra(word: str) -> str:
     """Return a setting as Hydra takes it: no preset is an empty list of them."""
     if key_of(word) != "experiment":
         return word
@@ -246,6 +230,10 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
         return f"{key} is a section; set its members, for example {members[0]}=VALUE."
     elif key not in known:
         return unknown_setting(key)
+    if key == "sweep_value" and value is not None and not is_sweep:
+        return "goes with a sweep; add -m, or leave it out."
+    if key == "sweep_value" and isinstance(value, Sweep):
+        return "must be one column of the log."
     if override.is_sweep_override() and not is_sweep:
         return "several values are a sweep; add -m to run one after the other."
     return None
@@ -255,6 +243,8 @@ def _hydra_fault(override: Override) -> str | None:
     """Return why one of Hydra's own settings cannot be honoured, or None."""
     key, value = override.key_or_group, override.value()
     is_change = override.type is OverrideType.CHANGE and override.package is None
+    if key.startswith(_HYDRA_SPACE):
+        return "what is swept is typed as a setting, for example override.flow_shift=5,7."
     is_known = key in (*_HYDRA_GROUPS, *_HYDRA_OURS) or key.startswith(_HYDRA_SETTINGS)
     if not is_change or not is_known:
         known = (*_HYDRA_GROUPS, *(f"{n}*" if n.endswith(".") else n for n in _HYDRA_SETTINGS))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.rundir.log import read_last_attempts, segments
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 
@@ -169,6 +171,33 @@ def write_clips_table(run_dir: RunDir) -> None:
                     for name in CLIPS_COLUMNS
                 ]
             )
+
+
+def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> float | None:
+    """Return the median of a numeric log column over the current clips that are done.
+
+    Args:
+        run_dir: With a plan.
+        column: One of the log's.
+        is_benchmark: Repetitions are meant, warm-ups left out, and not clips.
+
+    Returns:
+        None where none has a value.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with run_dir.plan.open(encoding="utf-8", newline="") as plan:
+        current = {row["settings_sha256"] for row in csv.DictReader(plan)}
+    columns = dict.fromkeys([column, "settings_sha256", "attempt", "repeat", "status"])
+    rows = read_rows(run_dir.log, list(columns))
+    measured = [row for row in rows if row["repeat"]] if is_benchmark else last_attempts(rows)
+    values = [
+        row[column]
+        for row in measured
+        if row["settings_sha256"] in current
+        and row["status"] in DONE_STATUSES
+        and row[column] is not None
+    ]
+    return float(statistics.median(values)) if values else None
 
 
 def is_up_to_date(run_dir: RunDir) -> bool:

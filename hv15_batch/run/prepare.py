@@ -103,8 +103,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     if config.manifest is None:
         raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
     path = find_manifest(os.path.expanduser(config.manifest))
-    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    run_dir = RunDir(Path(os.path.abspath(folder)))
+    run_dir = find_run_dir(config, sweep)
     run_dir.check_usable()
     manifest = read_rows(path, config)
     check_owner(run_dir, manifest.path)
@@ -143,6 +142,19 @@ def plan_against_log(prepared: Prepared) -> Planned:
     if config.benchmark.repeat is not None:
         return replace(planned, repetitions=plan_repetitions(clips, config, run_dir))
     return planned
+
+
+def find_run_dir(config: Config, sweep: str | None) -> RunDir:
+    """Return the run directory: as typed, else named after the manifest.
+
+    Args:
+        config: with a manifest.
+        sweep: name of the job's folder in a sweep, else None.
+    """
+    assert config.manifest is not None
+    path = find_manifest(os.path.expanduser(config.manifest))
+    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+    return RunDir(Path(os.path.abspath(folder)))
 
 
 def find_manifest(typed: str) -> Path:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from fakes.pages import MEASURED, RUN_ID, START, failed, make_run, make_status, record
+from hv15_batch.overrides import translate
 
 from hv15_batch.config.settings import Config
-from hv15_batch.config.words import translate
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import ClipRecord
 from hv15_batch.report.command import main

@@ -282,6 +282,41 @@ REFUSED: dict[tuple[str, ...], str] = {
         "-m --cfg=job: only one of -m, --cfg and --info at a time."
     ),
     ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
+    ("prompts.csv", "--cfg"): "--cfg=: takes one of job, hydra, all; write it after the --cfg.",
+    ("prompts.csv", "--cfg", "job", "-p"): (
+        "--package=: takes a name; write it after the --package."
+    ),
+    ("prompts.csv", "--dry-run=1"): "--dry-run: takes no value; leave it out.",
+    ("prompts.csv", "--config-dir", "no"): "--config-dir=no: there is no such folder.",
+    ("prompts.csv", "--experimental-rerun", "x.pickle"): (
+        f"--experimental-rerun: there is no such flag. {FLAGS}"
+    ),
+    ("prompts.csv", "-cn=other"): f"--config-name: there is no such flag. {FLAGS}",
+    ("prompts.csv", "--config-path", "full"): f"--config-path: there is no such flag. {FLAGS}",
+    ("prompts.csv", "-r"): f"--run: there is no such flag. {FLAGS}",
+    ("prompts.csv", "--mult"): f"--mult: there is no such flag. Did you mean --multirun? {FLAGS}",
+    ("-sc",): (
+        "--shell-completion: Expecting one subcommand from ['install', 'uninstall', 'query'] to be "
+        "set; for a shell type -sc install=bash, install=zsh or install=fish."
+    ),
+    ("prompts.csv", "sweep_value=total_seconds"): (
+        "sweep_value=total_seconds: goes with a sweep; add -m, or leave it out."
+    ),
+    ("-m", "prompts.csv", "sweep_value=luma_mean,mfu"): (
+        "sweep_value=luma_mean,mfu: must be one column of the log."
+    ),
+    ("-m", "prompts.csv", "override.fps=12,24", "sweep_value=luma_men"): (
+        "sweep_value=luma_men: the log has no such column. Did you mean luma_mean? docs/log.md "
+        "lists them."
+    ),
+    ("-m", "prompts.csv", "override.fps=12,24", "sweep_value=status"): (
+        "sweep_value=status: this column of the log is no number; name one that is, for example "
+        "total_seconds."
+    ),
+    ("-m", "prompts.csv", "override.fps=12,24", "sweep_value=step_seconds"): (
+        "sweep_value=step_seconds: this column of the log is no number; name one that is, for "
+        "example total_seconds."
+    ),
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
         "of the words report, status, references, compare, recipe, prefetch. See hv15-batch --help."
@@ -633,19 +668,14 @@ def test_a_manifest_may_have_any_name(command: Command, tmp_path: Path, name: st
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_arrives_as_it_was_typed(name: str) -> None:
-    from hv15_batch.config.words import translate, value_of
+    words = ("manifest", "run_dir", "override.negative_prompt")
 
-    for key in ("manifest", "run_dir", "override.negative_prompt"):
-        _, [word] = translate([f"{key}=x{name}"])
+    [job] = settings_of(*(f"{key}=x{name}" for key in words))
 
-        # `\${` is how OmegaConf writes a `${` that is no interpolation
-        assert _resolved(value_of(word)) == f"x{name}"
-
-
-def _resolved(value: str) -> str:
-    from omegaconf import OmegaConf
-
-    return str(OmegaConf.create({"value": value}).value)
+    config = job.config
+    assert (config.manifest, config.run_dir) == (f"x{name}", f"x{name}")
+    assert config.override.negative_prompt == f"x{name}"
+    assert {job.typed[key] for key in words} == {f"x{name}"}
 
 
 def test_a_path_means_what_was_typed_from_another_folder(
@@ -859,7 +889,7 @@ def test_hydra_leaves_nothing_behind(
     "word",
     [
         *("hydra.job.chdir=true", "hydra.mode=MULTIRUN", "hydra.foo=1"),
-        "hydra.sweeper.params.limit=1",
+        "hydra.callbacks.x=1",
     ],
 )
 def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
@@ -870,10 +900,11 @@ def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
     assert answer == Answer(
         2,
         "",
-        f"{word}: of Hydra's own settings only hydra/launcher, hydra/sweeper, hydra/job_logging, "
-        "hydra/hydra_logging, hydra.verbose, hydra.searchpath, hydra.launcher.*, "
-        "hydra.sweeper.max_batch_size, hydra.job_logging.*, hydra.hydra_logging.* may be typed; a "
-        "folder is named with run_dir=DIR, and a sweep is -m.\n",
+        f"{word}: of Hydra's own settings only hydra/launcher, hydra/sweeper, "
+        "hydra/sweeper/sampler, hydra/job_logging, hydra/hydra_logging, hydra.verbose, "
+        "hydra.searchpath, hydra.launcher.*, hydra.sweeper.*, hydra.job_logging.*, "
+        "hydra.hydra_logging.* may be typed; a folder is named with run_dir=DIR, and a sweep is "
+        "-m.\n",
     )
     assert (fake_runs.configs, list(tmp_path.iterdir())) == ([], [])
 
@@ -906,6 +937,11 @@ def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
         ("hydra.launcher.foo=1", "hydra.launcher.foo: there is no such setting."),
         ("hydra/launcher=null", "hydra/launcher=null: must name an option; leave it out for the "),
         ("hydra.verbose=true,false", "hydra.verbose=true,false: must be one value."),
+        (
+            "hydra.sweeper.params.limit=1",
+            "hydra.sweeper.params.limit=1: what is swept is typed as a setting, for example "
+            "override.flow_shift=5,7.",
+        ),
     ],
 )
 def test_settings_of_hydra_with_a_fault_are_refused_in_the_words_used_here(
