@@ -6,9 +6,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import msgspec
-import yaml
-
 from hv15_batch.model.variant import ModelConfig
 
 
@@ -26,14 +23,15 @@ def model_options() -> dict[str, ModelConfig]:
     Raises:
         msgspec.ValidationError: a value of a YAML is of the wrong type.
     """
+    import msgspec  # both here: `status` needs no option and starts at once
+    import yaml
+
     options = {}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
-        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
         option = msgspec.convert(stored, ModelConfig)
         # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
         sampling, recipe = replace(option.default_sampling), replace(option.recipe)
         options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
     return options
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -10,15 +10,15 @@ from typing import Any
 
 from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, distribution
 from hv15_batch.machine.cards import CONTEXT_BYTES
-from hv15_batch.record import DONE_STATUSES, clip_seconds
+from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds
 from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.references.implied import Combination, combinations
 from hv15_batch.references.settings import (
+    Difference,
+    DifferenceKind,
     combination_of,
     differences,
     remedies,
-    suspect_difference,
-    suspects_of,
 )
 
 CHECK_COLUMNS = (
@@ -48,7 +48,7 @@ MET = (Verdict.reproduced, Verdict.surpassed)
 
 @dataclass(frozen=True)
 class Measurement:
-    """Clips of one log with equal settings, held against one figure."""
+    """Clips of one log with equal settings, compared with one figure."""
 
     verdict: Verdict
     quantity: Quantity
@@ -57,7 +57,7 @@ class Measurement:
     values: Distribution
     """Seconds or bytes, as the figure's quantity; spread is the IQR over the median."""
     compared: float
-    """What is held against the figure: the median of seconds, the maximum of bytes."""
+    """What is compared with the figure: the median of seconds, the maximum of bytes."""
     method: str
     """What was measured, in words."""
     differences: tuple[str, ...]
@@ -144,7 +144,7 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
     if row["denoise_attempt"] != row["attempt"]:
         return None  # decoded from saved latents: denoised at another time
     if quantity is Quantity.vram:
-        return vram_bytes(row)
+        return _vram_bytes(row)
     return None if row["is_cold"] is not False or row["repeat"] == 0 else clip_seconds(row)
 
 
@@ -157,7 +157,7 @@ def _measurement(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Mea
     compared = values.maximum if is_vram else values.median
     differing = [
         *differences(reference, settings),
-        *suspect_difference(reference.quantity, rows),
+        *_suspect_difference(reference.quantity, rows),
     ]
     low, high = bounds_of(reference)
     verdict = Verdict.not_reproduced
@@ -173,11 +173,11 @@ def _measurement(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Mea
         settings=settings,
         values=values,
         compared=compared,
-        method=method_of(reference.quantity, rows),
+        method=_method_of(reference.quantity, rows),
         differences=tuple(difference.sentence for difference in differing),
         remedies=tuple(remedies(differing)),
         combination=() if differing else tuple(combination_of(reference, settings)),
-        notes=tuple(notes_of(reference, settings, values, compared, rows)),
+        notes=tuple(_notes_of(reference, settings, values, compared, rows)),
         ratio=compared / reference.figure_max,
         utilisation=shares.median if shares and is_clip else None,
     )
@@ -186,7 +186,7 @@ def _measurement(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Mea
 def _reason(reference: Reference, best: Measurement) -> str:
     if best.verdict is Verdict.not_comparable:
         return best.differences[0]
-    ratio = ratio_text(reference, best.ratio)
+    ratio = _ratio_text(reference, best.ratio)
     where = f"Same card and all that the source states; {ratio} times the figure"
     is_vram = reference.quantity is Quantity.vram
     if best.verdict is Verdict.surpassed:
@@ -196,10 +196,12 @@ def _reason(reference: Reference, best: Measurement) -> str:
     return f"{where}: {'larger' if is_vram else 'slower'}."
 
 
+# -- what to know before quoting ---------------------------------------------------------------
+
 _MAX_DECIMALS = 6
 
 
-def vram_bytes(row: Mapping[str, Any]) -> int | None:
+def _vram_bytes(row: Mapping[str, Any]) -> int | None:
     """Return the peak of the whole card: NVML's, else torch's reserved one plus CUDA's own part."""
     if row["peak_vram_device_bytes"] is not None:
         return int(row["peak_vram_device_bytes"])
@@ -207,7 +209,7 @@ def vram_bytes(row: Mapping[str, Any]) -> int | None:
     return None if reserved is None else int(reserved) + CONTEXT_BYTES
 
 
-def method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
+def _method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return in words what was measured."""
     if quantity is Quantity.clip_seconds:
         return "seconds of a warm clip without text encoding"
@@ -218,7 +220,7 @@ def method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
     return "highest of torch's reserved peaks plus 1.4 GiB of CUDA context, where NVML told nothing"
 
 
-def ratio_text(reference: Reference, ratio: float) -> str:
+def _ratio_text(reference: Reference, ratio: float) -> str:
     """Return a ratio to the figure with two decimals, or as many as tell it from the bounds."""
     bounds = [bound / reference.figure_max for bound in bounds_of(reference)]
     other = [bound for bound in bounds if not math.isclose(bound, ratio, rel_tol=1e-9)]
@@ -230,7 +232,7 @@ def ratio_text(reference: Reference, ratio: float) -> str:
     return text
 
 
-def notes_of(
+def _notes_of(
     reference: Reference,
     settings: Mapping[str, Any],
     values: Distribution,
@@ -240,15 +242,15 @@ def notes_of(
     """Return sentences on what to know before quoting what was measured.
 
     Args:
-        reference: the figure that it is held against.
+        reference: the figure that it is compared with.
         settings: what the clips share.
         values: how the quantity was distributed.
-        compared: what of it is held against the figure.
+        compared: what of it is compared with the figure.
         rows: the clips.
     """
     notes = []
-    suspects = suspects_of(rows)
-    if suspects is not None and not suspect_difference(reference.quantity, rows):
+    suspects = _suspects_of(rows)
+    if suspects is not None and not _suspect_difference(reference.quantity, rows):
         notes.append(f"{suspects}: look before quoting.")
     if settings["weights"] == "random":
         notes.append("Random weights: time and memory as with the published ones, no pictures.")
@@ -288,3 +290,24 @@ def _gb_note(reference: Reference, compared: float) -> str:
     if decimal * (1 + about) < compared <= binary * (1 + about):
         return f"The figure is {both}: it holds only in the second reading, the first one counts."
     return f"The figure is {both}; the peak is {'over' if over > 0 else 'under'} both."
+
+
+def _suspect_difference(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """Return why clips that are all suspect can't meet a figure; loading needs no picture."""
+    said = _suspects_of(rows)
+    is_all = all(row["status"] == SUSPECT for row in rows)
+    if said is None or not is_all or quantity is Quantity.load_seconds:
+        return []
+    return [Difference(DifferenceKind.suspect, f"Quality: {said}.")]
+
+
+def _suspects_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return how many of the clips are suspect and with which flags; None where none is."""
+    suspect = [row for row in rows if row["status"] == SUSPECT]
+    if not suspect:
+        return None
+    flags = sorted({row["quality_flag"] for row in suspect if row["quality_flag"]})
+    why = f" ({', '.join(flags)})" if flags else ""
+    clips = "clip" if len(rows) == 1 else "clips"
+    verb = "is" if len(suspect) == 1 else "are"
+    return f"{len(suspect)} of {len(rows)} {clips} {verb} suspect{why}"

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import datetime
 import math
-import types
-import typing
-from dataclasses import MISSING, dataclass, fields
+import re
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 from hv15_batch.errors import ConfigError
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 
 TOLERANCE = 0.05
@@ -34,8 +34,7 @@ class Quantity(Enum):
     vram = "vram"
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One published figure. None means that the source does not state it."""
 
     name: str
@@ -111,10 +110,19 @@ class Reference:
         return self.seconds_max
 
 
-_FIELDS = {f.name: f for f in fields(Reference)}
-_REQUIRED = tuple(n for n, f in _FIELDS.items() if f.default is MISSING)
-_FILE_KEYS = ("source", "url", "date", "figures")
-_HINTS = typing.get_type_hints(Reference)
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """One YAML file; `source`, `url` and `date` hold for each of its figures."""
+
+    source: str
+    figures: list[dict[str, Any]]
+    url: str | None = None
+    date: datetime.date | None = None
+
+
+_NAMES = {"array": "a list", "object": "keys with values"}
+"""What msgspec calls it, and what YAML's users do."""
+_ENUMS = {"quantity": Quantity, "task": Task}
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def read_references(folder: Path) -> list[Reference]:
@@ -158,69 +166,56 @@ def _read_file(path: Path) -> list[Reference]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("figures"), list):
-        raise ConfigError(f"{path}: a reference file has `source` and a list `figures`.")
-    _check_known(path, "", content, _FILE_KEYS)
-    for item in content["figures"]:
-        if not isinstance(item, dict):
-            raise ConfigError(f"{path}: figures: {item!r} is not a list of keys with values.")
-    shared = {key: value for key, value in content.items() if key != "figures"}
-    return [_make(path, index, {**shared, **item}) for index, item in enumerate(content["figures"])]
+    file = _convert(path, "", content, _File)
+    shared = {"source": file.source, "url": file.url, "date": file.date}
+    figures = enumerate(file.figures, start=1)
+    return [_make(path, number, {**shared, **figure}) for number, figure in figures]
 
 
-def _make(path: Path, index: int, values: dict[str, Any]) -> Reference:
-    where = f" in figure {values.get('name', index + 1)}"
-    _check_known(path, where, values, tuple(_FIELDS))
-    missing = [name for name in _REQUIRED if values.get(name) is None]
-    if missing:
-        raise ConfigError(f"{path}: missing key {missing[0]!r}{where}.")
-    typed: dict[str, Any] = {
-        name: None if value is None else _typed(path, where, name, value)
-        for name, value in values.items()
-    }
-    reference = Reference(**typed)
-    wanted = reference.vram_gb_min if reference.quantity is Quantity.vram else reference.seconds_max
-    if wanted is None:
-        key = "vram_gb_min" if reference.quantity is Quantity.vram else "seconds_max"
+def _make(path: Path, number: int, values: dict[str, Any]) -> Reference:
+    where = f" in figure {values.get('name', number)}"
+    reference = _convert(path, where, values, Reference)
+    is_vram = reference.quantity is Quantity.vram
+    if (reference.vram_gb_min if is_vram else reference.seconds_max) is None:
+        key = "vram_gb_min" if is_vram else "seconds_max"
         raise ConfigError(
             f"{path}: missing key {key!r}{where}: a {reference.quantity.name} figure needs it."
         )
+    for name in reference.model_options:
+        if name not in model_options():
+            key = "model" if reference.model else "models"
+            known = ", ".join(model_options())
+            raise ConfigError(f"{path}: {key}={name!r}{where}: must be one of {known}.")
     return reference
 
 
-def _check_known(path: Path, where: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"{path}: unknown key {key!r}{where}; known keys are {', '.join(known)}."
-            )
+def _convert(path: Path, where: str, values: Any, struct: type[_Struct]) -> _Struct:
+    """Return `values` as a struct; a number is never made from text.
+
+    Raises:
+        ConfigError: names file, figure, key and value, and what is allowed.
+    """
+    try:
+        return msgspec.convert(values, struct)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_fault(str(error), where, values, struct)}.") from error
 
 
-def _typed(path: Path, where: str, name: str, value: Any) -> Any:
-    """Return `value` as the field's type, or raise; a number is never made from text."""
-    hint = _HINTS[name]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (a for a in typing.get_args(hint) if a is not types.NoneType)
-    fault = ConfigError(f"{path}: {name}={value!r}{where}: must be {_describe(hint)}.")
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if not isinstance(value, list) or not all(type(v) is item for v in value):
-            raise fault
-        return tuple(value)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        if value not in [member.value for member in hint]:
-            raise fault
-        return hint(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise fault
-    return value
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {typing.get_args(hint)[0].__name__}"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "one of " + ", ".join(member.value for member in hint)
-    return f"of type {hint.__name__}"
+def _fault(text: str, where: str, values: Any, struct: type[msgspec.Struct]) -> str:
+    """Return what msgspec found, with the value that it does not show."""
+    text, _, place = text.partition(" - at `$")
+    if unknown := re.search(r"unknown field `(.*)`", text):
+        known = ", ".join(struct.__struct_fields__)
+        return f"unknown key {unknown[1]!r}{where}; known keys are {known}"
+    if missing := re.search(r"missing required field `(.*)`", text):
+        return f"missing key {missing[1]!r}{where}"
+    key = place.rstrip("`").removeprefix(".")
+    for step in re.findall(r"\w+", key):
+        values = values[int(step)] if step.isdigit() else values[step]
+    what = text
+    if key in _ENUMS:
+        what = f"must be one of {', '.join(member.value for member in _ENUMS[key])}"
+    elif expected := re.search(r"Expected `(.*)`, got", text):
+        names = [_NAMES.get(name, name) for name in expected[1].split(" | ")]
+        what = f"must be {' or '.join(names)}"
+    return f"{key or 'the file'}={values!r}{where}: {what}"

@@ -1,8 +1,8 @@
 """What differs between the settings that a source states and those of logged clips.
 
 What a source does not state is swept, not assumed: a clip counts only with one of the sizes,
-lengths, step counts and guidances that `reference_costs` sweeps, and `reference_combination` says
-with which.
+lengths, step counts and guidances that `reference_costs` sweeps, and `combination_of` says with
+which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
-from hv15_batch.record import SUSPECT
 from hv15_batch.references.data import Quantity, Reference
 from hv15_batch.references.implied import (
     SIZES,
@@ -36,7 +35,7 @@ AREA_SLACK = 0.06
 
 
 class DifferenceKind(Enum):
-    """What keeps clips from being held against a figure, and what to do. A closed list."""
+    """What keeps clips from being compared with a figure, and what to do. A closed list."""
 
     card = (
         "other GPU than the reference",
@@ -93,7 +92,7 @@ def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Diffe
     ):
         stated = getattr(reference, name)
         if stated is not None and settings[name] != stated:
-            found.append(_setting(label, stated, settings[name], f"{key}={text_of(stated)}"))
+            found.append(_setting(label, stated, settings[name], f"{key}={_text_of(stated)}"))
     kinds = reference.offload_kinds
     if kinds is not None and settings["offload"] not in kinds:
         stated = f"{reference.offload} (offload={' or '.join(kinds)})"
@@ -139,6 +138,66 @@ def _text_to_video(word: str) -> str:
     options = word.removeprefix("model=").split(",")
     names = [name for name in options if model_options()[name].task is Task.t2v]
     return f"model={','.join(names)}"
+
+
+# -- what the source leaves open ---------------------------------------------------------------
+
+
+def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+    """Return those settings of comparable clips that the source does not state, in words.
+
+    Args:
+        reference: a published figure.
+        settings: columns of the log, without `differences`.
+    """
+    if reference.quantity is Quantity.load_seconds:
+        return []
+    is_time = reference.quantity is Quantity.clip_seconds
+    found = [] if len(reference.model_options) == 1 else [str(settings["model"])]
+    if reference.height is None:
+        found.append(f"{settings['height']}x{settings['width']}")
+    if _is_open(reference.num_frames, reference.num_frames_swept):
+        found.append(f"{settings['num_frames']} frames")
+    if is_time:
+        found += _of_time(reference, settings)
+    if reference.dtype is None:
+        found.append(settings["dtype"] or "dtype not logged")
+    if len(reference.offload_kinds or ()) != 1:
+        found.append(f"offload={settings['offload'] or 'not logged'}")
+    # No source states its kernel, and an 8-bit one computes something else.
+    found.append(f"attention {settings['attention_backend'] or 'not logged'}" if is_time
+                 else _tiles(settings))  # fmt: skip
+    found.append(_COMPILED[settings["compiled"]])
+    if settings["off_recipe"]:
+        found.append("off the model's recipe")
+    return found
+
+
+_COMPILED = {True: "compiled", False: "not compiled", None: "compiling not logged"}
+
+
+def _of_time(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
+    """Return what decides time and pictures, but no memory."""
+    found = []
+    if len(swept_steps(reference)) > 1:
+        found.append(f"{settings['num_inference_steps']} steps")
+    if len(swept_guidance(reference)) > 1:
+        found.append(f"guidance {_text_of(settings['guidance_scale'])}")
+    if reference.flow_shift is None:
+        shift = settings["flow_shift"]
+        found.append(f"shift {'not logged' if shift is None else _text_of(shift)}")
+    return found
+
+
+def _tiles(settings: Mapping[str, Any]) -> str:
+    if settings["decode_device"] is None:
+        return "VAE tiling not logged"
+    size = settings["vae_tile_size"]
+    return f"VAE tiles of {size} px" if size else "no VAE tiling"
+
+
+def _is_open(stated: int | None, options: tuple[int, ...] | None) -> bool:
+    return stated is None and (options is None or len(options) > 1)
 
 
 # -- one kind of setting each -----------------------------------------------------------------
@@ -261,7 +320,7 @@ def _steps(reference: Reference, settings: Mapping[str, Any]) -> list[Difference
 def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
     stated, here = reference.guidance_scale, settings["guidance_scale"]
     if stated is not None:
-        word = f"override.guidance_scale={text_of(stated)}"
+        word = f"override.guidance_scale={_text_of(stated)}"
         return [] if here == stated else [_setting("Guidance", stated, here, word)]
     options = swept_guidance(reference)
     if here is not None and (here != 1.0) in options:
@@ -289,11 +348,11 @@ def _swept(label: str, options: Sequence[Any], logged: Any, word: str) -> Differ
 
 
 def _sentence(label: str, stated: Any, logged: Any) -> str:
-    return f"{label}: {text_of(stated)} stated, {_here(logged)}."
+    return f"{label}: {_text_of(stated)} stated, {_here(logged)}."
 
 
 def _here(logged: Any) -> str:
-    return "not logged" if logged is None else f"{text_of(logged)} here"
+    return "not logged" if logged is None else f"{_text_of(logged)} here"
 
 
 def _either(options: Sequence[Any]) -> str:
@@ -302,84 +361,6 @@ def _either(options: Sequence[Any]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def text_of(value: Any) -> str:
+def _text_of(value: Any) -> str:
     """Return a setting as it is typed and shown."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
-    """Return those settings of comparable clips that the source does not state, in words.
-
-    Args:
-        reference: a published figure.
-        settings: columns of the log, without `differences`.
-    """
-    if reference.quantity is Quantity.load_seconds:
-        return []
-    is_time = reference.quantity is Quantity.clip_seconds
-    found = [] if len(reference.model_options) == 1 else [str(settings["model"])]
-    if reference.height is None:
-        found.append(f"{settings['height']}x{settings['width']}")
-    if _is_open(reference.num_frames, reference.num_frames_swept):
-        found.append(f"{settings['num_frames']} frames")
-    if is_time:
-        found += _of_time(reference, settings)
-    if reference.dtype is None:
-        found.append(settings["dtype"] or "dtype not logged")
-    if len(reference.offload_kinds or ()) != 1:
-        found.append(f"offload={settings['offload'] or 'not logged'}")
-    # No source states its kernel, and an 8-bit one computes something else.
-    found.append(f"attention {settings['attention_backend'] or 'not logged'}" if is_time
-                 else _tiles(settings))  # fmt: skip
-    found.append(_COMPILED[settings["compiled"]])
-    if settings["off_recipe"]:
-        found.append("off the model's recipe")
-    return found
-
-
-_COMPILED = {True: "compiled", False: "not compiled", None: "compiling not logged"}
-
-
-def _of_time(reference: Reference, settings: Mapping[str, Any]) -> list[str]:
-    """Return what decides time and pictures, but no memory."""
-    found = []
-    if len(swept_steps(reference)) > 1:
-        found.append(f"{settings['num_inference_steps']} steps")
-    if len(swept_guidance(reference)) > 1:
-        found.append(f"guidance {text_of(settings['guidance_scale'])}")
-    if reference.flow_shift is None:
-        shift = settings["flow_shift"]
-        found.append(f"shift {'not logged' if shift is None else text_of(shift)}")
-    return found
-
-
-def _tiles(settings: Mapping[str, Any]) -> str:
-    if settings["decode_device"] is None:
-        return "VAE tiling not logged"
-    size = settings["vae_tile_size"]
-    return f"VAE tiles of {size} px" if size else "no VAE tiling"
-
-
-def _is_open(stated: int | None, options: tuple[int, ...] | None) -> bool:
-    return stated is None and (options is None or len(options) > 1)
-
-
-def suspect_difference(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """Return why clips that are all suspect can't meet a figure; loading needs no picture."""
-    said = suspects_of(rows)
-    is_all = all(row["status"] == SUSPECT for row in rows)
-    if said is None or not is_all or quantity is Quantity.load_seconds:
-        return []
-    return [Difference(DifferenceKind.suspect, f"Quality: {said}.")]
-
-
-def suspects_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return how many of the clips are suspect and with which flags; None where none is."""
-    suspect = [row for row in rows if row["status"] == SUSPECT]
-    if not suspect:
-        return None
-    flags = sorted({row["quality_flag"] for row in suspect if row["quality_flag"]})
-    why = f" ({', '.join(flags)})" if flags else ""
-    clips = "clip" if len(rows) == 1 else "clips"
-    verb = "is" if len(suspect) == 1 else "are"
-    return f"{len(suspect)} of {len(rows)} {clips} {verb} suspect{why}"

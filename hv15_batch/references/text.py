@@ -148,7 +148,7 @@ def _of_several(verdict: ReferenceVerdict) -> list[str]:
 
 
 def format_measured(measurement: Measurement | None) -> str:
-    """Return what is held against the figure with its n and spread; a dash where nothing is."""
+    """Return what is compared with the figure with its n and spread; a dash where nothing is."""
     if measurement is None:
         return NOT_MEASURED
     values = measurement.values

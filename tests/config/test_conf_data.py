@@ -247,6 +247,8 @@ def test_a_figure_may_have_a_date_of_its_own() -> None:
     assert references["tencent_rtx4090_defaults"].date == datetime.date(2025, 11, 28)
 
 
+MISSING = object()
+"""Of a key that is left out."""
 GOOD: dict[str, Any] = {
     "name": "one",
     "quantity": "clip_seconds",
@@ -267,18 +269,30 @@ def write_references(folder: Path, figure: dict[str, Any], **top: Any) -> Path:
     ("change", "message"),
     [
         ({"frames": 61}, "unknown key 'frames' in figure one; known keys are name, quantity"),
-        ({"hardware": None}, "missing key 'hardware' in figure one."),
+        ({"hardware": MISSING}, "missing key 'hardware' in figure one."),
+        ({"hardware": None}, "hardware=None in figure one: must be str."),
         ({"seconds_max": None}, "missing key 'seconds_max' in figure one: a clip_seconds figure"),
-        ({"num_frames": "61"}, "num_frames='61' in figure one: must be of type int."),
-        ({"num_frames": True}, "num_frames=True in figure one: must be of type int."),
+        ({"num_frames": "61"}, "num_frames='61' in figure one: must be int or null."),
+        ({"num_frames": True}, "num_frames=True in figure one: must be int or null."),
         ({"task": "v2v"}, "task='v2v' in figure one: must be one of t2v, i2v."),
-        ({"num_inference_steps": 8}, "num_inference_steps=8 in figure one: must be a list of int."),
+        (
+            {"num_inference_steps": 8},
+            "num_inference_steps=8 in figure one: must be a list or null.",
+        ),
+        (
+            {"num_inference_steps": [8, "12"]},
+            "num_inference_steps[1]='12' in figure one: must be int.",
+        ),
+        ({"date": "soon"}, "date='soon' in figure one: Invalid RFC3339 encoded date."),
+        ({"model": "480p"}, "model='480p' in figure one: must be one of 480p_i2v, "),
+        ({"models": ["480p"]}, "models='480p' in figure one: must be one of 480p_i2v, "),
     ],
 )
 def test_a_fault_in_a_reference_names_file_figure_and_key(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = write_references(tmp_path, {**GOOD, **change})
+    figure = {name: v for name, v in {**GOOD, **change}.items() if v is not MISSING}
+    path = write_references(tmp_path, figure)
 
     with pytest.raises(ConfigError) as caught:
         read_references(tmp_path)
@@ -303,7 +317,7 @@ def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path) -> None:
         read_references(tmp_path)
 
     assert str(caught.value) == (
-        f"{path}: unknown key 'author'; known keys are source, url, date, figures."
+        f"{path}: unknown key 'author'; known keys are source, figures, url, date."
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.model.options import conf_dir

@@ -312,6 +312,25 @@ def test_a_status_that_cannot_be_understood_is_one_message(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("changes", [{"done": "one"}, {"pid": None}, {"go_on": 3}])
+def test_a_value_of_the_wrong_type_is_named_with_what_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    path = write_status(tmp_path, **changes)
+
+    assert main([str(tmp_path)]) == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: not a status of this version (Expected `")
+    assert f"at `$.{next(iter(changes))}`" in error
+
+
+def test_a_value_that_a_newer_version_writes_is_no_fault(tmp_path: Path) -> None:
+    write_status(tmp_path, of_tomorrow=[1])
+
+    assert read_status(tmp_path).done == 143
+
+
 def test_what_progress_writes_is_what_status_reads(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "status.json", "r1", total=4, done=1)
 
