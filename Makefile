@@ -24,6 +24,7 @@ check: .venv/.installed ## Lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict conf
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 wheel: .venv/.installed ## Build the wheel
 	$(BIN)/python -m build --wheel --no-isolation

@@ -145,14 +145,17 @@ def _measure(job: Job) -> float | None:
 def _config_of(job: Job) -> Config:
     """Return the settings of a job, with those of the run that it resumes and its own folder."""
     config = job.config if job.config.resume is None else _resumed(job)
-    if job.swept and config.run_dir is not None:
+    sweep = _sweep_of(job)
+    if sweep is not None and config.run_dir is not None:
         # One folder for all jobs of a sweep would mix their settings.
-        return replace(config, run_dir=str(Path(config.run_dir) / job.sweep_folder()))
+        return replace(config, run_dir=str(Path(config.run_dir) / sweep))
     return config
 
 
 def _sweep_of(job: Job) -> str | None:
-    return job.sweep_folder() if job.swept else None
+    from hv15_batch.rundir.paths import sweep_folder_name
+
+    return sweep_folder_name(job.swept_values) if job.swept else None
 
 
 def _prefetch(job: Job) -> int:

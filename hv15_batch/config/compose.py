@@ -8,7 +8,6 @@ methods of its one `Hydra` object: they keep sweepers, launchers and completion 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import sys
@@ -46,7 +45,6 @@ from hv15_batch.config.words import (
 )
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, ConfigError
 from hv15_batch.model.options import conf_dir
-from hv15_batch.rundir.paths import MAX_FOLDER_NAME
 
 _CONFIG = "config"
 _NAME = "hv15_batch"
@@ -66,9 +64,10 @@ class Job:
     swept: tuple[str, ...]
     """Settings with several values; empty outside a sweep."""
 
-    def sweep_folder(self) -> str:
-        """Return the name of this job's folder: its swept values joined with `-`."""
-        return sweep_folder_name([self.typed[key] for key in self.swept])
+    @property
+    def swept_values(self) -> list[str]:
+        """The values of the swept settings in this job."""
+        return [self.typed[key] for key in self.swept]
 
 
 Run = Callable[[Job], int]
@@ -390,13 +389,3 @@ def _run_job(
     if code >= EXIT_SIGINT:
         raise KeyboardInterrupt
     return code if measure is None else value
-
-
-def sweep_folder_name(values: list[str]) -> str:
-    """Return a folder name of swept values, joined with `-`, safe on every file system."""
-    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
-    if len(name) > MAX_FOLDER_NAME or name != "-".join(values) or "" in values:
-        # Cut, replaced or empty: what tells the values apart may be gone.
-        digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
-        name = f"{name[: MAX_FOLDER_NAME - 9]}-{digest}".lstrip("-")
-    return name

@@ -38,27 +38,12 @@ _PR_SET_PDEATHSIG = 1
 
 def make_renderer(spec: ExecutorSpec) -> Renderer:
     """Return the real renderer; called in the child, where torch is imported."""
-    _quieten_libraries()
+    from hv15_batch.engine.device import quieten_libraries
+
+    quieten_libraries()
     from hv15_batch.engine.render import ClipRenderer
 
     return ClipRenderer(spec)
-
-
-def _quieten_libraries() -> None:
-    """Send notices of the libraries to run.log, and their progress bars nowhere.
-
-    Before anything else of them is imported: some say a word at import.
-    """
-    import diffusers.utils.logging
-    import transformers.utils.logging
-    from tqdm import tqdm
-
-    # tqdm's own lock is shared between processes: a killed worker would leave its semaphore behind.
-    tqdm.set_lock(threading.RLock())
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.disable_default_handler()
-        library.enable_propagation()
 
 
 def child_main(

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
 from hv15_batch.model.variant import Weights
+
+
+def quieten_libraries() -> None:
+    """Send notices of the libraries to run.log, and their progress bars nowhere.
+
+    Before anything else of them is imported: some say a word at import.
+    """
+    import diffusers.utils.logging
+    import transformers.utils.logging
+    from tqdm import tqdm
+
+    # tqdm's own lock is shared between processes: a killed worker would leave its semaphore behind.
+    tqdm.set_lock(threading.RLock())
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()
 
 
 def torch_dtype(config: Config) -> torch.dtype:

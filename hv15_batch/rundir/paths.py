@@ -6,6 +6,7 @@ in the folder where it will live, synced, and renamed: what has a name is whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from hv15_batch.rundir.lock import RunLock, held_message, holder_facts
 from hv15_batch.rundir.publish import publish_text
 
 _LOCK_NAMES = (".lock", ".lock.json")
-MAX_FOLDER_NAME = 120
+_MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
 """Folder beside a page for what it loads."""
@@ -240,3 +241,13 @@ def expand(folder: Path) -> list[Path]:
         return [folder]
     jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
     return jobs or [folder]
+
+
+def sweep_folder_name(values: list[str]) -> str:
+    """Return a folder name of swept values, joined with `-`, safe on every file system."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
+    if len(name) > _MAX_FOLDER_NAME or name != "-".join(values) or "" in values:
+        # Cut, replaced or empty: what tells the values apart may be gone.
+        digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
+        name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}".lstrip("-")
+    return name

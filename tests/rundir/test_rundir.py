@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hv15_batch.config.compose import sweep_folder_name
 from hv15_batch.errors import ConfigError
 from hv15_batch.rundir import paths as rundir
-from hv15_batch.rundir.paths import RunDir, default_run_dir, new_run_id
+from hv15_batch.rundir.paths import RunDir, default_run_dir, new_run_id, sweep_folder_name
 from hv15_batch.rundir.publish import publish_json, publish_text, publishing, sha256_of_file
 
 
