@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,10 +55,9 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
     """
     arguments = _parser().parse_args(argv)
     tag = read_clip_tag(arguments.clip)
-    out = Path(arguments.out or f"{tag.path.stem}.csv")
-    if out.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--out {out}: the manifest's name ends in {' or '.join(SUFFIXES)}.")
-    path = out.expanduser()
+    path = Path(os.path.expanduser(arguments.out) if arguments.out else f"{tag.path.stem}.csv")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--out {path}: the manifest's name ends in {' or '.join(SUFFIXES)}.")
     recipe = make_recipe(tag, path.absolute().parent)
     _write_new(path, _as_text(recipe.cells, path.suffix.lower()))
     say(f"{path}: written, 1 row, 1 clip")

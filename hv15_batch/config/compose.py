@@ -91,20 +91,15 @@ def run_jobs(
         hydra.errors.HydraException: settings that cannot be composed.
     """
     flags, parser = _read_flags(arguments)
-    try:
-        with _hydra(flags.config_dir) as hydra:
-            if flags.shell_completion:
-                _complete(hydra, flags.overrides)
-                return EXIT_OK
-            typed = read_words(flags.overrides, is_sweep=flags.multirun)
-            if flags.cfg or flags.info or flags.hydra_help:
-                _show(hydra, flags, parser, typed)
-                return EXIT_OK
-            if flags.multirun:
-                return _sweep(hydra, typed, run, measure, say)
-            return _run_once(typed, run)
-    except SystemExit as stop:  # of Hydra's own commands, for example an unknown --package
-        return EXIT_REFUSED if stop.code else EXIT_OK
+    with _hydra(flags.config_dir) as hydra:
+        if flags.shell_completion:
+            return _complete(hydra, flags.overrides)
+        typed = read_words(flags.overrides, is_sweep=flags.multirun)
+        if flags.cfg or flags.info or flags.hydra_help:
+            return _show(hydra, flags, parser, typed)
+        if flags.multirun:
+            return _sweep(hydra, typed, run, measure, say)
+        return _run_once(typed, run)
 
 
 # -- flags ------------------------------------------------------------------------------------
@@ -153,7 +148,9 @@ def _unknown_flag(name: str, arguments: Sequence[str]) -> str:
     place = names.index(name) if name in names else len(names)  # typed as its short form
     word = "".join(arguments[place : place + 1]) or name
     some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
-    near = as_setting(word, iter(arguments[place + 1 :])) or suggestion(name, some)
+    near = as_setting(word, iter(arguments[place + 1 :]))
+    if not near and name not in _REFUSED_FLAGS:
+        near = suggestion(name, some)
     return (
         f"{word}: there is no such flag.{near} The flags are --dry-run, "
         "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
@@ -200,8 +197,8 @@ def _add_folder(hydra: Any, config_dir: str) -> None:
     hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
 
 
-def _complete(hydra: Any, words: Sequence[str]) -> None:
-    """Print a script for completion, or what completes a line.
+def _complete(hydra: Any, words: Sequence[str]) -> int:
+    """Print a script for completion, or what completes a line; return the exit code.
 
     Raises:
         ConfigError: it is asked for in another way than a shell does.
@@ -219,19 +216,25 @@ def _complete(hydra: Any, words: Sequence[str]) -> None:
             f"--shell-completion: {reason}; for a shell type -sc install=bash, install=zsh or "
             "install=fish."
         ) from error
+    return EXIT_OK
 
 
 def _show(
     hydra: Any, flags: argparse.Namespace, parser: argparse.ArgumentParser, typed: Typed
-) -> None:
+) -> int:
+    """Print the settings, or what Hydra tells of itself; return the exit code."""
     overrides = [*typed.overrides, *(f"{key}={_quoted(text)}" for key, text in typed.texts.items())]
-    if flags.cfg:
-        hydra.show_cfg(_CONFIG, overrides, flags.cfg, flags.package, flags.resolve)
-    elif flags.info:
-        hydra.show_info(flags.info, _CONFIG, overrides)
-    else:
-        flags.overrides = overrides
-        hydra.hydra_help(_CONFIG, parser, flags)
+    try:
+        if flags.cfg:
+            hydra.show_cfg(_CONFIG, overrides, flags.cfg, flags.package, flags.resolve)
+        elif flags.info:
+            hydra.show_info(flags.info, _CONFIG, overrides)
+        else:
+            flags.overrides = overrides
+            hydra.hydra_help(_CONFIG, parser, flags)
+    except SystemExit as stop:  # after its own message, for example on an unknown --package
+        return EXIT_REFUSED if stop.code else EXIT_OK
+    return EXIT_OK
 
 
 def _quoted(text: str | None) -> str:

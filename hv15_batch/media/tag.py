@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from dataclasses import MISSING, dataclass, fields
@@ -74,7 +75,7 @@ def read_clip_tag(name: str) -> ClipTag:
         ConfigError: there is no such file, it has no tag of this project, or one of another schema,
             or one that was edited.
     """
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()
     values = _read_json(path, name)
     schema, version = values["schema"], values["hv15_batch_version"]
     if schema != SCHEMA:

@@ -569,7 +569,7 @@ def test_what_is_no_clip_is_refused(command: Command, tmp_path: Path) -> None:
     playlist = tmp_path / "list.mp4"
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n")
 
-    for name in ("list.mp4", "secret.ts", "nothing.mp4", "."):
+    for name in ("list.mp4", "secret.ts", "nothing.mp4", ".", "~nobody/clip.mp4"):
         answer = command("recipe", name)
         assert answer.code == 2
         assert answer.err.startswith(f"{name}: ")
