@@ -34,7 +34,8 @@ def check_config(config: Config) -> None:
     if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
         raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
     if model.weights is Weights.tiny and model.repo is not None:
-        if model.name.startswith("tiny_"):
+        option = model_options().get(model.name)
+        if option is not None and option.weights is Weights.tiny:
             raise ConfigError(
                 f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
                 "machine and has no repository; leave model.repo out, or name the model that the "
