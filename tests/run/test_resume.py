@@ -61,8 +61,9 @@ def count_logged(project: Project) -> int:
 
 
 def start_parent(project: Project) -> subprocess.Popen[str]:
-    words = [sys.executable, str(TESTS / "fakes" / "run_parent.py"), str(project.folder)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "fakes.run_parent", str(project.folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=TESTS, text=True, **pipes)
 
 
 def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:

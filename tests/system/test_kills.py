@@ -38,7 +38,7 @@ SEED = 20261122
 RUN_DIRECTORIES, KILLS_EACH = 20, 10
 TINY_RUN_DIRECTORIES, TINY_KILLS_EACH = 3, 5
 MARK = "HV15_BATCH_KILL_SUITE"
-PARENT = Path(__file__).parents[1] / "fakes" / "kill_parent.py"
+TESTS = Path(__file__).parents[1]
 POLL_SECONDS = 0.02
 RUN_SECONDS = 120.0
 ORPHAN_SECONDS = 10.0
@@ -98,9 +98,9 @@ class Night:
         env = os.environ | {MARK: str(self.folder), "TMPDIR": str(temporary)}
         env["CUDA_VISIBLE_DEVICES"] = ""
         env["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")  # torch's, made at import
-        words = [sys.executable, str(PARENT), str(self.folder), self.renderer]
+        words = [sys.executable, "-m", "fakes.kill_parent", str(self.folder), self.renderer]
         with (self.folder / "said.txt").open("ab") as said:
-            return subprocess.Popen(words, env=env, stdout=said, stderr=said)
+            return subprocess.Popen(words, cwd=TESTS, env=env, stdout=said, stderr=said)
 
     def watch(self, parent: subprocess.Popen[bytes]) -> None:
         """Read the log until the run ends: it is right at every moment."""
