@@ -1,7 +1,8 @@
 """A run survives SIGKILL: of its parent, its child or both, at named points and at any moment.
 
 Real parent, real child, real run directory. For 200 kills a torch-free renderer sleeps behind them,
-for 15 the tiny model renders. Kill, look, go on, kill again; in the end every clip is there once.
+for 15 the tiny model renders. Kill, look, resume, kill again; in the end every clip is there once.
+`make test` takes a sample of the run directories, `make test-all` takes them all.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pytest
 from fakes.kill_parent import content_of
 from fakes.kill_points import VICTIMS, Kill, arm, named_kills
 from fakes.runs import Project
+from fakes.samples import sampled
 from filelock import FileLock
 
 from hv15_batch.clip import Clip
@@ -37,6 +39,8 @@ from hv15_batch.weights.checkpoint import resolve_checkpoint
 SEED = 20261122
 RUN_DIRECTORIES, KILLS_EACH = 20, 10
 TINY_RUN_DIRECTORIES, TINY_KILLS_EACH = 3, 5
+SAMPLED, TINY_SAMPLED = 4, 1
+"""Of the run directories, those that `make test` takes."""
 MARK = "HV15_BATCH_KILL_SUITE"
 TESTS = Path(__file__).parents[1]
 POLL_SECONDS = 0.02
@@ -292,7 +296,7 @@ def plan_of(rng: random.Random, named: list[Kill], total: int) -> list[Kill]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(RUN_DIRECTORIES))
+@pytest.mark.parametrize("number", sampled(range(RUN_DIRECTORIES), SAMPLED))
 def test_after_ten_kills_every_clip_is_there_once_and_nothing_was_done_twice(
     tmp_path: Path, number: int
 ) -> None:
@@ -314,7 +318,7 @@ TINY_POINTS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(TINY_RUN_DIRECTORIES))
+@pytest.mark.parametrize("number", sampled(range(TINY_RUN_DIRECTORIES), TINY_SAMPLED))
 def test_after_five_kills_of_the_tiny_model_every_clip_decodes_and_is_there_once(
     tmp_path: Path, number: int
 ) -> None:
