@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check wheel clean
+.PHONY: help demo test test-all check wheel clean
 
 help: ## Show this help
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,8 +16,11 @@ demo: .venv/.installed ## Render manifests/demo.csv with the tiny model on the C
 	$(BIN)/hv15-batch manifests/demo.csv model=tiny_t2v
 	$(BIN)/hv15-batch report outputs/demo
 
-test: .venv/.installed ## Run the tests
+test: .venv/.installed ## Run the tests, of long enumerations a sample
 	$(BIN)/python -m pytest -n 2
+
+test-all: .venv/.installed ## Run the tests with every kill, fuzz case and option
+	$(BIN)/python -m pytest -n 2 -m ''
 
 check: .venv/.installed ## Lint and type-check
 	$(BIN)/ruff check .

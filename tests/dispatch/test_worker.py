@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from fakes.runs import FakeRenderer, Project, fake_local_executor
+from fakes.worker import RUN_ID, events_until, jobs, next_event, spec
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import RetryConfig
@@ -32,13 +33,7 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.errors import ConfigError
-from hv15_batch.manifest.clips import make_clips
-from hv15_batch.manifest.read import read_manifest
-from hv15_batch.model.variant import OffloadKind
 from hv15_batch.record import ClipRecord, asked_record
-from hv15_batch.weights.checkpoint import resolve_checkpoint
-
-RUN_ID = "20261122T000000-0000-abcd"
 
 
 class StopsEarly:
@@ -96,44 +91,6 @@ def start(project: Project) -> Iterator[Callable[..., LocalExecutor]]:
     yield make
     for executor in executors:
         executor.kill()
-
-
-def spec(project: Project) -> ExecutorSpec:
-    return ExecutorSpec(
-        config=project.config(),
-        run_dir=project.run_dir.path,
-        run_id=RUN_ID,
-        manifest_sha256="0" * 64,
-        repo="tiny",
-        revision="1",
-        checkpoint=None,
-        hostname="here",
-        system_sha256="0" * 64,
-        offload=OffloadKind.resident,
-    )
-
-
-def jobs(project: Project) -> dict[str, Job]:
-    config = project.config()
-    manifest = read_manifest(project.manifest, config.model.task)
-    clips = make_clips(manifest, config, resolve_checkpoint(config.model).revision)
-    return {clip.row_id: Job(clip, 1, True) for clip in clips}
-
-
-def next_event(executor: LocalExecutor, seconds: float = 30) -> Event:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        event = executor.poll(0.1)
-        if event is not None:
-            return event
-    raise TimeoutError
-
-
-def events_until(executor: LocalExecutor, last: type) -> list[Event]:
-    events = [next_event(executor)]
-    while not isinstance(events[-1], last):
-        events.append(next_event(executor))
-    return events
 
 
 def test_a_child_encodes_renders_and_ends_when_it_is_told_to(
@@ -299,16 +256,16 @@ _PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import test_worker
 from fakes.runs import FakeRenderer, Project
+from fakes.worker import jobs, next_event, spec
 from hv15_batch.dispatch.local import LocalExecutor
 if __name__ == "__main__":
     project = Project(Path({folder!r}))
-    executor = LocalExecutor(test_worker.spec(project), FakeRenderer)
+    executor = LocalExecutor(spec(project), FakeRenderer)
     executor.start()
     executor.encode([])
-    test_worker.next_event(executor)
-    executor.submit(test_worker.jobs(project)["owl"])
+    next_event(executor)
+    executor.submit(jobs(project)["owl"])
     print(executor.pid, flush=True)
     time.sleep(60)
 """

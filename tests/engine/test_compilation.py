@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes.engine import needs_compiler
 from fakes.pipelines import (
     NEGATIVE,
     QUOTED,
@@ -21,7 +22,6 @@ from fakes.pipelines import (
     ignore_steps,
     tiny_config,
 )
-from torch._inductor import cpp_builder
 
 from hv15_batch.clip import Clip
 from hv15_batch.engine.denoise.compilation import is_compiled, num_compilations
@@ -32,19 +32,6 @@ from hv15_batch.engine.placement.blocks import BlockStream
 TOLERANCE = 2e-5
 """Compiled code fuses, so float32 rounds elsewhere; guidance multiplies the difference by 6."""
 CPU = torch.device("cpu")
-
-
-def why_no_compiler() -> str:
-    """Return why nothing can be compiled on this machine, or an empty text."""
-    try:
-        cpp_builder.get_cpp_compiler()
-    except Exception as error:  # torch raises its own kinds
-        return f"torch.compile needs a C++ compiler: {error}"
-    return ""
-
-
-NO_COMPILER = why_no_compiler()
-needs_compiler = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "there is one")
 
 
 @pytest.fixture

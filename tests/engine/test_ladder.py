@@ -8,41 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.engine import InProcessExecutor
 from fakes.runs import Project
 
 from hv15_batch.config.settings import RetryConfig, RuntimeConfig
-from hv15_batch.dispatch.protocol import Died, EncodingEnded, Event, ExecutorSpec, Finished, Ready
+from hv15_batch.dispatch.protocol import Died, Event, ExecutorSpec, Finished
 from hv15_batch.engine import ladder
-from hv15_batch.engine.render import ClipRenderer
 
 Fail = Callable[[int], bool]
-
-
-class InProcessExecutor:
-    """The real renderer in this process, so that a fault can be planted."""
-
-    def __init__(self, spec: ExecutorSpec) -> None:
-        self._renderer = ClipRenderer(spec)
-        self._events: list[Event] = []
-
-    def start(self) -> None: ...
-
-    def encode(self, clips: Any) -> None:
-        self._renderer.encode(clips, self._events.append)
-        self._events.append(EncodingEnded())
-
-    def submit(self, job: Any) -> None:
-        finish = self._renderer.render(job, self._events.append)
-        self._events += [Finished(job, finish()), Ready()]
-
-    def poll(self, timeout_seconds: float) -> Event | None:
-        return self._events.pop(0) if self._events else None
-
-    def close(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def resident_bytes(self) -> None: ...
 
 
 def out_of_memory_at(real: Callable[..., Any], fails: Fail, calls: list[int]) -> Any:

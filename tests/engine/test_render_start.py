@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from fakes.engine import InProcessExecutor, needs_compiler
 from fakes.runs import Project
-from test_compilation import needs_compiler
-from test_ladder import InProcessExecutor
 
 from hv15_batch.config.settings import RuntimeConfig
 from hv15_batch.errors import ConfigError

@@ -1,4 +1,4 @@
-"""The parent of the kill suite: `kill_parent.py FOLDER fake|tiny` runs the manifest there."""
+"""The parent of the kill suite: `python -m fakes.kill_parent FOLDER fake|tiny` runs there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as a process of its own: `python run_parent.py FOLDER`, over the manifest there."""
+"""A run as a process of its own: `python -m fakes.run_parent FOLDER`, over the manifest there."""
 
 from __future__ import annotations
 

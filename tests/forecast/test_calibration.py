@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_costs import H200, PLAIN, SETTINGS
+from fakes.forecasts import H200, NOW, PLAIN, SETTINGS, row
 
 from hv15_batch.forecast.calibrate import COLUMNS, MAX_LOGS, MAX_ROWS, calibrate, read_log_rows
-from hv15_batch.forecast.seconds import CostBasis, Execution, Scales, predict_clip
+from hv15_batch.forecast.seconds import CostBasis, Scales, predict_clip
 from hv15_batch.machine.cards import Card
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
 
-NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
 CARD: Card = H200  # type: ignore[assignment]
-
-
-def row(
-    factor: float = 1.2, decode_factor: float = 0.9, execution: Execution = PLAIN, **changes: Any
-) -> dict[str, Any]:
-    """A warm clip of an H200 that took `factor` times what is predicted."""
-    settings = replace(SETTINGS, num_frames=changes.get("num_frames", 121))
-    predicted = predict_clip(settings, CARD, execution, None)
-    return {
-        "gpu_name": "NVIDIA H200",
-        "status": "ok",
-        "finished_at": NOW,
-        "attempt": 1,
-        "denoise_attempt": 1,
-        "is_cold": False,
-        "weights": "random",
-        "task": "t2v",
-        **vars(execution),
-        "denoise_seconds": factor * predicted.denoise_seconds,
-        "decode_seconds": decode_factor * predicted.decode_seconds,
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_inference_steps": 8,
-        "guidance_scale": 1.0,
-    } | changes
 
 
 def test_one_warm_clip_calibrates_the_same_card_stage_by_stage() -> None:

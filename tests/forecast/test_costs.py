@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from fakes.forecasts import H200, PLAIN, SETTINGS
 
-from hv15_batch.clip import ClipSettings
 from hv15_batch.engine.denoise import attention
 from hv15_batch.forecast.memory import predict_peaks
 from hv15_batch.forecast.seconds import (
@@ -23,29 +23,6 @@ from hv15_batch.forecast.seconds import (
 from hv15_batch.machine.cards import CARDS, Card, card_names, find_card
 from hv15_batch.model.shapes import forward_flop, num_video_tokens
 from hv15_batch.units import GIB
-
-H200 = find_card("NVIDIA H200")
-assert H200 is not None
-PLAIN = default_execution(H200)
-SETTINGS = ClipSettings(
-    prompt="",
-    negative_prompt=None,
-    image_sha256=None,
-    seed=0,
-    height=480,
-    width=848,
-    num_frames=121,
-    num_inference_steps=8,
-    guidance_scale=1.0,
-    flow_shift=5.0,
-    fps=24.0,
-    video={},
-    model="480p_t2v",
-    revision=None,
-    weights="random",
-    dtype="bfloat16",
-    attention_backend="auto",
-)
 
 
 def test_tokens_and_flop_are_those_of_the_published_sizes() -> None:

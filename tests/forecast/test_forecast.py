@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fakes.forecasts import SETTINGS, config, machine, row
 from fakes.runs import FakeClock
 from omegaconf import OmegaConf
-from test_calibration import row
-from test_costs import SETTINGS
-from test_offload_choice import config, machine
 
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.compose import Job as Command

@@ -6,29 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from test_costs import SETTINGS
+from fakes.forecasts import GIB, SETTINGS, config, machine
 
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.offload import choose_offload
-from hv15_batch.machine.machine import Machine, read_machine
-from hv15_batch.machine.nvml import Gpu
-from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind, Weights
-
-GIB = 2**30
-
-
-def machine(card_gib: float, ram_gib: float = 64) -> Machine:
-    size = int(card_gib * GIB)
-    gpu = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-0", size, size, "580", None)
-    return replace(read_machine(), gpus=(gpu,), ram_available_bytes=int(ram_gib * GIB))
-
-
-def config(kind: str = "auto", limit: float | None = None) -> Config:
-    made = Config(model=ModelConfig(name="480p_t2v", repo="a/b", weights=Weights.random))
-    made.offload.kind = OffloadKind[kind]
-    made.runtime.vram_limit_gib = limit
-    return made
+from hv15_batch.model.variant import Dtype, OffloadKind, Weights
 
 
 def pretrained() -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.command import Answer
-from test_reference_check import OMNI, START
+from fakes.published import OMNI, START
 
 from hv15_batch.model.options import conf_dir
 from hv15_batch.record import ClipRecord

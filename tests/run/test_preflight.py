@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fakes.checkpoint import COMMIT, layout, snapshot, write
 from fakes.command import Answer
+from fakes.planned import BASE, clip_of, planned_clip
 from fakes.runs import Project
-from test_dry_run import BASE, clip_of, planned_clip
 
 from hv15_batch.config.settings import Config, VideoConfig
 from hv15_batch.errors import ConfigError

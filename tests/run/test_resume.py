@@ -20,12 +20,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, Project, read_csv
 from PIL import Image
 from safetensors import safe_open
 
 from hv15_batch.config.settings import QualityConfig, SamplingConfig, VideoConfig
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
+from hv15_batch.dispatch.protocol import Event, Job
 from hv15_batch.engine import ladder
 from hv15_batch.engine import write as clip_writer
 from hv15_batch.engine.denoise.pipeline import Denoised
@@ -35,11 +36,6 @@ from hv15_batch.model.variant import Task
 from hv15_batch.rundir.log import read_records
 
 TESTS = Path(__file__).parents[1]
-
-
-def in_process(spec: ExecutorSpec) -> FakeExecutor:
-    """The real renderer without a process of its own."""
-    return FakeExecutor(spec, ClipRenderer)
 
 
 def wait_for(
@@ -61,8 +57,9 @@ def count_logged(project: Project) -> int:
 
 
 def start_parent(project: Project) -> subprocess.Popen[str]:
-    words = [sys.executable, str(TESTS / "fakes" / "run_parent.py"), str(project.folder)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "fakes.run_parent", str(project.folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=TESTS, text=True, **pipes)
 
 
 def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -200,7 +197,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.write(
         "id,prompt,seed,fps,num_frames", "cat,a cat,0 1,24,1", 'neon,"a sign ""OPEN""",5,24,5'
     )
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
     return project
 
 
@@ -315,7 +312,7 @@ def test_damaged_clips_and_one_without_a_row_are_made_again_from_their_latents(
     kept = [row != "neon" for row in table["row_id"].to_pylist()]
     pq.write_table(table.filter(kept), segment)
 
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
 
     after = by_clip(project)
     assert {key: r["attempt"] for key, r in after.items()} == {
@@ -338,7 +335,7 @@ def test_fps_changed_in_the_manifest_decodes_and_truncated_latents_are_denoised_
         "id,prompt,seed,fps,num_frames", "cat,a cat,0 1,12,1", 'neon,"a sign ""OPEN""",5,24,5'
     )
 
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
 
     after = by_clip(project)
     assert after["neon", 5] == before["neon", 5]
@@ -356,7 +353,7 @@ def test_fps_changed_in_the_manifest_decodes_and_truncated_latents_are_denoised_
 def test_force_denoises_again_to_the_same_latents(project: Project) -> None:
     before = by_clip(project)
 
-    assert project.run(in_process, force=True, only="neon") == 0
+    assert project.run(InProcessExecutor, force=True, only="neon") == 0
 
     record = by_clip(project)["neon", 5]
     assert (record["attempt"], record["denoise_attempt"]) == (2, 2)
@@ -371,7 +368,7 @@ def test_latents_are_not_kept_and_settings_not_embedded_where_that_is_asked(
         path.unlink()
 
     code = project.run(
-        in_process, keep_latents=False, video=VideoConfig(embed_metadata=False), add=True
+        InProcessExecutor, keep_latents=False, video=VideoConfig(embed_metadata=False), add=True
     )
 
     assert code == 0
@@ -396,7 +393,7 @@ def test_latents_that_are_not_finite_fail_the_clip_and_are_not_kept(
     monkeypatch.setattr(ladder, "denoise", spoiled)
     project.write("id,prompt", "owl,an owl", "cow,a cow")
 
-    assert project.run(in_process) == 3
+    assert project.run(InProcessExecutor) == 3
 
     owl, cow = by_clip(project)["owl", 0], by_clip(project)["cow", 0]
     assert (owl["status"], owl["error_type"]) == ("failed", "FloatingPointError")
@@ -421,7 +418,7 @@ def test_a_stage_that_raises_fails_its_clip_and_the_next_one_runs(
 
     monkeypatch.setattr(clip_writer, "write_video", fails_for_five_frames)
 
-    assert project.run(in_process, force=True) == 3
+    assert project.run(InProcessExecutor, force=True) == 3
 
     statuses = {key: r["status"] for key, r in by_clip(project).items()}
     assert statuses == {("cat", 0): "ok", ("cat", 1): "ok", ("neon", 5): "failed"}
@@ -434,7 +431,7 @@ def test_a_stage_that_raises_fails_its_clip_and_the_next_one_runs(
 def test_quality_is_measured_and_does_not_judge_noise(project: Project) -> None:
     bounds = QualityConfig(black_luma=255.0)
 
-    assert project.run(in_process, force=True, only="neon", quality=bounds) == 0
+    assert project.run(InProcessExecutor, force=True, only="neon", quality=bounds) == 0
 
     record = by_clip(project)["neon", 5]
     assert (record["status"], record["quality_flag"]) == ("ok", "black")
@@ -474,7 +471,7 @@ def test_an_image_that_changes_between_plan_and_encoding_fails_its_clips_only(
     assert (dog["status"], dog["error_type"]) == ("failed", "ValueError")
     assert dog["error_message"] == "dog.png has changed since the run began; run again"
 
-    assert project.run(in_process, model=model) == 0
+    assert project.run(InProcessExecutor, model=model) == 0
     assert [r["status"] for r in project.records()] == ["ok", "failed", "ok"]
     comment = json.loads(read_comment(project.run_dir.path / cat["file"]) or "")
     assert comment["image"] == "cat.png"
@@ -484,7 +481,7 @@ def test_an_image_that_changes_between_plan_and_encoding_fails_its_clips_only(
 def test_more_seeds_find_every_text_in_the_cache(project: Project) -> None:
     seeds = SamplingConfig(seeds=9)
 
-    assert project.run(in_process, override=seeds, add=True, only="cat") == 0
+    assert project.run(InProcessExecutor, override=seeds, add=True, only="cat") == 0
 
     record = by_clip(project)["cat", 9]
     assert (record["encode_cached"], record["encode_seconds"]) == (True, None)
@@ -509,7 +506,7 @@ def test_latents_that_another_clip_owns_are_kept(project: Project) -> None:
     before = {path.name for path in project.run_dir.latents.iterdir()}
     override = replace(project.config().override, fps=12.0)
 
-    assert project.run(in_process, override=override, add=True, keep_latents=False) == 0
+    assert project.run(InProcessExecutor, override=override, add=True, keep_latents=False) == 0
 
     assert {path.name for path in project.run_dir.latents.iterdir()} == before
     assert all((project.run_dir.path / r["latents_file"]).is_file() for r in project.records())

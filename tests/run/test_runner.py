@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import test_worker
+from fakes import worker
 from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.clock import utc_now
@@ -315,7 +315,7 @@ def test_only_a_card_that_the_driver_no_longer_lists_is_lost(
 ) -> None:
     card = Gpu(0, "NVIDIA H200", "GPU-1", 2**37, 2**37, "580", None)
     machine = replace(read_machine(), gpus=(card,))
-    spec = test_worker.spec(project)
+    spec = worker.spec(project)
 
     def lost(*listed: Gpu, budget: int | None = 2**36) -> str | None:
         monkeypatch.setattr(supervisor, "read_gpus", lambda: list(listed))

@@ -40,6 +40,7 @@ from hv15_batch.rundir.status import IDLE_STATES
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.status.command import main as status
 
+TESTS = Path(__file__).parents[1]
 LOAD_SECONDS = 30.0
 WRITE_SECONDS = 2.0
 POLL_SECONDS = 20.0
@@ -593,12 +594,9 @@ def test_a_second_termination_stops_at_once(night: Night) -> None:
 def test_a_termination_of_the_whole_group_ends_run_and_worker_in_time(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write("id,prompt", "cat,sleep 60")
-    words = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "fakes" / "run_parent.py"),
-        str(tmp_path),
-    ]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as parent:
+    words = [sys.executable, "-m", "fakes.run_parent", str(tmp_path)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(words, cwd=TESTS, **pipes) as parent:
         while not (tmp_path / "journal.txt").exists():
             assert parent.poll() is None
             time.sleep(0.05)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_worker
+from fakes import worker
 from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.clock import Clock
@@ -37,7 +37,7 @@ STEPS = 2
 def job(tmp_path: Path) -> Job:
     project = Project(tmp_path)
     project.write("id,prompt", "cat,a cat")
-    return test_worker.jobs(project)["cat"]
+    return worker.jobs(project)["cat"]
 
 
 def make_watch(cost: ClipCost | None = None, compiles: bool = False) -> StallWatch:
@@ -235,7 +235,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
 ) -> None:
     """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
     clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
-    made = Hangs(test_worker.spec(Project(tmp_path)))
+    made = Hangs(worker.spec(Project(tmp_path)))
     workers = Supervisor(lambda _: made, RetryConfig(), make_watch(), make_pace())
     workers.start()
     workers.submit(job)
@@ -246,7 +246,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
 
 
 def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path: Path) -> None:
-    made = Hangs(test_worker.spec(Project(tmp_path)))
+    made = Hangs(worker.spec(Project(tmp_path)))
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
     watch = StallWatch(10.0, Patience(0.0, 0.0), lambda _settings: None, False)

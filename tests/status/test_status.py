@@ -133,7 +133,7 @@ def test_the_expected_end_is_said_in_local_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hv15_batch.status.command.utc_now", lambda: NOW)
-    monkeypatch.setattr("hv15_batch.rundir.status.is_gone", lambda status: False)
+    monkeypatch.setattr("hv15_batch.status.show.is_gone", lambda status: False)
     write_status(
         tmp_path,
         eta_p50="2026-11-22T16:10:00+00:00",

@@ -25,6 +25,7 @@ import pytest
 import torch
 from fakes import runs as run_fakes
 from fakes.command import Answer
+from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from safetensors import safe_open
 
@@ -48,11 +49,6 @@ Command = Callable[..., Answer]
 TESTS = Path(__file__).parents[1]
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 ROWS = ("cat", "dog", "owl")
-
-
-def in_process(spec: ExecutorSpec) -> FakeExecutor:
-    """The real renderer without a process of its own, so that a fault can be planted."""
-    return FakeExecutor(spec, ClipRenderer)
 
 
 @pytest.fixture
@@ -154,7 +150,7 @@ def test_an_exception_in_a_stage_fails_its_clip_only_and_the_next_run_makes_it(
 ) -> None:
     with monkeypatch.context() as patch:
         plant(patch, stage, error)
-        assert project.run(in_process) == 3
+        assert project.run(InProcessExecutor) == 3
 
     assert statuses(project) == {"cat": "ok", "dog": "failed", "owl": "ok"}
     dog = by_row(project)["dog"]
@@ -165,7 +161,7 @@ def test_an_exception_in_a_stage_fails_its_clip_only_and_the_next_run_makes_it(
     assert "Traceback" in log.read_text(encoding="utf-8")
     assert "Traceback" not in "\n".join(project.said)
 
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
 
     dog = by_row(project)["dog"]
     denoised_in = 2 if stage in BEFORE_LATENTS else 1
@@ -202,7 +198,7 @@ def test_a_disk_that_is_full_for_a_clip_fails_it_and_leaves_no_part_of_it(
 ) -> None:
     with monkeypatch.context() as patch:
         refused = full_disk_at(patch, place, times=1)
-        assert project.run(in_process) == 3
+        assert project.run(InProcessExecutor) == 3
 
     assert len(refused) == 1
     failed = [r for r in project.records() if r["status"] == "failed"]
@@ -211,7 +207,7 @@ def test_a_disk_that_is_full_for_a_clip_fails_it_and_leaves_no_part_of_it(
     assert project.strays() == []
     assert not Path(refused[0]).exists()
 
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
     check_files(project)
 
 
@@ -477,14 +473,14 @@ def test_a_truncated_log_segment_is_refused_untouched_and_without_it_clips_are_o
 
 
 def test_a_corrupted_embedding_is_made_again_and_gives_the_same_latents(project: Project) -> None:
-    assert project.run(in_process, limit=1) == 0
+    assert project.run(InProcessExecutor, limit=1) == 0
     before = by_row(project)["cat"]
     for path in project.run_dir.embeddings.iterdir():
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
 
-    assert project.run(in_process, limit=1, only="cat", force=True) == 0
+    assert project.run(InProcessExecutor, limit=1, only="cat", force=True) == 0
 
     after = by_row(project)["cat"]
     assert (after["attempt"], after["encode_cached"]) == (2, False)
@@ -496,13 +492,13 @@ def test_a_corrupted_embedding_is_made_again_and_gives_the_same_latents(project:
 def test_a_truncated_video_of_the_logged_size_is_found_where_its_bytes_are_read(
     project: Project, check: str, is_found: bool
 ) -> None:
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
     before = by_row(project)
     video = project.run_dir.path / before["dog"]["file"]
     whole = video.read_bytes()
     video.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
 
-    assert project.run(in_process, check_files=FileCheck[check]) == 0
+    assert project.run(InProcessExecutor, check_files=FileCheck[check]) == 0
 
     dog = by_row(project)["dog"]
     assert (dog["attempt"], dog["denoise_attempt"]) == ((2, 1) if is_found else (1, 1))
@@ -541,7 +537,7 @@ def test_a_clock_that_is_set_back_during_a_run_makes_no_negative_time(
     for module in (render, in_hand):
         monkeypatch.setattr(module, "utc_now", lambda: next(moments))
 
-    assert project.run(in_process) == 0
+    assert project.run(InProcessExecutor) == 0
 
     for record in project.records():
         for stage in ("denoise", "decode", "write", "total"):
@@ -604,7 +600,7 @@ def test_a_run_directory_that_is_moved_during_a_run_stops_it_and_goes_on_there(
 
     assert any(line.startswith("the log could not be written (") for line in project.said)
     assert not project.run_dir.path.exists()
-    assert project.run(in_process, run_dir=str(moved)) == 0
+    assert project.run(InProcessExecutor, run_dir=str(moved)) == 0
     project.run_dir.path.mkdir()
     project.run_dir.path.rmdir()
     moved.rename(project.run_dir.path)
@@ -771,7 +767,7 @@ def test_a_secret_in_an_error_message_is_not_logged(
     message = f"no connection through {SECRETS['HTTPS_PROXY']} with {SECRETS['HF_TOKEN']}"
     plant(monkeypatch, "write_video", RuntimeError(message))
 
-    assert project.run(in_process) == 3
+    assert project.run(InProcessExecutor) == 3
 
     assert by_row(project)["dog"]["error_message"].startswith("no connection through http://")
     assert leaks(project.run_dir.path) == []

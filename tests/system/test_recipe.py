@@ -26,6 +26,7 @@ from hv15_batch.config.settings import VideoConfig
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.media.video import read_comment, write_video
 from hv15_batch.model.architectures import definition_sha256
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
@@ -68,15 +69,13 @@ def write_tagged(path: Path, tag: dict[str, Any] | str | None) -> Path:
 
 def base_settings() -> dict[str, Any]:
     """What is asked of a clip of the tiny model."""
-    from test_conf_data import read_model
-
     return dict(
         **{"prompt": PROMPT, "negative_prompt": "", "image_sha256": None, "seed": 2**63 - 1},
         **{"height": 32, "width": 48, "num_frames": 1, "num_inference_steps": 3, "fps": 23.976},
         **{"guidance_scale": 5.5, "flow_shift": 6.5, "model": "tiny_t2v", "weights": "tiny"},
         **{"dtype": "float32", "attention_backend": "native"},
         video={"codec": "h264", "crf": 21, "preset": "fast", "embed_metadata": True},
-        revision=definition_sha256("tiny", read_model("tiny_t2v")),
+        revision=definition_sha256("tiny", model_options()["tiny_t2v"]),
     )
 
 
@@ -233,9 +232,7 @@ def test_each_setting_of_a_clip_is_in_the_command(
     video = {"codec": "h264", "crf": 17, "preset": "medium", "embed_metadata": True}
     changes = {"attention_backend": "auto", "video": video, **changes}
     if changes.get("weights") == "random":
-        from test_conf_data import read_model
-
-        revision = definition_sha256("full", read_model(changes["model"]))
+        revision = definition_sha256("full", model_options()[changes["model"]])
         changes |= {"dtype": "bfloat16", "revision": revision}
     tag = rehashed(tag, **changes)
     write_tagged(tmp_path / "clip.mp4", tag)
@@ -339,12 +336,10 @@ def test_it_is_a_module_too(tmp_path: Path, tag: dict[str, Any]) -> None:
 
 def i2v(tag: dict[str, Any], photo: Path, **changes: Any) -> dict[str, Any]:
     """The tag of a clip that was made from a picture."""
-    from test_conf_data import read_model
-
     from hv15_batch.model.shapes import bucket_size
     from hv15_batch.rundir.publish import sha256_of_file
 
-    model = read_model(changes.get("model", "tiny_i2v"))
+    model = model_options()[changes.get("model", "tiny_i2v")]
     height, width = bucket_size(60, 40, model.target_size)
     known = {"model": model.name, "revision": definition_sha256("tiny", model), "height": height}
     known |= {"width": width, "image": photo.name, "image_sha256": sha256_of_file(photo)}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fakes.command import Answer
+from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.dispatch.protocol import ExecutorSpec
@@ -20,11 +21,6 @@ from hv15_batch.engine.latents import DenoisedClip
 from hv15_batch.engine.render import ClipRenderer
 
 Command = Callable[..., Answer]
-
-
-def in_process(spec: ExecutorSpec) -> FakeExecutor:
-    """The real renderer without a process of its own."""
-    return FakeExecutor(spec, ClipRenderer)
 
 
 def drifting(spec: ExecutorSpec) -> FakeExecutor:
@@ -48,7 +44,7 @@ def project(tmp_path: Path) -> Project:
 def compared(project: Project, command: Command, again: Callable[[ExecutorSpec], Any]) -> list[str]:
     """Render into two directories, the second time by another renderer; return what is said."""
     runs = [project.folder / name for name in ("a", "b")]
-    assert project.run(in_process, run_dir=str(runs[0])) == 0
+    assert project.run(InProcessExecutor, run_dir=str(runs[0])) == 0
     assert project.run(again, run_dir=str(runs[1])) == 0
     answer = command("compare", *runs, "--out", project.folder / "out")
     assert answer.code == 0, answer.err
@@ -59,7 +55,7 @@ def compared(project: Project, command: Command, again: Callable[[ExecutorSpec],
 def test_the_same_manifest_rendered_twice_is_identical_in_latents_and_files(
     project: Project, command: Command
 ) -> None:
-    lines = compared(project, command, in_process)
+    lines = compared(project, command, InProcessExecutor)
 
     assert "Latents: 3 of 3 pairs bit-identical latents" in lines
     assert "Files: 3 of 3 pairs bit-identical files" in lines
@@ -79,7 +75,10 @@ def test_files_that_differ_by_their_codec_or_tag_alone_have_the_same_latents(
 ) -> None:
     def other_codec(spec: ExecutorSpec) -> FakeExecutor:
         video = replace(spec.config.video, crf=45)
-        return in_process(replace(spec, config=replace(spec.config, video=video)))
+        return InProcessExecutor(replace(spec, config=replace(spec.config, video=video)))
+
+    def elsewhere(spec: ExecutorSpec) -> FakeExecutor:
+        return InProcessExecutor(replace(spec, repo="elsewhere"))
 
     lines = compared(project, command, other_codec)
     frames = next(line for line in lines if line.startswith("Frames "))
@@ -89,7 +88,7 @@ def test_files_that_differ_by_their_codec_or_tag_alone_have_the_same_latents(
 
     for record in ("a", "b"):  # a second time, from nothing
         (project.folder / record).rename(project.folder / f"{record}-before")
-    lines = compared(project, command, lambda spec: in_process(replace(spec, repo="elsewhere")))
+    lines = compared(project, command, elsewhere)
     frames = next(line for line in lines if line.startswith("Frames "))
     assert "Latents: 3 of 3 pairs bit-identical latents" in lines
     assert "Files: 0 of 3 pairs bit-identical files" in lines
