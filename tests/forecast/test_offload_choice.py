@@ -14,8 +14,7 @@ from hv15_batch.forecast.offload import choose_offload
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind, Weights
-
-GIB = 2**30
+from hv15_batch.units import GIB
 
 
 def machine(card_gib: float, ram_gib: float = 64) -> Machine:
