@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from nvml_peak import GIB, nvml_peak
+from nvml_peak import nvml_peak
 
 from hv15_batch.forecast.calibrate import COLUMNS, calibrate
 from hv15_batch.forecast.seconds import Execution, predict_clip
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.shapes import shape_of
 from hv15_batch.rundir.log import read_records
+from hv15_batch.units import GIB
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from nvml_peak import GIB
 
 from hv15_batch.engine.denoise.attention import apply_attention
 from hv15_batch.engine.denoise.compilation import compile_blocks
 from hv15_batch.engine.load import random_weights
 from hv15_batch.model.shapes import forward_flop
 from hv15_batch.model.variant import ModelConfig
+from hv15_batch.units import GIB
 
 TEXT, PADDED, GLYPHS, IMAGE = 60, 1000, 256, 729
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from hv15_batch.units import GIB
+
 MODELS = ("480p_t2v", "480p_i2v_step_distilled")
 COLUMNS = (
     "clip_id",
@@ -80,7 +82,7 @@ def print_log(run_dir: Path) -> None:
     log = pd.read_parquet(run_dir / "log")
     with pd.option_context("display.width", 250, "display.max_columns", 30):
         print(log[list(COLUMNS)].to_string(index=False))
-        gib = log[[f"{stage}_peak_vram_allocated_bytes" for stage in MEMORY]] / 2**30
+        gib = log[[f"{stage}_peak_vram_allocated_bytes" for stage in MEMORY]] / GIB
         print(gib.round(2).to_string(index=False))
         first = log.iloc[0]
         for name in ("gpu_name", "driver_version", "torch_version", "diffusers_version",

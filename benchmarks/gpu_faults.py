@@ -33,8 +33,8 @@ from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import session
+from hv15_batch.units import GIB
 
-GIB = 2**30
 SHORT_CLIPS = 30
 MODEL = ("model=480p_t2v", "model.weights=random", "order=rows")
 

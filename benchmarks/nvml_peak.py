@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pynvml
 
-GIB = 2**30
+from hv15_batch.units import GIB
+
 _INTERVAL_SECONDS = 0.02
 
 

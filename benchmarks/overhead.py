@@ -43,15 +43,16 @@ from hv15_batch.run.prepare import plan_against_log, prepare
 from hv15_batch.rundir.log import SEGMENT_ROWS
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.schema import arrow_schema
+from hv15_batch.units import MIB
 from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
 
 ROWS = 10_000
 CLIPS = 500
-CLIP_BYTES = 6 * 2**20
+CLIP_BYTES = 6 * MIB
 """A clip of 480x848x121 at CRF 17."""
 PROMPT_CHARACTERS = 300
 _FILLER = "The camera follows it slowly, rain falls, lights are mirrored in the wet road. " * 4
-LATENTS_BYTES = 3 * 2**20
+LATENTS_BYTES = 3 * MIB
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from playwright.sync_api import Playwright, sync_playwright
 
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
+from hv15_batch.units import MIB
 
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -118,7 +119,7 @@ def main() -> None:
             for what, seconds in measured.items():
                 rows.setdefault(what, []).append(seconds)
         size = (folder / "assets" / "data.js").stat().st_size
-    print(f"{arguments.clips} clips, data.js {size / 2**20:.2f} MiB")
+    print(f"{arguments.clips} clips, data.js {size / MIB:.2f} MiB")
     for what, taken in rows.items():
         median = statistics.median(taken)
         print(f"{what}: median {median:.3f} s, highest {max(taken):.3f} s, n={len(taken)}")

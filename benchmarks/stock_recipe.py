@@ -15,10 +15,11 @@ import time
 
 import torch
 from diffusers import HunyuanVideo15Pipeline
-from nvml_peak import GIB, nvml_peak
+from nvml_peak import nvml_peak
 
 from hv15_batch.engine.load import random_weights
 from hv15_batch.model.variant import ModelConfig
+from hv15_batch.units import GIB
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 

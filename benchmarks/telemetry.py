@@ -17,6 +17,7 @@ import torch
 
 from hv15_batch.engine.measure import make_sampler
 from hv15_batch.engine.telemetry import CardSampler
+from hv15_batch.units import GIB
 
 DEVICE = torch.device("cuda", 0)
 LAUNCHES = 20_000
@@ -63,7 +64,7 @@ def print_energy(sampler: CardSampler) -> None:
         cells = [_cell(value, digits) for value, digits in zip(figures, (1, 1, 4, 1), strict=True)]
         cells += [_cell(columns["sm_clock_mhz_mean"], 0), _cell(columns["throttle_seconds"], 2)]
         used = columns["peak_vram_device_bytes"]
-        cells.append(_cell(None if used is None else used / 2**30, 2))
+        cells.append(_cell(None if used is None else used / GIB, 2))
         print(f"{name:14}", *(f"{cell:>11}" for cell in cells))
 
 

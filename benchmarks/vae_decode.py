@@ -29,8 +29,7 @@ from diffusers import AutoencoderKLHunyuanVideo15
 
 from hv15_batch.engine.decode.decode import apply_fast_vae, decode_frames, decode_untiled
 from hv15_batch.model.tiles import plan_tiles, predict_peak_bytes
-
-GIB = 1 << 30
+from hv15_batch.units import GIB
 
 
 def main() -> None:

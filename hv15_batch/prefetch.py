@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hv15_batch.config.settings import Config
-from hv15_batch.units import GIB
+from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
 from hv15_batch.weights.hub import Hub
 
@@ -50,7 +50,7 @@ def prefetch(
 def _size(checkpoint: Checkpoint) -> str:
     assert checkpoint.folder is not None
     files = [path for path in checkpoint.folder.rglob("*") if path.is_file()]
-    return f"{len(files)} files, {sum(path.stat().st_size for path in files) / GIB:.1f} GiB"
+    return f"{len(files)} files, {format_gib(sum(path.stat().st_size for path in files))} GiB"
 
 
 if __name__ == "__main__":  # `python -m hv15_batch.prefetch` is `hv15-batch prefetch`

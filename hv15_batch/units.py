@@ -1,4 +1,4 @@
-"""Sizes, durations and values as people read them."""
+"""Bytes, seconds, energy, shares and values as a person reads them: rounded here only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 GIB = 2**30
+MIB = 2**20
 JOULES_PER_WATT_HOUR = 3600
 NOT_MEASURED = "\N{EN DASH}"
 
@@ -18,9 +19,9 @@ def format_seconds(seconds: float | None) -> str:
     return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.2f}"
 
 
-def format_gib(num_bytes: float | None) -> str:
-    """Return bytes as GiB (1024³) with one decimal, or a dash where nothing was measured."""
-    return NOT_MEASURED if num_bytes is None else f"{num_bytes / GIB:.1f}"
+def format_gib(num_bytes: float | None, decimals: int = 1) -> str:
+    """Return bytes as a number of GiB (1024³), or a dash where nothing was measured."""
+    return NOT_MEASURED if num_bytes is None else f"{num_bytes / GIB:.{decimals}f}"
 
 
 def format_watt_hours(joules: float | None) -> str:
@@ -28,9 +29,20 @@ def format_watt_hours(joules: float | None) -> str:
     return NOT_MEASURED if joules is None else f"{joules / JOULES_PER_WATT_HOUR:.3g}"
 
 
-def format_share(share: float | None) -> str:
-    """Return a share as per cent, or a dash."""
-    return NOT_MEASURED if share is None else f"{share:.1%}"
+def format_share(share: float | None, decimals: int = 1) -> str:
+    """Return a share as per cent, or a dash where it is not known."""
+    return NOT_MEASURED if share is None else f"{share:.{decimals}%}"
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with four significant digits, or a dash where nothing was measured."""
+    return NOT_MEASURED if value is None else f"{value:.4g}"
+
+
+def shortened(text: str, max_characters: int) -> str:
+    """Return a text on one line, its end cut off where it is longer."""
+    text = " ".join(text.split())
+    return text if len(text) <= max_characters else f"{text[: max_characters - 1]}…"
 
 
 def format_setting(value: Any) -> str:
@@ -41,8 +53,6 @@ def format_setting(value: Any) -> str:
         return repr(value).removesuffix(".0")
     return str(value)
 
-
-GIB = 1024**3
 
 MAX_SHOWN_CHARACTERS = 60
 """A longer value is shortened in a message."""

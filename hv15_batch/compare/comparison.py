@@ -12,7 +12,7 @@ from hv15_batch.compare.quality import Quality, measure_pair, pair_line
 from hv15_batch.compare.quality import quality_lines as lines_of_quality
 from hv15_batch.compare.ratios import Costs, Ratio, compare_costs
 from hv15_batch.figures.groups import Distribution, group_rows
-from hv15_batch.units import GIB
+from hv15_batch.units import format_gib
 
 Say = Callable[[str], None]
 
@@ -202,14 +202,14 @@ def ratio_line(ratio: Ratio, costs: Costs) -> str:
 def value_text(ratio: Ratio, found: Distribution) -> str:
     """Return what is compared of a side: median seconds, or the highest peak."""
     value = ratio.value(found)
-    return f"{value:.4g} s" if ratio.is_time else f"{value / GIB:.2f} GiB"
+    return f"{value:.4g} s" if ratio.is_time else f"{format_gib(value, 2)} GiB"
 
 
 def range_text(ratio: Ratio, found: Distribution) -> str:
     """Return the least and the greatest value of a side."""
     if ratio.is_time:
         return f"{found.minimum:.4g} to {found.maximum:.4g}"
-    return f"{found.minimum / GIB:.2f} to {found.maximum / GIB:.2f}"
+    return f"{format_gib(found.minimum, 2)} to {format_gib(found.maximum, 2)}"
 
 
 def n_texts(ratio: Ratio, costs: Costs) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from hv15_batch.media.video import read_comment
 from hv15_batch.record import DONE_STATUSES, ClipRecord
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_rows_of_runs
+from hv15_batch.units import shortened
 
 Record = dict[str, Any]
 """A row of the log with what its run says of it (`run_facts`), by column."""
@@ -131,8 +132,8 @@ def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
     where = f"row {a['row_id']}, seed {a['seed']}"
     if a["prompt"] != b["prompt"]:
         raise ConfigError(
-            f"{where}: the prompts differ: {_short(a['prompt'])} in {run_a.path}, "
-            f"{_short(b['prompt'])} in {run_b.path}; compare runs of one manifest."
+            f"{where}: the prompts differ: {_quoted(a)} in {run_a.path}, "
+            f"{_quoted(b)} in {run_b.path}; compare runs of one manifest."
         )
     images = [_image_sha256(run_a, a), _image_sha256(run_b, b)]
     if a["image"] or b["image"]:
@@ -181,8 +182,5 @@ def _nothing_in_common(
     )
 
 
-def _short(text: str | None) -> str:
-    words = " ".join((text or "").split())
-    if len(words) > MAX_SHOWN_CHARACTERS:
-        words = words[: MAX_SHOWN_CHARACTERS - 1] + "…"
-    return repr(words)
+def _quoted(record: Record) -> str:
+    return repr(shortened(record["prompt"] or "", MAX_SHOWN_CHARACTERS))

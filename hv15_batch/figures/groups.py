@@ -18,6 +18,7 @@ from typing import Any
 
 from hv15_batch.record import DONE_STATUSES, FAILED, clip_seconds, is_denoised_here
 from hv15_batch.rundir.stored import RUN_COLUMNS
+from hv15_batch.units import format_gib, format_share
 
 GROUP_COLUMNS = (
     *("model", "weights", "task", "height", "width", "num_frames", "num_inference_steps"),
@@ -300,7 +301,7 @@ def _wide_spread(timed: Sequence[Mapping[str, Any]]) -> str | None:
     found = distribution(_values("clip_seconds", timed))
     if found is None or found.spread is None or found.spread < MAX_SPREAD:
         return None
-    return f"the middle half spans {found.spread:.0%} of the median"
+    return f"the middle half spans {format_share(found.spread, 0)} of the median"
 
 
 def _alloc_retries(timed: Sequence[Mapping[str, Any]]) -> str | None:
@@ -314,4 +315,4 @@ def _fragmented(timed: Sequence[Mapping[str, Any]]) -> str | None:
     allocated, reserved = max(known, key=lambda pair: pair[1] / pair[0], default=(1, 1))
     if reserved <= MAX_RESERVED_OVER_ALLOCATED * allocated:
         return None
-    return f"{reserved / 2**30:.1f} GiB reserved, {allocated / 2**30:.1f} GiB allocated"
+    return f"{format_gib(reserved)} GiB reserved, {format_gib(allocated)} GiB allocated"

@@ -44,7 +44,7 @@ def fewest(groups: Sequence[Facts]) -> list[str]:
 
 def labels(groups: Sequence[Facts], names: Sequence[str]) -> list[str]:
     """Return each group's name from these facts; its variant where there is none to tell."""
-    return [", ".join(_said(name, g) for name in names or ["Variant"]) for g in groups]
+    return [", ".join(_fact_text(name, g) for name in names or ["Variant"]) for g in groups]
 
 
 def shown_value(name: str, facts: Facts, missing: str) -> str:
@@ -55,7 +55,7 @@ def shown_value(name: str, facts: Facts, missing: str) -> str:
     return value[:_REVISION_CHARACTERS] if name == "Revision" else value
 
 
-def _said(name: str, facts: Facts) -> str:
+def _fact_text(name: str, facts: Facts) -> str:
     value = shown_value(name, facts, "not known")
     return value if name in _SAID_ALONE and name in facts else f"{name} {value}"
 

@@ -20,7 +20,13 @@ from hv15_batch.figures.summary import Facts, shown_value
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_text, publishing
 from hv15_batch.rundir.stored import read_rows_of_runs
-from hv15_batch.units import format_gib, format_seconds, format_share, format_watt_hours
+from hv15_batch.units import (
+    format_gib,
+    format_number,
+    format_seconds,
+    format_share,
+    format_watt_hours,
+)
 
 TIMING_LEGEND = (
     "Seconds of warm repetitions from noise to file. `clip_seconds` leaves the encoding of texts "
@@ -119,38 +125,30 @@ def _line(group: Group, name: str) -> str:
     if found is None:
         return f"{name}: no warm clip, {group.num_cold} cold"
     return (
-        f"{name}: median {found.median:.3g} s a clip, p90 {_number(found.p90)} s, "
-        f"spread {_percent(found.spread)}, {found.minimum:.3g} to {found.maximum:.3g} s, "
+        f"{name}: median {found.median:.3g} s a clip, p90 {format_number(found.p90)} s, "
+        f"spread {format_share(found.spread)}, {found.minimum:.3g} to {found.maximum:.3g} s, "
         f"n = {found.n} and {group.num_cold} cold"
     )
 
 
 def _cells(found: Distribution) -> list[str]:
-    middle = [_number(found.median), _number(found.p90), _percent(found.spread)]
-    return [str(found.n), *middle, _number(found.minimum), _number(found.maximum)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    middle = [format_number(found.median), format_number(found.p90), format_share(found.spread)]
+    return [str(found.n), *middle, format_number(found.minimum), format_number(found.maximum)]
 
 
 def _name(group: Mapping[str, Any], columns: Sequence[str]) -> str:
     parts = [
         f"{group['model']} {group['height']}x{group['width']}x{group['num_frames']}",
         f"{group['num_inference_steps']} steps",
-        f"guidance {_said('guidance_scale', group['guidance_scale'])}",
-        f"offload {_said('offload', group['offload'])}",
-        f"attention {_said('attention_backend', group['attention_backend'])}",
+        f"guidance {_value_text('guidance_scale', group['guidance_scale'])}",
+        f"offload {_value_text('offload', group['offload'])}",
+        f"attention {_value_text('attention_backend', group['attention_backend'])}",
     ]
     parts += ["compiled"] * bool(group["compiled"] and "compiled" not in columns)
-    return ", ".join([*parts, *(f"{name} {_said(name, group[name])}" for name in columns)])
+    return ", ".join([*parts, *(f"{name} {_value_text(name, group[name])}" for name in columns)])
 
 
-def _said(name: str, value: Any) -> str:
+def _value_text(name: str, value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, float):

@@ -13,8 +13,9 @@ from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.shapes import latents_bytes, video_bytes_estimate
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.units import MIB
 
-SPARE_BYTES = 512 * 2**20
+SPARE_BYTES = 512 * MIB
 """Left free on the disk: a run stops before a clip that would take from it."""
 CLIPS_IN_WRITING = 2
 """One clip is still being written when the next one begins (`worker`)."""

@@ -17,7 +17,7 @@ from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_
 from hv15_batch.machine.machine import Machine
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind, Weights
-from hv15_batch.units import GIB
+from hv15_batch.units import GIB, format_gib
 
 _USUAL_ORDER = (
     OffloadKind.resident,
@@ -165,12 +165,12 @@ def _neediest(
 def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> OffloadChoice:
     peaks = candidate.peaks
     stages = (peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
-    encode, denoise, decode = (f"{stage / GIB:.1f}" for stage in stages)
+    encode, denoise, decode = map(format_gib, stages)
     text = (
-        f"offload {candidate.kind.name}: {why}; predicted peak {peaks.device_bytes / GIB:.1f} GiB "
-        f"of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
-        f"{CONTEXT_BYTES / GIB:.1f}) and {peaks.host_bytes / GIB:.1f} GiB of RAM ("
-        f"{machine.ram_available_bytes / GIB:.1f} are available on this machine)"
+        f"offload {candidate.kind.name}: {why}; predicted peak {format_gib(peaks.device_bytes)} "
+        f"GiB of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
+        f"{format_gib(CONTEXT_BYTES)}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
+        f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
     )
     streams = not fits_text_encoder(candidate.execution, budget)
     return OffloadChoice(candidate.kind, text, budget, streams, peaks)

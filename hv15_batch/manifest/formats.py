@@ -21,7 +21,7 @@ from hv15_batch.manifest.rows import (
     unknown_column_rule,
 )
 from hv15_batch.manifest.text import LINE_END_RULE, Lines, read_csv
-from hv15_batch.units import format_value
+from hv15_batch.units import MIB, format_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,7 @@ class RecordReader:
 
 def _file_sha256(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1024**2):
+    while chunk := file.read(MIB):
         digest.update(chunk)
     return digest.hexdigest()
 

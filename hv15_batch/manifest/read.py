@@ -19,8 +19,9 @@ from hv15_batch.manifest.cells import Faults, ManifestError
 from hv15_batch.manifest.formats import RecordReader
 from hv15_batch.manifest.rows import Row, RowReader
 from hv15_batch.model.variant import Task
+from hv15_batch.units import GIB
 
-MAX_FILE_BYTES = 1024**3
+MAX_FILE_BYTES = GIB
 MAX_ROWS = 1_000_000
 
 
@@ -109,7 +110,7 @@ def _check_file(path: Path) -> None:
         )
     if status.st_size > MAX_FILE_BYTES:
         raise ConfigError(
-            f"manifest={path}: a manifest has at most {MAX_FILE_BYTES // 1024**3} GiB, and this "
+            f"manifest={path}: a manifest has at most {MAX_FILE_BYTES // GIB} GiB, and this "
             f"one {status.st_size:,} bytes; split it."
         )
 

@@ -9,8 +9,9 @@ from typing import IO, NoReturn
 
 from hv15_batch.manifest.cells import MAX_CELL_CHARACTERS, Faults
 from hv15_batch.manifest.rows import KNOWN_COLUMNS, Record, Unreadable, check_header
+from hv15_batch.units import MIB
 
-MAX_LINE_BYTES = 8 * 1024**2
+MAX_LINE_BYTES = 8 * MIB
 """Longest line: a record with several of the longest cells."""
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -80,7 +81,7 @@ class Lines:
             self._check_bom(data)
             start = len(UTF8_BOM) if data.startswith(UTF8_BOM) else 0
         if len(data) > MAX_LINE_BYTES:
-            limit = f"a line has at most {MAX_LINE_BYTES // 1024**2} MiB, and this one more"
+            limit = f"a line has at most {MAX_LINE_BYTES // MIB} MiB, and this one more"
             shown = data[:80].decode("utf-8", "replace")
             self._refuse("line", shown, f"{limit}; write each record on a line of its own")
         if b"\0" in data:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from hv15_batch.units import MIB
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
-MAX_IMAGE_BYTES = 64 * 1024**2
+MAX_IMAGE_BYTES = 64 * MIB
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 4
 """The pipeline's buckets end at 4:1, so a longer image would lose its sides.
@@ -174,7 +176,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise ValueError(f"{FORMAT_RULE}, and {path} is no regular file; name an image file")
     if status.st_size > MAX_IMAGE_BYTES:
         raise ValueError(
-            f"an image file has at most {MAX_IMAGE_BYTES // 1024**2} MiB, and this one "
+            f"an image file has at most {MAX_IMAGE_BYTES // MIB} MiB, and this one "
             f"{status.st_size:,} bytes; save it smaller or as JPEG"
         )
 

@@ -17,9 +17,9 @@ from hv15_batch.errors import ConfigError
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
-from hv15_batch.units import format_value
+from hv15_batch.units import MIB, format_value
 
-MAX_TAG_CHARACTERS = 16 * 1024**2
+MAX_TAG_CHARACTERS = 16 * MIB
 """Above what a prompt and a negative prompt of the longest come to."""
 
 _SETTINGS = frozenset(f.name for f in fields(ClipSettings))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from hv15_batch.units import format_gib
+
 SPATIAL_RATIO = 16
 """Pixels per latent row and column."""
 TILED_FROM_STAGE = 2
@@ -157,8 +159,8 @@ def plan_tiles(
             return plan
     raise NoPlanError(
         f"decoding {latent_height * SPATIAL_RATIO}x{latent_width * SPATIAL_RATIO} with "
-        f"{num_latent_frames} latent frames needs {min(peaks) / 2**30:.1f} GiB at least, and "
-        f"{budget_bytes / 2**30:.1f} GiB are free for it; free memory or render smaller clips."
+        f"{num_latent_frames} latent frames needs {format_gib(min(peaks))} GiB at least, and "
+        f"{format_gib(budget_bytes)} GiB are free for it; free memory or render smaller clips."
     )
 
 

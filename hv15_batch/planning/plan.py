@@ -17,6 +17,7 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.units import shortened
 
 _COMPARED = (
     "prompt",
@@ -36,6 +37,8 @@ _COMPARED = (
     "attention_backend",
 )
 """What of a clip's settings the log has too; `video.*` and an image's content it has not."""
+
+_MAX_SHOWN_CHARACTERS = 40
 
 _LOGGED_AS = {"attention_backend": "attention_backend_requested"}
 
@@ -231,7 +234,7 @@ def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
         before = record[_LOGGED_AS.get(name, name)]
         now = clip.image if name == "image" else getattr(clip.settings, name)
         if before != now and not (name == "dtype" and before is None):
-            changes.append(f"{name} {_short(before)} -> {_short(now)}")
+            changes.append(f"{name} {_value_text(before)} -> {_value_text(now)}")
     return changes
 
 
@@ -240,18 +243,17 @@ def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
     for values in (old, new):
         values |= {f"video.{name}": value for name, value in values.pop("video").items()}
     return ", ".join(
-        f"{name} {_short(old[name])} -> {_short(new[name])}"
+        f"{name} {_value_text(old[name])} -> {_value_text(new[name])}"
         for name in old
         if old[name] != new[name]
     )
 
 
-def _short(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, str):
-        text = " ".join(value.split())
-        text = text if len(text) <= 40 else text[:39] + "…"
+        text = shortened(value, _MAX_SHOWN_CHARACTERS)
         return repr(text) if " " in text or not text else text
     return "none" if value is None else str(value)
 

@@ -20,6 +20,7 @@ from hv15_batch.references.settings import (
     differences,
     remedies,
 )
+from hv15_batch.units import GIB, format_gib, format_share
 
 CHECK_COLUMNS = (
     *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
@@ -278,14 +279,14 @@ def _notes_of(
 def _gb_note(reference: Reference, compared: float) -> str:
     assert reference.vram_gb_min is not None
     figure = reference.vram_gb_min
-    decimal, binary = figure * GB, figure * 2**30
-    both = f"{decimal / 2**30:.1f} GiB if GB is 10^9 bytes, {figure:g} GiB if it is 2^30"
+    decimal, binary = figure * GB, figure * GIB
+    both = f"{format_gib(decimal)} GiB if GB is 10^9 bytes, {figure:g} GiB if it is 2^30"
     about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
     over = compared / decimal - 1
     if 0 < over <= about:
         return (
-            f"The figure is {both}; the peak is {over:.1%} over the first reading, which counts: "
-            f"the source says 'about', here taken as {about:.0%}."
+            f"The figure is {both}; the peak is {format_share(over)} over the first reading, which "
+            f"counts: the source says 'about', here taken as {format_share(about, 0)}."
         )
     if decimal * (1 + about) < compared <= binary * (1 + about):
         return f"The figure is {both}: it holds only in the second reading, the first one counts."

@@ -6,12 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 from hv15_batch.references.check import MET, Measurement, ReferenceVerdict
-from hv15_batch.references.data import Quantity, Reference
+from hv15_batch.references.data import GB, Quantity, Reference
 from hv15_batch.references.implied import Combination, Feasibility, combinations
-from hv15_batch.units import GIB
+from hv15_batch.units import NOT_MEASURED, format_gib, format_share
 
 COLUMNS = 80
-NOT_MEASURED = "\N{EN DASH}"
 _MARKS = {
     Feasibility.meets: "yes",
     Feasibility.faster_than_predicted: "if faster",
@@ -105,8 +104,8 @@ def _cells(combination: Combination) -> list[str]:
         str(shape.num_inference_steps),
         "yes" if shape.has_guidance else "no",
         f"{combination.model_pflop:.1f}",
-        format_share(combination.utilisation),
-        format_share(combination.fast_attention_utilisation),
+        format_share(combination.utilisation, 0),
+        format_share(combination.fast_attention_utilisation, 0),
         NOT_MEASURED if predicted is None else f"{predicted:.0f} s",
         _MARKS[combination.feasibility],
     ]
@@ -152,12 +151,12 @@ def format_measured(measurement: Measurement | None) -> str:
     if measurement is None:
         return NOT_MEASURED
     values = measurement.values
-    spread = "" if values.spread is None else f", spread {values.spread:.1%}"
+    spread = "" if values.spread is None else f", spread {format_share(values.spread)}"
     s = measurement.settings
     clip = f"{s['model']} {s['height']}x{s['width']}x{s['num_frames']}"
     clip += f", {s['num_inference_steps']} steps, {s['offload']}, {s['attention_backend']}"
     if measurement.quantity is Quantity.vram:
-        peak = f"{measurement.compared / GIB:.1f} GiB ({measurement.compared / 1e9:.1f} GB)"
+        peak = f"{format_gib(measurement.compared)} GiB ({measurement.compared / GB:.1f} GB)"
         return f"{peak} (maximum, n = {values.n}); {clip}"
     return f"{measurement.compared:.1f} s (median, n = {values.n}{spread}); {clip}"
 
@@ -173,12 +172,7 @@ def format_combination(measurement: Measurement | None) -> str:
 
 def format_utilisation(measurement: Measurement | None) -> str:
     """Return the measured share of the card's dense bf16 rate; a dash where it is not known."""
-    return format_share(None if measurement is None else measurement.utilisation)
-
-
-def format_share(share: float | None) -> str:
-    """Return a share in percent; a dash where it is not known."""
-    return NOT_MEASURED if share is None else f"{share:.0%}"
+    return format_share(None if measurement is None else measurement.utilisation, 0)
 
 
 def format_implied(implied: Sequence[Combination]) -> str:
@@ -186,5 +180,5 @@ def format_implied(implied: Sequence[Combination]) -> str:
     shares = [c.utilisation for c in implied if c.utilisation is not None]
     if not shares:
         return NOT_MEASURED
-    low, high = format_share(min(shares)), format_share(max(shares))
+    low, high = format_share(min(shares), 0), format_share(max(shares), 0)
     return low if low == high else f"{low} to {high}"

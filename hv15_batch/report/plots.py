@@ -96,7 +96,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
             "p90": [s.p90 for s in each],
         }
         for word, values in curves.items():
-            y = [_short(value) for value in values if value is not None]
+            y = [_rounded(value) for value in values if value is not None]
             if not y:
                 continue  # one clip has no p90
             traces.append(
@@ -194,7 +194,7 @@ def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
         "type": "bar",
         "name": "clips per hour",
         "x": [_moment(stretch.middle) for stretch in found],
-        "y": [_short(stretch.clips_per_hour) for stretch in found],
+        "y": [_rounded(stretch.clips_per_hour) for stretch in found],
         "width": [stretch.seconds * 1000 for stretch in found],
     }
     traces = [trace] if found else []
@@ -247,7 +247,7 @@ def _plot(
 def _over_clips(done: Sequence[Record], values: Sequence[float | None]) -> dict[str, Any]:
     return {
         "x": list(range(1, len(done) + 1)),
-        "y": [_short(v) for v in values],
+        "y": [_rounded(v) for v in values],
         "text": [a["clip_id"] for a in done],
     }
 
@@ -279,7 +279,7 @@ def _line(x: list[int], y: list[float | None], name: str, is_dashed: bool) -> di
 
 
 def _limit(value: float, name: str) -> dict[str, Any]:
-    return {"y": _short(value), "name": name}
+    return {"y": _rounded(value), "name": name}
 
 
 def _moment(time: datetime | float) -> str:
@@ -289,7 +289,7 @@ def _moment(time: datetime | float) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     """Return a value with the six digits that a plot can show at most."""
     return None if value is None else float(f"{value:.6g}")
 

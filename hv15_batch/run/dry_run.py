@@ -20,6 +20,7 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
+from hv15_batch.units import GIB, MIB, format_duration, format_gib, shortened
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 
 MAX_SETTINGS = 4
@@ -162,7 +163,7 @@ def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
     reasons = Counter((p.state, p.reason) for p in planned if p.reason and not p.is_done)
     common = reasons.most_common()
     lines = [
-        f"{count:>6} {state.name}: {_shortened(reason)}"
+        f"{count:>6} {state.name}: {shortened(reason, MAX_REASON_CHARACTERS)}"
         for (state, reason), count in common[:MAX_REASONS]
     ]
     if len(common) > MAX_REASONS:
@@ -185,7 +186,7 @@ def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
     if not clips:
         return []
     each = list(dict.fromkeys(text for found in texts for text in found))
-    some = ", ".join(f'"{_shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
+    some = ", ".join(f'"{shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
     more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
     return [
         f"Glyphs: quoted text, written into the picture, in {_count(clips, 'clip')}: {some}{more}"
@@ -218,13 +219,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _shortened(text: str, characters: int = MAX_REASON_CHARACTERS) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= characters else f"{text[: characters - 1]}…"
-
-
 def _format_bytes(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+    return f"{format_gib(number, 2)} GiB" if number >= GIB else f"{number / MIB:.1f} MiB"
 
 
 _WEEK = timedelta(days=6)
@@ -267,7 +263,7 @@ def predict_run(
     seconds = forecast.total_seconds(todo)
     warm = sum(map(forecast.clip_seconds, todo)) / len(todo)
     lines = [
-        f"Time: {_duration(seconds)} in all, {warm:.0f} s per warm clip, "
+        f"Time: {format_duration(seconds)} in all, {warm:.0f} s per warm clip, "
         f"done {format_moment(finishes[-1], rules)} ({forecast.basis})",
         _stages_line(forecast, todo),
         f"Memory: {forecast.offload.reason}",
@@ -360,14 +356,9 @@ def _cheaper_line(
         *_, last = rules.finishes(forecast.lengths(clips))
         if last <= end:
             other = "" if forecast.basis == basis else f" ({forecast.basis})"
+            length = format_duration(forecast.total_seconds(clips))
             return (
-                f"Cheaper: {way.words} would take {_duration(forecast.total_seconds(clips))}, "
+                f"Cheaper: {way.words} would take {length}, "
                 f"done {format_moment(last, rules)}{other}"
             )
     return None
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes = rest // 60
-    return f"{hours} h {minutes:02d} min" if hours else f"{max(1, minutes)} min"

@@ -23,12 +23,13 @@ from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import format_error
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import format_progress
+from hv15_batch.units import MIB
 
 logger = logging.getLogger(__name__)
 
 MAX_OUTPUT_CHARACTERS = 4000
 """Of a command's output, kept for run.log."""
-MAX_OUTPUT_BYTES = 1 << 20
+MAX_OUTPUT_BYTES = MIB
 """A command that prints more is killed: its output is held in memory."""
 MAX_VALUE_CHARACTERS = 2000
 _KILL_SECONDS = 1.0

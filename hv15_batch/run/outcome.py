@@ -17,6 +17,7 @@ from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.stored import to_type_again
 from hv15_batch.status.show import resume_lines
+from hv15_batch.units import format_gib
 
 
 @dataclass
@@ -102,7 +103,7 @@ def _counts(records: Sequence[ClipRecord], failed: int) -> str:
         parts.append(f"{seconds:.1f} s per warm clip (median)")
     peaks = [r.peak_vram_reserved_bytes for r in records if r.peak_vram_reserved_bytes is not None]
     if peaks:
-        parts.append(f"peak VRAM {max(peaks) / 2**30:.1f} GiB")
+        parts.append(f"peak VRAM {format_gib(max(peaks))} GiB")
     return ", ".join(parts)
 
 

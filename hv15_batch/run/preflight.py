@@ -29,7 +29,7 @@ from hv15_batch.model.shapes import (
 from hv15_batch.model.variant import OffloadKind, Task
 from hv15_batch.run.prepare import Planned, Prepared, lacks_weights
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.units import GIB
+from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.checkpoint import (
     LICENCE,
     Checkpoint,
@@ -40,7 +40,7 @@ from hv15_batch.weights.checkpoint import (
 from hv15_batch.weights.files import find_licences
 from hv15_batch.weights.hub import hub_cache_folder
 
-_PROBE_BYTES = 2**20
+_PROBE_BYTES = MIB
 """Written and thrown away: a quota shows in no figure of the disk."""
 
 
@@ -111,8 +111,8 @@ def disk_fault(path: Path, need: DiskNeed) -> str | None:
     if free >= need.next_bytes:
         return None
     return (
-        f"disk full: {free / GIB:.2f} GiB free at {path}, and the next clip needs "
-        f"{need.next_bytes / GIB:.2f} to be written safely"
+        f"disk full: {format_gib(free, 2)} GiB free at {path}, and the next clip needs "
+        f"{format_gib(need.next_bytes, 2)} to be written safely"
     )
 
 
@@ -136,28 +136,29 @@ def _disk_findings(
     free = free_disk_bytes(run_dir.path)
     here = [claim for claim in others if _is_same_disk(claim.folder, run_dir.path)]
     room = free - sum(claim.bytes for claim in here)
-    beside = "".join(f", beside {_gib(c.bytes)} of {c.what}" for c in here)
+    beside = "".join(f", beside {format_gib(c.bytes, 2)} GiB of {c.what}" for c in here)
     if room < need.start_bytes:
         refusals.append(
-            f"run_dir={run_dir.path}: {_gib(free)} free on its disk, and the first clips need "
-            f"{_gib(need.start_bytes)} to be written safely{beside}; free some, or name a folder "
-            "on another disk with run_dir=DIR."
+            f"run_dir={run_dir.path}: {format_gib(free, 2)} GiB free on its disk, and the first "
+            f"clips need {format_gib(need.start_bytes, 2)} GiB to be written safely{beside}; free "
+            "some, or name a folder on another disk with run_dir=DIR."
         )
     elif (clips := need.count_clips(room)) < len(need.clip_bytes):
         latents = ", keep_latents=false" if config.keep_latents else ""
         notes.append(
-            f"WARNING: the disk of {run_dir.path} has {_gib(free)} free and the whole plan needs "
-            f"about {_gib(need.plan_bytes)}{beside}: the run will stop after about {clips} of "
-            f"{len(need.clip_bytes)} clips, with code 4; free some before then, or use "
+            f"WARNING: the disk of {run_dir.path} has {format_gib(free, 2)} GiB free and the whole "
+            f"plan needs about {format_gib(need.plan_bytes, 2)} GiB{beside}: the run will stop "
+            f"after about {clips} of {len(need.clip_bytes)} clips, with code 4; free some before "
+            "then, or use "
             f"limit={clips}{latents} or run_dir=DIR on another disk."
         )
     for claim in others:
         free = free_disk_bytes(claim.folder)
         if claim not in here and free < claim.bytes:
             refusals.append(
-                f"the disk of {existing_parent(claim.folder)} has {_gib(free)} free, and "
-                f"{_gib(claim.bytes)} of {claim.what} go there; free some, or set {claim.remedy} "
-                "to a folder on a larger disk."
+                f"the disk of {existing_parent(claim.folder)} has {format_gib(free, 2)} GiB free, "
+                f"and {format_gib(claim.bytes, 2)} GiB of {claim.what} go there; free some, or set "
+                f"{claim.remedy} to a folder on a larger disk."
             )
     return refusals, notes
 
@@ -182,10 +183,6 @@ def _blocks_claim() -> _Claim:
 
 def _is_same_disk(one: Path, other: Path) -> bool:
     return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"
 
 
 # -- permissions ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import format_error
 from hv15_batch.run.schedule import Wait
 from hv15_batch.rundir.status import IDLE_STATES, StatusFile
+from hv15_batch.units import format_gib
 
 _NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None}
 _NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
@@ -289,7 +290,7 @@ def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
         return f"{head} failed: {format_error(record)}"
     parts = [f"{seconds:.1f} s"]
     if record.peak_vram_reserved_bytes is not None:
-        parts.append(f"{record.peak_vram_reserved_bytes / 2**30:.1f} GiB")
+        parts.append(f"{format_gib(record.peak_vram_reserved_bytes)} GiB")
     if record.status == SUSPECT:
         parts.append(f"suspect: {record.quality_flag}")
     return f"{head} {', '.join(parts)}"

@@ -14,7 +14,7 @@ from hv15_batch.dispatch.protocol import GPU_LOST, Died, Event, Finished, Job, K
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import FAILED, OK, SUSPECT, ClipRecord
 from hv15_batch.run.in_hand import Held
-from hv15_batch.units import GIB
+from hv15_batch.units import GIB, format_gib
 
 MIN_DEATHS_TO_STOP = 2
 
@@ -147,7 +147,7 @@ class Recycling:
         growth = self._retry.max_ram_growth_gib
         if growth is not None and self._grown_bytes >= growth * GIB:
             return (
-                f"holding {self._grown_bytes / GIB:.1f} GiB more than after its first clip "
+                f"holding {format_gib(self._grown_bytes)} GiB more than after its first clip "
                 f"(retry.max_ram_growth_gib={growth:g})"
             )
         return None

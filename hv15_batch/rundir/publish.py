@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.units import MIB
+
 
 @contextmanager
 def publishing(path: Path, is_kept: bool = True) -> Iterator[Path]:
@@ -69,7 +71,7 @@ def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(MIB):
             digest.update(chunk)
     return digest.hexdigest()
 

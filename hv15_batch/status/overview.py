@@ -9,7 +9,7 @@ from hv15_batch.errors import ConfigError
 from hv15_batch.machine.machine import free_disk_bytes, read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.units import GIB
+from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import resolve_checkpoint
 from hv15_batch.weights.hub import hub_cache_folder
 
@@ -21,19 +21,19 @@ def print_overview(say: Callable[[str], None]) -> None:
     machine = read_machine()
     for gpu in machine.gpus:
         say(
-            f"Card {gpu.index}: {gpu.name}, {gpu.free_bytes / GIB:.1f} of "
-            f"{gpu.total_bytes / GIB:.1f} GiB free, driver {gpu.driver}"
+            f"Card {gpu.index}: {gpu.name}, {format_gib(gpu.free_bytes)} of "
+            f"{format_gib(gpu.total_bytes)} GiB free, driver {gpu.driver}"
         )
     if not machine.gpus:
         say("Card: none visible; the tiny models run on the CPU, real ones can be planned")
     say(
-        f"RAM: {machine.ram_available_bytes / GIB:.1f} of "
-        f"{machine.ram_total_bytes / GIB:.1f} GiB available"
+        f"RAM: {format_gib(machine.ram_available_bytes)} of "
+        f"{format_gib(machine.ram_total_bytes)} GiB available"
     )
     cache = hub_cache_folder()
     say(
-        f"Disk: {free_disk_bytes(Path.cwd()) / GIB:.1f} GiB free here, "
-        f"{free_disk_bytes(cache) / GIB:.1f} GiB where weights go ({cache})"
+        f"Disk: {format_gib(free_disk_bytes(Path.cwd()))} GiB free here, "
+        f"{format_gib(free_disk_bytes(cache))} GiB where weights go ({cache})"
     )
     real = [model for model in model_options().values() if model.weights is Weights.pretrained]
     present = [model.name for model in real if _is_present(model)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from hv15_batch.config.settings import OF_ONE_COMMAND
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
-from hv15_batch.units import GIB, age, format_duration, parse_time
+from hv15_batch.units import age, format_duration, format_gib, parse_time
 
 ETA_WORDS = {
     "estimated": "an estimate from vendor figures",
@@ -69,12 +69,12 @@ def format_health(status: Status) -> str:
     if status.power_watts is not None:
         parts.append(f"{status.power_watts:.0f} W")
     if status.vram_used_bytes is not None and status.vram_total_bytes is not None:
-        used, total = status.vram_used_bytes / GIB, status.vram_total_bytes / GIB
-        parts.append(f"{used:.1f} of {total:.1f} GiB VRAM in use")
+        used, total = format_gib(status.vram_used_bytes), format_gib(status.vram_total_bytes)
+        parts.append(f"{used} of {total} GiB VRAM in use")
     if parts:
         parts[0] = f"card {parts[0]}"
     if status.free_disk_bytes is not None:
-        parts.append(f"{status.free_disk_bytes / GIB:.1f} GiB of disk free")
+        parts.append(f"{format_gib(status.free_disk_bytes)} GiB of disk free")
     return ", ".join(parts)
 
 

@@ -21,7 +21,7 @@ from hv15_batch.errors import ConfigError
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.units import GIB
+from hv15_batch.units import GIB, format_gib
 from hv15_batch.weights.files import (
     LICENCE_NAMES,
     LOADED_SUFFIXES,
@@ -263,14 +263,15 @@ def _announce(
     total = sum(file.size for file in files.values())
     missing = sum(f.size for name, f in files.items() if not has_sizes(folder, {name: f.size}))
     free = free_disk_bytes(hub_cache)
-    say(f"{repo} at {commit[:12]}: {len(files)} files, {_gib(total)}, {_gib(missing)} to download")
-    say(f"into {hub_cache} ({_gib(free)} free)")
+    sizes = f"{format_gib(total)} GiB, {format_gib(missing)} GiB to download"
+    say(f"{repo} at {commit[:12]}: {len(files)} files, {sizes}")
+    say(f"into {hub_cache} ({format_gib(free)} GiB free)")
     say(LICENCE)
     if missing and missing + SPARE_BYTES > free:
         raise ConfigError(
-            f"the disk of {existing_parent(hub_cache)} has {_gib(free)} free and {repo} needs "
-            f"{_gib(missing)} and {_gib(SPARE_BYTES)} to spare; free some, or set HF_HUB_CACHE to "
-            "a folder on a larger disk."
+            f"the disk of {existing_parent(hub_cache)} has {format_gib(free)} GiB free and {repo} "
+            f"needs {format_gib(missing)} GiB and {format_gib(SPARE_BYTES)} GiB to spare; free "
+            "some, or set HF_HUB_CACHE to a folder on a larger disk."
         )
 
 
@@ -291,10 +292,6 @@ def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, 
     faults = find_faults(folder)
     if faults:
         raise ConfigError(f"{repo} is not a complete checkpoint: {_some(faults)}.")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"
 
 
 def _some(faults: list[str]) -> str:

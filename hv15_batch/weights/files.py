@@ -17,6 +17,7 @@ from typing import Any
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
+from hv15_batch.units import MIB, format_gib
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
@@ -41,7 +42,7 @@ LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Kinds of file that a pipeline loads; `.jinja` is the chat template of a tokenizer."""
 LICENCE_NAMES = ("LICENSE*", "LICENCE*", "NOTICE*")
 """Files that say under which terms weights may be used."""
-HASH_ALOUD_BYTES = 256 * 1024**2
+HASH_ALOUD_BYTES = 256 * MIB
 """From this size on hashing takes long enough to be announced."""
 
 
@@ -171,7 +172,7 @@ def file_sha256s(
     num_bytes = sum(path.stat().st_size for path in unknown)
     if num_bytes >= HASH_ALOUD_BYTES:
         say(
-            f"hashing {num_bytes / 1024**3:.1f} GiB in {len(unknown)} files under "
+            f"hashing {format_gib(num_bytes)} GiB in {len(unknown)} files under "
             f"{paths[0].parent}, once, to know which weights these are"
         )
     with ThreadPoolExecutor(4) as pool:
@@ -263,7 +264,7 @@ def _change_key(path: Path) -> str:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
-        while chunk := file.read(8 * 1024**2):
+        while chunk := file.read(8 * MIB):
             digest.update(chunk)
     return digest.hexdigest()
 

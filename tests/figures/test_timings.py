@@ -16,9 +16,9 @@ from hv15_batch.figures.groups import (
     group_rows,
 )
 from hv15_batch.figures.tables import group_names
+from hv15_batch.units import GIB
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-GIB = 2**30
 
 
 def row(seconds: float, number: int = 0, **changes: Any) -> dict[str, Any]:

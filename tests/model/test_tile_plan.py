@@ -25,8 +25,8 @@ from hv15_batch.model.tiles import (
     predict_peak_bytes,
     spans,
 )
+from hv15_batch.units import GIB
 
-GIB = 1 << 30
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,7 @@ from hv15_batch.references.check import (
 from hv15_batch.references.data import Reference, bounds_of, read_references
 from hv15_batch.references.implied import Feasibility, combinations
 from hv15_batch.references.text import format_verdicts_text
+from hv15_batch.units import GIB
 
 REFERENCES = {r.name: r for r in read_references(conf_dir() / "reference")}
 STEP_DISTILLED = OMNI | {

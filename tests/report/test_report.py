@@ -824,7 +824,8 @@ def test_the_command_of_a_clip_names_a_row_called_null_as_a_text(tmp_path: Path)
 
     words = shlex.split(shown["command"])
     assert 'only="null"' in words
-    assert read_words(words[1:], is_sweep=False).texts["only"] == "null"
+    typed = read_words(words[1:], is_sweep=False)
+    assert typed.texts["only"] == "null"  # the text, not what Hydra calls null
 
 
 def test_the_command_of_a_clip_makes_that_clip(tmp_path: Path, command: Any) -> None:

@@ -24,11 +24,10 @@ from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind, Task
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run import preflight, session
-from hv15_batch.units import GIB
+from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 
 Command = Callable[..., Answer]
-MIB = 2**20
 
 
 @pytest.fixture

@@ -35,7 +35,6 @@ from hv15_batch.rundir import status as status_file
 from hv15_batch.rundir.status import StatusFile, format_progress, read_status
 from hv15_batch.status import watch
 from hv15_batch.status.command import main
-from hv15_batch.units import format_duration
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)
 
@@ -312,7 +311,7 @@ def test_a_status_that_cannot_be_understood_is_one_message(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("changes", [{"done": "one"}, {"pid": None}, {"go_on": 3}])
+@pytest.mark.parametrize("changes", [{"done": "one"}, {"pid": None}, {"type_again": 3}])
 def test_a_value_of_the_wrong_type_is_named_with_what_is_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
@@ -385,22 +384,6 @@ def test_progress_is_one_phrase(counts: tuple[int, int, int, int], text: str) ->
     total, done, failed, suspect = counts
 
     assert format_progress(total=total, done=done, failed=failed, suspect=suspect) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-3, "0 s"),
-        (45.4, "45 s"),
-        (59.9, "1 min"),
-        (61, "1 min"),
-        (3599, "1 h"),
-        (23_400, "6 h 30 min"),
-        (200_000, "2 d 7 h"),
-    ],
-)
-def test_a_duration_reads_as_a_person_says_it(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 def test_the_command_starts_in_well_under_a_second_without_torch_pandas_or_pyarrow(

@@ -12,8 +12,9 @@ from torch import nn
 
 from hv15_batch.engine.placement.blocks import BlockStream
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.units import MIB
 
-_PINNED_FROM_BYTES = 1 << 20
+_PINNED_FROM_BYTES = MIB
 """Smaller tensors share pages with others and gain nothing from being pinned."""
 
 
