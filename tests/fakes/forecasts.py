@@ -13,8 +13,8 @@ from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import ModelConfig, OffloadKind, Weights
+from hv15_batch.units import GIB
 
-GIB = 2**30
 NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
 H200 = find_card("NVIDIA H200")
 assert H200 is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-GIB = 2**30
+from hv15_batch.units import GIB
+
 START = datetime(2026, 11, 22, tzinfo=timezone.utc)
 
 OMNI = {

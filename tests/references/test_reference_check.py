@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from fakes.published import GIB, OMNI, START
+from fakes.published import OMNI, START
 from msgspec.structs import replace
 
 from hv15_batch.machine.cards import CONTEXT_BYTES
