@@ -15,6 +15,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.record import ClipRecord
+from hv15_batch.weights.checkpoint import Checkpoint
 
 WORKER_DIED = "WorkerDied"
 WORKER_STALLED = "WorkerStalled"
@@ -32,11 +33,8 @@ class ExecutorSpec:
     run_dir: Path
     run_id: str
     manifest_sha256: str
-    repo: str
-    """Hub id or local folder, for the log."""
-    revision: str | None
-    checkpoint: Path | None
-    """Folder of the weights; None for random ones and for a tiny model not yet written."""
+    checkpoint: Checkpoint
+    """The weights; those of a tiny model are written by the executor."""
     hostname: str
     system_sha256: str
     worker_id: str = "local-0"

@@ -79,6 +79,24 @@ class Checkpoint:
     """Where the files are, when they are complete; None when they are missing, or random."""
     kind: CheckpointKind
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are made in memory, so that there are no files."""
+        return self.kind is CheckpointKind.random
+
+    def files(self) -> Path:
+        """Return the folder of the files.
+
+        Raises:
+            ConfigError: they are missing, or the weights are random and have none.
+        """
+        if self.folder is None:
+            raise ConfigError(
+                f"the weights of {self.repo} are not on this machine; run `hv15-batch prefetch` "
+                "for this model."
+            )
+        return self.folder
+
 
 def cache_root() -> Path:
     """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from hv15_batch.engine.load.components import read_json
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.attention import is_fetched, package_fault, package_of
+from hv15_batch.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tenso
 
 
 def check_backend(
-    config: Config, folder: Path | None, num_video_tokens: int, device: torch.device
+    config: Config, checkpoint: Checkpoint, num_video_tokens: int, device: torch.device
 ) -> str:
     """Return the backend that will be in effect, having run it on one block's real shapes.
 
@@ -105,29 +105,30 @@ def check_backend(
 
     Args:
         config: names backend, mask and type.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: says how many heads there are.
         num_video_tokens: of the first clip.
         device: where the transformer will run.
 
     Raises:
         ConfigError: the backend cannot run here, or its result is not that of torch.
     """
-    heads = read_heads(config, folder)
+    heads = read_heads(config, checkpoint)
     runtime = config.runtime
     backend = resolve_backend(runtime.attention_backend, heads, runtime.mask_free, device)
     check_kernel(backend.value, heads, num_video_tokens + NUM_TEXT_TOKENS, device)
     return str(backend.value)
 
 
-def read_heads(config: Config, folder: Path | None) -> Heads:
+def read_heads(config: Config, checkpoint: Checkpoint) -> Heads:
     """Return the heads of a transformer that is not loaded yet.
 
     Raises:
-        ConfigError: there is no transformer in the folder.
+        ConfigError: there is no transformer in the checkpoint.
     """
-    if folder is None:
+    if checkpoint.is_random:
         values = read_architecture("full")["transformer"]
     else:
+        folder = checkpoint.files()
         values = read_json(folder / "transformer" / "config.json", str(folder))
     return Heads(values["num_attention_heads"], values["attention_head_dim"], torch_dtype(config))
 

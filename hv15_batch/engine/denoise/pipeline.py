@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from hv15_batch.engine.encode.cache import Conditioning, ImageEmbedding, TextEmb
 from hv15_batch.engine.load.components import check_checkpoint, load_component
 from hv15_batch.engine.measure import StepClock
 from hv15_batch.model.variant import Task
+from hv15_batch.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,20 @@ class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ig
 Denoiser = TextToVideo | ImageToVideo
 
 
-def load_vae(config: Config, folder: Path | None, device: torch.device | None = None) -> Any:
+def load_vae(config: Config, checkpoint: Checkpoint, device: torch.device | None = None) -> Any:
     """Return the VAE alone, so that a clip can be decoded without the transformer.
 
     Args:
         config: decides the type.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: its files are read, or its random weights made.
         device: where to load it to; None means where the maths runs.
     """
-    return load_component("vae", config, folder, device or execution_device(config))
+    return load_component("vae", config, checkpoint, device or execution_device(config))
 
 
 def load_denoiser(
     config: Config,
-    folder: Path | None,
+    checkpoint: Checkpoint,
     *,
     vae: Any | None = None,
     loading_device: torch.device | None = None,
@@ -117,7 +117,7 @@ def load_denoiser(
 
     Args:
         config: decides model, type, attention backend, mask and compilation.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already; None loads it.
         loading_device: where to load weights to; None means where the maths runs.
 
@@ -125,15 +125,14 @@ def load_denoiser(
         ConfigError: the checkpoint does not fit the model option, or the attention backend
             cannot run here.
     """
-    if folder is not None:
-        check_checkpoint(config, folder)
+    check_checkpoint(config, checkpoint)
     here = loading_device or execution_device(config)
     names = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     pipeline_class: type[Denoiser] = TextToVideo
     if config.model.task is Task.i2v:
         names += ["image_encoder", "feature_extractor"]
         pipeline_class = ImageToVideo
-    transformer = load_component("transformer", config, folder, here)
+    transformer = load_component("transformer", config, checkpoint, here)
     # Diffusers' own walks all modules twice a forward, for caches that are not used here.
     transformer.cache_context = lambda *_, **__: nullcontext()
     device = execution_device(config)
@@ -143,9 +142,9 @@ def load_denoiser(
         compile_blocks(transformer)
     pipe: Denoiser = pipeline_class(
         transformer=transformer,
-        vae=load_vae(config, folder, here) if vae is None else vae,
-        scheduler=load_component("scheduler", config, folder, here),
-        guider=load_component("guider", config, folder, here),
+        vae=load_vae(config, checkpoint, here) if vae is None else vae,
+        scheduler=load_component("scheduler", config, checkpoint, here),
+        guider=load_component("guider", config, checkpoint, here),
         **dict.fromkeys(names),
     )
     pipe.given_device = device
