@@ -23,14 +23,11 @@ def model_options() -> dict[str, ModelConfig]:
     Raises:
         msgspec.ValidationError: a value of a YAML is of the wrong type.
     """
-    import msgspec  # both here: `status` needs no option and starts at once
-    import yaml
+    import msgspec.yaml  # here: `status` needs no option and starts at once
 
     options = {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
-        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-        option = msgspec.convert(stored, ModelConfig)
+        option = msgspec.yaml.decode(path.read_bytes(), type=ModelConfig)
         # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
         sampling, recipe = replace(option.default_sampling), replace(option.recipe)
         options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
