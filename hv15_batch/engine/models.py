@@ -9,7 +9,6 @@ from typing import Any
 
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
-    NATIVE,
     apply_attention,
     attention_backend_of,
     is_mask_free,
@@ -18,6 +17,7 @@ from hv15_batch.engine.denoise.compilation import is_compiled
 from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
+from hv15_batch.model.attention import NATIVE
 from hv15_batch.model.shapes import TRANSFORMER_BYTES
 from hv15_batch.units import GIB
 from hv15_batch.weights.checkpoint import Checkpoint

@@ -29,7 +29,7 @@ from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.engine.write import ClipWriter
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
-from hv15_batch.model.shapes import num_video_tokens
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import OK, SUSPECT, WARM_UP, ClipRecord, asked_record
 from hv15_batch.rundir.paths import RunDir
@@ -82,7 +82,7 @@ class ClipRenderer:
         self._will_denoise = bool(clips)
         if clips:
             first = clips[0].settings
-            tokens = num_video_tokens(first.height, first.width, first.num_frames)
+            tokens = Shape.of(first).num_video_tokens
             check_backend(self._config, self._spec.checkpoint, tokens, self._device)
         self._encode_phase.encode(clips, emit)
 
