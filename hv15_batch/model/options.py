@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from hv15_batch.model.variant import ModelConfig
+from hv15_batch.model.variant import ModelConfig, Weights
 
 
 def conf_dir() -> Path:
@@ -32,3 +32,16 @@ def model_options() -> dict[str, ModelConfig]:
         sampling, recipe = replace(option.default_sampling), replace(option.recipe)
         options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
     return options
+
+
+def tiny_model(name: str) -> ModelConfig:
+    """Return what defines the weights of one of the tiny models.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    option = model_options().get(name)
+    if option is None or option.weights is not Weights.tiny:
+        tiny = [o.name for o in model_options().values() if o.weights is Weights.tiny]
+        raise ValueError(f"tiny model {name!r}: must be one of {', '.join(tiny)}")
+    return option

@@ -156,7 +156,7 @@ def fetch(
 ) -> Checkpoint:
     """Return a model's checkpoint, downloading what is missing of it, and record its commit.
 
-    An interrupted download goes on where it was. Nothing happens for weights that are complete,
+    An interrupted download resumes where it was. Nothing happens for weights that are complete,
     and none are downloaded for tiny and random ones.
 
     Args:
@@ -243,7 +243,11 @@ def store_folder(hub_cache: Path, repo: str) -> Path:
 
 
 def _commit(store: Path, revision: str) -> str | None:
-    """Return the commit that a branch or tag stood for when it was last fetched, or None."""
+    """Return the commit that a branch or tag stood for when it was last fetched, or None.
+
+    Read by hand: what huggingface_hub offers for it names no commit of which no file is here yet,
+    and takes a second to import.
+    """
     if _COMMIT.fullmatch(revision):
         return revision
     with suppress(FileNotFoundError, NotADirectoryError):

@@ -12,7 +12,7 @@ from fakes.checkpoint import at
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.encode import encoders as encoders_module
 from hv15_batch.engine.encode.encoders import load_encoders
-from hv15_batch.model.architectures import tiny_model
+from hv15_batch.model.options import tiny_model
 
 PROMPTS = ["a cat", 'a sign says "open" at night', "x" * 300, "", "雨后的花园"]
 
