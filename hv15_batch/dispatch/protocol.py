@@ -65,7 +65,7 @@ class Job:
 
     @property
     def key(self) -> Key:
-        """What tells it from every other job that an executor has in hand."""
+        """What tells it from every other job that an executor has."""
         return self.clip.settings_sha256, self.repeat
 
 
@@ -93,7 +93,7 @@ class EncodingEnded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A denoising step has ended (`step` from 1), or another stage has begun."""
+    """A denoising step has ended (`step` from 1), or another stage has started."""
 
     clip_id: str
     stage: str
@@ -124,7 +124,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Died:
-    """The executor is gone; what it had in hand is lost."""
+    """The executor is gone; its current clip is lost."""
 
     reason: str
     error_type: str = WORKER_DIED
@@ -139,7 +139,7 @@ class RendererBroken(Exception):
     """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
 
     def __init__(self, reason: str, record: ClipRecord | None) -> None:
-        """Say why, and what became of the clip in hand."""
+        """Say why, and what became of the current clip."""
         super().__init__(reason)
         self.reason, self.record = reason, record
 

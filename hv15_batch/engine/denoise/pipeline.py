@@ -39,7 +39,7 @@ class Denoised:
 
 
 class _GivenTexts:
-    """Pipeline without encoders: text embeddings come with the call, the device is told."""
+    """Pipeline without encoders: text embeddings come with the call, and the device is given."""
 
     given_device: torch.device
 
@@ -73,11 +73,11 @@ class _GivenTexts:
 
 
 class TextToVideo(_GivenTexts, HunyuanVideo15Pipeline):  # type: ignore[misc]
-    """The stock text-to-video pipeline over given embeddings."""
+    """The text-to-video pipeline of plain diffusers over given embeddings."""
 
 
 class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ignore[misc]
-    """The stock image-to-video pipeline over given embeddings."""
+    """The image-to-video pipeline of plain diffusers over given embeddings."""
 
     given_image: ImageEmbedding
 
@@ -180,14 +180,14 @@ def denoise(
         pipe.scheduler.config, shift=settings.flow_shift
     )
     clock = StepClock(pipe.given_device)
-    begun = 0
+    started = 0
 
     def begin_step() -> None:
-        nonlocal begun
+        nonlocal started
         clock.mark()
-        if begun:
-            on_step(begun, steps)
-        begun += 1
+        if started:
+            on_step(started, steps)
+        started += 1
 
     with _each_step(pipe, begin_step):
         (latents,) = pipe(
@@ -199,7 +199,7 @@ def denoise(
             return_dict=False,
         )
     clock.mark()
-    assert begun == steps, (begun, steps)
+    assert started == steps, (started, steps)
     on_step(steps, steps)
     return Denoised(latents, clock.seconds())
 
@@ -252,7 +252,7 @@ def _arguments(
 
 
 def _text_arguments(pipe: Denoiser, text: TextEmbedding, prefix: str) -> dict[str, torch.Tensor]:
-    """Return a text's tensors and masks; padded as stock does unless the blocks are mask-free."""
+    """Return a text's tensors and masks, padded as in plain diffusers unless without a mask."""
     glyphs = text.prompt_embeds_2
     if glyphs is None:
         width = pipe.transformer.config.text_embed_2_dim

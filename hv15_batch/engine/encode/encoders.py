@@ -1,4 +1,4 @@
-"""Run the stock text and image encoders: each is loaded when first needed, and released at once.
+"""Run the text and image encoders: each is loaded when first needed, and released at once.
 
 The maths is diffusers' own (static methods of its pipeline); only padding is cut off.
 """
@@ -84,7 +84,7 @@ class Encoders:
 
     @torch.no_grad()
     def _encode_with(self, encoder: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return Qwen's states and their mask as the stock pipeline makes them."""
+        """Return Qwen's states and their mask as plain diffusers makes them."""
         embeds, mask = StockPipeline._get_mllm_prompt_embeds(
             text_encoder=encoder,
             tokenizer=self._component("tokenizer"),

@@ -1,4 +1,4 @@
-"""Load one component: from a checkpoint folder as the stock pipelines do, or with random weights.
+"""Load one component: from a checkpoint folder as plain diffusers does, or with random weights.
 
 Reads local safetensors only; fetching is `prefetch`'s job.
 """
