@@ -25,7 +25,7 @@ from nvml_peak import nvml_peak
 from hv15_batch.forecast.calibrate import COLUMNS, calibrate
 from hv15_batch.forecast.seconds import Execution, predict_clip
 from hv15_batch.machine.cards import find_card
-from hv15_batch.model.shapes import shape_of
+from hv15_batch.model.shapes import Shape
 from hv15_batch.rundir.log import read_records
 from hv15_batch.units import GIB
 
@@ -88,7 +88,7 @@ def predictions(log: pd.DataFrame, earlier: list[dict[str, Any]]) -> list[float 
         names = ("attention_backend", "offload", "compiled", "mask_free", "dtype")
         execution = Execution(**{name: row[name] for name in names})
         scales = calibrate(earlier, card, execution)
-        cost = predict_clip(shape_of(row), card, execution, scales)
+        cost = predict_clip(Shape.of_row(row), card, execution, scales)
         seconds.append(cost.seconds if scales is not None else -cost.seconds)
     return seconds
 

@@ -179,7 +179,7 @@ def _resumed(job: Job) -> Config:
             raise ConfigError(
                 f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
             )
-    stored = latest_settings(run_dir)
+    stored = latest_settings(run_dir, job.typed)
     for key in job.typed:
         if key != "resume":
             _copy_setting(key, job.config, stored)

@@ -6,17 +6,19 @@ import math
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig
+from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.errors import ConfigError
 from hv15_batch.machine.cards import card_names, find_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, Task, Weights
 
-SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingConfig))
+_SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
+SAMPLING_FIELDS = tuple(_SAMPLING_BOUNDS)
 
 
 def effective_dtype(config: Config) -> Dtype:
@@ -50,13 +52,9 @@ def check_config(config: Config) -> None:
             f"model.weights={model.weights.name} with model={model.name}: it has no repository; "
             "leave model.weights out for a tiny model, and set model.repo for any other."
         )
-    if not 0 <= config.video.crf <= 51:
-        raise ConfigError(
-            f"video.crf={config.video.crf}: x264 takes 0 (lossless) to 51 (worst); try 17."
-        )
-    limit, card = config.runtime.vram_limit_gib, config.runtime.card
-    if limit is not None and not limit > 0:
-        raise ConfigError(f"runtime.vram_limit_gib={limit:g}: must be over 0, for example 24.")
+    for key, value, bounds in each_setting(config):
+        check_bounds(key, value, bounds)
+    card = config.runtime.card
     if card is not None and find_card(card) is None:
         raise ConfigError(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
     backend = config.runtime.attention_backend
@@ -68,27 +66,11 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}."
         )
-    if config.limit is not None and config.limit < 1:
-        raise ConfigError(f"limit={config.limit}: must be 1 or more; leave it out for all clips.")
     if config.only is not None and not config.only.replace(",", "").strip():
         raise ConfigError(
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
-    bounds = asdict(config.quality)
-    share = bounds.pop("clipped_share")
-    if not 0 < share <= 1:
-        raise ConfigError(
-            f"quality.clipped_share={share:g}: must be over 0 and at most 1 (never suspect); "
-            "leave it out for the default."
-        )
-    for name, bound in bounds.items():
-        if not 0 <= bound <= MAX_LUMA:
-            raise ConfigError(
-                f"quality.{name}={bound:g}: must be 0 (never suspect) to {MAX_LUMA}; "
-                "leave it out for the default."
-            )
-    _check_counts(config)
     _check_sampling(config)
 
 
@@ -98,35 +80,44 @@ def _names_meanflow(repo: str | None) -> bool:
     return any(o.recipe.meanflow and o.name in (repo or "") for o in options)
 
 
-def _check_counts(config: Config) -> None:
-    """Check what is counted, limited or priced."""
-    retry = config.retry
-    least: tuple[tuple[str, float | None, float], ...] = (
-        ("retry.max_attempts", retry.max_attempts, 1),
-        ("retry.max_clips_per_worker", retry.max_clips_per_worker, 1),
-        ("retry.max_ram_growth_gib", retry.max_ram_growth_gib, 0.1),
-        ("retry.stall_factor", retry.stall_factor, 2),
-        ("retry.max_consecutive_bad", retry.max_consecutive_bad, 1),
-        ("benchmark.repeat", config.benchmark.repeat, 1),
-        ("notify.timeout_seconds", config.notify.timeout_seconds, 0.1),
-        ("report.price_per_kwh", config.report.price_per_kwh, 0),
-    )
-    for key, value, bound in least:
-        check_at_least(key, value, bound)
+def check_number(key: str, value: float | None, typed: str) -> None:
+    """Check a number that was typed elsewhere than in the settings, by the bounds of a setting.
 
-
-def check_at_least(key: str, value: float | None, bound: float) -> None:
-    """Check a number that has a lower bound; None is the default.
+    Args:
+        key: The setting.
+        value: What was typed; None is the default.
+        typed: What it is called there.
 
     Raises:
-        ConfigError: it is less, infinite or not a number.
+        ConfigError: it is out of bounds.
     """
-    if value is None or bound <= value < math.inf:
-        return
-    kind = "" if math.isfinite(value) else "a finite number, "
-    raise ConfigError(
-        f"{key}={value:g}: must be {kind}{bound:g} or more; leave it out for the default."
-    )
+    bounds = {name: metadata for name, _, metadata in each_setting(Config())}
+    check_bounds(typed, value, bounds[key])
+
+
+def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    """Check a value against the bounds in a field's metadata, where it has any.
+
+    Raises:
+        ConfigError: it is out of them, infinite or not a number.
+    """
+    if fault := _bounds_fault(value, bounds):
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise ConfigError(f"{key}={shown}: {fault}.")
+
+
+def _bounds_fault(value: Any, bounds: Mapping[str, Any]) -> str | None:
+    """Return what is allowed and what to do where a value is out of bounds, else None."""
+    if value is None or "about" not in bounds:
+        return None
+    least, most, about = bounds["min"], bounds["max"], str(bounds["about"])
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    is_enough = value > least if bounds["is_over"] else value >= least
+    if is_finite and is_enough and value <= most:
+        return None
+    if is_finite or math.isfinite(most):
+        return about
+    return about.replace("must be", "must be a finite number,", 1)
 
 
 def _check_sampling(config: Config) -> None:
@@ -169,24 +160,11 @@ def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
             return f"must be 4n+1; {_nearest(value, 4, 1)}"
         if value > MAX_FRAMES:
             return f"must be at most {MAX_FRAMES}; split the scene into several rows"
-    elif name == "num_inference_steps":
-        if not 1 <= value <= MAX_STEPS:
-            return f"must be 1 to {MAX_STEPS}; 50 is usual, 8 or 12 for step-distilled models"
-    elif name == "guidance_scale":
-        if not 1 <= value <= 100:
-            return "must be 1 (no guidance) to 100; 6 is usual"
-    elif name == "flow_shift":
-        if not 0 < value <= 100:
-            return "must be over 0 and at most 100; 5 to 9 is usual"
-    elif name == "fps" and not 1 <= value <= 240:
-        return "must be 1 to 240; the model was trained at 24"
-    return None
+    return _bounds_fault(value, _SAMPLING_BOUNDS[name])
 
 
-MAX_LUMA = 255
 MAX_SIDE = 4096
 MAX_FRAMES = 1001
-MAX_STEPS = 1000
 
 
 def _nearest(value: int, step: int, offset: int) -> str:

@@ -1,12 +1,43 @@
-"""Every setting of a run: its type, its default and what it means. Values only, no rules."""
+"""Every setting of a run: its type, its default, its bounds and what it means."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind
+
+
+def bounded(
+    default: float | None,
+    least: float,
+    most: float = math.inf,
+    *,
+    about: str,
+    is_over: bool = False,
+    typed_only: bool = False,
+) -> Any:
+    """Return a field that holds a finite number within bounds, or null.
+
+    Args:
+        default: Its default.
+        least: Lower bound.
+        most: Upper bound.
+        about: What is allowed and what to do, for the message that refuses another number.
+        is_over: Whether `least` itself is refused.
+        typed_only: See `TYPED_ONLY`.
+    """
+    bounds = {"min": least, "max": most, "is_over": is_over, "about": about}
+    return field(default=default, metadata={**bounds, "typed_only": typed_only})
+
+
+def at_least(default: float | None, least: float, *, typed_only: bool = False) -> Any:
+    """Return a field that holds a number from `least` on, or null."""
+    about = f"must be {least:g} or more; leave it out for the default"
+    return bounded(default, least, about=about, typed_only=typed_only)
 
 
 class DispatchKind(Enum):
@@ -43,18 +74,27 @@ class SamplingConfig:
     seeds: Any = None
     """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
     negative_prompt: str | None = None
+    """What frames should not show; it counts under guidance only."""
     height: int | None = None
     """Pixels, a multiple of 16."""
     width: int | None = None
     """Pixels, a multiple of 16."""
     num_frames: int | None = None
     """4n+1."""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+    num_inference_steps: int | None = bounded(
+        *(None, 1, 1000),
+        about="must be 1 to 1000; 50 is usual, 8 or 12 for step-distilled models",
+    )
+    """Denoising steps."""
+    guidance_scale: float | None = bounded(
+        None, 1, 100, about="must be 1 (no guidance) to 100; 6 is usual"
+    )
     """1.0 means one forward per step, no classifier-free guidance."""
-    flow_shift: float | None = None
+    flow_shift: float | None = bounded(
+        *(None, 0, 100), is_over=True, about="must be over 0 and at most 100; 5 to 9 is usual"
+    )
     """`shift` of the flow-match scheduler."""
-    fps: float | None = None
+    fps: float | None = bounded(None, 1, 240, about="must be 1 to 240; the model was trained at 24")
     """Frames per second of the written file."""
 
 
@@ -78,14 +118,16 @@ class RuntimeConfig:
 
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
-    attention_backend: str = "auto"
+    attention_backend: str = field(default="auto", metadata={"typed_only": True})
     """`auto` (by the card's compute capability, see README.md) or a backend name of diffusers'
     attention dispatcher; names in `_hub` fetch compiled code from the hub and run it."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False
     """Compile the transformer blocks, at the first two clip sizes: faster from a few clips on."""
-    vram_limit_gib: float | None = None
+    vram_limit_gib: float | None = bounded(
+        None, 0, is_over=True, about="must be over 0, for example 24"
+    )
     """Use the card as if it had this much memory (GiB, CUDA's own part included)."""
     card: str | None = None
     """Card that the dry run predicts for, e.g. `rtx_4090`; null means the one in this machine."""
@@ -98,7 +140,7 @@ class VideoConfig:
     """How frames become a file. All of it is part of a clip's settings."""
 
     codec: VideoCodec = VideoCodec.h264
-    crf: int = 17
+    crf: int = bounded(17, 0, 51, about="x264 takes 0 (lossless) to 51 (worst); try 17")
     """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
     preset: str = "medium"
     """x264 preset."""
@@ -106,17 +148,24 @@ class VideoConfig:
     """Write the clip's settings as JSON into the container's `comment` tag."""
 
 
+_LUMA = "must be 0 (never suspect) to 255; leave it out for the default"
+
+
 @dataclass
 class QualityConfig:
     """Bounds beyond which a finished clip is `suspect`. Luma is 0..255 (BT.709)."""
 
-    black_luma: float = 4.0
+    black_luma: float = bounded(4.0, 0, 255, about=_LUMA)
     """Mean luma below this: black."""
-    flat_std: float = 2.0
+    flat_std: float = bounded(2.0, 0, 255, about=_LUMA)
     """Luma deviation below this: flat."""
-    frozen_difference: float = 0.02
+    frozen_difference: float = bounded(0.02, 0, 255, about=_LUMA)
     """Mean absolute luma difference of neighbouring frames below this: frozen."""
-    clipped_share: float = 0.9
+    clipped_share: float = bounded(
+        *(0.9, 0, 1),
+        is_over=True,
+        about="must be over 0 and at most 1 (never suspect); leave it out for the default",
+    )
     """Share of channel values that are 0 or 255 above this: clipped; 1 is never. A drawing on white
     paper stays below."""
 
@@ -130,16 +179,16 @@ class RetryConfig:
     ladder: bool = True
     """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
     smaller offload profile. False makes it a failure at once."""
-    max_attempts: int = 2
-    """Attempts in one run at a clip whose worker died with it in hand; then it is set aside."""
-    max_clips_per_worker: int | None = None
+    max_attempts: int = at_least(2, 1)
+    """Attempts in one run at a clip whose worker died on it; then it is skipped."""
+    max_clips_per_worker: int | None = at_least(None, 1)
     """The worker is replaced after this many clips; null means never for that reason."""
-    max_ram_growth_gib: float | None = 8.0
+    max_ram_growth_gib: float | None = at_least(8.0, 0.1)
     """The worker is replaced when it holds this much more memory (GiB) than after its first clip;
     null means never for that reason."""
-    stall_factor: float = 10.0
+    stall_factor: float = at_least(10.0, 2)
     """A worker with no step finished in this many times the expected time counts as dead."""
-    max_consecutive_bad: int = 5
+    max_consecutive_bad: int = at_least(5, 1)
     """This many failed or suspect clips in a row stop the run."""
 
 
@@ -147,18 +196,18 @@ class RetryConfig:
 class BenchmarkConfig:
     """Repeated measurement."""
 
-    repeat: int | None = None
+    repeat: int | None = at_least(None, 1)
     """Render each clip this many times, for its timings; null renders it once, for its file."""
 
 
 @dataclass
 class NotifyConfig:
-    """A command that is told how the run goes."""
+    """A command that hears how the run goes."""
 
-    command: Any = None
+    command: Any = field(default=None, metadata={"typed_only": True})
     """Program with its arguments, a text or a list; run after the first clip, at failures and at
     the end, with what happened in environment variables HV15_*. Never through a shell."""
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = at_least(60.0, 0.1, typed_only=True)
     """It is ended when it takes longer."""
 
 
@@ -166,7 +215,7 @@ class NotifyConfig:
 class ReportConfig:
     """What the page shows."""
 
-    price_per_kwh: float | None = None
+    price_per_kwh: float | None = at_least(None, 0)
     """Price of electricity, in any currency; null leaves cost out."""
 
 
@@ -185,14 +234,15 @@ class Config:
     resume: str | None = None
     """Run directory whose manifest and settings are used again."""
     dry_run: bool = False
-    limit: int | None = None
+    """Check, resolve and predict; render nothing."""
+    limit: int | None = bounded(None, 1, about="must be 1 or more; leave it out for all clips")
     """Render at most this many clips."""
     only: str | None = None
     """Row ids, separated by commas."""
     force: bool = False
     """Render again what is done."""
     until: str | None = None
-    """Time of day, e.g. `07:00`: no clip is begun that would not be finished by then."""
+    """Time of day, e.g. `07:00`: no clip is started that would not be finished by then."""
     time_limit: str | None = None
     """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
     sweep_value: str | None = None
@@ -231,3 +281,22 @@ X264_PRESETS = (
     "slower",
     "veryslow",
 )
+
+
+def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield dotted name, value and metadata of every setting, those of sections included."""
+    for setting in fields(config):
+        name, value = f"{section}{setting.name}", getattr(config, setting.name)
+        if is_dataclass(value):
+            yield from each_setting(value, f"{name}.")
+        else:
+            yield name, value, setting.metadata
+
+
+TYPED_ONLY = tuple(
+    name for name, _, metadata in each_setting(Config()) if metadata.get("typed_only")
+)
+"""Settings that reach a process, a socket or a download.
+
+Their values are typed, and never taken from the stored configuration of an earlier run.
+"""

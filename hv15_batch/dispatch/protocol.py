@@ -15,6 +15,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.record import ClipRecord
+from hv15_batch.weights.checkpoint import Checkpoint
 
 WORKER_DIED = "WorkerDied"
 WORKER_STALLED = "WorkerStalled"
@@ -32,11 +33,8 @@ class ExecutorSpec:
     run_dir: Path
     run_id: str
     manifest_sha256: str
-    repo: str
-    """Hub id or local folder, for the log."""
-    revision: str | None
-    checkpoint: Path | None
-    """Folder of the weights; None for random ones and for a tiny model not yet written."""
+    checkpoint: Checkpoint
+    """The weights; those of a tiny model are written by the executor."""
     hostname: str
     system_sha256: str
     worker_id: str = "local-0"
@@ -67,7 +65,7 @@ class Job:
 
     @property
     def key(self) -> Key:
-        """What tells it from every other job that an executor has in hand."""
+        """What tells it from every other job that an executor has."""
         return self.clip.settings_sha256, self.repeat
 
 
@@ -95,7 +93,7 @@ class EncodingEnded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A denoising step has ended (`step` from 1), or another stage has begun."""
+    """A denoising step has ended (`step` from 1), or another stage has started."""
 
     clip_id: str
     stage: str
@@ -126,7 +124,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Died:
-    """The executor is gone; what it had in hand is lost."""
+    """The executor is gone; its current clip is lost."""
 
     reason: str
     error_type: str = WORKER_DIED
@@ -141,7 +139,7 @@ class RendererBroken(Exception):
     """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
 
     def __init__(self, reason: str, record: ClipRecord | None) -> None:
-        """Say why, and what became of the clip in hand."""
+        """Say why, and what became of the current clip."""
         super().__init__(reason)
         self.reason, self.record = reason, record
 

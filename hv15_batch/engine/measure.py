@@ -20,7 +20,7 @@ from hv15_batch.clip import ClipSettings
 from hv15_batch.engine.telemetry import CardSampler, Telemetry, sampler_of
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.nvml import read_gpus
-from hv15_batch.model.shapes import forward_flop, num_video_tokens
+from hv15_batch.model.shapes import Shape, forward_flop
 from hv15_batch.record import ClipRecord
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def work_columns(
         gpu_name: Product name of the card; None for a tiny model, for which the FLOP formula of the
             full-size transformer does not hold.
     """
-    video_tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    video_tokens = Shape.of(settings).num_video_tokens
     columns: dict[str, Any] = {
         "num_text_tokens": conditioning.prompt.num_text_tokens,
         "num_glyph_tokens": conditioning.prompt.num_glyph_tokens,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
-    NATIVE,
     apply_attention,
     attention_backend_of,
     is_mask_free,
@@ -19,8 +17,10 @@ from hv15_batch.engine.denoise.compilation import is_compiled
 from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
+from hv15_batch.model.attention import NATIVE
 from hv15_batch.model.shapes import TRANSFORMER_BYTES
 from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import Checkpoint
 
 
 class LoadedModels:
@@ -29,17 +29,17 @@ class LoadedModels:
     A clip with saved latents needs no transformer, so nothing is loaded before that.
     """
 
-    def __init__(self, config: Config, folder: Path | None, placement: Placement) -> None:
+    def __init__(self, config: Config, checkpoint: Checkpoint, placement: Placement) -> None:
         """Load nothing yet.
 
         Args:
             config: decides model, type, attention and compilation.
-            folder: local checkpoint in diffusers layout; None means random weights.
+            checkpoint: its files are read, or its random weights made.
             placement: takes charge of what is loaded.
         """
         self.placement = placement
         self._config = config
-        self._folder = folder
+        self._checkpoint = checkpoint
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
         self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
@@ -54,7 +54,7 @@ class LoadedModels:
         """Return the VAE."""
         if self._vae is None:
             with self._loading():
-                self._vae = load_vae(self._config, self._folder, self.placement.loading_device)
+                self._vae = load_vae(self._config, self._checkpoint, self.placement.loading_device)
                 self.placement.hold_vae(self._vae)
         return self._vae
 
@@ -71,7 +71,7 @@ class LoadedModels:
             with self._loading():
                 self._denoiser = load_denoiser(
                     self._config,
-                    self._folder,
+                    self._checkpoint,
                     vae=vae,
                     loading_device=self.placement.loading_device,
                 )

@@ -7,6 +7,7 @@ write, record. A clip that fails is a record too (`attempt`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,7 @@ from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.engine.write import ClipWriter
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
-from hv15_batch.model.shapes import num_video_tokens
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import OK, SUSPECT, WARM_UP, ClipRecord, asked_record
 from hv15_batch.rundir.paths import RunDir
@@ -43,26 +44,26 @@ class ClipRenderer:
     def __init__(self, spec: ExecutorSpec) -> None:
         """Prepare, but load nothing: a clip with saved latents needs no transformer."""
         config = spec.config
-        self._spec = spec
         self._config = config
         self._run_dir = RunDir(spec.run_dir)
         self._device = execution_device(config)
         if spec.budget_bytes is not None and self._device.type == "cpu":
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
-        self._folder = spec.checkpoint
         self._is_tiny = config.model.weights is Weights.tiny
         # By itself torch takes all cores of the machine, of which a container may have few. And
         # small tensors gain nothing from threads, and lose much where others use the cores.
         torch.set_num_threads(1 if self._is_tiny else usable_cpus())
         if self._is_tiny:
-            self._folder = ensure_checkpoint(config.model, tiny_root())
+            folder = ensure_checkpoint(config.model, tiny_root())
+            spec = replace(spec, checkpoint=replace(spec.checkpoint, folder=folder))
+        self._spec = spec
         self._sampler = make_sampler(self._device)
         placement = Placement(spec.offload, self._device, cache_root() / "blocks")
-        self._models = LoadedModels(config, self._folder, placement)
+        self._models = LoadedModels(config, spec.checkpoint, placement)
         self._ladder = Ladder(self._models, spec.budget_bytes, config.retry.ladder)
-        self._writer = ClipWriter(config, self._run_dir, spec.repo)
+        self._writer = ClipWriter(config, self._run_dir, spec.checkpoint.repo)
         self._encode_phase = EncodePhase(
-            spec, self._folder, self._device, self._make_meter, placement, self._models.vae
+            spec, self._device, self._make_meter, placement, self._models.vae
         )
         if spec.budget_bytes is not None:
             limit_device_memory(self._device, spec.budget_bytes + ALLOCATOR_BYTES)
@@ -81,8 +82,8 @@ class ClipRenderer:
         self._will_denoise = bool(clips)
         if clips:
             first = clips[0].settings
-            tokens = num_video_tokens(first.height, first.width, first.num_frames)
-            check_backend(self._config, self._folder, tokens, self._device)
+            tokens = Shape.of(first).num_video_tokens
+            check_backend(self._config, self._spec.checkpoint, tokens, self._device)
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
@@ -203,7 +204,7 @@ class ClipRenderer:
             repeat=job.repeat,
             manifest_sha256=spec.manifest_sha256,
             started_at=utc_now(),
-            repo=spec.repo,
+            repo=spec.checkpoint.repo,
             task=self._config.model.task.name,
             hostname=spec.hostname,
             system_sha256=spec.system_sha256,

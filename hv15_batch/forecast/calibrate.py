@@ -12,7 +12,7 @@ from typing import Any
 from hv15_batch.errors import LogSchemaError
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
-from hv15_batch.model.shapes import num_video_tokens, shape_of
+from hv15_batch.model.shapes import Shape
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_records, segments
 
@@ -142,8 +142,8 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             mask_free=bool(row["mask_free"]),
             dtype=row["dtype"],
         )
-        shape = shape_of(row)
-        tokens = num_video_tokens(shape.height, shape.width, shape.num_frames)
+        shape = Shape.of_row(row)
+        tokens = shape.num_video_tokens
         seen[execution, tokens] += 1
         if seen[execution, tokens] > MAX_ROWS:
             continue

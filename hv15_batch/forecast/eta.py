@@ -13,12 +13,13 @@ import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import Enum
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function
 from hv15_batch.forecast.seconds import ClipCost
+from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import FAILED, ClipRecord
 
@@ -186,7 +187,7 @@ class EtaEstimator:
         return total, math.sqrt(variance)
 
     def _predicted(self, kind: _Kind) -> float:
-        return kind.seconds_of(self._cost(kind))
+        return kind.seconds_of(self._cost(Shape(*astuple(kind)[:-1])))
 
 
 def _prior(forecast: Forecast | None) -> EtaBasis | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.clip import ClipSettings
 from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Job
@@ -29,7 +30,7 @@ from hv15_batch.forecast.seconds import (
 from hv15_batch.machine.cards import EXAMPLE, Card, card_names, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.model.shapes import ClipShape, Shape
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.rundir.paths import RunDir
@@ -55,11 +56,11 @@ class Forecast:
     is_calibrated: bool
     """By clips of about these sizes on this card."""
 
-    def clip_cost(self, settings: ClipShape) -> ClipCost:
+    def clip_cost(self, settings: ClipSettings | Shape) -> ClipCost:
         """Return the predicted cost of a warm clip, by stage."""
-        return predict_clip(settings, self.card, self.execution, self.scales)
+        return predict_clip(Shape.of(settings), self.card, self.execution, self.scales)
 
-    def stage_seconds(self, settings: ClipShape) -> tuple[float, float]:
+    def stage_seconds(self, settings: ClipSettings) -> tuple[float, float]:
         """Return the predicted seconds of denoising and of decoding a warm clip."""
         cost = self.clip_cost(settings)
         return cost.denoise_seconds, cost.decode_seconds
@@ -84,9 +85,9 @@ class Forecast:
             start = 0.0
 
 
-def write_seconds(settings: ClipShape) -> float:
+def write_seconds(settings: ClipSettings) -> float:
     """Return the predicted seconds of writing a clip, which runs beside the next one."""
-    return settings.height * settings.width * settings.num_frames / WRITE_PIXELS_PER_SECOND
+    return Shape.of(settings).num_pixels / WRITE_PIXELS_PER_SECOND
 
 
 def make_forecast(
@@ -122,10 +123,11 @@ def make_forecast(
     execution = replace(execution_of(config, card), offload=offload.kind.name)
     scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
     denoised = [p.clip.settings for p in todo if not p.is_from_latents]
+    shapes = list(map(Shape.of, denoised))
     encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
     reads_weights = config.model.weights is not Weights.random
-    start = predict_start(denoised, len(encoded - {None}), execution, reads_weights=reads_weights)
-    costs = [predict_clip(shape, card, execution, scales) for shape in set(map(Shape.of, denoised))]
+    start = predict_start(shapes, len(encoded - {None}), execution, reads_weights=reads_weights)
+    costs = [predict_clip(shape, card, execution, scales) for shape in set(shapes)]
     basis = min((c.basis for c in costs), default=_decoding_basis(scales))
     computes = any(not c.is_copy_bound for c in costs)
     text = _basis_text(card, gpu_name, execution, scales, basis, computes=computes)
@@ -179,13 +181,13 @@ def make_pace(forecast: Forecast | None, run_dir: RunDir, clock: Clock) -> Pace:
     )
 
 
-def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipShape], ClipCost]:
+def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Shape], ClipCost]:
     """Return what predicts a clip; without a forecast only the proportions mean something."""
     if forecast is not None:
         return forecast.clip_cost
     card = find_card(EXAMPLE)  # which one hardly matters where costs are only compared
     assert card is not None
-    return lambda settings: predict_clip(settings, card, default_execution(card), None)
+    return lambda settings: predict_clip(Shape.of(settings), card, default_execution(card), None)
 
 
 def machine_with(card: Card, machine: Machine) -> Machine:

@@ -15,8 +15,7 @@ from hv15_batch.model.shapes import (
     TRANSFORMER_BYTES,
     TRANSFORMER_REST_BYTES,
     VAE_BYTES,
-    ClipShape,
-    num_video_tokens,
+    Shape,
 )
 from hv15_batch.model.tiles import NoPlanError, most_frugal_plan, plan_tiles, predict_peak_bytes
 from hv15_batch.units import GIB
@@ -57,14 +56,14 @@ class Peaks:
 
 
 def predict_peaks(
-    settings: ClipShape, execution: Execution, budget_bytes: int, *, reads_weights: bool = True
+    shape: Shape, execution: Execution, budget_bytes: int, *, reads_weights: bool = True
 ) -> Peaks:
     """Return the predicted peaks of a clip; decoding takes the fastest plan within the budget.
 
     Where no plan fits, the peak is that of the most frugal one, and larger than the budget.
 
     Args:
-        settings: The clip's settings.
+        shape: The clip's.
         execution: Profile, type, mask and compilation.
         budget_bytes: What torch may take of the card.
         reads_weights: Whether weights are mapped from files, which the kernel may drop; random ones
@@ -79,12 +78,12 @@ def predict_peaks(
         denoise, beside_decode = transformer, 0
     else:
         denoise, beside_decode = rest + 2 * block, rest
-    decode = beside_decode + _decode_bytes(settings, budget_bytes - beside_decode, factor)
+    decode = beside_decode + _decode_bytes(shape, budget_bytes - beside_decode, factor)
     encode = STREAMED_ENCODER_BYTES * factor
     is_encoder_whole = fits_text_encoder(execution, budget_bytes)
     if is_encoder_whole:
         encode = (TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES) * factor + GIB // 4
-    if settings.has_image:
+    if shape.has_image:
         encode = max(encode, (IMAGE_ENCODER_BYTES + VAE_BYTES + GIB) * factor)
     host = 0
     if offload in ("stream", "model") or (offload == "stream_disk" and not reads_weights):
@@ -95,7 +94,7 @@ def predict_peaks(
         host += PACKING_BYTES
     if not is_encoder_whole and (offload != "stream_disk" or not reads_weights):
         host = max(host, TEXT_ENCODER_BYTES * factor)
-    activations = _activation_bytes(settings, execution)
+    activations = _activation_bytes(shape, execution)
     return Peaks(encode, denoise + activations, decode, HOST_BASE_BYTES + host)
 
 
@@ -107,8 +106,8 @@ def fits_text_encoder(execution: Execution, budget_bytes: int) -> bool:
     return budget_bytes >= whole + GIB // 2
 
 
-def _activation_bytes(settings: ClipShape, execution: Execution) -> int:
-    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+def _activation_bytes(shape: Shape, execution: Execution) -> int:
+    tokens = shape.num_video_tokens
     compiled = execution.compiled
     per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
     activations = float(per_token * tokens)
@@ -117,8 +116,8 @@ def _activation_bytes(settings: ClipShape, execution: Execution) -> int:
     return int(activations * execution.bytes_factor)
 
 
-def _decode_bytes(settings: ClipShape, budget_bytes: int, factor: int) -> int:
-    size = settings.height // 16, settings.width // 16, (settings.num_frames - 1) // 4 + 1
+def _decode_bytes(shape: Shape, budget_bytes: int, factor: int) -> int:
+    size = shape.height // 16, shape.width // 16, (shape.num_frames - 1) // 4 + 1
     try:
         plan = plan_tiles(*size, budget_bytes // factor, "cuda")
     except NoPlanError:

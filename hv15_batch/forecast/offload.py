@@ -155,7 +155,7 @@ def _neediest(
             kind,
             execution,
             f"{s.height}x{s.width}x{s.num_frames}",
-            predict_peaks(s, execution, budget, reads_weights=reads_weights),
+            predict_peaks(Shape.of(s), execution, budget, reads_weights=reads_weights),
         )
         for s in sizes
     ]

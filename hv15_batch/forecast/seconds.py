@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from hv15_batch.machine.cards import Card
+from hv15_batch.model.attention import KERNELS, NATIVE, auto_kernel
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     IMAGE_TOKENS,
@@ -24,11 +25,10 @@ from hv15_batch.model.shapes import (
     TEXT_TOKENS,
     TRANSFORMER_BYTES,
     VAE_BYTES,
-    ClipShape,
+    Shape,
     attention_flop,
     forward_flop,
     linear_flop,
-    num_video_tokens,
 )
 
 NEAR_SIZE = 2.0
@@ -92,30 +92,27 @@ class ClipCost:
         return self.denoise_seconds + self.decode_seconds
 
 
-def predict_clip(
-    settings: ClipShape, card: Card, execution: Execution, scales: Scales | None
-) -> ClipCost:
+def predict_clip(shape: Shape, card: Card, execution: Execution, scales: Scales | None) -> ClipCost:
     """Return the predicted seconds of a warm clip.
 
     Args:
-        settings: The clip's settings.
+        shape: The clip's.
         card: Vendor figures.
         execution: How the maths is carried out there.
         scales: What logs of this very card say (`calibration`), or None.
     """
     factors = scales or Scales()
-    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
+    tokens = shape.num_video_tokens
     nearest = factors.nearest(tokens)
     arithmetic = 1.0 if nearest is None else nearest[1]
-    compute = _compute_seconds(settings, card, execution) * arithmetic
+    compute = _compute_seconds(shape, card, execution) * arithmetic
     copy = copy_seconds(card, execution) * (factors.copy or 1.0)
     if copy > compute:
         basis = CostBasis.estimated if factors.copy is None else CostBasis.calibrated
     else:
         basis = _basis(tokens, nearest)
-    forwards = settings.num_inference_steps * (2 if settings.has_guidance else 1)
-    pixels = settings.height * settings.width * settings.num_frames
-    decode_flop = DECODE_FLOP_PER_PIXEL * pixels
+    forwards = shape.num_forwards
+    decode_flop = DECODE_FLOP_PER_PIXEL * shape.num_pixels
     # Convolutions in float32 run in TF32, at half of the bf16 rate.
     decode = decode_flop * execution.bytes_factor / (card.dense_bf16_tflops * 1e12 * DECODE_SHARE)
     return ClipCost(
@@ -123,7 +120,7 @@ def predict_clip(
         decode_seconds=decode * (factors.decode or 1.0),
         basis=basis,
         is_copy_bound=copy > compute,
-        denoise_flop=forwards * forward_flop(tokens, _text_tokens(settings, execution)),
+        denoise_flop=forwards * forward_flop(tokens, _text_tokens(shape, execution)),
         decode_flop=decode_flop,
     )
 
@@ -156,10 +153,10 @@ def _basis(tokens: int, nearest: tuple[int, float] | None) -> CostBasis:
     return CostBasis.calibrated if is_near else CostBasis.scaled
 
 
-def _compute_seconds(settings: ClipShape, card: Card, execution: Execution) -> float:
+def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
     """Return what a forward takes where the weights are on the card already."""
-    tokens = num_video_tokens(settings.height, settings.width, settings.num_frames)
-    text = _text_tokens(settings, execution)
+    tokens = shape.num_video_tokens
+    text = _text_tokens(shape, execution)
     factor = execution.bytes_factor
     rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
     bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
@@ -171,20 +168,16 @@ def _compute_seconds(settings: ClipShape, card: Card, execution: Execution) -> f
     )
 
 
-def _text_tokens(settings: ClipShape, execution: Execution) -> int:
+def _text_tokens(shape: Shape, execution: Execution) -> int:
     if not execution.mask_free:
         return PADDED_TOKENS
-    return TEXT_TOKENS + (IMAGE_TOKENS if settings.has_image else 0)
+    return TEXT_TOKENS + (IMAGE_TOKENS if shape.has_image else 0)
 
 
-_CUDNN, _FLASH, _NATIVE = "_native_cudnn", "_native_flash", "native"
-ATTENTION_SHARES = {_CUDNN: (0.62, 0.62), _FLASH: (0.38, 0.62)}
-"""Share of the dense bf16 rate that attention reaches: on Hopper, elsewhere. cuDNN 566 TFLOP/s and
-FlashAttention-2 361 on one H200; elsewhere assumed."""
 MASKED_SHARES = (0.156, 0.28)
-"""The same with the stock mask, which only torch's memory-efficient kernel takes, the mask's making
-included: 8.71 s a forward of 480x848x121 on one H200; elsewhere by the RTX 5090 D that took 509 s
-with the mask and 272 s without (conf/reference/profile_rtx5090d.yaml)."""
+"""`Kernel.rate_shares` with the stock mask, which only torch's memory-efficient kernel takes, the
+mask's making included: 8.71 s a forward of 480x848x121 on one H200; elsewhere by the RTX 5090 D
+that took 509 s with the mask and 272 s without (conf/reference/profile_rtx5090d.yaml)."""
 FLOAT32_ATTENTION_SHARE = 0.4
 """Of the fp32 rate; assumed."""
 
@@ -212,10 +205,9 @@ class Execution:
 
 
 def auto_backend(card: Card, mask_free: bool, dtype: str) -> str:
-    """Return the attention that `auto` means on a card; the rule is that of `attention`."""
-    if not mask_free or dtype == "float32" or card.capability < (8, 0):
-        return _NATIVE
-    return _CUDNN if card.capability >= (9, 0) else _FLASH
+    """Return the attention that `auto` means on a card."""
+    is_fused = mask_free and dtype != "float32"
+    return auto_kernel(card.capability) if is_fused else NATIVE
 
 
 def default_execution(card: Card) -> Execution:
@@ -241,15 +233,16 @@ def attention_share(card: Card, execution: Execution) -> float:
     if not execution.mask_free:
         shares = MASKED_SHARES
     else:
-        auto = ATTENTION_SHARES[auto_backend(card, True, execution.dtype)]
-        shares = ATTENTION_SHARES.get(execution.attention_backend, auto)
+        asked, auto = execution.attention_backend, auto_backend(card, True, execution.dtype)
+        found = (KERNELS[name].rate_shares for name in (asked, auto) if name in KERNELS)
+        shares = next(s for s in found if s is not None)
     return shares[0 if card.is_hopper else 1]
 
 
 def _known_kernels(execution: Execution) -> tuple[str, ...]:
     """Return the attention kernels that have figures for this type, with or without a mask."""
     is_fused = execution.mask_free and execution.dtype != "float32"
-    return tuple(ATTENTION_SHARES) if is_fused else (_NATIVE,)
+    return tuple(n for n, k in KERNELS.items() if k.rate_shares) if is_fused else (NATIVE,)
 
 
 # One H100, 2026-11-25.
@@ -277,18 +270,18 @@ class StartCost:
 
 
 def predict_start(
-    settings: Iterable[ClipShape], num_encoded: int, execution: Execution, *, reads_weights: bool
+    shapes: Iterable[Shape], num_encoded: int, execution: Execution, *, reads_weights: bool
 ) -> StartCost:
     """Return the predicted seconds of what comes once in a run.
 
     Args:
-        settings: The clips to be denoised; where there are none, only the VAE is loaded.
+        shapes: Of the clips to be denoised; where there are none, only the VAE is loaded.
         num_encoded: Distinct texts and images.
         execution: How the maths is carried out.
         reads_weights: Whether weights come from a disk; random ones are built on the card.
     """
-    clips = list(settings)
-    sizes = {(s.height, s.width, s.num_frames) for s in clips}
+    clips = list(shapes)
+    sizes = {shape.size for shape in clips}
     weights = VAE_BYTES
     if clips:
         weights += TRANSFORMER_BYTES

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from hv15_batch.model.variant import ModelConfig
+from hv15_batch.model.variant import ModelConfig, Weights
 
 
 def conf_dir() -> Path:
@@ -23,15 +23,25 @@ def model_options() -> dict[str, ModelConfig]:
     Raises:
         msgspec.ValidationError: a value of a YAML is of the wrong type.
     """
-    import msgspec  # both here: `status` needs no option and starts at once
-    import yaml
+    import msgspec.yaml  # here: `status` needs no option and starts at once
 
     options = {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
-        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-        option = msgspec.convert(stored, ModelConfig)
+        option = msgspec.yaml.decode(path.read_bytes(), type=ModelConfig)
         # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
         sampling, recipe = replace(option.default_sampling), replace(option.recipe)
         options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
     return options
+
+
+def tiny_model(name: str) -> ModelConfig:
+    """Return what defines the weights of one of the tiny models.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    option = model_options().get(name)
+    if option is None or option.weights is not Weights.tiny:
+        tiny = [o.name for o in model_options().values() if o.weights is Weights.tiny]
+        raise ValueError(f"tiny model {name!r}: must be one of {', '.join(tiny)}")
+    return option

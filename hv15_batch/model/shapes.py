@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from hv15_batch.clip import ClipSettings
 from hv15_batch.units import GIB
 
 # Parameters in bf16, from the classes' default configurations.
@@ -22,63 +23,58 @@ TEXT_TOKENS = 100
 IMAGE_TOKENS = 729
 """SigLIP's of a first frame, which join the text's."""
 PADDED_TOKENS = 1000 + 256 + 729
-"""Text, glyphs and image as the stock pipeline pads them, for text to video too."""
-
-
-class ClipShape(Protocol):
-    """What decides a clip's cost; `clip.ClipSettings` has all of it."""
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-
-    @property
-    def num_frames(self) -> int:
-        """Frames."""
-
-    @property
-    def num_inference_steps(self) -> int:
-        """Denoising steps."""
-
-    @property
-    def has_guidance(self) -> bool:
-        """Whether each step runs two forwards."""
-
-    @property
-    def has_image(self) -> bool:
-        """Whether it begins with a given frame."""
+"""Text, glyphs and image as plain diffusers pads them, for text to video too."""
 
 
 class Shape(NamedTuple):
-    """A `ClipShape` by itself."""
+    """What decides a clip's cost."""
 
     height: int
+    """Pixels."""
     width: int
+    """Pixels."""
     num_frames: int
     num_inference_steps: int
     has_guidance: bool
+    """Each step runs two forwards."""
     has_image: bool = False
+    """The clip begins with a given frame."""
 
     @classmethod
-    def of(cls, settings: ClipShape) -> Shape:
+    def of(cls, settings: ClipSettings | Shape) -> Shape:
         """Return what decides a clip's cost, without the rest of its settings."""
         return cls(*(getattr(settings, name) for name in cls._fields))
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Shape:
+        """Return what decides the cost of a log's clip."""
+        size = row["height"], row["width"], row["num_frames"]
+        guided, has_image = row["guidance_scale"] != 1.0, row["task"] == "i2v"
+        return cls(*size, row["num_inference_steps"], guided, has_image)
 
-def shape_of(row: Mapping[str, Any]) -> Shape:
-    """Return what decides the cost of a log's clip."""
-    return Shape(
-        row["height"],
-        row["width"],
-        row["num_frames"],
-        row["num_inference_steps"],
-        row["guidance_scale"] != 1.0,
-        row["task"] == "i2v",
-    )
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and number of frames."""
+        return self.height, self.width, self.num_frames
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of all frames."""
+        return self.height * self.width * self.num_frames
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Latent tokens, see `num_video_tokens`."""
+        return num_video_tokens(*self.size)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the transformer in all steps."""
+        return self.num_inference_steps * (2 if self.has_guidance else 1)
+
+    def of_one_step(self) -> Shape:
+        """Return the shape of one step: kernels are chosen and compiled by it."""
+        return self._replace(num_inference_steps=1)
 
 
 def num_video_tokens(height: int, width: int, num_frames: int) -> int:

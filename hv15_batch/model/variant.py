@@ -113,7 +113,7 @@ class ModelConfig:
 
     name: str = "???"
     """Name of the option."""
-    repo: str | None = None
+    repo: str | None = field(default=None, metadata={"typed_only": True})
     """Hub id, or a local folder in diffusers layout. Null for the tiny models."""
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 from hv15_batch.machine.system import system_facts, system_sha256
+from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip, State, select
 from hv15_batch.record import DONE_STATUSES, FAILED, WARM_UP
 from hv15_batch.rundir.paths import RunDir
@@ -83,14 +83,10 @@ def _unfinished(planned: PlannedClip) -> PlannedClip:
 
 def _warm_ups(todo: Sequence[PlannedClip]) -> list[PlannedClip]:
     """Return a first rendering of each size, since kernels are chosen and compiled by size."""
-    first: dict[tuple[int, int, int, bool], PlannedClip] = {}
+    first: dict[Shape, PlannedClip] = {}
     for planned in todo:
-        first.setdefault(_size(planned.clip.settings), planned)
+        first.setdefault(Shape.of(planned.clip.settings).of_one_step(), planned)
     return [replace(planned, repeat=WARM_UP) for planned in first.values()]
-
-
-def _size(s: ClipSettings) -> tuple[int, int, int, bool]:
-    return s.height, s.width, s.num_frames, s.has_guidance
 
 
 def measured_in(

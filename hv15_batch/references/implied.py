@@ -16,11 +16,9 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.shapes import (
     IMAGE_TOKENS,
     TEXT_TOKENS,
-    ClipShape,
     Shape,
     attention_flop,
     linear_flop,
-    num_video_tokens,
 )
 from hv15_batch.model.variant import ModelConfig, Task
 from hv15_batch.references.data import Quantity, Reference
@@ -116,11 +114,10 @@ def _feasibility(utilisation: float, fast: float, is_predicted: bool) -> Feasibi
     return Feasibility.fast_attention if fast <= 1 else Feasibility.impossible
 
 
-def _flop(shape: ClipShape, is_image_to_video: bool) -> tuple[float, float]:
+def _flop(shape: Shape, is_image_to_video: bool) -> tuple[float, float]:
     """Return the FLOP of all forwards: matrix products, attention."""
-    tokens = num_video_tokens(shape.height, shape.width, shape.num_frames)
+    tokens, forwards = shape.num_video_tokens, shape.num_forwards
     text = TEXT_TOKENS + (IMAGE_TOKENS if is_image_to_video else 0)
-    forwards = shape.num_inference_steps * (2 if shape.has_guidance else 1)
     return forwards * linear_flop(tokens), forwards * attention_flop(tokens, text)
 
 

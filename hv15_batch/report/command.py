@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hv15_batch.config.checks import check_at_least
+from hv15_batch.config.checks import check_number
 from hv15_batch.errors import ConfigError, LogSchemaError
 from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     )
     run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(named)]
     try:
-        check_at_least(_PRICE if is_typed else "--price", arguments.price, 0)
+        check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -17,6 +17,7 @@ from hv15_batch.forecast.forecast import Forecast, make_forecast, write_seconds
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
@@ -32,7 +33,8 @@ MAX_PROMPT_TOKENS = 1000
 TEMPLATE_TAIL_TOKENS = 5
 """`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
 
-_Settings = tuple[int, int, int, int, float, float, float]
+_Settings = tuple[Shape, float, float, float]
+"""Shape, guidance scale, flow shift and frames per second."""
 
 
 def print_dry_run(
@@ -140,19 +142,11 @@ def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
 
 
 def _settings(s: ClipSettings) -> _Settings:
-    return (
-        s.height,
-        s.width,
-        s.num_frames,
-        s.num_inference_steps,
-        s.guidance_scale,
-        s.flow_shift,
-        s.fps,
-    )
+    return Shape.of(s), s.guidance_scale, s.flow_shift, s.fps
 
 
 def _format_settings(settings: _Settings) -> str:
-    height, width, frames, steps, guidance, shift, fps = settings
+    (height, width, frames, steps, *_), guidance, shift, fps = settings
     return (
         f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, {_count(steps, 'step')}, "
         f"guidance {guidance:g}, shift {shift:g}"

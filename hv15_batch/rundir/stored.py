@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, VideoCodec
 from hv15_batch.errors import ConfigError
+from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.rundir.log import read_records
-from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.publish import publish_text
 
 FILE = "config.yaml"
@@ -88,11 +89,16 @@ def _to_config(path: Path, stored: dict[str, Any]) -> Config:
     return config
 
 
-def latest_settings(run_dir: RunDir) -> Config:
+def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     """Return the settings of the last run in a directory, for `resume=`.
 
+    Args:
+        run_dir: Where it was.
+        typed: Names of settings, or of their sections, that are typed now.
+
     Raises:
-        ConfigError: nothing was ever run there.
+        ConfigError: nothing was ever run there, or it used a setting of `TYPED_ONLY` that is not
+            typed now.
     """
     run_ids = run_dir.run_ids()
     if not run_ids:
@@ -100,7 +106,18 @@ def latest_settings(run_dir: RunDir) -> Config:
             f"resume={run_dir.path}: no run was started there; name a run directory, for example "
             "outputs/prompts, or start one: hv15-batch prompts.csv"
         )
-    config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE)
+    file = run_dir.run_folder(run_ids[-1]) / FILE
+    config = read_settings(file)
+    lacking = [
+        name for name in _typed_only_in_use(config) if not {name, name.split(".")[0]} & set(typed)
+    ]
+    if lacking:
+        words = " ".join(f"{name}=..." for name in lacking)
+        raise ConfigError(
+            f"resume={run_dir.path}: the run before it used {', '.join(lacking)}, which decides "
+            "what is run or fetched on this machine and is never taken from a stored "
+            f"configuration; read {file}, and type it: {resume_command(run_dir.path)} {words}"
+        )
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
         section, key = _section(config, name)
@@ -110,9 +127,24 @@ def latest_settings(run_dir: RunDir) -> Config:
 
 
 def to_type_again(config: Config) -> list[str]:
-    """Return the names of what was set for this command alone, which `resume=` does not know."""
+    """Return the names of what was set and `resume=` does not take over.
+
+    First what is about one command, then what is never taken from a stored configuration.
+    """
     defaults = Config()
-    return [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
+    once = [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
+    return once + _typed_only_in_use(config)
+
+
+def _typed_only_in_use(config: Config) -> list[str]:
+    """Return the settings of `TYPED_ONLY` that have a value which is not of the package itself."""
+    defaults = Config()
+    option = model_options().get(config.model.name)
+    if option is not None:
+        defaults.model.repo = option.repo
+    if not is_fetched(config.runtime.attention_backend):
+        defaults.runtime.attention_backend = config.runtime.attention_backend
+    return [name for name in TYPED_ONLY if _value(config, name) != _value(defaults, name)]
 
 
 def _section(config: Config, name: str) -> tuple[Any, str]:

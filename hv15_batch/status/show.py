@@ -8,7 +8,7 @@ from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
-from hv15_batch.config.settings import OF_ONE_COMMAND
+from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
 from hv15_batch.units import age, format_duration, format_gib, parse_time
@@ -57,8 +57,11 @@ def type_again_text(names: Collection[str]) -> str:
 
     status.json is data: of the names in it those of settings are shown, and nothing else.
     """
-    known = [name for name in OF_ONE_COMMAND if name in names]
-    return f"type again if you want them: {', '.join(known)}" if known else ""
+    once = [name for name in OF_ONE_COMMAND if name in names]
+    needed = [name for name in TYPED_ONLY if name in names]
+    parts = [f"type again if you want them: {', '.join(once)}"] if once else []
+    parts += [f"type again in any case: {', '.join(needed)}"] if needed else []
+    return "; ".join(parts)
 
 
 def format_health(status: Status) -> str:

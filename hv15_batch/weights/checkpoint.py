@@ -79,6 +79,24 @@ class Checkpoint:
     """Where the files are, when they are complete; None when they are missing, or random."""
     kind: CheckpointKind
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are made in memory, so that there are no files."""
+        return self.kind is CheckpointKind.random
+
+    def files(self) -> Path:
+        """Return the folder of the files.
+
+        Raises:
+            ConfigError: they are missing, or the weights are random and have none.
+        """
+        if self.folder is None:
+            raise ConfigError(
+                f"the weights of {self.repo} are not on this machine; run `hv15-batch prefetch` "
+                "for this model."
+            )
+        return self.folder
+
 
 def cache_root() -> Path:
     """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""
@@ -138,7 +156,7 @@ def fetch(
 ) -> Checkpoint:
     """Return a model's checkpoint, downloading what is missing of it, and record its commit.
 
-    An interrupted download goes on where it was. Nothing happens for weights that are complete,
+    An interrupted download resumes where it was. Nothing happens for weights that are complete,
     and none are downloaded for tiny and random ones.
 
     Args:
@@ -225,7 +243,11 @@ def store_folder(hub_cache: Path, repo: str) -> Path:
 
 
 def _commit(store: Path, revision: str) -> str | None:
-    """Return the commit that a branch or tag stood for when it was last fetched, or None."""
+    """Return the commit that a branch or tag stood for when it was last fetched, or None.
+
+    Read by hand: what huggingface_hub offers for it names no commit of which no file is here yet,
+    and takes a second to import.
+    """
     if _COMMIT.fullmatch(revision):
         return revision
     with suppress(FileNotFoundError, NotADirectoryError):

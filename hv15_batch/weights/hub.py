@@ -14,9 +14,9 @@ Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 LOOK_UP_WAITS_SECONDS = (2, 5)
-"""Pauses between attempts at a question: who has no network is told soon."""
+"""Pauses between attempts at a question: without a network one knows it soon."""
 DOWNLOAD_WAITS_SECONDS = (5, 15, 45, 120)
-"""Pauses between attempts at a download, which goes on where it was."""
+"""Pauses between attempts at a download, which resumes where it was."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY_REQUESTS = 429
 

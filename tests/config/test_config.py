@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from hv15_batch.config.settings import (
     QualityConfig,
     ReportConfig,
     SamplingConfig,
+    each_setting,
 )
 from hv15_batch.config.words import GROUPS, setting_names
 from hv15_batch.errors import ConfigError
@@ -230,6 +233,45 @@ def test_settings_that_cannot_be_are_refused_with_reason_and_remedy(
         check_config(config)
 
     assert str(refused.value) == message
+
+
+BOUNDED = {name: bounds for name, _, bounds in each_setting(Config()) if "about" in bounds}
+
+
+def with_value(name: str, value: float) -> Config:
+    config = Config(model=replace(T2V))
+    *sections, key = name.split(".")
+    section: Any = config
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, key, value)
+    return config
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_number_with_bounds_is_taken_up_to_them_and_refused_beyond(name: str) -> None:
+    bounds = BOUNDED[name]
+    least, most = bounds["min"], bounds["max"]
+    inside = [least + 0.01 if bounds["is_over"] else least, 10**9 if most == math.inf else most]
+    beyond = [least - 1, *([] if most == math.inf else [most + 1])]
+    beyond += [least] if bounds["is_over"] else []
+
+    for value in inside:
+        check_config(with_value(name, value))
+    for value in (*beyond, math.inf, -math.inf, math.nan):
+        with pytest.raises(ConfigError) as refused:
+            check_config(with_value(name, value))
+        allowed = str(refused.value).removeprefix(f"{name}={value:g}: ")
+        assert allowed.replace("a finite number, ", "") == f"{bounds['about']}."
+
+
+def test_a_limit_of_memory_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_config(with_value("runtime.vram_limit_gib", math.inf))
+
+    assert str(refused.value) == (
+        "runtime.vram_limit_gib=inf: must be a finite number, over 0, for example 24."
+    )
 
 
 def test_checks_change_nothing() -> None:

@@ -14,13 +14,12 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
 
 from hv15_batch.engine.denoise.attention import (
     MaskFreeAttnProcessor,
-    _auto_for_capability,
     apply_attention,
     attention_backend_of,
     is_mask_free,
 )
 from hv15_batch.errors import ConfigError
-from hv15_batch.model.attention import ATTENTION_BACKENDS
+from hv15_batch.model.attention import ATTENTION_BACKENDS, auto_kernel
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_auto_is_native_on_the_cpu(
 def test_auto_on_cuda_follows_the_compute_capability(
     capability: tuple[int, int], backend: str
 ) -> None:
-    assert _auto_for_capability(capability) == backend
+    assert auto_kernel(capability) == backend
 
 
 def test_an_unknown_backend_is_refused_with_those_that_exist(

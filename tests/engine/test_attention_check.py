@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from fakes.checkpoint import RANDOM, at
 from fakes.command import tiny_model
 
 from hv15_batch.config.settings import Config, RuntimeConfig
@@ -215,34 +216,34 @@ def test_the_heads_are_known_before_the_transformer_is_loaded(
 ) -> None:
     tiny = Config(model=tiny_model("tiny_t2v"))
     values = read_architecture("tiny")["transformer"]
-    assert read_heads(tiny, folder_of("tiny_t2v")) == Heads(
+    assert read_heads(tiny, at(folder_of("tiny_t2v"))) == Heads(
         values["num_attention_heads"], values["attention_head_dim"], torch.float32
     )
 
     full = Config()
     full.model.weights = Weights.random
-    assert read_heads(full, None) == Heads(16, 128, torch_dtype(full))
+    assert read_heads(full, RANDOM) == Heads(16, 128, torch_dtype(full))
 
 
 def test_a_backend_is_checked_at_the_start_without_a_transformer(
     install: Callable[[Kernel], None], folder_of: Callable[[str], Path]
 ) -> None:
-    folder = folder_of("tiny_t2v")
+    checkpoint = at(folder_of("tiny_t2v"))
     asked = Config(model=tiny_model("tiny_t2v"), runtime=RuntimeConfig(attention_backend="sage"))
     install(attention)
-    assert check_backend(asked, folder, 500, CPU) == "sage"
+    assert check_backend(asked, checkpoint, 500, CPU) == "sage"
 
     install(without_last_keys)
     with pytest.raises(ConfigError, match=r"differs from torch's by .* of 561, head"):
-        check_backend(asked, folder, 500, CPU)
+        check_backend(asked, checkpoint, 500, CPU)
 
     asked.runtime.attention_backend = "_native_cudnn"
     with pytest.raises(ConfigError, match="_native_cudnn cannot run here, on cpu"):
-        check_backend(asked, folder, 500, CPU)
+        check_backend(asked, checkpoint, 500, CPU)
     asked.runtime.attention_backend = "auto"
-    assert check_backend(asked, folder, 500, CPU) == "native"
+    assert check_backend(asked, checkpoint, 500, CPU) == "native"
 
 
 def test_a_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no checkpoint in diffusers layout: config"):
-        read_heads(Config(model=tiny_model("tiny_t2v")), tmp_path)
+        read_heads(Config(model=tiny_model("tiny_t2v")), at(tmp_path))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes.checkpoint import at
 from fakes.engine import needs_compiler
 from fakes.pipelines import (
     NEGATIVE,
@@ -43,7 +44,7 @@ def nothing_compiled() -> None:
 def loaded(folder: Path, *, compiled: bool, mask_free: bool = True) -> Denoiser:
     config = tiny_config(T2V, mask_free)
     config.runtime.compile = compiled
-    return load_denoiser(config, folder)
+    return load_denoiser(config, at(folder))
 
 
 class Latents:
@@ -54,7 +55,7 @@ class Latents:
 
     def of(self, pipe: Denoiser, clip: Clip) -> torch.Tensor:
         config = tiny_config(T2V)
-        conditioning = cached_conditioning(config, self._folder, clip, Path(), self._cache)
+        conditioning = cached_conditioning(config, at(self._folder), clip, Path(), self._cache)
         return denoise(pipe, clip, conditioning, ignore_steps).latents
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.checkpoint import at
 from fakes.command import tiny_model
 
 from hv15_batch.clip import ClipSettings
@@ -180,7 +181,7 @@ class CountingLoader:
     def __call__(self, name: str) -> Any:
         self.names.append(name)
         config = Config(model=tiny_model("tiny_t2v"))
-        return load_component(name, config, self.folder, torch.device("cpu"))
+        return load_component(name, config, at(self.folder), torch.device("cpu"))
 
 
 def test_byt5_is_neither_loaded_nor_run_without_quoted_text(
@@ -213,7 +214,7 @@ def test_released_encoders_load_again_when_needed(tiny_folder: Callable[[str], P
 
 
 def test_tokens_beyond_the_limit_are_counted(tiny_folder: Callable[[str], Path]) -> None:
-    encoders = load_encoders(Config(model=tiny_model("tiny_t2v")), tiny_folder("tiny_t2v"))
+    encoders = load_encoders(Config(model=tiny_model("tiny_t2v")), at(tiny_folder("tiny_t2v")))
     # In the tiny model a byte is a token.
     short = encoders.encode_text("x" * 10)
     suffix = short.num_text_tokens - 10

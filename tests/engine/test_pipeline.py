@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+from fakes.checkpoint import RANDOM, at
 from fakes.command import tiny_model
 from fakes.pipelines import (
     I2V,
@@ -40,6 +41,7 @@ from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, OffloadKind, Task, Weights
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 
 
 def a_text_to_video(
@@ -47,8 +49,8 @@ def a_text_to_video(
 ) -> tuple[Denoiser, Clip, Conditioning]:
     clip, folder = a_clip(T2V, **changes), folder_of(T2V)
     cache = EmbeddingCache(tmp_path)
-    conditioning = cached_conditioning(tiny_config(T2V), folder, clip, Path(), cache)
-    return load_denoiser(tiny_config(T2V), folder), clip, conditioning
+    conditioning = cached_conditioning(tiny_config(T2V), at(folder), clip, Path(), cache)
+    return load_denoiser(tiny_config(T2V), at(folder)), clip, conditioning
 
 
 def test_a_pipeline_gives_the_same_latents_again_after_a_clip_of_other_settings(
@@ -116,8 +118,8 @@ def test_a_size_other_than_the_images_bucket_is_an_error(
 ) -> None:
     clip, config, folder = a_clip(I2V, height=48), tiny_config(I2V), folder_of(I2V)
     cache = EmbeddingCache(tmp_path)
-    conditioning = cached_conditioning(config, folder, clip, photo, cache)
-    pipe = load_denoiser(config, folder)
+    conditioning = cached_conditioning(config, at(folder), clip, photo, cache)
+    pipe = load_denoiser(config, at(folder))
 
     message = "the pipeline makes 64x48 of a 60x40 image, but the clip says 48x48"
     with pytest.raises(ValueError, match=message):
@@ -130,11 +132,11 @@ def test_the_first_frame_is_encoded_untiled_with_a_vae_that_tiles(
     config, folder = tiny_config(I2V), folder_of(I2V)
     wide = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((320, 320)).save(wide)
-    vae = load_vae(config, folder)
-    plain = load_encoders(config, folder, vae=vae).encode_image(wide.read_bytes(), 320, 320)
+    vae = load_vae(config, at(folder))
+    plain = load_encoders(config, at(folder), vae=vae).encode_image(wide.read_bytes(), 320, 320)
     vae.enable_tiling(128, 128, 8, 8)
 
-    tiled = load_encoders(config, folder, vae=vae).encode_image(wide.read_bytes(), 320, 320)
+    tiled = load_encoders(config, at(folder), vae=vae).encode_image(wide.read_bytes(), 320, 320)
 
     assert torch.equal(plain.image_latents, tiled.image_latents)
     assert vae.use_tiling
@@ -153,7 +155,7 @@ def test_a_meanflow_checkpoint_is_refused_for_text_to_video(
 
     for load in (load_denoiser, load_encoders):
         with pytest.raises(ConfigError) as refusal:
-            load(tiny_config(T2V), folder)
+            load(tiny_config(T2V), at(folder))
 
         assert str(refusal.value) == (
             f"model=tiny_t2v: {folder} holds a MeanFlow transformer: {STEP_DISTILLED_T2V}."
@@ -164,7 +166,7 @@ def test_a_checkpoint_of_the_other_task_is_refused(folder_of: Callable[[str], Pa
     folder = folder_of(T2V)
 
     with pytest.raises(ConfigError) as refusal:
-        load_denoiser(tiny_config(I2V), folder)
+        load_denoiser(tiny_config(I2V), at(folder))
 
     assert str(refusal.value) == (
         f"model=tiny_i2v: {folder} is a checkpoint for HunyuanVideo15Pipeline, but "
@@ -175,16 +177,28 @@ def test_a_checkpoint_of_the_other_task_is_refused(folder_of: Callable[[str], Pa
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no checkpoint in diffusers layout: model_index"):
-        load_denoiser(tiny_config(T2V), tmp_path)
+        load_denoiser(tiny_config(T2V), at(tmp_path))
 
 
 def test_a_vae_that_is_loaded_already_is_not_loaded_again(
     folder_of: Callable[[str], Path],
 ) -> None:
     config = tiny_config(T2V)
-    vae = load_vae(config, folder_of(T2V))
+    vae = load_vae(config, at(folder_of(T2V)))
 
-    assert load_denoiser(config, folder_of(T2V), vae=vae).vae is vae
+    assert load_denoiser(config, at(folder_of(T2V)), vae=vae).vae is vae
+
+
+def test_missing_weights_are_refused_and_never_made_at_random() -> None:
+    missing = Checkpoint("owner/name", None, None, CheckpointKind.hub)
+
+    for load in (load_denoiser, load_encoders, load_vae):
+        with pytest.raises(ConfigError) as refusal:
+            load(tiny_config(T2V), missing)
+        assert str(refusal.value) == (
+            "the weights of owner/name are not on this machine; run `hv15-batch prefetch` for "
+            "this model."
+        )
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -197,8 +211,8 @@ def test_random_weights_denoise_without_a_checkpoint(
     model = replace(tiny_model(name), weights=Weights.random, dtype=Dtype.bfloat16, target_size=64)
     config, clip = Config(model=model), a_clip(name)
 
-    conditioning = cached_conditioning(config, None, clip, photo, EmbeddingCache(tmp_path))
-    denoised = denoise(load_denoiser(config, None), clip, conditioning, ignore_steps)
+    conditioning = cached_conditioning(config, RANDOM, clip, photo, EmbeddingCache(tmp_path))
+    denoised = denoise(load_denoiser(config, RANDOM), clip, conditioning, ignore_steps)
 
     assert denoised.latents.dtype is torch.bfloat16
     assert denoised.latents.isfinite().all()
@@ -207,7 +221,7 @@ def test_random_weights_denoise_without_a_checkpoint(
 def test_placement_leaves_everything_in_place_on_the_cpu(
     folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    pipe = load_denoiser(tiny_config(T2V), folder_of(T2V))
+    pipe = load_denoiser(tiny_config(T2V), at(folder_of(T2V)))
 
     for kind in set(OffloadKind) - {OffloadKind.auto}:
         placement = Placement(kind, torch.device("cpu"), tmp_path)
@@ -243,7 +257,7 @@ def test_profile_model_keeps_one_component_on_the_card_and_the_weights_unchanged
 def test_what_is_taken_from_the_stock_pipeline_is_still_there(
     name: str, folder_of: Callable[[str], Path]
 ) -> None:
-    pipe = load_denoiser(tiny_config(name), folder_of(name))
+    pipe = load_denoiser(tiny_config(name), at(folder_of(name)))
     stock = HunyuanVideo15ImageToVideoPipeline if name == I2V else HunyuanVideo15Pipeline
 
     assert pipe.system_message == SYSTEM_MESSAGE

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
 from diffusers.utils import load_image
+from fakes.checkpoint import at
 from fakes.pipelines import (
     I2V,
     MEANFLOW,
@@ -76,10 +77,10 @@ def test_latents_equal_those_of_the_stock_pipeline(
     folder = folder_of(name)
     expected = stock_latents(folder, clip, photo)
     cache = EmbeddingCache(tmp_path)
-    conditioning = cached_conditioning(tiny_config(name), folder, clip, photo, cache)
+    conditioning = cached_conditioning(tiny_config(name), at(folder), clip, photo, cache)
 
     for mask_free in (True, False):
-        pipe = load_denoiser(tiny_config(name, mask_free), folder)
+        pipe = load_denoiser(tiny_config(name, mask_free), at(folder))
         denoised = denoise(pipe, clip, conditioning, ignore_steps)
 
         difference = (denoised.latents - expected).abs().max().item()

@@ -345,7 +345,8 @@ def test_definition_names_meanflow_only_where_the_distillation_does_not_imply_it
 
 def test_names_and_revisions_need_no_torch() -> None:
     code = (
-        "import sys; from hv15_batch.model.architectures import definition_sha256, tiny_model;"
+        "import sys; from hv15_batch.model.architectures import definition_sha256;"
+        "from hv15_batch.model.options import tiny_model;"
         "print(definition_sha256('tiny', tiny_model('tiny_t2v')));"
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers')))"
     )

@@ -23,7 +23,8 @@ from PIL import Image
 
 from hv15_batch.engine.load.random_weights import PROMPT_START
 from hv15_batch.engine.load.tiny import CONTENTS, ensure_checkpoint, is_complete, write_checkpoint
-from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, tiny_model
+from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
+from hv15_batch.model.options import tiny_model
 from hv15_batch.model.variant import ModelConfig
 
 T2V = tiny_model("tiny_t2v")

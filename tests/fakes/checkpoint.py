@@ -15,11 +15,17 @@ import pytest
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.variant import ModelConfig, Task
-from hv15_batch.weights.checkpoint import Checkpoint, fetch
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
 
 REPO = "owner/name"
 COMMIT = "1" * 40
 OTHER = "2" * 40
+RANDOM = Checkpoint("", None, None, CheckpointKind.random)
+
+
+def at(folder: Path) -> Checkpoint:
+    """Return a checkpoint whose files are in a folder, as those of a local one are."""
+    return Checkpoint(str(folder), None, folder, CheckpointKind.local)
 
 
 def safetensors(data: bytes = b"abcd") -> bytes:

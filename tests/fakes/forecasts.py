@@ -12,6 +12,7 @@ from hv15_batch.forecast.seconds import Execution, default_execution, predict_cl
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import ModelConfig, OffloadKind, Weights
 from hv15_batch.units import GIB
 
@@ -45,7 +46,7 @@ def row(
 ) -> dict[str, Any]:
     """A warm clip of an H200 that took `factor` times what is predicted."""
     settings = replace(SETTINGS, num_frames=changes.get("num_frames", 121))
-    predicted = predict_clip(settings, H200, execution, None)
+    predicted = predict_clip(Shape.of(settings), H200, execution, None)
     return {
         "gpu_name": "NVIDIA H200",
         "status": "ok",

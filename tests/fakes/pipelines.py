@@ -19,6 +19,7 @@ from hv15_batch.engine.encode.cache import (
     text_key,
 )
 from hv15_batch.engine.encode.encoders import load_encoders
+from hv15_batch.weights.checkpoint import Checkpoint
 
 torch.set_num_threads(1)  # the tiny models are too small to gain from more
 
@@ -67,11 +68,11 @@ def a_clip(name: str, **changes: Any) -> Clip:
 
 
 def cached_conditioning(
-    config: Config, folder: Path | None, clip: Clip, photo: Path, cache: EmbeddingCache
+    config: Config, checkpoint: Checkpoint, clip: Clip, photo: Path, cache: EmbeddingCache
 ) -> Conditioning:
     """Encode what the clip needs, through the disk."""
     settings = clip.settings
-    encoders = load_encoders(config, folder)
+    encoders = load_encoders(config, checkpoint)
     for text in clip_texts(settings):
         cache.write_text(text_key(text, IDENTITY), encoders.encode_text(text))
     if settings.image_sha256 is not None:

@@ -10,7 +10,7 @@ from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
 from hv15_batch.manifest.clips import make_clips
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.variant import OffloadKind
-from hv15_batch.weights.checkpoint import resolve_checkpoint
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, resolve_checkpoint
 
 RUN_ID = "20261122T000000-0000-abcd"
 
@@ -21,9 +21,7 @@ def spec(project: Project) -> ExecutorSpec:
         run_dir=project.run_dir.path,
         run_id=RUN_ID,
         manifest_sha256="0" * 64,
-        repo="tiny",
-        revision="1",
-        checkpoint=None,
+        checkpoint=Checkpoint("tiny", "1", None, CheckpointKind.tiny),
         hostname="here",
         system_sha256="0" * 64,
         offload=OffloadKind.resident,

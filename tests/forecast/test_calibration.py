@@ -14,6 +14,7 @@ from fakes.forecasts import H200, NOW, PLAIN, SETTINGS, row
 from hv15_batch.forecast.calibrate import COLUMNS, MAX_LOGS, MAX_ROWS, calibrate, read_log_rows
 from hv15_batch.forecast.seconds import CostBasis, Scales, predict_clip
 from hv15_batch.machine.cards import Card
+from hv15_batch.model.shapes import Shape
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
 
@@ -84,11 +85,11 @@ def test_clips_of_the_nearest_size_say_it_and_far_ones_only_roughly() -> None:
     scales = calibrate([row(1.1), small, row(1.3, num_frames=61)], CARD, PLAIN)
 
     assert_scales(scales, Scales(((3_180, 2.0), (25_440, 1.3), (49_290, 1.1)), None, 0.9))
-    plain = predict_clip(SETTINGS, CARD, PLAIN, None)
-    cost = predict_clip(SETTINGS, CARD, PLAIN, scales)
+    plain = predict_clip(Shape.of(SETTINGS), CARD, PLAIN, None)
+    cost = predict_clip(Shape.of(SETTINGS), CARD, PLAIN, scales)
     assert cost.denoise_seconds == pytest.approx(1.1 * plain.denoise_seconds)
     assert cost.basis is CostBasis.calibrated
-    far = predict_clip(SETTINGS, CARD, PLAIN, calibrate([small], CARD, PLAIN))
+    far = predict_clip(Shape.of(SETTINGS), CARD, PLAIN, calibrate([small], CARD, PLAIN))
     assert far.denoise_seconds == pytest.approx(2.0 * plain.denoise_seconds)
     assert far.basis is CostBasis.scaled
     assert plain.basis is CostBasis.estimated
@@ -113,7 +114,7 @@ def test_a_clip_that_waits_for_its_weights_says_how_fast_those_come() -> None:
     assert_scales(scales, Scales(((49_290, 1.2),), 0.7, 0.9, "resident"))
     assert calibrate([waiting], CARD, PLAIN) is None
     short = replace(SETTINGS, num_frames=5)
-    found = predict_clip(short, CARD, disk, scales).denoise_seconds
+    found = predict_clip(Shape.of(short), CARD, disk, scales).denoise_seconds
     assert found == pytest.approx(waiting["denoise_seconds"])
 
 
@@ -121,8 +122,8 @@ def test_what_decides_a_clips_time_must_have_been_measured() -> None:
     """Arithmetic says nothing of a disk, and a bus nothing of arithmetic."""
     disk, stream = (replace(PLAIN, offload=kind) for kind in ("stream_disk", "stream"))
     waiting = row(0.7, execution=stream, num_frames=5)
-    by_arithmetic = predict_clip(SETTINGS, CARD, disk, calibrate([row()], CARD, disk))
-    by_bus = predict_clip(SETTINGS, CARD, stream, calibrate([waiting], CARD, stream))
+    by_arithmetic = predict_clip(Shape.of(SETTINGS), CARD, disk, calibrate([row()], CARD, disk))
+    by_bus = predict_clip(Shape.of(SETTINGS), CARD, stream, calibrate([waiting], CARD, stream))
 
     assert by_arithmetic.is_copy_bound
     assert not by_bus.is_copy_bound

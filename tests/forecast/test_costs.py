@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from fakes.forecasts import H200, PLAIN, SETTINGS
 
-from hv15_batch.engine.denoise import attention
 from hv15_batch.forecast.memory import predict_peaks
 from hv15_batch.forecast.seconds import (
     COMPILE_SECONDS,
@@ -21,8 +20,11 @@ from hv15_batch.forecast.seconds import (
     predict_start,
 )
 from hv15_batch.machine.cards import CARDS, Card, card_names, find_card
-from hv15_batch.model.shapes import forward_flop, num_video_tokens
+from hv15_batch.model.attention import auto_kernel
+from hv15_batch.model.shapes import Shape, forward_flop, num_video_tokens
 from hv15_batch.units import GIB
+
+SHAPE = Shape.of(SETTINGS)
 
 
 def test_tokens_and_flop_are_those_of_the_published_sizes() -> None:
@@ -43,15 +45,15 @@ def test_forward_on_the_h200_is_predicted_within_ten_percent(
 ) -> None:
     one_step = replace(SETTINGS, num_frames=frames, num_inference_steps=1)
 
-    cost = predict_clip(one_step, H200, replace(PLAIN, compiled=compiled), None)
+    cost = predict_clip(Shape.of(one_step), H200, replace(PLAIN, compiled=compiled), None)
 
     assert cost.denoise_seconds == pytest.approx(seconds, rel=0.1)
     assert cost.basis is CostBasis.estimated
 
 
 def test_guidance_doubles_denoising_and_leaves_decoding() -> None:
-    plain = predict_clip(SETTINGS, H200, PLAIN, None)
-    guided = predict_clip(replace(SETTINGS, guidance_scale=6.0), H200, PLAIN, None)
+    plain = predict_clip(SHAPE, H200, PLAIN, None)
+    guided = predict_clip(Shape.of(replace(SETTINGS, guidance_scale=6.0)), H200, PLAIN, None)
 
     assert guided.denoise_seconds == pytest.approx(2 * plain.denoise_seconds)
     assert guided.decode_seconds == plain.decode_seconds
@@ -62,7 +64,9 @@ def test_streaming_is_bounded_by_the_bus_for_short_clips() -> None:
     card = find_card("rtx_4090")
     assert card is not None
 
-    cost = predict_clip(short, card, replace(default_execution(card), offload="stream"), None)
+    cost = predict_clip(
+        Shape.of(short), card, replace(default_execution(card), offload="stream"), None
+    )
 
     assert cost.denoise_seconds == pytest.approx(15.52 * GIB / 25e9, rel=0.01)
 
@@ -72,8 +76,8 @@ def test_the_stock_mask_is_what_it_costs_on_the_h200() -> None:
     seconds, peaks = [], []
     for frames in (61, 121):
         settings = replace(SETTINGS, num_frames=frames, num_inference_steps=1)
-        seconds.append(predict_clip(settings, H200, masked, None).denoise_seconds)
-        found = predict_peaks(settings, masked, 139 * GIB)
+        seconds.append(predict_clip(Shape.of(settings), H200, masked, None).denoise_seconds)
+        found = predict_peaks(Shape.of(settings), masked, 139 * GIB)
         peaks.append(found.denoise_bytes / GIB - 15.52 - 2.35)
 
     assert seconds == [pytest.approx(2.78, rel=0.05), pytest.approx(8.71, rel=0.05)]
@@ -84,7 +88,7 @@ def test_the_stock_mask_is_what_it_costs_on_the_h200() -> None:
 def test_torchs_flash_attention_is_slower_on_hopper(compiled: bool, seconds: float) -> None:
     flash = replace(PLAIN, attention_backend="_native_flash", compiled=compiled)
 
-    cost = predict_clip(replace(SETTINGS, num_inference_steps=1), H200, flash, None)
+    cost = predict_clip(Shape.of(replace(SETTINGS, num_inference_steps=1)), H200, flash, None)
 
     assert cost.denoise_seconds == pytest.approx(seconds, rel=0.05)
 
@@ -92,14 +96,14 @@ def test_torchs_flash_attention_is_slower_on_hopper(compiled: bool, seconds: flo
 def test_float32_takes_twice_the_memory_and_the_rate_of_the_ordinary_cores() -> None:
     exact = replace(PLAIN, dtype="float32", attention_backend="native")
     cost, peaks = (
-        predict_clip(SETTINGS, H200, exact, None),
-        predict_peaks(SETTINGS, exact, 139 * GIB),
+        predict_clip(SHAPE, H200, exact, None),
+        predict_peaks(SHAPE, exact, 139 * GIB),
     )
-    plain = predict_clip(SETTINGS, H200, PLAIN, None)
+    plain = predict_clip(SHAPE, H200, PLAIN, None)
 
     assert cost.denoise_seconds > 10 * plain.denoise_seconds
     assert cost.decode_seconds == pytest.approx(2 * plain.decode_seconds)
-    assert peaks.denoise_bytes == 2 * predict_peaks(SETTINGS, PLAIN, 139 * GIB).denoise_bytes
+    assert peaks.denoise_bytes == 2 * predict_peaks(SHAPE, PLAIN, 139 * GIB).denoise_bytes
     assert not_modelled(H200, exact) == "dtype=float32, never measured"
 
 
@@ -109,19 +113,20 @@ def test_a_kernel_without_figures_is_said_to_have_none() -> None:
     assert not_modelled(H200, sage) == "attention_backend=sage, taken as _native_cudnn"
     assert not_modelled(H200, PLAIN) is None
     assert not_modelled(H200, replace(PLAIN, mask_free=False, attention_backend="native")) is None
-    assert predict_clip(SETTINGS, H200, sage, None) == predict_clip(SETTINGS, H200, PLAIN, None)
+    assert predict_clip(SHAPE, H200, sage, None) == predict_clip(SHAPE, H200, PLAIN, None)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=card_names())
 def test_auto_is_predicted_as_what_the_renderer_takes(card: Card) -> None:
-    assert auto_backend(card, True, "bfloat16") == attention._auto_for_capability(card.capability)
-    assert auto_backend(card, False, "bfloat16") == attention.NATIVE
-    assert auto_backend(card, True, "float32") == attention.NATIVE
+    fused = "_native_cudnn" if card.capability >= (9, 0) else "_native_flash"
+    assert auto_backend(card, True, "bfloat16") == auto_kernel(card.capability) == fused
+    assert auto_backend(card, False, "bfloat16") == "native"
+    assert auto_backend(card, True, "float32") == "native"
 
 
 def test_the_tokens_of_a_first_frame_count() -> None:
     with_image = replace(SETTINGS, image_sha256="a" * 64)
-    plain, more = (predict_clip(s, H200, PLAIN, None) for s in (SETTINGS, with_image))
+    plain, more = (predict_clip(Shape.of(s), H200, PLAIN, None) for s in (SETTINGS, with_image))
 
     ratio = (49_290 + 100 + 729) ** 2 / (49_290 + 100) ** 2
     assert 1 < more.denoise_seconds / plain.denoise_seconds < ratio
@@ -131,7 +136,7 @@ def test_the_tokens_of_a_first_frame_count() -> None:
 
 def test_what_comes_once_is_load_encode_and_at_most_two_compilations() -> None:
     compiled = replace(PLAIN, compiled=True)
-    clips = [SETTINGS, *(replace(SETTINGS, num_frames=n) for n in (61, 33, 17))]
+    clips = [SHAPE, *(SHAPE._replace(num_frames=n) for n in (61, 33, 17))]
 
     start = predict_start(clips, 3, compiled, reads_weights=True)
 
@@ -148,7 +153,7 @@ def test_what_comes_once_is_load_encode_and_at_most_two_compilations() -> None:
 
 
 def test_peaks_on_the_h200_are_those_measured() -> None:
-    peaks = predict_peaks(SETTINGS, PLAIN, 139 * GIB)
+    peaks = predict_peaks(SHAPE, PLAIN, 139 * GIB)
 
     assert peaks.denoise_bytes / GIB == pytest.approx(20.23, rel=0.02)
     assert peaks.encode_bytes / GIB == pytest.approx(13.7, rel=0.02)
@@ -156,7 +161,7 @@ def test_peaks_on_the_h200_are_those_measured() -> None:
 
 def test_a_streamed_clip_is_said_to_need_the_host_memory_that_was_found() -> None:
     """22.9 to 23.9 GiB were found; never less than that, and at most a tenth more."""
-    peaks = predict_peaks(SETTINGS, replace(PLAIN, offload="stream"), 8 * GIB)
+    peaks = predict_peaks(SHAPE, replace(PLAIN, offload="stream"), 8 * GIB)
 
     assert 23.9 <= peaks.host_bytes / GIB <= 22.9 * 1.1
 
@@ -164,14 +169,14 @@ def test_a_streamed_clip_is_said_to_need_the_host_memory_that_was_found() -> Non
 def test_streaming_from_disk_holds_random_weights_in_memory_first() -> None:
     """20.1 GiB were found with random weights."""
     disk = replace(PLAIN, offload="stream_disk")
-    random = predict_peaks(SETTINGS, disk, 8 * GIB, reads_weights=False)
+    random = predict_peaks(SHAPE, disk, 8 * GIB, reads_weights=False)
 
     assert 20.1 <= random.host_bytes / GIB <= 20.1 * 1.1
-    assert predict_peaks(SETTINGS, disk, 8 * GIB).host_bytes < 8 * GIB
+    assert predict_peaks(SHAPE, disk, 8 * GIB).host_bytes < 8 * GIB
 
 
 def test_a_clip_that_cannot_be_decoded_has_the_most_frugal_plans_peak() -> None:
-    peaks = predict_peaks(SETTINGS, replace(PLAIN, offload="stream"), 2 * GIB)
+    peaks = predict_peaks(SHAPE, replace(PLAIN, offload="stream"), 2 * GIB)
 
     assert 4 * GIB < peaks.decode_bytes < 5 * GIB
 

@@ -14,9 +14,7 @@ from hv15_batch.engine.denoise.attention import _probe
 from hv15_batch.engine.denoise.attention_check import Heads
 from hv15_batch.model.attention import (
     ATTENTION_BACKENDS,
-    IN_FLOAT32,
-    ON_CPU,
-    WITH_A_MASK,
+    KERNELS,
     backend_fault,
     package_fault,
     package_of,
@@ -101,7 +99,7 @@ def test_what_runs_on_the_cpu_is_what_does_run_there(name: str) -> None:
 
     runs = _probe(AttentionBackendName(name), heads, True, torch.device("cpu")) is None
 
-    assert runs == (name in ON_CPU)
+    assert runs == (KERNELS[name].on_cpu)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +113,7 @@ def test_what_takes_a_mask_is_what_does_not_refuse_one(name: str) -> None:
     except Exception as error:  # what is missing here otherwise says nothing about masks
         refusal = str(error)
 
-    assert ("attn_mask" in refusal) == (name not in WITH_A_MASK)
+    assert ("attn_mask" in refusal) == (not KERNELS[name].takes_mask)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +123,7 @@ def test_what_runs_in_float32_is_what_diffusers_does_not_keep_to_16_bits(name: s
     # These two have no such check in diffusers; the kernels themselves take 16 bits only.
     is_16_bit |= name.startswith("_sage_qk") or name == "_native_flash"
 
-    assert is_16_bit == (name not in IN_FLOAT32)
+    assert is_16_bit == (not KERNELS[name].in_float32)
 
 
 def test_a_backend_is_refused_for_what_it_lacks_with_what_would_do() -> None:

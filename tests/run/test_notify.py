@@ -280,14 +280,18 @@ def test_text_and_list_come_through_the_command_line(
     assert "a b" in answer.err
 
 
-def test_a_resumed_run_has_the_command_of_the_run_before(project: Project, told: Path) -> None:
+def test_the_command_is_stored_as_it_was_typed_and_a_resumed_run_must_be_given_it(
+    project: Project, told: Path
+) -> None:
     project.write("id,prompt", "cat,a cat")
     notify = writing_down(told)
     notify.command.append("${HV15_EVENT} 'x'")
 
     project.run(notify=notify)
 
-    assert latest_settings(project.run_dir).notify == notify
+    with pytest.raises(ConfigError, match=r"type it: .* notify\.command=\.\.\.$"):
+        latest_settings(project.run_dir)
+    assert latest_settings(project.run_dir, ["notify.command"]).notify == notify
 
 
 def test_a_command_that_fails_is_said_once_and_changes_nothing(project: Project) -> None:

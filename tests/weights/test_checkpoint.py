@@ -112,7 +112,8 @@ def test_a_checkpoint_as_diffusers_writes_it_is_complete(
 def test_weights_cut_short_are_not_complete(tmp_path: Path) -> None:
     folder = write(snapshot(tmp_path), layout())
     shard = folder / "text_encoder/model-2-of-2.safetensors"
-    for content in (shard.read_bytes()[:-1], shard.read_bytes()[:20], b"", b"x" * 64):
+    whole = shard.read_bytes()
+    for content in (whole[:-1], whole[:20], b"", b"x" * 64, whole + b"x"):
         shard.write_bytes(content)
 
         assert find_faults(folder) == [
@@ -196,7 +197,9 @@ def test_an_unchanged_file_of_a_local_folder_is_not_hashed_again(tmp_path: Path)
 def test_a_large_local_folder_says_what_is_hashed_and_does_it_once(tmp_path: Path) -> None:
     folder = write(tmp_path / "one", layout())
     num_bytes = 300 * 1024**2
-    header = json.dumps({"w": {"data_offsets": [0, num_bytes]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}
+    ).encode()
     with (folder / "vae/diffusion_pytorch_model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + num_bytes)

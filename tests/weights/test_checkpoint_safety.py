@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.checkpoint import layout, write
+from fakes.checkpoint import at, layout, write
 from fakes.command import Answer
 from fakes.runs import Project
 
@@ -65,7 +65,7 @@ def tiny(project: Project) -> Config:
 
 def load_all(folder: Path, config: Config) -> None:
     for name in (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "guider"):
-        load_component(name, config, folder, CPU)
+        load_component(name, config, at(folder), CPU)
 
 
 def test_the_planted_pickle_does_run_where_it_is_loaded(mine: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_has_pickles_only_is_refused_and_says_what_to_do(
         "is: save the model again as safetensors"
     ]
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
-        load_component("vae", tiny(Project(tmp_path)), folder, CPU)
+        load_component("vae", tiny(Project(tmp_path)), at(folder), CPU)
     assert not mine.exists()
 
 
@@ -148,7 +148,7 @@ def test_a_component_of_another_library_or_of_an_auto_class_is_refused(
 
     assert find_faults(folder)[0].startswith(words)
     with pytest.raises(ConfigError, match=re.escape(words)):
-        load_component("vae", tiny(Project(tmp_path)), folder, CPU)
+        load_component("vae", tiny(Project(tmp_path)), at(folder), CPU)
 
 
 def test_a_component_whose_name_is_a_path_is_refused(folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_configuration_that_names_a_kernel_of_the_hub_is_refused(
     )
     assert find_faults(folder) == [words]
     with pytest.raises(ConfigError, match=re.escape(words)):
-        load_component("text_encoder", tiny(Project(tmp_path)), folder, CPU)
+        load_component("text_encoder", tiny(Project(tmp_path)), at(folder), CPU)
 
 
 def test_a_local_checkpoint_of_pickles_is_refused_by_the_command_with_nothing_made(

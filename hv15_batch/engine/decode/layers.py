@@ -1,8 +1,8 @@
 """The layers of diffusers' HunyuanVideo-1.5 VAE decoder, computed frame after frame.
 
-Each takes its parameters from the stock module and keeps what the next frames need: a causal
-convolution the last two frames of its padded input, the attention its keys and values. Activations
-are [T, H, W, C], channels last, so cuDNN takes them without a copy. Inference only.
+Each takes its parameters from the module of plain diffusers and keeps what the next frames need: a
+causal convolution the last two frames of its padded input, the attention its keys and values.
+Activations are [T, H, W, C], channels last, so cuDNN takes them without a copy. Inference only.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class ResnetBlock:
 class CausalAttention:
     """Attention of each frame over itself and all frames before it, without a mask.
 
-    The stock block builds a dense mask over all pairs of latent pixels; here each frame's queries
-    meet only the keys that its mask would let through.
+    The block of plain diffusers builds a dense mask over all pairs of latent pixels; here each
+    frame's queries meet only the keys that its mask would let through.
     """
 
     def __init__(self, module: Decoder) -> None:

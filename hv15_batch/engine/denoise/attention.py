@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,16 +26,17 @@ from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load.components import read_json
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.architectures import read_architecture
-from hv15_batch.model.attention import is_fetched, package_fault, package_of
+from hv15_batch.model.attention import (
+    AUTO,
+    NATIVE,
+    auto_kernel,
+    is_fetched,
+    package_fault,
+    package_of,
+)
+from hv15_batch.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-AUTO = "auto"
-NATIVE: str = AttentionBackendName.NATIVE.value
-# At 49,350 tokens in bfloat16 on one H200: cuDNN 566 TFLOP/s, flash through SDPA 361 (measured
-# 2026-11-22, torch 2.11). cuDNN's fused kernels for Ampere and Ada are not measured here.
-CUDNN: str = AttentionBackendName._NATIVE_CUDNN.value
-FLASH: str = AttentionBackendName._NATIVE_FLASH.value
 
 _PROBE_TOKENS = 64
 NUM_TEXT_TOKENS = 61
@@ -47,8 +47,9 @@ class MaskFreeAttnProcessor:
     """Joint attention over video and text tokens of one clip, none of them padding.
 
     With a batch of one and the text cut to its valid length every token attends to every other,
-    so no mask is built: the stock processor builds a dense boolean [S, S] one in each block, which
-    also keeps SDPA off its fused kernels (diffusers 0.42.1, transformer_hunyuan_video15.py).
+    so no mask is built. The processor of plain diffusers builds a dense boolean [S, S] one in each
+    block, which also keeps SDPA off its fused kernels (diffusers 0.42.1,
+    transformer_hunyuan_video15.py).
     """
 
     _attention_backend: AttentionBackendName | None = None
@@ -97,7 +98,7 @@ def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tenso
 
 
 def check_backend(
-    config: Config, folder: Path | None, num_video_tokens: int, device: torch.device
+    config: Config, checkpoint: Checkpoint, num_video_tokens: int, device: torch.device
 ) -> str:
     """Return the backend that will be in effect, having run it on one block's real shapes.
 
@@ -105,29 +106,30 @@ def check_backend(
 
     Args:
         config: names backend, mask and type.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: says how many heads there are.
         num_video_tokens: of the first clip.
         device: where the transformer will run.
 
     Raises:
         ConfigError: the backend cannot run here, or its result is not that of torch.
     """
-    heads = read_heads(config, folder)
+    heads = read_heads(config, checkpoint)
     runtime = config.runtime
     backend = resolve_backend(runtime.attention_backend, heads, runtime.mask_free, device)
     check_kernel(backend.value, heads, num_video_tokens + NUM_TEXT_TOKENS, device)
     return str(backend.value)
 
 
-def read_heads(config: Config, folder: Path | None) -> Heads:
+def read_heads(config: Config, checkpoint: Checkpoint) -> Heads:
     """Return the heads of a transformer that is not loaded yet.
 
     Raises:
-        ConfigError: there is no transformer in the folder.
+        ConfigError: there is no transformer in the checkpoint.
     """
-    if folder is None:
+    if checkpoint.is_random:
         values = read_architecture("full")["transformer"]
     else:
+        folder = checkpoint.files()
         values = read_json(folder / "transformer" / "config.json", str(folder))
     return Heads(values["num_attention_heads"], values["attention_head_dim"], torch_dtype(config))
 
@@ -140,7 +142,7 @@ def apply_attention(
     Args:
         transformer: mutated.
         backend: `auto` or a name of diffusers' `AttentionBackendName`.
-        mask_free: False keeps the stock processor, which masks the padded text.
+        mask_free: False keeps the processor of plain diffusers, which masks the padded text.
         device: where the transformer will run; None means where it is now.
 
     Raises:
@@ -173,7 +175,7 @@ def resolve_backend(
     Args:
         backend: `auto` or a name of diffusers' `AttentionBackendName`.
         heads: of the transformer.
-        mask_free: False means that the stock processor gives it a mask.
+        mask_free: False means that the processor of plain diffusers gives it a mask.
         device: where the transformer will run.
 
     Raises:
@@ -209,18 +211,12 @@ def _auto_backend(heads: Heads, mask_free: bool, device: torch.device) -> Attent
     name = NATIVE
     sixteen_bit = heads.dtype in (torch.bfloat16, torch.float16)
     if device.type == "cuda" and mask_free and sixteen_bit:
-        name = _auto_for_capability(torch.cuda.get_device_capability(device))
+        name = auto_kernel(torch.cuda.get_device_capability(device))
     fault = _probe(AttentionBackendName(name), heads, mask_free, device)
     if fault:
         logger.warning("attention backend %s does not run here (%s); using native", name, fault)
         name = NATIVE
     return AttentionBackendName(name)
-
-
-def _auto_for_capability(capability: tuple[int, int]) -> str:
-    if capability >= (9, 0):
-        return CUDNN
-    return FLASH if capability >= (8, 0) else NATIVE
 
 
 def _known_backend(name: str) -> AttentionBackendName:
@@ -246,7 +242,7 @@ def _probe(
         _maybe_download_kernel_for_backend(backend)
         shape = (1, _PROBE_TOKENS, heads.count, heads.dim)
         tokens = torch.ones(shape, dtype=heads.dtype, device=device)
-        if not mask_free:  # as the stock processor makes it
+        if not mask_free:  # as plain diffusers makes it
             mask = torch.ones((1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is in the error

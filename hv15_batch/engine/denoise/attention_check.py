@@ -1,4 +1,4 @@
-"""Whether an attention kernel computes attention: held against torch's own before anything else.
+"""Whether an attention kernel computes attention: compared with torch's own first.
 
 Needs no transformer, so that a kernel which is off is refused before a text is encoded.
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from hv15_batch.engine.encode.cache import Conditioning, ImageEmbedding, TextEmb
 from hv15_batch.engine.load.components import check_checkpoint, load_component
 from hv15_batch.engine.measure import StepClock
 from hv15_batch.model.variant import Task
+from hv15_batch.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Denoised:
 
 
 class _GivenTexts:
-    """Pipeline without encoders: text embeddings come with the call, the device is told."""
+    """Pipeline without encoders: text embeddings come with the call, and the device is given."""
 
     given_device: torch.device
 
@@ -73,11 +73,11 @@ class _GivenTexts:
 
 
 class TextToVideo(_GivenTexts, HunyuanVideo15Pipeline):  # type: ignore[misc]
-    """The stock text-to-video pipeline over given embeddings."""
+    """The text-to-video pipeline of plain diffusers over given embeddings."""
 
 
 class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ignore[misc]
-    """The stock image-to-video pipeline over given embeddings."""
+    """The image-to-video pipeline of plain diffusers over given embeddings."""
 
     given_image: ImageEmbedding
 
@@ -95,20 +95,20 @@ class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ig
 Denoiser = TextToVideo | ImageToVideo
 
 
-def load_vae(config: Config, folder: Path | None, device: torch.device | None = None) -> Any:
+def load_vae(config: Config, checkpoint: Checkpoint, device: torch.device | None = None) -> Any:
     """Return the VAE alone, so that a clip can be decoded without the transformer.
 
     Args:
         config: decides the type.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: its files are read, or its random weights made.
         device: where to load it to; None means where the maths runs.
     """
-    return load_component("vae", config, folder, device or execution_device(config))
+    return load_component("vae", config, checkpoint, device or execution_device(config))
 
 
 def load_denoiser(
     config: Config,
-    folder: Path | None,
+    checkpoint: Checkpoint,
     *,
     vae: Any | None = None,
     loading_device: torch.device | None = None,
@@ -117,7 +117,7 @@ def load_denoiser(
 
     Args:
         config: decides model, type, attention backend, mask and compilation.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already; None loads it.
         loading_device: where to load weights to; None means where the maths runs.
 
@@ -125,15 +125,14 @@ def load_denoiser(
         ConfigError: the checkpoint does not fit the model option, or the attention backend
             cannot run here.
     """
-    if folder is not None:
-        check_checkpoint(config, folder)
+    check_checkpoint(config, checkpoint)
     here = loading_device or execution_device(config)
     names = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     pipeline_class: type[Denoiser] = TextToVideo
     if config.model.task is Task.i2v:
         names += ["image_encoder", "feature_extractor"]
         pipeline_class = ImageToVideo
-    transformer = load_component("transformer", config, folder, here)
+    transformer = load_component("transformer", config, checkpoint, here)
     # Diffusers' own walks all modules twice a forward, for caches that are not used here.
     transformer.cache_context = lambda *_, **__: nullcontext()
     device = execution_device(config)
@@ -143,9 +142,9 @@ def load_denoiser(
         compile_blocks(transformer)
     pipe: Denoiser = pipeline_class(
         transformer=transformer,
-        vae=load_vae(config, folder, here) if vae is None else vae,
-        scheduler=load_component("scheduler", config, folder, here),
-        guider=load_component("guider", config, folder, here),
+        vae=load_vae(config, checkpoint, here) if vae is None else vae,
+        scheduler=load_component("scheduler", config, checkpoint, here),
+        guider=load_component("guider", config, checkpoint, here),
         **dict.fromkeys(names),
     )
     pipe.given_device = device
@@ -181,14 +180,14 @@ def denoise(
         pipe.scheduler.config, shift=settings.flow_shift
     )
     clock = StepClock(pipe.given_device)
-    begun = 0
+    started = 0
 
     def begin_step() -> None:
-        nonlocal begun
+        nonlocal started
         clock.mark()
-        if begun:
-            on_step(begun, steps)
-        begun += 1
+        if started:
+            on_step(started, steps)
+        started += 1
 
     with _each_step(pipe, begin_step):
         (latents,) = pipe(
@@ -200,7 +199,7 @@ def denoise(
             return_dict=False,
         )
     clock.mark()
-    assert begun == steps, (begun, steps)
+    assert started == steps, (started, steps)
     on_step(steps, steps)
     return Denoised(latents, clock.seconds())
 
@@ -253,7 +252,7 @@ def _arguments(
 
 
 def _text_arguments(pipe: Denoiser, text: TextEmbedding, prefix: str) -> dict[str, torch.Tensor]:
-    """Return a text's tensors and masks; padded as stock does unless the blocks are mask-free."""
+    """Return a text's tensors and masks, padded as in plain diffusers unless without a mask."""
     glyphs = text.prompt_embeds_2
     if glyphs is None:
         width = pipe.transformer.config.text_embed_2_dim

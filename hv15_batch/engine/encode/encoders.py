@@ -1,4 +1,4 @@
-"""Run the stock text and image encoders: each is loaded when first needed, and released at once.
+"""Run the text and image encoders: each is loaded when first needed, and released at once.
 
 The maths is diffusers' own (static methods of its pipeline); only padding is cut off.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from hv15_batch.engine.encode.cache import (
 from hv15_batch.engine.encode.stream import InputRecorder, StreamedTextEncoder
 from hv15_batch.engine.load.components import check_checkpoint, load_component
 from hv15_batch.media.image import open_image
+from hv15_batch.weights.checkpoint import Checkpoint
 
 GROUP_SIZE = 64
 """Prompts per pass over a streamed encoder's weights: their states take 0.5 GiB of the card."""
@@ -84,7 +84,7 @@ class Encoders:
 
     @torch.no_grad()
     def _encode_with(self, encoder: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return Qwen's states and their mask as the stock pipeline makes them."""
+        """Return Qwen's states and their mask as plain diffusers makes them."""
         embeds, mask = StockPipeline._get_mllm_prompt_embeds(
             text_encoder=encoder,
             tokenizer=self._component("tokenizer"),
@@ -176,7 +176,7 @@ class Encoders:
 
 def load_encoders(
     config: Config,
-    folder: Path | None,
+    checkpoint: Checkpoint,
     *,
     vae: Any | None = None,
     streams_text_encoder: bool = False,
@@ -185,21 +185,20 @@ def load_encoders(
 
     Args:
         config: decides type and device.
-        folder: local checkpoint in diffusers layout; None means random weights.
+        checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already, on the device where it is to encode.
         streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
 
     Raises:
         ConfigError: the checkpoint does not fit the model option.
     """
-    if folder is not None:
-        check_checkpoint(config, folder)
+    check_checkpoint(config, checkpoint)
     device = execution_device(config)
     host = torch.device("cpu")
 
     def load(name: str) -> Any:
         is_streamed = streams_text_encoder and name == "text_encoder"
-        return load_component(name, config, folder, host if is_streamed else device)
+        return load_component(name, config, checkpoint, host if is_streamed else device)
 
     return Encoders(load, device, vae, streams_text_encoder)
 

@@ -41,7 +41,6 @@ class EncodePhase:
     def __init__(
         self,
         spec: ExecutorSpec,
-        folder: Path | None,
         device: torch.device,
         make_meter: Callable[[], StageMeter],
         placement: Placement,
@@ -50,8 +49,7 @@ class EncodePhase:
         """Load nothing yet.
 
         Args:
-            spec: Decides model, revision and whether the text encoder is streamed.
-            folder: Checkpoint; None means random weights.
+            spec: Decides model, checkpoint and whether the text encoder is streamed.
             device: Where the encoders run.
             make_meter: Returns a meter of that device.
             placement: Brings the VAE for first frames.
@@ -59,7 +57,7 @@ class EncodePhase:
         """
         config = spec.config
         self._config: Config = config
-        self._folder = folder
+        self._checkpoint = spec.checkpoint
         self._device = device
         self._make_meter = make_meter
         self._placement = placement
@@ -68,7 +66,7 @@ class EncodePhase:
         self._cache = EmbeddingCache(RunDir(spec.run_dir).embeddings)
         self._identity = EncoderIdentity(
             repo=config.model.repo or config.model.name,
-            revision=spec.revision,
+            revision=spec.checkpoint.revision,
             weights=config.model.weights.name,
             dtype=effective_dtype(config).name,
         )
@@ -137,7 +135,7 @@ class EncodePhase:
     def _encoders(self, vae: Any = None) -> Encoders:
         return load_encoders(
             self._config,
-            self._folder,
+            self._checkpoint,
             vae=vae,
             streams_text_encoder=self._streams_text_encoder,
         )

@@ -1,7 +1,7 @@
 """Run a text encoder that is larger than the card: layer by layer over all prompts.
 
 Each layer's weights go to the card once for a group of prompts, from ordinary (unpinned) memory.
-Each prompt is computed by itself, in the shape that the stock pipeline gives it, so that an
+Each prompt is computed by itself, in the shape that plain diffusers gives it, so that an
 embedding does not depend on which other prompts are in the manifest.
 """
 

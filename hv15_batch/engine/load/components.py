@@ -1,4 +1,4 @@
-"""Load one component: from a checkpoint folder as the stock pipelines do, or with random weights.
+"""Load one component: from a checkpoint folder as plain diffusers does, or with random weights.
 
 Reads local safetensors only; fetching is `prefetch`'s job.
 """
@@ -17,6 +17,7 @@ from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load import random_weights
 from hv15_batch.errors import ConfigError
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Task
+from hv15_batch.weights.checkpoint import Checkpoint
 from hv15_batch.weights.files import class_fault, kernel_fault
 
 PIPELINE_CLASSES = {
@@ -26,13 +27,16 @@ PIPELINE_CLASSES = {
 _NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
 
-def check_checkpoint(config: Config, folder: Path) -> None:
+def check_checkpoint(config: Config, checkpoint: Checkpoint) -> None:
     """Check, before any weight is read, that a checkpoint fits the model option.
 
     Raises:
         ConfigError: no checkpoint there, one of the other task, or a MeanFlow one for
             text-to-video, whose frames would be wrong without an error.
     """
+    if checkpoint.is_random:
+        return
+    folder = checkpoint.files()
     where = f"model={config.model.name}: {folder}"
     index = read_json(folder / "model_index.json", where)
     transformer = read_json(folder / "transformer" / "config.json", where)
@@ -46,17 +50,18 @@ def check_checkpoint(config: Config, folder: Path) -> None:
         )
 
 
-def load_component(name: str, config: Config, folder: Path | None, device: torch.device) -> Any:
+def load_component(name: str, config: Config, checkpoint: Checkpoint, device: torch.device) -> Any:
     """Return one component on `device`, in evaluation mode, without gradients.
 
     Args:
         name: as in the checkpoint's model_index.json.
         config: decides type and, for random weights, the architecture.
-        folder: local checkpoint in diffusers layout; None builds random weights.
+        checkpoint: its files are read, or its random weights made.
         device: weights are read straight to it, so that no second copy is held.
     """
-    if folder is None:
+    if checkpoint.is_random:
         return _build_random(name, config, device)
+    folder = checkpoint.files()
     entry = read_json(folder / "model_index.json", str(folder))[name]
     if fault := class_fault(name, entry) or kernel_fault(folder, name):
         raise ConfigError(f"{folder}: {fault}.")

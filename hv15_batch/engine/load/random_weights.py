@@ -154,7 +154,7 @@ def tokenizers() -> tuple[Qwen2Tokenizer, ByT5Tokenizer]:
     """Return byte-level tokenizers for prompts and for glyph texts, built in code.
 
     A prompt's byte is one token, and its first byte is token `PROMPT_START` of the chat template,
-    where the stock pipelines crop.
+    where plain diffusers crops.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((*alphabet, *_SPECIAL_TOKENS))}

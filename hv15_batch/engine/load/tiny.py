@@ -1,13 +1,12 @@
 """The tiny models: small instances of the real classes, written once as ordinary checkpoints.
 
-Their clips are noise on purpose. Run as `python -m hv15_batch.tiny NAME ROOT` it prints a folder.
+Their clips are noise on purpose. `python -m hv15_batch.engine.load.tiny NAME ROOT` writes one and
+prints its folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+from filelock import FileLock
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -33,8 +33,8 @@ from hv15_batch.model.architectures import (
     checkpoint_folder,
     component_names,
     read_architecture,
-    tiny_model,
 )
+from hv15_batch.model.options import tiny_model
 from hv15_batch.model.variant import ModelConfig, Task, Weights
 
 CONTENTS = "checkpoint.json"
@@ -62,7 +62,7 @@ def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
     if is_complete(folder):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{folder.name}.lock"):
+    with FileLock(root / f".{folder.name}.lock"):  # the kernel releases that of a dead process
         if not is_complete(folder):
             # Only the holder of the lock writes, so what is there was left by a killed process.
             temporary = root / f".{folder.name}.partial"
@@ -84,7 +84,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_checkpoint(model: ModelConfig, folder: Path) -> None:
-    """Write a tiny model in diffusers layout, as float32, for the stock pipelines to load."""
+    """Write a tiny model in diffusers layout, as float32, for plain diffusers to load."""
     architecture = read_architecture("tiny")
     tokenizer, tokenizer_2 = tokenizers()
     components: dict[str, Any] = {
@@ -132,18 +132,7 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # Released by the kernel when the process dies; the file itself stays.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m hv15_batch.tiny NAME ROOT")
+        sys.exit("usage: python -m hv15_batch.engine.load.tiny NAME ROOT")
     print(ensure_checkpoint(tiny_model(sys.argv[1]), Path(sys.argv[2])))

@@ -12,8 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import Distillation, ModelConfig, Task, Weights
+from hv15_batch.model.variant import Distillation, ModelConfig, Task
 
 SIZES = ("full", "tiny")
 MODULES = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
@@ -110,16 +109,3 @@ def definition_sha256(size: str, model: ModelConfig) -> str:
 def checkpoint_folder(model: ModelConfig, root: Path) -> Path:
     """Return where `engine.load.tiny.ensure_checkpoint` keeps a model's checkpoint under `root`."""
     return root / f"{model.name}-{definition_sha256('tiny', model)[:12]}"
-
-
-def tiny_model(name: str) -> ModelConfig:
-    """Return what defines the weights of one of the tiny models.
-
-    Raises:
-        ValueError: if there is no such model.
-    """
-    option = model_options().get(name)
-    if option is None or option.weights is not Weights.tiny:
-        tiny = [o.name for o in model_options().values() if o.weights is Weights.tiny]
-        raise ValueError(f"tiny model {name!r}: must be one of {', '.join(tiny)}")
-    return option
