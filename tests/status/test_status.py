@@ -312,7 +312,7 @@ def test_a_status_that_cannot_be_understood_is_one_message(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("changes", [{"done": "one"}, {"pid": None}, {"go_on": 3}])
+@pytest.mark.parametrize("changes", [{"done": "one"}, {"pid": None}, {"type_again": 3}])
 def test_a_value_of_the_wrong_type_is_named_with_what_is_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
