@@ -1,0 +1,98 @@
+"""Cells: seeds, and how a fault is worded."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import Any
+
+import pytest
+from fakes.manifests import (
+    SEED_FORMS,
+    read,
+)
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.manifest.cells import ManifestError, format_fault, parse_seeds
+
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [
+        ("7", (7,)),
+        ("1 2 5", (1, 2, 5)),
+        ("1,2,5", (1, 2, 5)),
+        ("1, 2 ,5\n6", (1, 2, 5, 6)),
+        ("0..3", (0, 1, 2, 3)),
+        ("0..1 9", (0, 1, 9)),
+        ("7.0", (7,)),
+        ("007", (7,)),
+        (str(2**63 - 1), (2**63 - 1,)),
+        (7, (7,)),
+        (7.0, (7,)),
+        ([5, 1], (5, 1)),
+        (["0..1", 3], (0, 1, 3)),
+    ],
+)
+def test_every_way_to_write_seeds_is_read(value: Any, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(value) == seeds
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", f"seeds are integers from 0 to 2^63-1, and x is none; {SEED_FORMS}"),
+        ("1,,2", f"seeds are integers from 0 to 2^63-1, and '' is none; {SEED_FORMS}"),
+        ("-1", f"seeds are integers from 0 to 2^63-1, and -1 is none; {SEED_FORMS}"),
+        ("1-5", f"seeds are integers from 0 to 2^63-1, and 1-5 is none; {SEED_FORMS}"),
+        ("٣", f"seeds are integers from 0 to 2^63-1, and ٣ is none; {SEED_FORMS}"),
+        (1.5, f"seeds are integers from 0 to 2^63-1, and 1.5 is none; {SEED_FORMS}"),
+        (True, f"seeds are integers from 0 to 2^63-1, and true is none; {SEED_FORMS}"),
+        (None, f"seeds are integers from 0 to 2^63-1, and null is none; {SEED_FORMS}"),
+        ([[1]], f"seeds are integers from 0 to 2^63-1, and [1] is none; {SEED_FORMS}"),
+        ([], f"seeds are integers from 0 to 2^63-1, at least one; {SEED_FORMS}"),
+        (
+            2**63,
+            "seeds are integers from 0 to 2^63-1, and 9223372036854775808 is larger; "
+            "use a smaller one",
+        ),
+        ("3..0", "a range of seeds goes up, and 3..0 goes down; write 0..3"),
+        ("1 2 1", "a seed makes one clip, and 1 comes twice; give it once"),
+        (
+            f"0..{2**62}",
+            "a row takes at most 10,000 seeds, and here are 4,611,686,018,427,387,905; "
+            "use fewer, or several rows",
+        ),
+    ],
+)
+def test_what_is_no_seed_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_seeds(value)
+
+
+def test_fifty_faults_are_printed_and_the_rest_counted() -> None:
+    with pytest.raises(ManifestError) as caught:
+        read("p.csv", "prompt,seed\n" + "a,x\n" * 1300)
+
+    lines = str(caught.value).splitlines()
+    assert len(caught.value.faults) == 1300
+    assert len(lines) == 51
+    assert lines[:50] == list(caught.value.faults[:50])
+    assert lines[50] == "and 1,250 more"
+
+
+def test_a_manifest_error_is_a_configuration_error_and_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(ManifestError(["one", "two"])))
+
+    assert isinstance(error, ConfigError)
+    assert error.faults == ("one", "two")
+    assert str(error) == "one\ntwo"
+
+
+def test_a_fault_is_one_line_with_a_short_value() -> None:
+    fault = format_fault("a.csv", 3, "prompt", "x\n" * 1000, "is too long", "shorten it")
+
+    shown = repr(("x\n" * 1000)[:59] + "…")
+    assert fault == f"a.csv:3: prompt={shown}: is too long; shorten it."
