@@ -9,15 +9,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hv15_batch import __version__
 from hv15_batch.config.messages import report_error
-from hv15_batch.config.settings import Config
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, ConfigError
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
 from hv15_batch.redaction import print_redacted, redacted
 
 if TYPE_CHECKING:
@@ -120,83 +117,21 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 
 
 def _render(job: Job, clock: Clock, typed_line: str) -> int:
-    """Render a job; all jobs of a sweep share the clock, and with it `until` and `time_limit`."""
-    from hv15_batch.run import session
+    from hv15_batch import api
 
-    prefix = "sampling."
-    typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
-    return session.run(
-        _config_of(job), typed, _sweep_of(job), _say, clock=clock, typed_line=typed_line
-    )
+    return api.carry_out(job, _say, clock, typed_line)
 
 
 def _measure(job: Job) -> float | None:
-    """Return the median of `sweep_value` over the clips of a job that has run."""
-    from hv15_batch.planning.tables import median_of_clips
-    from hv15_batch.run.prepare import find_run_dir
+    from hv15_batch import api
 
-    config = _config_of(job)
-    assert config.sweep_value is not None
-    run_dir = find_run_dir(config, _sweep_of(job))
-    is_benchmark = config.benchmark.repeat is not None
-    return median_of_clips(run_dir, config.sweep_value, is_benchmark=is_benchmark)
-
-
-def _config_of(job: Job) -> Config:
-    """Return the settings of a job, with those of the run that it resumes and its own folder."""
-    config = job.config if job.config.resume is None else _resumed(job)
-    sweep = _sweep_of(job)
-    if sweep is not None and config.run_dir is not None:
-        # One folder for all jobs of a sweep would mix their settings.
-        return replace(config, run_dir=str(Path(config.run_dir) / sweep))
-    return config
-
-
-def _sweep_of(job: Job) -> str | None:
-    from hv15_batch.rundir.paths import sweep_folder_name
-
-    return sweep_folder_name(job.swept_values) if job.swept else None
+    return api.measure(job)
 
 
 def _prefetch(job: Job) -> int:
     from hv15_batch.prefetch import prefetch
 
     return prefetch(job.config, _say)
-
-
-def _resumed(job: Job) -> Config:
-    """Return the stored settings of a run with what was typed now on top.
-
-    Raises:
-        ConfigError: there is no such run, or what was typed contradicts it.
-    """
-    from hv15_batch.rundir.paths import RunDir
-    from hv15_batch.rundir.stored import latest_settings
-
-    run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
-    for key in ("manifest", "run_dir", "experiment"):
-        if key in job.typed:
-            raise ConfigError(
-                f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
-            )
-    stored = latest_settings(run_dir, job.typed)
-    for key in job.typed:
-        if key != "resume":
-            _copy_setting(key, job.config, stored)
-    if stored.manifest is not None and not Path(stored.manifest).is_file():
-        raise ConfigError(
-            f"resume={run_dir.path}: its manifest {stored.manifest} is gone; put it back (copies "
-            f"are in {run_dir.runs}/*/manifest.*)."
-        )
-    return stored
-
-
-def _copy_setting(key: str, source: Config, target: Config) -> None:
-    """Copy one setting, or the option of a group, by its dotted name."""
-    *path, name = key.split(".")
-    for part in path:
-        source, target = getattr(source, part), getattr(target, part)
-    setattr(target, name, getattr(source, name))
 
 
 def _say(text: str) -> None:

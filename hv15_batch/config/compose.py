@@ -268,6 +268,14 @@ def _run_once(typed: Typed, run: Run) -> int:
         return run(Job(to_config(composed, typed.texts), typed.values(typed.overrides), ()))
 
 
+def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
+    """Return what these words ask of one run; raises as `run_jobs` does."""
+    typed = read_words(words, is_sweep=False)
+    with _hydra(config_dir):
+        composed = compose(_CONFIG, list(typed.overrides))
+    return Job(to_config(composed, typed.texts), typed.values(typed.overrides), ())
+
+
 def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:
     """Return the typed settings of a composed configuration, texts as they were typed.
 

@@ -47,7 +47,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
         error: What was raised.
         heading: A line that is printed before it; empty for none.
     """
-    refusal = _refusal(error)
+    refusal = refusal_of(error)
     if refusal is None:
         return None
     message, code = refusal
@@ -57,7 +57,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
     return code
 
 
-def _refusal(error: Exception) -> tuple[str, int] | None:
+def refusal_of(error: Exception) -> tuple[str, int] | None:
     """Return the message and the exit code of a user error; None for any other error."""
     if isinstance(error, ConfigError):
         return str(error), EXIT_REFUSED

@@ -6,11 +6,13 @@ import logging
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import ModuleType
 
 import psutil
 
@@ -63,7 +65,9 @@ class LocalExecutor:
         resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child ignores them
         try:
-            self._process.start()
+            needs_main = self._renderer is not make_renderer  # another one may be defined there
+            with nullcontext() if needs_main else _without_main_module():
+                self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
@@ -140,6 +144,21 @@ class LocalExecutor:
         name = signal.Signals(-code).name
         hint = "; the host may have run out of memory" if name == "SIGKILL" else ""
         return f"the worker was ended by {name}{hint}"
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Within: a process that is spawned does not import the main module, and need not.
+
+    The child uses nothing of it. Importing it would run a user's script once more, from its first
+    line to the one that started this run, unless all of that stood behind a main guard.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # `spawn` imports it by spec or file: no such
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _connection_to(descriptor: int | None) -> Connection | None:

@@ -38,6 +38,9 @@ _SEED_RANGE = re.compile(r"0*([0-9]{1,19})\.\.0*([0-9]{1,19})")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SEPARATORS = re.compile(r"\s*,\s*|\s+")
 
+ROWS = "rows"
+"""Name of a manifest that is no file: the rows of a DataFrame."""
+
 Parsed = TypeVar("Parsed")
 
 
@@ -46,7 +49,9 @@ class Faults:
 
     def __init__(self, manifest: str) -> None:
         self.manifest = manifest
-        """Path of the manifest as the user typed it."""
+        """Path of the manifest as the user typed it, or `ROWS`."""
+        self.unit = "row" if manifest == ROWS else "line"
+        """What a number counts, from 1."""
         self._found: list[tuple[int, str]] = []
 
     def __len__(self) -> int:
@@ -60,7 +65,8 @@ class Faults:
 
     def add(self, line: int, column: str, value: Any, rule: str) -> None:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
-        message = f"{self.manifest}:{line}: {column}={format_value(value)}: {rule}."
+        place = f"{self.manifest}:" + (f" row {line}" if self.manifest == ROWS else str(line))
+        message = f"{place}: {column}={format_value(value)}: {rule}."
         self._found.append((line, "".join(map(printable, message))))
 
     def try_cell(

@@ -17,14 +17,19 @@ from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.variant import Task, check_recipe
 
 
-def read_rows(path: Path, config: Config) -> Manifest:
+def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
     """Read a manifest; where a row has a fault, those of the clips are told with it.
+
+    Args:
+        path: The file, which need not exist where there is `content`.
+        config: Settings.
+        content: What the file will hold, as `manifest.frame.frame_content` returns it.
 
     Raises:
         ConfigError: There is no such file, or it is no manifest at all.
         ManifestError: all faults of all rows, and of the clips that the good rows make.
     """
-    manifest, faults = scan_manifest(path, config.model.task)
+    manifest, faults = scan_manifest(path, config.model.task, content)
     if faults:
         _note_clip_faults(manifest, resolve_clips(manifest, config, None), config, faults)
         raise ManifestError(faults.messages)
@@ -199,5 +204,6 @@ def _note_duplicates(clips: Sequence[Clip], faults: Faults) -> None:
     for clip in clips:
         other = first.setdefault(clip.settings_sha256, clip)
         if other is not clip:
-            rule = f"makes the same clip as line {other.line}; remove one of them, or change its"
+            where = f"{faults.unit} {other.line}"
+            rule = f"makes the same clip as {where}; remove one of them, or change its"
             faults.add(clip.line, "seed", clip.settings.seed, f"{rule} seed or settings")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,16 +42,17 @@ ARRAY_RULE = (
 class RecordReader:
     """Iterates once over the records of a manifest and hashes its bytes on the way."""
 
-    def __init__(self, path: Path, faults: Faults) -> None:
+    def __init__(self, path: Path, faults: Faults, content: bytes | None = None) -> None:
         self._path = path
         self._faults = faults
+        self._content = content
         self.sha256 = ""
         """SHA-256 of the file's bytes, once the iteration has ended without a fault."""
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records; what cannot be read is noted as a fault and ends the iteration."""
         suffix = self._path.suffix.lower()
-        with self._path.open("rb") as file:
+        with self._open() as file:
             try:
                 if suffix == ".parquet":
                     self.sha256 = _file_sha256(file)
@@ -62,6 +64,9 @@ class RecordReader:
                     self.sha256 = lines.sha256
             except Unreadable:
                 return
+
+    def _open(self) -> IO[bytes]:
+        return self._path.open("rb") if self._content is None else BytesIO(self._content)
 
 
 def _file_sha256(file: IO[bytes]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hv15_batch.config.words import MANIFEST_SUFFIXES
 from hv15_batch.errors import ConfigError
-from hv15_batch.manifest.cells import Faults, ManifestError
+from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
 from hv15_batch.manifest.formats import RecordReader
 from hv15_batch.manifest.rows import Row, RowReader
 from hv15_batch.model.variant import Task
@@ -32,10 +32,12 @@ class Manifest:
     path: Path
     """Absolute."""
     name: str
-    """Path as the user typed it, for messages."""
+    """Path as the user typed it, or `cells.ROWS`, for messages."""
     sha256: str
     """Of the file's bytes."""
     rows: tuple[Row, ...]
+    content: bytes | None = None
+    """What a run is to write to `path`: rows that came from a DataFrame; None for a user's file."""
 
 
 def read_manifest(path: Path, task: Task) -> Manifest:
@@ -55,16 +57,20 @@ def read_manifest(path: Path, task: Task) -> Manifest:
     return manifest
 
 
-def scan_manifest(path: Path, task: Task) -> tuple[Manifest, Faults]:
+def scan_manifest(path: Path, task: Task, content: bytes | None = None) -> tuple[Manifest, Faults]:
     """Return what `read_manifest` does, of the good rows only, and the faults of the others.
+
+    With `content`, JSON Lines, no file is read: it is what the file will hold.
 
     Raises:
         ConfigError: There is no such file, or it is no manifest at all.
     """
-    _check_file(path)
+    if content is None:
+        _check_file(path)
     absolute = Path(os.path.abspath(path))
-    faults = Faults(str(path))
-    records = RecordReader(absolute, faults)
+    name = str(path) if content is None else ROWS
+    faults = Faults(name)
+    records = RecordReader(absolute, faults, content)
     reader = RowReader(task, absolute.parent, faults)
     rows: list[Row] = []
     num_records = 0
@@ -84,7 +90,7 @@ def scan_manifest(path: Path, task: Task) -> tuple[Manifest, Faults]:
     if not num_records and not faults:
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
-    return Manifest(absolute, str(path), records.sha256, tuple(rows)), faults
+    return Manifest(absolute, name, records.sha256, tuple(rows), content), faults
 
 
 def _check_file(path: Path) -> None:

@@ -245,7 +245,8 @@ class RowReader:
         first, line = self._ids.setdefault(given.lower(), (given, record.line))
         if line != record.line:
             same = "it" if first == given else f"{first}, which a disk may take for the same name,"
-            rule = f"an id is unique, and line {line} has {same} already; change one of the two"
+            where = f"{self._faults.unit} {line}"
+            rule = f"an id is unique, and {where} has {same} already; change one of the two"
             self._faults.add(record.line, "id", given, rule)
         return given
 

@@ -6,8 +6,9 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.planning.plan import PlannedClip
@@ -80,33 +81,40 @@ def _format_plan(
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(PLAN_COLUMNS)
+    writer.writerows(plan_rows(planned, prompt_tokens, predict))
+    return text.getvalue()
+
+
+def plan_rows(
+    planned: Sequence[PlannedClip],
+    prompt_tokens: Mapping[str, int],
+    predict: Callable[[ClipSettings], tuple[float, float]] | None,
+) -> Iterator[list[Any]]:
+    """Yield the `PLAN_COLUMNS` of each clip; the arguments are those of `write_plan`."""
     for p in planned:
         clip, settings = p.clip, p.clip.settings
         is_from_latents = p.is_from_latents and not p.is_done
         cost = None if predict is None or p.is_done else predict(settings)
-        writer.writerow(
-            [
-                clip.clip_id,
-                clip.row_id,
-                clip.row_index,
-                clip.line,
-                p.state.name,
-                p.reason,
-                is_from_latents,
-                *(getattr(settings, name) for name in _SETTINGS),
-                prompt_tokens.get(settings.prompt),
-                None if cost is None or is_from_latents else round(cost[0], 1),
-                None if cost is None else round(cost[1], 1),
-                " | ".join(glyph_texts(settings.prompt)),
-                clip.image,
-                clip.off_recipe,
-                clip.settings_sha256,
-                clip.denoise_sha256,
-                p.last["file"] if p.has_result and p.last else None,
-                settings.prompt,
-            ]
-        )
-    return text.getvalue()
+        yield [
+            clip.clip_id,
+            clip.row_id,
+            clip.row_index,
+            clip.line,
+            p.state.name,
+            p.reason,
+            is_from_latents,
+            *(getattr(settings, name) for name in _SETTINGS),
+            prompt_tokens.get(settings.prompt),
+            None if cost is None or is_from_latents else round(cost[0], 1),
+            None if cost is None else round(cost[1], 1),
+            " | ".join(glyph_texts(settings.prompt)),
+            clip.image,
+            clip.off_recipe,
+            clip.settings_sha256,
+            clip.denoise_sha256,
+            p.last["file"] if p.has_result and p.last else None,
+            settings.prompt,
+        ]
 
 
 CLIPS_COLUMNS = (

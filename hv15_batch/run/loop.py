@@ -61,6 +61,7 @@ class Runner:
         pace: Pace,
         clock: Clock,
         find_lost_gpu: Callable[[], str | None] = lambda: None,
+        received: list[int] | None = None,
     ) -> None:
         """Wire it up.
 
@@ -74,6 +75,7 @@ class Runner:
             pace: knows how long what is in hand will take.
             clock: lets time pass while waiting.
             find_lost_gpu: returns, after a death, which card is gone, or None.
+            received: see `Signals`; None where only the system sends some.
         """
         self._executor = executor
         self._log = run_log
@@ -86,7 +88,7 @@ class Runner:
         self._in_hand = executor.in_hand
         self._records: dict[Key, ClipRecord] = {}
         self._todo_count = 0
-        self._signals = Signals(pace, clock)
+        self._signals = Signals(pace, clock, received)
         self._stop_reason: str | None = None
         self.has_logged = False
         """Whether the log has a record of this run."""

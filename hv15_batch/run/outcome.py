@@ -1,12 +1,14 @@
-"""How a run ends, and what it says of itself."""
+"""What a run tells whoever listens, how it ends, and what it says of itself."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hv15_batch.config.settings import Config
+from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
@@ -30,6 +32,50 @@ class Outcome:
     message: str = ""
     records: list[ClipRecord] = field(default_factory=list)
     """The last attempt of this run at each clip, without texts."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line for the user, as the command line prints it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run has its directory, and knows what is to be done."""
+
+    run_dir: Path
+    """Absolute."""
+    run_id: str
+    num_clips: int
+    """Clips of the manifest; repetitions in a benchmark."""
+    num_done: int
+    """Those of them that earlier runs have done."""
+    num_todo: int
+    """Those that this run is to render."""
+
+
+@dataclass(frozen=True)
+class ClipFinished:
+    """An attempt at a clip has ended, well or not, and is in the log."""
+
+    record: ClipRecord
+    """The log's row: bytes and seconds, None where it was not measured."""
+    number: int
+    """Clips that this run has finished, this one included."""
+    num_todo: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over: always the last event."""
+
+    outcome: Outcome
+
+
+Event = Started | Stepped | ClipFinished | Message | Finished
+Listen = Callable[[Event], None]
 
 
 class StopRun(Exception):

@@ -92,8 +92,19 @@ class Planned:
         return len(self.clips)
 
 
-def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) -> Prepared:
+def prepare(
+    config: Config,
+    typed_sampling: tuple[str, ...],
+    sweep: str | None,
+    content: bytes | None = None,
+) -> Prepared:
     """Read and check everything that needs no weights and no device.
+
+    Args:
+        config: All settings.
+        typed_sampling: The `sampling.*` keys that were typed on the command line.
+        sweep: Name of this job's folder in a sweep, else None.
+        content: What the manifest will hold, where its rows came from a DataFrame.
 
     Raises:
         ConfigError: naming place, value, what is allowed and what to do.
@@ -105,7 +116,7 @@ def prepare(config: Config, typed_sampling: tuple[str, ...], sweep: str | None) 
     path = find_manifest(os.path.expanduser(config.manifest))
     run_dir = find_run_dir(config, sweep)
     run_dir.check_usable()
-    manifest = read_rows(path, config)
+    manifest = read_rows(path, config, content)
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
     checkpoint = resolve_checkpoint(config.model)

@@ -20,12 +20,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.forecast.eta import EtaEstimator
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.record import FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
 from hv15_batch.redaction import redacted
-from hv15_batch.run.outcome import format_error
+from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
 from hv15_batch.rundir.status import IDLE_STATES, StatusFile
 from hv15_batch.units import format_gib
@@ -53,6 +54,7 @@ class Progress:
         type_again: Sequence[str] = (),
         eta: EtaEstimator | None = None,
         gpu_uuid: str | None = None,
+        listen: Listen | None = None,
     ) -> None:
         """Begin with `done` of `total` clips finished by earlier runs.
 
@@ -66,9 +68,11 @@ class Progress:
             type_again: Names of settings that `resume=` does not know.
             eta: Estimates the end; None where nobody asks.
             gpu_uuid: The card that is watched; None for none.
+            listen: Takes what happens as events, and then nothing is shown; None for nobody.
         """
         self._out = out or sys.stdout
-        self._tty = self._out.isatty()
+        self._listen = listen
+        self._tty = listen is None and self._out.isatty()
         self._bar: Any = None
         self._steps: Any = None
         self._warm_seconds: list[float] = []
@@ -98,6 +102,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
         text = redacted(text)
+        if self._listen is not None:
+            self._listen(Message(text))
+            return
         with suppress(OSError):  # a full disk, or nobody listens: the night's work goes on
             if self._bar is not None:
                 self._bar.write(text, file=self._out)
@@ -156,6 +163,8 @@ class Progress:
             self._steps.n = step
             self._steps.set_description(f"{clip_id[:40]} {stage}")
             self._steps.refresh()
+        if self._listen is not None:
+            self._listen(Stepped(clip_id, stage, step, steps))
         self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
 
     def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
@@ -173,6 +182,8 @@ class Progress:
             seconds_per_clip=self.seconds_per_clip,
             **self._expected_end(),
         )
+        if self._listen is not None:
+            self._listen(ClipFinished(record, number, todo))
         self.on_finished(record)
 
     def interrupted(self, clip_id: str, repeat: int | None) -> None:

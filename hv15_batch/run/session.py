@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,27 @@ from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run.dry_run import count_prompt_tokens, predict_run, print_dry_run
 from hv15_batch.run.loop import Runner
 from hv15_batch.run.notify import Notices, Notifier
-from hv15_batch.run.outcome import Outcome, closing_lines, headline, nothing_to_do
-from hv15_batch.run.preflight import disk_fault, find_hindrances, licence_notes, refuse_or_note
+from hv15_batch.run.outcome import (
+    Finished,
+    Listen,
+    Outcome,
+    Started,
+    closing_lines,
+    headline,
+    nothing_to_do,
+)
+from hv15_batch.run.outlook import make_plan
+from hv15_batch.run.preflight import disk_fault, licence_notes, refuse_or_note
 from hv15_batch.run.prepare import (
     Planned,
     Prepared,
     Say,
-    attention_fault,
     check_device,
     lacks_weights,
-    offline_fault,
     plan_against_log,
     prepare,
-    todo_with,
     with_weights,
 )
 from hv15_batch.run.progress import Progress
@@ -51,7 +55,8 @@ from hv15_batch.run.schedule import Gate, Rules, Schedule, Stop, Verdict, check_
 from hv15_batch.run.stalls import PATIENCE, Patience
 from hv15_batch.run.supervisor import Start, lost_gpu, make_supervisor
 from hv15_batch.rundir.log import RunLog, bring_to_current_schema, read_last_attempts
-from hv15_batch.rundir.publish import publish_copy, publish_json
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
@@ -68,6 +73,8 @@ def run(
     patience: Patience = PATIENCE,
     clock: Clock | None = None,
     typed_line: str = "",
+    content: bytes | None = None,
+    listener: Listener | None = None,
 ) -> int:
     """Carry out one job and return its exit code.
 
@@ -80,13 +87,15 @@ def run(
         patience: How long a silent worker is given at least.
         clock: Counts from the start of the command; None starts one.
         typed_line: The command line without secrets; run.log begins with it.
+        content: What the manifest will hold, where its rows came from a DataFrame.
+        listener: Takes what happens, and then nothing is printed; None for the command line.
 
     Raises:
         ConfigError: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
-    prepared = replace(prepare(config, typed_sampling, sweep), typed_line=typed_line)
+    prepared = replace(prepare(config, typed_sampling, sweep, content), typed_line=typed_line)
     run_dir = prepared.run_dir
     set_allocator()  # before the machine is read, so that the log tells it
     if config.dry_run:
@@ -109,10 +118,34 @@ def run(
         if not is_announced:
             _say_all([headline(run_dir, planned), *notes], say)
         run_dir.sweep_temporary()
+        _write_rows(prepared.manifest)
+        if listener is not None:
+            listener.listen(_started(run_dir, run_id, planned))
         start = Start(make_executor, patience, lock)
         if planned.todo:
-            return _render(prepared, planned, run_id, rules, machine, say, start)
+            return _render(prepared, planned, run_id, rules, machine, say, start, listener)
         return _nothing_to_do(prepared, planned, say)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who runs a job from Python."""
+
+    listen: Listen
+    received: list[int]
+    """Signals by which it asks the run to end, see `Signals`."""
+
+
+def _started(run_dir: RunDir, run_id: str, planned: Planned) -> Started:
+    num_todo = len(planned.todo)
+    return Started(run_dir.path, run_id, planned.num_total, planned.num_done, num_todo)
+
+
+def _write_rows(manifest: Manifest) -> None:
+    """Write a manifest whose rows came from a DataFrame, so that `resume=` finds it."""
+    if manifest.content is not None:
+        with publishing(manifest.path) as temporary:
+            temporary.write_bytes(manifest.content)
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -131,6 +164,7 @@ def _render(
     machine: Machine,
     say: Say,
     start: Start,
+    listener: Listener | None,
 ) -> int:
     run_dir, todo = prepared.run_dir, planned.todo
     facts = system_facts(machine)
@@ -143,12 +177,14 @@ def _render(
         say(choice.reason)
     spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
     _write_run_folder(prepared, run_id, facts)
-    with text_log(run_dir.run_log(run_id)):
+    with text_log(run_dir.run_log(run_id), is_alone=listener is None):
         if prepared.typed_line:
             logger.info("typed: %s", prepared.typed_line)
         predict = forecast.stage_seconds if forecast else None
         write_plan(planned.clips, run_dir.plan, None, predict)
-        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        listen = listener.listen if listener else None
+        watching = start_watching(prepared, planned, run_id, machine, forecast, listen)
+        progress, notices = watching
         progress.ends_after = rules.ends_after
         runner = Runner(
             make_supervisor(spec, start, forecast, pace),
@@ -160,6 +196,7 @@ def _render(
             pace,
             rules.clock,
             lambda: lost_gpu(spec, machine),
+            listener.received if listener else None,
         )
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
@@ -180,6 +217,8 @@ def _render(
                     _end(prepared, outcome, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
+        if listen is not None:
+            listen(Finished(outcome))
     return outcome.exit_code
 
 
@@ -295,33 +334,9 @@ def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
 
 
 def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
-    run_dir, checkpoint = prepared.run_dir, prepared.checkpoint
-    planned = plan_against_log(prepared)
-    plan_bytes = disk_need(planned.todo, prepared.config).plan_bytes
-    print_dry_run(prepared.manifest, planned.selected, checkpoint, prepared.beaten, plan_bytes, say)
-    if planned.repetitions is not None:
-        say(planned.repetitions.describe())
-    replan = partial(todo_with, prepared)
-    machine = read_machine()
-    forecast, lines = predict_run(
-        prepared.config, planned.todo, machine, run_dir.log, rules, replan
-    )
-    _say_all(lines, say)
-    if planned.todo:
-        offload = forecast.offload.kind if forecast else None
-        findings = find_hindrances(prepared, planned, offload)
-        _say_all(findings.notes, say)
-        faults = (
-            attention_fault(prepared.config),
-            offline_fault(prepared),
-            *findings.refusals,
-        )
-        _say_all((f"A run would be refused: {fault}" for fault in faults if fault), say)
-    tokens = count_prompt_tokens(planned.clips, checkpoint)
-    run_dir.create_folder()
-    predict = forecast.stage_seconds if forecast else None
-    write_plan(planned.clips, run_dir.plan, tokens, predict)
-    say(f"Every clip: {run_dir.plan}")
+    plan = make_plan(prepared, rules)
+    _say_all(plan.lines, say)
+    say(f"Every clip: {plan.write()}")
     return EXIT_OK
 
 
@@ -331,6 +346,7 @@ def start_watching(
     run_id: str,
     machine: Machine,
     forecast: Forecast | None,
+    listen: Listen | None = None,
 ) -> tuple[Progress, Notices]:
     """Return what shows a run and what tells of it; status.json is there from now on."""
     run_dir, notify = prepared.run_dir, prepared.config.notify
@@ -343,6 +359,7 @@ def start_watching(
         type_again=to_type_again(prepared.config),
         eta=EtaEstimator(planned.todo, forecast),
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
+        listen=listen,
     )
     notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
     notices = Notices(notifier, run_dir, progress.snapshot, progress.say)

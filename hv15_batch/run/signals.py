@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Sequence
 from enum import Enum
 from types import FrameType, TracebackType
@@ -33,17 +34,25 @@ class Demand(Enum):
 class Signals:
     """Takes signals while its `with` block runs."""
 
-    def __init__(self, pace: Pace, clock: Clock) -> None:
-        """Begin without any; `pace` knows how far the clips in hand are."""
+    def __init__(self, pace: Pace, clock: Clock, received: list[int] | None = None) -> None:
+        """Begin without any.
+
+        Args:
+            pace: Knows how far the clips in hand are.
+            clock: Measures how long the end may take.
+            received: Signals so far; who adds one asks for what the signal asks for.
+        """
         self._pace = pace
         self._clock = clock
         self._told: Demand | None = None
         self._must_end_at: float | None = None  # on the clock, once a termination is asked for
-        self._received: list[int] = []
+        self._received: list[int] = [] if received is None else received
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        """Handle them from now on."""
+        """Handle them from now on; in another thread than the main one Python cannot."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in HANDLED:
             # nohup: the terminal may close.
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:

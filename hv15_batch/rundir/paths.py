@@ -69,6 +69,11 @@ class RunDir:
         return self.path / "runs"
 
     @property
+    def rows(self) -> Path:
+        """The manifest where its rows came from a DataFrame; JSON Lines."""
+        return self.path / "rows.jsonl"
+
+    @property
     def status(self) -> Path:
         """Progress of the current or last run."""
         return self.path / "status.json"
@@ -152,6 +157,18 @@ class RunDir:
         """Whether a run was started here before."""
         return self.runs.is_dir() or self.log.is_dir()
 
+    def check_started(self) -> None:
+        """Refuse a folder in which no run was started.
+
+        Raises:
+            ConfigError: it is no run directory.
+        """
+        if not self.is_run_dir():
+            raise ConfigError(
+                f"{self.path}: no run directory (it has no log); "
+                "name the folder that a run has printed as its first line."
+            )
+
     def written_folders(self) -> tuple[Path, ...]:
         """Return the run directory and its folders that runs write to."""
         parts = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
@@ -233,6 +250,18 @@ def new_run_id(existing: Iterable[str]) -> str:
     stamp = utc_now().strftime("%Y%m%dT%H%M%S")
     stamp, number = (stamp, 0) if stamp > newest else (newest, number + 1)
     return f"{stamp}-{number:04d}-{os.urandom(2).hex()}"
+
+
+def find_runs(*folders: str | Path) -> list[RunDir]:
+    """Return the run directories that are named, a sweep's folder meaning all its runs.
+
+    Raises:
+        ConfigError: one of them is neither.
+    """
+    found = [RunDir(path.absolute()) for folder in folders for path in expand(Path(folder))]
+    for run_dir in found:
+        run_dir.check_started()
+    return found
 
 
 def expand(folder: Path) -> list[Path]:

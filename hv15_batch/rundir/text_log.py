@@ -27,13 +27,31 @@ class _Formatter(logging.Formatter):
 
 
 @contextmanager
-def text_log(path: Path) -> Iterator[None]:
+def _added(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def text_log(path: Path, is_alone: bool = True) -> Iterator[None]:
     """Within: this process's log records and warnings go to a file, and nowhere else.
 
-    Parent and executor append to the same file, a line at a time.
+    Parent and executor append to the same file, a line at a time. Where the process is not this
+    program's alone, only this package's records go there, and its own logging stays as it is.
     """
     handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    if not is_alone:
+        with _added(handler, logging.getLogger("hv15_batch")):
+            yield
+        return
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     root.handlers = [handler]

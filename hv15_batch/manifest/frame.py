@@ -1,0 +1,108 @@
+"""A pandas DataFrame as a manifest: its rows as JSON Lines, which then are read like any file.
+
+So the rows pass the same checks, and a run resumes from what it has written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from hv15_batch.errors import ConfigError
+from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
+from hv15_batch.manifest.rows import TAG_PREFIX, Unreadable, check_header
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def frame_content(rows: DataFrame) -> bytes:
+    """Return the rows as JSON Lines, UTF-8: one line for each, a member for each column.
+
+    Levels of the index that have a name are columns too. Paths in the column `image` start at the
+    working directory and become absolute. What a cell may hold is checked when the lines are read.
+
+    Raises:
+        ConfigError: it is no DataFrame.
+        ManifestError: there is no column `prompt`, or two columns have one name.
+    """
+    import pandas as pd
+
+    if not isinstance(rows, pd.DataFrame):
+        kind = type(rows).__name__
+        raise ConfigError(f"rows={kind}: must be a pandas DataFrame; make one of it.")
+    levels = [n for n, name in enumerate(rows.index.names) if name is not None]
+    names = [str(rows.index.names[n]) for n in levels] + [str(name) for name in rows.columns]
+    _check_names(names)
+    members: list[Iterable[Any]] = [rows.index.get_level_values(n) for n in levels]
+    members += [rows.iloc[:, place] for place in range(rows.shape[1])]
+    columns = [_cells(name, values) for name, values in zip(names, members, strict=True)]
+    records = zip(*columns, strict=True)
+    return b"".join(_line(dict(zip(names, cells, strict=True))) for cells in records)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Check what lines of JSON could not show; unknown columns are reported with the cells."""
+    faults = Faults(ROWS)
+    try:
+        check_header(1, names, faults)
+    except Unreadable:
+        raise ManifestError(faults.messages) from None
+    if len(set(names)) < len(names):
+        raise ManifestError(faults.messages)
+
+
+def _line(cells: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(cells, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: the check of the cell says so
+        text = json.dumps(cells).encode()
+    return text + b"\n"
+
+
+def _cells(column: str, values: Iterable[Any]) -> list[Any]:
+    """Return the cells of a column as JSON has them."""
+    import numpy as np
+
+    dtype: Any = getattr(values, "dtype", None)  # of pandas' own kinds a wrapper
+    dtype = getattr(dtype, "numpy_dtype", dtype)
+    is_narrow = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
+    cells = [_plain(value) for value in values]
+    if is_narrow:  # 23.976 and not 23.97599983215332
+        cells = [cell if cell is None else float(str(dtype.type(cell))) for cell in cells]
+    if column == "image":
+        return [os.path.abspath(c) if isinstance(c, str) and c.strip() else c for c in cells]
+    if column.startswith(TAG_PREFIX):
+        return [next(iter(c.values())) if isinstance(c, dict) else c for c in cells]
+    return cells
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of numpy or pandas as Python's own; None where it is missing.
+
+    What JSON has no form for becomes an object, which no column takes, labels excepted.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        value = value.tolist()
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, int)):
+        return value
+    return str(value) if isinstance(value, Decimal) else {type(value).__name__: str(value)}

@@ -1,0 +1,136 @@
+"""What a run would do, in which profile and how long: for the dry run and for Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hv15_batch.figures.frame import arrow_series
+from hv15_batch.forecast.disk import disk_need
+from hv15_batch.forecast.forecast import Forecast
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload
+from hv15_batch.machine.machine import Machine, read_machine
+from hv15_batch.model.variant import Weights
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
+from hv15_batch.run.dry_run import count_prompt_tokens, predict_run, print_dry_run
+from hv15_batch.run.preflight import find_hindrances
+from hv15_batch.run.prepare import (
+    Planned,
+    Prepared,
+    attention_fault,
+    offline_fault,
+    plan_against_log,
+    todo_with,
+)
+from hv15_batch.run.schedule import Rules
+from hv15_batch.rundir.paths import RunDir
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do now; made without weights, network and CUDA context."""
+
+    run_dir: Path
+    """Where the run would write; absolute. It need not exist."""
+    clips: tuple[PlannedClip, ...]
+    """Every clip of the manifest with state, reason and settings, in the order of rendering."""
+    todo: tuple[PlannedClip, ...]
+    """Those that the run would render; in a benchmark each repetition of them."""
+    lines: tuple[str, ...]
+    """What the dry run prints."""
+    refusals: tuple[str, ...]
+    """Why a run would be refused here and now; empty where it would not."""
+    offload: str | None
+    """The profile: resident, stream, model or stream_disk; None where no card is known."""
+    peak_bytes: int | None
+    """Predicted peak on the card, CUDA's own part included; None without a forecast."""
+    seconds: float | None
+    """Predicted seconds of the whole run; None without a forecast."""
+    forecast: Forecast | None
+    """What seconds and peak rest on; None for a tiny model, and without a known card."""
+    prompt_tokens: dict[str, int]
+    """Tokens by prompt; empty where no tokenizer is on the disk."""
+
+    def to_frame(self) -> DataFrame:
+        """Return the plan as plan.csv has it, a row for each clip: seconds, pixels, hex hashes."""
+        import pandas as pd
+
+        predict = self.forecast.stage_seconds if self.forecast else None
+        rows = plan_rows(self.clips, self.prompt_tokens, predict)
+        columns = list(zip(*rows, strict=True)) or [()] * len(PLAN_COLUMNS)
+        names = zip(PLAN_COLUMNS, columns, strict=True)
+        frame: DataFrame = pd.DataFrame({name: arrow_series(cells) for name, cells in names})
+        return frame
+
+    def write(self) -> Path:
+        """Write plan.csv into the run directory, and return its path.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        run_dir = RunDir(self.run_dir)
+        run_dir.create_folder()
+        predict = self.forecast.stage_seconds if self.forecast else None
+        write_plan(self.clips, run_dir.plan, self.prompt_tokens, predict)
+        return run_dir.plan
+
+
+def make_plan(prepared: Prepared, rules: Rules) -> Plan:
+    """Return what a run would do; nothing is written.
+
+    Raises:
+        ConfigError: settings that repeat finished work, a clip longer than `window`, an unknown
+            card, or a profile that does not fit.
+        LogSchemaError: the log of the run directory cannot be read.
+    """
+    config, checkpoint = prepared.config, prepared.checkpoint
+    planned = plan_against_log(prepared)
+    machine = read_machine()
+    lines: list[str] = []
+    plan_bytes = disk_need(planned.todo, config).plan_bytes
+    print_dry_run(
+        prepared.manifest,
+        planned.selected,
+        checkpoint,
+        prepared.beaten,
+        plan_bytes,
+        lines.append,
+    )
+    if planned.repetitions is not None:
+        lines.append(planned.repetitions.describe())
+    replan = partial(todo_with, prepared)
+    log = prepared.run_dir.log
+    forecast, told = predict_run(config, planned.todo, machine, log, rules, replan)
+    lines += told
+    choice = forecast.offload if forecast else _choice_on_cpu(prepared, planned, machine)
+    refusals: list[str] = []
+    if planned.todo:
+        findings = find_hindrances(prepared, planned, forecast.offload.kind if forecast else None)
+        faults = (attention_fault(config), offline_fault(prepared), *findings.refusals)
+        refusals += [fault for fault in faults if fault]
+        lines += [*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals)]
+    return Plan(
+        run_dir=prepared.run_dir.path,
+        clips=tuple(planned.clips),
+        todo=tuple(planned.todo),
+        lines=tuple(lines),
+        refusals=tuple(refusals),
+        offload=choice.kind.name if choice else None,
+        peak_bytes=choice.peaks.device_bytes if choice and choice.peaks else None,
+        seconds=forecast.total_seconds(planned.todo) if forecast else None,
+        forecast=forecast,
+        prompt_tokens=count_prompt_tokens(planned.clips, checkpoint) or {},
+    )
+
+
+def _choice_on_cpu(prepared: Prepared, planned: Planned, machine: Machine) -> OffloadChoice | None:
+    """Return the profile of a tiny model; of another one it is not known without a card."""
+    if prepared.config.model.weights is not Weights.tiny:
+        return None
+    return choose_offload(prepared.config, [p.clip.settings for p in planned.todo], machine)
