@@ -27,24 +27,28 @@ def row(
     """A warm clip of an H200 that took `factor` times what is predicted."""
     settings = replace(SETTINGS, num_frames=changes.get("num_frames", 121))
     predicted = predict_clip(settings, CARD, execution, None)
-    return {
-        "gpu_name": "NVIDIA H200",
-        "status": "ok",
-        "finished_at": NOW,
-        "attempt": 1,
-        "denoise_attempt": 1,
-        "is_cold": False,
-        "weights": "random",
-        "task": "t2v",
-        **vars(execution),
-        "denoise_seconds": factor * predicted.denoise_seconds,
-        "decode_seconds": decode_factor * predicted.decode_seconds,
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_inference_steps": 8,
-        "guidance_scale": 1.0,
-    } | changes
+    return (
+        dict.fromkeys(COLUMNS)
+        | {
+            "gpu_name": "NVIDIA H200",
+            "status": "ok",
+            "finished_at": NOW,
+            "attempt": 1,
+            "denoise_attempt": 1,
+            "is_cold": False,
+            "weights": "random",
+            "task": "t2v",
+            **vars(execution),
+            "denoise_seconds": factor * predicted.denoise_seconds,
+            "decode_seconds": decode_factor * predicted.decode_seconds,
+            "height": 480,
+            "width": 848,
+            "num_frames": 121,
+            "num_inference_steps": 8,
+            "guidance_scale": 1.0,
+        }
+        | changes
+    )
 
 
 def test_one_warm_clip_calibrates_the_same_card_stage_by_stage() -> None:
