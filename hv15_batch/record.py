@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal
 
 from hv15_batch.clip import Clip
 
@@ -33,8 +34,69 @@ NVML_SMALLEST = "NVML, smallest of the samples every 0.25 s"
 FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
-def _column(about: str, unit: str = "none", source: str = "hv15_batch") -> Any:
-    return field(default=None, metadata={"about": about, "unit": unit, "source": source})
+STAGES = ("encode", "denoise", "decode", "write")
+"""What a clip goes through, in this order; their seconds make up `total_seconds`."""
+ENCODE, DENOISE, DECODE, WRITE = STAGES
+STAGES_ON_CARD = (ENCODE, DENOISE, DECODE)
+"""Those that use the card, and so have peaks of VRAM."""
+LOAD = "load"
+"""Comes before a worker's first clip, and is no stage of a clip."""
+
+Kind = Literal[
+    "identity",
+    "asked",
+    "effect",
+    "time",
+    "memory",
+    "telemetry",
+    "derived",
+    "quality",
+    "output",
+    "outcome",
+    "machine",
+]
+KINDS: dict[Kind, str] = {
+    "identity": "Identity",
+    "asked": "Asked for",
+    "effect": "In effect, read back from the live objects",
+    "time": "Time",
+    "memory": "Memory",
+    "telemetry": "Telemetry",
+    "derived": "Derived",
+    "quality": "Quality",
+    "output": "Output",
+    "outcome": "Outcome",
+    "machine": "Machine",
+}
+"""Kinds of columns, in the log's order, and what they are called."""
+
+
+def _column(
+    about: str,
+    unit: str = "none",
+    source: str = "hv15_batch",
+    *,
+    kind: Kind,
+    groups: bool = False,
+    private: bool = False,
+) -> Any:
+    """Return a column; `groups` and `private` are as in `columns`."""
+    said = {"about": about, "unit": unit, "source": source}
+    flags = {"kind": kind, "groups": groups, "private": private}
+    return field(default=None, metadata={**said, **flags})
+
+
+_identity = partial(_column, kind="identity")
+_asked = partial(_column, kind="asked", source=ASKED)
+_effect = partial(_column, kind="effect", source=LIVE)
+_time = partial(_column, kind="time")
+_memory = partial(_column, kind="memory")
+_telemetry = partial(_column, kind="telemetry")
+_derived = partial(_column, kind="derived")
+_quality = partial(_column, kind="quality")
+_output = partial(_column, kind="output")
+_outcome = partial(_column, kind="outcome")
+_machine = partial(_column, kind="machine")
 
 
 @dataclass(frozen=True)
@@ -42,170 +104,209 @@ class ClipRecord:
     """One attempt at one clip: what was asked, what was in effect, what it cost, what came out."""
 
     # identity
-    run_id: str | None = _column("invocation that made the attempt")
-    clip_id: str | None = _column("name of the clip")
-    row_id: str | None = _column("name of the manifest row")
-    row_index: int | None = _column("place of the row in the manifest, from 0")
-    attempt: int | None = _column(
+    run_id: str | None = _identity("invocation that made the attempt")
+    clip_id: str | None = _identity("name of the clip", private=True)
+    row_id: str | None = _identity("name of the manifest row", private=True)
+    row_index: int | None = _identity("place of the row in the manifest, from 0")
+    attempt: int | None = _identity(
         "attempts at these settings so far, this one included; other renderings of a benchmark do "
         "not count"
     )
-    repeat: int | None = _column("benchmark repetition, from 1; 0 is a warm-up; null outside")
-    settings_sha256: str | None = _column("hash of everything asked")
-    denoise_sha256: str | None = _column("the same less fps and video settings")
-    manifest_sha256: str | None = _column("hash of the manifest's bytes")
-    started_at: datetime | None = _column("start of the attempt, UTC")  # noqa: RUF009
-    finished_at: datetime | None = _column("end of the attempt, UTC")  # noqa: RUF009
+    repeat: int | None = _identity("benchmark repetition, from 1; 0 is a warm-up; null outside")
+    settings_sha256: str | None = _identity("hash of everything asked")
+    denoise_sha256: str | None = _identity("the same less fps and video settings")
+    manifest_sha256: str | None = _identity("hash of the manifest's bytes")
+    started_at: datetime | None = _identity("start of the attempt, UTC")  # noqa: RUF009
+    finished_at: datetime | None = _identity("end of the attempt, UTC")  # noqa: RUF009
     # asked for
-    prompt: str | None = _column("text", source=ASKED)
-    negative_prompt: str | None = _column("text; null without guidance", source=ASKED)
-    image: str | None = _column("first frame as typed in the manifest", source=ASKED)
-    seed: int | None = _column("seed of the CPU noise generator", source=ASKED)
-    height: int | None = _column("frame height", "pixel", ASKED)
-    width: int | None = _column("frame width", "pixel", ASKED)
-    num_frames: int | None = _column("frames of the clip", source=ASKED)
-    num_inference_steps: int | None = _column("denoising steps", source=ASKED)
-    guidance_scale: float | None = _column("classifier-free guidance; 1 is none", source=ASKED)
-    flow_shift: float | None = _column("shift of the flow-match scheduler", source=ASKED)
-    fps: float | None = _column("frame rate of the file", "1/second", ASKED)
-    tags: str | None = _column("the row's tag_* cells as a JSON object", source=ASKED)
-    attention_backend_requested: str | None = _column("backend as typed", source=ASKED)
-    off_recipe: bool | None = _column("distilled model used off its recipe", source=ASKED)
+    prompt: str | None = _asked("text", private=True)
+    negative_prompt: str | None = _asked("text; null without guidance", private=True)
+    image: str | None = _asked("first frame as typed in the manifest", private=True)
+    seed: int | None = _asked("seed of the CPU noise generator")
+    height: int | None = _asked("frame height", "pixel", groups=True)
+    width: int | None = _asked("frame width", "pixel", groups=True)
+    num_frames: int | None = _asked("frames of the clip", groups=True)
+    num_inference_steps: int | None = _asked("denoising steps", groups=True)
+    guidance_scale: float | None = _asked("classifier-free guidance; 1 is none", groups=True)
+    flow_shift: float | None = _asked("shift of the flow-match scheduler", groups=True)
+    fps: float | None = _asked("frame rate of the file", "1/second", groups=True)
+    tags: str | None = _asked("the row's tag_* cells as a JSON object", private=True)
+    attention_backend_requested: str | None = _asked("backend as typed")
+    off_recipe: bool | None = _asked("distilled model used off its recipe", groups=True)
     # in effect
-    model: str | None = _column("model option", source=LIVE)
-    repo: str | None = _column("hub id or local folder that was loaded", source=LIVE)
-    revision: str | None = _column("commit, or content hash of a local checkpoint", source=LIVE)
-    weights: str | None = _column("pretrained, random or tiny", source=LIVE)
-    task: str | None = _column("t2v or i2v", source=LIVE)
-    dtype: str | None = _column("type of the transformer's parameters", source=LIVE)
-    attention_backend: str | None = _column("backend of the transformer blocks", source=LIVE)
-    mask_free: bool | None = _column("padding dropped, no attention mask", source=LIVE)
-    compiled: bool | None = _column("transformer blocks compiled", source=LIVE)
-    offload: str | None = _column("offload profile", source=LIVE)
-    vae_tile_size: int | None = _column("edge of a decode tile; null when untiled", "pixel", LIVE)
-    decode_device: str | None = _column("device of the VAE while decoding", source=LIVE)
-    num_text_tokens: int | None = _column(
-        "valid tokens of the prompt and of the chat template behind it", source=LIVE
+    model: str | None = _effect("model option", groups=True)
+    repo: str | None = _effect("hub id or local folder that was loaded", private=True)
+    revision: str | None = _effect("commit, or content hash of a local checkpoint", groups=True)
+    weights: str | None = _effect("pretrained, random or tiny", groups=True)
+    task: str | None = _effect("t2v or i2v", groups=True)
+    dtype: str | None = _effect("type of the transformer's parameters", groups=True)
+    attention_backend: str | None = _effect("backend of the transformer blocks", groups=True)
+    mask_free: bool | None = _effect("padding dropped, no attention mask", groups=True)
+    compiled: bool | None = _effect("transformer blocks compiled", groups=True)
+    offload: str | None = _effect("offload profile", groups=True)
+    vae_tile_size: int | None = _effect(
+        "edge of a decode tile; null when untiled", "pixel", groups=True
     )
-    num_glyph_tokens: int | None = _column("valid ByT5 tokens of quoted text", source=LIVE)
-    num_video_tokens: int | None = _column("latent frames x height/16 x width/16", source=LIVE)
+    decode_device: str | None = _effect("device of the VAE while decoding", groups=True)
+    num_text_tokens: int | None = _effect(
+        "valid tokens of the prompt and of the chat template behind it"
+    )
+    num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
+    num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
     # time
-    load_seconds: float | None = _column(
+    load_seconds: float | None = _time(
         "loading transformer and VAE; on the first clip of a worker", "second", CLOCK
     )
-    encode_seconds: float | None = _column(
+    encode_seconds: float | None = _time(
         "text and image encoding; on the clip that caused it", "second", CLOCK
     )
-    encode_cached: bool | None = _column("all embeddings were on disk already")
-    denoise_seconds: float | None = _column("the pipeline call up to latents", "second", CLOCK)
-    step_seconds: list[float] | None = _column(  # noqa: RUF009
+    encode_cached: bool | None = _time("all embeddings were on disk already")
+    denoise_seconds: float | None = _time("the pipeline call up to latents", "second", CLOCK)
+    step_seconds: list[float] | None = _time(  # noqa: RUF009
         "each denoising step", "second", STEP_CLOCK
     )
-    decode_seconds: float | None = _column("VAE decode to uint8 frames", "second", CLOCK)
-    write_seconds: float | None = _column(
+    decode_seconds: float | None = _time("VAE decode to uint8 frames", "second", CLOCK)
+    write_seconds: float | None = _time(
         "encoding, read-back and publishing", "second", THREAD_CLOCK
     )
-    total_seconds: float | None = _column(
+    total_seconds: float | None = _time(
         "sum of encode, denoise, decode and write of this clip", "second"
     )
-    is_cold: bool | None = _column("first clip of a worker, a compiling one or a warm-up")
-    denoise_attempt: int | None = _column(
+    is_cold: bool | None = _time("first clip of a worker, a compiling one or a warm-up")
+    denoise_attempt: int | None = _time(
         "attempt in which the latents were denoised, less than `attempt` when they were reused; "
         "0 when another clip, or an attempt without a record, denoised them"
     )
     # memory
-    peak_vram_allocated_bytes: int | None = _column("of all stages", "byte", ALLOCATED)
-    peak_vram_reserved_bytes: int | None = _column("of all stages", "byte", RESERVED)
-    encode_peak_vram_allocated_bytes: int | None = _column("of encoding", "byte", ALLOCATED)
-    encode_peak_vram_reserved_bytes: int | None = _column("of encoding", "byte", RESERVED)
-    denoise_peak_vram_allocated_bytes: int | None = _column("of denoising", "byte", ALLOCATED)
-    denoise_peak_vram_reserved_bytes: int | None = _column("of denoising", "byte", RESERVED)
-    decode_peak_vram_allocated_bytes: int | None = _column("of decoding", "byte", ALLOCATED)
-    decode_peak_vram_reserved_bytes: int | None = _column("of decoding", "byte", RESERVED)
-    peak_vram_device_bytes: int | None = _column(
+    peak_vram_allocated_bytes: int | None = _memory("of all stages", "byte", ALLOCATED)
+    peak_vram_reserved_bytes: int | None = _memory("of all stages", "byte", RESERVED)
+    encode_peak_vram_allocated_bytes: int | None = _memory("of encoding", "byte", ALLOCATED)
+    encode_peak_vram_reserved_bytes: int | None = _memory("of encoding", "byte", RESERVED)
+    denoise_peak_vram_allocated_bytes: int | None = _memory("of denoising", "byte", ALLOCATED)
+    denoise_peak_vram_reserved_bytes: int | None = _memory("of denoising", "byte", RESERVED)
+    decode_peak_vram_allocated_bytes: int | None = _memory("of decoding", "byte", ALLOCATED)
+    decode_peak_vram_reserved_bytes: int | None = _memory("of decoding", "byte", RESERVED)
+    peak_vram_device_bytes: int | None = _memory(
         "whole card, all processes; a shorter peak than 0.25 s may be missed", "byte", NVML_LARGEST
     )
-    peak_ram_bytes: int | None = _column("executor's peak resident set", "byte", "VmHWM")
-    num_alloc_retries: int | None = _column("allocator retries", source="torch.cuda.memory_stats")
+    peak_ram_bytes: int | None = _memory("executor's peak resident set", "byte", "VmHWM")
+    num_alloc_retries: int | None = _memory("allocator retries", source="torch.cuda.memory_stats")
     # telemetry: while the card encoded (where this clip caused it), denoised and decoded
-    energy_joules: float | None = _column(
+    energy_joules: float | None = _telemetry(
         "energy of the card in this attempt, writing left out",
         "joule",
         "NVML's counter; its power integrated where there is none or it did not tick",
     )
-    power_watts_mean: float | None = _column("mean power draw", "watt", NVML_SAMPLED)
-    sm_clock_mhz_mean: float | None = _column(
+    power_watts_mean: float | None = _telemetry("mean power draw", "watt", NVML_SAMPLED)
+    sm_clock_mhz_mean: float | None = _telemetry(
         "mean SM clock while the card was not idle; null where it always was",
         "megahertz",
         NVML_SAMPLED,
     )
-    sm_clock_mhz_min: float | None = _column(
+    sm_clock_mhz_min: float | None = _telemetry(
         "lowest SM clock while the card was not idle", "megahertz", NVML_SMALLEST
     )
-    temperature_celsius_max: float | None = _column(
+    temperature_celsius_max: float | None = _telemetry(
         "highest temperature", "degree Celsius", NVML_LARGEST
     )
-    throttle_seconds: float | None = _column(
+    throttle_seconds: float | None = _telemetry(
         "time with a throttle reason other than idle and a clock that was asked for",
         "second",
         NVML_SAMPLED,
     )
-    throttle_power_seconds: float | None = _column(
+    throttle_power_seconds: float | None = _telemetry(
         "of these, with a power cap or power brake as a reason; reasons overlap, so the four "
         "columns may come to more than `throttle_seconds`",
         "second",
         NVML_SAMPLED,
     )
-    throttle_thermal_seconds: float | None = _column(
+    throttle_thermal_seconds: float | None = _telemetry(
         "of these, with a thermal slowdown, by software or hardware", "second", NVML_SAMPLED
     )
-    throttle_hardware_seconds: float | None = _column(
+    throttle_hardware_seconds: float | None = _telemetry(
         "of these, with the hardware slowdown that comes with thermal and power brake ones and, "
         "alone, is either or too fast a draw of power",
         "second",
         NVML_SAMPLED,
     )
-    throttle_other_seconds: float | None = _column(
+    throttle_other_seconds: float | None = _telemetry(
         "of these, with sync boost, display clock, board limit or reliability as a reason",
         "second",
         NVML_SAMPLED,
     )
     # derived
-    model_pflop: float | None = _column(
+    model_pflop: float | None = _derived(
         "work of denoising", "petaFLOP", "engine.measure.work_columns, by model.shapes.forward_flop"
     )
-    tflops: float | None = _column("rate of denoising", "teraFLOP/second")
-    mfu: float | None = _column("tflops over the card's dense rate", "1")
+    tflops: float | None = _derived("rate of denoising", "teraFLOP/second")
+    mfu: float | None = _derived("tflops over the card's dense rate", "1")
     # quality
-    luma_mean: float | None = _column("mean luma", "1", FRAMES)
-    luma_std: float | None = _column("deviation of luma", "1", FRAMES)
-    frame_difference_mean: float | None = _column(
+    luma_mean: float | None = _quality("mean luma", "1", FRAMES)
+    luma_std: float | None = _quality("deviation of luma", "1", FRAMES)
+    frame_difference_mean: float | None = _quality(
         "mean absolute luma difference of neighbouring frames", "1", FRAMES
     )
-    clipped_pixel_share: float | None = _column("share of values 0 or 255", "1", FRAMES)
-    quality_flag: str | None = _column("black, flat, frozen, clipped or null")
+    clipped_pixel_share: float | None = _quality("share of values 0 or 255", "1", FRAMES)
+    quality_flag: str | None = _quality("black, flat, frozen, clipped or null")
     # output
-    file: str | None = _column("the clip, relative to the run directory")
-    file_bytes: int | None = _column("size of the clip", "byte")
-    file_sha256: str | None = _column("hash of the clip's bytes")
-    latents_file: str | None = _column("the latents, relative to the run directory")
-    latents_sha256: str | None = _column("hash of the latents tensor's raw bytes")
+    file: str | None = _output("the clip, relative to the run directory", private=True)
+    file_bytes: int | None = _output("size of the clip", "byte")
+    file_sha256: str | None = _output("hash of the clip's bytes")
+    latents_file: str | None = _output("the latents, relative to the run directory", private=True)
+    latents_sha256: str | None = _output("hash of the latents tensor's raw bytes")
     # outcome
-    status: str | None = _column("ok, suspect, failed or interrupted")
-    error_type: str | None = _column("class of the error")
-    error_message: str | None = _column("message of the error")
+    status: str | None = _outcome("ok, suspect, failed or interrupted")
+    error_type: str | None = _outcome("class of the error")
+    error_message: str | None = _outcome("message of the error", private=True)
     # machine
-    gpu_name: str | None = _column("card", source=NVML)
-    gpu_uuid: str | None = _column("card's UUID", source=NVML)
-    gpu_index: int | None = _column("card's index", source=NVML)
-    gpu_total_bytes: int | None = _column("card's memory", "byte", NVML)
-    driver_version: str | None = _column("driver", source=NVML)
-    torch_version: str | None = _column("PyTorch", source="torch.__version__")
-    diffusers_version: str | None = _column("diffusers", source="package metadata")
-    hv15_batch_version: str | None = _column("this package", source="package metadata")
-    worker_id: str | None = _column("executor within the run")
-    hostname: str | None = _column("machine")
-    system_sha256: str | None = _column("hash of hardware and software, as in system.json")
+    gpu_name: str | None = _machine("card", source=NVML, groups=True)
+    gpu_uuid: str | None = _machine("card's UUID", source=NVML)
+    gpu_index: int | None = _machine("card's index", source=NVML)
+    gpu_total_bytes: int | None = _machine("card's memory", "byte", NVML, groups=True)
+    driver_version: str | None = _machine("driver", source=NVML, groups=True)
+    torch_version: str | None = _machine("PyTorch", source="torch.__version__", groups=True)
+    diffusers_version: str | None = _machine("diffusers", source="package metadata", groups=True)
+    hv15_batch_version: str | None = _machine(
+        "this package", source="package metadata", groups=True
+    )
+    worker_id: str | None = _machine("executor within the run")
+    hostname: str | None = _machine("machine", private=True)
+    system_sha256: str | None = _machine(
+        "hash of hardware and software, as in system.json", groups=True
+    )
+
+
+@cache
+def columns(
+    kind: Kind | None = None, *, groups: bool | None = None, private: bool | None = None
+) -> tuple[str, ...]:
+    """Return names of the log's columns, in its order.
+
+    Args:
+        kind: One of `KINDS`; None means all.
+        groups: Only those, or only the others, that two clips must have alike to be counted
+            together. Prompt and seed need not be: they don't decide how long a clip takes, but for
+            some thousandths by the length of the text.
+        private: Only those, or only the others, that are not for sharing as they stand: the user's
+            words and names, folders and hosts.
+    """
+    wanted = {"kind": kind, "groups": groups, "private": private}
+    flags = [(name, value) for name, value in wanted.items() if value is not None]
+    return tuple(
+        f.name
+        for f in fields(ClipRecord)
+        if all(f.metadata[name] == value for name, value in flags)
+    )
+
+
+def seconds_column(stage: str) -> str:
+    """Return the name of the column with a stage's seconds; `LOAD` has one too."""
+    return f"{stage}_seconds"
+
+
+def peak_column(stage: str) -> str:
+    """Return the name of the column with the VRAM, in bytes, that torch had in use in a stage."""
+    return f"{stage}_peak_vram_allocated_bytes"
 
 
 def asked_record(clip: Clip, **known: Any) -> ClipRecord:
@@ -252,7 +353,11 @@ def clip_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def is_denoised_here(row: Mapping[str, Any]) -> bool:
-    """Whether an attempt denoised itself; False where it decoded saved latents."""
+    """Whether what an attempt spent on denoising is its own; False where it had saved latents.
+
+    Null counts as its own: such an attempt failed before it had any latents, and took none from
+    another one. A finished clip always says which attempt denoised it.
+    """
     return row["denoise_attempt"] in (None, row["attempt"])
 
 

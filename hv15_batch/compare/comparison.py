@@ -11,18 +11,12 @@ from hv15_batch.compare.pairs import Matched, Pair, Record, match_runs
 from hv15_batch.compare.quality import Quality, measure_pair, pair_line
 from hv15_batch.compare.quality import quality_lines as lines_of_quality
 from hv15_batch.compare.ratios import Costs, Ratio, compare_costs
-from hv15_batch.figures.groups import Distribution, group_rows
+from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, group_rows
 from hv15_batch.units import format_gib
 
 Say = Callable[[str], None]
 
-COLUMNS = (
-    *("model", "repo", "revision", "weights", "dtype", "height", "width", "num_frames"),
-    *("num_inference_steps", "guidance_scale", "flow_shift", "fps", "negative_prompt", "video"),
-    *("attention_backend_requested", "attention_backend", "mask_free", "compiled", "offload"),
-    *("vae_tile_size", "decode_device", "vram_limit_gib", "gpu_name", "driver_version"),
-    *("torch_version", "diffusers_version", "hv15_batch_version"),
-)
+COLUMNS = ("repo", "negative_prompt", "attention_backend_requested", *GROUP_COLUMNS)
 """Settings and machine of a clip that "what differs" is about."""
 MACHINE_COLUMNS = ("gpu_name", "driver_version", "torch_version", "diffusers_version")
 MAX_SHOWN_VALUES = 4

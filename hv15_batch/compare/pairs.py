@@ -6,13 +6,13 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.media.video import read_comment
-from hv15_batch.record import DONE_STATUSES, ClipRecord
+from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_rows_of_runs
 from hv15_batch.units import shortened
@@ -65,8 +65,7 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     a, b = _run_dir(path_a), _run_dir(path_b)
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: named twice; name two run directories.")
-    columns = [field.name for field in fields(ClipRecord)]
-    rows_a, rows_b = (read_rows_of_runs(run_dir, columns) for run_dir in (a, b))
+    rows_a, rows_b = (read_rows_of_runs(run_dir, columns()) for run_dir in (a, b))
     clips_a, clips_b = _finished(a, rows_a), _finished(b, rows_b)
     common = [key for key in clips_a if key in clips_b]
     if not common:

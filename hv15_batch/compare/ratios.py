@@ -9,13 +9,14 @@ from hv15_batch.compare.pairs import Pair
 from hv15_batch.figures.facts import group_facts
 from hv15_batch.figures.groups import QUANTITIES, Distribution, Group, group_key
 from hv15_batch.figures.summary import differing, labels
+from hv15_batch.record import DECODE, DENOISE, seconds_column
 
 SIDES = ("A", "B")
 
 _NAMES = {
     "clip_seconds": "seconds per clip",
-    "denoise_seconds": "seconds of denoising",
-    "decode_seconds": "seconds of decoding",
+    seconds_column(DENOISE): "seconds of denoising",
+    seconds_column(DECODE): "seconds of decoding",
     "peak_vram_reserved_bytes": "peak VRAM reserved",
     "peak_vram_device_bytes": "peak VRAM of the card",
     "peak_ram_bytes": "peak RAM",

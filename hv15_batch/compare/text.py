@@ -12,8 +12,9 @@ from typing import Any
 from hv15_batch.compare.comparison import Comparison, SettingsRow, summary_lines
 from hv15_batch.compare.quality import Quality, quality_cells
 from hv15_batch.figures.tables import markdown
+from hv15_batch.record import columns
 
-PRIVATE_SETTINGS = ("negative_prompt",)
+_PRIVATE = frozenset(columns(private=True)) - {"repo"}  # which goes without its folder
 NOT_SHOWN = "not shown"
 """In place of a private setting: whether it differs is no secret."""
 QUALITY_HEADERS = ("latents PSNR", "PSNR", "SSIM", "temporal PSNR")
@@ -58,7 +59,7 @@ def format_markdown(comparison: Comparison) -> str:
 
 
 def _shared(row: SettingsRow) -> tuple[str, str, str]:
-    if row.name in PRIVATE_SETTINGS:
+    if row.name in _PRIVATE:
         return row.name, NOT_SHOWN, NOT_SHOWN
     return row.name, row.a, row.b
 

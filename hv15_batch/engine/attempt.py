@@ -10,14 +10,12 @@ from typing import Any
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import ConfigError
-from hv15_batch.record import FAILED, OK, ClipRecord
+from hv15_batch.record import FAILED, OK, STAGES, ClipRecord, is_denoised_here, seconds_column
 from hv15_batch.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_CHARACTERS = 2000
-STAGES = ("encode", "denoise", "decode", "write")
-"""Their seconds make up `total_seconds`."""
 
 
 class Attempt:
@@ -44,7 +42,8 @@ class Attempt:
     @property
     def has_reused_latents(self) -> bool:
         """Whether the latents are those of an earlier attempt, or of another clip."""
-        return bool(self._columns.get("denoise_attempt") != self._base.attempt)
+        row = {"attempt": self._base.attempt, "denoise_attempt": None, **self._columns}
+        return not is_denoised_here(row)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -62,7 +61,7 @@ class Attempt:
     def record(self) -> ClipRecord:
         """Return the finished record."""
         columns = dict(self._columns)
-        seconds = [columns.get(f"{stage}_seconds") for stage in STAGES]
+        seconds = [columns.get(seconds_column(stage)) for stage in STAGES]
         known = [s for s in seconds if s is not None]
         columns["total_seconds"] = sum(known) if known else None
         if self.error is not None:

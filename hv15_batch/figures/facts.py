@@ -39,7 +39,7 @@ def _vram_limit(clip: Clip) -> str | None:
     return f"{clip['vram_limit_gib']:g} GiB" if clip["vram_limit_gib"] else None
 
 
-_ASKED: dict[str, Callable[[Clip], str | None]] = {
+FACTS: dict[str, Callable[[Clip], str | None]] = {
     "Variant": _column("model"),
     "Weights": _column("weights"),
     "Size": _size,
@@ -49,8 +49,6 @@ _ASKED: dict[str, Callable[[Clip], str | None]] = {
     "Shift": _column("flow_shift"),
     "Frames a second": _column("fps"),
     "Off recipe": lambda clip: "yes" if clip["off_recipe"] else "no",
-}
-_IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
     "Negative prompt": _column("negative_prompt"),
     "Type": _column("dtype"),
     "Offload": _column("offload"),
@@ -71,7 +69,6 @@ _IN_EFFECT: dict[str, Callable[[Clip], str | None]] = {
     "Revision": _column("revision"),
     "Machine": lambda clip: clip["system_sha256"] and clip["system_sha256"][:8],
 }
-FACTS = {**_ASKED, **_IN_EFFECT}
 """Name on the page, and how it is read from a clip; None where it is not known."""
 KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
 """Clips are counted together only if all of these are alike."""

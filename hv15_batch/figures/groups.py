@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.record import DONE_STATUSES, FAILED, clip_seconds, is_denoised_here
+from hv15_batch.record import (
+    DONE_STATUSES,
+    FAILED,
+    STAGES,
+    clip_seconds,
+    columns,
+    is_denoised_here,
+    seconds_column,
+)
 from hv15_batch.rundir.stored import RUN_COLUMNS
 from hv15_batch.units import format_gib, format_share
 
-GROUP_COLUMNS = (
-    *("model", "weights", "task", "height", "width", "num_frames", "num_inference_steps"),
-    *("guidance_scale", "flow_shift", "fps", "off_recipe", "revision", "dtype"),
-    *("attention_backend", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
-    *("gpu_name", "gpu_total_bytes", "driver_version", "torch_version", "diffusers_version"),
-    *("hv15_batch_version", "system_sha256"),
-    *RUN_COLUMNS,
-)
-"""What two renderings share to be comparable. Prompt and seed are not in it: they don't decide how
-long it takes, but for some thousandths by the length of the text."""
+GROUP_COLUMNS = (*columns(groups=True), *RUN_COLUMNS)
+"""What two renderings share to be comparable."""
 
-QUANTITIES = ("clip_seconds", "step_seconds", "denoise_seconds", "decode_seconds", "write_seconds")
+QUANTITIES = ("clip_seconds", "step_seconds", *(seconds_column(stage) for stage in STAGES[1:]))
 """`clip_seconds` is `total_seconds` without the encoding, which only the first clip of a text pays;
 `step_seconds` is the median step of a clip."""
 
@@ -39,13 +39,12 @@ MEMORY_COLUMNS = ("peak_vram_reserved_bytes", "peak_vram_device_bytes", "peak_ra
 """Peaks: what torch reserved, what NVML saw of the whole card, and RAM."""
 
 TIMING_COLUMNS = (
-    *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at", "total_seconds"),
-    *("encode_seconds", "num_alloc_retries", "energy_joules", "peak_vram_allocated_bytes"),
-    *MEMORY_COLUMNS,
-    *QUANTITIES[1:],
+    *("attempt", "repeat", "started_at", "energy_joules", "status"),
+    *columns("time"),
+    *columns("memory"),
     *GROUP_COLUMNS,
 )
-"""Columns that this module reads: of the log, and of the row's run (`run_facts`)."""
+"""Columns that this module reads: of the log, and of the row's run (`rundir.stored`)."""
 
 SLOW_FIRST_FACTOR = 1.1
 MAX_SPREAD = 0.1

@@ -13,7 +13,14 @@ from hv15_batch.errors import LogSchemaError
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import Shape
-from hv15_batch.record import DONE_STATUSES
+from hv15_batch.record import (
+    DECODE,
+    DENOISE,
+    DONE_STATUSES,
+    columns,
+    is_denoised_here,
+    seconds_column,
+)
 from hv15_batch.rundir.log import read_records, segments
 
 MAX_LOGS = 20
@@ -21,26 +28,9 @@ MAX_LOGS = 20
 MAX_ROWS = 20
 """Warm clips that count for one size and way of running, newest first: drivers change."""
 COLUMNS = (
-    "gpu_name",
-    "status",
-    "finished_at",
-    "attempt",
-    "denoise_attempt",
-    "is_cold",
-    "weights",
-    "task",
-    "attention_backend",
-    "offload",
-    "compiled",
-    "mask_free",
-    "dtype",
-    "denoise_seconds",
-    "decode_seconds",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
+    *columns(groups=True),
+    *("attempt", "finished_at", "status", "is_cold", "denoise_attempt"),
+    *map(seconds_column, (DENOISE, DECODE)),
 )
 
 
@@ -166,7 +156,7 @@ def _counts(row: dict[str, Any]) -> bool:
         row["status"] in DONE_STATUSES
         and row["weights"] != "tiny"
         and not row["is_cold"]
-        and row["denoise_attempt"] == row["attempt"]
+        and is_denoised_here(row)
         and bool(row["denoise_seconds"])
         and bool(row["decode_seconds"])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,45 +14,29 @@ from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.errors import ConfigError
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
+from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.units import shortened
 
-_COMPARED = (
-    "prompt",
-    "negative_prompt",
-    "image",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-    "model",
-    "revision",
-    "weights",
-    "dtype",
-    "attention_backend",
-)
-"""What of a clip's settings the log has too; `video.*` and an image's content it has not."""
-
 _MAX_SHOWN_CHARACTERS = 40
 
-_LOGGED_AS = {"attention_backend": "attention_backend_requested"}
+_LOGGED_AS = {"image_sha256": "image", "attention_backend": "attention_backend_requested"}
+_COMPARED = {
+    f.name: logged
+    for f in fields(ClipSettings)
+    if (logged := _LOGGED_AS.get(f.name, f.name)) in columns() and f.name != "seed"
+}
+"""What of a clip's settings the log has too, and under which name; `video.*` it has not, and of a
+first frame only what was typed. A row's clips are told apart by their seed."""
 
-HISTORY_COLUMNS = (
-    "settings_sha256",
-    "row_id",
-    "seed",
-    "attempt",
-    "status",
-    "file",
-    "file_bytes",
-    "file_sha256",
-    "error_type",
-    *(_LOGGED_AS.get(name, name) for name in _COMPARED),
+HISTORY_COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            *(*columns("output"), *columns("outcome")),
+        )
+    )
 )
 """Columns of the log that planning needs."""
 
@@ -230,11 +214,12 @@ def describe_difference(record: dict[str, Any], clip: Clip) -> str:
 
 def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
     changes = []
-    for name in _COMPARED:
-        before = record[_LOGGED_AS.get(name, name)]
-        now = clip.image if name == "image" else getattr(clip.settings, name)
+    for name, logged in _COMPARED.items():
+        before = record[logged]
+        now = clip.image if logged == "image" else getattr(clip.settings, name)
         if before != now and not (name == "dtype" and before is None):
-            changes.append(f"{name} {_value_text(before)} -> {_value_text(now)}")
+            shown = "image" if logged == "image" else name
+            changes.append(f"{shown} {_value_text(before)} -> {_value_text(now)}")
     return changes
 
 

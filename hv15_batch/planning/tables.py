@@ -12,7 +12,7 @@ from typing import Any
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import DONE_STATUSES
+from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
@@ -117,43 +117,19 @@ def plan_rows(
         ]
 
 
-CLIPS_COLUMNS = (
-    "clip_id",
-    "row_id",
-    "row_index",
-    "seed",
-    "status",
-    "file",
-    "prompt",
-    "negative_prompt",
-    "image",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-    "tags",
-    "model",
-    "weights",
-    "offload",
-    "attention_backend",
-    "total_seconds",
-    "denoise_seconds",
-    "decode_seconds",
-    "is_cold",
-    "peak_vram_reserved_bytes",
-    "quality_flag",
-    "error_type",
-    "error_message",
-    "attempt",
-    "finished_at",
-    "settings_sha256",
-)
-_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
+FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
 """As the manifest of today has them: a renamed row keeps its clip under the new name."""
-_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in _FROM_PLAN)
+CLIPS_COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *("clip_id", "row_id", "row_index", "seed", "status", "file", *columns("asked")),
+            *("model", "weights", "offload", "attention_backend", "total_seconds"),
+            *(*map(seconds_column, (DENOISE, DECODE)), "is_cold", "peak_vram_reserved_bytes"),
+            *("quality_flag", *columns("outcome"), "attempt", "finished_at", "settings_sha256"),
+        )
+    )
+)
+_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in FROM_PLAN)
 
 
 def write_clips_table(run_dir: RunDir) -> None:
@@ -175,7 +151,7 @@ def write_clips_table(run_dir: RunDir) -> None:
                 record["finished_at"] = record["finished_at"].isoformat()
             writer.writerow(
                 [
-                    row[place[name]] if name in _FROM_PLAN else record.get(name)
+                    row[place[name]] if name in FROM_PLAN else record.get(name)
                     for name in CLIPS_COLUMNS
                 ]
             )

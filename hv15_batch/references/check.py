@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, distribution
+from hv15_batch.figures.groups import GROUP_COLUMNS, TIMING_COLUMNS, Distribution, distribution
 from hv15_batch.machine.cards import CONTEXT_BYTES
-from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds
+from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds, is_denoised_here
 from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.references.implied import Combination, combinations
 from hv15_batch.references.settings import (
@@ -22,12 +22,7 @@ from hv15_batch.references.settings import (
 )
 from hv15_batch.units import GIB, format_gib, format_share
 
-CHECK_COLUMNS = (
-    *("status", "is_cold", "repeat", "attempt", "denoise_attempt", "started_at"),
-    *("total_seconds", "encode_seconds", "load_seconds", "quality_flag"),
-    *("peak_vram_device_bytes", "peak_vram_reserved_bytes", "mfu"),
-    *GROUP_COLUMNS,
-)
+CHECK_COLUMNS = (*TIMING_COLUMNS, "quality_flag", "mfu")
 """Columns of the log that this module reads."""
 
 
@@ -142,8 +137,8 @@ def _value(quantity: Quantity, row: Mapping[str, Any]) -> float | None:
     """Return what a row says of a quantity; None where it does not count."""
     if quantity is Quantity.load_seconds:
         return row["load_seconds"] if row["weights"] == "pretrained" else None
-    if row["denoise_attempt"] != row["attempt"]:
-        return None  # decoded from saved latents: denoised at another time
+    if not is_denoised_here(row):
+        return None
     if quantity is Quantity.vram:
         return _vram_bytes(row)
     return None if row["is_cold"] is not False or row["repeat"] == 0 else clip_seconds(row)

@@ -13,17 +13,19 @@ import msgspec
 
 from hv15_batch.config.settings import Config
 from hv15_batch.figures.facts import different_facts, tags_of
+from hv15_batch.manifest.rows import KNOWN_COLUMNS
 from hv15_batch.model.options import model_options
-from hv15_batch.record import DONE_STATUSES, attempt_seconds, is_denoised_here
+from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report.read import FILE_MISSING, RunData
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"
-_PICK_COLUMNS = (
-    *("negative_prompt", "height", "width", "num_frames", "num_inference_steps"),
-    *("guidance_scale", "flow_shift", "fps"),
+_PICK_COLUMNS = tuple(
+    name
+    for name in columns("asked")
+    if name in KNOWN_COLUMNS and name not in ("prompt", "seed", "image")
 )
-"""Columns of a manifest that a starred clip fills, beside id, prompt, seed, image and tags."""
+"""Columns of a manifest that a starred clip fills; those left out the page fills by itself."""
 
 
 def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -13,15 +13,22 @@ from typing import Any
 from hv15_batch.figures.facts import FACTS, KEY_FACTS
 from hv15_batch.figures.groups import distribution
 from hv15_batch.figures.summary import shown_value
-from hv15_batch.record import DONE_STATUSES, is_denoised_here
+from hv15_batch.record import (
+    DENOISE,
+    DONE_STATUSES,
+    LOAD,
+    STAGES,
+    STAGES_ON_CARD,
+    is_denoised_here,
+    peak_column,
+    seconds_column,
+)
 from hv15_batch.report.read import RunData
 from hv15_batch.units import GIB, JOULES_PER_WATT_HOUR, format_duration, format_gib, format_seconds
 
 Record = Mapping[str, Any]
 Plot = dict[str, Any]
 
-STAGES_ON_CARD = ("encode", "denoise", "decode")
-STAGES = ("load", *STAGES_ON_CARD, "write")
 _NOT_OF_A_STEP = ("Shift", "Steps", "Frames a second")
 _STEP_FACTS = tuple(name for name in KEY_FACTS if name not in _NOT_OF_A_STEP)
 """Steps are compared among clips that have these alike: those of the figures' table."""
@@ -54,7 +61,7 @@ def plots(run: RunData) -> list[Plot]:
 
 def _stage_seconds(done: Sequence[Record]) -> Plot:
     traces = []
-    for stage in STAGES:
+    for stage in (LOAD, *STAGES):
         values = [_seconds_of(stage, a) for a in done]
         if any(values):
             traces.append({"type": "bar", "name": stage, **_over_clips(done, values)})
@@ -70,9 +77,9 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
 
 def _seconds_of(stage: str, attempt: Record) -> float | None:
     """Return what an attempt spent in a stage; saved latents bring the time of another attempt."""
-    if stage == "denoise" and not is_denoised_here(attempt):
+    if stage == DENOISE and not is_denoised_here(attempt):
         return None
-    seconds: float | None = attempt[f"{stage}_seconds"]
+    seconds: float | None = attempt[seconds_column(stage)]
     return seconds
 
 
@@ -111,7 +118,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
 
 def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot:
     """Return the peaks: of a stage what torch had in use, since it keeps what others reserved."""
-    names = {f"{stage}_peak_vram_allocated_bytes": stage for stage in STAGES_ON_CARD}
+    names = {peak_column(stage): stage for stage in STAGES_ON_CARD}
     names |= {"peak_vram_reserved_bytes": "reserved", "peak_vram_device_bytes": "whole card"}
     traces = _markers(done, names, GIB)
     highest = {name: _highest(done, column) for column, name in names.items()}

@@ -11,7 +11,8 @@ from typing import Any
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.planning.benchmark import Progress, progress_of
-from hv15_batch.record import DONE_STATUSES
+from hv15_batch.planning.tables import FROM_PLAN
+from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.log import last_attempts, read_rows
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import Status, read_status
@@ -26,29 +27,8 @@ from hv15_batch.rundir.stored import (
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"
 
-LOG_COLUMNS = (
-    *("run_id", "clip_id", "row_id", "row_index", "attempt", "repeat", "settings_sha256"),
-    *("started_at", "finished_at", "prompt", "negative_prompt", "image", "seed", "height"),
-    *("width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "fps"),
-    *("tags", "attention_backend_requested", "off_recipe", "model", "repo", "revision"),
-    *("weights", "task", "dtype", "attention_backend", "mask_free", "compiled", "offload"),
-    *("vae_tile_size", "decode_device", "load_seconds", "encode_seconds", "encode_cached"),
-    *("denoise_seconds", "step_seconds", "decode_seconds", "write_seconds", "total_seconds"),
-    *("is_cold", "denoise_attempt", "peak_vram_allocated_bytes", "peak_vram_reserved_bytes"),
-    *("encode_peak_vram_allocated_bytes", "denoise_peak_vram_allocated_bytes"),
-    *("decode_peak_vram_allocated_bytes", "peak_vram_device_bytes", "peak_ram_bytes"),
-    *("num_alloc_retries", "mfu", "energy_joules", "power_watts_mean", "sm_clock_mhz_mean"),
-    *("sm_clock_mhz_min", "temperature_celsius_max", "throttle_seconds", "quality_flag"),
-    *("throttle_power_seconds", "throttle_thermal_seconds", "throttle_hardware_seconds"),
-    "throttle_other_seconds",
-    *("file", "status", "error_type", "error_message", "gpu_name", "gpu_total_bytes"),
-    *("driver_version", "torch_version", "diffusers_version", "hv15_batch_version"),
-    "system_sha256",
-)
 _INTEGERS = ("row_index", "seed", "height", "width", "num_frames", "num_inference_steps")
 _FLOATS = ("guidance_scale", "flow_shift", "fps")
-_FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt")
-"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ def read_run(directory: RunDir) -> RunData:
     folders = {run_id: directory.run_folder(run_id) for run_id in run_ids}
     settings = {run_id: run_settings(folder) for run_id, folder in folders.items()}
     systems = {run_id: run_system(folder) for run_id, folder in folders.items()}
-    attempts = read_rows(directory.log, LOG_COLUMNS)
+    attempts = read_rows(directory.log)
     add_run_columns(
         attempts, {name: run_columns(settings[name], systems[name]) for name in folders}
     )
@@ -129,8 +109,8 @@ def _shown(
 ) -> dict[str, Any]:
     """Return a clip as the page knows it; only what lies on the disk is said to be there."""
     known = {name: value for name, value in (attempt or {}).items() if value is not None}
-    clip = {**dict.fromkeys((*LOG_COLUMNS, *RUN_COLUMNS)), **asked, **known}
-    clip |= {name: asked[name] for name in _FROM_PLAN}
+    clip = {**dict.fromkeys((*columns(), *RUN_COLUMNS)), **asked, **known}
+    clip |= {name: asked[name] for name in FROM_PLAN}
     clip["logged_row_id"] = known.get("row_id")
     clip["status"] = known.get("status") or NOT_RENDERED
     file, thumb = Path(clip["file"] or ""), f"{Path(clip['file'] or '').stem}.jpg"
@@ -173,7 +153,7 @@ def _read_plan(path: Path) -> Iterable[dict[str, str]]:
 
 def _typed(row: Mapping[str, str]) -> dict[str, Any]:
     """Return a line of the plan with the types of the log."""
-    values: dict[str, Any] = {name: row.get(name) or None for name in LOG_COLUMNS if name in row}
+    values: dict[str, Any] = {name: row.get(name) or None for name in columns() if name in row}
     values |= {name: int(row[name]) for name in _INTEGERS if row.get(name)}
     values |= {name: float(row[name]) for name in _FLOATS if row.get(name)}
     # The plan's `file` is where a clip lies; whether it does is looked up.

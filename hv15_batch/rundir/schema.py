@@ -10,22 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hv15_batch.record import ClipRecord
-
-GROUPS = {
-    "run_id": "Identity",
-    "prompt": "Asked for",
-    "model": "In effect, read back from the live objects",
-    "load_seconds": "Time",
-    "peak_vram_allocated_bytes": "Memory",
-    "energy_joules": "Telemetry",
-    "model_pflop": "Derived",
-    "luma_mean": "Quality",
-    "file": "Output",
-    "status": "Outcome",
-    "gpu_name": "Machine",
-}
-"""Headings by the column before which they stand."""
+from hv15_batch.record import KINDS, ClipRecord, columns
 
 SCHEMA_VERSION = 2
 """Bumped when a column is added, removed or changes its meaning."""
@@ -33,7 +18,7 @@ SCHEMA_VERSION = 2
 _HEAD = f"""\
 # Columns of the log
 
-Written from `hv15_batch/records.py`, not by hand:
+Written from `hv15_batch/record.py`, not by hand:
 
     python -m hv15_batch.rundir.schema > docs/log.md
 
@@ -46,13 +31,15 @@ How to read segments of several versions: [analysis.md](analysis.md).
 def format_schema_table() -> str:
     """Return the page, in Markdown."""
     lines = [_HEAD]
-    for field in arrow_schema():
-        if field.name in GROUPS:
-            lines += [f"\n## {GROUPS[field.name]}\n", *_TABLE_HEAD]
-        lines.append(_row(field))
+    schema = arrow_schema()
+    for kind, title in KINDS.items():
+        lines += [f"\n## {title}\n", *_TABLE_HEAD]
+        lines += [_row(schema.field(name)) for name in columns(kind)]
     return "\n".join(lines) + "\n"
 
 
+_STORED = ("about", "unit", "source")
+"""What a segment says of each column."""
 _TABLE_HEAD = ("| column | type | unit | source | meaning |", "|---|---|---|---|---|")
 
 
@@ -74,7 +61,11 @@ def arrow_schema() -> pa.Schema:
     hints = typing.get_type_hints(ClipRecord)
     return pa.schema(
         [
-            pa.field(f.name, _arrow_type(hints[f.name]), metadata=dict(f.metadata))
+            pa.field(
+                f.name,
+                _arrow_type(hints[f.name]),
+                metadata={name: f.metadata[name] for name in _STORED},
+            )
             for f in fields(ClipRecord)
         ],
         metadata={"schema_version": str(SCHEMA_VERSION)},

@@ -8,6 +8,7 @@ from typing import Any
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config
+from hv15_batch.forecast.calibrate import COLUMNS
 from hv15_batch.forecast.seconds import Execution, default_execution, predict_clip
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine, read_machine
@@ -47,24 +48,28 @@ def row(
     """A warm clip of an H200 that took `factor` times what is predicted."""
     settings = replace(SETTINGS, num_frames=changes.get("num_frames", 121))
     predicted = predict_clip(Shape.of(settings), H200, execution, None)
-    return {
-        "gpu_name": "NVIDIA H200",
-        "status": "ok",
-        "finished_at": NOW,
-        "attempt": 1,
-        "denoise_attempt": 1,
-        "is_cold": False,
-        "weights": "random",
-        "task": "t2v",
-        **vars(execution),
-        "denoise_seconds": factor * predicted.denoise_seconds,
-        "decode_seconds": decode_factor * predicted.decode_seconds,
-        "height": 480,
-        "width": 848,
-        "num_frames": 121,
-        "num_inference_steps": 8,
-        "guidance_scale": 1.0,
-    } | changes
+    return (
+        dict.fromkeys(COLUMNS)
+        | {
+            "gpu_name": "NVIDIA H200",
+            "status": "ok",
+            "finished_at": NOW,
+            "attempt": 1,
+            "denoise_attempt": 1,
+            "is_cold": False,
+            "weights": "random",
+            "task": "t2v",
+            **vars(execution),
+            "denoise_seconds": factor * predicted.denoise_seconds,
+            "decode_seconds": decode_factor * predicted.decode_seconds,
+            "height": 480,
+            "width": 848,
+            "num_frames": 121,
+            "num_inference_steps": 8,
+            "guidance_scale": 1.0,
+        }
+        | changes
+    )
 
 
 def machine(card_gib: float, ram_gib: float = 64) -> Machine:

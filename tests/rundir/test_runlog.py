@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from hv15_batch.errors import LogSchemaError
-from hv15_batch.record import ClipRecord
+from hv15_batch.record import (
+    KINDS,
+    LOAD,
+    STAGES,
+    STAGES_ON_CARD,
+    ClipRecord,
+    columns,
+    is_denoised_here,
+    peak_column,
+    seconds_column,
+)
 from hv15_batch.rundir.log import (
     SEGMENT_ROWS,
     RunLog,
@@ -80,6 +90,43 @@ def write_segment(path: Path, rows: list[dict[str, Any]], version: int | None) -
 
 def test_the_columns_are_those_of_the_contract_in_its_order() -> None:
     assert arrow_schema().names == COLUMNS
+
+
+def test_the_schema_is_the_one_that_segments_of_this_version_have() -> None:
+    stored = json.loads((Path(__file__).parents[1] / "data" / "log_schema.json").read_text("utf-8"))
+
+    schema = arrow_schema()
+
+    assert schema.metadata == {b"schema_version": stored["schema_version"].encode()}
+    assert stored["columns"] == [
+        [f.name, str(f.type), {k.decode(): v.decode() for k, v in f.metadata.items()}]
+        for f in schema
+    ], "a changed column needs a new SCHEMA_VERSION"
+
+
+def test_columns_by_kind_make_up_the_log_in_its_order() -> None:
+    assert [name for kind in KINDS for name in columns(kind)] == COLUMNS
+    assert {*columns(private=True), *columns(private=False)} == set(COLUMNS)
+
+
+def test_what_clips_are_grouped_by_holds_nothing_private() -> None:
+    assert {"compiled", "attention_backend", "gpu_name"} <= set(columns(groups=True))
+    assert not columns(groups=True, private=True)
+    assert {"prompt", "row_id", "tags", "hostname", "repo"} <= set(columns(private=True))
+
+
+def test_each_stage_has_its_columns() -> None:
+    assert set(map(seconds_column, (LOAD, *STAGES))) <= set(columns("time"))
+    assert set(map(peak_column, STAGES_ON_CARD)) <= set(columns("memory"))
+
+
+@pytest.mark.parametrize(
+    ("denoise_attempt", "is_here"), [(2, True), (1, False), (0, False), (None, True)]
+)
+def test_an_attempt_without_latents_of_another_one_denoised_itself(
+    denoise_attempt: int | None, is_here: bool
+) -> None:
+    assert is_denoised_here({"attempt": 2, "denoise_attempt": denoise_attempt}) is is_here
 
 
 def test_every_column_says_what_it_is_and_numbers_of_a_unit_name_it() -> None:
