@@ -144,7 +144,9 @@ def _typed_only_in_use(config: Config) -> list[str]:
         defaults.model.repo = option.repo
     if not is_fetched(config.runtime.attention_backend):
         defaults.runtime.attention_backend = config.runtime.attention_backend
-    return [name for name in TYPED_ONLY if _value(config, name) != _value(defaults, name)]
+    return [
+        name for name in TYPED_ONLY if _value(config, name) not in (None, _value(defaults, name))
+    ]
 
 
 def _section(config: Config, name: str) -> tuple[Any, str]:
