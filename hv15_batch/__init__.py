@@ -47,10 +47,12 @@ __all__ = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("hv15_batch.api"), name)
+if not TYPE_CHECKING:  # or a type checker would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("hv15_batch.api"), name)
 
 
 def __dir__() -> list[str]:

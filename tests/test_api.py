@@ -318,6 +318,17 @@ def test_rows_are_resumed_from_the_run_directory(
     assert [json.loads(line)["id"] for line in stored.splitlines()] == ["cat", "fox"]
 
 
+def test_a_dry_run_renders_nothing_and_tells_the_plans_lines(fake: Path) -> None:
+    rows, config = frame(prompt=["a fox"]), api.load_config(*SMALL, "dry_run=true")
+
+    events = list(api.render(config, rows))
+
+    out = fake / "outputs" / "rows"
+    lines = [*api.plan(config, rows).lines, f"Every clip: {out / 'plan.csv'}"]
+    assert events[:-1] == [api.Message(line) for line in lines]
+    assert [path.name for path in out.iterdir()] == ["plan.csv"]
+
+
 def states_after(run_dir: Path) -> tuple[str, list[str]]:
     log = api.read_log(run_dir)
     status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
