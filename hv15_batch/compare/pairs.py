@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.media.video import read_comment
+from hv15_batch.planning.tables import read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_rows_of_runs
@@ -98,7 +97,7 @@ def _finished(run_dir: RunDir, rows: Sequence[Record]) -> dict[Key, Record]:
 
     A row that was rendered with several settings counts with those of the current plan.
     """
-    current = _planned_settings(run_dir.plan)
+    current = {row["settings_sha256"] for row in read_plan(run_dir)}
     done = [row for row in rows if row["status"] in DONE_STATUSES and row["repeat"] is None]
     ranked = sorted(done, key=lambda row: _rank(row, current))  # stable: else the later one
     clips = {_key(row): row for row in ranked}
@@ -112,14 +111,6 @@ def _key(record: Record) -> Key:
 def _rank(record: Record, current: set[str]) -> tuple[bool, str, int]:
     is_current = record["settings_sha256"] in current
     return is_current, record["run_id"] or "", record["attempt"] or 0
-
-
-def _planned_settings(plan: Path) -> set[str]:
-    if not plan.is_file():
-        return set()
-    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
-    with plan.open(encoding="utf-8", newline="") as file:
-        return {line["settings_sha256"] for line in csv.DictReader(file)}
 
 
 def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:

@@ -21,6 +21,7 @@ from hv15_batch.engine.measure import StageMeter
 from hv15_batch.engine.models import LoadedModels
 from hv15_batch.engine.quality import QualityMeter
 from hv15_batch.model.tiles import NoPlanError, TilePlan, plan_tiles
+from hv15_batch.record import DENOISE
 
 Emit = Callable[[Event], None]
 
@@ -119,9 +120,9 @@ class Ladder:
         pipe = self._models.denoiser(on_torch_attention)
 
         def on_step(step: int, total: int) -> None:
-            emit(Stepped(clip.clip_id, "denoise", step, total))
+            emit(Stepped(clip.clip_id, DENOISE, step, total))
 
-        with meter.stage("denoise"), self._placement.denoising():
+        with meter.stage(DENOISE), self._placement.denoising():
             return denoise(pipe, clip, conditioning, on_step)
 
     def _step_down(self, emit: Emit) -> bool:

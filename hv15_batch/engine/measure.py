@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 from importlib import metadata
 from pathlib import Path
@@ -21,13 +21,13 @@ from hv15_batch.engine.telemetry import CardSampler, Telemetry, sampler_of
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.nvml import read_gpus
 from hv15_batch.model.shapes import Shape, forward_flop
-from hv15_batch.record import ClipRecord
+from hv15_batch.record import columns
 
 if TYPE_CHECKING:
     from hv15_batch.engine.encode.cache import Conditioning
 
 
-_COLUMNS = frozenset(field.name for field in fields(ClipRecord))
+_COLUMNS = frozenset(columns())
 
 
 @dataclass

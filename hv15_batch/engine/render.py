@@ -31,7 +31,17 @@ from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
-from hv15_batch.record import OK, SUSPECT, WARM_UP, ClipRecord, asked_record
+from hv15_batch.record import (
+    DECODE,
+    DENOISE,
+    LOAD,
+    OK,
+    SUSPECT,
+    WARM_UP,
+    ClipRecord,
+    asked_record,
+    seconds_column,
+)
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.weights.checkpoint import cache_root, tiny_root
 
@@ -95,7 +105,7 @@ class ClipRenderer:
         steps = clip.settings.num_inference_steps
         compiled_before = num_compilations()
         if not self._models.are_complete:
-            emit(Stepped(clip.clip_id, "load", 0, steps))
+            emit(Stepped(clip.clip_id, LOAD, 0, steps))
         with attempt.failing():
             # Kernels are chosen at the first clip of a worker.
             attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
@@ -104,8 +114,8 @@ class ClipRenderer:
                 # All at once, also where the first clips come from latents: a worker loads once.
                 self._models.denoiser(job.on_torch_attention)
             denoised = self._denoised(job, meter, attempt, emit)
-            emit(Stepped(clip.clip_id, "decode", steps, steps))
-            with meter.stage("decode"):
+            emit(Stepped(clip.clip_id, DECODE, steps, steps))
+            with meter.stage(DECODE):
                 decoded = self._ladder.decode(clip, denoised.latents, emit)
             self._judge(attempt, decoded)
         if attempt.error and (fault := device_fault(self._device, *attempt.error)):
@@ -158,7 +168,7 @@ class ClipRenderer:
                 f"the latents are not finite after {steps} steps; bfloat16 is the safe type"
             )
         columns = meter.columns()
-        seconds = columns["denoise_seconds"]
+        seconds = columns[seconds_column(DENOISE)]
         assert seconds is not None
         gpu_name = None if self._is_tiny else self._machine["gpu_name"] or ""
         return DenoisedClip(
@@ -168,7 +178,7 @@ class ClipRenderer:
                 "denoise_seconds": seconds,
                 "step_seconds": result.step_seconds,
                 "denoise_attempt": job.attempt,
-                **{k: v for k, v in columns.items() if k.startswith("denoise_peak_")},
+                **{k: v for k, v in columns.items() if k.startswith(f"{DENOISE}_peak_")},
                 **self._models.in_effect(),
                 **work_columns(clip.settings, conditioning, float(seconds), gpu_name),
             },

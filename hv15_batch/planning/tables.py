@@ -1,4 +1,4 @@
-"""plan.csv and clips.csv: every clip with its state, and every current clip with its log row."""
+"""The plan as files (every clip with its state), and clips.csv (every current clip as logged)."""
 
 from __future__ import annotations
 
@@ -6,47 +6,41 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from hv15_batch.clip import ClipSettings, glyph_texts
+from hv15_batch.errors import LogSchemaError
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
+from hv15_batch.rundir.schema import arrow_schema
 
 _SETTINGS = (
-    "seed",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-    "model",
+    *("seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+    *("flow_shift", "fps", "model"),
 )
+_OWN_TYPES = {
+    "line": pa.int64(),
+    "state": pa.string(),
+    "reason": pa.string(),
+    "from_latents": pa.bool_(),
+    "num_prompt_tokens": pa.int64(),
+    "predicted_denoise_seconds": pa.float64(),
+    "predicted_decode_seconds": pa.float64(),
+    "glyph_text": pa.string(),
+}
+"""Columns of the plan that the log has not."""
 PLAN_COLUMNS = (
-    "clip_id",
-    "row_id",
-    "row_index",
-    "line",
-    "state",
-    "reason",
-    "from_latents",
-    *_SETTINGS,
-    "num_prompt_tokens",
-    "predicted_denoise_seconds",
-    "predicted_decode_seconds",
-    "glyph_text",
-    "image",
-    "off_recipe",
-    "settings_sha256",
-    "denoise_sha256",
-    "file",
-    "prompt",
+    *("clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents", *_SETTINGS),
+    *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
+    *("glyph_text", "image", "off_recipe", "settings_sha256", "denoise_sha256", "file", "prompt"),
 )
 
 
@@ -56,65 +50,125 @@ def write_plan(
     prompt_tokens: dict[str, int] | None,
     predict: Callable[[ClipSettings], tuple[float, float]] | None = None,
 ) -> bool:
-    """Write every clip with its state to a CSV file; return whether that changed it.
+    """Write every clip with its state; return whether that changed anything.
 
     Args:
         planned: The clips, in the plan's order.
-        path: The file.
+        path: Where `plan.csv` goes; where a run was started, `plan.parquet` is beside it.
         prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
         predict: Returns the predicted seconds of denoising and of decoding a warm clip, where the
             card is known; asked of clips that are to be rendered.
     """
-    data = _format_plan(planned, prompt_tokens or {}, predict).encode()
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    with publishing(path) as temporary:
-        temporary.write_bytes(data)
-    return True
-
-
-def _format_plan(
-    planned: Sequence[PlannedClip],
-    prompt_tokens: dict[str, int],
-    predict: Callable[[ClipSettings], tuple[float, float]] | None,
-) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(PLAN_COLUMNS)
-    writer.writerows(plan_rows(planned, prompt_tokens, predict))
-    return text.getvalue()
+    return publish_plan(plan_rows(planned, prompt_tokens or {}, predict), path)
 
 
 def plan_rows(
     planned: Sequence[PlannedClip],
     prompt_tokens: Mapping[str, int],
     predict: Callable[[ClipSettings], tuple[float, float]] | None,
-) -> Iterator[list[Any]]:
-    """Yield the `PLAN_COLUMNS` of each clip; the arguments are those of `write_plan`."""
-    for p in planned:
-        clip, settings = p.clip, p.clip.settings
-        is_from_latents = p.is_from_latents and not p.is_done
-        cost = None if predict is None or p.is_done else predict(settings)
-        yield [
-            clip.clip_id,
-            clip.row_id,
-            clip.row_index,
-            clip.line,
-            p.state.name,
-            p.reason,
-            is_from_latents,
-            *(getattr(settings, name) for name in _SETTINGS),
-            prompt_tokens.get(settings.prompt),
-            None if cost is None or is_from_latents else round(cost[0], 1),
-            None if cost is None else round(cost[1], 1),
-            " | ".join(glyph_texts(settings.prompt)),
-            clip.image,
-            clip.off_recipe,
-            clip.settings_sha256,
-            clip.denoise_sha256,
-            p.last["file"] if p.has_result and p.last else None,
-            settings.prompt,
+) -> list[dict[str, Any]]:
+    """Return the `PLAN_COLUMNS` of each clip; the arguments are those of `write_plan`."""
+    return [_plan_row(p, prompt_tokens, predict) for p in planned]
+
+
+def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Write rows with `PLAN_COLUMNS` as `write_plan` does; return whether that changed anything."""
+    run_dir = RunDir(path.parent)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, PLAN_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    is_current = path.is_file() and path.read_bytes() == data
+    # A dry run in a new folder leaves the spreadsheet alone.
+    if run_dir.is_run_dir() and not (is_current and run_dir.plan_data.is_file()):
+        # First, since the spreadsheet says whether both are current.
+        with publishing(run_dir.plan_data) as temporary:
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=_plan_schema()), temporary)
+    if not is_current:
+        with publishing(path) as temporary:
+            temporary.write_bytes(data)
+    return not is_current
+
+
+def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
+    """Return the clips of the current manifest with the log's types; empty without a plan.
+
+    Raises:
+        LogSchemaError: the plan cannot be read.
+    """
+    if run_dir.plan_data.is_file():
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(run_dir.plan_data).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise LogSchemaError(
+                f"{run_dir.plan_data}: not readable ({error}); delete it: plan.csv holds the same."
+            ) from error
+        return rows
+    # Of a version that wrote the spreadsheet alone.
+    if not run_dir.plan.is_file():
+        return []
+    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
+    types = _plan_schema()
+    with run_dir.plan.open(encoding="utf-8", newline="") as file:
+        return [
+            {
+                name: _parsed(row[name], types.field(name).type)
+                for name in types.names
+                if name in row
+            }
+            for row in csv.DictReader(file)
         ]
+
+
+def _plan_schema() -> pa.Schema:
+    logged = arrow_schema()
+    return pa.schema(
+        [
+            pa.field(name, _OWN_TYPES[name] if name in _OWN_TYPES else logged.field(name).type)
+            for name in PLAN_COLUMNS
+        ]
+    )
+
+
+def _parsed(cell: str | None, data_type: pa.DataType) -> Any:
+    if not cell:
+        return None
+    if pa.types.is_boolean(data_type):
+        return cell == "True"
+    if pa.types.is_integer(data_type):
+        return int(cell)
+    return float(cell) if pa.types.is_floating(data_type) else cell
+
+
+def _plan_row(
+    p: PlannedClip,
+    prompt_tokens: Mapping[str, int],
+    predict: Callable[[ClipSettings], tuple[float, float]] | None,
+) -> dict[str, Any]:
+    clip, settings = p.clip, p.clip.settings
+    is_from_latents = p.is_from_latents and not p.is_done
+    cost = None if predict is None or p.is_done else predict(settings)
+    return {
+        **{name: getattr(settings, name) for name in _SETTINGS},
+        "clip_id": clip.clip_id,
+        "row_id": clip.row_id,
+        "row_index": clip.row_index,
+        "line": clip.line,
+        "state": p.state.name,
+        "reason": p.reason,
+        "from_latents": is_from_latents,
+        "num_prompt_tokens": prompt_tokens.get(settings.prompt),
+        "predicted_denoise_seconds": None if cost is None or is_from_latents else round(cost[0], 1),
+        "predicted_decode_seconds": None if cost is None else round(cost[1], 1),
+        "glyph_text": " | ".join(glyph_texts(settings.prompt)),
+        "image": clip.image,
+        "off_recipe": clip.off_recipe,
+        "settings_sha256": clip.settings_sha256,
+        "denoise_sha256": clip.denoise_sha256,
+        "file": p.last["file"] if p.has_result and p.last else None,
+        "prompt": settings.prompt,
+    }
 
 
 FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
@@ -134,27 +188,18 @@ _FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in FROM_PLAN)
 
 def write_clips_table(run_dir: RunDir) -> None:
     """Write the table of the current manifest's clips; not yet rendered ones have no status."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
     attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, _FROM_LOG)}
     with (
-        run_dir.plan.open(encoding="utf-8", newline="") as plan,
         publishing(run_dir.clips_table) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as table,
     ):
-        rows = csv.reader(plan)
-        place = {name: number for number, name in enumerate(next(rows))}
-        writer = csv.writer(table)
-        writer.writerow(CLIPS_COLUMNS)
-        for row in rows:
-            record = attempts.get(row[place["settings_sha256"]], {})
+        writer = csv.DictWriter(table, CLIPS_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        for row in read_plan(run_dir):
+            record = attempts.get(row["settings_sha256"], {})
             if record.get("finished_at") is not None:
                 record["finished_at"] = record["finished_at"].isoformat()
-            writer.writerow(
-                [
-                    row[place[name]] if name in FROM_PLAN else record.get(name)
-                    for name in CLIPS_COLUMNS
-                ]
-            )
+            writer.writerow(record | {name: row[name] for name in FROM_PLAN})
 
 
 def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> float | None:
@@ -168,9 +213,7 @@ def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> floa
     Returns:
         None where none has a value.
     """
-    csv.field_size_limit(sys.maxsize)
-    with run_dir.plan.open(encoding="utf-8", newline="") as plan:
-        current = {row["settings_sha256"] for row in csv.DictReader(plan)}
+    current = {row["settings_sha256"] for row in read_plan(run_dir)}
     columns = dict.fromkeys([column, "settings_sha256", "attempt", "repeat", "status"])
     rows = read_rows(run_dir.log, list(columns))
     measured = [row for row in rows if row["repeat"]] if is_benchmark else last_attempts(rows)

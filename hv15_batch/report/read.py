@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.planning.benchmark import Progress, progress_of
-from hv15_batch.planning.tables import FROM_PLAN
+from hv15_batch.planning.tables import FROM_PLAN, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.log import last_attempts, read_rows
 from hv15_batch.rundir.paths import RunDir
@@ -26,9 +24,6 @@ from hv15_batch.rundir.stored import (
 
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"
-
-_INTEGERS = ("row_index", "seed", "height", "width", "num_frames", "num_inference_steps")
-_FLOATS = ("guidance_scale", "flow_shift", "fps")
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,10 @@ def read_run(directory: RunDir) -> RunData:
     )
     last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
     files, thumbs = _names(directory.clips), _names(directory.thumbs)
-    plan = [_typed(row) for row in _read_plan(directory.plan)]
+    # The plan's `file` is where a clip lies; whether it does is looked up.
+    plan = [{**row, "file": None} for row in read_plan(directory)]
     asked: list[Mapping[str, Any]] = list(plan or last.values())
-    asked.sort(key=lambda clip: int(clip["row_index"]))  # Stable: seeds stay in their order.
+    asked.sort(key=lambda clip: clip["row_index"])  # Stable: seeds stay in their order.
     clips = [_shown(a, last.get(a["settings_sha256"]), files, thumbs) for a in asked]
     current = {clip["settings_sha256"] for clip in clips}
     others = [_shown(a, a, files, thumbs) for key, a in last.items() if key not in current]
@@ -141,23 +137,6 @@ def _variants(
             place = {"row_index": row["row_index"], "row_id": row["row_id"]}
             found.append({**other, **place})
     return found
-
-
-def _read_plan(path: Path) -> Iterable[dict[str, str]]:
-    if not path.is_file():
-        return []
-    csv.field_size_limit(sys.maxsize)  # The default refuses prompts over 128 KiB.
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _typed(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a line of the plan with the types of the log."""
-    values: dict[str, Any] = {name: row.get(name) or None for name in columns() if name in row}
-    values |= {name: int(row[name]) for name in _INTEGERS if row.get(name)}
-    values |= {name: float(row[name]) for name in _FLOATS if row.get(name)}
-    # The plan's `file` is where a clip lies; whether it does is looked up.
-    return {**values, "off_recipe": row.get("off_recipe") == "True", "file": None}
 
 
 def _status(directory: RunDir) -> Status | None:

@@ -63,10 +63,8 @@ class Plan:
 
         predict = self.forecast.stage_seconds if self.forecast else None
         rows = plan_rows(self.clips, self.prompt_tokens, predict)
-        columns = list(zip(*rows, strict=True)) or [()] * len(PLAN_COLUMNS)
-        names = zip(PLAN_COLUMNS, columns, strict=True)
-        frame: DataFrame = pd.DataFrame({name: arrow_series(cells) for name, cells in names})
-        return frame
+        cells = {name: [row[name] for row in rows] for name in PLAN_COLUMNS}
+        return pd.DataFrame({name: arrow_series(values) for name, values in cells.items()})
 
     def write(self) -> Path:
         """Write plan.csv into the run directory, and return its path.

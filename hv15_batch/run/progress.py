@@ -24,7 +24,7 @@ from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.forecast.eta import EtaEstimator
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
-from hv15_batch.record import FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
+from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
 from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
@@ -117,11 +117,11 @@ class Progress:
         if self._state != "encoding":
             return  # a damaged entry, made again in the middle of a run
         if self._tty:
-            self._bar = self._bar or self._make_bar(total, "encode")
+            self._bar = self._bar or self._make_bar(total, ENCODE)
             self._advance(done)
         elif done == total:
             self.say(f"encoded {total} {'text or image' if total == 1 else 'texts and images'}")
-        self._status.update(stage="encode", step=done, steps=total)
+        self._status.update(stage=ENCODE, step=done, steps=total)
 
     def rendering(self, todo: int) -> None:
         """Show that clips are rendered from now on."""

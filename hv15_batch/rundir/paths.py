@@ -89,6 +89,11 @@ class RunDir:
         return self.path / "plan.csv"
 
     @property
+    def plan_data(self) -> Path:
+        """The same with the log's types; where there was only a dry run there is none."""
+        return self.path / "plan.parquet"
+
+    @property
     def clips_table(self) -> Path:
         """One line per current clip, for spreadsheets."""
         return self.path / "clips.csv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from hv15_batch.config.settings import Config, VideoConfig
 from hv15_batch.media.video import write_thumbnail, write_video
+from hv15_batch.planning.tables import publish_plan
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
@@ -109,11 +109,9 @@ def make_run(
             (folder / r.file).write_bytes(video)
             (directory.thumbs / f"{Path(r.file).stem}.jpg").write_bytes(thumb)
     if planned is not None:
-        with directory.plan.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, PLAN_COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            for r in planned:
-                writer.writerow({"line": 2, "state": "new", "reason": "", **vars(r)})
+        rows = [{"line": 2, "state": "new", "reason": "", **vars(r)} for r in planned]
+        named = [{name: row.get(name) for name in PLAN_COLUMNS} for row in rows]
+        publish_plan(named, directory.plan)
     if config is not None:
         directory.run_folder(RUN_ID).mkdir()
         write_settings(directory.run_folder(RUN_ID), config)

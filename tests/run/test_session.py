@@ -740,7 +740,7 @@ def test_a_run_leaves_its_settings_machine_and_manifest_beside_the_clips(
     names = {p.name for p in project.run_dir.path.iterdir()}
     assert names == {
         "clips", "latents", "thumbs", "log", "embeddings", "runs", "assets",
-        "index.html", "status.json", "plan.csv", "clips.csv", ".lock",
+        "index.html", "status.json", "plan.csv", "plan.parquet", "clips.csv", ".lock",
     }  # fmt: skip
     (folder,) = project.run_dir.runs.iterdir()
     assert {p.name for p in folder.iterdir()} == {

@@ -30,6 +30,7 @@ from hv15_batch.engine.encode.encoders import Encoders, load_encoders
 from hv15_batch.engine.measure import StageMeter
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.media.image import read_image_bytes
+from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
 
 Emit = Callable[[Event], None]
@@ -93,7 +94,7 @@ class EncodePhase:
             for number, (key, text) in enumerate(texts.items(), 1):
                 meter = self._make_meter()
                 try:
-                    with meter.stage("encode"):
+                    with meter.stage(ENCODE):
                         embedding = next(embeddings)
                         self._cache.write_text(key, embedding)
                     self._encoded[key] = meter
@@ -113,7 +114,7 @@ class EncodePhase:
             for number, (key, clip) in enumerate(images.items(), done + 1):
                 meter = self._make_meter()
                 try:
-                    with meter.stage("encode"), self._placement.decoding():
+                    with meter.stage(ENCODE), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
                 except Exception as error:
@@ -195,7 +196,7 @@ class EncodePhase:
             conditioning = self._cache.read_conditioning(clip.settings, self._identity)
             if conditioning is None:
                 # A damaged entry, or latents that turned out to be damaged.
-                emit(Stepped(clip.clip_id, "encode", 0, clip.settings.num_inference_steps))
+                emit(Stepped(clip.clip_id, ENCODE, 0, clip.settings.num_inference_steps))
                 self.encode([clip], emit)
                 conditioning = self._cache.read_conditioning(clip.settings, self._identity)
         for key in keys:
