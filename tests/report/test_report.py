@@ -1,4 +1,4 @@
-"""The page of a run directory says what the log and the plan say, and nothing else."""
+"""The clips on the page: what is shown of each, its command, and what is picked."""
 
 from __future__ import annotations
 
