@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fakes.command import Answer, tiny_model
+from fakes.command import Answer, FakeRuns, tiny_model
 from PIL import Image
 
 _CACHE = "HV15_BATCH_TEST_CACHE"
@@ -92,3 +92,21 @@ def folder_of(
         return copy
 
     return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A manifest of two rows in the folder of the command."""
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,num_inference_steps\na cat,\na dog,50\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    """Runs that are only remembered."""
+    from hv15_batch.run import session
+
+    runs = FakeRuns()
+    monkeypatch.setattr(session, "run", runs)
+    return runs

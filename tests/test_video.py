@@ -300,7 +300,7 @@ def test_a_write_that_the_system_refuses_is_an_os_error_with_its_number(
 ) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from hv15_batch.config.checks import VideoCodec, VideoConfig\n"
+        "from hv15_batch.config.settings import VideoCodec, VideoConfig\n"
         "from hv15_batch.media.video import write_video\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"

@@ -64,7 +64,8 @@ class Plan:
         predict = self.forecast.stage_seconds if self.forecast else None
         rows = plan_rows(self.clips, self.prompt_tokens, predict)
         cells = {name: [row[name] for row in rows] for name in PLAN_COLUMNS}
-        return pd.DataFrame({name: arrow_series(values) for name, values in cells.items()})
+        frame: DataFrame = pd.DataFrame({n: arrow_series(values) for n, values in cells.items()})
+        return frame
 
     def write(self) -> Path:
         """Write plan.csv into the run directory, and return its path.

@@ -23,6 +23,7 @@ from fakes.pipelines import (
     ignore_steps,
     tiny_config,
 )
+from fakes.samples import sampled
 
 from hv15_batch.clip import Clip
 from hv15_batch.engine.denoise.compilation import is_compiled, num_compilations
@@ -66,7 +67,9 @@ def latents(folder_of: Callable[[str], Path], tmp_path: Path) -> Latents:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("mask_free", "streamed"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("mask_free", "streamed"), sampled([(True, False), (True, True), (False, False)], 1)
+)
 def test_compiled_blocks_give_the_same_latents_streamed_too(
     nothing_compiled: None,
     folder_of: Callable[[str], Path],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fakes.pipelines import (
     ignore_steps,
     tiny_config,
 )
+from fakes.samples import sampled
 
 from hv15_batch.clip import Clip
 from hv15_batch.engine.denoise.pipeline import denoise, load_denoiser
@@ -55,13 +57,23 @@ def stock_latents(folder: Path, clip: Clip, photo: Path) -> torch.Tensor:
     ).frames
 
 
-@pytest.mark.parametrize("prompt", [PLAIN, QUOTED], ids=["plain", "quoted"])
+MODELS = (T2V, I2V, MEANFLOW)
+GUIDANCE = {"no_cfg": (1.0, None), "cfg_empty": (6.0, ""), "cfg_negative": (6.0, NEGATIVE)}
+PROMPTS = {"plain": PLAIN, "quoted": QUOTED}
+
+
+def cases_of(model: str) -> list[Any]:
+    """Every guidance with every prompt, for one model."""
+    return [
+        pytest.param(model, *GUIDANCE[guidance], PROMPTS[prompt], id=f"{model}-{guidance}-{prompt}")
+        for guidance, prompt in itertools.product(GUIDANCE, PROMPTS)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("guidance_scale", "negative_prompt"),
-    [(1.0, None), (6.0, ""), (6.0, NEGATIVE)],
-    ids=["no_cfg", "cfg_empty", "cfg_negative"],
+    ("name", "guidance_scale", "negative_prompt", "prompt"),
+    [case for n, model in enumerate(MODELS) for case in sampled(cases_of(model), 3, seed=n)],
 )
-@pytest.mark.parametrize("name", [T2V, I2V, MEANFLOW])
 def test_latents_equal_those_of_the_stock_pipeline(
     name: str,
     guidance_scale: float,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -14,8 +15,10 @@ import numpy as np
 
 from hv15_batch.config.settings import Config, VideoConfig
 from hv15_batch.media.video import write_thumbnail, write_video
+from hv15_batch.model.variant import ModelConfig
 from hv15_batch.planning.tables import publish_plan
 from hv15_batch.record import ClipRecord
+from hv15_batch.report.render import write_page
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import write_settings
@@ -45,6 +48,8 @@ MEASURED: dict[str, Any] = {
     "gpu_name": "NVIDIA GeForce RTX 4090",
     "gpu_total_bytes": 24 * 2**30,
 }
+LONG_PROMPT = "A panda dances. " * 625
+HOSTILE = "<script>alert(1)</script> \"q\" & 'a' {{ 7 * 7 }} </td></table>"
 
 
 def record(name: str, row_index: int = 0, **changes: Any) -> ClipRecord:
@@ -140,3 +145,27 @@ def moving_clip() -> tuple[bytes, bytes]:
         write_video(frames, clip, fps=24.0, video=VideoConfig(), comment=None)
         write_thumbnail(frames, thumb)
         return clip.read_bytes(), thumb.read_bytes()
+
+
+def read_data(run_dir: Path) -> dict[str, Any]:
+    """Return what the page's scripts read."""
+    text = (run_dir / "assets" / "data.js").read_text(encoding="ascii")
+    values: dict[str, Any] = json.loads(text[text.index("hv15.data = ") + 12 :].rstrip(";\n"))
+    return values
+
+
+def build(run_dir: Path, **options: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Build the page of a run directory; return its HTML and its clips."""
+    html = write_page(run_dir, **options).read_text(encoding="utf-8")
+    return html, read_data(run_dir)["clips"]
+
+
+def first_line(html: str) -> str:
+    match = re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)
+    assert match is not None
+    return " ".join(re.sub(r"<button.*?</button>|<[^>]+>", "", match[1], flags=re.DOTALL).split())
+
+
+def settings(**changes: Any) -> Config:
+    model = ModelConfig(name="480p_t2v", repo="a/b", revision="abc")
+    return replace(Config(manifest="/home/me/my prompts.csv", model=model), **changes)

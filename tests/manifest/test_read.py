@@ -79,7 +79,7 @@ def test_ten_thousand_rows_are_read_in_time() -> None:
 def test_reading_csv_imports_no_heavy_package() -> None:
     write("p.csv", "prompt\na\n")
     code = (
-        "import sys; from pathlib import Path; from hv15_batch.config.checks import Task\n"
+        "import sys; from pathlib import Path; from hv15_batch.model.variant import Task\n"
         "from hv15_batch.manifest.read import read_manifest\n"
         "read_manifest(Path('p.csv'), Task.t2v)\n"
         "print([n for n in ('torch', 'pandas', 'pyarrow', 'PIL', 'numpy') if n in sys.modules])"
