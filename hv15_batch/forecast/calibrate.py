@@ -13,7 +13,7 @@ from hv15_batch.errors import LogSchemaError
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import num_video_tokens, shape_of
-from hv15_batch.record import DONE_STATUSES
+from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.rundir.log import read_records, segments
 
 MAX_LOGS = 20
@@ -166,7 +166,7 @@ def _counts(row: dict[str, Any]) -> bool:
         row["status"] in DONE_STATUSES
         and row["weights"] != "tiny"
         and not row["is_cold"]
-        and row["denoise_attempt"] == row["attempt"]
+        and is_denoised_here(row)
         and bool(row["denoise_seconds"])
         and bool(row["decode_seconds"])
     )

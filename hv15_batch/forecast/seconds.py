@@ -43,6 +43,8 @@ DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
 DECODE_SHARE = 0.53
 DISK_BYTES_PER_SECOND = 3e9
 """Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
+WRITE_PIXELS_PER_SECOND = 15e6
+"""Assumed of x264's `medium` on a desktop CPU, until the first clip is written."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ def predict_clip(
         denoise_flop=forwards * forward_flop(tokens, _text_tokens(settings, execution)),
         decode_flop=decode_flop,
     )
+
+
+def write_seconds(settings: ClipShape) -> float:
+    """Return the predicted seconds of writing a clip, which runs beside the next one."""
+    return settings.height * settings.width * settings.num_frames / WRITE_PIXELS_PER_SECOND
 
 
 def copy_seconds(card: Card, execution: Execution) -> float:

@@ -13,7 +13,8 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import cheaper_ways
-from hv15_batch.forecast.forecast import Forecast, make_forecast, write_seconds
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import FAILED, SUSPECT, ClipRecord, clip_seconds, is_denoised_here
+from hv15_batch.record import FAILED, SUSPECT, ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.run.prepare import Planned, Prepared
 from hv15_batch.rundir.paths import RunDir
@@ -65,11 +64,13 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
-    """Yield the lines that end a run."""
+def closing_lines(
+    prepared: Prepared, outcome: Outcome, seconds_per_clip: float | None
+) -> Iterator[str]:
+    """Yield the lines that end a run; of its `Pace` are the seconds."""
     run_dir, manifest = prepared.run_dir, prepared.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
-    yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
+    yield f"{outcome.state}: {_counts(outcome.records, len(failed), seconds_per_clip)}"
     for record in failed[:MAX_SHOWN_FAILURES]:
         yield f"  {record.clip_id}: {format_error(record)}"
     if len(failed) > MAX_SHOWN_FAILURES:
@@ -89,7 +90,7 @@ def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
     yield f"Clips: {run_dir.clips}"
 
 
-def _counts(records: Sequence[ClipRecord], failed: int) -> str:
+def _counts(records: Sequence[ClipRecord], failed: int, seconds: float | None) -> str:
     suspect = sum(r.status == SUSPECT for r in records)
     rendered = len(records) - failed
     parts = [
@@ -97,20 +98,12 @@ def _counts(records: Sequence[ClipRecord], failed: int) -> str:
         f"{failed} failed",
         f"{suspect} suspect",
     ]
-    seconds = median_warm_seconds(records)
     if seconds is not None:
         parts.append(f"{seconds:.1f} s per warm clip (median)")
     peaks = [r.peak_vram_reserved_bytes for r in records if r.peak_vram_reserved_bytes is not None]
     if peaks:
         parts.append(f"peak VRAM {max(peaks) / 2**30:.1f} GiB")
     return ", ".join(parts)
-
-
-def median_warm_seconds(records: Sequence[ClipRecord]) -> float | None:
-    """Return the median seconds of warm clips from noise to file, encoding left out."""
-    rows = [vars(r) for r in records if r.total_seconds is not None and not r.is_cold]
-    warm = [seconds for r in rows if is_denoised_here(r) and (seconds := clip_seconds(r))]
-    return statistics.median(warm) if warm else None
 
 
 _ERROR_CHARACTERS = 200

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,10 +18,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from hv15_batch.forecast.eta import EtaEstimator
+from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
-from hv15_batch.record import FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
+from hv15_batch.record import FAILED, SUSPECT, ClipRecord, attempt_seconds
 from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import format_error
 from hv15_batch.run.schedule import Wait
@@ -50,7 +48,7 @@ class Progress:
         *,
         again: Collection[Rendering] = (),
         type_again: Sequence[str] = (),
-        eta: EtaEstimator | None = None,
+        pace: Pace | None = None,
         gpu_uuid: str | None = None,
     ) -> None:
         """Begin with `done` of `total` clips finished by earlier runs.
@@ -63,16 +61,15 @@ class Progress:
             out: Where to show it; None means stdout.
             again: Those of them that this run renders again.
             type_again: Names of settings that `resume=` does not know.
-            eta: Estimates the end; None where nobody asks.
+            pace: Knows when all will be done, and has heard of a clip before this has; None where
+                nobody asks.
             gpu_uuid: The card that is watched; None for none.
         """
         self._out = out or sys.stdout
         self._tty = self._out.isatty()
         self._bar: Any = None
         self._steps: Any = None
-        self._warm_seconds: list[float] = []
-        self._last_finish = time.monotonic()
-        self._eta = eta
+        self._pace = pace
         self._health = GpuHealthReader(gpu_uuid)
         self._folder = status_file.parent
         self.on_finished: Callable[[ClipRecord], None] = lambda record: None
@@ -88,11 +85,6 @@ class Progress:
         self._state = self._state_before = "encoding"
         values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
         self._status = StatusFile(status_file, values, self._sample)
-
-    @property
-    def seconds_per_clip(self) -> float | None:
-        """Median wall seconds of this run's warm clips; None before the first."""
-        return statistics.median(self._warm_seconds) if self._warm_seconds else None
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
@@ -120,14 +112,11 @@ class Progress:
         self._close_bars()
         if self._tty:
             self._bar = self._make_bar(todo, "clips")
-        self._last_finish = time.monotonic()
         self._state = "rendering"
         self._status.update(state=self._state, stage=None, step=None, steps=None)
 
     def started(self, clip_id: str) -> None:
         """Show that a clip is in the executor's hands."""
-        if self._eta is not None:
-            self._eta.started(clip_id)
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     def waiting(self, wait: Wait) -> None:
@@ -142,7 +131,6 @@ class Progress:
     def going_on(self) -> None:
         """Show that a wait is over."""
         self.say("Going on.")
-        self._last_finish = time.monotonic()
         self._state = self._state_before
         self._status.update(state=self._state, message="", goes_on_at=None)
 
@@ -159,17 +147,15 @@ class Progress:
 
     def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
         """Show an ended attempt."""
-        seconds = self._measure(record)
         self._count(record)
-        own = attempt_seconds(vars(record))
-        self.say(_line(record, number, todo, seconds if own is None else own))
+        self.say(_line(record, number, todo))
         if self._bar is not None:
             self._advance(number)
         self._status.update(
             done=self._num_done,
             failed=len(self._failed),
             suspect=len(self._suspect),
-            seconds_per_clip=self.seconds_per_clip,
+            seconds_per_clip=self._pace.seconds_per_clip if self._pace else None,
             **self._expected_end(),
         )
         self.on_finished(record)
@@ -191,21 +177,6 @@ class Progress:
             state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
         )
         self._health.close()
-
-    def _measure(self, record: ClipRecord) -> float:
-        """Return what an ended attempt took of the run's time, and learn from it."""
-        now = time.monotonic()
-        seconds, self._last_finish = now - self._last_finish, now
-        # Two files may be finished at once while one clip takes as long as ever.
-        busy = [record.denoise_seconds, record.decode_seconds]
-        is_own = is_denoised_here(vars(record))
-        own = sum(s for s in busy if s is not None) if is_own else 0.0
-        wall = max(seconds, own)
-        if record.status != FAILED and not record.is_cold and is_own:
-            self._warm_seconds.append(wall)
-        if self._eta is not None:
-            self._eta.finished(record, wall)
-        return seconds
 
     def _count(self, record: ClipRecord) -> None:
         """Count clips, not attempts: one that failed may be tried again."""
@@ -233,10 +204,8 @@ class Progress:
         return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
 
     def _expected_end(self) -> dict[str, Any]:
-        if self._eta is None or self._state not in ("encoding", "rendering", "waiting"):
-            return dict(_NO_ETA)
-        is_rendering = self._state == "rendering"
-        left = self._eta.left(time.monotonic() - self._last_finish if is_rendering else 0.0)
+        is_going_on = self._state in ("encoding", "rendering", "waiting")
+        left = self._pace.left() if self._pace is not None and is_going_on else None
         if left is None:
             return dict(_NO_ETA)
         p50, p90 = (
@@ -283,11 +252,13 @@ def _from_now(seconds: float) -> datetime:
     return datetime.now().astimezone() + timedelta(seconds=seconds)
 
 
-def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
+def _line(record: ClipRecord, number: int, todo: int) -> str:
     head = f"[{number}/{todo}] {record.clip_id}"
     if record.status == FAILED:
         return f"{head} failed: {format_error(record)}"
-    parts = [f"{seconds:.1f} s"]
+    seconds, parts = attempt_seconds(vars(record)), []
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
     if record.peak_vram_reserved_bytes is not None:
         parts.append(f"{record.peak_vram_reserved_bytes / 2**30:.1f} GiB")
     if record.status == SUSPECT:

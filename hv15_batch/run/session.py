@@ -18,9 +18,9 @@ from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.eta import EtaEstimator
-from hv15_batch.forecast.forecast import Forecast, make_forecast, make_pace
+from hv15_batch.forecast.forecast import Forecast, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
+from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
@@ -136,7 +136,7 @@ def _render(
     facts = system_facts(machine)
     choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
     forecast = run_forecast(prepared, planned, machine)
-    pace = make_pace(forecast, run_dir, rules.clock)
+    pace = make_pace(forecast, run_dir, rules.clock, todo)
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo)
     check_window(rules.window, ((j.clip.clip_id, pace.clip_seconds(j)) for j in jobs))
     if choice.budget_bytes is not None:
@@ -148,10 +148,10 @@ def _render(
             logger.info("typed: %s", prepared.typed_line)
         predict = forecast.stage_seconds if forecast else None
         write_plan(planned.clips, run_dir.plan, None, predict)
-        progress, notices = start_watching(prepared, planned, run_id, machine, forecast)
+        progress, notices = start_watching(prepared, planned, run_id, machine, pace)
         progress.ends_after = rules.ends_after
         runner = Runner(
-            make_supervisor(spec, start, forecast, pace),
+            make_supervisor(spec, start, pace),
             RunLog(run_dir.log, run_id),
             progress,
             _known_columns(spec),
@@ -177,7 +177,7 @@ def _render(
             progress.end(outcome.state, outcome.message)
             try:
                 if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _end(prepared, outcome, say)
+                    _end(prepared, outcome, pace, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
     return outcome.exit_code
@@ -194,9 +194,9 @@ def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
     return gate
 
 
-def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
+def _end(prepared: Prepared, outcome: Outcome, pace: Pace, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(prepared, outcome))
+    lines = list(closing_lines(prepared, outcome, pace.seconds_per_clip))
     try:
         lines += _write_results(prepared)
     except (OSError, ConfigError, LogSchemaError) as error:
@@ -332,7 +332,7 @@ def start_watching(
     planned: Planned,
     run_id: str,
     machine: Machine,
-    forecast: Forecast | None,
+    pace: Pace,
 ) -> tuple[Progress, Notices]:
     """Return what shows a run and what tells of it; status.json is there from now on."""
     run_dir, notify = prepared.run_dir, prepared.config.notify
@@ -343,7 +343,7 @@ def start_watching(
         planned.num_done,
         again=planned.again,
         type_again=to_type_again(prepared.config),
-        eta=EtaEstimator(planned.todo, forecast),
+        pace=pace,
         gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
     )
     notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)

@@ -22,7 +22,6 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Note,
 )
-from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import read_gpus
@@ -83,9 +82,9 @@ class Supervisor:
         """See `dispatch.protocol.Executor.submit`."""
         assert self._executor is not None
         self.in_hand.add(job)
+        self._pace.submitted(job)
         self._stalls.submitted(job)
         self._recycling.submitted()
-        self._pace.submitted(job)
         self._executor.submit(job)
 
     def poll(self, timeout_seconds: float) -> Event | None:
@@ -97,13 +96,15 @@ class Supervisor:
             seconds = min(time.monotonic() - begin, _MAX_TICK_SECONDS)
             if reason := self._stalls.waited(seconds):
                 self._executor.kill()
-                return Died(reason, WORKER_STALLED)
+                event = Died(reason, WORKER_STALLED)
+                self._pace.heard(event)
+                return event
             return None
         if isinstance(event, Note) and event.offload is not None:
             self._offload = event.offload
         self.in_hand.heard(event)
         self._pace.heard(event)
-        self._stalls.heard(event, is_writing=len(self.in_hand) > 0)
+        self._stalls.heard(event)
         self._recycling.heard(event, self._executor.resident_bytes)
         return event
 
@@ -151,19 +152,12 @@ class Start:
     """Of the run directory's lock: it passes on when parent and worker are gone."""
 
 
-def make_supervisor(
-    spec: ExecutorSpec, start: Start, forecast: Forecast | None, pace: Pace
-) -> Supervisor:
+def make_supervisor(spec: ExecutorSpec, start: Start, pace: Pace) -> Supervisor:
     """Return the supervisor of a run's workers, which are numbered from 0."""
     spec = replace(spec, lock_descriptor=start.lock_descriptor)
     numbers = itertools.count()
     retry, runtime = spec.config.retry, spec.config.runtime
-    stalls = StallWatch(
-        retry.stall_factor,
-        start.patience,
-        forecast.clip_cost if forecast else lambda _settings: None,
-        runtime.compile,
-    )
+    stalls = StallWatch(retry.stall_factor, start.patience, pace, runtime.compile)
 
     def make_executor(offload: OffloadKind | None) -> Executor:
         worker_id = f"local-{next(numbers)}"
