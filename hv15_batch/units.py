@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""
 
 GIB = 2**30
 JOULES_PER_WATT_HOUR = 3600
@@ -41,8 +45,6 @@ def format_setting(value: Any) -> str:
         return repr(value).removesuffix(".0")
     return str(value)
 
-
-GIB = 1024**3
 
 MAX_SHOWN_CHARACTERS = 60
 """A longer value is shortened in a message."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
+from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.record import ClipRecord
 
@@ -45,6 +46,8 @@ class ExecutorSpec:
     """The profile chosen; never `auto`."""
     budget_bytes: int | None = None
     """What torch may take of the card; None on the CPU."""
+    gpu: Gpu | None = None
+    """The card that it renders on; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
     lock_descriptor: int | None = None
@@ -95,7 +98,7 @@ class EncodingEnded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A denoising step has ended (`step` from 1), or another stage has begun."""
+    """A denoising step has ended (`step` from 1), or another stage has started."""
 
     clip_id: str
     stage: str
@@ -135,13 +138,15 @@ class Died:
 
 
 Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+Emit = Callable[[Event], None]
+"""Sends an event to the parent."""
 
 
 class RendererBroken(Exception):
     """A renderer can render no more, e.g. after a CUDA error that all later calls repeat."""
 
     def __init__(self, reason: str, record: ClipRecord | None) -> None:
-        """Say why, and what became of the clip in hand."""
+        """Say why, and what became of the current clip."""
         super().__init__(reason)
         self.reason, self.record = reason, record
 
@@ -149,14 +154,14 @@ class RendererBroken(Exception):
 class Renderer(Protocol):
     """What runs inside an executor (`engine.render.ClipRenderer`, or a fake in tests)."""
 
-    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+    def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode the texts and images of these clips that the cache lacks.
 
         Raises:
             RendererBroken: see there.
         """
 
-    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+    def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
         """Denoise and decode; return what writes the file and gives the record.
 
         Raises:
@@ -165,7 +170,7 @@ class Renderer(Protocol):
 
 
 class Executor(Protocol):
-    """What the runner talks to."""
+    """What the loop talks to, by its supervisor."""
 
     def start(self) -> None:
         """Bring the executor up; returns at once."""

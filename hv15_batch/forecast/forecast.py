@@ -105,7 +105,7 @@ def make_forecast(
     name = config.runtime.card
     if name is not None and find_card(name) is None:
         raise ConfigError(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
-    gpu_name = name or (machine.gpus[0].name if machine.gpus else None)
+    gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:
         return None
