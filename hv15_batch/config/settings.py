@@ -131,7 +131,7 @@ class RetryConfig:
     """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
     smaller offload profile. False makes it a failure at once."""
     max_attempts: int = 2
-    """Attempts in one run at a clip whose worker died with it in hand; then it is set aside."""
+    """Attempts in one run at a clip whose worker died with it; then it is skipped."""
     max_clips_per_worker: int | None = None
     """The worker is replaced after this many clips; null means never for that reason."""
     max_ram_growth_gib: float | None = 8.0

@@ -218,7 +218,8 @@ class Pace:
 
     def expected(self, job: Job) -> dict[str, float]:
         """Return the seconds of `step`, `denoise`, `decode` and `write`; 0 where not known."""
-        return self._expected(self._kind(job))
+        clip = self._underway.get(job.key)
+        return self._expected(clip.kind if clip else self._kind(job))
 
     def clip_seconds(self, job: Job) -> float:
         """Return in how many seconds a clip started now would be finished; 0 when not known."""

@@ -11,7 +11,7 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import FAILED, SUSPECT, ClipRecord
 from hv15_batch.redaction import redacted
-from hv15_batch.run.prepare import Planned, Prepared
+from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.stored import to_type_again
@@ -42,14 +42,14 @@ class StopRun(Exception):
 MAX_SHOWN_FAILURES = 5
 
 
-def headline(run_dir: RunDir, planned: Planned) -> str:
+def headline(run_dir: RunDir, todo: Todo) -> str:
     """Return the first line of a run: where, and `new` or how many of all clips are done."""
-    if not run_dir.run_ids() and not planned.num_done:
+    if not run_dir.run_ids() and not todo.num_done:
         return f"{run_dir.path}: new"
-    if planned.repetitions is not None:
-        total = planned.repetitions.num_clips * planned.repetitions.num_repeats
-        return f"{run_dir.path}: {planned.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {planned.num_done} of {planned.num_total} done"
+    if todo.repetitions is not None:
+        total = todo.repetitions.num_clips * todo.repetitions.num_repeats
+        return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
+    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done"
 
 
 def nothing_to_do(
@@ -64,11 +64,9 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(
-    prepared: Prepared, outcome: Outcome, seconds_per_clip: float | None
-) -> Iterator[str]:
+def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None) -> Iterator[str]:
     """Yield the lines that end a run; of its `Pace` are the seconds."""
-    run_dir, manifest = prepared.run_dir, prepared.manifest
+    run_dir, manifest = asked.run_dir, asked.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
     yield f"{outcome.state}: {_counts(outcome.records, len(failed), seconds_per_clip)}"
     for record in failed[:MAX_SHOWN_FAILURES]:
@@ -76,10 +74,10 @@ def closing_lines(
     if len(failed) > MAX_SHOWN_FAILURES:
         yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
     if outcome.exit_code != EXIT_OK:
-        how, *again = resume_lines(run_dir.path, to_type_again(prepared.config))
+        how, *again = resume_lines(run_dir.path, to_type_again(asked.config))
         yield f"{outcome.message}; {how}"
         yield from again
-        if prepared.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
+        if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
             yield "That is this job alone; the same command again resumes the whole sweep."
     if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
         yield (

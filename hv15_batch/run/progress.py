@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Note, Stepped
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
@@ -35,6 +36,10 @@ Rendering = tuple[str | None, int | None]
 """A clip, or one repetition of it in a benchmark."""
 
 
+def _from_now(seconds: float) -> datetime:
+    return datetime.now().astimezone() + timedelta(seconds=seconds)
+
+
 class Progress:
     """Counts clips and shows them."""
 
@@ -49,6 +54,7 @@ class Progress:
         again: Collection[Rendering] = (),
         type_again: Sequence[str] = (),
         pace: Pace | None = None,
+        ends_after: Callable[[float], datetime] = _from_now,
         gpu_uuid: str | None = None,
     ) -> None:
         """Begin with `done` of `total` clips finished by earlier runs.
@@ -63,6 +69,8 @@ class Progress:
             type_again: Names of settings that `resume=` does not know.
             pace: Knows when all will be done, and has heard of a clip before this has; None where
                 nobody asks.
+            ends_after: Returns when work of so many seconds will be done; `window` makes that
+                later.
             gpu_uuid: The card that is watched; None for none.
         """
         self._out = out or sys.stdout
@@ -72,13 +80,12 @@ class Progress:
         self._pace = pace
         self._health = GpuHealthReader(gpu_uuid)
         self._folder = status_file.parent
-        self.on_finished: Callable[[ClipRecord], None] = lambda record: None
-        """Called with each record, after it is shown."""
-        self.ends_after: Callable[[float], datetime] = _from_now
-        """Returns when work of so many seconds will be done; `window` makes that later."""
+        self._ends_after = ends_after
         self._failed: set[Rendering] = set()
         self._suspect: set[Rendering] = set()
         self._done: set[Rendering] = set(again)
+        self._ended: set[Rendering] = set()
+        self._num_todo = 0
         self._done_before = done - len(self._done)  # not touched by this run
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
@@ -96,6 +103,25 @@ class Progress:
             else:
                 print(text, file=self._out, flush=True)
 
+    def submitted(self, job: Job) -> None:
+        """Show that a clip is handed over."""
+        self.started(job.clip.clip_id)
+
+    def heard(self, event: Event) -> None:
+        """Show an event of the worker."""
+        match event:
+            case Note():
+                self.say(event.text)
+            case Encoded():
+                self.encoding(event.done, event.total)
+            case Stepped(clip_id, stage, step, steps):
+                self.stepped(clip_id, stage, step, steps)
+            case Finished(_, record):
+                self._ended.add((record.clip_id, record.repeat))
+                self.finished_clip(record, len(self._ended), self._num_todo)
+            case _:
+                pass
+
     def encoding(self, done: int, total: int) -> None:
         """Show that another text or image is encoded."""
         if self._state != "encoding":
@@ -110,6 +136,7 @@ class Progress:
     def rendering(self, todo: int) -> None:
         """Show that clips are rendered from now on."""
         self._close_bars()
+        self._num_todo = todo
         if self._tty:
             self._bar = self._make_bar(todo, "clips")
         self._state = "rendering"
@@ -128,14 +155,14 @@ class Progress:
         what = {"state": wait.state, "message": wait.reason, "goes_on_at": moment, **_NO_CLIP}
         self._status.update(**what)
 
-    def going_on(self) -> None:
+    def resuming(self) -> None:
         """Show that a wait is over."""
         self.say("Going on.")
         self._state = self._state_before
         self._status.update(state=self._state, message="", goes_on_at=None)
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
-        """Show a denoising step or another stage of the clip in hand."""
+        """Show a denoising step or another stage of the current clip."""
         if self._tty:
             if self._steps is None:
                 self._steps = tqdm(total=steps, leave=False, position=1, file=self._out)
@@ -158,10 +185,9 @@ class Progress:
             seconds_per_clip=self._pace.seconds_per_clip if self._pace else None,
             **self._expected_end(),
         )
-        self.on_finished(record)
 
     def interrupted(self, clip_id: str, repeat: int | None) -> None:
-        """Take note that a clip in hand is not finished, whatever was there before."""
+        """Take note that a current clip is not finished, whatever was there before."""
         self._done.discard((clip_id, repeat))
         self._status.update(done=self._num_done)
 
@@ -209,7 +235,7 @@ class Progress:
         if left is None:
             return dict(_NO_ETA)
         p50, p90 = (
-            self.ends_after(seconds).isoformat(timespec="seconds")
+            self._ends_after(seconds).isoformat(timespec="seconds")
             for seconds in (left.p50_seconds, left.p90_seconds)
         )
         return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
@@ -246,10 +272,6 @@ def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
         "message": "",
         "goes_on_at": None,
     }
-
-
-def _from_now(seconds: float) -> datetime:
-    return datetime.now().astimezone() + timedelta(seconds=seconds)
 
 
 def _line(record: ClipRecord, number: int, todo: int) -> str:

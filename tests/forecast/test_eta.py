@@ -13,14 +13,14 @@ from fakes.runs import FakeClock
 
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Finished, Job, Ready
+from hv15_batch.dispatch.protocol import Finished, Job, Note, Ready
 from hv15_batch.forecast.eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, TimeLeft
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function, make_forecast
 from hv15_batch.forecast.pace import make_pace
 from hv15_batch.forecast.seconds import Scales
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.model.variant import ModelConfig
+from hv15_batch.model.variant import ModelConfig, OffloadKind
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import FAILED, OK, ClipRecord, asked_record
 from hv15_batch.rundir.paths import RunDir
@@ -275,3 +275,34 @@ def test_a_record_of_a_clip_that_was_not_planned_is_no_error() -> None:
     eta.pace.submitted(Job(stranger, 1, False))
 
     assert eta.left(0) is None
+
+
+def test_after_a_change_of_profile_only_clips_of_the_new_one_count() -> None:
+    todo = clips(6)
+    eta = Eta(todo, None)
+    for planned in todo[:2]:
+        eta.finished(record(planned, step_seconds=[2.0] * 50), 100.0)
+    eta.pace.heard(Note("out of memory: going on with offload=stream", OffloadKind.stream))
+    job = Job(todo[5].clip, 1, False)
+
+    assert (left(eta).p50_seconds, eta.pace.expected(job)["step"]) == (pytest.approx(400), 2.0)
+    eta.finished(record(todo[2], step_seconds=[20.0] * 50), 1000.0)
+
+    assert (left(eta).p50_seconds, eta.pace.expected(job)["step"]) == (pytest.approx(3000), 20.0)
+    assert left(eta).basis is EtaBasis.measured
+
+
+def test_seconds_a_clip_are_those_of_warm_clips_that_were_denoised_here() -> None:
+    todo = clips(5)
+    eta = Eta(todo, None)
+    assert eta.pace.seconds_per_clip is None
+
+    eta.finished(record(todo[0], is_cold=True, total_seconds=900.0), 900.0)
+    assert eta.pace.seconds_per_clip is None
+    eta.finished(record(todo[1], attempt=2, total_seconds=800.0), 5.0)
+    eta.finished(record(todo[2], FAILED, total_seconds=700.0), 5.0)
+    assert eta.pace.seconds_per_clip is None
+    eta.finished(record(todo[3], total_seconds=110.0, encode_seconds=10.0), 300.0)
+    eta.finished(record(todo[4], total_seconds=104.0), 300.0)
+
+    assert eta.pace.seconds_per_clip == 102.0

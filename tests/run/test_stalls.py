@@ -26,7 +26,7 @@ from hv15_batch.forecast.eta import EtaBasis
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.forecast.seconds import ClipCost, CostBasis
 from hv15_batch.record import asked_record
-from hv15_batch.run import supervisor
+from hv15_batch.run import session, supervisor
 from hv15_batch.run.stalls import Patience, StallWatch
 from hv15_batch.run.supervisor import Supervisor
 
@@ -258,9 +258,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
     clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
     made = Hangs(test_worker.spec(Project(tmp_path)))
-    pace = make_pace()
-    watch = StallWatch(10.0, Patience(COLD, WARM), pace, False)
-    workers = Supervisor(lambda _: made, RetryConfig(), watch, pace)
+    workers = Supervisor(lambda _: made, RetryConfig(), make_watch())
     workers.start()
     workers.submit(job)
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: next(clock))
@@ -269,13 +267,12 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     assert workers.poll(0.2) is None
 
 
-def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path: Path) -> None:
+def test_a_worker_that_stalls_is_ended(job: Job, tmp_path: Path) -> None:
     made = Hangs(test_worker.spec(Project(tmp_path)))
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
-    pace = make_pace()
-    watch = StallWatch(10.0, Patience(0.0, 0.0), pace, False)
-    workers = Supervisor(lambda _: made, RetryConfig(), watch, pace)
+    watch = StallWatch(10.0, Patience(0.0, 0.0), make_pace(), False)
+    workers = Supervisor(lambda _: made, RetryConfig(), watch)
     workers.start()
     workers.submit(job)
 
@@ -283,4 +280,22 @@ def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path:
 
     assert isinstance(event, Died)
     assert (event.error_type, killed) == ("WorkerStalled", [True])
-    assert [held.job for held in workers.in_hand.let_go()] == [job]
+
+
+class HangsAtClip(FakeExecutor):
+    """Encodes, and says nothing more after a clip is handed over."""
+
+    def submit(self, job: Job) -> None:
+        pass
+
+
+def test_the_clip_of_a_worker_that_stalls_is_logged_as_failed(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,a cat")
+    hasty = Patience(0.0, 0.0)
+
+    code = session.run(project.config(), (), None, project.said.append, HangsAtClip, hasty)
+
+    assert code == 3
+    found = [(r["row_id"], r["attempt"], r["error_type"]) for r in project.records()]
+    assert found == [("cat", 1, "WorkerStalled"), ("cat", 2, "WorkerStalled")]
