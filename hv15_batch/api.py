@@ -31,10 +31,11 @@ from hv15_batch.redaction import redacted
 from hv15_batch.run import session
 from hv15_batch.run.outcome import ClipFinished, Event, Finished, Message, Outcome, Started
 from hv15_batch.run.outlook import Plan, make_plan
-from hv15_batch.run.prepare import Say, find_run_dir, prepare
+from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
 from hv15_batch.rundir.paths import RunDir, find_runs, sweep_folder_name
 from hv15_batch.rundir.stored import latest_settings
+from hv15_batch.units import Say
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""
 
 GIB = 2**30
 MIB = 2**20

@@ -180,7 +180,7 @@ class RetryConfig:
     """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
     smaller offload profile. False makes it a failure at once."""
     max_attempts: int = at_least(2, 1)
-    """Attempts in one run at a clip whose worker died on it; then it is skipped."""
+    """Attempts in one run at a clip whose worker died with it; then it is skipped."""
     max_clips_per_worker: int | None = at_least(None, 1)
     """The worker is replaced after this many clips; null means never for that reason."""
     max_ram_growth_gib: float | None = at_least(8.0, 0.1)

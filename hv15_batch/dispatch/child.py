@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from hv15_batch.dispatch.protocol import (
     HANDLED,
     Died,
+    Emit,
     EncodingEnded,
     Event,
     ExecutorSpec,
@@ -82,7 +83,7 @@ def child_main(
             emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
 
 
-def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) -> None:
+def _serve(pipe: Connection, renderer: Renderer, emit: Emit) -> None:
     """Answer messages: a list of clips to encode, a job to render, or None to end.
 
     What is being written is finished in any case, also when the renderer breaks.
@@ -109,7 +110,7 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Callable[[Event], None]) 
             writing.result()
 
 
-def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Callable[[Event], None]) -> None:
+def _finish(job: Job, finish: Callable[[], ClipRecord], emit: Emit) -> None:
     record = finish()
     emit(Finished(job, record))
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
+from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.record import ClipRecord
 from hv15_batch.weights.checkpoint import Checkpoint
@@ -43,6 +44,8 @@ class ExecutorSpec:
     """The profile chosen; never `auto`."""
     budget_bytes: int | None = None
     """What torch may take of the card; None on the CPU."""
+    gpu: Gpu | None = None
+    """The card that it renders on; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
     lock_descriptor: int | None = None
@@ -133,6 +136,8 @@ class Died:
 
 
 Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+Emit = Callable[[Event], None]
+"""Sends an event to the parent."""
 
 
 class RendererBroken(Exception):
@@ -147,14 +152,14 @@ class RendererBroken(Exception):
 class Renderer(Protocol):
     """What runs inside an executor (`engine.render.ClipRenderer`, or a fake in tests)."""
 
-    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+    def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode the texts and images of these clips that the cache lacks.
 
         Raises:
             RendererBroken: see there.
         """
 
-    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+    def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
         """Denoise and decode; return what writes the file and gives the record.
 
         Raises:
@@ -163,7 +168,7 @@ class Renderer(Protocol):
 
 
 class Executor(Protocol):
-    """What the runner talks to."""
+    """What the loop talks to, by its supervisor."""
 
     def start(self) -> None:
         """Bring the executor up; returns at once."""

@@ -58,7 +58,7 @@ class DiskNeed:
         return self.encode_bytes + sum(self.clip_bytes)
 
     def count_clips(self, free_bytes: int) -> int:
-        """Return how many clips will be begun on a disk with so much free."""
+        """Return how many clips will be started on a disk with so much free."""
         needed = accumulate(self.clip_bytes[:-1], initial=self.start_bytes)
         return sum(num_bytes <= free_bytes for num_bytes in needed)
 

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
-from hv15_batch.forecast.pace import WRITE_PIXELS_PER_SECOND, Pace
 from hv15_batch.forecast.seconds import (
     DISK_BYTES_PER_SECOND,
     ClipCost,
@@ -26,6 +23,7 @@ from hv15_batch.forecast.seconds import (
     not_modelled,
     predict_clip,
     predict_start,
+    write_seconds,
 )
 from hv15_batch.machine.cards import EXAMPLE, Card, card_names, find_card
 from hv15_batch.machine.machine import Machine
@@ -33,7 +31,6 @@ from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import GIB
 
 DISPLAY_GIB = 0.5
@@ -85,11 +82,6 @@ class Forecast:
             start = 0.0
 
 
-def write_seconds(settings: ClipSettings) -> float:
-    """Return the predicted seconds of writing a clip, which runs beside the next one."""
-    return Shape.of(settings).num_pixels / WRITE_PIXELS_PER_SECOND
-
-
 def make_forecast(
     config: Config,
     todo: Sequence[PlannedClip],
@@ -114,7 +106,7 @@ def make_forecast(
     name = config.runtime.card
     if name is not None and find_card(name) is None:
         raise ConfigError(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
-    gpu_name = name or (machine.gpus[0].name if machine.gpus else None)
+    gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:
         return None
@@ -165,20 +157,6 @@ def _basis_text(
     if basis is CostBasis.estimated and (missing := not_modelled(card, execution)):
         parts.append(f"not modelled: {missing}")
     return "; ".join(parts)
-
-
-def make_pace(forecast: Forecast | None, run_dir: RunDir, clock: Clock) -> Pace:
-    """Return what predicts the clips of a run."""
-
-    def has_latents(job: Job) -> bool:
-        return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
-
-    return Pace(
-        clip_cost_function(forecast),
-        is_forecast=forecast is not None,
-        has_latents=has_latents,
-        clock=clock,
-    )
 
 
 def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Shape], ClipCost]:

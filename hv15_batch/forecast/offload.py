@@ -15,6 +15,7 @@ from hv15_batch.forecast.memory import Peaks, fits_text_encoder, predict_peaks
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind, Weights
 from hv15_batch.units import GIB, format_gib
@@ -41,6 +42,8 @@ class OffloadChoice:
     streams_text_encoder: bool
     peaks: Peaks | None
     """Predicted, of the clip that needs most; None on the CPU."""
+    gpu: Gpu | None
+    """The card that it is chosen for; None on the CPU."""
 
 
 def choose_offload(
@@ -51,17 +54,18 @@ def choose_offload(
     Args:
         config: Decides profile and `runtime.vram_limit_gib`.
         settings: What is to be rendered; the size that needs most decides.
-        machine: Cards and RAM; the first card is the one used.
+        machine: Its card and RAM.
 
     Raises:
         ConfigError: the profile typed, or every profile, needs more than there is.
     """
-    if config.model.weights is Weights.tiny or not machine.gpus:
+    gpu = machine.gpu
+    if config.model.weights is Weights.tiny or gpu is None:
         kind = config.offload.kind
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind
-        return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None)
-    budget = device_budget_bytes(config, machine.gpus[0].free_bytes)
-    card = find_card(machine.gpus[0].name)
+        return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None, None)
+    budget = device_budget_bytes(config, gpu.free_bytes)
+    card = find_card(gpu.name)
     execution = execution_of(config, card)
     settings = list(settings)
     sizes = list({(s.height, s.width, s.num_frames): s for s in settings}.values())
@@ -173,7 +177,7 @@ def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> O
         f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
     )
     streams = not fits_text_encoder(candidate.execution, budget)
-    return OffloadChoice(candidate.kind, text, budget, streams, peaks)
+    return OffloadChoice(candidate.kind, text, budget, streams, peaks, machine.gpu)
 
 
 def _fault(peaks: Peaks, budget: int, machine: Machine) -> str | None:

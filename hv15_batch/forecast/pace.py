@@ -1,34 +1,56 @@
-"""How long clips take: the forecast, scaled by what this run has measured. No torch."""
+"""How long clips take: the forecast, corrected by what this run has measured. No torch.
+
+The one place where a run learns durations. Clips of one kind (size, frames, steps, guidance, from
+latents or not) are expected to take as long as those of it that were measured. A kind that was not
+measured yet is scaled from the others by the ratio of predicted costs, so that a short clip says
+something about a long one and never counts as one.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from hv15_batch.clip import ClipSettings
 from hv15_batch.clock import Clock
-from hv15_batch.dispatch.protocol import Event, Finished, Job, Key, Ready, Stepped
-from hv15_batch.forecast.seconds import ClipCost
-from hv15_batch.record import FAILED, ClipRecord
+from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, Ready, Stepped
+from hv15_batch.forecast.eta import EtaBasis, Measured, TimeLeft, time_left
+from hv15_batch.forecast.forecast import Forecast, clip_cost_function
+from hv15_batch.forecast.seconds import ClipCost, write_seconds
+from hv15_batch.model.shapes import Shape
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.record import FAILED, ClipRecord, clip_seconds, is_denoised_here
+from hv15_batch.rundir.paths import RunDir
 
-WRITE_PIXELS_PER_SECOND = 15e6
-"""Assumed of x264's `medium` on a desktop CPU, until the first clip is written."""
-MAX_MEASURED = 5
-"""The newest clips count, so that a run that has gone down the ladder is soon judged by it."""
+MAX_STAGES = 5
+"""Of a stage the newest clips count, so that a card that slows down is soon judged by it."""
+MAX_CLIPS = 100
+"""Of whole clips so many count for the expected end: their spread is asked for too."""
 
-_DENOISE, _DECODE, _WRITE = "denoise", "decode", "write"
+_STEP, _DENOISE, _DECODE, _WRITE, _CLIP = "step", "denoise", "decode", "write", "clip"
+_IN_TURN = (_DENOISE, _DECODE, _WRITE)
+"""What a clip goes through; `step` is a part of it, and `clip` the time from file to file."""
+
+
+class _Kind(NamedTuple):
+    """Clips that are expected to take the same time."""
+
+    shape: Shape
+    is_decoded_only: bool
+    on_torch_attention: bool = False
 
 
 @dataclass
-class _InHand:
+class _Underway:
     """How far a clip is; times are seconds on the run's clock."""
 
     job: Job
+    kind: _Kind
     began: float
     is_cold: bool
-    nominal_seconds: float
     stage: str | None = None
     stage_began: float = 0.0
     step: int = 0
@@ -38,64 +60,92 @@ class _InHand:
 
 
 class Pace:
-    """Predicts clips, and learns from those that this run finishes."""
+    """Predicts clips, and learns from those that this run finishes.
+
+    `left` may be asked from any thread, all else from the one that gives the events.
+    """
 
     def __init__(
         self,
-        cost: Callable[[ClipSettings], ClipCost],
+        cost: Callable[[Shape], ClipCost],
         *,
-        is_forecast: bool,
+        prior: EtaBasis | None,
         has_latents: Callable[[Job], bool],
         clock: Clock,
+        todo: Iterable[PlannedClip] = (),
     ) -> None:
-        """Start with a prediction.
+        """Begin with a prediction.
 
         Args:
-            cost: Returns a clip's predicted seconds; only its proportions count if not
-                `is_forecast`.
-            is_forecast: Whether `cost` is about this card: otherwise nothing is known before the
-                first clip.
+            cost: Returns a clip's predicted seconds; only its proportions count without `prior`.
+            prior: What `cost` rests on where it is about this card; None where nothing is known
+                before the first clip.
             has_latents: Whether a job will be decoded from saved latents.
             clock: The run's.
+            todo: What is to be rendered.
         """
         self._cost = cost
-        self._is_forecast = is_forecast
+        self._basis = self._prior = prior
         self._has_latents = has_latents
         self._clock = clock
-        self._ratios = {stage: _newest() for stage in (_DENOISE, _DECODE, _WRITE)}
-        self._rest = _newest()
-        self._cold_rest = _newest()
+        self._lock = threading.Lock()
+        self._left = {
+            (p.clip.settings_sha256, p.repeat): _Kind(Shape.of(p.clip.settings), p.is_from_latents)
+            for p in todo
+        }
+        self._measured: dict[str, dict[_Kind, deque[Measured]]] = {
+            stage: {} for stage in (_STEP, *_IN_TURN, _CLIP)
+        }
+        self._is_outdated = False  # what is measured is of a profile that is no longer used
+        self._rest: deque[float] = deque(maxlen=MAX_STAGES)  # of a clip, in none of its stages
+        self._cold_rest: deque[float] = deque(maxlen=MAX_STAGES)
+        self._warm_seconds: list[float] = []
         self._is_cold = True  # the next clip waits for a worker that loads its model
-        self._has_warm = False
         self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
-        self._in_hand: dict[Key, _InHand] = {}
-        self._on_device: _InHand | None = None
+        self._underway: dict[Key, _Underway] = {}
+        self._on_device: _Underway | None = None
+        self._since = 0.0  # the last file was finished, or a worker that had nothing got a clip
 
     # -- what happens -------------------------------------------------------------------------
 
     def started_worker(self) -> None:
         """Note that the next clip has to wait until a worker has loaded its model."""
-        self._in_hand.clear()
-        self._on_device = None
-        self._is_cold = True
+        with self._lock:
+            self._lose_all()
 
     def submitted(self, job: Job) -> None:
-        """Note that a clip is begun."""
-        nominal = sum(self._nominal(job, self._has_latents(job)).values())
-        self._on_device = _InHand(job, self._clock.elapsed_seconds(), self._is_cold, nominal)
-        self._in_hand[job.key] = self._on_device
+        """Note that a clip is started."""
+        now, kind = self._clock.elapsed_seconds(), self._kind(job)
+        with self._lock:
+            if not self._underway:
+                self._since = now
+            self._left[job.key] = kind
+            self._on_device = _Underway(job, kind, now, self._is_cold)
+            self._underway[job.key] = self._on_device
 
     def heard(self, event: Event) -> None:
         """Follow an event of the worker."""
-        match event:
-            case Stepped(stage="denoise" | "decode"):
-                self._stepped(event)
-            case Ready():
-                self._ready()
-            case Finished(job, record):
-                self._finished(job, record)
-            case _:
-                pass
+        with self._lock:
+            match event:
+                case Stepped(stage="denoise" | "decode"):
+                    self._stepped(event)
+                case Ready():
+                    self._ready()
+                case Finished(job, record):
+                    self._finished(job, record)
+                case Died():
+                    for key in self._underway:
+                        self._left.pop(key, None)  # until it is tried again
+                    self._lose_all()
+                case Note(offload=kind) if kind is not None:
+                    self._is_outdated = True
+                case _:
+                    pass
+
+    def _lose_all(self) -> None:
+        self._underway.clear()
+        self._on_device = None
+        self._is_cold = True
 
     def _stepped(self, event: Stepped) -> None:
         clip = self._on_device
@@ -113,58 +163,96 @@ class Pace:
         clip, now = self._on_device, self._clock.elapsed_seconds()
         if clip is not None:
             clip.stage, clip.stage_began = _WRITE, now
-            self._first_ratio = (now - clip.began) / clip.nominal_seconds
+            nominal = self._nominal(clip.kind)
+            self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
             self._on_device = None
 
     def _finished(self, job: Job, record: ClipRecord) -> None:
         """Learn from a clip that has ended."""
-        clip = self._in_hand.pop(job.key, None)
-        if clip is None or record.status == FAILED:
+        clip = self._underway.pop(job.key, None)
+        if clip is None:
             return
-        is_cold = clip.is_cold or bool(record.is_cold)
-        if not is_cold and not self._has_warm:
-            self._has_warm = True
-            for ratios in self._ratios.values():
-                ratios.clear()
-        measured = {
-            _DENOISE: record.denoise_seconds if record.denoise_attempt == record.attempt else None,
+        if clip is self._on_device:
+            self._on_device = None
+        self._left.pop(job.key, None)
+        now = self._clock.elapsed_seconds()
+        wall, self._since = now - self._since, now
+        if record.status == FAILED:
+            return
+        is_own = is_denoised_here(vars(record))
+        stages = {
+            _STEP: statistics.median(record.step_seconds) if record.step_seconds else None,
+            _DENOISE: record.denoise_seconds,
             _DECODE: record.decode_seconds,
             _WRITE: record.write_seconds,
         }
-        for stage, nominal in self._nominal(job, has_latents=False).items():
-            seconds = measured[stage]
-            if seconds is not None and nominal > 0 and not (is_cold and self._has_warm):
-                self._ratios[stage].append(seconds / nominal)
-        known = sum(seconds for seconds in measured.values() if seconds is not None)
-        rest = self._clock.elapsed_seconds() - clip.began - known
+        if not is_own:
+            stages[_STEP] = stages[_DENOISE] = None
+        rest = now - clip.began - sum(stages[stage] or 0.0 for stage in _IN_TURN)
         (self._cold_rest if clip.is_cold else self._rest).append(max(rest, 0.0))
+        if is_own and not record.is_cold and (seconds := clip_seconds(vars(record))) is not None:
+            self._warm_seconds.append(seconds)
+        # Two files may be finished at once while one clip takes as long as ever; and what comes
+        # once, loading and encoding, says nothing of the clips to come.
+        busy = (stages[_DENOISE] or 0.0) + (stages[_DECODE] or 0.0)
+        stages[_CLIP] = busy or wall if record.is_cold else max(wall, busy)
+        self._learn(clip.kind._replace(is_decoded_only=not is_own), stages, bool(record.is_cold))
 
-    # -- what is expected ---------------------------------------------------------------------
+    def _learn(self, kind: _Kind, stages: dict[str, float | None], is_cold: bool) -> None:
+        """Take what a clip took; cold clips count only until there is a warm one."""
+        if not self._is_outdated and is_cold and self._basis is EtaBasis.measured:
+            return
+        if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
+            for kinds in self._measured.values():
+                kinds.clear()
+        self._is_outdated = False
+        self._basis = EtaBasis.first_clip if is_cold else EtaBasis.measured
+        nominal = self._nominal(kind)
+        for stage, seconds in stages.items():
+            if seconds is not None and nominal[stage] > 0:
+                most = MAX_CLIPS if stage == _CLIP else MAX_STAGES
+                newest = self._measured[stage].setdefault(kind, deque(maxlen=most))
+                newest.append(Measured(seconds, seconds / nominal[stage]))
+
+    # -- what is expected of a clip -----------------------------------------------------------
+
+    def expected(self, job: Job) -> dict[str, float]:
+        """Return the seconds of `step`, `denoise`, `decode` and `write`; 0 where not known."""
+        clip = self._underway.get(job.key)
+        return self._expected(clip.kind if clip else self._kind(job))
 
     def clip_seconds(self, job: Job) -> float:
-        """Return in how many seconds a clip begun now would be finished; 0 when not known."""
-        return self._clip_seconds(job, self._is_cold)
+        """Return in how many seconds a clip started now would be finished; 0 when not known."""
+        return self._clip_seconds(self._kind(job), self._is_cold)
 
     def remaining_seconds(self, jobs: Iterable[Job]) -> float:
-        """Return in how many seconds these clips in hand will be finished; 0 when not known."""
-        clips = [self._in_hand[job.key] for job in jobs if job.key in self._in_hand]
+        """Return in how many seconds these current clips will be finished; 0 when not known."""
+        clips = [self._underway[job.key] for job in jobs if job.key in self._underway]
         return max(map(self._remaining_seconds, clips), default=0.0)
 
     def has_denoised(self, job: Job) -> bool:
-        """Whether a clip in hand is only being decoded or written: its latents are saved."""
-        clip = self._in_hand.get(job.key)
+        """Whether a current clip is only being decoded or written: its latents are saved."""
+        clip = self._underway.get(job.key)
         return clip is not None and clip.stage in (_DECODE, _WRITE)
 
-    def _clip_seconds(self, job: Job, is_cold: bool) -> float:
-        seconds = sum(self._expected(job).values())
-        rests = self._cold_rest if is_cold else self._rest
-        return seconds + (statistics.median(rests) if rests else 0.0)
+    @property
+    def seconds_per_clip(self) -> float | None:
+        """Median of `record.clip_seconds` of this run's warm clips that it denoised itself.
 
-    def _remaining_seconds(self, clip: _InHand) -> float:
+        None before the first.
+        """
+        return statistics.median(self._warm_seconds) if self._warm_seconds else None
+
+    def _clip_seconds(self, kind: _Kind, is_cold: bool) -> float:
+        expected = self._expected(kind)
+        rests = self._cold_rest if is_cold else self._rest
+        return sum(expected[s] for s in _IN_TURN) + (statistics.median(rests) if rests else 0.0)
+
+    def _remaining_seconds(self, clip: _Underway) -> float:
         now = self._clock.elapsed_seconds()
-        expected = self._expected(clip.job)
+        expected = self._expected(clip.kind)
         if clip.stage is None:
-            return max(self._clip_seconds(clip.job, clip.is_cold) - (now - clip.began), 0.0)
+            return max(self._clip_seconds(clip.kind, clip.is_cold) - (now - clip.began), 0.0)
         if clip.stage == _DENOISE:
             steps = clip.job.clip.settings.num_inference_steps
             assert clip.first is not None
@@ -177,29 +265,77 @@ class Pace:
         left = max(expected.get(clip.stage, 0.0) - (now - clip.stage_began), 0.0)
         return left + (expected[_WRITE] if clip.stage == _DECODE else 0.0)
 
-    def _expected(self, job: Job) -> dict[str, float]:
-        nominal = self._nominal(job, self._has_latents(job))
-        return {stage: seconds * self._ratio(stage) for stage, seconds in nominal.items()}
+    def _kind(self, job: Job) -> _Kind:
+        shape = Shape.of(job.clip.settings)
+        return _Kind(shape, self._has_latents(job), job.on_torch_attention)
 
-    def _nominal(self, job: Job, has_latents: bool) -> dict[str, float]:
-        s = job.clip.settings
-        cost = self._cost(s)
+    def _expected(self, kind: _Kind) -> dict[str, float]:
+        nominal, expected = self._nominal(kind), {}
+        for stage in (_STEP, *_IN_TURN):
+            if own := self._measured[stage].get(kind):
+                expected[stage] = statistics.median(m.seconds for m in own)
+            else:
+                expected[stage] = nominal[stage] * self._ratio(stage)
+        return expected
+
+    def _nominal(self, kind: _Kind) -> dict[str, float]:
+        cost = self._cost(kind.shape)
+        denoise = 0.0 if kind.is_decoded_only else cost.denoise_seconds
         return {
-            _DENOISE: 0.0 if has_latents else cost.denoise_seconds,
+            _STEP: denoise / kind.shape.num_inference_steps,
+            _DENOISE: denoise,
             _DECODE: cost.decode_seconds,
-            _WRITE: s.height * s.width * s.num_frames / WRITE_PIXELS_PER_SECOND,
+            _WRITE: write_seconds(kind.shape),
+            _CLIP: denoise + cost.decode_seconds,  # writing runs beside the next clip
         }
 
     def _ratio(self, stage: str) -> float:
-        """Return measured over nominal seconds."""
-        if ratios := self._ratios[stage]:
-            return statistics.median(ratios)
-        if self._is_forecast:
+        """Return measured over nominal seconds, of all kinds."""
+        medians = {
+            s: statistics.median(m.ratio for newest in kinds.values() for m in newest)
+            for s, kinds in self._measured.items()
+            if kinds
+        }
+        if stage in medians:
+            return medians[stage]
+        if self._prior is not None:
             return 1.0
-        return max(
-            (statistics.median(r) for r in self._ratios.values() if r), default=self._first_ratio
-        )
+        return max((medians[s] for s in _IN_TURN if s in medians), default=self._first_ratio)
+
+    # -- when all will be done ----------------------------------------------------------------
+
+    def left(self) -> TimeLeft | None:
+        """Return how long the rest of the run will take; None where nothing is known."""
+        with self._lock:
+            if self._basis is None:
+                return None
+            clip, passed = None, 0.0
+            if self._underway:
+                clip = (self._on_device or next(iter(self._underway.values()))).kind
+                passed = self._clock.elapsed_seconds() - self._since
+            counts = Counter(self._left.values())
+            nominal = {kind: self._nominal(kind)[_CLIP] for kind in counts}
+            return time_left(counts, nominal, self._measured[_CLIP], self._basis, clip, passed)
 
 
-def _newest() -> deque[float]:
-    return deque(maxlen=MAX_MEASURED)
+def make_pace(
+    forecast: Forecast | None, run_dir: RunDir, clock: Clock, todo: Iterable[PlannedClip] = ()
+) -> Pace:
+    """Return what predicts the clips of a run.
+
+    Args:
+        forecast: The card's; None where nothing is known of it. Costs are only compared then, and
+            there is no estimate before the first clip.
+        run_dir: Has the latents.
+        clock: The run's.
+        todo: What is to be rendered.
+    """
+
+    def has_latents(job: Job) -> bool:
+        return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
+
+    prior = None
+    if forecast is not None:
+        prior = EtaBasis.calibrated if forecast.is_calibrated else EtaBasis.estimated
+    cost = clip_cost_function(forecast)
+    return Pace(cost, prior=prior, has_latents=has_latents, clock=clock, todo=todo)

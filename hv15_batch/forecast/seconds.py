@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from hv15_batch.clip import ClipSettings
 from hv15_batch.machine.cards import Card
 from hv15_batch.model.attention import KERNELS, NATIVE, auto_kernel
 from hv15_batch.model.shapes import (
@@ -43,6 +44,8 @@ DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
 DECODE_SHARE = 0.53
 DISK_BYTES_PER_SECOND = 3e9
 """Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
+WRITE_PIXELS_PER_SECOND = 15e6
+"""Assumed of x264's `medium` on a desktop CPU, until the first clip is written."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ def predict_clip(shape: Shape, card: Card, execution: Execution, scales: Scales 
         denoise_flop=forwards * forward_flop(tokens, _text_tokens(shape, execution)),
         decode_flop=decode_flop,
     )
+
+
+def write_seconds(settings: ClipSettings | Shape) -> float:
+    """Return the predicted seconds of writing a clip, which runs beside the next one."""
+    return Shape.of(settings).num_pixels / WRITE_PIXELS_PER_SECOND
 
 
 def copy_seconds(card: Card, execution: Execution) -> float:

@@ -46,6 +46,11 @@ class Machine:
     pytorch_cuda_alloc_conf: str | None
     """PYTORCH_CUDA_ALLOC_CONF, or its newer name PYTORCH_ALLOC_CONF."""
 
+    @property
+    def gpu(self) -> Gpu | None:
+        """The card that is rendered on: the first; None without one."""
+        return self.gpus[0] if self.gpus else None
+
 
 def read_machine() -> Machine:
     """Return what this machine is now."""

@@ -61,7 +61,7 @@ def system_facts(machine: Machine | None = None, nvml: Any = None) -> dict[str, 
             "cgroup_cpus": cgroup_cpus(),
         },
         "software": {
-            "driver": machine.gpus[0].driver if machine.gpus else None,
+            "driver": machine.gpu.driver if machine.gpu else None,
             "driver_cuda_version": _driver_cuda_version(nvml) if machine.gpus else None,
             **_torch_build(),
             **_pick(facts, "os", "python_version", "pytorch_cuda_alloc_conf"),

@@ -6,22 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-from hv15_batch.clip import ClipSettings, glyph_texts
+from hv15_batch.clip import glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import cheaper_ways
-from hv15_batch.forecast.forecast import Forecast, make_forecast, write_seconds
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
-from hv15_batch.units import GIB, MIB, format_duration, format_gib, shortened
+from hv15_batch.units import GIB, MIB, Say, format_duration, format_gib, shortened
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 
 MAX_SETTINGS = 4
@@ -33,9 +35,6 @@ MAX_PROMPT_TOKENS = 1000
 TEMPLATE_TAIL_TOKENS = 5
 """`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
 
-_Settings = tuple[Shape, float, float, float]
-"""Shape, guidance scale, flow shift and frames per second."""
-
 
 def print_dry_run(
     manifest: Manifest,
@@ -43,7 +42,7 @@ def print_dry_run(
     checkpoint: Checkpoint,
     beaten: Mapping[str, int],
     plan_bytes: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Print what a run would do, grouped by equal settings.
 
@@ -125,13 +124,20 @@ def _format_weights(checkpoint: Checkpoint) -> str:
     return f"{what} at {revision}, {there}"
 
 
+_shown = attrgetter(
+    *("height", "width", "num_frames", "fps"),
+    *("num_inference_steps", "guidance_scale", "flow_shift"),
+)
+"""What of a clip's settings a line of the table says."""
+
+
 def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
-    groups: dict[_Settings, list[State]] = {}
+    groups: dict[tuple[Any, ...], list[State]] = {}
     for p in planned:
-        groups.setdefault(_settings(p.clip.settings), []).append(p.state)
+        groups.setdefault(_shown(p.clip.settings), []).append(p.state)
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))
     lines = [
-        f"{len(states):>6} x {_format_settings(settings)} ({_format_states(states)})"
+        f"{len(states):>6} x {_format_settings(*settings)} ({_format_states(states)})"
         for settings, states in largest[:MAX_SETTINGS]
     ]
     rest = largest[MAX_SETTINGS:]
@@ -141,12 +147,9 @@ def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
     return lines
 
 
-def _settings(s: ClipSettings) -> _Settings:
-    return Shape.of(s), s.guidance_scale, s.flow_shift, s.fps
-
-
-def _format_settings(settings: _Settings) -> str:
-    (height, width, frames, steps, *_), guidance, shift, fps = settings
+def _format_settings(
+    height: int, width: int, frames: int, fps: float, steps: int, guidance: float, shift: float
+) -> str:
     return (
         f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, {_count(steps, 'step')}, "
         f"guidance {guidance:g}, shift {shift:g}"

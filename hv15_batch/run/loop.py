@@ -7,13 +7,11 @@ the executor's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 from hv15_batch.clip import Clip
-from hv15_batch.clock import Clock
-from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
     Died,
@@ -28,16 +26,14 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, ConfigError
-from hv15_batch.forecast.pace import Pace
-from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
-from hv15_batch.run.in_hand import record_of_lost
 from hv15_batch.run.outcome import Outcome, StopRun
 from hv15_batch.run.progress import Progress
-from hv15_batch.run.recovery import Recovery
-from hv15_batch.run.schedule import Gate, Stop, Wait
+from hv15_batch.run.recovery import Current, Recovery, record_of_lost
+from hv15_batch.run.run import Run
+from hv15_batch.run.schedule import Stop, Wait
 from hv15_batch.run.signals import Demand, Signals
-from hv15_batch.run.supervisor import Supervisor
+from hv15_batch.run.supervisor import Supervisor, lost_gpu
 from hv15_batch.rundir.log import RunLog
 
 POLL_SECONDS = 0.2
@@ -47,63 +43,61 @@ SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
 
 
-class Runner:
-    """Renders the clips of a plan."""
+class Watcher(Protocol):
+    """Follows a run: each clip that is handed over, and each event once."""
+
+    def submitted(self, job: Job) -> None:
+        """Take note that a clip is handed over."""
+
+    def heard(self, event: Event) -> None:
+        """Take an event; a record is logged before."""
+
+
+class Loop:
+    """Renders the clips of a run."""
 
     def __init__(
         self,
+        run: Run,
         executor: Supervisor,
-        run_log: RunLog,
         progress: Progress,
-        known: Mapping[str, Any],
-        retry: RetryConfig,
-        gate: Gate,
-        pace: Pace,
-        clock: Clock,
-        find_lost_gpu: Callable[[], str | None] = lambda: None,
+        watchers: Sequence[Watcher] = (),
         received: list[int] | None = None,
     ) -> None:
         """Wire it up.
 
         Args:
+            run: what is to be rendered, and what was decided for it.
             executor: renders; a dead one is replaced.
-            run_log: takes the records.
-            progress: is told what happens.
-            known: log columns of an attempt of which the executor left no record.
-            retry: what is tried again, and how often.
-            gate: says before each clip whether to go on, stop or wait.
-            pace: knows how long what is in hand will take.
-            clock: lets time pass while waiting.
-            find_lost_gpu: returns, after a death, which card is gone, or None.
+            progress: shows what happens.
+            watchers: follow the run beside the run's pace and `progress`, after these.
             received: see `Signals`; None where only the system sends some.
         """
+        self._run = run
         self._executor = executor
-        self._log = run_log
+        self._log = RunLog(run.run_dir.log, run.run_id)
         self._progress = progress
-        self._known = known
-        self._recovery = Recovery(retry)
-        self._gate = gate
-        self._clock = clock
-        self._find_lost_gpu = find_lost_gpu
-        self._in_hand = executor.in_hand
+        self._current = Current()
+        self._watchers: tuple[Watcher, ...] = (self._current, run.pace, progress, *watchers)
+        self._known = run.known_columns()
+        self._recovery = Recovery(run.config.retry)
         self._records: dict[Key, ClipRecord] = {}
-        self._todo_count = 0
-        self._signals = Signals(pace, clock, received)
+        self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self.has_logged = False
         """Whether the log has a record of this run."""
 
-    def run(self, todo: Sequence[PlannedClip]) -> Outcome:
-        """Render all these clips in this order.
+    def render(self) -> Outcome:
+        """Render all clips in their order.
 
         Raises:
             ConfigError: the executor cannot carry out the settings here.
         """
-        self._todo_count = len(todo)
+        todo = self._run.todo.to_render
         queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
         with self._signals:
             try:
-                if self._goes_on(queue):
+                if self._may_start(queue):
                     self._executor.start()
                     self._encode([p.clip for p in todo if not p.is_from_latents])
                     self._progress.rendering(len(todo))
@@ -127,7 +121,7 @@ class Runner:
         """Let the executor encode what these clips need; what fails there fails its clips.
 
         After a second death each clip is encoded in its own turn: one that kills the executor is
-        then found and set aside.
+        then found and skipped.
         """
         if not clips:
             return
@@ -145,14 +139,13 @@ class Runner:
     def _render(self, queue: list[Job]) -> None:
         """Render the jobs from the end of the queue."""
         self._submit_next(queue)
-        while self._in_hand or self._in_hand.rendering:
+        while self._current or self._current.rendering:
             event = self._next_event()
             if isinstance(event, Finished):
                 self._recovery.finished(event.job, event.record)
-                self._take(event.job, event.record)
             elif isinstance(event, Died):
                 queue += self._bury(event)
-                if self._goes_on(queue):
+                if self._may_start(queue):
                     self._replace(event.reason)
             self._submit_next(queue)
         if self._stop_reason:
@@ -161,82 +154,78 @@ class Runner:
             assert self._signals.demand, f"{len(queue)} clips were never rendered"
             self._stop_interrupted()
 
-    def _goes_on(self, queue: list[Job]) -> bool:
-        """Whether the next clip is to be begun now.
+    def _may_start(self, queue: list[Job]) -> bool:
+        """Whether the next clip is to be started now.
 
-        Waits where the gate says so, once nothing is in hand; what is in hand is finished first.
+        Waits where the gate says so, once there is no current clip; those are finished first.
         """
         waited: Wait | None = None
         self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
         while queue and not self._signals.demand and not self._stop_reason:
-            verdict = self._gate(queue[-1])
+            verdict = self._run.gate(queue[-1])
             if verdict is None:
                 if waited:
-                    self._progress.going_on()
+                    self._progress.resuming()
                 return True
             if isinstance(verdict, Stop):
                 self._stop_reason = verdict.reason
                 break
-            if self._in_hand or self._in_hand.rendering:
+            if self._current or self._current.rendering:
                 break
             if verdict != waited:
                 self._executor.close()
                 self._progress.waiting(waited := verdict)
-            self._clock.sleep(WAIT_SECONDS)
+            self._run.clock.sleep(WAIT_SECONDS)
         return False
 
     def _submit_next(self, queue: list[Job]) -> None:
         """Hand over the next clip, unless there is a reason to wait or to stop."""
-        if not queue or self._in_hand.rendering:
+        if not queue or self._current.rendering:
             return
         reason = self._executor.recycle_reason
-        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._in_hand.keys})
-        if self._in_hand and (is_alone or reason):
+        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._current.keys})
+        if self._current and (is_alone or reason):
             return  # first what is being written
-        if self._goes_on(queue):
+        if self._may_start(queue):
             if not self._executor.is_up:
                 self._executor.start()  # after a wait
             elif reason:
                 self._progress.say(f"The worker is replaced {reason}.")
                 self._executor.recycle()
             job = queue.pop()
+            for watcher in self._watchers:
+                watcher.submitted(job)
             self._executor.submit(job)
-            self._progress.started(job.clip.clip_id)
 
     # -- events -------------------------------------------------------------------------------
 
     def _next_event(self) -> Event:
-        """Return the next event that the loop must act on; show the others."""
+        """Return the next event that the loop must act on; the watchers hear of each."""
         while True:
             self._obey_signals()
             event = self._executor.poll(POLL_SECONDS)
-            match event:
-                case None:
-                    pass
-                case Note():
-                    self._progress.say(event.text)
-                case Encoded():
-                    self._progress.encoding(event.done, event.total)
-                case Stepped(clip_id, stage, step, steps):
-                    self._progress.stepped(clip_id, stage, step, steps)
-                case Refused(message):
-                    raise ConfigError(message)
-                case Died():
-                    time.sleep(SIGNAL_GRACE_SECONDS)
-                    self._obey_signals()
-                    if self._signals.demand is Demand.soon:
-                        self._stop_interrupted()  # nobody is left to finish it
-                    if lost_gpu := self._find_lost_gpu():
-                        return replace(event, reason=lost_gpu, error_type=GPU_LOST)
-                    return event
-                case _:
-                    return event
+            if isinstance(event, Refused):
+                raise ConfigError(event.message)
+            if isinstance(event, Died):
+                time.sleep(SIGNAL_GRACE_SECONDS)
+                self._obey_signals()
+                if self._signals.demand is Demand.soon:
+                    self._stop_interrupted()  # nobody is left to finish it
+                if lost := lost_gpu(self._run.offload.gpu):
+                    event = replace(event, reason=lost, error_type=GPU_LOST)
+            if event is not None:
+                self._tell(event)
+            if not isinstance(event, Note | Encoded | Stepped | None):
+                return event
 
-    def _take(self, job: Job, record: ClipRecord) -> None:
-        """Log a record; only then does the clip count."""
-        self._append(record)
-        self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
-        self._progress.finished_clip(record, len(self._records), self._todo_count)
+    def _tell(self, event: Event) -> None:
+        """Give an event to all who follow the run; a record is logged first."""
+        if isinstance(event, Finished):
+            job, record = event.job, event.record
+            self._append(record)
+            self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
+        for watcher in self._watchers:
+            watcher.heard(event)
 
     def _append(self, record: ClipRecord) -> None:
         try:
@@ -248,23 +237,23 @@ class Runner:
         self.has_logged = True
 
     def _bury(self, event: Died) -> list[Job]:
-        """Log what a dead executor had in hand as failed; return what to try again, last first.
+        """Log what a dead executor left as failed; return what to try again, last first.
 
-        At once: from latents that is cheap, and a clip that kills its executor is set aside before
+        At once: from latents that is cheap, and a clip that kills its executor is skipped before
         another one dies.
         """
-        rendering, lost = self._in_hand.rendering, self._in_hand.let_go()
+        rendering, lost = self._current.rendering, self._current.let_go()
         self._recovery.died(event, lost, rendering)
         again = []
         for held in lost:
             record = event.record if held.job.key == rendering else None
             why = (FAILED, event.error_type, event.reason)
             record = record or record_of_lost(held, self._known, *why)
-            self._take(held.job, record)
+            self._tell(Finished(held.job, record))
             job = self._recovery.another_attempt(held)
             if job is None:
                 self._recovery.ended(record)
-                self._progress.say(f"{record.clip_id} is set aside: it ended its worker each time")
+                self._progress.say(f"{record.clip_id} is skipped: it ended its worker each time")
             else:
                 again.append(job)
         return again[::-1]
@@ -283,20 +272,20 @@ class Runner:
         Raises:
             StopRun: to be obeyed at once.
         """
-        if self._signals.end_now(self._in_hand.jobs):
+        if self._signals.end_now(self._current.jobs):
             self._stop_interrupted()
-        if line := self._signals.news(self._in_hand.jobs):
+        if line := self._signals.news(self._current.jobs):
             self._progress.say(line)
 
     def _stop_interrupted(self) -> None:
-        """End at once; log what was in hand as interrupted.
+        """End at once; log the current clips as interrupted.
 
         Raises:
             StopRun: always.
         """
         self._executor.kill()
         name = self._signals.cause.name
-        for lost in self._in_hand.let_go():
+        for lost in self._current.let_go():
             why = (name, "stopped by the user")
             self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)

@@ -17,13 +17,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.dispatch.protocol import Event, Finished, Job
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED
 from hv15_batch.record import FAILED, ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import format_error
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import format_progress
-from hv15_batch.units import MIB
+from hv15_batch.units import MIB, Say
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class Notices:
         notifier: Notifier,
         run_dir: RunDir,
         snapshot: Callable[[], Mapping[str, Any]],
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with a run.
@@ -218,6 +219,14 @@ class Notices:
         self._untold: list[ClipRecord] = []
         self._told_failure_at: float | None = None
         self._has_said_fault = False
+
+    def submitted(self, job: Job) -> None:
+        """No news."""
+
+    def heard(self, event: Event) -> None:
+        """Follow an event of the worker."""
+        if isinstance(event, Finished):
+            self.finished(event.record)
 
     def finished(self, record: ClipRecord) -> None:
         """Take an ended attempt: tell the first clip, and failures."""

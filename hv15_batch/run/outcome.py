@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import FAILED, SUSPECT, ClipRecord, clip_seconds, is_denoised_here
+from hv15_batch.record import FAILED, SUSPECT, ClipRecord
 from hv15_batch.redaction import redacted
-from hv15_batch.run.prepare import Planned, Prepared
+from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.stored import to_type_again
@@ -90,14 +89,14 @@ class StopRun(Exception):
 MAX_SHOWN_FAILURES = 5
 
 
-def headline(run_dir: RunDir, planned: Planned) -> str:
+def headline(run_dir: RunDir, todo: Todo) -> str:
     """Return the first line of a run: where, and `new` or how many of all clips are done."""
-    if not run_dir.run_ids() and not planned.num_done:
+    if not run_dir.run_ids() and not todo.num_done:
         return f"{run_dir.path}: new"
-    if planned.repetitions is not None:
-        total = planned.repetitions.num_clips * planned.repetitions.num_repeats
-        return f"{run_dir.path}: {planned.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {planned.num_done} of {planned.num_total} done"
+    if todo.repetitions is not None:
+        total = todo.repetitions.num_clips * todo.repetitions.num_repeats
+        return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
+    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done"
 
 
 def nothing_to_do(
@@ -112,20 +111,20 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
-    """Yield the lines that end a run."""
-    run_dir, manifest = prepared.run_dir, prepared.manifest
+def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None) -> Iterator[str]:
+    """Yield the lines that end a run; of its `Pace` are the seconds."""
+    run_dir, manifest = asked.run_dir, asked.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
-    yield f"{outcome.state}: {_counts(outcome.records, len(failed))}"
+    yield f"{outcome.state}: {_counts(outcome.records, len(failed), seconds_per_clip)}"
     for record in failed[:MAX_SHOWN_FAILURES]:
         yield f"  {record.clip_id}: {format_error(record)}"
     if len(failed) > MAX_SHOWN_FAILURES:
         yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
     if outcome.exit_code != EXIT_OK:
-        how, *again = resume_lines(run_dir.path, to_type_again(prepared.config))
+        how, *again = resume_lines(run_dir.path, to_type_again(asked.config))
         yield f"{outcome.message}; {how}"
         yield from again
-        if prepared.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
+        if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
             yield "That is this job alone; the same command again resumes the whole sweep."
     if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
         yield (
@@ -136,7 +135,7 @@ def closing_lines(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
     yield f"Clips: {run_dir.clips}"
 
 
-def _counts(records: Sequence[ClipRecord], failed: int) -> str:
+def _counts(records: Sequence[ClipRecord], failed: int, seconds: float | None) -> str:
     suspect = sum(r.status == SUSPECT for r in records)
     rendered = len(records) - failed
     parts = [
@@ -144,20 +143,12 @@ def _counts(records: Sequence[ClipRecord], failed: int) -> str:
         f"{failed} failed",
         f"{suspect} suspect",
     ]
-    seconds = median_warm_seconds(records)
     if seconds is not None:
         parts.append(f"{seconds:.1f} s per warm clip (median)")
     peaks = [r.peak_vram_reserved_bytes for r in records if r.peak_vram_reserved_bytes is not None]
     if peaks:
         parts.append(f"peak VRAM {format_gib(max(peaks))} GiB")
     return ", ".join(parts)
-
-
-def median_warm_seconds(records: Sequence[ClipRecord]) -> float | None:
-    """Return the median seconds of warm clips from noise to file, encoding left out."""
-    rows = [vars(r) for r in records if r.total_seconds is not None and not r.is_cold]
-    warm = [seconds for r in rows if is_denoised_here(r) and (seconds := clip_seconds(r))]
-    return statistics.median(warm) if warm else None
 
 
 _ERROR_CHARACTERS = 200

@@ -18,12 +18,12 @@ from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.run.dry_run import count_prompt_tokens, predict_run, print_dry_run
 from hv15_batch.run.preflight import find_hindrances
 from hv15_batch.run.prepare import (
-    Planned,
-    Prepared,
+    Asked,
+    Todo,
     attention_fault,
     offline_fault,
     plan_against_log,
-    todo_with,
+    render_with,
 )
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.paths import RunDir
@@ -80,7 +80,7 @@ class Plan:
         return run_dir.plan
 
 
-def make_plan(prepared: Prepared, rules: Rules) -> Plan:
+def make_plan(asked: Asked, rules: Rules) -> Plan:
     """Return what a run would do; nothing is written.
 
     Raises:
@@ -88,48 +88,48 @@ def make_plan(prepared: Prepared, rules: Rules) -> Plan:
             card, or a profile that does not fit.
         LogSchemaError: the log of the run directory cannot be read.
     """
-    config, checkpoint = prepared.config, prepared.checkpoint
-    planned = plan_against_log(prepared)
+    config, checkpoint = asked.config, asked.checkpoint
+    todo = plan_against_log(asked)
     machine = read_machine()
     lines: list[str] = []
-    plan_bytes = disk_need(planned.todo, config).plan_bytes
+    plan_bytes = disk_need(todo.to_render, config).plan_bytes
     print_dry_run(
-        prepared.manifest,
-        planned.selected,
+        asked.manifest,
+        todo.selected,
         checkpoint,
-        prepared.beaten,
+        asked.beaten,
         plan_bytes,
         lines.append,
     )
-    if planned.repetitions is not None:
-        lines.append(planned.repetitions.describe())
-    replan = partial(todo_with, prepared)
-    log = prepared.run_dir.log
-    forecast, told = predict_run(config, planned.todo, machine, log, rules, replan)
+    if todo.repetitions is not None:
+        lines.append(todo.repetitions.describe())
+    replan = partial(render_with, asked)
+    log = asked.run_dir.log
+    forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
     lines += told
-    choice = forecast.offload if forecast else _choice_on_cpu(prepared, planned, machine)
+    choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
     refusals: list[str] = []
-    if planned.todo:
-        findings = find_hindrances(prepared, planned, forecast.offload.kind if forecast else None)
-        faults = (attention_fault(config), offline_fault(prepared), *findings.refusals)
+    if todo.to_render:
+        findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
+        faults = (attention_fault(config), offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         lines += [*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals)]
     return Plan(
-        run_dir=prepared.run_dir.path,
-        clips=tuple(planned.clips),
-        todo=tuple(planned.todo),
+        run_dir=asked.run_dir.path,
+        clips=tuple(todo.clips),
+        todo=tuple(todo.to_render),
         lines=tuple(lines),
         refusals=tuple(refusals),
         offload=choice.kind.name if choice else None,
         peak_bytes=choice.peaks.device_bytes if choice and choice.peaks else None,
-        seconds=forecast.total_seconds(planned.todo) if forecast else None,
+        seconds=forecast.total_seconds(todo.to_render) if forecast else None,
         forecast=forecast,
-        prompt_tokens=count_prompt_tokens(planned.clips, checkpoint) or {},
+        prompt_tokens=count_prompt_tokens(todo.clips, checkpoint) or {},
     )
 
 
-def _choice_on_cpu(prepared: Prepared, planned: Planned, machine: Machine) -> OffloadChoice | None:
+def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
     """Return the profile of a tiny model; of another one it is not known without a card."""
-    if prepared.config.model.weights is not Weights.tiny:
+    if asked.config.model.weights is not Weights.tiny:
         return None
-    return choose_offload(prepared.config, [p.clip.settings for p in planned.todo], machine)
+    return choose_offload(asked.config, [p.clip.settings for p in todo.to_render], machine)

@@ -16,8 +16,7 @@ from pathlib import Path
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.forecast.offload import choose_offload
-from hv15_batch.machine.machine import Machine, existing_parent, free_disk_bytes
+from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     SMALL_ENCODERS_BYTES,
@@ -27,7 +26,7 @@ from hv15_batch.model.shapes import (
     VAE_BYTES,
 )
 from hv15_batch.model.variant import OffloadKind, Task
-from hv15_batch.run.prepare import Planned, Prepared, lacks_weights
+from hv15_batch.run.prepare import Asked, Todo, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.checkpoint import (
@@ -64,37 +63,37 @@ class _Claim:
     remedy: str
 
 
-def refuse_or_note(prepared: Prepared, planned: Planned, machine: Machine) -> tuple[str, ...]:
+def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
     """Return what to tell before a run begins.
+
+    Args:
+        asked: Settings, weights and run directory.
+        todo: What is to be rendered.
+        offload: The profile chosen.
 
     Raises:
         ConfigError: not even the first clips could be rendered.
     """
-    if not planned.todo:
-        return ()
-    choice = choose_offload(prepared.config, [p.clip.settings for p in planned.todo], machine)
-    findings = find_hindrances(prepared, planned, choice.kind)
+    findings = find_hindrances(asked, todo, offload)
     if findings.refusals:
         raise ConfigError("\n".join(findings.refusals))
     return findings.notes
 
 
-def find_hindrances(
-    prepared: Prepared, planned: Planned, offload: OffloadKind | None = None
-) -> Findings:
+def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None) -> Findings:
     """Look at disk, permissions and licence before weights are fetched or a file is written.
 
     Nothing is left behind: what is written to try is a file without a name.
 
     Args:
-        prepared: Settings, weights and run directory.
-        planned: What is to be rendered.
+        asked: Settings, weights and run directory.
+        todo: What is to be rendered.
         offload: The profile chosen; None where that is not known.
     """
-    config, checkpoint, run_dir = prepared.config, prepared.checkpoint, prepared.run_dir
-    need = disk_need(planned.todo, config)
+    config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
+    need = disk_need(todo.to_render, config)
     others = []
-    if lacks_weights(prepared):
+    if lacks_weights(asked):
         others.append(_weights_claim(config, checkpoint))
     if offload is OffloadKind.stream_disk:
         others.append(_blocks_claim())
@@ -106,7 +105,7 @@ def find_hindrances(
 
 
 def disk_fault(path: Path, need: DiskNeed) -> str | None:
-    """Return why no further clip is begun: the disk could not hold it, and what is in writing."""
+    """Return why no further clip is started: the disk could not hold it, and what is in writing."""
     free = free_disk_bytes(path)
     if free >= need.next_bytes:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,13 @@ from hv15_batch.redaction import BLACKED_OUT, secret_values
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
 from hv15_batch.rundir.stored import check_owner, earlier_settings
+from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, fetch, resolve_checkpoint
 from hv15_batch.weights.hub import check_online
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
-class Prepared:
+class Asked:
     """What a command means, before anything is touched."""
 
     config: Config
@@ -55,7 +54,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Todo:
     """Every clip of the manifest with its state, and what this command is about."""
 
     clips: list[PlannedClip]
@@ -64,7 +63,7 @@ class Planned:
     """Of a benchmark, which measures instead of making clips."""
 
     @property
-    def todo(self) -> list[PlannedClip]:
+    def to_render(self) -> list[PlannedClip]:
         """What is to be rendered, in order."""
         if self.repetitions is not None:
             return self.repetitions.todo
@@ -82,7 +81,7 @@ class Planned:
         """Those of them that are rendered again: by `force`, or because they are suspect."""
         if self.repetitions is not None:
             return set()
-        return {(p.clip.clip_id, p.repeat) for p in self.todo if p.has_result}
+        return {(p.clip.clip_id, p.repeat) for p in self.to_render if p.has_result}
 
     @property
     def num_total(self) -> int:
@@ -97,7 +96,7 @@ def prepare(
     typed_sampling: tuple[str, ...],
     sweep: str | None,
     content: bytes | None = None,
-) -> Prepared:
+) -> Asked:
     """Read and check everything that needs no weights and no device.
 
     Args:
@@ -126,24 +125,22 @@ def prepare(
     clips = make_clips(manifest, config, checkpoint.revision)
     check_no_secrets(config, manifest, clips)
     is_in_sweep = sweep is not None
-    return Prepared(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
+    return Asked(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
 
 
-def plan_against_log(prepared: Prepared) -> Planned:
+def plan_against_log(asked: Asked) -> Todo:
     """Return every clip with its state; refuse settings that repeat finished work.
 
     Raises:
         ConfigError: the command's settings, not the manifest, would render again what is done.
     """
-    config, run_dir = prepared.config, prepared.run_dir
+    config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-    clips = plan_clips(prepared.clips, config, history, run_dir)
-    planned = Planned(clips, select(clips, config))
-    if history.by_settings and not config.add and not _is_known_here(prepared, history):
+    clips = plan_clips(asked.clips, config, history, run_dir)
+    todo = Todo(clips, select(clips, config))
+    if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
-        difference = settings_conflict(
-            prepared.manifest, planned.selected, config, earlier, history
-        )
+        difference = settings_conflict(asked.manifest, todo.selected, config, earlier, history)
         if difference:
             raise ConfigError(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
@@ -151,8 +148,8 @@ def plan_against_log(prepared: Prepared) -> Planned:
                 "run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
-        return replace(planned, repetitions=plan_repetitions(clips, config, run_dir))
-    return planned
+        return replace(todo, repetitions=plan_repetitions(clips, config, run_dir))
+    return todo
 
 
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
@@ -180,37 +177,37 @@ def find_manifest(typed: str) -> Path:
     return path
 
 
-def _is_known_here(prepared: Prepared, history: History) -> bool:
+def _is_known_here(asked: Asked, history: History) -> bool:
     """Whether an earlier run with these very settings was let in here and finished a clip."""
-    now = prepared.config
-    model = replace(now.model, revision=prepared.checkpoint.revision)
+    now = asked.config
+    model = replace(now.model, revision=asked.checkpoint.revision)
     known = any(
         (before.model, before.sampling, before.override, before.video)
         == (model, now.sampling, now.override, now.video)
         and before.runtime.dtype == now.runtime.dtype
         and before.runtime.attention_backend == now.runtime.attention_backend
-        for before in earlier_settings(prepared.run_dir)
+        for before in earlier_settings(asked.run_dir)
     )
     return known and any(
         (record := history.by_settings.get(clip.settings_sha256)) is not None
         and record["status"] in DONE_STATUSES
-        for clip in prepared.clips
+        for clip in asked.clips
     )
 
 
-def todo_with(prepared: Prepared, config: Config) -> list[PlannedClip]:
+def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     """Return what the same command would render with other settings.
 
     Raises:
         ConfigError: these settings would be refused.
     """
     check_config(config)
-    checkpoint = prepared.checkpoint
-    if config.model != prepared.config.model:
+    checkpoint = asked.checkpoint
+    if config.model != asked.config.model:
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(prepared.manifest, config, checkpoint.revision)
-    changed = replace(prepared, config=config, checkpoint=checkpoint, clips=clips)
-    return plan_against_log(changed).todo
+    clips = make_clips(asked.manifest, config, checkpoint.revision)
+    changed = replace(asked, config=config, checkpoint=checkpoint, clips=clips)
+    return plan_against_log(changed).to_render
 
 
 def attention_fault(config: Config) -> str | None:
@@ -243,28 +240,28 @@ def check_device(config: Config, machine: Machine) -> None:
         )
 
 
-def lacks_weights(prepared: Prepared) -> bool:
+def lacks_weights(asked: Asked) -> bool:
     """Return whether weights have to be fetched before anything can be rendered."""
-    is_hub_model = prepared.config.model.weights is Weights.pretrained
-    return is_hub_model and prepared.checkpoint.folder is None
+    is_hub_model = asked.config.model.weights is Weights.pretrained
+    return is_hub_model and asked.checkpoint.folder is None
 
 
-def offline_fault(prepared: Prepared) -> str | None:
+def offline_fault(asked: Asked) -> str | None:
     """Return why missing weights could not be fetched by a run from here, or None."""
-    if not lacks_weights(prepared):
+    if not lacks_weights(asked):
         return None
     try:
-        check_online(prepared.config.model.name, os.environ)
+        check_online(asked.config.model.name, os.environ)
     except ConfigError as error:
         return str(error)
     return None
 
 
-def with_weights(prepared: Prepared, say: Say) -> Prepared:
+def with_weights(asked: Asked, say: Say) -> Asked:
     """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
-    checkpoint = fetch(prepared.config.model, say=say)
-    clips = make_clips(prepared.manifest, prepared.config, checkpoint.revision)
-    return replace(prepared, checkpoint=checkpoint, clips=clips)
+    checkpoint = fetch(asked.config.model, say=say)
+    clips = make_clips(asked.manifest, asked.config, checkpoint.revision)
+    return replace(asked, checkpoint=checkpoint, clips=clips)
 
 
 def _with_remembered_revision(config: Config, run_dir: RunDir) -> Config:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,11 +18,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from hv15_batch.dispatch.protocol import Stepped
-from hv15_batch.forecast.eta import EtaEstimator
+from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Note, Stepped
+from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
-from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds, is_denoised_here
+from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds
 from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
@@ -37,6 +35,10 @@ _NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
 
 Rendering = tuple[str | None, int | None]
 """A clip, or one repetition of it in a benchmark."""
+
+
+def _from_now(seconds: float) -> datetime:
+    return datetime.now().astimezone() + timedelta(seconds=seconds)
 
 
 class Progress:
@@ -52,7 +54,8 @@ class Progress:
         *,
         again: Collection[Rendering] = (),
         type_again: Sequence[str] = (),
-        eta: EtaEstimator | None = None,
+        pace: Pace | None = None,
+        ends_after: Callable[[float], datetime] = _from_now,
         gpu_uuid: str | None = None,
         listen: Listen | None = None,
     ) -> None:
@@ -66,7 +69,10 @@ class Progress:
             out: Where to show it; None means stdout.
             again: Those of them that this run renders again.
             type_again: Names of settings that `resume=` does not know.
-            eta: Estimates the end; None where nobody asks.
+            pace: Knows when all will be done, and has heard of a clip before this has; None where
+                nobody asks.
+            ends_after: Returns when work of so many seconds will be done; `window` makes that
+                later.
             gpu_uuid: The card that is watched; None for none.
             listen: Takes what happens as events, and then nothing is shown; None for nobody.
         """
@@ -75,29 +81,21 @@ class Progress:
         self._tty = listen is None and self._out.isatty()
         self._bar: Any = None
         self._steps: Any = None
-        self._warm_seconds: list[float] = []
-        self._last_finish = time.monotonic()
-        self._eta = eta
+        self._pace = pace
         self._health = GpuHealthReader(gpu_uuid)
         self._folder = status_file.parent
-        self.on_finished: Callable[[ClipRecord], None] = lambda record: None
-        """Called with each record, after it is shown."""
-        self.ends_after: Callable[[float], datetime] = _from_now
-        """Returns when work of so many seconds will be done; `window` makes that later."""
+        self._ends_after = ends_after
         self._failed: set[Rendering] = set()
         self._suspect: set[Rendering] = set()
         self._done: set[Rendering] = set(again)
+        self._ended: set[Rendering] = set()
+        self._num_todo = 0
         self._done_before = done - len(self._done)  # not touched by this run
         # One process draws: tqdm's default lock is a semaphore that a kill would leave behind.
         tqdm.set_lock(threading.RLock())
         self._state = self._state_before = "encoding"
         values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
         self._status = StatusFile(status_file, values, self._sample)
-
-    @property
-    def seconds_per_clip(self) -> float | None:
-        """Median wall seconds of this run's warm clips; None before the first."""
-        return statistics.median(self._warm_seconds) if self._warm_seconds else None
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
@@ -111,6 +109,25 @@ class Progress:
                 self._out.flush()
             else:
                 print(text, file=self._out, flush=True)
+
+    def submitted(self, job: Job) -> None:
+        """Show that a clip is handed over."""
+        self.started(job.clip.clip_id)
+
+    def heard(self, event: Event) -> None:
+        """Show an event of the worker."""
+        match event:
+            case Note():
+                self.say(event.text)
+            case Encoded():
+                self.encoding(event.done, event.total)
+            case Stepped(clip_id, stage, step, steps):
+                self.stepped(clip_id, stage, step, steps)
+            case Finished(_, record):
+                self._ended.add((record.clip_id, record.repeat))
+                self.finished_clip(record, len(self._ended), self._num_todo)
+            case _:
+                pass
 
     def encoding(self, done: int, total: int) -> None:
         """Show that another text or image is encoded."""
@@ -126,16 +143,14 @@ class Progress:
     def rendering(self, todo: int) -> None:
         """Show that clips are rendered from now on."""
         self._close_bars()
+        self._num_todo = todo
         if self._tty:
             self._bar = self._make_bar(todo, "clips")
-        self._last_finish = time.monotonic()
         self._state = "rendering"
         self._status.update(state=self._state, stage=None, step=None, steps=None)
 
     def started(self, clip_id: str) -> None:
         """Show that a clip is in the executor's hands."""
-        if self._eta is not None:
-            self._eta.started(clip_id)
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     def waiting(self, wait: Wait) -> None:
@@ -147,15 +162,14 @@ class Progress:
         what = {"state": wait.state, "message": wait.reason, "goes_on_at": moment, **_NO_CLIP}
         self._status.update(**what)
 
-    def going_on(self) -> None:
+    def resuming(self) -> None:
         """Show that a wait is over."""
         self.say("Going on.")
-        self._last_finish = time.monotonic()
         self._state = self._state_before
         self._status.update(state=self._state, message="", goes_on_at=None)
 
     def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
-        """Show a denoising step or another stage of the clip in hand."""
+        """Show a denoising step or another stage of the current clip."""
         if self._tty:
             if self._steps is None:
                 self._steps = tqdm(total=steps, leave=False, position=1, file=self._out)
@@ -169,25 +183,22 @@ class Progress:
 
     def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
         """Show an ended attempt."""
-        seconds = self._measure(record)
         self._count(record)
-        own = attempt_seconds(vars(record))
-        self.say(_line(record, number, todo, seconds if own is None else own))
+        self.say(_line(record, number, todo))
         if self._bar is not None:
             self._advance(number)
         self._status.update(
             done=self._num_done,
             failed=len(self._failed),
             suspect=len(self._suspect),
-            seconds_per_clip=self.seconds_per_clip,
+            seconds_per_clip=self._pace.seconds_per_clip if self._pace else None,
             **self._expected_end(),
         )
         if self._listen is not None:
             self._listen(ClipFinished(record, number, todo))
-        self.on_finished(record)
 
     def interrupted(self, clip_id: str, repeat: int | None) -> None:
-        """Take note that a clip in hand is not finished, whatever was there before."""
+        """Take note that a current clip is not finished, whatever was there before."""
         self._done.discard((clip_id, repeat))
         self._status.update(done=self._num_done)
 
@@ -203,21 +214,6 @@ class Progress:
             state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
         )
         self._health.close()
-
-    def _measure(self, record: ClipRecord) -> float:
-        """Return what an ended attempt took of the run's time, and learn from it."""
-        now = time.monotonic()
-        seconds, self._last_finish = now - self._last_finish, now
-        # Two files may be finished at once while one clip takes as long as ever.
-        busy = [record.denoise_seconds, record.decode_seconds]
-        is_own = is_denoised_here(vars(record))
-        own = sum(s for s in busy if s is not None) if is_own else 0.0
-        wall = max(seconds, own)
-        if record.status != FAILED and not record.is_cold and is_own:
-            self._warm_seconds.append(wall)
-        if self._eta is not None:
-            self._eta.finished(record, wall)
-        return seconds
 
     def _count(self, record: ClipRecord) -> None:
         """Count clips, not attempts: one that failed may be tried again."""
@@ -245,14 +241,12 @@ class Progress:
         return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
 
     def _expected_end(self) -> dict[str, Any]:
-        if self._eta is None or self._state not in ("encoding", "rendering", "waiting"):
-            return dict(_NO_ETA)
-        is_rendering = self._state == "rendering"
-        left = self._eta.left(time.monotonic() - self._last_finish if is_rendering else 0.0)
+        is_going_on = self._state in ("encoding", "rendering", "waiting")
+        left = self._pace.left() if self._pace is not None and is_going_on else None
         if left is None:
             return dict(_NO_ETA)
         p50, p90 = (
-            self.ends_after(seconds).isoformat(timespec="seconds")
+            self._ends_after(seconds).isoformat(timespec="seconds")
             for seconds in (left.p50_seconds, left.p90_seconds)
         )
         return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
@@ -291,15 +285,13 @@ def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
     }
 
 
-def _from_now(seconds: float) -> datetime:
-    return datetime.now().astimezone() + timedelta(seconds=seconds)
-
-
-def _line(record: ClipRecord, number: int, todo: int, seconds: float) -> str:
+def _line(record: ClipRecord, number: int, todo: int) -> str:
     head = f"[{number}/{todo}] {record.clip_id}"
     if record.status == FAILED:
         return f"{head} failed: {format_error(record)}"
-    parts = [f"{seconds:.1f} s"]
+    seconds, parts = attempt_seconds(vars(record)), []
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
     if record.peak_vram_reserved_bytes is not None:
         parts.append(f"{format_gib(record.peak_vram_reserved_bytes)} GiB")
     if record.status == SUSPECT:

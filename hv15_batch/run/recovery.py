@@ -1,22 +1,109 @@
-"""Counts that decide over a clip, a worker and a run: deaths, bad clips, memory growth.
+"""What a worker has now, what is lost with it, and the counts that decide what comes next.
 
-No torch and no processes: who calls says what happened.
+These are deaths, bad clips and memory growth. No torch and no processes: who calls says what
+happened.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 
+from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
-from hv15_batch.dispatch.protocol import GPU_LOST, Died, Event, Finished, Job, Key, Note
+from hv15_batch.dispatch.protocol import (
+    GPU_LOST,
+    Died,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Note,
+    Ready,
+    Stepped,
+)
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import FAILED, OK, SUSPECT, ClipRecord
-from hv15_batch.run.in_hand import Held
+from hv15_batch.record import FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.units import GIB, format_gib
 
 MIN_DEATHS_TO_STOP = 2
+
+
+@dataclass
+class Held:
+    """A clip that was handed over and has no record yet."""
+
+    job: Job
+    since: datetime
+    has_latents: bool = False
+    """It is being decoded or written; its latents are saved."""
+
+
+class Current:
+    """Follows the events of one executor."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._held: dict[Key, Held] = {}
+        self.rendering: Key | None = None
+        """The clip after which the executor has not said `Ready`, finished or not."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def keys(self) -> set[Key]:
+        """The clips without a record."""
+        return set(self._held)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The same, in the order of handing over."""
+        return [held.job for held in self._held.values()]
+
+    def submitted(self, job: Job) -> None:
+        """Remember a clip that is handed over."""
+        self._held[job.key] = Held(job, utc_now())
+        self.rendering = job.key
+
+    def heard(self, event: Event) -> None:
+        """Follow an event."""
+        match event:
+            case Finished(job):
+                self._held.pop(job.key, None)  # maybe before `Ready`
+            case Ready() | Stepped(stage="decode") if self.rendering is not None:
+                if self.rendering in self._held:
+                    self._held[self.rendering].has_latents = True
+                if isinstance(event, Ready):
+                    self.rendering = None
+            case _:
+                pass
+
+    def let_go(self) -> list[Held]:
+        """Return what an executor leaves behind, in the order of handing over, and forget it."""
+        held, self._held = list(self._held.values()), {}
+        self.rendering = None
+        return held
+
+
+def record_of_lost(
+    lost: Held, known: Mapping[str, Any], status: str, error_type: str, message: str
+) -> ClipRecord:
+    """Return the record of an attempt that left none of its own."""
+    return asked_record(
+        lost.job.clip,
+        **known,
+        attempt=lost.job.attempt,
+        repeat=lost.job.repeat,
+        status=status,
+        error_type=error_type,
+        error_message=message,
+        started_at=lost.since,
+        finished_at=utc_now(),
+    )
 
 
 class Recovery:
@@ -26,7 +113,7 @@ class Recovery:
         """Begin with a run without any."""
         self._retry = retry
         self._blamed: Counter[Key] = Counter()
-        self._in_hand: list[frozenset[Key]] = []  # at each death since a clip was finished
+        self._lost: list[frozenset[Key]] = []  # at each death since a clip was finished
         self._tried_alone: set[Key] = set()
         self._bad_in_a_row = 0
         self._last_bad = ""
@@ -50,11 +137,11 @@ class Recovery:
         fault.
         """
         suspects = {held.job.key for held in lost if event.error_type != GPU_LOST}
-        self._in_hand.append(frozenset(suspects))
+        self._lost.append(frozenset(suspects))
         self._blamed.update(suspects & {rendering} or suspects)
 
     def another_attempt(self, lost: Held) -> Job | None:
-        """Return the next attempt at a clip whose worker died; None where it is set aside."""
+        """Return the next attempt at a clip whose worker died; None where it is skipped."""
         job = lost.job
         if self._blamed[job.key] >= self._retry.max_attempts:
             self._tried_alone.discard(job.key)
@@ -64,7 +151,7 @@ class Recovery:
         return replace(job, attempt=job.attempt + 1, use_latents=use_latents)
 
     def must_be_alone(self, keys: set[Key]) -> bool:
-        """Whether these are not to be in hand together: one of them was at a death.
+        """Whether these are not to be current together: one of them was at a death.
 
         If its worker dies again, it is clear which clip is the cause.
         """
@@ -72,7 +159,7 @@ class Recovery:
 
     def finished(self, job: Job, record: ClipRecord) -> None:
         """Count an attempt that ended, well or not: the worker works."""
-        self._in_hand.clear()
+        self._lost.clear()
         self._tried_alone.discard(job.key)
         self.ended(record)
 
@@ -88,13 +175,13 @@ class Recovery:
     def hopeless(self, reason: str) -> str | None:
         """Return why the run is to stop: workers die in a row and no one clip can be the cause.
 
-        One clip that kills its worker is in hand at every death; it is set aside after its
+        One clip that kills its worker is lost at every death; it is skipped after its
         attempts, and the next clip gets its chance.
         """
-        if len(self._in_hand) < MIN_DEATHS_TO_STOP or frozenset.intersection(*self._in_hand):
+        if len(self._lost) < MIN_DEATHS_TO_STOP or frozenset.intersection(*self._lost):
             return None
         return (
-            f"{reason}, {len(self._in_hand)} times without a clip in between; look at run.log, "
+            f"{reason}, {len(self._lost)} times without a clip in between; look at run.log, "
             "nvidia-smi and dmesg for the cause"
         )
 

@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from datetime import time as time_of_day
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
+from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import ConfigError
 from hv15_batch.units import format_duration
-
-if TYPE_CHECKING:
-    from hv15_batch.dispatch.protocol import Job
-
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?\s*(?:([0-9]{1,6})m(?:in)?)?\s*(?:([0-9]{1,8})s)?")
@@ -30,14 +26,14 @@ _DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Stop:
-    """No further clip is begun; the run ends."""
+    """No further clip is started; the run ends."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The next clip may be begun later; until then the card is released."""
+    """The next clip may be started later; until then the card is released."""
 
     state: str
     """waiting or paused, for `status.json`."""
@@ -53,18 +49,11 @@ class Wait:
 
 
 Verdict = Stop | Wait | None
-"""None: the clip may be begun."""
-
-
-class Gate(Protocol):
-    """Decides whether the next clip may be begun."""
-
-    def __call__(self, job: Job) -> Verdict:
-        """Answer; asked before each clip, and while waiting about twice a second."""
+"""None: the clip may be started."""
 
 
 class Schedule:
-    """Decides by the clock, and by the file `pause`, whether the next clip may be begun."""
+    """Decides by the clock, and by the file `pause`, whether the next clip may be started."""
 
     def __init__(self, rules: Rules, pause: Path, clip_seconds: Callable[[Job], float]) -> None:
         """Decide by these rules.
@@ -110,7 +99,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment at which every begun clip must be finished."""
+    """A moment at which every started clip must be finished."""
 
     setting: str
     """As typed, e.g. `until=07:00`."""
@@ -192,7 +181,7 @@ class Rules:
         """Yield when clips will be finished that are rendered one after the other from now on.
 
         Args:
-            clips: Of each the seconds until the next one is begun, and those of its writing.
+            clips: Of each the seconds until the next one is started, and those of its writing.
         """
         now = self.clock.now()
         for length, writing in clips:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch import __version__
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
@@ -16,18 +15,14 @@ from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
 from hv15_batch.figures.tables import write_timing_tables
-from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.eta import EtaEstimator
-from hv15_batch.forecast.forecast import Forecast, make_forecast, make_pace
-from hv15_batch.forecast.offload import OffloadChoice, choose_offload
-from hv15_batch.machine.machine import Machine, read_machine
+from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run.loop import Runner
+from hv15_batch.run.loop import Loop
 from hv15_batch.run.notify import Notices, Notifier
 from hv15_batch.run.outcome import (
     Finished,
@@ -39,11 +34,10 @@ from hv15_batch.run.outcome import (
     nothing_to_do,
 )
 from hv15_batch.run.outlook import make_plan
-from hv15_batch.run.preflight import disk_fault, licence_notes, refuse_or_note
+from hv15_batch.run.preflight import licence_notes, refuse_or_note
 from hv15_batch.run.prepare import (
-    Planned,
-    Prepared,
-    Say,
+    Asked,
+    Todo,
     check_device,
     lacks_weights,
     plan_against_log,
@@ -51,15 +45,17 @@ from hv15_batch.run.prepare import (
     with_weights,
 )
 from hv15_batch.run.progress import Progress
-from hv15_batch.run.schedule import Gate, Rules, Schedule, Stop, Verdict, check_window, read_rules
+from hv15_batch.run.run import Run, make_run, planned_again
+from hv15_batch.run.schedule import Rules, check_window, read_rules
 from hv15_batch.run.stalls import PATIENCE, Patience
-from hv15_batch.run.supervisor import Start, lost_gpu, make_supervisor
-from hv15_batch.rundir.log import RunLog, bring_to_current_schema, read_last_attempts
+from hv15_batch.run.supervisor import Start, make_supervisor
+from hv15_batch.rundir.log import bring_to_current_schema, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
+from hv15_batch.units import Say
 
 logger = logging.getLogger(__name__)
 
@@ -95,36 +91,38 @@ def run(
         LogSchemaError: the log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
-    prepared = replace(prepare(config, typed_sampling, sweep, content), typed_line=typed_line)
-    run_dir = prepared.run_dir
+    asked = replace(prepare(config, typed_sampling, sweep, content), typed_line=typed_line)
+    run_dir = asked.run_dir
     set_allocator()  # before the machine is read, so that the log tells it
     if config.dry_run:
-        return _dry_run(prepared, rules, say)
+        return show(asked, rules, say)
     machine = read_machine()
     check_device(config, machine)
-    planned = plan_against_log(prepared)
-    notes = refuse_or_note(prepared, planned, machine)
-    is_announced = bool(planned.todo) and lacks_weights(prepared)
+    todo = plan_against_log(asked)
+    run = make_run(asked, todo, machine, rules)
+    notes = refuse_or_note(asked, todo, run.offload.kind) if run else ()
+    is_announced = run is not None and lacks_weights(asked)
     if is_announced:
-        _say_all([headline(run_dir, planned), *notes], say)
-        prepared = with_weights(prepared, say)
-        _say_all(licence_notes(prepared.checkpoint), say)
+        _say_all([headline(run_dir, todo), *notes], say)
+        asked = with_weights(asked, say)
+        _say_all(licence_notes(asked.checkpoint), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:
-        check_owner(run_dir, prepared.manifest.path)
+        check_owner(run_dir, asked.manifest.path)
         bring_to_current_schema(run_dir.log)
-        planned = plan_against_log(prepared)
+        todo = plan_against_log(asked)
+        run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
-            _say_all([headline(run_dir, planned), *notes], say)
+            _say_all([headline(run_dir, todo), *notes], say)
         run_dir.sweep_temporary()
-        _write_rows(prepared.manifest)
+        _write_rows(asked.manifest)
         if listener is not None:
-            listener.listen(_started(run_dir, run_id, planned))
+            listener.listen(_started(run_dir, run_id, todo))
+        if run is None:
+            return _nothing_to_do(asked, todo, say)
         start = Start(make_executor, patience, lock)
-        if planned.todo:
-            return _render(prepared, planned, run_id, rules, machine, say, start, listener)
-        return _nothing_to_do(prepared, planned, say)
+        return _render(_begin(run, run_id, say), start, say, listener)
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,8 @@ class Listener:
     """Signals by which it asks the run to end, see `Signals`."""
 
 
-def _started(run_dir: RunDir, run_id: str, planned: Planned) -> Started:
-    num_todo = len(planned.todo)
-    return Started(run_dir.path, run_id, planned.num_total, planned.num_done, num_todo)
+def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
+    return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
 
 
 def _write_rows(manifest: Manifest) -> None:
@@ -156,56 +153,42 @@ def _say_all(lines: Iterable[str], say: Say) -> None:
 # -- a run that renders -----------------------------------------------------------------------
 
 
-def _render(
-    prepared: Prepared,
-    planned: Planned,
-    run_id: str,
-    rules: Rules,
-    machine: Machine,
-    say: Say,
-    start: Start,
-    listener: Listener | None,
-) -> int:
-    run_dir, todo = prepared.run_dir, planned.todo
-    facts = system_facts(machine)
-    choice = choose_offload(prepared.config, [p.clip.settings for p in todo], machine)
-    forecast = run_forecast(prepared, planned, machine)
-    pace = make_pace(forecast, run_dir, rules.clock)
-    jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in todo)
-    check_window(rules.window, ((j.clip.clip_id, pace.clip_seconds(j)) for j in jobs))
-    if choice.budget_bytes is not None:
-        say(choice.reason)
-    spec = _executor_spec(prepared, run_id, machine, system_sha256(facts), choice)
-    _write_run_folder(prepared, run_id, facts)
-    with text_log(run_dir.run_log(run_id), is_alone=listener is None):
-        if prepared.typed_line:
-            logger.info("typed: %s", prepared.typed_line)
-        predict = forecast.stage_seconds if forecast else None
-        write_plan(planned.clips, run_dir.plan, None, predict)
-        listen = listener.listen if listener else None
-        watching = start_watching(prepared, planned, run_id, machine, forecast, listen)
-        progress, notices = watching
-        progress.ends_after = rules.ends_after
-        runner = Runner(
-            make_supervisor(spec, start, forecast, pace),
-            RunLog(run_dir.log, run_id),
-            progress,
-            _known_columns(spec),
-            prepared.config.retry,
-            _gate(prepared, planned, Schedule(rules, run_dir.pause, pace.clip_seconds)),
-            pace,
-            rules.clock,
-            lambda: lost_gpu(spec, machine),
-            listener.received if listener else None,
-        )
+def _begin(run: Run, run_id: str, say: Say) -> Run:
+    """Return a run with its id, once its folder is there.
+
+    Raises:
+        ConfigError: a clip is longer than `window`, or the manifest has gone.
+    """
+    jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
+    check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
+    if run.offload.budget_bytes is not None:
+        say(run.offload.reason)
+    facts = system_facts(run.machine)
+    _write_run_folder(run.asked, run_id, facts)
+    return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
+
+
+def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
+    listen = listener.listen if listener else None
+    with text_log(run.run_dir.run_log(run.run_id), is_alone=listener is None):
+        if run.asked.typed_line:
+            logger.info("typed: %s", run.asked.typed_line)
+        predict = run.forecast.stage_seconds if run.forecast else None
+        write_plan(run.todo.clips, run.run_dir.plan, None, predict)
+        progress = _progress_of(run, listen)
+        notify = run.config.notify
+        notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
+        notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
+        received = listener.received if listener else None
+        loop = Loop(run, make_supervisor(run, start), progress, (notices,), received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
-            with live_page(run_dir.path):
-                outcome = runner.run(todo)
+            with live_page(run.run_dir.path):
+                outcome = loop.render()
         except ConfigError as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
-            if not runner.has_logged:
-                withdraw_settings(run_dir.run_folder(run_id))
+            if not loop.has_logged:
+                withdraw_settings(run.run_dir.run_folder(run.run_id))
             raise
         except Exception:
             logger.exception("ended by an error")
@@ -214,7 +197,7 @@ def _render(
             progress.end(outcome.state, outcome.message)
             try:
                 if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _end(prepared, outcome, say)
+                    _finish(run, outcome, say)
             finally:
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
         if listen is not None:
@@ -222,22 +205,27 @@ def _render(
     return outcome.exit_code
 
 
-def _gate(prepared: Prepared, planned: Planned, schedule: Schedule) -> Gate:
-    """Return what is asked before each clip: the disk, then the clock."""
-    folder, need = prepared.run_dir.path, disk_need(planned.todo, prepared.config)
+def _progress_of(run: Run, listen: Listen | None) -> Progress:
+    """Return what shows a run; status.json is there from now on."""
+    return Progress(
+        run.run_dir.status,
+        run.run_id,
+        run.todo.num_total,
+        run.todo.num_done,
+        again=run.todo.again,
+        type_again=to_type_again(run.config),
+        pace=run.pace,
+        ends_after=run.rules.ends_after,
+        gpu_uuid=run.offload.gpu.uuid if run.offload.gpu else None,
+        listen=listen,
+    )
 
-    def gate(job: Job) -> Verdict:
-        fault = disk_fault(folder, need)
-        return Stop(fault) if fault else schedule(job)
 
-    return gate
-
-
-def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
+def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(prepared, outcome))
+    lines = list(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
     try:
-        lines += _write_results(prepared)
+        lines += _write_results(run.asked)
     except (OSError, ConfigError, LogSchemaError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
@@ -246,47 +234,17 @@ def _end(prepared: Prepared, outcome: Outcome, say: Say) -> None:
         say(line)
 
 
-def _executor_spec(
-    prepared: Prepared, run_id: str, machine: Machine, system: str, choice: OffloadChoice
-) -> ExecutorSpec:
-    return ExecutorSpec(
-        config=prepared.config,
-        run_dir=prepared.run_dir.path,
-        run_id=run_id,
-        manifest_sha256=prepared.manifest.sha256,
-        checkpoint=prepared.checkpoint,
-        hostname=machine.hostname,
-        system_sha256=system,
-        offload=choice.kind,
-        budget_bytes=choice.budget_bytes,
-        streams_text_encoder=choice.streams_text_encoder,
-    )
-
-
-def _known_columns(spec: ExecutorSpec) -> dict[str, Any]:
-    """Return what the parent knows of an attempt that left no record of its own."""
-    return {
-        "run_id": spec.run_id,
-        "manifest_sha256": spec.manifest_sha256,
-        "repo": spec.checkpoint.repo,
-        "task": spec.config.model.task.name,
-        "hostname": spec.hostname,
-        "system_sha256": spec.system_sha256,
-        "hv15_batch_version": __version__,
-    }
-
-
-def _write_run_folder(prepared: Prepared, run_id: str, facts: dict[str, Any]) -> None:
-    folder = prepared.run_dir.run_folder(run_id)
+def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
+    folder = asked.run_dir.run_folder(run_id)
     folder.mkdir()
-    manifest = prepared.manifest
+    manifest = asked.manifest
     publish_json(folder / "system.json", facts)
     _copy_manifest(manifest, folder)
     stored = replace(
-        prepared.config,
+        asked.config,
         manifest=str(manifest.path),
-        run_dir=str(prepared.run_dir.path),
-        model=replace(prepared.config.model, revision=prepared.checkpoint.revision),
+        run_dir=str(asked.run_dir.path),
+        model=replace(asked.config.model, revision=asked.checkpoint.revision),
     )
     write_settings(folder, stored)
 
@@ -300,12 +258,12 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         ) from error
 
 
-def _write_results(prepared: Prepared) -> list[str]:
+def _write_results(asked: Asked) -> list[str]:
     """Write plan.csv, clips.csv, the page and a benchmark's tables; return what those say."""
-    run_dir = prepared.run_dir
-    config = replace(prepared.config, force=False)
+    run_dir = asked.run_dir
+    config = replace(asked.config, force=False)
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-    write_plan(plan_clips(prepared.clips, config, history, run_dir), run_dir.plan, None)
+    write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
     write_clips_table(run_dir)
     # Before the page, which links them.
     said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
@@ -316,59 +274,26 @@ def _write_results(prepared: Prepared) -> list[str]:
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
-def _nothing_to_do(prepared: Prepared, planned: Planned, say: Say) -> int:
-    run_dir = prepared.run_dir
-    if planned.num_done == planned.num_total and planned.repetitions is None:
-        settle(run_dir.status, planned.num_total)
-    if write_plan(planned.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
+def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
+    run_dir = asked.run_dir
+    if todo.num_done == todo.num_total and todo.repetitions is None:
+        settle(run_dir.status, todo.num_total)
+    if write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
         write_clips_table(run_dir)
         write_page(run_dir.path)
-    if planned.repetitions is not None:
+    if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
         for line in write_timing_tables(run_dir):
             say(line)
         return EXIT_OK
-    for line in nothing_to_do(prepared.config, run_dir, prepared.manifest, planned.selected):
+    for line in nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected):
         say(line)
     return EXIT_OK
 
 
-def _dry_run(prepared: Prepared, rules: Rules, say: Say) -> int:
-    plan = make_plan(prepared, rules)
+def show(asked: Asked, rules: Rules, say: Say) -> int:
+    """Carry out a dry run: say what a run would do, and write its plan."""
+    plan = make_plan(asked, rules)
     _say_all(plan.lines, say)
     say(f"Every clip: {plan.write()}")
     return EXIT_OK
-
-
-def start_watching(
-    prepared: Prepared,
-    planned: Planned,
-    run_id: str,
-    machine: Machine,
-    forecast: Forecast | None,
-    listen: Listen | None = None,
-) -> tuple[Progress, Notices]:
-    """Return what shows a run and what tells of it; status.json is there from now on."""
-    run_dir, notify = prepared.run_dir, prepared.config.notify
-    progress = Progress(
-        run_dir.status,
-        run_id,
-        planned.num_total,
-        planned.num_done,
-        again=planned.again,
-        type_again=to_type_again(prepared.config),
-        eta=EtaEstimator(planned.todo, forecast),
-        gpu_uuid=machine.gpus[0].uuid if machine.gpus else None,
-        listen=listen,
-    )
-    notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
-    notices = Notices(notifier, run_dir, progress.snapshot, progress.say)
-    progress.on_finished = notices.finished
-    return progress, notices
-
-
-def run_forecast(prepared: Prepared, planned: Planned, machine: Machine) -> Forecast | None:
-    """Return the forecast for this machine's card; None where nothing is known of it."""
-    config = prepared.config
-    here = replace(config, runtime=replace(config.runtime, card=None))
-    return make_forecast(here, planned.todo, machine, prepared.run_dir.log)

@@ -24,7 +24,7 @@ class Demand(Enum):
     """What the signals so far ask for."""
 
     after_clip = "after_clip"
-    """End when the clip in hand is finished: one SIGINT."""
+    """End when the current clip is finished: one SIGINT."""
     soon = "soon"
     """End within `TERMINATION_SECONDS`: SIGTERM or SIGHUP."""
     at_once = "at_once"
@@ -38,7 +38,7 @@ class Signals:
         """Begin without any.
 
         Args:
-            pace: Knows how far the clips in hand are.
+            pace: Knows how far the current clips are.
             clock: Measures how long the end may take.
             received: Signals so far; who adds one asks for what the signal asks for.
         """
@@ -86,14 +86,14 @@ class Signals:
         ends = (n for n in self._received if n in (signal.SIGTERM, signal.SIGHUP))
         return signal.Signals(next(ends, signal.SIGINT))
 
-    def end_now(self, in_hand: Sequence[Job]) -> bool:
-        """Whether the run ends now, with these clips in hand."""
+    def end_now(self, current: Sequence[Job]) -> bool:
+        """Whether the run ends now, with these current clips."""
         demand = self.demand
         if demand is Demand.soon:
-            return not self._ends_in_time(in_hand)
-        return demand is not None and (not in_hand or demand is Demand.at_once)
+            return not self._ends_in_time(current)
+        return demand is not None and (not current or demand is Demand.at_once)
 
-    def news(self, in_hand: Sequence[Job]) -> str | None:
+    def news(self, current: Sequence[Job]) -> str | None:
         """Return what the user is told of a new demand, once."""
         demand = self.demand
         if demand is None or demand is self._told:
@@ -101,17 +101,17 @@ class Signals:
         self._told = demand
         if demand is Demand.soon:
             return f"Ending in at most {TERMINATION_SECONDS:.0f} s: a clip is only being written."
-        seconds = self._pace.remaining_seconds(in_hand)
+        seconds = self._pace.remaining_seconds(current)
         when = f", in about {format_duration(max(seconds, 1))}" if seconds else ""
-        return f"Stopping after the clip in hand{when}; Ctrl-C again stops at once."
+        return f"Stopping after the current clip{when}; Ctrl-C again stops at once."
 
-    def _ends_in_time(self, in_hand: Sequence[Job]) -> bool:
+    def _ends_in_time(self, current: Sequence[Job]) -> bool:
         """Whether one of the clips is denoised and will be written before the deadline."""
         now = self._clock.elapsed_seconds()
         if self._must_end_at is None:
             self._must_end_at = now + TERMINATION_SECONDS
         left = self._must_end_at - now
-        jobs = [job for job in in_hand if self._pace.has_denoised(job)]
+        jobs = [job for job in current if self._pace.has_denoised(job)]
         return left > 0 and any(self._pace.remaining_seconds([job]) <= left for job in jobs)
 
     @property

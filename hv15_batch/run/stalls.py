@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hv15_batch.clip import ClipSettings
-from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Note, Ready, Stepped
-from hv15_batch.forecast.seconds import ClipCost
-from hv15_batch.record import FAILED, ClipRecord
-
-_MEASUREMENTS = 100
-"""Of the newest of them the median is taken."""
+from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Key, Note, Ready, Stepped
+from hv15_batch.forecast.pace import Pace
+from hv15_batch.record import FAILED, is_denoised_here
 
 
 @dataclass(frozen=True)
@@ -36,96 +29,82 @@ class StallWatch:
     """Decides when a worker that says nothing counts as dead.
 
     Each event that shows progress of what is waited for begins a new wait. Its limit is
-    `retry.stall_factor` times the expected time: the median of this run for that size, before that
-    the prediction; never less than `Patience` says.
+    `retry.stall_factor` times the seconds that `Pace` expects, and at least what `Patience` says.
     """
 
     def __init__(
-        self,
-        factor: float,
-        patience: Patience,
-        predict: Callable[[ClipSettings], ClipCost | None],
-        first_step_compiles: bool,
+        self, factor: float, patience: Patience, pace: Pace, first_step_compiles: bool
     ) -> None:
-        """Wait for nothing yet."""
+        """Wait for nothing yet; `pace` hears each event before this does."""
         self._factor = factor
         self._patience = patience
-        self._predict = predict
+        self._pace = pace
         self._first_step_compiles = first_step_compiles
-        self._measured: dict[tuple[Any, ...], deque[float]] = {}
-        self._warm: set[tuple[Any, ...]] = set()
         self._job: Job | None = None
-        self._is_cold = True
-        self.idle()
+        self._limit: float | None = None
+        self._has_written = False
+        self.new_worker()
 
     def new_worker(self) -> None:
         """Nothing is loaded or compiled any more."""
-        self._warm.clear()
-        self.idle()
-
-    def idle(self) -> None:
-        """Wait for nothing."""
-        self._job = None
-        self._limit: float | None = None
-        self._what = ""
-        self._waited = 0.0
+        self._warm: set[tuple[Any, ...]] = set()  # sizes of clip that this worker has finished
+        self._unfinished: dict[Key, Job] = {}
+        self._is_cold = True
+        self._idle()
 
     def encoding(self) -> None:
         """Wait for the next text or image of the encode phase."""
         self._is_cold = True
-        self._wait("an encoded text or image", None)
+        self._wait("an encoded text or image")
 
     def submitted(self, job: Job) -> None:
         """Wait for a clip's first step."""
-        self._job = job
+        self._job = self._unfinished[job.key] = job
         self._is_cold = self._first_step_compiles or _size(job) not in self._warm
-        self._wait(f"the first step of {job.clip.clip_id}", self._step_seconds(job))
+        self._wait(f"the first step of {job.clip.clip_id}", self._pace.expected(job)["step"])
 
-    def heard(self, event: Event, is_writing: bool) -> None:
-        """Begin the next wait, where the event shows progress of what is waited for.
-
-        Args:
-            event: of the worker.
-            is_writing: after it, whether a clip is still being written.
-        """
+    def heard(self, event: Event) -> None:
+        """Begin the next wait, where the event shows progress of what is waited for."""
         match event:
             case Finished(job, record):
-                self._learn(job, record)
+                self._unfinished.pop(job.key, None)
+                if record.status != FAILED:
+                    self._has_written = True
+                    if is_denoised_here(vars(record)):
+                        self._warm.add(_size(job))
                 if self._job is None:
-                    self.idle()
+                    self._idle()
             case Ready():
                 self._job = None
-                self._is_cold = False
-                if is_writing:
-                    self._wait("the clip that is being written", self._median("write"))
+                self._is_cold = not self._has_written
+                if self._unfinished:
+                    writing = next(iter(self._unfinished.values()))
+                    seconds = self._pace.expected(writing)["write"]
+                    self._wait("the clip that is being written", seconds)
                 else:
-                    self.idle()
-            case Stepped(clip_id, stage, step) if self._job is not None:
-                self._wait_for_stage(self._job, clip_id, stage, step)
+                    self._idle()
+            case Stepped() if self._job is not None:
+                self._wait_for_stage(self._job, event)
             case Note() | Encoded() if self._limit is not None:
                 # Another profile, encoders loaded again: what comes next is as slow as at first.
                 self._is_cold = True
                 self._warm.clear()
-                self._measured.clear()
-                self._wait(self._what, None)
+                self._wait(self._what)
             case _:
-                self.idle()
+                self._idle()
 
-    def _wait_for_stage(self, job: Job, clip_id: str, stage: str, step: int) -> None:
-        size = _size(job)
-        if stage == "denoise":
-            self._is_cold = size not in self._warm
-            self._wait(f"what follows step {step} of {clip_id}", self._step_seconds(job))
-        elif stage == "decode":
+    def _wait_for_stage(self, job: Job, event: Stepped) -> None:
+        expected = self._pace.expected(job)
+        if event.stage == "denoise":
+            self._is_cold = _size(job) not in self._warm
+            self._wait(f"what follows step {event.step} of {event.clip_id}", expected["step"])
+        elif event.stage == "decode":
             # It also waits for the clip before it to be written.
-            seconds = self._median("decode", *size)
-            if seconds is None and (cost := self._predict(job.clip.settings)) is not None:
-                seconds = cost.decode_seconds
-            seconds = None if seconds is None else seconds + (self._median("write") or 0.0)
-            self._wait(f"the frames of {clip_id}", seconds)
+            seconds = expected["decode"] + expected["write"]
+            self._wait(f"the frames of {event.clip_id}", seconds)
         else:
             self._is_cold = True
-            self._wait(f"{stage} for {clip_id}", None)
+            self._wait(f"{event.stage} for {event.clip_id}")
 
     def waited(self, seconds: float) -> str | None:
         """Add time without an event; return why the worker counts as dead, or None."""
@@ -139,39 +118,20 @@ class StallWatch:
             f"{self._limit:.0f} s are allowed, see retry.stall_factor)"
         )
 
-    def _wait(self, what: str, expected_seconds: float | None) -> None:
-        is_cold = self._is_cold or expected_seconds is None
+    def _wait(self, what: str, expected_seconds: float = 0.0) -> None:
+        """Begin a wait; nothing is known of how long it takes where 0 s are expected."""
+        is_cold = self._is_cold or not expected_seconds
         least = self._patience.cold_seconds if is_cold else self._patience.warm_seconds
         self._what = what
-        self._limit = max(least, self._factor * (expected_seconds or 0.0))
+        self._limit = max(least, self._factor * expected_seconds)
         self._waited = 0.0
 
-    def _learn(self, job: Job, record: ClipRecord) -> None:
-        if record.status == FAILED:
-            return
-        size = _size(job)
-        self._add("write", (), record.write_seconds)
-        self._add("decode", size, record.decode_seconds)
-        if record.denoise_attempt == record.attempt:
-            self._warm.add(size)
-            for seconds in record.step_seconds or ():
-                self._add("step", size, seconds)
-
-    def _add(self, stage: str, size: tuple[Any, ...], seconds: float | None) -> None:
-        if seconds is not None:
-            values = self._measured.setdefault((stage, *size), deque(maxlen=_MEASUREMENTS))
-            values.append(seconds)
-
-    def _median(self, stage: str, *size: Any) -> float | None:
-        values = self._measured.get((stage, *size))
-        return statistics.median(values) if values else None
-
-    def _step_seconds(self, job: Job) -> float | None:
-        measured = self._median("step", *_size(job))
-        if measured is not None:
-            return measured
-        cost = self._predict(job.clip.settings)
-        return cost.denoise_seconds / job.clip.settings.num_inference_steps if cost else None
+    def _idle(self) -> None:
+        """Wait for nothing."""
+        self._job = None
+        self._limit = None
+        self._what = ""
+        self._waited = 0.0
 
 
 def _size(job: Job) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """Keeps one executor at work: starts it, finds out when it stalls, replaces and recycles it.
 
-No torch. Which clip is next, and when to stop, is the runner's business.
+No torch. Which clip is next, and when to stop, is the loop's business.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Note,
 )
-from hv15_batch.forecast.forecast import Forecast
-from hv15_batch.forecast.pace import Pace
-from hv15_batch.machine.machine import Machine
-from hv15_batch.machine.nvml import read_gpus
+from hv15_batch.machine.nvml import Gpu, read_gpus
 from hv15_batch.model.variant import OffloadKind
-from hv15_batch.run.in_hand import InHand
 from hv15_batch.run.recovery import Recycling
+from hv15_batch.run.run import Run
 from hv15_batch.run.stalls import Patience, StallWatch
 
 logger = logging.getLogger(__name__)
@@ -38,14 +35,13 @@ _MAX_TICK_SECONDS = 5.0
 
 
 class Supervisor:
-    """Is an executor to the runner, whichever worker stands behind it at the moment."""
+    """Is an executor to the loop, whichever worker stands behind it at the moment."""
 
     def __init__(
         self,
         make_executor: Callable[[OffloadKind | None], Executor],
         retry: RetryConfig,
         stalls: StallWatch,
-        pace: Pace,
     ) -> None:
         """Begin without a worker; `start` starts one.
 
@@ -54,22 +50,17 @@ class Supervisor:
                 change to, or None.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
-            pace: Is told how clips get on.
         """
         self._make_executor = make_executor
         self._stalls = stalls
-        self._pace = pace
         self._recycling = Recycling(retry)
         self._executor: Executor | None = None
         self._offload: OffloadKind | None = None
-        self.in_hand = InHand()
-        """What it has in hand; after a death, what was lost."""
 
     def start(self) -> None:
         """Bring a new worker up; returns at once."""
         self._recycling.new_worker()
         self._stalls.new_worker()
-        self._pace.started_worker()
         self._executor = self._make_executor(self._offload)
         self._executor.start()
 
@@ -82,10 +73,8 @@ class Supervisor:
     def submit(self, job: Job) -> None:
         """See `dispatch.protocol.Executor.submit`."""
         assert self._executor is not None
-        self.in_hand.add(job)
         self._stalls.submitted(job)
         self._recycling.submitted()
-        self._pace.submitted(job)
         self._executor.submit(job)
 
     def poll(self, timeout_seconds: float) -> Event | None:
@@ -101,9 +90,7 @@ class Supervisor:
             return None
         if isinstance(event, Note) and event.offload is not None:
             self._offload = event.offload
-        self.in_hand.heard(event)
-        self._pace.heard(event)
-        self._stalls.heard(event, is_writing=len(self.in_hand) > 0)
+        self._stalls.heard(event)
         self._recycling.heard(event, self._executor.resident_bytes)
         return event
 
@@ -118,7 +105,7 @@ class Supervisor:
         return self._recycling.reason
 
     def recycle(self) -> None:
-        """Replace a worker that has nothing in hand."""
+        """Replace a worker that has no clip."""
         logger.info("the worker is replaced %s", self.recycle_reason)
         self.close()
         self.start()
@@ -151,34 +138,29 @@ class Start:
     """Of the run directory's lock: it passes on when parent and worker are gone."""
 
 
-def make_supervisor(
-    spec: ExecutorSpec, start: Start, forecast: Forecast | None, pace: Pace
-) -> Supervisor:
+def make_supervisor(run: Run, start: Start) -> Supervisor:
     """Return the supervisor of a run's workers, which are numbered from 0."""
-    spec = replace(spec, lock_descriptor=start.lock_descriptor)
+    spec = run.spec(start.lock_descriptor)
     numbers = itertools.count()
     retry, runtime = spec.config.retry, spec.config.runtime
-    stalls = StallWatch(
-        retry.stall_factor,
-        start.patience,
-        forecast.clip_cost if forecast else lambda _settings: None,
-        runtime.compile,
-    )
+    stalls = StallWatch(retry.stall_factor, start.patience, run.pace, runtime.compile)
 
     def make_executor(offload: OffloadKind | None) -> Executor:
+        run.pace.started_worker()
         worker_id = f"local-{next(numbers)}"
         return start.make_executor(
             replace(spec, worker_id=worker_id, offload=offload or spec.offload)
         )
 
-    return Supervisor(make_executor, retry, stalls, pace)
+    return Supervisor(make_executor, retry, stalls)
 
 
-def lost_gpu(spec: ExecutorSpec, machine: Machine) -> str | None:
-    """Return which card the driver lists no more, or None; asked after a death."""
-    if spec.budget_bytes is None:
-        return None  # it renders on the CPU
-    card = machine.gpus[0]
-    if card.uuid in {gpu.uuid for gpu in read_gpus()}:
+def lost_gpu(card: Gpu | None) -> str | None:
+    """Return that the driver lists a card no more, or None; asked after a death.
+
+    Args:
+        card: `ExecutorSpec.gpu`; None where it renders on the CPU.
+    """
+    if card is None or card.uuid in {gpu.uuid for gpu in read_gpus()}:
         return None
     return f"the GPU is lost: the driver no longer lists {card.name} ({card.uuid})"

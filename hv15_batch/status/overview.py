@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from hv15_batch.errors import ConfigError
 from hv15_batch.machine.machine import free_disk_bytes, read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.units import format_gib
+from hv15_batch.units import Say, format_gib
 from hv15_batch.weights.checkpoint import resolve_checkpoint
 from hv15_batch.weights.hub import hub_cache_folder
 
 DEMO = Path("manifests/demo.csv")
 
 
-def print_overview(say: Callable[[str], None]) -> None:
+def print_overview(say: Say) -> None:
     """Print card, free VRAM, RAM, disk, which weights are present, and three commands."""
     machine = read_machine()
     for gpu in machine.gpus:

@@ -20,8 +20,9 @@ from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import ConfigError
 from hv15_batch.forecast.cheaper import cheaper_ways
-from hv15_batch.forecast.forecast import machine_with, make_forecast, make_pace
-from hv15_batch.forecast.pace import WRITE_PIXELS_PER_SECOND, Pace
+from hv15_batch.forecast.forecast import machine_with, make_forecast
+from hv15_batch.forecast.pace import Pace, make_pace
+from hv15_batch.forecast.seconds import WRITE_PIXELS_PER_SECOND
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.model.options import conf_dir

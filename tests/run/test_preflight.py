@@ -14,16 +14,20 @@ import pytest
 from fakes.checkpoint import COMMIT, layout, snapshot, write
 from fakes.command import Answer
 from fakes.planned import BASE, clip_of, planned_clip
-from fakes.runs import Project
+from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.config.settings import Config, VideoConfig
+from hv15_batch.dispatch.protocol import ExecutorSpec
 from hv15_batch.errors import ConfigError
+from hv15_batch.forecast import forecast
 from hv15_batch.forecast.disk import SPARE_BYTES, disk_need
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.model.variant import OffloadKind, Task, Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run import preflight, session
+from hv15_batch.run import run as one_run
 from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 
@@ -240,6 +244,41 @@ def test_too_little_memory_is_refused_before_anything_is_fetched_or_made(
 
     assert "fits no profile here" in message
     assert not project.run_dir.path.exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("has_card", [True, False])
+def test_the_offload_profile_is_chosen_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch, has_card: bool, dry_run: bool
+) -> None:
+    chosen: list[OffloadChoice] = []
+
+    def choose(*arguments: Any) -> OffloadChoice:
+        chosen.append(choose_offload(*arguments))
+        return chosen[-1]
+
+    for module in (forecast, one_run):
+        monkeypatch.setattr(module, "choose_offload", choose)
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    specs: list[ExecutorSpec] = []
+
+    def make_executor(spec: ExecutorSpec) -> FakeExecutor:
+        specs.append(spec)
+        return FakeExecutor(spec)
+
+    changes: dict[str, Any] = {"dry_run": dry_run}
+    if has_card:
+        hub_project(project, 2**40, monkeypatch)
+        changes |= real_settings(project.config())
+        changes["model"] = replace(changes["model"], weights=Weights.random)
+
+    assert project.run(make_executor, **changes) == 0
+
+    # A dry run without a card has nothing to choose for.
+    assert len(chosen) == (has_card or not dry_run)
+    for spec, choice in zip(specs, chosen, strict=not dry_run):
+        assert (spec.offload, spec.budget_bytes) == (choice.kind, choice.budget_bytes)
+        assert (spec.gpu is not None) == has_card
 
 
 # -- permissions ------------------------------------------------------------------------------

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fakes import worker
 from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Note
-from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.run import session, supervisor
+from hv15_batch.run import loop, supervisor
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status
@@ -65,7 +63,7 @@ def test_the_first_interrupt_finishes_the_clip_in_hand(
 
     assert outcomes(project) == [("cat", 1, "ok"), ("dog", 1, "ok")]
     # On a slow machine how long that takes is said too.
-    line = r"Stopping after the clip in hand(, in about \d+ s)?; Ctrl-C again stops at once\.\n"
+    line = r"Stopping after the current clip(, in about \d+ s)?; Ctrl-C again stops at once\.\n"
     assert re.search(line, capsys.readouterr().out)
     assert project.said[1].startswith("interrupted: 2 clips rendered, 0 failed")
     assert project.said[2] == (
@@ -248,7 +246,7 @@ def test_a_clip_that_ends_its_worker_each_time_is_set_aside_and_the_night_goes_o
     assert record["denoise_seconds"] is None
     out = capsys.readouterr().out
     assert "the worker was ended by SIGKILL; starting another one\n" in out
-    assert f"{record['clip_id']} is set aside: it ended its worker each time\n" in out
+    assert f"{record['clip_id']} is skipped: it ended its worker each time\n" in out
     assert project.said[1].startswith("failed: 2 clips rendered, 1 failed")
     status = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
     assert (status["done"], status["failed"]) == (2, 1)
@@ -300,7 +298,7 @@ def test_a_second_loss_of_the_card_in_a_row_stops_the_run_and_blames_no_clip(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = "the GPU is lost: the driver no longer lists NVIDIA H200 (GPU-1)"
-    monkeypatch.setattr(session, "lost_gpu", lambda _spec, _machine: lost)
+    monkeypatch.setattr(loop, "lost_gpu", lambda _card: lost)
     project.write("id,prompt", "cat,a cat", "dog,die", "owl,an owl")
 
     assert project.run(retry=RetryConfig(max_attempts=5)) == 4
@@ -311,21 +309,19 @@ def test_a_second_loss_of_the_card_in_a_row_stops_the_run_and_blames_no_clip(
 
 
 def test_only_a_card_that_the_driver_no_longer_lists_is_lost(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     card = Gpu(0, "NVIDIA H200", "GPU-1", 2**37, 2**37, "580", None)
-    machine = replace(read_machine(), gpus=(card,))
-    spec = worker.spec(project)
 
-    def lost(*listed: Gpu, budget: int | None = 2**36) -> str | None:
+    def lost(*listed: Gpu, gpu: Gpu | None = card) -> str | None:
         monkeypatch.setattr(supervisor, "read_gpus", lambda: list(listed))
-        return supervisor.lost_gpu(replace(spec, budget_bytes=budget), machine)
+        return supervisor.lost_gpu(gpu)
 
     assert lost(replace(card, free_bytes=1)) is None
     assert lost(replace(card, uuid="GPU-2")) == (
         "the GPU is lost: the driver no longer lists NVIDIA H200 (GPU-1)"
     )
-    assert lost(budget=None) is None
+    assert lost(gpu=None) is None
 
 
 def dies_at(row_id: str, max_deaths: int = 1) -> Callable[[Any], FakeExecutor]:
@@ -642,3 +638,10 @@ def test_status_json_is_written_about_once_a_second_not_once_a_clip(
     assert len(project.records()) == 100
     assert len(written) < 30
     assert (written[-1]["state"], written[-1]["done"]) == ("done", 100)
+
+
+def test_status_and_the_last_line_show_the_same_seconds_a_clip(project: Project) -> None:
+    project.run()
+
+    assert read_status(project.run_dir.path).seconds_per_clip == 0.25
+    assert ", 0.2 s per warm clip (median)" in project.said[1]

@@ -501,7 +501,7 @@ def test_the_first_interrupt_says_how_long_the_clip_in_hand_takes(
     assert night.outcomes()[-1] == (row, "ok")
     cost = cost_of(night.clips[row])
     left = cost.denoise_seconds / 2 + cost.decode_seconds + WRITE_SECONDS
-    line = f"Stopping after the clip in hand, in about {left / 60:.0f} min; Ctrl-C again "
+    line = f"Stopping after the current clip, in about {left / 60:.0f} min; Ctrl-C again "
     assert line in capsys.readouterr().out
 
 
@@ -512,7 +512,7 @@ def test_before_anything_is_measured_an_interrupt_promises_no_time(
 
     assert night.run() == 130
 
-    line = "Stopping after the clip in hand; Ctrl-C again stops at once.\n"
+    line = "Stopping after the current clip; Ctrl-C again stops at once.\n"
     assert line in capsys.readouterr().out
 
 

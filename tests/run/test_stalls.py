@@ -22,10 +22,11 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
+from hv15_batch.forecast.eta import EtaBasis
 from hv15_batch.forecast.pace import Pace
-from hv15_batch.forecast.seconds import ClipCost
+from hv15_batch.forecast.seconds import ClipCost, CostBasis
 from hv15_batch.record import asked_record
-from hv15_batch.run import supervisor
+from hv15_batch.run import session, supervisor
 from hv15_batch.run.stalls import Patience, StallWatch
 from hv15_batch.run.supervisor import Supervisor
 
@@ -40,13 +41,34 @@ def job(tmp_path: Path) -> Job:
     return worker.jobs(project)["cat"]
 
 
-def make_watch(cost: ClipCost | None = None, compiles: bool = False) -> StallWatch:
-    return StallWatch(10.0, Patience(COLD, WARM), lambda _settings: cost, compiles)
+class Watch(StallWatch):
+    """Hears what its pace hears first, as in a run."""
+
+    def __init__(self, pace: Pace, patience: Patience, compiles: bool = False) -> None:
+        self.pace = pace
+        super().__init__(10.0, patience, pace, compiles)
+
+    def new_worker(self) -> None:
+        self.pace.started_worker()
+        super().new_worker()
+
+    def submitted(self, job: Job) -> None:
+        self.pace.submitted(job)
+        super().submitted(job)
+
+    def heard(self, event: Event) -> None:
+        self.pace.heard(event)
+        super().heard(event)
 
 
-def make_pace() -> Pace:
-    cost = ClipCost(1.0, 1.0, False)
-    return Pace(lambda _: cost, is_forecast=False, has_latents=lambda _: False, clock=Clock())
+def make_watch(cost: ClipCost | None = None, compiles: bool = False) -> Watch:
+    return Watch(make_pace(cost), Patience(COLD, WARM), compiles)
+
+
+def make_pace(cost: ClipCost | None = None) -> Pace:
+    prior = None if cost is None else EtaBasis.estimated
+    found = cost or ClipCost(1.0, 1.0, CostBasis.estimated)
+    return Pace(lambda _: found, prior=prior, has_latents=lambda _: False, clock=Clock())
 
 
 def finished(job: Job, step: float, decode: float = 1.0, write: float = 1.0) -> Finished:
@@ -62,8 +84,8 @@ def denoised(job: Job, step: int = 1) -> Stepped:
 def rendered_once(watch: StallWatch, job: Job, step: float, decode: float = 1.0) -> None:
     """Let a worker render a first clip of the size, so that it is warm."""
     watch.submitted(job)
-    watch.heard(Ready(), is_writing=True)
-    watch.heard(finished(job, step, decode), is_writing=False)
+    watch.heard(Ready())
+    watch.heard(finished(job, step, decode))
 
 
 def allowed(watch: StallWatch) -> float | None:
@@ -85,7 +107,7 @@ def test_a_warm_step_has_the_factor_times_the_median_but_at_least_a_floor(
 
     watch.submitted(job)
     watch.waited(WARM - 1)
-    watch.heard(denoised(job), is_writing=False)
+    watch.heard(denoised(job))
 
     assert allowed(watch) == seconds
 
@@ -135,8 +157,8 @@ def test_a_change_of_profile_and_late_encoding_make_it_cold_until_the_next_clip(
     rendered_once(watch, job, 1.0)
     watch.submitted(job)
 
-    watch.heard(event, is_writing=False)
-    watch.heard(denoised(job), is_writing=False)
+    watch.heard(event)
+    watch.heard(denoised(job))
 
     assert allowed(watch) == COLD
 
@@ -147,10 +169,10 @@ def test_loading_in_a_warm_worker_has_its_time(job: Job, stage: str) -> None:
     rendered_once(watch, job, 1.0)
     watch.submitted(job)
 
-    watch.heard(Stepped(job.clip.clip_id, stage, 0, STEPS), is_writing=False)
+    watch.heard(Stepped(job.clip.clip_id, stage, 0, STEPS))
 
     assert allowed(watch) == COLD
-    watch.heard(denoised(job), is_writing=False)
+    watch.heard(denoised(job))
     assert allowed(watch) == WARM
 
 
@@ -161,7 +183,7 @@ def test_compiled_blocks_may_be_compiled_again_at_the_first_step_of_any_clip(job
     watch.submitted(job)
 
     assert allowed(watch) == COLD
-    watch.heard(denoised(job), is_writing=False)
+    watch.heard(denoised(job))
     assert allowed(watch) == WARM
 
 
@@ -170,7 +192,7 @@ def test_a_decode_has_its_time_and_that_of_the_file_it_waits_for(job: Job) -> No
     rendered_once(watch, job, 1.0, decode=30.0)
     watch.submitted(job)
 
-    watch.heard(Stepped(job.clip.clip_id, "decode", STEPS, STEPS), is_writing=True)
+    watch.heard(Stepped(job.clip.clip_id, "decode", STEPS, STEPS))
 
     assert allowed(watch) == 310.0
 
@@ -181,7 +203,7 @@ def test_a_file_of_the_clip_before_is_no_sign_of_life_of_this_one(job: Job) -> N
     watch.submitted(job)
     watch.waited(WARM - 1)
 
-    watch.heard(finished(job, 1.0), is_writing=False)
+    watch.heard(finished(job, 1.0))
 
     assert allowed(watch) == 1
 
@@ -191,10 +213,10 @@ def test_a_file_that_is_never_finished_is_a_stall_too(job: Job) -> None:
     rendered_once(watch, job, 1.0)
     watch.submitted(job)
 
-    watch.heard(Ready(), is_writing=True)
+    watch.heard(Ready())
 
     assert allowed(watch) == WARM
-    watch.heard(finished(job, 1.0), is_writing=False)
+    watch.heard(finished(job, 1.0))
     assert allowed(watch) is None
 
 
@@ -203,8 +225,8 @@ def test_an_idle_worker_may_be_silent_for_ever(job: Job) -> None:
     assert allowed(watch) is None
 
     watch.encoding()
-    watch.heard(EncodingEnded(), is_writing=False)
-    watch.heard(Note("a note"), is_writing=False)
+    watch.heard(EncodingEnded())
+    watch.heard(Note("a note"))
 
     assert allowed(watch) is None
 
@@ -215,7 +237,7 @@ def test_each_encoded_text_begins_a_new_wait() -> None:
 
     for number in range(1, 5):
         assert watch.waited(COLD - 1) is None
-        watch.heard(Encoded(number, 5), is_writing=False)
+        watch.heard(Encoded(number, 5))
 
     assert allowed(watch) == COLD
 
@@ -236,7 +258,7 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     """After Ctrl-Z and `fg` an hour later the worker has not had an hour: it was stopped too."""
     clock = iter([0.0, 3600.0, 3600.0, 3600.2, *(3600.0 + n for n in range(1, 100))])
     made = Hangs(worker.spec(Project(tmp_path)))
-    workers = Supervisor(lambda _: made, RetryConfig(), make_watch(), make_pace())
+    workers = Supervisor(lambda _: made, RetryConfig(), make_watch())
     workers.start()
     workers.submit(job)
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: next(clock))
@@ -245,12 +267,12 @@ def test_time_in_which_the_parent_itself_was_stopped_does_not_count(
     assert workers.poll(0.2) is None
 
 
-def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path: Path) -> None:
+def test_a_worker_that_stalls_is_ended(job: Job, tmp_path: Path) -> None:
     made = Hangs(worker.spec(Project(tmp_path)))
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
-    watch = StallWatch(10.0, Patience(0.0, 0.0), lambda _settings: None, False)
-    workers = Supervisor(lambda _: made, RetryConfig(), watch, make_pace())
+    watch = StallWatch(10.0, Patience(0.0, 0.0), make_pace(), False)
+    workers = Supervisor(lambda _: made, RetryConfig(), watch)
     workers.start()
     workers.submit(job)
 
@@ -258,4 +280,22 @@ def test_a_worker_that_stalls_is_ended_and_its_clip_is_known(job: Job, tmp_path:
 
     assert isinstance(event, Died)
     assert (event.error_type, killed) == ("WorkerStalled", [True])
-    assert [held.job for held in workers.in_hand.let_go()] == [job]
+
+
+class HangsAtClip(FakeExecutor):
+    """Encodes, and says nothing more after a clip is handed over."""
+
+    def submit(self, job: Job) -> None:
+        pass
+
+
+def test_the_clip_of_a_worker_that_stalls_is_logged_as_failed(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,a cat")
+    hasty = Patience(0.0, 0.0)
+
+    code = session.run(project.config(), (), None, project.said.append, HangsAtClip, hasty)
+
+    assert code == 3
+    found = [(r["row_id"], r["attempt"], r["error_type"]) for r in project.records()]
+    assert found == [("cat", 1, "WorkerStalled"), ("cat", 2, "WorkerStalled")]

@@ -41,7 +41,8 @@ from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.forecast.disk import DiskNeed
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.record import ClipRecord
-from hv15_batch.run import in_hand, preflight, session
+from hv15_batch.run import preflight, recovery, session
+from hv15_batch.run import run as one_run
 from hv15_batch.run.stalls import Patience
 from hv15_batch.rundir import paths as rundir
 
@@ -351,7 +352,7 @@ def test_a_disk_that_really_fills_up_leaves_whole_files_only_and_more_space_is_e
     project = Project(small_disk)
     project.write("id,prompt", *(f"row{n},clip {n}" for n in range(12)))
     monkeypatch.setattr(preflight, "_PROBE_BYTES", 0)
-    for module in (preflight, session):
+    for module in (preflight, one_run):
         monkeypatch.setattr(module, "disk_need", lambda *_: DiskNeed(0, 0, ()))
 
     code = project.run(lambda spec: FakeExecutor(spec, LargeClips))
@@ -516,8 +517,8 @@ def test_a_clock_that_is_set_back_a_day_confuses_neither_plan_nor_log(
 ) -> None:
     project.write("id,prompt", "cat,a cat", "dog,fail once", "owl,an owl")
     assert project.run() == 3
-    now = in_hand.utc_now
-    for module in (rundir, in_hand, run_fakes):
+    now = recovery.utc_now
+    for module in (rundir, recovery, run_fakes):
         monkeypatch.setattr(module, "utc_now", lambda: now() - timedelta(days=1))
 
     assert project.run() == 0
@@ -534,7 +535,7 @@ def test_a_clock_that_is_set_back_during_a_run_makes_no_negative_time(
 ) -> None:
     start = datetime.now().astimezone()
     moments = iter(start - timedelta(hours=n) for n in range(1000))
-    for module in (render, in_hand):
+    for module in (render, recovery):
         monkeypatch.setattr(module, "utc_now", lambda: next(moments))
 
     assert project.run(InProcessExecutor) == 0
