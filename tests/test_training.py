@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15AttnProcessor2_0,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training import fused, vae_forward
 from training.drawing import render
@@ -18,6 +20,7 @@ from training.lettering import read_letters
 from training.models import Models, tokenize
 from training.optimizers import Optimizer
 from training.pixels import canvas
+from training.pool import ENCODED, Pool
 from training.prompts import caption, plain_caption
 from training.text import (
     MAX_GLYPHS,
@@ -28,7 +31,7 @@ from training.text import (
     encode_glyphs,
     encode_prompts,
 )
-from training.train_vae import build_vae
+from training.train_vae import Pieces, Stage, build_vae
 from training.transformer_forward import velocity
 from training.world import (
     COLORS,
@@ -140,7 +143,7 @@ def test_text_encoders_and_transformer_equal_the_libraries() -> None:
     _disturb(models)
     full = build_text_encoder(QWEN_LAYERS + 2).eval()
     full.load_state_dict(models.text_encoder.state_dict(), strict=False)
-    from hv15_batch.random_weights import tokenizers
+    from hv15_batch.engine.load.random_weights import tokenizers
 
     tokenizer, glyph_tokenizer = tokenizers()
     prompts = tokenize(tokens, list(PROMPTS), ["HELLO", "", ""], torch.device("cpu"))
@@ -176,6 +179,53 @@ def test_text_encoders_and_transformer_equal_the_libraries() -> None:
         my_glyphs[prompts.glyph_mask], glyphs[prompts.glyph_mask], atol=1e-5, rtol=0
     )
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+
+
+class _NoCopiesFromHost(TorchDispatchMode):
+    """Fails where a tensor of the host goes to a device, as a CUDA graph would."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta:
+            from_host = [t for t in tensors if not t.is_meta and t.ndim > 0]
+            assert not from_host, f"{func} copies from the host"
+        return out
+
+
+def test_recorded_steps_never_copy_from_the_host() -> None:
+    # Tensors on `meta` stand for a card: values cannot be read back from there either.
+    device, tokens = torch.device("meta"), Tokens()
+    models, vae = Models().to(device), build_vae().to(device)
+    prefix = torch.tensor(tokens.prefix, device=device)
+    empty = tokenize(tokens, [""], [""], device)
+    pool = Pool(2 * ENCODED, vae, tokens, 0, device, torch.float32)
+
+    def step() -> None:
+        latents, weights, prompts = pool.draw(2, 7, empty)
+        v = models.predict(latents, torch.rand(2, device=device), prompts, prefix)
+        (weights * v.square()).mean().backward()
+
+    pieces = Pieces(
+        Stage(1, 8, 1, (32, 32)), torch.Generator().manual_seed(0), torch.device("meta")
+    )
+    for recorded in (pool.encode, step, pieces.draw):
+        recorded()
+        with _NoCopiesFromHost():
+            recorded()
+
+
+@pytest.mark.slow
+def test_every_batch_of_the_pool_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pool.ENCODED", 2)
+    pool = Pool(4, build_vae().eval(), Tokens(), 0, torch.device("cpu"), torch.float32)
+    pool.fill()
+    assert not torch.equal(pool.latents[:2], pool.latents[2:])
+    pool.encode = lambda: None
+    with pytest.raises(RuntimeError, match="encoded twice"):
+        pool.fill()
 
 
 def test_the_optimiser_finds_the_least_squares() -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
 
-from hv15_batch.random_weights import PROMPT_START, tokenizers
+from hv15_batch.engine.load.random_weights import PROMPT_START, tokenizers
 
 MAX_TOKENS, MAX_GLYPHS = 144, 24
 """Of a prompt with the end of the chat template, and of the text on a sign."""
