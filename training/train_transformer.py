@@ -1,0 +1,220 @@
+"""Trains text encoder, glyph encoder and transformer of the demo models, text-to-video.
+
+    python -m training.train_transformer OUT --vae training/checkpoints
+    python -m training.train_transformer OUT --vae training/checkpoints --resume OLD
+
+Flow matching on the VAE's latents of the made-up world, first on first frames, then on clips. A few
+of the encoded clips are renewed all the time. Several cards as in `train_vae`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from training import vae_forward
+from training.drawing import render
+from training.graphs import record
+from training.lettering import read_letters
+from training.models import LATENT_SIZE, Models, sample, shifted, tokenize
+from training.pixels import canvas
+from training.pool import Pool
+from training.prompts import plain_caption
+from training.sitting import Sitting, parser
+from training.text import Tokens, count_weights
+from training.train_vae import build_vae
+from training.world import (
+    FRAMES,
+    MAX_LETTERS,
+    PLACES,
+    SIGN_COLUMN,
+    SIGN_ROW,
+    even_places,
+    sample_kept,
+    sample_scenes,
+)
+
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of step.
+
+    Attributes:
+        until: share of the plan at which it ends.
+        batch: clips a step and card.
+        frames: latent frames of a clip.
+    """
+
+    until: float
+    batch: int
+    frames: int
+
+
+STAGES = (Stage(0.15, 384, 1), Stage(1.01, 128, LATENT_SIZE[0]))
+SMALL_STAGES = (Stage(0.3, 4, 1), Stage(1.01, 2, LATENT_SIZE[0]))
+
+
+class TransformerSitting(Sitting):
+    """One sitting of the encoders and the transformer."""
+
+    name = "transformer"
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Take the arguments of `main`."""
+        self.models = Models()
+        self.stages = SMALL_STAGES if arguments.small else STAGES
+        super().__init__(arguments, self.models, is_matrix)
+        self.vae = build_vae().to(self.device).eval().requires_grad_(False)
+        state = load_file(arguments.vae / "vae.safetensors")
+        self.vae.load_state_dict({k: v.float() for k, v in state.items()})
+        self.tokens = Tokens()
+        self.prefix = torch.tensor(self.tokens.prefix, device=self.device)
+        self.empty = tokenize(self.tokens, [""], [""], self.device)
+        self.recent = torch.zeros(2, device=self.device)
+
+    def prepare(self) -> None:
+        """Encode clips and record the steps."""
+        m, begun = self.models, self.now()
+        sizes = [count_weights(x) for x in (m.text_encoder, m.text_encoder_2, m.transformer)]
+        self.say(f"weights of text encoder, glyph encoder, transformer: {sizes} MB")
+        seed = 1000 * self.steps + self.rank + 5
+        torch.manual_seed(seed)
+        clips = self.arguments.clips
+        self.pool = Pool(clips, self.vae, self.tokens, seed, self.device, self.dtype)
+        self.pool.fill()
+        spread = self.pool.latents.float().std(dim=(0, 2, 3, 4))
+        self.say(
+            f"{clips} clips encoded in {self.now() - begun:.0f} s; deviations "
+            f"{spread.min():.2f}..{spread.max():.2f}, {self.pool.latents.float().std():.4f} in all"
+        )
+        self.recorded = [self._record(stage) for stage in self.stages]
+        self.optimizer.gradient.zero_()
+        self.optimizer.rate.zero_()
+        self.change = record(partial(self.optimizer.step, CLIP_NORM), self.device)
+        for stage, (run, _) in zip(self.stages, self.recorded, strict=True):
+            begun = self.now()
+            run()
+            self.say(f"{stage}: forward and backward {self.now() - begun:.4f} s")
+        self.optimizer.gradient.zero_()
+
+    def _record(self, stage: Stage) -> tuple[Any, torch.Tensor]:
+        """Return what runs one forward and backward, and the losses that it leaves."""
+        figure = torch.zeros(2, device=self.device)
+        is_cuda = self.device.type == "cuda"
+
+        def run() -> None:
+            latents, weights, prompts = self.pool.draw(stage.batch, stage.frames, self.empty)
+            noise = torch.randn_like(latents)
+            sigma = shifted(torch.sigmoid(1.1 * torch.randn(stage.batch, device=self.device)))
+            at = sigma.view(-1, 1, 1, 1, 1)
+            noisy = (1 - at) * latents + at * noise
+            with torch.autocast(self.device.type, self.dtype, enabled=is_cuda):
+                v = self.models.predict(noisy, sigma, prompts, self.prefix)
+            squared = (v.float() - (noise - latents)).square()
+            loss = (weights * squared).mean() / weights.mean()
+            loss.backward()
+            figure.copy_(torch.stack([loss.detach(), squared.detach().mean()]))
+
+        return record(run, self.device), figure
+
+    def step(self) -> None:
+        """Do one step, and renew some clips now and then."""
+        share = self.seconds / self.arguments.total
+        at = next(i for i, stage in enumerate(self.stages) if share < stage.until)
+        run, figure = self.recorded[at]
+        run()
+        self.share_gradient()
+        self.optimizer.rate.fill_(self.rate())
+        self.change()
+        self.recent.lerp_(figure, 0.02)
+        if self.steps % self.arguments.renew == 0:
+            self.pool.renew()
+
+    def figures(self) -> str:
+        """Return how the last steps went."""
+        weighted, plain = self.recent.tolist()
+        return f"loss {weighted:.4f} plain {plain:.4f}"
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Render prompts that were never trained on, write a sheet of them, and read them."""
+        number, steps = (2, 2) if self.arguments.small else (64, 16)
+        scenes = sample_kept(number, torch.Generator().manual_seed(12345))
+        texts = [plain_caption(scenes, i) for i in range(number)]
+        words = [scenes.word(i) for i in range(number)]
+        prompts = tokenize(self.tokens, texts, words, self.device)
+        latents = sample(
+            self.models, prompts, self.empty, self.prefix, self.dtype, steps, guidance=4.0
+        )
+        clips = [vae_forward.decode(self.vae, z, self.dtype) for z in latents.split(8)]
+        video = torch.cat(clips).clamp(-1, 1)
+        _write_sheet(video[:: max(1, number // 32)], self.arguments.out / "samples.jpg")
+        shown = "\n".join(texts[:: max(1, number // 32)]) + "\n"
+        (self.arguments.out / "samples.txt").write_text(shown, encoding="utf-8")
+        letters = scenes.letters.to(self.device)
+        read = read_letters(video[:, :, FRAMES // 2], SIGN_ROW, SIGN_COLUMN, MAX_LETTERS)
+        right, there = read == letters, letters > 0
+        place = read_places(video) == scenes.place.to(self.device)
+        return {
+            "places": place.float().mean().item(),
+            "letters": right[there].float().mean().item(),
+            "words": (right | ~there).all(1)[there.any(1)].float().mean().item(),
+        }
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether Muon takes a parameter: the matrices of attention and feed-forward layers."""
+    inside = (".attn.", ".ff", "self_attn", ".mlp.", "SelfAttention", "DenseReluDense")
+    return parameter.ndim == 2 and any(k in name for k in inside) and "relative" not in name
+
+
+@torch.no_grad()
+def read_places(video: torch.Tensor) -> torch.Tensor:
+    """Return the place whose typical picture is nearest to the first frame: int64 [B].
+
+    Args:
+        video: [B, 3, T, 128, 192] in -1..1.
+    """
+    number, each = len(PLACES), 16
+    generator = torch.Generator().manual_seed(3)
+    scenes = sample_scenes(number * each, generator, 0.0, 0.0, even_places(number * each))
+    known, _, _ = render(scenes, canvas(len(scenes), video.device, frames=1))
+    cells = functional.avg_pool2d(known[:, :, 0], 16).view(number, each, -1).median(1).values
+    seen = functional.avg_pool2d(video[:, :, 0], 16).flatten(1)
+    # Cells hidden by the object or the sign are far from every place: they are cut off.
+    return (seen[:, None] - cells[None]).abs().clamp(max=0.3).mean(-1).argmin(1)
+
+
+def _write_sheet(video: torch.Tensor, file: Path) -> None:
+    """Write four moments of each clip, two clips in a row."""
+    moments = video[:, :, [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]]
+    strips = [torch.cat(list(clip.unbind(1)), dim=2) for clip in moments]
+    rows = [torch.cat(strips[i : i + 2], dim=2) for i in range(0, len(strips) - 1, 2)]
+    sheet = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    Image.fromarray(sheet.cpu().numpy()).save(file, quality=88)
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    arguments = parser(__doc__, rate=1.2e-3, seconds=480, total=3600)
+    arguments.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    arguments.add_argument("--clips", type=int, default=12288, help="encoded on each card")
+    arguments.add_argument("--renew", type=int, default=14, help="steps per 16 new clips")
+    chosen = arguments.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    TransformerSitting(chosen).train()
+
+
+if __name__ == "__main__":
+    main()
