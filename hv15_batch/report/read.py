@@ -66,11 +66,7 @@ def read_run(directory: RunDir) -> RunData:
         ConfigError: the folder is no run directory.
         LogSchemaError: the log cannot be read.
     """
-    if not directory.is_run_dir():
-        raise ConfigError(
-            f"{directory.path}: no run directory (it has no log); "
-            "name the folder that a run has printed as its first line."
-        )
+    directory.check_was_run()
     run_ids = directory.run_ids()
     folders = {run_id: directory.run_folder(run_id) for run_id in run_ids}
     settings = {run_id: run_settings(folder) for run_id, folder in folders.items()}

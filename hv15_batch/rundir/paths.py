@@ -153,6 +153,18 @@ class RunDir:
                 "no run directory; name an empty or new folder with run_dir=DIR."
             )
 
+    def check_was_run(self) -> None:
+        """Refuse a folder in which no run was started.
+
+        Raises:
+            ConfigError: that is so.
+        """
+        if not self.is_run_dir():
+            raise ConfigError(
+                f"{self.path}: no run directory (it has no log); "
+                "name the folder that a run has printed as its first line."
+            )
+
     def is_run_dir(self) -> bool:
         """Whether a run was started here before."""
         return self.runs.is_dir() or self.log.is_dir()
