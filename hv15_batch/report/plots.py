@@ -133,7 +133,7 @@ def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot
         name, num_bytes = limit
         peak = max(value for value in highest.values() if value is not None)
         if num_bytes <= _MAX_HEADROOM * peak:
-            lines.append(_limit(num_bytes / GIB, name))
+            lines.append({"y": _rounded(num_bytes / GIB), "name": name})
             caption += f" The line: {name}, {format_gib(num_bytes)} GiB."
         else:
             caption += f" {name[0].upper()}{name[1:]}, {format_gib(num_bytes)} GiB, is far above."
@@ -255,17 +255,10 @@ def make_plot(
         lines: Level lines, by `y` and `name`.
     """
     return {
-        "id": name,
-        "title": title,
-        "unit": unit,
-        "over": over,
-        "isTime": over == "time",
-        "isStacked": stacked,
-        "isByName": by_name,
-        "traces": traces,
-        "lines": list(lines),
+        "id": name, "title": title, "unit": unit, "over": over, "isTime": over == "time",
+        "isStacked": stacked, "isByName": by_name, "traces": traces, "lines": list(lines),
         "caption": caption,
-    }
+    }  # fmt: skip
 
 
 def _over_clips(done: Sequence[Record], values: Sequence[float | None]) -> dict[str, Any]:
@@ -300,10 +293,6 @@ def _line(x: list[int], y: list[float | None], name: str, is_dashed: bool) -> di
     mode = "lines+markers" if len(x) == 1 else "lines"
     trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y}
     return {**trace, "line": {"dash": "dot"}} if is_dashed else trace
-
-
-def _limit(value: float, name: str) -> dict[str, Any]:
-    return {"y": _rounded(value), "name": name}
 
 
 def _moment(time: datetime | float) -> str:
