@@ -61,7 +61,9 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
             another one in the other run.
         LogSchemaError: a log cannot be read.
     """
-    a, b = _run_dir(path_a), _run_dir(path_b)
+    a, b = (RunDir(path.expanduser().absolute()) for path in (path_a, path_b))
+    for run_dir in (a, b):
+        run_dir.check_was_run()
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: named twice; name two run directories.")
     rows_a, rows_b = (read_rows_of_runs(run_dir, columns()) for run_dir in (a, b))
@@ -80,16 +82,6 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
         only_in_a=len(clips_a) - len(common),
         only_in_b=len(clips_b) - len(common),
     )
-
-
-def _run_dir(path: Path) -> RunDir:
-    run_dir = RunDir(path.expanduser().absolute())
-    if not run_dir.is_run_dir():
-        raise ConfigError(
-            f"{run_dir.path}: no run directory (it has no log); "
-            "name the folder that a run has printed as its first line."
-        )
-    return run_dir
 
 
 def _finished(run_dir: RunDir, rows: Sequence[Record]) -> dict[Key, Record]:

@@ -5,13 +5,11 @@ They hold no prompt, row id, tag, folder or hostname: pairs go by their number o
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 from hv15_batch.compare.comparison import Comparison, SettingsRow, summary_lines
 from hv15_batch.compare.quality import Quality, quality_cells
-from hv15_batch.figures.tables import markdown
+from hv15_batch.figures.tables import csv_text, markdown
 from hv15_batch.record import columns
 
 _PRIVATE = frozenset(columns(private=True)) - {"repo"}  # which goes without its folder
@@ -31,12 +29,11 @@ COLUMNS = (
 
 def format_csv(comparison: Comparison) -> str:
     """Return one line per pair; not measured is empty, and infinite is `inf`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for number, quality in enumerate(comparison.qualities, 1):
-        writer.writerow([_cell(value) for value in _values(number, quality)])
-    return text.getvalue()
+    rows = [
+        [_cell(value) for value in _values(number, quality)]
+        for number, quality in enumerate(comparison.qualities, 1)
+    ]
+    return csv_text(COLUMNS, rows)
 
 
 def format_markdown(comparison: Comparison) -> str:
@@ -77,6 +74,4 @@ def _values(number: int, quality: Quality) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
     return str(value).lower() if isinstance(value, bool) else value

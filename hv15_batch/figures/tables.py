@@ -18,7 +18,7 @@ from hv15_batch.figures.groups import (
 )
 from hv15_batch.figures.summary import Facts, shown_value
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import publish_text, publishing
+from hv15_batch.rundir.publish import publish_text
 from hv15_batch.rundir.stored import read_rows_of_runs
 from hv15_batch.units import (
     format_gib,
@@ -61,6 +61,15 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
+def csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV (RFC 4180); None is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(headers)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def repetitions_of(run_dir: RunDir) -> list[dict[str, Any]]:
     """Return the log's rows of benchmarks, warm-ups included."""
     rows = read_rows_of_runs(run_dir, TIMING_COLUMNS)
@@ -76,7 +85,7 @@ def write_timing_tables(run_dir: RunDir) -> list[str]:
         for name, group in zip(names, groups, strict=True)
         for warning in group.warnings
     ]
-    _write_csv(run_dir, groups)
+    publish_text(run_dir.benchmark_table, _benchmark_csv(groups))
     text = "\n".join([*_markdown(groups, names), *(f"\n{line}" for line in warnings)])
     publish_text(run_dir.benchmark_table.with_suffix(".md"), text + "\n")
     return [*map(_line, groups, names), *warnings]
@@ -97,18 +106,16 @@ def figures_of(group: Group) -> list[tuple[str, list[str]]]:
     return [(name, _cells(found)) for name, found in group.seconds.items()]
 
 
-def _write_csv(run_dir: RunDir, groups: Sequence[Group]) -> None:
-    with (
-        publishing(run_dir.benchmark_table) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as table,
-    ):
-        writer = csv.writer(table)
-        writer.writerow([*GROUP_COLUMNS, "num_timed", "num_cold", "quantity", *STATISTICS])
-        for group in groups:
-            counts = (group.num_timed, group.num_cold)
-            for quantity, found in group.seconds.items():
-                figures = [getattr(found, name) for name in STATISTICS]
-                writer.writerow([*group.columns.values(), *counts, quantity, *figures])
+def _benchmark_csv(groups: Sequence[Group]) -> str:
+    rows = [
+        (
+            *(*group.columns.values(), group.num_timed, group.num_cold, quantity),
+            *(getattr(found, name) for name in STATISTICS),
+        )
+        for group in groups
+        for quantity, found in group.seconds.items()
+    ]
+    return csv_text([*GROUP_COLUMNS, "num_timed", "num_cold", "quantity", *STATISTICS], rows)
 
 
 def _markdown(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
@@ -214,9 +221,7 @@ def format_csv(groups: Sequence[Group], numbers: Mapping[str, int]) -> str:
 
     Runs go by their `numbers`: the table is for sharing, and folders have private names.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([*GROUP_COLUMNS, *_CSV_FIGURES, "runs"])
+    rows = []
     for group in groups:
         energy = group.energy_joules
         figures: list[Any] = [
@@ -225,8 +230,8 @@ def format_csv(groups: Sequence[Group], numbers: Mapping[str, int]) -> str:
             *((energy.median, energy.n) if energy else (None, 0)),
         ]
         runs = " ".join(str(numbers[run]) for run in group.runs)
-        writer.writerow([*group.columns.values(), *figures, runs])
-    return text.getvalue()
+        rows.append([*group.columns.values(), *figures, runs])
+    return csv_text([*GROUP_COLUMNS, *_CSV_FIGURES, "runs"], rows)
 
 
 def format_markdown(

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.figures.groups import GROUP_COLUMNS, TIMING_COLUMNS, Distribution, distribution
+from hv15_batch.figures.groups import (
+    GROUP_COLUMNS,
+    TIMING_COLUMNS,
+    Distribution,
+    distribution,
+    group_key,
+)
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds, is_denoised_here
 from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
@@ -111,7 +117,7 @@ def _verdict(reference: Reference, rows: Sequence[Mapping[str, Any]]) -> Referen
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if _value(reference.quantity, row) is not None:
-            groups.setdefault(tuple(row[name] for name in GROUP_COLUMNS), []).append(row)
+            groups.setdefault(group_key(row), []).append(row)
     order = list(Verdict)
     measured = sorted(
         (_measurement(reference, group) for group in groups.values()),

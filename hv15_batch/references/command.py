@@ -13,7 +13,7 @@ from hv15_batch.model.options import conf_dir
 from hv15_batch.references.check import CHECK_COLUMNS, compare_with_references
 from hv15_batch.references.data import read_references
 from hv15_batch.references.text import format_references_text, format_verdicts_text
-from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.paths import RunDir, expand
 from hv15_batch.rundir.stored import read_rows_of_runs
 
 
@@ -43,16 +43,10 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         ConfigError: a folder is neither.
         LogSchemaError: a log cannot be read.
     """
-    from hv15_batch.rundir.paths import expand
-
     rows: list[dict[str, Any]] = []
     for folder in folders:
         for run_dir in map(RunDir, expand(folder)):
-            if not run_dir.is_run_dir():
-                raise ConfigError(
-                    f"{folder}: no run directory (it has no log); "
-                    "name the folder that a run has printed as its first line."
-                )
+            run_dir.check_was_run()
             rows += read_rows_of_runs(run_dir, CHECK_COLUMNS)
     return rows
 

@@ -29,6 +29,7 @@ from hv15_batch.figures.tables import (
     format_markdown,
 )
 from hv15_batch.record import DONE_STATUSES
+from hv15_batch.report.plots import make_plot
 from hv15_batch.report.read import RunData, read_run
 from hv15_batch.report.render import (
     COMPARISON_ASSETS,
@@ -149,7 +150,7 @@ def _plots(compared: Sequence[tuple[str, Facts, Group]]) -> list[dict[str, Any]]
     energy = [(name, joules.median if joules else None) for name, joules in energies]
     of_energy = "Median of the warm clips, encoding of new texts included, writing not."
     return [
-        _plot("seconds", "Seconds a clip", "seconds", dots, _DOTS),
+        make_plot("seconds", "Seconds a clip", "", "seconds", dots, _DOTS, by_name=True),
         _bars("Peak VRAM", "GiB", GIB, vram, "Reserved by torch."),
         _bars("Energy a clip", "Wh", JOULES_PER_WATT_HOUR, energy, of_energy),
     ]
@@ -162,11 +163,4 @@ def _bars(
     known = [(name, value / size) for name, value in values if value is not None]
     x, y = [value for _, value in known], [name for name, _ in known]
     traces = [{"type": "bar", "orientation": "h", "name": title, "x": x, "y": y}]
-    return _plot(unit.lower(), title, unit, traces if known else [], caption)
-
-
-def _plot(name: str, title: str, unit: str, traces: list[Any], caption: str) -> dict[str, Any]:
-    return {
-        "id": name, "title": title, "unit": "", "over": unit, "isTime": False, "isStacked": False,
-        "isByName": True, "traces": traces, "lines": [], "caption": caption,
-    }  # fmt: skip
+    return make_plot(unit.lower(), title, "", unit, traces if known else [], caption, by_name=True)

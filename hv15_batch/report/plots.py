@@ -71,7 +71,7 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
     if traces and reused:
         caption += f", {reused} from saved latents: denoised by an earlier attempt"
     caption += "." if traces else ""
-    return _plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
+    return make_plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
                  stacked=True)  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
     caption = f"Warm clips only; {sum(map(len, groups.values()))} of them." if groups else ""
     if left > 0:
         caption += f" {left} more settings are not drawn."
-    return _plot("steps", "Seconds per step", "seconds", "denoising step", traces, caption)
+    return make_plot("steps", "Seconds per step", "seconds", "denoising step", traces, caption)
 
 
 def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot:
@@ -133,11 +133,13 @@ def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot
         name, num_bytes = limit
         peak = max(value for value in highest.values() if value is not None)
         if num_bytes <= _MAX_HEADROOM * peak:
-            lines.append(_limit(num_bytes / GIB, name))
+            lines.append({"y": _rounded(num_bytes / GIB), "name": name})
             caption += f" The line: {name}, {format_gib(num_bytes)} GiB."
         else:
             caption += f" {name[0].upper()}{name[1:]}, {format_gib(num_bytes)} GiB, is far above."
-    return _plot("vram", "VRAM per stage", "GiB", "clips as rendered", traces, caption, lines=lines)
+    return make_plot(
+        "vram", "VRAM per stage", "GiB", "clips as rendered", traces, caption, lines=lines
+    )
 
 
 def _highest(done: Sequence[Record], column: str) -> float | None:
@@ -161,13 +163,13 @@ def _ram(run: RunData, done: Sequence[Record]) -> Plot:
     if peak and total:
         caption += f" of {format_gib(total)} GiB in this machine or its control group"
     caption += "." if caption else ""
-    return _plot("ram", "RAM", "GiB", "clips as rendered", traces, caption)
+    return make_plot("ram", "RAM", "GiB", "clips as rendered", traces, caption)
 
 
 def _clocks(done: Sequence[Record]) -> Plot:
     names = {"sm_clock_mhz_mean": "mean", "sm_clock_mhz_min": "lowest"}
     traces = _markers(done, names, 1, True)
-    return _plot("clocks", "SM clock", "MHz", "time", traces, _throttled(done))
+    return make_plot("clocks", "SM clock", "MHz", "time", traces, _throttled(done))
 
 
 def _throttled(done: Sequence[Record]) -> str:
@@ -192,7 +194,7 @@ def _temperature(done: Sequence[Record]) -> Plot:
     traces = _markers(done, {"temperature_celsius_max": "highest in a clip"}, 1, True)
     known = [a for a in done if a["temperature_celsius_max"] is not None]
     caption = f"Highest in each attempt; {_attempts(known)}." if known else ""
-    return _plot("temperature", "Temperature of the card", "°C", "time", traces, caption)
+    return make_plot("temperature", "Temperature of the card", "°C", "time", traces, caption)
 
 
 def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
@@ -205,7 +207,7 @@ def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
         "width": [stretch.seconds * 1000 for stretch in found],
     }
     traces = [trace] if found else []
-    return _plot("rate", "Clips per hour", "clips per hour", "time", traces, caption)
+    return make_plot("rate", "Clips per hour", "clips per hour", "time", traces, caption)
 
 
 def _energy(run: RunData, done: Sequence[Record]) -> Plot:
@@ -214,20 +216,20 @@ def _energy(run: RunData, done: Sequence[Record]) -> Plot:
     price = (run.last_settings.get("report") or {}).get("price_per_kwh")
     title = "Energy" if price is None else "Energy and cost"
     if not measured:
-        return _plot("energy", title, "Wh", "clips as rendered", [], "")
+        return make_plot("energy", title, "Wh", "clips as rendered", [], "")
     per_clip = [None if v is None else v / JOULES_PER_WATT_HOUR for v in values]
     traces = [{"type": "bar", "name": "Wh a clip", **_over_clips(done, per_clip)}]
     kwh = sum(measured) / JOULES_PER_WATT_HOUR / 1000
     caption = f"{kwh:.3g} kWh in all {len(measured)} attempts, cold ones included"
     if price is not None:
         caption += f"; at {price:g} a kWh {kwh * price:.3g}"
-    return _plot("energy", title, "Wh", "clips as rendered", traces, f"{caption}.")
+    return make_plot("energy", title, "Wh", "clips as rendered", traces, f"{caption}.")
 
 
 # -- pieces ------------------------------------------------------------------------------------
 
 
-def _plot(
+def make_plot(
     name: str,
     title: str,
     unit: str,
@@ -236,19 +238,27 @@ def _plot(
     caption: str,
     *,
     stacked: bool = False,
+    by_name: bool = False,
     lines: Iterable[dict[str, Any]] = (),
 ) -> Plot:
+    """Return a figure as assets/plots.js reads it.
+
+    Args:
+        name: Of its place on the page.
+        title: Above it.
+        unit: Of the values, and of the upright axis.
+        over: What the level axis has, with `time` as moments.
+        traces: Plotly's; none where nothing was measured.
+        caption: Below it.
+        stacked: Whether bars stand on each other.
+        by_name: Whether the upright axis has names, so that the level one has the values.
+        lines: Level lines, by `y` and `name`.
+    """
     return {
-        "id": name,
-        "title": title,
-        "unit": unit,
-        "over": over,
-        "isTime": over == "time",
-        "isStacked": stacked,
-        "traces": traces,
-        "lines": list(lines),
+        "id": name, "title": title, "unit": unit, "over": over, "isTime": over == "time",
+        "isStacked": stacked, "isByName": by_name, "traces": traces, "lines": list(lines),
         "caption": caption,
-    }
+    }  # fmt: skip
 
 
 def _over_clips(done: Sequence[Record], values: Sequence[float | None]) -> dict[str, Any]:
@@ -283,10 +293,6 @@ def _line(x: list[int], y: list[float | None], name: str, is_dashed: bool) -> di
     mode = "lines+markers" if len(x) == 1 else "lines"
     trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y}
     return {**trace, "line": {"dash": "dot"}} if is_dashed else trace
-
-
-def _limit(value: float, name: str) -> dict[str, Any]:
-    return {"y": _rounded(value), "name": name}
 
 
 def _moment(time: datetime | float) -> str:

@@ -158,21 +158,21 @@ class RunDir:
                 "no run directory; name an empty or new folder with run_dir=DIR."
             )
 
-    def is_run_dir(self) -> bool:
-        """Whether a run was started here before."""
-        return self.runs.is_dir() or self.log.is_dir()
-
-    def check_started(self) -> None:
+    def check_was_run(self) -> None:
         """Refuse a folder in which no run was started.
 
         Raises:
-            ConfigError: it is no run directory.
+            ConfigError: that is so.
         """
         if not self.is_run_dir():
             raise ConfigError(
                 f"{self.path}: no run directory (it has no log); "
                 "name the folder that a run has printed as its first line."
             )
+
+    def is_run_dir(self) -> bool:
+        """Whether a run was started here before."""
+        return self.runs.is_dir() or self.log.is_dir()
 
     def written_folders(self) -> tuple[Path, ...]:
         """Return the run directory and its folders that runs write to."""
@@ -265,7 +265,7 @@ def find_runs(*folders: str | Path) -> list[RunDir]:
     """
     found = [RunDir(path.absolute()) for folder in folders for path in expand(Path(folder))]
     for run_dir in found:
-        run_dir.check_started()
+        run_dir.check_was_run()
     return found
 
 
