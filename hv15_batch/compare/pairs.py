@@ -63,7 +63,7 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     """
     a, b = (RunDir(path.expanduser().absolute()) for path in (path_a, path_b))
     for run_dir in (a, b):
-        run_dir.check_was_run()
+        run_dir.check_started()
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path}: named twice; name two run directories.")
     rows_a, rows_b = (read_rows_of_runs(run_dir, columns()) for run_dir in (a, b))

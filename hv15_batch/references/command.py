@@ -46,7 +46,7 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for folder in folders:
         for run_dir in map(RunDir, expand(folder)):
-            run_dir.check_was_run()
+            run_dir.check_started()
             rows += read_rows_of_runs(run_dir, CHECK_COLUMNS)
     return rows
 

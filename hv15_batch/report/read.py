@@ -66,7 +66,7 @@ def read_run(directory: RunDir) -> RunData:
         ConfigError: the folder is no run directory.
         LogSchemaError: the log cannot be read.
     """
-    directory.check_was_run()
+    directory.check_started()
     run_ids = directory.run_ids()
     folders = {run_id: directory.run_folder(run_id) for run_id in run_ids}
     settings = {run_id: run_settings(folder) for run_id, folder in folders.items()}

@@ -158,21 +158,21 @@ class RunDir:
                 "no run directory; name an empty or new folder with run_dir=DIR."
             )
 
-    def check_was_run(self) -> None:
+    def is_run_dir(self) -> bool:
+        """Whether a run was started here before."""
+        return self.runs.is_dir() or self.log.is_dir()
+
+    def check_started(self) -> None:
         """Refuse a folder in which no run was started.
 
         Raises:
-            ConfigError: that is so.
+            ConfigError: it is no run directory.
         """
         if not self.is_run_dir():
             raise ConfigError(
                 f"{self.path}: no run directory (it has no log); "
                 "name the folder that a run has printed as its first line."
             )
-
-    def is_run_dir(self) -> bool:
-        """Whether a run was started here before."""
-        return self.runs.is_dir() or self.log.is_dir()
 
     def written_folders(self) -> tuple[Path, ...]:
         """Return the run directory and its folders that runs write to."""
