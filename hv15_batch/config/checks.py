@@ -6,11 +6,13 @@ import math
 import os
 import shlex
 import shutil
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
+from hv15_batch.config.words import suggestion
 from hv15_batch.errors import ConfigError
 from hv15_batch.machine.cards import card_names, find_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
@@ -210,3 +212,25 @@ def parse_command(command: Any) -> tuple[str, ...]:
             "give its whole path, or set notify.command=null."
         )
     return (os.path.abspath(program), *words[1:])
+
+
+def check_sweep_value(column: str) -> None:
+    """Check that a column of the log holds numbers.
+
+    Raises:
+        ConfigError: there is no such column, or it holds something else.
+    """
+    from hv15_batch.record import ClipRecord
+
+    hints = typing.get_type_hints(ClipRecord)
+    numeric = [name for name, hint in hints.items() if {int, float} & set(typing.get_args(hint))]
+    if column not in hints:
+        raise ConfigError(
+            f"sweep_value={column}: the log has no such column.{suggestion(column, numeric)} "
+            "docs/log.md lists them."
+        )
+    if column not in numeric:
+        raise ConfigError(
+            f"sweep_value={column}: this column of the log is no number; name one that is, for "
+            "example total_seconds."
+        )

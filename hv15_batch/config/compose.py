@@ -32,24 +32,22 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from hv15_batch.config.checks import check_sweep_value
 from hv15_batch.config.messages import report_error
 from hv15_batch.config.settings import Config
-from hv15_batch.config.sweep_value import check_sweep_value
 from hv15_batch.config.words import (
     MANIFEST_SUFFIXES,
+    REFUSED_FLAGS,
     Typed,
-    as_setting,
     key_of,
     read_words,
-    suggestion,
+    unknown_flag,
 )
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, ConfigError
 from hv15_batch.model.options import conf_dir
 
 _CONFIG = "config"
 _NAME = "hv15_batch"
-_REFUSED_FLAGS = ("--run", "--config-path", "--config-name", "--experimental-rerun")
-"""They replace the configuration as a whole, read a pickled one, or are what happens anyway."""
 _MODES = ("--multirun", "--cfg", "--info", "--shell-completion", "--hydra-help")
 _SHORT = {"--multirun": "-m"}
 
@@ -119,10 +117,10 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
         flags, unknown = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(_flag_fault(parser, error)) from None
-    is_given = {name: _value(flags, name) not in (None, False) for name in _REFUSED_FLAGS}
+    is_given = {name: _value(flags, name) not in (None, False) for name in REFUSED_FLAGS}
     typed = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     for name in [*typed, *(name for name, given in is_given.items() if given)]:
-        raise ConfigError(_unknown_flag(name, arguments))
+        raise ConfigError(unknown_flag(name, arguments))
     modes = [name for name in _MODES if _value(flags, name)]
     if len(modes) > 1:
         shown = [_SHORT.get(n) or f"{n}={_value(flags, n)}".removesuffix("=True") for n in modes]
@@ -140,21 +138,6 @@ def _value(flags: argparse.Namespace, name: str) -> Any:
 
 def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"{message[:1].lower()}{message[1:]}; see hv15-batch --help.")
-
-
-def _unknown_flag(name: str, arguments: Sequence[str]) -> str:
-    """Return that there is no such flag, and what may have been meant."""
-    names = [word.partition("=")[0] for word in arguments]
-    place = names.index(name) if name in names else len(names)  # typed as its short form
-    word = "".join(arguments[place : place + 1]) or name
-    some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
-    near = as_setting(word, iter(arguments[place + 1 :]))
-    if not near and name not in _REFUSED_FLAGS:
-        near = suggestion(name, some)
-    return (
-        f"{word}: there is no such flag.{near} The flags are --dry-run, "
-        "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
-    )
 
 
 def _flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:

@@ -358,3 +358,22 @@ def suggestion(typed: str, known: Sequence[str]) -> str:
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Suffixes of manifests, in lower case; upper case is accepted."""
+
+
+REFUSED_FLAGS = ("--run", "--config-path", "--config-name", "--experimental-rerun")
+"""They replace the configuration as a whole, read a pickled one, or are what happens anyway."""
+
+
+def unknown_flag(name: str, arguments: Sequence[str]) -> str:
+    """Return that there is no such flag, and what may have been meant."""
+    names = [word.partition("=")[0] for word in arguments]
+    place = names.index(name) if name in names else len(names)  # typed as its short form
+    word = "".join(arguments[place : place + 1]) or name
+    some = ("--dry-run", "--multirun", "--cfg", "--help", "--version")
+    near = as_setting(word, iter(arguments[place + 1 :]))
+    if not near and name not in REFUSED_FLAGS:
+        near = suggestion(name, some)
+    return (
+        f"{word}: there is no such flag.{near} The flags are --dry-run, "
+        "-m (a sweep), --cfg job (the settings), --help and --version; all else is key=value."
+    )

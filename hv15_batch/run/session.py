@@ -15,6 +15,7 @@ from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
@@ -47,7 +48,6 @@ from hv15_batch.run.prepare import (
 from hv15_batch.run.progress import Progress
 from hv15_batch.run.run import Run, make_run, planned_again
 from hv15_batch.run.schedule import Rules, check_window, read_rules
-from hv15_batch.run.stalls import PATIENCE, Patience
 from hv15_batch.run.supervisor import Start, make_supervisor
 from hv15_batch.rundir.log import bring_to_current_schema, read_last_attempts
 from hv15_batch.rundir.paths import RunDir

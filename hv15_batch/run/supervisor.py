@@ -22,11 +22,11 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Note,
 )
+from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.machine.nvml import Gpu, read_gpus
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.run.recovery import Recycling
 from hv15_batch.run.run import Run
-from hv15_batch.run.stalls import Patience, StallWatch
 
 logger = logging.getLogger(__name__)
 

@@ -265,7 +265,7 @@ def find_runs(*folders: str | Path) -> list[RunDir]:
     """
     found = [RunDir(path.absolute()) for folder in folders for path in expand(Path(folder))]
     for run_dir in found:
-        run_dir.check_was_run()
+        run_dir.check_started()
     return found
 
 

@@ -39,11 +39,11 @@ from hv15_batch.engine import write as clip_writer
 from hv15_batch.engine.encode import phase as encode_phase
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.forecast.disk import DiskNeed
+from hv15_batch.forecast.stalls import Patience
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import preflight, recovery, session
 from hv15_batch.run import run as one_run
-from hv15_batch.run.stalls import Patience
 from hv15_batch.rundir import paths as rundir
 
 Command = Callable[..., Answer]

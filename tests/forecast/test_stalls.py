@@ -25,9 +25,9 @@ from hv15_batch.dispatch.protocol import (
 from hv15_batch.forecast.eta import EtaBasis
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.forecast.seconds import ClipCost, CostBasis
+from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.record import asked_record
 from hv15_batch.run import session, supervisor
-from hv15_batch.run.stalls import Patience, StallWatch
 from hv15_batch.run.supervisor import Supervisor
 
 COLD, WARM = 1000.0, 50.0
