@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from hv15_batch.api import (
         ClipFinished,
         Config,
-        ConfigError,
         Event,
         Finished,
         LogSchemaError,
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
         Message,
         Outcome,
         Plan,
+        Refused,
         Started,
         Stepped,
         load_config,
@@ -30,7 +30,6 @@ __version__ = "0.1.0"
 __all__ = (
     "ClipFinished",
     "Config",
-    "ConfigError",
     "Event",
     "Finished",
     "LogSchemaError",
@@ -38,6 +37,7 @@ __all__ = (
     "Message",
     "Outcome",
     "Plan",
+    "Refused",
     "Started",
     "Stepped",
     "load_config",

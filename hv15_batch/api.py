@@ -22,7 +22,7 @@ from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.manifest.frame import frame_content
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = (
     "ClipFinished",
     "Config",
-    "ConfigError",
     "Event",
     "Finished",
     "LogSchemaError",
@@ -51,6 +50,7 @@ __all__ = (
     "Message",
     "Outcome",
     "Plan",
+    "Refused",
     "Started",
     "Stepped",
     "load_config",
@@ -75,7 +75,7 @@ def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = Non
         config_dir: Folder with options of your own (`model/mine.yaml`), in front of those shipped.
 
     Raises:
-        ConfigError: a word, value or option that is refused; the message says what to do.
+        Refused: a word, value or option that is refused; the message says what to do.
 
     Example:
         >>> config = load_config("prompts.csv", "model=tiny_t2v", "override.num_frames=9")
@@ -84,17 +84,17 @@ def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = Non
     """
     folder = None if config_dir is None else os.fspath(config_dir)
     if folder is not None and not os.path.isdir(folder):
-        raise ConfigError(f"config_dir={folder}: there is no such folder; correct the path.")
+        raise Refused(f"config_dir={folder}: there is no such folder; correct the path.")
     try:
         config = _settings_of(compose_one(overrides, folder))
         check_config(config)
-    except (ConfigError, LogSchemaError):
+    except (Refused, LogSchemaError):
         raise
     except Exception as error:
         refusal = refusal_of(error)
         if refusal is None or refusal[1] != EXIT_REFUSED:
             raise  # no user error
-        raise ConfigError(refusal[0]) from error
+        raise Refused(refusal[0]) from error
     return config
 
 
@@ -108,7 +108,7 @@ def plan(config: Config, rows: DataFrame | None = None) -> Plan:
         rows: The manifest's rows, see `render`.
 
     Raises:
-        ConfigError: refused; as `ManifestError` with every fault of every row.
+        Refused: refused; as `ManifestError` with every fault of every row.
         LogSchemaError: the log of the run directory cannot be read.
 
     Example:
@@ -140,7 +140,7 @@ def render(config: Config, rows: DataFrame | None = None) -> Generator[Event, No
             their order; finished ones are not rendered again.
 
     Raises:
-        ConfigError: refused before a clip was rendered; as `ManifestError` with every fault of
+        Refused: refused before a clip was rendered; as `ManifestError` with every fault of
             every row: `rows: row 3: num_frames=120: ...`, rows counted from 1.
         LogSchemaError: the log of the run directory cannot be read.
 
@@ -172,7 +172,7 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
         current manifest that was never tried has no row.
 
     Raises:
-        ConfigError: a folder is no run directory, or none is named.
+        Refused: a folder is no run directory, or none is named.
         LogSchemaError: a log cannot be read.
 
     Example:
@@ -181,7 +181,7 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
         [['fox', 'ok', 9]]
     """
     if not run_dirs:
-        raise ConfigError('read_log(): names no run; name one, for example "outputs/prompts".')
+        raise Refused('read_log(): names no run; name one, for example "outputs/prompts".')
     return read_frame(find_runs(*map(Path, run_dirs)), all_attempts=all_attempts)
 
 
@@ -191,13 +191,13 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
 def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | None]:
     """Return the settings with the manifest that rows become, and what it will hold."""
     if config.resume is not None:
-        raise ConfigError(
+        raise Refused(
             f'resume={config.resume}: load the settings of a run with load_config("resume=DIR").'
         )
     if rows is None:
         return config, None
     if config.manifest is not None:
-        raise ConfigError(f"manifest={config.manifest}: and rows are given too; leave one out.")
+        raise Refused(f"manifest={config.manifest}: and rows are given too; leave one out.")
     path = Path(os.path.abspath(os.path.expanduser(config.run_dir or DEFAULT_ROWS_DIR)))
     manifest = RunDir(path).rows
     return replace(config, manifest=str(manifest), run_dir=str(path)), frame_content(rows)
@@ -265,7 +265,7 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
         typed_line: The command line without secrets; run.log begins with it.
 
     Raises:
-        ConfigError: refused.
+        Refused: refused.
         LogSchemaError: the log of the run directory cannot be read.
     """
     prefix = "sampling."
@@ -302,12 +302,12 @@ def _resumed(job: Job) -> Config:
     """Return the stored settings of a run with what was typed now on top.
 
     Raises:
-        ConfigError: there is no such run, or what was typed contradicts it.
+        Refused: there is no such run, or what was typed contradicts it.
     """
     run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
     for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
-            raise ConfigError(
+            raise Refused(
                 f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
             )
     stored = latest_settings(run_dir, job.typed)
@@ -315,7 +315,7 @@ def _resumed(job: Job) -> Config:
         if key != "resume":
             _copy_setting(key, job.config, stored)
     if stored.manifest is not None and not Path(stored.manifest).is_file():
-        raise ConfigError(
+        raise Refused(
             f"resume={run_dir.path}: its manifest {stored.manifest} is gone; put it back (copies "
             f"are in {run_dir.runs}/*/manifest.*)."
         )

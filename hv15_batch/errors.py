@@ -15,8 +15,10 @@ EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 
 
-class ConfigError(ValueError):
-    """A setting or a command line that is refused before anything is touched (exit code 2)."""
+class Refused(ValueError):
+    """What a user asked for is refused before anything is touched; the message is for the user."""
+
+    exit_code = EXIT_REFUSED
 
 
 class LogSchemaError(ValueError):

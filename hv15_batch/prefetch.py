@@ -32,7 +32,7 @@ def prefetch(
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        ConfigError: as `weights.checkpoint.fetch` does.
+        Refused: as `weights.checkpoint.fetch` does.
     """
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)

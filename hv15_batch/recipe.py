@@ -20,7 +20,7 @@ from typing import Any
 
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
-from hv15_batch.errors import EXIT_OK, ConfigError
+from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
 from hv15_batch.manifest.rows import Record, RowReader
 from hv15_batch.media.tag import ClipTag, read_clip_tag
@@ -51,13 +51,13 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
     """Write the manifest and print the command; return the exit code.
 
     Raises:
-        ConfigError: the tag cannot be used, or the manifest cannot be written.
+        Refused: the tag cannot be used, or the manifest cannot be written.
     """
     arguments = _parser().parse_args(argv)
     tag = read_clip_tag(arguments.clip)
     path = Path(os.path.expanduser(arguments.out) if arguments.out else f"{tag.path.stem}.csv")
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--out {path}: the manifest's name ends in {' or '.join(SUFFIXES)}.")
+        raise Refused(f"--out {path}: the manifest's name ends in {' or '.join(SUFFIXES)}.")
     recipe = make_recipe(tag, path.absolute().parent)
     _write_new(path, _as_text(recipe.cells, path.suffix.lower()))
     say(f"{path}: written, 1 row, 1 clip")
@@ -94,13 +94,13 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
         folder: where the manifest will lie, absolute; the cell of a first frame starts there.
 
     Raises:
-        ConfigError: the tag asks for what no command may.
+        Refused: the tag asks for what no command may.
         ManifestError: it asks for what no manifest may.
     """
     option = model_options().get(tag.settings.model)
     assert option is not None  # the tag's model is one of the options
     if tag.task is not option.task:
-        raise ConfigError(
+        raise Refused(
             f"{tag.name}: task={tag.task.name} in its tag is not that of model={option.name}; "
             "write a manifest instead."
         )
@@ -150,7 +150,7 @@ def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
 
     Raises:
         ManifestError: a cell is none that a manifest may have.
-        ConfigError: a value would be read as another.
+        Refused: a value would be read as another.
     """
     faults = Faults(tag.name)
     row = RowReader(Task.t2v, tag.path.parent, faults).read(0, Record(line=1, cells=cells))
@@ -161,7 +161,7 @@ def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
     read = {name: getattr(row, name) for name in names}
     again = replace(tag.settings, seed=row.seeds[0], **read)
     if again.settings_sha256() != tag.settings_sha256:
-        raise ConfigError(
+        raise Refused(
             f"{tag.name}: numbers in its tag are not written as hv15-batch writes them; write a "
             "manifest instead."
         )
@@ -171,7 +171,7 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
     """Yield the settings that differ from what they are when not typed, the model always.
 
     Raises:
-        ConfigError: one of them would be refused.
+        Refused: one of them would be refused.
     """
     asked = tag.settings
     config = Config(
@@ -278,7 +278,7 @@ def _places_of_run(tag: ClipTag) -> Iterator[Path]:
     try:
         manifest = stored_values(run_dir.run_folder(run_dir.run_ids()[-1])).get("manifest")
         rows = read_last_attempts(run_dir.log, ("image",))
-    except (ConfigError, LogSchemaError):  # of another version: then a person names the image
+    except (Refused, LogSchemaError):  # of another version: then a person names the image
         return
     if not isinstance(manifest, str):
         return
@@ -306,15 +306,15 @@ def _write_new(path: Path, text: str) -> None:
     """Write a file that is not there yet.
 
     Raises:
-        ConfigError: it is there, or cannot be written.
+        Refused: it is there, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{path}: is there already; name another file with --out FILE.") from None
+        raise Refused(f"{path}: is there already; name another file with --out FILE.") from None
     except OSError as error:
-        raise ConfigError(
+        raise Refused(
             f"{path}: cannot be written ({error.strerror}); name another file with --out FILE."
         ) from error
 

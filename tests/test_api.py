@@ -24,7 +24,7 @@ import hv15_batch
 from hv15_batch import api
 from hv15_batch.config.compose import run_jobs
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.schema import arrow_schema
@@ -56,7 +56,7 @@ def frame(**columns: Any) -> pd.DataFrame:
 
 
 def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         call()
     return str(caught.value)
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
     """Compare two run directories, print a summary and write page and tables; return 0.
 
     Raises:
-        ConfigError: there is nothing to compare.
+        Refused: there is nothing to compare.
         LogSchemaError: a log cannot be read.
         OSError: the results cannot be written.
     """

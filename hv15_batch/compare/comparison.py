@@ -60,7 +60,7 @@ def compare_runs(path_a: Path, path_b: Path, say: Say) -> Comparison:
     """Compare two runs; measuring frames takes a few seconds a pair, so each is announced.
 
     Raises:
-        ConfigError: nothing to compare.
+        Refused: nothing to compare.
         LogSchemaError: a log cannot be read.
     """
     matched = match_runs(path_a, path_b)

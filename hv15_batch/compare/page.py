@@ -26,7 +26,7 @@ from hv15_batch.compare.quality import Quality, pair_line, quality_cells
 from hv15_batch.compare.ratios import SIDES, Costs, Ratio
 from hv15_batch.compare.text import QUALITY_HEADERS, format_csv, format_markdown
 from hv15_batch.config.settings import VideoConfig
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.media.video import read_frames, write_video
 from hv15_batch.record import clip_seconds
 from hv15_batch.report.render import render, write_assets
@@ -85,13 +85,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write page, tables and assets into a folder; return the page.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        Refused: the folder cannot be made.
         OSError: a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise Refused(
             f"{folder}: cannot be made ({error.strerror}); name another folder with --out DIR."
         ) from error
     publish_text(folder / CSV, format_csv(comparison))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.media.video import read_comment
 from hv15_batch.planning.tables import read_plan
 from hv15_batch.record import DONE_STATUSES, columns
@@ -57,7 +57,7 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     """Return the clips that two runs have in common.
 
     Raises:
-        ConfigError: no run directory, nothing in common, or a row whose prompt or first frame is
+        Refused: no run directory, nothing in common, or a row whose prompt or first frame is
             another one in the other run.
         LogSchemaError: a log cannot be read.
     """
@@ -65,12 +65,12 @@ def match_runs(path_a: Path, path_b: Path) -> Matched:
     for run_dir in (a, b):
         run_dir.check_started()
     if a.path.resolve() == b.path.resolve():
-        raise ConfigError(f"{a.path}: named twice; name two run directories.")
+        raise Refused(f"{a.path}: named twice; name two run directories.")
     rows_a, rows_b = (read_rows_of_runs(run_dir, columns()) for run_dir in (a, b))
     clips_a, clips_b = _finished(a, rows_a), _finished(b, rows_b)
     common = [key for key in clips_a if key in clips_b]
     if not common:
-        raise ConfigError(_nothing_in_common(a, b, clips_a, clips_b))
+        raise Refused(_nothing_in_common(a, b, clips_a, clips_b))
     common.sort(key=lambda key: clips_a[key]["row_index"] or 0)  # stable: seeds keep their order
     pairs = [_pair(a, b, clips_a[key], clips_b[key]) for key in common]
     return Matched(
@@ -109,11 +109,11 @@ def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
     """Return two clips as a pair.
 
     Raises:
-        ConfigError: they show different things.
+        Refused: they show different things.
     """
     where = f"row {a['row_id']}, seed {a['seed']}"
     if a["prompt"] != b["prompt"]:
-        raise ConfigError(
+        raise Refused(
             f"{where}: the prompts differ: {_quoted(a)} in {run_a.path}, "
             f"{_quoted(b)} in {run_b.path}; compare runs of one manifest."
         )
@@ -121,7 +121,7 @@ def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
     if a["image"] or b["image"]:
         are_known = None not in images
         if images[0] != images[1] if are_known else a["image"] != b["image"]:
-            raise ConfigError(
+            raise Refused(
                 f"{where}: the first frames differ: {a['image']!r} in {run_a.path}, "
                 f"{b['image']!r} in {run_b.path}; compare runs of one manifest and its images."
             )

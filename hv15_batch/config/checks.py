@@ -13,7 +13,7 @@ from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.config.words import suggestion
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import card_names, find_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
@@ -32,25 +32,25 @@ def check_config(config: Config) -> None:
     """Check what can be checked without the manifest.
 
     Raises:
-        ConfigError: naming the key, its value, what is allowed and what to do.
+        Refused: naming the key, its value, what is allowed and what to do.
     """
     model = config.model
     if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
-        raise ConfigError(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
+        raise Refused(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
     if model.weights is Weights.tiny and model.repo is not None:
         option = model_options().get(model.name)
         if option is not None and option.weights is Weights.tiny:
-            raise ConfigError(
+            raise Refused(
                 f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
                 "machine and has no repository; leave model.repo out, or name the model that the "
                 "repository holds, for example model=480p_t2v."
             )
-        raise ConfigError(
+        raise Refused(
             f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
             "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
         )
     if model.weights is not Weights.tiny and model.repo is None:
-        raise ConfigError(
+        raise Refused(
             f"model.weights={model.weights.name} with model={model.name}: it has no repository; "
             "leave model.weights out for a tiny model, and set model.repo for any other."
         )
@@ -58,18 +58,16 @@ def check_config(config: Config) -> None:
         check_bounds(key, value, bounds)
     card = config.runtime.card
     if card is not None and find_card(card) is None:
-        raise ConfigError(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
+        raise Refused(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
     backend = config.runtime.attention_backend
     if backend not in ATTENTION_BACKENDS:
-        raise ConfigError(
+        raise Refused(
             f"runtime.attention_backend={backend}: known are {', '.join(ATTENTION_BACKENDS)}."
         )
     if config.video.preset not in X264_PRESETS:
-        raise ConfigError(
-            f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}."
-        )
+        raise Refused(f"video.preset={config.video.preset}: x264 knows {', '.join(X264_PRESETS)}.")
     if config.only is not None and not config.only.replace(",", "").strip():
-        raise ConfigError(
+        raise Refused(
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
@@ -91,7 +89,7 @@ def check_number(key: str, value: float | None, typed: str) -> None:
         typed: What it is called there.
 
     Raises:
-        ConfigError: it is out of bounds.
+        Refused: it is out of bounds.
     """
     bounds = {name: metadata for name, _, metadata in each_setting(Config())}
     check_bounds(typed, value, bounds[key])
@@ -101,11 +99,11 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
     """Check a value against the bounds in a field's metadata, where it has any.
 
     Raises:
-        ConfigError: it is out of them, infinite or not a number.
+        Refused: it is out of them, infinite or not a number.
     """
     if fault := _bounds_fault(value, bounds):
         shown = f"{value:g}" if isinstance(value, float) else value
-        raise ConfigError(f"{key}={shown}: {fault}.")
+        raise Refused(f"{key}={shown}: {fault}.")
 
 
 def _bounds_fault(value: Any, bounds: Mapping[str, Any]) -> str | None:
@@ -137,7 +135,7 @@ def _check_sampling(config: Config) -> None:
         for name in SAMPLING_FIELDS:
             fault = check_sampling_value(name, values[name], config.model.task)
             if fault:
-                raise ConfigError(f"{section}.{name}={values[name]}: {fault}.")
+                raise Refused(f"{section}.{name}={values[name]}: {fault}.")
 
 
 def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
@@ -185,29 +183,27 @@ def parse_command(command: Any) -> tuple[str, ...]:
     list is taken as it is.
 
     Raises:
-        ConfigError: neither, or the program isn't there.
+        Refused: neither, or the program isn't there.
     """
     if command is None:
         return ()
     is_list = isinstance(command, list) and all(isinstance(word, str) for word in command)
     if not isinstance(command, str) and not is_list:
-        raise ConfigError(
+        raise Refused(
             f"notify.command={command!r}: must be a text or a list of texts, for example "
             'notify.command="/home/me/tell.sh"; null for none.'
         )
     try:
         words = shlex.split(command) if isinstance(command, str) else list(command)
     except ValueError as error:
-        raise ConfigError(
+        raise Refused(
             f"notify.command={command!r}: not a command ({error}); close the quote, or give a list."
         ) from None
     if not words or not words[0] or any("\0" in word for word in words):
-        raise ConfigError(
-            f"notify.command={command!r}: names no program; leave it out for no notices."
-        )
+        raise Refused(f"notify.command={command!r}: names no program; leave it out for no notices.")
     program = shutil.which(os.path.expanduser(words[0]))
     if program is None:
-        raise ConfigError(
+        raise Refused(
             f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, "
             "give its whole path, or set notify.command=null."
         )
@@ -218,19 +214,19 @@ def check_sweep_value(column: str) -> None:
     """Check that a column of the log holds numbers.
 
     Raises:
-        ConfigError: there is no such column, or it holds something else.
+        Refused: there is no such column, or it holds something else.
     """
     from hv15_batch.record import ClipRecord
 
     hints = typing.get_type_hints(ClipRecord)
     numeric = [name for name, hint in hints.items() if {int, float} & set(typing.get_args(hint))]
     if column not in hints:
-        raise ConfigError(
+        raise Refused(
             f"sweep_value={column}: the log has no such column.{suggestion(column, numeric)} "
             "docs/log.md lists them."
         )
     if column not in numeric:
-        raise ConfigError(
+        raise Refused(
             f"sweep_value={column}: this column of the log is no number; name one that is, for "
             "example total_seconds."
         )

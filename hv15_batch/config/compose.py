@@ -43,7 +43,7 @@ from hv15_batch.config.words import (
     read_words,
     unknown_flag,
 )
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, ConfigError
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, Refused
 from hv15_batch.model.options import conf_dir
 
 _CONFIG = "config"
@@ -85,7 +85,7 @@ def run_jobs(
     One job that fails does not end a sweep; an interrupted one does.
 
     Raises:
-        ConfigError: words that are no settings.
+        Refused: words that are no settings.
         hydra.errors.HydraException: settings that cannot be composed.
     """
     flags, parser = _read_flags(arguments)
@@ -107,7 +107,7 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
     """Return the flags, all other words as `overrides`, and Hydra's parser that read them.
 
     Raises:
-        ConfigError: there is no such flag, or its value is not one of those allowed.
+        Refused: there is no such flag, or its value is not one of those allowed.
     """
     parser = get_args_parser()
     parser.add_argument("--dry-run", action="store_true", help="Check, resolve and predict")
@@ -116,17 +116,17 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
     try:
         flags, unknown = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(_flag_fault(parser, error)) from None
+        raise Refused(_flag_fault(parser, error)) from None
     is_given = {name: _value(flags, name) not in (None, False) for name in REFUSED_FLAGS}
     typed = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     for name in [*typed, *(name for name, given in is_given.items() if given)]:
-        raise ConfigError(unknown_flag(name, arguments))
+        raise Refused(unknown_flag(name, arguments))
     modes = [name for name in _MODES if _value(flags, name)]
     if len(modes) > 1:
         shown = [_SHORT.get(n) or f"{n}={_value(flags, n)}".removesuffix("=True") for n in modes]
-        raise ConfigError(f"{' '.join(shown)}: only one of -m, --cfg and --info at a time.")
+        raise Refused(f"{' '.join(shown)}: only one of -m, --cfg and --info at a time.")
     if flags.resolve and not flags.cfg:
-        raise ConfigError("--resolve: goes with --cfg job; leave it out.")
+        raise Refused("--resolve: goes with --cfg job; leave it out.")
     if flags.dry_run:
         flags.overrides.append("dry_run=true")
     return flags, parser
@@ -137,7 +137,7 @@ def _value(flags: argparse.Namespace, name: str) -> Any:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ConfigError(f"{message[:1].lower()}{message[1:]}; see hv15-batch --help.")
+    raise Refused(f"{message[:1].lower()}{message[1:]}; see hv15-batch --help.")
 
 
 def _flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
@@ -174,7 +174,7 @@ def _hydra(config_dir: str | None) -> Iterator[Any]:
 def _add_folder(hydra: Any, config_dir: str) -> None:
     folder = os.path.abspath(config_dir)
     if not os.path.isdir(folder):
-        raise ConfigError(f"--config-dir={config_dir}: there is no such folder.")
+        raise Refused(f"--config-dir={config_dir}: there is no such folder.")
     path = hydra.config_loader.get_search_path()
     path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
@@ -184,7 +184,7 @@ def _complete(hydra: Any, words: Sequence[str]) -> int:
     """Print a script for completion, or what completes a line; return the exit code.
 
     Raises:
-        ConfigError: it is asked for in another way than a shell does.
+        Refused: it is asked for in another way than a shell does.
     """
     if "COMP_LINE" in os.environ:  # Hydra's plugins read it; they do not know our own words
         *before, last = os.environ["COMP_LINE"].split(" ")
@@ -195,7 +195,7 @@ def _complete(hydra: Any, words: Sequence[str]) -> int:
         hydra.shell_completion(config_name=_CONFIG, overrides=list(words))
     except (ValueError, KeyError) as error:
         reason = " ".join(str(error.args[0]).split())
-        raise ConfigError(
+        raise Refused(
             f"--shell-completion: {reason}; for a shell type -sc install=bash, install=zsh or "
             "install=fish."
         ) from error

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from hv15_batch.errors import EXIT_REFUSED, EXIT_STOPPED, ConfigError
+from hv15_batch.errors import EXIT_REFUSED, EXIT_STOPPED, Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
 from hv15_batch.redaction import redacted
@@ -59,7 +59,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
 
 def refusal_of(error: Exception) -> tuple[str, int] | None:
     """Return the message and the exit code of a user error; None for any other error."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, Refused):
         return str(error), EXIT_REFUSED
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Overri
 from hydra.errors import HydraException
 
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 
 _TEXT_KEYS = ("run_dir", "resume", "only", "notify.command")
 """Settings that are text, commas included. A list, which begins with a bracket, is one of Hydra."""
@@ -85,7 +85,7 @@ def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
     A word that ends like a manifest is the manifest; a leading `+` changes nothing.
 
     Raises:
-        ConfigError: naming each such word and the nearest setting.
+        Refused: naming each such word and the nearest setting.
     """
     overrides: list[str] = []
     texts: dict[str, str | None] = {}
@@ -103,14 +103,14 @@ def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
             else:
                 overrides.append(word)
         else:
-            raise ConfigError(unknown_word(word, iter(words[number + 1 :])))
+            raise Refused(unknown_word(word, iter(words[number + 1 :])))
         num_manifests += key == "manifest"
     if num_manifests > 1:
-        raise ConfigError("one manifest at a time; name one, or join the files into one.")
+        raise Refused("one manifest at a time; name one, or join the files into one.")
     swept = _check_overrides(overrides, is_sweep)
     resumed = texts.get("resume")
     if swept and resumed is not None:
-        raise ConfigError(
+        raise Refused(
             f"resume={resumed}: resumes one run, and {', '.join(swept)} makes a sweep; "
             "leave resume= out and name the manifest: the jobs have folders of their own."
         )
@@ -153,7 +153,7 @@ def _check_one_folder(word: str, is_sweep: bool) -> None:
     key, _, value = word.partition("=")
     is_one = _LITERAL.fullmatch(value) is not None or Path(value).is_dir()
     if key == "run_dir" and is_sweep and "," in value and not is_one:
-        raise ConfigError(
+        raise Refused(
             f"{word}: the jobs of a sweep have folders of their own below one run_dir; name one "
             f"folder (with a comma in its name: run_dir='\"{value}\"')."
         )
@@ -166,7 +166,7 @@ def _check_overrides(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
     """Return the swept settings.
 
     Raises:
-        ConfigError: naming each word that is no setting, and the nearest one.
+        Refused: naming each word that is no setting, and the nearest one.
     """
     faults, swept = [], []
     for word in words:
@@ -178,7 +178,7 @@ def _check_overrides(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
         elif override.is_sweep_override():
             swept.append(override.key_or_group)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Refused("\n".join(faults))
     return tuple(swept)
 
 
@@ -208,7 +208,7 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
-        raise ConfigError(
+        raise Refused(
             f"{word}: not understood; put a value with special characters in quotes of its own: "
             f"'{key_of(word)}=\"...\"'."
         ) from None

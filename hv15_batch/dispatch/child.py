@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 
 from hv15_batch.dispatch.protocol import (
     HANDLED,
+    Declined,
     Died,
     Emit,
     EncodingEnded,
@@ -23,11 +24,10 @@ from hv15_batch.dispatch.protocol import (
     Finished,
     Job,
     Ready,
-    Refused,
     Renderer,
     RendererBroken,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.record import ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir.paths import RunDir
@@ -74,8 +74,8 @@ def child_main(
     with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
         try:
             _serve(pipe, make(spec), emit)
-        except ConfigError as error:
-            emit(Refused(redacted(str(error))))
+        except Refused as error:
+            emit(Declined(redacted(str(error))))
         except RendererBroken as error:
             emit(Died(redacted(error.reason), record=error.record))
         except Exception as error:  # not a clip's: those are records

@@ -119,7 +119,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Declined:
     """The configuration can't be carried out here; the message is for the user."""
 
     message: str
@@ -135,7 +135,7 @@ class Died:
     """What it could still say of the clip that it was rendering."""
 
 
-Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Refused | Died
+Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.record import FAILED, OK, STAGES, ClipRecord, is_denoised_here, seconds_column
 from hv15_batch.redaction import redacted
 
@@ -50,7 +50,7 @@ class Attempt:
         """Turn an error into this attempt's outcome; a refused setting is not the clip's fault."""
         try:
             yield
-        except ConfigError:
+        except Refused:
             raise
         except Exception as error:
             logger.exception("%s failed", self._base.clip_id)

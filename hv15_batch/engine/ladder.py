@@ -72,7 +72,7 @@ class Ladder:
 
         Raises:
             torch.OutOfMemoryError: there is none, or it does not fit either.
-            ConfigError: see `LoadedModels.denoiser`.
+            Refused: see `LoadedModels.denoiser`.
         """
         try:
             return self._denoise(clip, conditioning, meter, emit, on_torch_attention)

@@ -62,7 +62,7 @@ class LoadedModels:
         """Return the pipeline, with torch's own attention or with the one that was asked for.
 
         Raises:
-            ConfigError: the checkpoint does not fit the model, or the attention cannot run here.
+            Refused: the checkpoint does not fit the model, or the attention cannot run here.
         """
         runtime = self._config.runtime
         if self._denoiser is None:

@@ -87,7 +87,7 @@ class ClipRenderer:
         These are the clips that will be denoised.
 
         Raises:
-            ConfigError: the attention asked for cannot run here, or its result is not torch's.
+            Refused: the attention asked for cannot run here, or its result is not torch's.
         """
         self._will_denoise = bool(clips)
         if clips:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
 from hv15_batch.forecast.seconds import (
@@ -99,13 +99,13 @@ def make_forecast(
         rows: What `read_log_rows` gave, where it was asked before.
 
     Raises:
-        ConfigError: `runtime.card` is not in the table, or no offload profile fits the card.
+        Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
     if config.model.weights is Weights.tiny or not todo:
         return None
     name = config.runtime.card
     if name is not None and find_card(name) is None:
-        raise ConfigError(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
+        raise Refused(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
     gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:

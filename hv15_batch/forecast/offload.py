@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.memory import Peaks, fits_text_encoder, predict_peaks
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
@@ -57,7 +57,7 @@ def choose_offload(
         machine: Its card and RAM.
 
     Raises:
-        ConfigError: the profile typed, or every profile, needs more than there is.
+        Refused: the profile typed, or every profile, needs more than there is.
     """
     gpu = machine.gpu
     if config.model.weights is Weights.tiny or gpu is None:
@@ -82,13 +82,13 @@ def choose_offload(
         return _choice(by_kind[wanted], "as typed", budget, machine)
     if not fitting:
         why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _USUAL_ORDER)
-        raise ConfigError(
+        raise Refused(
             f"offload={wanted.name}: {by_kind[_USUAL_ORDER[0]].size} fits no profile here: "
             f"{why}. {_what_would_do(sizes, execution, config, machine)}"
             f"{_remedy(sizes[0], execution, budget, config, machine)}"
         )
     if wanted is not OffloadKind.auto:
-        raise ConfigError(
+        raise Refused(
             f"offload={wanted.name}: {by_kind[wanted].size} {faults[wanted]}; use "
             f"offload={fitting[0].name} or offload=auto."
         )

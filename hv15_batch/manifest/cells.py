@@ -14,7 +14,7 @@ from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeVar
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.units import format_value, printable
 
 MAX_CELL_CHARACTERS = 1_000_000
@@ -258,7 +258,7 @@ def _seed_range(part: Any) -> range:
 MAX_SHOWN_FAULTS = 50
 
 
-class ManifestError(ConfigError):
+class ManifestError(Refused):
     """A manifest with faults; its text is the first 50, one a line, and how many more."""
 
     def __init__(self, faults: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
@@ -26,7 +26,7 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         content: What the file will hold, as `manifest.frame.frame_content` returns it.
 
     Raises:
-        ConfigError: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, or it is no manifest at all.
         ManifestError: all faults of all rows, and of the clips that the good rows make.
     """
     manifest, faults = scan_manifest(path, config.model.task, content)
@@ -76,7 +76,7 @@ def check_typed_sampling(
     """Return how many rows beat each typed `sampling.*` value.
 
     Raises:
-        ConfigError: every row beats it, so that typing it had no effect.
+        Refused: every row beats it, so that typing it had no effect.
     """
     beaten: dict[str, int] = {}
     for name in typed:
@@ -85,7 +85,7 @@ def check_typed_sampling(
         count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
         if count and count == len(manifest.rows):
             value = getattr(config.sampling, name)
-            raise ConfigError(
+            raise Refused(
                 f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
                 f"wins; to replace them all use override.{name}={value}."
             )
@@ -101,7 +101,7 @@ def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]
         try:
             parsed.append(() if value.seeds is None else parse_seeds(value.seeds))
         except ValueError as error:
-            raise ConfigError(f"{section}.seeds={value.seeds}: {error}.") from None
+            raise Refused(f"{section}.seeds={value.seeds}: {error}.") from None
     return parsed[0], parsed[1] or (0,)
 
 
@@ -173,7 +173,7 @@ def _note_off_recipe(
     """Note each row that uses a distilled model off its recipe.
 
     Raises:
-        ConfigError: it is the command or the model option that says so, not a row.
+        Refused: it is the command or the model option that says so, not a row.
     """
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
@@ -184,7 +184,7 @@ def _note_off_recipe(
         value = getattr(settings, name)
         key = _setting_that_gave(name, manifest.rows[index], config)
         if key is not None:
-            raise ConfigError(f"{key}={value:g}: {rule}.")
+            raise Refused(f"{key}={value:g}: {rule}.")
         faults.add(clip.line, name, value, rule)
 
 

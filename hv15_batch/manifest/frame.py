@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
 from hv15_batch.manifest.rows import TAG_PREFIX, Unreadable, check_header
 
@@ -27,14 +27,14 @@ def frame_content(rows: DataFrame) -> bytes:
     working directory and become absolute. What a cell may hold is checked when the lines are read.
 
     Raises:
-        ConfigError: it is no DataFrame.
+        Refused: it is no DataFrame.
         ManifestError: there is no column `prompt`, or two columns have one name.
     """
     import pandas as pd
 
     if not isinstance(rows, pd.DataFrame):
         kind = type(rows).__name__
-        raise ConfigError(f"rows={kind}: must be a pandas DataFrame; make one of it.")
+        raise Refused(f"rows={kind}: must be a pandas DataFrame; make one of it.")
     levels = [n for n, name in enumerate(rows.index.names) if name is not None]
     names = [str(rows.index.names[n]) for n in levels] + [str(name) for name in rows.columns]
     _check_names(names)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hv15_batch.config.words import MANIFEST_SUFFIXES
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
 from hv15_batch.manifest.formats import RecordReader
 from hv15_batch.manifest.rows import Row, RowReader
@@ -48,7 +48,7 @@ def read_manifest(path: Path, task: Task) -> Manifest:
         task: Of the model: images are required for image-to-video and refused otherwise.
 
     Raises:
-        ConfigError: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, or it is no manifest at all.
         ManifestError: With all faults of all rows.
     """
     manifest, faults = scan_manifest(path, task)
@@ -63,7 +63,7 @@ def scan_manifest(path: Path, task: Task, content: bytes | None = None) -> tuple
     With `content`, JSON Lines, no file is read: it is what the file will hold.
 
     Raises:
-        ConfigError: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, or it is no manifest at all.
     """
     if content is None:
         _check_file(path)
@@ -86,7 +86,7 @@ def scan_manifest(path: Path, task: Task, content: bytes | None = None) -> tuple
             if len(faults) == num_faults and not reader.has_too_many_clips:
                 rows.append(row)
     except OSError as error:
-        raise ConfigError(_unreadable(path, error)) from error
+        raise Refused(_unreadable(path, error)) from error
     if not num_records and not faults:
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
@@ -97,25 +97,25 @@ def _check_file(path: Path) -> None:
     """Check that there is a file of the right kind and size.
 
     Raises:
-        ConfigError: Naming the file and what to do.
+        Refused: Naming the file and what to do.
     """
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         near = difflib.get_close_matches(path.name, _manifests_in(path.parent), n=1)
         hint = f"did you mean {path.with_name(near[0])}?" if near else "correct the path."
-        raise ConfigError(f"manifest={path}: there is no such file; {hint}") from None
+        raise Refused(f"manifest={path}: there is no such file; {hint}") from None
     except OSError as error:
-        raise ConfigError(_unreadable(path, error)) from error
+        raise Refused(_unreadable(path, error)) from error
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"manifest={path}: a manifest is a file, and this is none; name a file.")
+        raise Refused(f"manifest={path}: a manifest is a file, and this is none; name a file.")
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise ConfigError(
+        raise Refused(
             f"manifest={path}: a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; "
             "rename it if it is one of these."
         )
     if status.st_size > MAX_FILE_BYTES:
-        raise ConfigError(
+        raise Refused(
             f"manifest={path}: a manifest has at most {MAX_FILE_BYTES // GIB} GiB, and this "
             f"one {status.st_size:,} bytes; split it."
         )

@@ -13,7 +13,7 @@ from typing import Any
 from hv15_batch import __version__
 from hv15_batch.clip import SCHEMA, Clip, ClipSettings
 from hv15_batch.config.settings import X264_PRESETS, VideoCodec, VideoConfig
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
@@ -72,14 +72,14 @@ def read_clip_tag(name: str) -> ClipTag:
         name: of the file, as typed.
 
     Raises:
-        ConfigError: there is no such file, it has no tag of this project, or one of another schema,
+        Refused: there is no such file, it has no tag of this project, or one of another schema,
             or one that was edited.
     """
     path = Path(os.path.expanduser(name)).absolute()
     values = _read_json(path, name)
     schema, version = values["schema"], values["hv15_batch_version"]
     if schema != SCHEMA:
-        raise ConfigError(
+        raise Refused(
             f"{name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
             f"version of hv15_batch that wrote it ({format_value(version)})."
         )
@@ -91,7 +91,7 @@ def read_clip_tag(name: str) -> ClipTag:
     _check_choices(values, name)
     settings = ClipSettings(**{key: values[key] for key in _SETTINGS})
     if settings.settings_sha256() != values["settings_sha256"]:
-        raise ConfigError(
+        raise Refused(
             f"{name}: its tag was edited: the settings do not give the settings_sha256 beside "
             "them; write a manifest instead."
         )
@@ -114,21 +114,21 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     """Return the JSON object in a file's comment, which has a schema and a version.
 
     Raises:
-        ConfigError: there is none, or it is another program's.
+        Refused: there is none, or it is another program's.
     """
     from hv15_batch.media.video import read_comment
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"{name}: is no regular file; name a clip.")
+            raise Refused(f"{name}: is no regular file; name a clip.")
         comment = read_comment(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, Refused):
             raise
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(f"{name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
+        raise Refused(f"{name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
     if comment is None:
-        raise ConfigError(
+        raise Refused(
             f"{name}: it has no tag (video.embed_metadata=false, or a program that rewrote "
             "the file left it out); render it from its manifest."
         )
@@ -139,7 +139,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(
         _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")
     ):
-        raise ConfigError(
+        raise Refused(
             f"{name}: its comment is not the settings of a clip; name a clip that hv15-batch "
             "rendered with video.embed_metadata=true, or write a manifest."
         )
@@ -150,7 +150,7 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
     """Check the types of all that is not a manifest's cell.
 
     Raises:
-        ConfigError: naming the first that is wrong.
+        Refused: naming the first that is wrong.
     """
     for key, kind in _FACTS.items():
         if not _is_a(values[key], kind):
@@ -174,7 +174,7 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     """Check what becomes a setting against what there is: nothing else of a tag may become one.
 
     Raises:
-        ConfigError: naming the first that is wrong.
+        Refused: naming the first that is wrong.
     """
     models = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
     choices: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
@@ -206,8 +206,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _refused(name: str, key: str, value: Any, rule: str) -> ConfigError:
-    return ConfigError(
+def _refused(name: str, key: str, value: Any, rule: str) -> Refused:
+    return Refused(
         f"{name}: {format_value(key)}={format_value(value)} in its tag {rule}; "
         "write a manifest instead."
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip, State, select
@@ -135,7 +135,7 @@ def progress_of(
     run_ids = run_dir.run_ids()
     try:
         config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE) if run_ids else Config()
-    except (ConfigError, OSError):  # of another version: the page goes by its clips
+    except (Refused, OSError):  # of another version: the page goes by its clips
         return None
     if config.benchmark.repeat is None:
         return None
@@ -174,7 +174,7 @@ def _is_alike(run_id: str, config: Config, run_dir: RunDir) -> bool:
     """Whether a run carried out the maths as this one would: a clip's settings don't say it all."""
     try:
         stored = read_settings(run_dir.run_folder(run_id) / FILE)
-    except (ConfigError, OSError):
+    except (Refused, OSError):
         return False
     return _way_of_running(stored) == _way_of_running(config)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hv15_batch.clip import Clip, ClipSettings
 from hv15_batch.config.settings import Config, FileCheck, Order
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
@@ -151,7 +151,7 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     """Return the clips that this run is about: `only`, and of those not done `limit`.
 
     Raises:
-        ConfigError: `only` names a row that is not there.
+        Refused: `only` names a row that is not there.
     """
     selected = list(planned)
     if config.only:
@@ -160,7 +160,7 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
-                raise ConfigError(f"only={name}: no row has that id; ids are {some}.")
+                raise Refused(f"only={name}: no row has that id; ids are {some}.")
         selected = [p for p in planned if p.clip.row_id in wanted]
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.model.options import conf_dir
 from hv15_batch.references.check import CHECK_COLUMNS, compare_with_references
 from hv15_batch.references.data import read_references
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         print(_answer(arguments), end="")
-    except (ConfigError, LogSchemaError, FileNotFoundError) as error:
+    except (Refused, LogSchemaError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
     return EXIT_OK
@@ -40,7 +40,7 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the rows of run directories, and of those in the folder of a sweep.
 
     Raises:
-        ConfigError: a folder is neither.
+        Refused: a folder is neither.
         LogSchemaError: a log cannot be read.
     """
     rows: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 
@@ -133,7 +133,7 @@ def read_references(folder: Path) -> list[Reference]:
 
     Raises:
         FileNotFoundError: `folder` does not exist.
-        ConfigError: an unknown, missing or wrongly typed key; names file, figure and key.
+        Refused: an unknown, missing or wrongly typed key; names file, figure and key.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; references are read from it.")
@@ -143,7 +143,7 @@ def read_references(folder: Path) -> list[Reference]:
     seen: set[str] = set()
     for reference in references:
         if reference.name in seen:
-            raise ConfigError(f"{folder}: two figures are named {reference.name!r}; rename one.")
+            raise Refused(f"{folder}: two figures are named {reference.name!r}; rename one.")
         seen.add(reference.name)
     return references
 
@@ -165,7 +165,7 @@ def _read_file(path: Path) -> list[Reference]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}.") from error
+        raise Refused(f"{path}: not valid YAML: {error}.") from error
     file = _convert(path, "", content, _File)
     shared = {"source": file.source, "url": file.url, "date": file.date}
     figures = enumerate(file.figures, start=1)
@@ -178,14 +178,14 @@ def _make(path: Path, number: int, values: dict[str, Any]) -> Reference:
     is_vram = reference.quantity is Quantity.vram
     if (reference.vram_gb_min if is_vram else reference.seconds_max) is None:
         key = "vram_gb_min" if is_vram else "seconds_max"
-        raise ConfigError(
+        raise Refused(
             f"{path}: missing key {key!r}{where}: a {reference.quantity.name} figure needs it."
         )
     for name in reference.model_options:
         if name not in model_options():
             key = "model" if reference.model else "models"
             known = ", ".join(model_options())
-            raise ConfigError(f"{path}: {key}={name!r}{where}: must be one of {known}.")
+            raise Refused(f"{path}: {key}={name!r}{where}: must be one of {known}.")
     return reference
 
 
@@ -193,12 +193,12 @@ def _convert(path: Path, where: str, values: Any, struct: type[_Struct]) -> _Str
     """Return `values` as a struct; a number is never made from text.
 
     Raises:
-        ConfigError: names file, figure, key and value, and what is allowed.
+        Refused: names file, figure, key and value, and what is allowed.
     """
     try:
         return msgspec.convert(values, struct)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_fault(str(error), where, values, struct)}.") from error
+        raise Refused(f"{path}: {_fault(str(error), where, values, struct)}.") from error
 
 
 def _fault(text: str, where: str, values: Any, struct: type[msgspec.Struct]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.config.checks import check_number
-from hv15_batch.errors import ConfigError, LogSchemaError
+from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
 from hv15_batch.report.comparison import common_folder, write_comparison
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
-    except ConfigError as error:
+    except Refused as error:
         print(error, file=sys.stderr)
         return 2
     exit_code = 0
@@ -46,14 +46,14 @@ def main(argv: Sequence[str]) -> int:
             page = _write_run(run_dir, arguments.price)
             print(os.path.abspath(page))
             built.append(run_dir)
-        except (ConfigError, LogSchemaError, OSError) as error:
+        except (Refused, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
             exit_code = 2
     if len(built) > 1:
         folder = arguments.out or common_folder(built)
         try:
             print(os.path.abspath(write_comparison(built, folder)))
-        except (ConfigError, LogSchemaError, OSError) as error:
+        except (Refused, LogSchemaError, OSError) as error:
             print(error, file=sys.stderr)
             exit_code = 2
     return exit_code
@@ -63,10 +63,10 @@ def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
     """Refuse a folder for a comparison where there is none.
 
     Raises:
-        ConfigError: only one run is named.
+        Refused: only one run is named.
     """
     if out is not None and len(run_dirs) < 2:
-        raise ConfigError(
+        raise Refused(
             f"--out={out}: is the folder of a comparison, and the page of a single run is in its "
             "run directory; leave it out, or name several runs."
         )

@@ -59,7 +59,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         folder: Where it is written.
 
     Raises:
-        ConfigError: a folder is no run directory.
+        Refused: a folder is no run directory.
         LogSchemaError: a log cannot be read.
     """
     directories = [RunDir(path.absolute()) for path in run_dirs]

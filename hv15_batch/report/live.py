@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hv15_batch.errors import ConfigError, LogSchemaError
+from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.report.render import write_page
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def live_page(run_dir: Path, interval_seconds: float = INTERVAL_SECONDS) -> Iter
         while True:
             try:
                 write_page(run_dir)
-            except (OSError, ConfigError, LogSchemaError) as error:
+            except (OSError, Refused, LogSchemaError) as error:
                 logger.warning("the page is not up to date: %s", error)
             if ended.wait(interval_seconds):
                 return

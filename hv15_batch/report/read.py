@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.planning.benchmark import Progress, progress_of
 from hv15_batch.planning.tables import FROM_PLAN, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
@@ -63,7 +63,7 @@ def read_run(directory: RunDir) -> RunData:
     """Return what a run directory holds.
 
     Raises:
-        ConfigError: the folder is no run directory.
+        Refused: the folder is no run directory.
         LogSchemaError: the log cannot be read.
     """
     directory.check_started()
@@ -142,7 +142,7 @@ def _variants(
 def _status(directory: RunDir) -> Status | None:
     try:
         return read_status(directory.path)
-    except ConfigError:  # deleted, or of another version: the page says less
+    except Refused:  # deleted, or of another version: the page says less
         return None
 
 

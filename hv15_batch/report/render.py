@@ -31,7 +31,7 @@ def write_page(run_dir: Path, price: float | None = None) -> Path:
         price: Of a kWh; None means as the last run was set.
 
     Raises:
-        ConfigError: the folder is no run directory.
+        Refused: the folder is no run directory.
         LogSchemaError: the log cannot be read.
     """
     directory = RunDir(run_dir.absolute())

@@ -12,7 +12,7 @@ from typing import Any
 
 from hv15_batch.clip import glyph_texts
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.forecast.forecast import Forecast, make_forecast
@@ -223,7 +223,7 @@ def _format_bytes(number: int) -> str:
 _WEEK = timedelta(days=6)
 """A weekday names a moment up to so far ahead."""
 Replan = Callable[[Config], Sequence[PlannedClip]]
-"""Returns what the same command would render with other settings; ConfigError if it is refused."""
+"""Returns what the same command would render with other settings; Refused if it is refused."""
 
 
 def predict_run(
@@ -247,7 +247,7 @@ def predict_run(
         replan: Says what milder settings would render.
 
     Raises:
-        ConfigError: `runtime.card` is unknown, or a clip is longer than `window`.
+        Refused: `runtime.card` is unknown, or a clip is longer than `window`.
     """
     forecast = make_forecast(config, todo, machine, log_folder)
     if forecast is None:
@@ -346,7 +346,7 @@ def _cheaper_line(
         try:
             clips = replan(way.config)
             forecast = make_forecast(way.config, clips, machine, log_folder, rows)
-        except ConfigError:
+        except Refused:
             continue  # refused, or no profile fits
         if forecast is None:
             continue  # nothing would be left to do

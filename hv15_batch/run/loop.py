@@ -14,6 +14,7 @@ from typing import Protocol
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
+    Declined,
     Died,
     Encoded,
     EncodingEnded,
@@ -22,10 +23,9 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Key,
     Note,
-    Refused,
     Stepped,
 )
-from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, ConfigError
+from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.run.outcome import Outcome, StopRun
 from hv15_batch.run.progress import Progress
@@ -91,7 +91,7 @@ class Loop:
         """Render all clips in their order.
 
         Raises:
-            ConfigError: the executor cannot carry out the settings here.
+            Refused: the executor cannot carry out the settings here.
         """
         todo = self._run.todo.to_render
         queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
@@ -204,8 +204,8 @@ class Loop:
         while True:
             self._obey_signals()
             event = self._executor.poll(POLL_SECONDS)
-            if isinstance(event, Refused):
-                raise ConfigError(event.message)
+            if isinstance(event, Declined):
+                raise Refused(event.message)
             if isinstance(event, Died):
                 time.sleep(SIGNAL_GRACE_SECONDS)
                 self._obey_signals()

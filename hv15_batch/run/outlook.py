@@ -71,7 +71,7 @@ class Plan:
         """Write plan.csv into the run directory, and return its path.
 
         Raises:
-            ConfigError: the folder cannot be made.
+            Refused: the folder cannot be made.
         """
         run_dir = RunDir(self.run_dir)
         run_dir.create_folder()
@@ -84,7 +84,7 @@ def make_plan(asked: Asked, rules: Rules) -> Plan:
     """Return what a run would do; nothing is written.
 
     Raises:
-        ConfigError: settings that repeat finished work, a clip longer than `window`, an unknown
+        Refused: settings that repeat finished work, a clip longer than `window`, an unknown
             card, or a profile that does not fit.
         LogSchemaError: the log of the run directory cannot be read.
     """

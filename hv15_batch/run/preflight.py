@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.shapes import (
@@ -72,11 +72,11 @@ def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str,
         offload: The profile chosen.
 
     Raises:
-        ConfigError: not even the first clips could be rendered.
+        Refused: not even the first clips could be rendered.
     """
     findings = find_hindrances(asked, todo, offload)
     if findings.refusals:
-        raise ConfigError("\n".join(findings.refusals))
+        raise Refused("\n".join(findings.refusals))
     return findings.notes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hv15_batch.clip import Clip
 from hv15_batch.config.checks import check_config, effective_dtype, parse_command
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import check_typed_sampling, make_clips, read_rows
@@ -106,12 +106,12 @@ def prepare(
         content: What the manifest will hold, where its rows came from a DataFrame.
 
     Raises:
-        ConfigError: naming place, value, what is allowed and what to do.
+        Refused: naming place, value, what is allowed and what to do.
     """
     check_config(config)
     parse_command(config.notify.command)
     if config.manifest is None:
-        raise ConfigError("no manifest; name one: hv15-batch prompts.csv")
+        raise Refused("no manifest; name one: hv15-batch prompts.csv")
     path = find_manifest(os.path.expanduser(config.manifest))
     run_dir = find_run_dir(config, sweep)
     run_dir.check_usable()
@@ -132,7 +132,7 @@ def plan_against_log(asked: Asked) -> Todo:
     """Return every clip with its state; refuse settings that repeat finished work.
 
     Raises:
-        ConfigError: the command's settings, not the manifest, would render again what is done.
+        Refused: the command's settings, not the manifest, would render again what is done.
     """
     config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
@@ -142,7 +142,7 @@ def plan_against_log(asked: Asked) -> Todo:
         earlier = earlier_settings(run_dir)
         difference = settings_conflict(asked.manifest, todo.selected, config, earlier, history)
         if difference:
-            raise ConfigError(
+            raise Refused(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
                 f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
                 "run_dir=DIR. To add clips with the new settings here: add=true."
@@ -199,7 +199,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     """Return what the same command would render with other settings.
 
     Raises:
-        ConfigError: these settings would be refused.
+        Refused: these settings would be refused.
     """
     check_config(config)
     checkpoint = asked.checkpoint
@@ -228,12 +228,12 @@ def check_device(config: Config, machine: Machine) -> None:
     """Refuse what this machine lacks: a card for a real model, what an attention kernel needs.
 
     Raises:
-        ConfigError: naming what works here.
+        Refused: naming what works here.
     """
     if fault := attention_fault(config):
-        raise ConfigError(fault)
+        raise Refused(fault)
     if config.model.weights is not Weights.tiny and not machine.gpus:
-        raise ConfigError(
+        raise Refused(
             f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "
             "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and "
             "plan use dry_run=true."
@@ -252,7 +252,7 @@ def offline_fault(asked: Asked) -> str | None:
         return None
     try:
         check_online(asked.config.model.name, os.environ)
-    except ConfigError as error:
+    except Refused as error:
         return str(error)
     return None
 
@@ -280,7 +280,7 @@ def check_no_secrets(config: Config, manifest: Manifest, clips: Iterable[Clip]) 
     """Check that neither settings nor rows hold the value of a secret variable.
 
     Raises:
-        ConfigError: a setting does.
+        Refused: a setting does.
         ManifestError: rows do; the messages name them and the variable, never the value.
     """
     secrets = secret_values()
@@ -288,7 +288,7 @@ def check_no_secrets(config: Config, manifest: Manifest, clips: Iterable[Clip]) 
         return
     for key, text in _settings(asdict(config)):
         if holder := _holder(text, secrets):
-            raise ConfigError(
+            raise Refused(
                 f"{key}: holds the value of {holder}, which would be stored in "
                 "runs/*/config.yaml; leave it out, and let what needs it read the environment."
             )

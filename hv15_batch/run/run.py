@@ -93,7 +93,7 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
     """Return the run that renders these clips here; None where there is nothing to render.
 
     Raises:
-        ConfigError: no offload profile fits the card.
+        Refused: no offload profile fits the card.
     """
     if not todo.to_render:
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Job
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.units import format_duration
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
@@ -195,7 +195,7 @@ def read_rules(config: Config, clock: Clock) -> Rules:
     """Return what a command asks about time, counted from the start of its clock.
 
     Raises:
-        ConfigError: a text that is no time of day, duration or window.
+        Refused: a text that is no time of day, duration or window.
     """
     deadlines, started = [], clock.started
     if config.until is not None:
@@ -218,13 +218,13 @@ def check_window(window: Window | None, seconds: Iterable[tuple[str, float]]) ->
         seconds: Names of clips and what each takes.
 
     Raises:
-        ConfigError: naming both lengths.
+        Refused: naming both lengths.
     """
     if window is None:
         return
     for what, length in seconds:
         if length > window.seconds:
-            raise ConfigError(
+            raise Refused(
                 f"{window.setting}: {what} takes about {format_duration(length)}, longer than the "
                 f"window ({format_duration(window.seconds)}); widen it, or ask for less."
             )
@@ -240,7 +240,7 @@ def _window(text: str | None) -> Window | None:
     opens = _time_of_day("window", text, first.strip(), example)
     closes = _time_of_day("window", text, last.strip(), example)
     if opens == closes:
-        raise ConfigError(f"window={text}: begin and end must differ; leave it out for all day.")
+        raise Refused(f"window={text}: begin and end must differ; leave it out for all day.")
     return Window(f"window={text}", opens, closes)
 
 
@@ -248,7 +248,7 @@ def _time_of_day(key: str, text: str, part: str, example: str) -> time_of_day:
     match = _TIME_OF_DAY.fullmatch(part)
     if match is None:
         what = "a time of day" if key == "until" else "two times of day"
-        raise ConfigError(f"{key}={text}: must be {what}, 00:00 to 23:59, for example {example}.")
+        raise Refused(f"{key}={text}: must be {what}, 00:00 to 23:59, for example {example}.")
     return time_of_day(int(match[1]), int(match[2]))
 
 
@@ -257,7 +257,7 @@ def _duration_seconds(text: str) -> float:
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     total = hours * 3600 + minutes * 60 + seconds
     if not 0 < total <= 366 * _DAY_SECONDS:
-        raise ConfigError(
+        raise Refused(
             f"time_limit={text}: must be over 0 and at most a year, with its unit (h, min, s), for "
             "example 8h, 90min or 1h30m."
         )

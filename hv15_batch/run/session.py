@@ -13,7 +13,7 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, ConfigError, LogSchemaError
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.machine.machine import read_machine
@@ -87,7 +87,7 @@ def run(
         listener: Takes what happens, and then nothing is printed; None for the command line.
 
     Raises:
-        ConfigError: refused; nothing was touched.
+        Refused: refused; nothing was touched.
         LogSchemaError: the log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
@@ -157,7 +157,7 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """Return a run with its id, once its folder is there.
 
     Raises:
-        ConfigError: a clip is longer than `window`, or the manifest has gone.
+        Refused: a clip is longer than `window`, or the manifest has gone.
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
@@ -185,7 +185,7 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         try:
             with live_page(run.run_dir.path):
                 outcome = loop.render()
-        except ConfigError as error:
+        except Refused as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
             if not loop.has_logged:
                 withdraw_settings(run.run_dir.run_folder(run.run_id))
@@ -226,7 +226,7 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     lines = list(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
     try:
         lines += _write_results(run.asked)
-    except (OSError, ConfigError, LogSchemaError) as error:
+    except (OSError, Refused, LogSchemaError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
     for line in lines:
@@ -253,7 +253,7 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
     try:
         publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
     except FileNotFoundError as error:
-        raise ConfigError(
+        raise Refused(
             f"{manifest.path}: has gone since it was read; put it back and run again."
         ) from error
 

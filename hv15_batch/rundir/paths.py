@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.rundir.lock import RunLock, held_message, holder_facts
 from hv15_batch.rundir.publish import publish_text
 
@@ -124,7 +124,7 @@ class RunDir:
         """Create the folder tree.
 
         Raises:
-            ConfigError: the disk does not allow it.
+            Refused: the disk does not allow it.
         """
         for folder in self.written_folders():
             self.create_folder(folder)
@@ -134,7 +134,7 @@ class RunDir:
         try:
             (folder or self.path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise Refused(
                 f"run_dir={self.path}: cannot be made ({error.strerror}); name a folder that can "
                 "be written with run_dir=DIR."
             ) from error
@@ -143,17 +143,17 @@ class RunDir:
         """Refuse a folder that holds something else than a run.
 
         Raises:
-            ConfigError: the folder exists, is not empty and is no run directory.
+            Refused: the folder exists, is not empty and is no run directory.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise ConfigError(
+            raise Refused(
                 f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
             )
         names = {entry.name for entry in self.path.iterdir()} - {self.plan.name, *_LOCK_NAMES}
         if names and not self.is_run_dir():
-            raise ConfigError(
+            raise Refused(
                 f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
                 "no run directory; name an empty or new folder with run_dir=DIR."
             )
@@ -166,10 +166,10 @@ class RunDir:
         """Refuse a folder in which no run was started.
 
         Raises:
-            ConfigError: it is no run directory.
+            Refused: it is no run directory.
         """
         if not self.is_run_dir():
-            raise ConfigError(
+            raise Refused(
                 f"{self.path}: no run directory (it has no log); "
                 "name the folder that a run has printed as its first line."
             )
@@ -201,14 +201,14 @@ class RunDir:
         The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
-            ConfigError: another run holds it; the message says which.
+            Refused: another run holds it; the message says which.
         """
         holder = self.path / ".lock.json"
         lock = RunLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise ConfigError(held_message(self.path, holder)) from None
+            raise Refused(held_message(self.path, holder)) from None
         try:
             publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
             yield lock.descriptor
@@ -261,7 +261,7 @@ def find_runs(*folders: str | Path) -> list[RunDir]:
     """Return the run directories that are named, a sweep's folder meaning all its runs.
 
     Raises:
-        ConfigError: one of them is neither.
+        Refused: one of them is neither.
     """
     found = [RunDir(path.absolute()) for folder in folders for path in expand(Path(folder))]
     for run_dir in found:

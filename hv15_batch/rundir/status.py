@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -198,7 +198,7 @@ def read_status(run_dir: Path) -> Status:
     """Return the status of a run directory.
 
     Raises:
-        ConfigError: there is none, or it cannot be understood.
+        Refused: there is none, or it cannot be understood.
     """
     path = RunDir(run_dir).status
     try:
@@ -207,12 +207,12 @@ def read_status(run_dir: Path) -> Status:
         for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
             parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
+        raise Refused(
             f"{run_dir}: no run has written its status here; name a run directory, or leave it "
             f"out for the latest run below {OUTPUTS}/."
         ) from None
     except ValueError as error:
-        raise ConfigError(
+        raise Refused(
             f"{path}: not a status of this version ({error}); the next run writes a new one."
         ) from error
     return status
@@ -222,11 +222,11 @@ def find_latest_run(outputs: Path) -> Path:
     """Return the run directory whose status was written last, jobs of sweeps included.
 
     Raises:
-        ConfigError: there is none.
+        Refused: there is none.
     """
     found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
     if not found:
-        raise ConfigError(
+        raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent

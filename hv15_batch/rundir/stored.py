@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, VideoCodec
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.rundir.log import read_records
@@ -48,7 +48,7 @@ def read_settings(path: Path) -> Config:
     """Return the settings of an earlier run.
 
     Raises:
-        ConfigError: the file is not readable as this version's settings.
+        Refused: the file is not readable as this version's settings.
     """
     return _to_config(path, _read_yaml(path))
 
@@ -57,12 +57,12 @@ def stored_values(folder: Path) -> dict[str, Any]:
     """Return the settings in a run's folder as plain values, unchecked, texts as they were typed.
 
     Raises:
-        ConfigError: the file is missing or no mapping.
+        Refused: the file is missing or no mapping.
     """
     try:
         stored = _read_yaml(folder / FILE)
     except OSError as error:
-        raise ConfigError(_unreadable(folder / FILE, str(error.strerror))) from error
+        raise Refused(_unreadable(folder / FILE, str(error.strerror))) from error
     plain = _plain(stored)
     assert isinstance(plain, dict)
     return plain
@@ -81,7 +81,7 @@ def _to_config(path: Path, stored: dict[str, Any]) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+        raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
     assert isinstance(config, Config)
     option = model_options().get(config.model.name)
     if option is not None and "recipe" not in stored.get("model", {}):
@@ -97,12 +97,12 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         typed: Names of settings, or of their sections, that are typed now.
 
     Raises:
-        ConfigError: nothing was ever run there, or it used a setting of `TYPED_ONLY` that is not
+        Refused: nothing was ever run there, or it used a setting of `TYPED_ONLY` that is not
             typed now.
     """
     run_ids = run_dir.run_ids()
     if not run_ids:
-        raise ConfigError(
+        raise Refused(
             f"resume={run_dir.path}: no run was started there; name a run directory, for example "
             "outputs/prompts, or start one: hv15-batch prompts.csv"
         )
@@ -113,7 +113,7 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     ]
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
-        raise ConfigError(
+        raise Refused(
             f"resume={run_dir.path}: the run before it used {', '.join(lacking)}, which decides "
             "what is run or fetched on this machine and is never taken from a stored "
             f"configuration; read {file}, and type it: {resume_command(run_dir.path)} {words}"
@@ -168,7 +168,7 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
     Their `model.revision` is the one that was rendered.
 
     Raises:
-        ConfigError: a file is not readable as this version's settings.
+        Refused: a file is not readable as this version's settings.
     """
     seen: set[str] = set()
     configs = []
@@ -187,14 +187,14 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     """Refuse the run directory of another manifest.
 
     Raises:
-        ConfigError: naming both.
+        Refused: naming both.
     """
     run_ids = run_dir.run_ids()
     if not run_ids:
         return
     owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
     if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
-        raise ConfigError(
+        raise Refused(
             f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
             f"{manifest}; name another folder with run_dir=DIR."
         )
@@ -246,9 +246,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(_unreadable(path, str(error).splitlines()[0])) from error
+        raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
     if not isinstance(stored, dict):
-        raise ConfigError(_unreadable(path, "no mapping"))
+        raise Refused(_unreadable(path, "no mapping"))
     for name in _DELETED:
         section, _, key = name.rpartition(".")
         (stored.get(section) or {} if section else stored).pop(key, None)
@@ -313,7 +313,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a run as plain values; empty where they cannot be read."""
     try:
         return stored_values(folder)
-    except ConfigError:
+    except Refused:
         return {}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
@@ -30,7 +30,7 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     """Make or remove the file that pauses a run, and return what that means now.
 
     Raises:
-        ConfigError: the run directory cannot be written.
+        Refused: the run directory cannot be written.
     """
     try:
         if is_wanted:
@@ -38,7 +38,7 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
         else:
             run_dir.pause.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+        raise Refused(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
     folder = shlex.quote(str(run_dir.path))
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             print(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:
             print(format_status(run_dir, status, utc_now()))
-    except ConfigError as error:
+    except Refused as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import free_disk_bytes, read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig, Weights
@@ -50,5 +50,5 @@ def print_overview(say: Say) -> None:
 def _is_present(model: ModelConfig) -> bool:
     try:
         return resolve_checkpoint(model).folder is not None
-    except ConfigError:  # what is there is of another kind: a run says so
+    except Refused:  # what is there is of another kind: a run says so
         return False

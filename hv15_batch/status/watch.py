@@ -30,7 +30,7 @@ def watch(run_dir: Path, out: TextIO | None = None) -> int:
     state or a count has changed, and all of them at the end.
 
     Raises:
-        ConfigError: there is no status, or it can't be understood.
+        Refused: there is no status, or it can't be understood.
     """
     out = out or sys.stdout
     read_status(run_dir)  # nothing is drawn where there is nothing

@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
 from hv15_batch.model.variant import ModelConfig, Weights
@@ -88,10 +88,10 @@ class Checkpoint:
         """Return the folder of the files.
 
         Raises:
-            ConfigError: they are missing, or the weights are random and have none.
+            Refused: they are missing, or the weights are random and have none.
         """
         if self.folder is None:
-            raise ConfigError(
+            raise Refused(
                 f"the weights of {self.repo} are not on this machine; run `hv15-batch prefetch` "
                 "for this model."
             )
@@ -123,7 +123,7 @@ def resolve_checkpoint(
         hub_cache: Cache of huggingface_hub; None for its own.
 
     Raises:
-        ConfigError: a local folder that is missing, incomplete or of another kind of model.
+        Refused: a local folder that is missing, incomplete or of another kind of model.
     """
     if model.weights is Weights.tiny:
         folder = checkpoint_folder(model, tiny_root())
@@ -138,7 +138,7 @@ def resolve_checkpoint(
     if local.is_dir():
         return _resolve_local(local.absolute(), model, say)
     if not _HUB_ID.fullmatch(repo):
-        raise ConfigError(
+        raise Refused(
             f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
         )
     return _resolve_hub(model, hub_cache or hub_cache_folder())
@@ -169,7 +169,7 @@ def fetch(
         check_sha256: Also read every weight file and compare its hash with the hub's.
 
     Raises:
-        ConfigError: offline, disk short, refused by the hub, no network, or damaged files.
+        Refused: offline, disk short, refused by the hub, no network, or damaged files.
     """
     hub_cache = hub_cache or hub_cache_folder()
     found = resolve_checkpoint(model, say=say, hub_cache=hub_cache)
@@ -212,7 +212,7 @@ def fetch(
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
     faults = find_faults(folder)
     if faults:
-        raise ConfigError(
+        raise Refused(
             f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
             f"{_some(faults)}; name the folder that holds model_index.json."
         )
@@ -290,7 +290,7 @@ def _announce(
     say(f"into {hub_cache} ({format_gib(free)} GiB free)")
     say(LICENCE)
     if missing and missing + SPARE_BYTES > free:
-        raise ConfigError(
+        raise Refused(
             f"the disk of {existing_parent(hub_cache)} has {format_gib(free)} GiB free and {repo} "
             f"needs {format_gib(missing)} GiB and {format_gib(SPARE_BYTES)} GiB to spare; free "
             "some, or set HF_HUB_CACHE to a folder on a larger disk."
@@ -307,13 +307,13 @@ def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, 
         bad = [path for path, sha256 in wanted.items() if found[path] != sha256]
     if bad:
         # The hub's cache holds links: only without the file behind it is one downloaded again.
-        raise ConfigError(
+        raise Refused(
             f"{len(bad)} of the files of {repo} are not what the hub has: "
             f"{_some([str(path.resolve()) for path in bad])}; delete them and run again."
         )
     faults = find_faults(folder)
     if faults:
-        raise ConfigError(f"{repo} is not a complete checkpoint: {_some(faults)}.")
+        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}.")
 
 
 def _some(faults: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
 from hv15_batch.units import MIB, format_gib
 
@@ -79,29 +79,29 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
         typed: The checkpoint as the user knows it, for messages.
 
     Raises:
-        ConfigError: another kind of model, the other task, or a step-distilled (MeanFlow)
+        Refused: another kind of model, the other task, or a step-distilled (MeanFlow)
             checkpoint under an option that is not step-distilled.
     """
     index = _read_json(folder / "model_index.json")
     name = str(index.get("_class_name"))
     if not name.startswith("HunyuanVideo15"):
-        raise ConfigError(
+        raise Refused(
             f"model.repo={typed} holds a {name}, not HunyuanVideo-1.5; name a checkpoint whose "
             "model_index.json says HunyuanVideo15Pipeline or HunyuanVideo15ImageToVideoPipeline."
         )
     has_image = all(component in _components(index) for component in IMAGE_COMPONENTS)
     is_meanflow = bool(_read_json(folder / "transformer" / "config.json").get("use_meanflow"))
     if is_meanflow and model.task is Task.t2v:
-        raise ConfigError(f"model.repo={typed} is step-distilled: {STEP_DISTILLED_T2V}.")
+        raise Refused(f"model.repo={typed} is step-distilled: {STEP_DISTILLED_T2V}.")
     if has_image != (model.task is Task.i2v):
         kind = "an image-to-video" if has_image else "a text-to-video"
-        raise ConfigError(
+        raise Refused(
             f"model.repo={typed} is {kind} checkpoint and model={model.name} is "
             f"{model.task.name}; choose a model option of the other task."
         )
     if is_meanflow != model.recipe.meanflow:
         kind = "step-distilled" if is_meanflow else "not step-distilled"
-        raise ConfigError(
+        raise Refused(
             f"model.repo={typed} is {kind} (use_meanflow={is_meanflow}) and model={model.name} "
             f"has distillation {model.distillation.name}; choose the model option made for it."
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 
 Answer = TypeVar("Answer")
 Say = Callable[[str], None]
@@ -51,11 +51,11 @@ def check_online(model_name: str, environ: Mapping[str, str]) -> None:
     """Check that the environment allows weights to be fetched.
 
     Raises:
-        ConfigError: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.
+        Refused: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.
     """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise ConfigError(
+            raise Refused(
                 f"the weights of model={model_name} are not complete on this machine and "
                 f"{name}={environ[name]} forbids fetching them; run once with network: "
                 f"{name}=0 hv15-batch prefetch model={model_name}"
@@ -81,7 +81,7 @@ def ask_hub(
         sleep: Waits.
 
     Raises:
-        ConfigError: refused by the hub, unreachable after all attempts, or the disk is full; the
+        Refused: refused by the hub, unreachable after all attempts, or the disk is full; the
             message says what to do.
     """
     from huggingface_hub import errors
@@ -94,7 +94,7 @@ def ask_hub(
             return call()
         except (transport, OSError, RuntimeError, xet, errors.HFValidationError) as error:
             if wait is None or not _is_passing(error):
-                raise ConfigError(_explain(error, repo, revision)) from error
+                raise Refused(_explain(error, repo, revision)) from error
             say(f"{_first_line(error)}; trying again in {wait} s, what is downloaded is kept")
         sleep(wait)
     raise AssertionError("the last attempt returns or raises")

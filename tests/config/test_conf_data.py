@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from hv15_batch.config.checks import check_config, check_sampling_value
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import (
@@ -294,7 +294,7 @@ def test_a_fault_in_a_reference_names_file_figure_and_key(
     figure = {name: v for name, v in {**GOOD, **change}.items() if v is not MISSING}
     path = write_references(tmp_path, figure)
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         read_references(tmp_path)
 
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -313,7 +313,7 @@ def test_a_good_reference_is_read_with_its_types(tmp_path: Path) -> None:
 def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path) -> None:
     path = write_references(tmp_path, GOOD, author="x")
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         read_references(tmp_path)
 
     assert str(caught.value) == (
@@ -325,7 +325,7 @@ def test_two_figures_of_one_name_are_refused(tmp_path: Path) -> None:
     write_references(tmp_path, GOOD)
     (tmp_path / "b.yaml").write_text((tmp_path / "a.yaml").read_text())
 
-    with pytest.raises(ConfigError, match="two figures are named 'one'"):
+    with pytest.raises(Refused, match="two figures are named 'one'"):
         read_references(tmp_path)
 
 
@@ -333,7 +333,7 @@ def test_two_figures_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_figures_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
 
-    with pytest.raises(ConfigError, match=r"a\.yaml: "):
+    with pytest.raises(Refused, match=r"a\.yaml: "):
         read_references(tmp_path)
 
 

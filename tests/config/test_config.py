@@ -23,7 +23,7 @@ from hv15_batch.config.settings import (
     each_setting,
 )
 from hv15_batch.config.words import GROUPS, setting_names
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import (
     Distillation,
@@ -229,7 +229,7 @@ REFUSED: list[tuple[Config, str]] = [
 def test_settings_that_cannot_be_are_refused_with_reason_and_remedy(
     config: Config, message: str
 ) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         check_config(config)
 
     assert str(refused.value) == message
@@ -259,14 +259,14 @@ def test_a_number_with_bounds_is_taken_up_to_them_and_refused_beyond(name: str) 
     for value in inside:
         check_config(with_value(name, value))
     for value in (*beyond, math.inf, -math.inf, math.nan):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(Refused) as refused:
             check_config(with_value(name, value))
         allowed = str(refused.value).removeprefix(f"{name}={value:g}: ")
         assert allowed.replace("a finite number, ", "") == f"{bounds['about']}."
 
 
 def test_a_limit_of_memory_without_end_is_refused() -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         check_config(with_value("runtime.vram_limit_gib", math.inf))
 
     assert str(refused.value) == (

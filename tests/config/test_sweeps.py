@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes.command import Answer, FakeRuns
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 
 Command = Callable[..., Answer]
 
@@ -78,7 +78,7 @@ def test_times_arrive_as_they_were_typed(
 def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
     fake_runs: FakeRuns, command: Command
 ) -> None:
-    fake_runs.ends = [3, ConfigError("refused: why."), 4, 0]
+    fake_runs.ends = [3, Refused("refused: why."), 4, 0]
 
     answer = command("-m", "p.csv", "override.num_frames=1,5,9,13")
 
@@ -89,7 +89,7 @@ def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
 def test_a_refusal_in_a_sweep_names_all_swept_values_and_elsewhere_none(
     fake_runs: FakeRuns, command: Command
 ) -> None:
-    fake_runs.ends = [ConfigError("no."), 0, ConfigError("no.")]
+    fake_runs.ends = [Refused("no."), 0, Refused("no.")]
 
     swept = command("-m", "p.csv", "model=tiny_t2v,tiny_i2v", "experiment=null", "limit=range(1,2)")
     single = command("-m", "p.csv", "model=tiny_t2v")

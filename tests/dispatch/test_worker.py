@@ -21,6 +21,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import (
+    Declined,
     Died,
     EncodingEnded,
     Event,
@@ -28,11 +29,10 @@ from hv15_batch.dispatch.protocol import (
     Finished,
     Job,
     Ready,
-    Refused,
     RendererBroken,
     Stepped,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.record import ClipRecord, asked_record
 
 
@@ -40,7 +40,7 @@ class StopsEarly:
     """Renderers that cannot be made."""
 
     def __init__(self, spec: ExecutorSpec) -> None:
-        raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
+        raise Refused("runtime.attention_backend=flash: not here; use auto.")
 
 
 def broken_renderer(spec: ExecutorSpec) -> Any:
@@ -130,7 +130,7 @@ def test_a_killed_child_is_an_event_that_says_how_it_died(
 def test_settings_that_the_child_refuses_are_an_event(
     start: Callable[..., LocalExecutor],
 ) -> None:
-    assert next_event(start(StopsEarly)) == Refused(
+    assert next_event(start(StopsEarly)) == Declined(
         "runtime.attention_backend=flash: not here; use auto."
     )
 

@@ -18,7 +18,7 @@ from hv15_batch.engine.denoise.attention import (
     attention_backend_of,
     is_mask_free,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.attention import ATTENTION_BACKENDS, auto_kernel
 
 
@@ -148,7 +148,7 @@ def test_auto_on_cuda_follows_the_compute_capability(
 def test_an_unknown_backend_is_refused_with_those_that_exist(
     transformer: HunyuanVideo15Transformer3DModel,
 ) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         apply_attention(transformer, "flash3", mask_free=True)
 
     assert str(refusal.value) == (
@@ -181,7 +181,7 @@ def test_an_unknown_backend_is_refused_with_those_that_exist(
 def test_a_backend_whose_package_is_missing_is_refused_with_the_install_command(
     transformer: HunyuanVideo15Transformer3DModel, backend: str, lack: str
 ) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         apply_attention(transformer, backend, mask_free=True)
 
     assert str(refusal.value) == (
@@ -195,7 +195,7 @@ def test_a_package_that_is_there_but_does_not_run_is_to_be_built_again(
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda _name: "2.2.0")
 
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         apply_attention(transformer, "sage", mask_free=True)
 
     assert (
@@ -207,14 +207,14 @@ def test_a_package_that_is_there_but_does_not_run_is_to_be_built_again(
 def test_a_backend_for_cards_is_refused_on_the_cpu(
     transformer: HunyuanVideo15Transformer3DModel,
 ) -> None:
-    with pytest.raises(ConfigError, match="_native_cudnn cannot run here, on cpu in float32"):
+    with pytest.raises(Refused, match="_native_cudnn cannot run here, on cpu in float32"):
         apply_attention(transformer, "_native_cudnn", mask_free=True)
 
 
 def test_a_backend_that_takes_no_mask_is_refused_with_one(
     transformer: HunyuanVideo15Transformer3DModel,
 ) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         apply_attention(transformer, "_native_flash", mask_free=False)
 
     assert str(refusal.value) == (

@@ -15,7 +15,7 @@ from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.engine.denoise.attention import check_backend, read_heads
 from hv15_batch.engine.denoise.attention_check import CHUNK, Heads, check_kernel
 from hv15_batch.engine.device import torch_dtype
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.variant import Weights
 
@@ -152,7 +152,7 @@ def test_a_kernel_that_is_off_is_refused_and_the_place_named(
 ) -> None:
     install(kernel)
 
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         check_kernel("sage", HEADS, NUM_TOKENS, CPU)
 
     message = str(refusal.value)
@@ -167,7 +167,7 @@ def test_a_few_text_rows_lost_of_a_long_clip_are_found(
     """They are 1 row in 250 here, which the norm over all rows would let pass."""
     install(zero_tail)
 
-    with pytest.raises(ConfigError, match="tokens 2496 to 2499 of 2500"):
+    with pytest.raises(Refused, match="tokens 2496 to 2499 of 2500"):
         check_kernel("sage", Heads(1, 64, torch.float32), 2500, CPU)
 
 
@@ -176,7 +176,7 @@ def test_a_kernel_that_returns_another_shape_is_refused(
 ) -> None:
     install(lambda query, key, value: attention(query, key, value).transpose(1, 2))
 
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         check_kernel("sage", HEADS, 100, CPU)
 
     assert str(refusal.value) == (
@@ -193,7 +193,7 @@ def test_a_kernel_that_fails_on_so_many_tokens_is_refused(
 
     install(fails)
 
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         check_kernel("sage", HEADS, 100, CPU)
 
     assert str(refusal.value) == (
@@ -207,7 +207,7 @@ def test_fewer_tokens_than_a_chunk_are_checked_too(install: Callable[[Kernel], N
     check_kernel("sage", HEADS, CHUNK // 2, CPU)
 
     install(without_a_head)
-    with pytest.raises(ConfigError, match="tokens 0 to 31 of 32, head 1"):
+    with pytest.raises(Refused, match="tokens 0 to 31 of 32, head 1"):
         check_kernel("sage", HEADS, CHUNK // 2, CPU)
 
 
@@ -234,16 +234,16 @@ def test_a_backend_is_checked_at_the_start_without_a_transformer(
     assert check_backend(asked, checkpoint, 500, CPU) == "sage"
 
     install(without_last_keys)
-    with pytest.raises(ConfigError, match=r"differs from torch's by .* of 561, head"):
+    with pytest.raises(Refused, match=r"differs from torch's by .* of 561, head"):
         check_backend(asked, checkpoint, 500, CPU)
 
     asked.runtime.attention_backend = "_native_cudnn"
-    with pytest.raises(ConfigError, match="_native_cudnn cannot run here, on cpu"):
+    with pytest.raises(Refused, match="_native_cudnn cannot run here, on cpu"):
         check_backend(asked, checkpoint, 500, CPU)
     asked.runtime.attention_backend = "auto"
     assert check_backend(asked, checkpoint, 500, CPU) == "native"
 
 
 def test_a_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint in diffusers layout: config"):
+    with pytest.raises(Refused, match="no checkpoint in diffusers layout: config"):
         read_heads(Config(model=tiny_model("tiny_t2v")), at(tmp_path))

@@ -38,7 +38,7 @@ from hv15_batch.engine.encode.cache import (
 from hv15_batch.engine.encode.encoders import load_encoders, open_upright
 from hv15_batch.engine.load import random_weights
 from hv15_batch.engine.placement.placement import Placement
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, OffloadKind, Task, Weights
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
@@ -154,7 +154,7 @@ def test_a_meanflow_checkpoint_is_refused_for_text_to_video(
     folder = folder_of(MEANFLOW)
 
     for load in (load_denoiser, load_encoders):
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(Refused) as refusal:
             load(tiny_config(T2V), at(folder))
 
         assert str(refusal.value) == (
@@ -165,7 +165,7 @@ def test_a_meanflow_checkpoint_is_refused_for_text_to_video(
 def test_a_checkpoint_of_the_other_task_is_refused(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of(T2V)
 
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(Refused) as refusal:
         load_denoiser(tiny_config(I2V), at(folder))
 
     assert str(refusal.value) == (
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_the_other_task_is_refused(folder_of: Callable[[str], Pa
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no checkpoint in diffusers layout: model_index"):
+    with pytest.raises(Refused, match="is no checkpoint in diffusers layout: model_index"):
         load_denoiser(tiny_config(T2V), at(tmp_path))
 
 
@@ -193,7 +193,7 @@ def test_missing_weights_are_refused_and_never_made_at_random() -> None:
     missing = Checkpoint("owner/name", None, None, CheckpointKind.hub)
 
     for load in (load_denoiser, load_encoders, load_vae):
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(Refused) as refusal:
             load(tiny_config(T2V), missing)
         assert str(refusal.value) == (
             "the weights of owner/name are not on this machine; run `hv15-batch prefetch` for "

@@ -12,7 +12,7 @@ from fakes.engine import InProcessExecutor, needs_compiler
 from fakes.runs import Project
 
 from hv15_batch.config.settings import RuntimeConfig
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 
 
 def without_last_keys(
@@ -30,7 +30,7 @@ def test_a_kernel_that_is_off_is_refused_before_a_text_is_encoded(
     backends = _AttentionBackendRegistry._backends
     monkeypatch.setitem(backends, AttentionBackendName.FLEX, without_last_keys)
 
-    with pytest.raises(ConfigError, match=r"=flex: its result differs from torch's by .* of 93,"):
+    with pytest.raises(Refused, match=r"=flex: its result differs from torch's by .* of 93,"):
         project.run(InProcessExecutor, runtime=RuntimeConfig(attention_backend="flex"))
 
     assert not list(project.run_dir.embeddings.glob("*"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.variant import ModelConfig, Task
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
 
@@ -178,6 +178,6 @@ class Fetcher:
 
 
 def message(call: Callable[[], Any]) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         call()
     return str(caught.value)

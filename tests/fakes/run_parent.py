@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fakes.runs import Project, fake_local_executor
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.run import session
 
 if __name__ == "__main__":
@@ -16,7 +16,7 @@ if __name__ == "__main__":
         code = session.run(
             project.config(), (), None, partial(print, flush=True), fake_local_executor
         )
-    except ConfigError as error:
+    except Refused as error:
         print(error, file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -28,7 +28,7 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.variant import Dtype, ModelConfig, SamplingDefaults, Task, Weights
 from hv15_batch.record import FAILED, OK, SUSPECT, WARM_UP, ClipRecord, asked_record
 from hv15_batch.rundir.paths import RunDir
@@ -98,7 +98,7 @@ class FakeRenderer:
         if "stop" in words:
             os.kill(os.getpid(), signal.SIGSTOP)
         if "refuse" in words:
-            raise ConfigError("runtime.attention_backend=flash: not here; use auto.")
+            raise Refused("runtime.attention_backend=flash: not here; use auto.")
 
     def _finish(self, job: Job, words: list[str], columns: dict[str, Any]) -> ClipRecord:
         clip = job.clip

@@ -18,7 +18,7 @@ from hv15_batch.config.compose import Job as Command
 from hv15_batch.config.compose import run_jobs
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Job
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.forecast.forecast import machine_with, make_forecast
 from hv15_batch.forecast.pace import Pace, make_pace
@@ -65,7 +65,7 @@ ONE = planned(SETTINGS)
 
 
 def no_replan(config: Config) -> list[PlannedClip]:
-    raise ConfigError("refused")
+    raise Refused("refused")
 
 
 def without_card() -> Machine:
@@ -89,7 +89,7 @@ def test_an_unknown_card_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     asked = config()
     asked.runtime.card = "rtx_9090"
 
-    with pytest.raises(ConfigError, match=r"^runtime.card=rtx_9090: known cards are rtx_3060, "):
+    with pytest.raises(Refused, match=r"^runtime.card=rtx_9090: known cards are rtx_3060, "):
         make_forecast(asked, ONE, without_card(), tmp_path / "log")
 
 
@@ -398,7 +398,7 @@ def test_a_clip_longer_than_the_window_is_refused(tmp_path: Path) -> None:
     asked = replace(config(), window="22:00-22:01")
     rules = read_rules(asked, CLOCK)
 
-    with pytest.raises(ConfigError, match=r"^window=22:00-22:01: the longest of 3 clips takes ab"):
+    with pytest.raises(Refused, match=r"^window=22:00-22:01: the longest of 3 clips takes ab"):
         predict_run(
             asked, planned(*[SETTINGS] * 3), machine(24), tmp_path / "log", rules, no_replan
         )
@@ -408,7 +408,7 @@ def test_a_run_is_refused_a_window_in_which_a_clip_is_never_finished(tmp_path: P
     asked = replace(config(), window="22:00-22:01")
     pace, job = pace_of(asked, tmp_path)
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         check_window(read_rules(asked, CLOCK).window, [("cat", pace.clip_seconds(job))])
 
     assert re.fullmatch(

@@ -9,7 +9,7 @@ import pytest
 from fakes.forecasts import GIB, SETTINGS, config, machine
 
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.offload import choose_offload
 from hv15_batch.model.variant import Dtype, OffloadKind, Weights
 
@@ -54,7 +54,7 @@ def test_the_largest_clip_decides() -> None:
 
 
 def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         choose_offload(config("resident"), [SETTINGS], machine(16))
 
     assert str(refused.value) == (
@@ -64,7 +64,7 @@ def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
 
 
 def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         choose_offload(config(), [SETTINGS], machine(4))
 
     message = str(refused.value)
@@ -76,19 +76,19 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     assert would_do is not None
     limit = float(would_do[2])
     assert choose_offload(config(limit=limit), [SETTINGS], machine(24)).kind.name == would_do[1]
-    with pytest.raises(ConfigError):
+    with pytest.raises(Refused):
         choose_offload(config(limit=limit - 0.1), [SETTINGS], machine(24))
 
 
 def test_where_only_large_clips_do_not_fit_smaller_ones_are_advised() -> None:
     huge = replace(SETTINGS, height=2160, width=3840)
 
-    with pytest.raises(ConfigError, match=r"Render smaller or shorter clips, or free memory\.$"):
+    with pytest.raises(Refused, match=r"Render smaller or shorter clips, or free memory\.$"):
         choose_offload(config(), [huge], machine(24))
 
 
 def test_too_little_of_both_memories_is_said_at_once_with_what_would_do() -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         choose_offload(pretrained(), [SETTINGS], machine(4, 5))
 
     message = str(refused.value)
@@ -101,7 +101,7 @@ def test_too_little_of_both_memories_is_said_at_once_with_what_would_do() -> Non
     ram, card = float(would_do[2]), float(would_do[3])
     assert choose_offload(pretrained(), [SETTINGS], machine(card, ram)).kind.name == would_do[1]
     for less in (machine(card, ram - 0.1), machine(card - 0.1, ram)):
-        with pytest.raises(ConfigError):
+        with pytest.raises(Refused):
             choose_offload(pretrained(), [SETTINGS], less)
 
 
@@ -128,7 +128,7 @@ def test_every_size_must_fit_not_only_the_longest_clip() -> None:
 
     choice = choose_offload(config("stream", limit=12), [SETTINGS], machine(24))
     assert choice.kind is OffloadKind.stream
-    with pytest.raises(ConfigError, match=r"^offload=stream: 2160x3840x5 fits no profile"):
+    with pytest.raises(Refused, match=r"^offload=stream: 2160x3840x5 fits no profile"):
         choose_offload(config("stream", limit=8), [SETTINGS, wide], machine(24))
 
 

@@ -12,7 +12,7 @@ from fakes.manifests import (
     read,
 )
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ManifestError, format_fault, parse_seeds
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -86,7 +86,7 @@ def test_fifty_faults_are_printed_and_the_rest_counted() -> None:
 def test_a_manifest_error_is_a_configuration_error_and_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ManifestError(["one", "two"])))
 
-    assert isinstance(error, ConfigError)
+    assert isinstance(error, Refused)
     assert error.faults == ("one", "two")
     assert str(error) == "one\ntwo"
 

@@ -17,7 +17,7 @@ from hv15_batch.config.settings import (
     SamplingConfig,
     VideoConfig,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest import rows as manifest_rows
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.manifest.clips import check_typed_sampling, read_rows
@@ -69,7 +69,7 @@ def test_a_negative_prompt_counts_only_with_guidance(tmp_path: Path) -> None:
 def test_seeds_that_are_none_are_refused_with_their_key(
     tmp_path: Path, section: str, seeds: Any
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^{section}\.seeds={seeds}: "):
+    with pytest.raises(Refused, match=rf"^{section}\.seeds={seeds}: "):
         clips_of(tmp_path, "prompt", "a cat", **{section: SamplingConfig(seeds=seeds)})
 
 
@@ -81,7 +81,7 @@ def test_typed_values_that_some_rows_beat_are_counted_and_those_that_all_beat_re
     config = config_of(tmp_path, sampling=SamplingConfig(seeds=3, fps=25.0))
 
     assert check_typed_sampling(manifest, config, ["fps", "height"]) == {"fps": 1}
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         check_typed_sampling(manifest, config, ["seeds"])
     assert str(caught.value).endswith("to replace them all use override.seeds=3.")
     replaced = replace(config, override=SamplingConfig(seeds=4, fps=30.0))

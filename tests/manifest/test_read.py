@@ -14,7 +14,7 @@ from fakes.manifests import (
     write_csv,
 )
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.variant import Task
 
@@ -45,7 +45,7 @@ def test_a_missing_manifest_is_refused_and_the_nearest_name_given() -> None:
         "folder.csv": "a manifest is a file, and this is none; name a file.",
         "/dev/zero": "a manifest is a file, and this is none; name a file.",
     }.items():
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(Refused) as caught:
             read_manifest(Path(path), Task.t2v)
         assert str(caught.value) == f"manifest={path}: {message}"
 
@@ -60,7 +60,7 @@ def test_a_file_of_another_kind_or_size_is_refused() -> None:
         "rename it if it is one of these.",
         "huge.csv": "a manifest has at most 1 GiB, and this one 1,073,741,825 bytes; split it.",
     }.items():
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(Refused) as caught:
             read_manifest(Path(name), Task.t2v)
         assert str(caught.value) == f"manifest={name}: {message}"
 

@@ -15,7 +15,7 @@ from hv15_batch.config.settings import (
     SamplingConfig,
     VideoConfig,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
@@ -166,6 +166,6 @@ def test_only_takes_ids_and_refuses_unknown_ones(tmp_path: Path) -> None:
         ("b", 2),
     ]
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         select(found, config_of(tmp_path, only="a,x"))
     assert str(caught.value) == "only=x: no row has that id; ids are b, a, c."

@@ -21,7 +21,7 @@ from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import NotifyConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.record import FAILED, ClipRecord
 from hv15_batch.run.notify import MAX_OUTPUT_CHARACTERS, Notices, Notifier
 from hv15_batch.run.progress import Progress
@@ -151,7 +151,7 @@ def test_a_run_that_stops_early_says_so(project: Project, told: Path) -> None:
 def test_a_run_that_is_refused_by_its_executor_says_so(project: Project, told: Path) -> None:
     project.write("id,prompt", "cat,refuse")
 
-    with pytest.raises(ConfigError):
+    with pytest.raises(Refused):
         project.run(notify=writing_down(told))
 
     assert by_event(told)["stopped"]["EXIT_CODE"] == "2"
@@ -258,7 +258,7 @@ def test_a_command_that_cannot_be_run_is_refused_before_anything_is_touched(
 ) -> None:
     project.write("id,prompt", "cat,a cat")
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         project.run(notify=NotifyConfig(command=value))
 
     assert str(refused.value).startswith(f"notify.command={value!r}: {reason}")
@@ -289,7 +289,7 @@ def test_the_command_is_stored_as_it_was_typed_and_a_resumed_run_must_be_given_i
 
     project.run(notify=notify)
 
-    with pytest.raises(ConfigError, match=r"type it: .* notify\.command=\.\.\.$"):
+    with pytest.raises(Refused, match=r"type it: .* notify\.command=\.\.\.$"):
         latest_settings(project.run_dir)
     assert latest_settings(project.run_dir, ["notify.command"]).notify == notify
 

@@ -18,7 +18,7 @@ from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.config.settings import Config, VideoConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast import forecast
 from hv15_batch.forecast.disk import SPARE_BYTES, disk_need
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
@@ -52,7 +52,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def refusal(project: Project, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         project.run(**changes)
     return str(caught.value)
 

@@ -31,7 +31,7 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.forecast.forecast import clip_cost_function
 from hv15_batch.forecast.seconds import ClipCost
 from hv15_batch.record import OK, asked_record
@@ -679,7 +679,7 @@ def test_while_paused_no_worker_process_is_left_that_could_hold_the_card(tmp_pat
 def test_a_text_that_is_no_time_is_refused_before_anything_is_touched(
     night: Night, settings: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         night.run(**settings)
 
     assert str(refused.value) == message

@@ -27,7 +27,7 @@ from hv15_batch.config.settings import (
 )
 from hv15_batch.config.words import setting_names
 from hv15_batch.dispatch.protocol import Job
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.variant import OffloadKind, Recipe, Weights
 from hv15_batch.record import ClipRecord, asked_record
 from hv15_batch.run import preflight, session
@@ -48,7 +48,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def refusal(project: Project, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         project.run(**changes)
     return str(caught.value)
 
@@ -165,7 +165,7 @@ def test_a_manifest_that_goes_while_a_run_starts_is_one_message(
 
     monkeypatch.setattr(session, "system_facts", facts_of_a_slow_start)
 
-    with pytest.raises(ConfigError, match=r"prompts\.csv: has gone since it was read"):
+    with pytest.raises(Refused, match=r"prompts\.csv: has gone since it was read"):
         project.run()
 
     assert project.run_dir.run_ids() == []
@@ -564,7 +564,7 @@ def test_resume_reads_settings_that_an_earlier_version_stored(project: Project) 
 
 
 def test_resume_of_a_folder_without_a_run_is_refused(project: Project) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         latest_settings(project.run_dir)
 
     assert str(caught.value) == (
@@ -598,7 +598,7 @@ def test_a_typed_default_that_every_row_beats_is_refused(project: Project) -> No
     project.write("id,prompt,num_inference_steps", "cat,a cat,2", "dog,a dog,3")
     sampling = SamplingConfig(seeds=0, num_inference_steps=4)
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         project.run(typed=("num_inference_steps",), sampling=sampling)
 
     assert str(caught.value) == (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.rundir import paths as rundir
 from hv15_batch.rundir.paths import RunDir, default_run_dir, new_run_id, sweep_folder_name
 from hv15_batch.rundir.publish import publish_json, publish_text, publishing, sha256_of_file
@@ -114,7 +114,7 @@ def test_a_held_lock_is_refused_within_the_process_too_and_released_after(
     run_dir = RunDir(tmp_path)
 
     with run_dir.locked("first"):
-        with pytest.raises(ConfigError, match=r"in use by process .* \(run first, since"):
+        with pytest.raises(Refused, match=r"in use by process .* \(run first, since"):
             with run_dir.locked("second"):
                 pass
         assert (tmp_path / ".lock.json").exists()
@@ -129,7 +129,7 @@ def test_a_lock_without_a_word_of_its_holder_is_refused_too(tmp_path: Path) -> N
 
     with run_dir.locked("first"):
         (tmp_path / ".lock.json").write_text("{", encoding="utf-8")
-        with pytest.raises(ConfigError, match="in use by another process; wait for it"):
+        with pytest.raises(Refused, match="in use by another process; wait for it"):
             with run_dir.locked("second"):
                 pass
 
@@ -137,7 +137,7 @@ def test_a_lock_without_a_word_of_its_holder_is_refused_too(tmp_path: Path) -> N
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Refused) as caught:
         RunDir(tmp_path / "out").check_usable()
 
     assert str(caught.value) == (

@@ -18,7 +18,7 @@ from hv15_batch.config.settings import (
     RuntimeConfig,
     each_setting,
 )
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.rundir.stored import latest_settings, to_type_again, write_settings
 from hv15_batch.status.show import type_again_text
@@ -105,7 +105,7 @@ def test_what_a_run_used_of_them_is_typed_again_or_the_resume_is_refused(
     project = Project(tmp_path)
     file = store(project, **changes)
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(Refused) as refused:
         latest_settings(project.run_dir, ["video.crf"])
 
     words = " ".join(f"{name}=..." for name in names)

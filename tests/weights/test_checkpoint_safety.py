@@ -19,7 +19,7 @@ from fakes.runs import Project
 import hv15_batch
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.load.components import load_component
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.weights.files import find_faults
 
 NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -147,7 +147,7 @@ def test_a_component_of_another_library_or_of_an_auto_class_is_refused(
     edit(folder / "model_index.json", vae=entry)
 
     assert find_faults(folder)[0].startswith(words)
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    with pytest.raises(Refused, match=re.escape(words)):
         load_component("vae", tiny(Project(tmp_path)), at(folder), CPU)
 
 
@@ -167,7 +167,7 @@ def test_a_configuration_that_names_a_kernel_of_the_hub_is_refused(
         "fetched from the hub; delete that line"
     )
     assert find_faults(folder) == [words]
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    with pytest.raises(Refused, match=re.escape(words)):
         load_component("text_encoder", tiny(Project(tmp_path)), at(folder), CPU)
 
 

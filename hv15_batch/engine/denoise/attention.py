@@ -24,7 +24,7 @@ from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention_check import Heads, check_kernel
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load.components import read_json
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.attention import (
     AUTO,
@@ -111,7 +111,7 @@ def check_backend(
         device: where the transformer will run.
 
     Raises:
-        ConfigError: the backend cannot run here, or its result is not that of torch.
+        Refused: the backend cannot run here, or its result is not that of torch.
     """
     heads = read_heads(config, checkpoint)
     runtime = config.runtime
@@ -124,7 +124,7 @@ def read_heads(config: Config, checkpoint: Checkpoint) -> Heads:
     """Return the heads of a transformer that is not loaded yet.
 
     Raises:
-        ConfigError: there is no transformer in the checkpoint.
+        Refused: there is no transformer in the checkpoint.
     """
     if checkpoint.is_random:
         values = read_architecture("full")["transformer"]
@@ -146,7 +146,7 @@ def apply_attention(
         device: where the transformer will run; None means where it is now.
 
     Raises:
-        ConfigError: see `resolve_backend`.
+        Refused: see `resolve_backend`.
     """
     device = torch.device(device or transformer.device)
     chosen = resolve_backend(backend, heads_of(transformer), mask_free, device)
@@ -179,7 +179,7 @@ def resolve_backend(
         device: where the transformer will run.
 
     Raises:
-        ConfigError: unknown backend, its package is missing, or it cannot run here (on this
+        Refused: unknown backend, its package is missing, or it cannot run here (on this
             device, with this type, or with a mask when `mask_free` is False).
     """
     name = backend.lower()
@@ -187,7 +187,7 @@ def resolve_backend(
         return _auto_backend(heads, mask_free, device)
     chosen = _known_backend(name)
     if fault := _probe(chosen, heads, mask_free, device):
-        raise ConfigError(_refusal(chosen.value, fault, heads, mask_free, device))
+        raise Refused(_refusal(chosen.value, fault, heads, mask_free, device))
     return chosen
 
 
@@ -224,7 +224,7 @@ def _known_backend(name: str) -> AttentionBackendName:
         return AttentionBackendName(name)
     except ValueError:
         allowed = ", ".join([AUTO, *sorted(member.value for member in AttentionBackendName)])
-        raise ConfigError(
+        raise Refused(
             f"runtime.attention_backend={name}: no such backend; allowed are {allowed}."
         ) from None
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 
 MAX_RELATIVE_ERROR = 0.08
 """Norm of the difference over the norm, of one head in one chunk of rows. An emulation of
@@ -44,7 +44,7 @@ def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
         device: where it runs.
 
     Raises:
-        ConfigError: it fails on so many tokens, or the relative error of a head in a chunk is
+        Refused: it fails on so many tokens, or the relative error of a head in a chunk is
             larger than a quantised kernel's may be.
     """
     if "native" in name:
@@ -55,12 +55,12 @@ def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
     try:
         found = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(name))
     except Exception as error:  # third-party kernels raise anything
-        raise ConfigError(
+        raise Refused(
             f"{where}: fails on {num_tokens} tokens ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}); use auto."
         ) from error
     if found.shape != reference.shape:
-        raise ConfigError(
+        raise Refused(
             f"{where}: returns shape {tuple(found.shape)} where torch returns "
             f"{tuple(reference.shape)}; use auto."
         )
@@ -70,7 +70,7 @@ def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
     if not off <= MAX_RELATIVE_ERROR:
         chunk, head = divmod(worst, heads.count)
         last = min((chunk + 1) * CHUNK, num_tokens) - 1
-        raise ConfigError(
+        raise Refused(
             f"{where}: its result differs from torch's by {off:.1%} in tokens {chunk * CHUNK} to "
             f"{last} of {num_tokens}, head {head} ({MAX_RELATIVE_ERROR:.0%} is allowed); use auto."
         )

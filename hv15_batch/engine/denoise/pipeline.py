@@ -122,7 +122,7 @@ def load_denoiser(
         loading_device: where to load weights to; None means where the maths runs.
 
     Raises:
-        ConfigError: the checkpoint does not fit the model option, or the attention backend
+        Refused: the checkpoint does not fit the model option, or the attention backend
             cannot run here.
     """
     check_checkpoint(config, checkpoint)

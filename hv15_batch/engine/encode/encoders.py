@@ -190,7 +190,7 @@ def load_encoders(
         streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
 
     Raises:
-        ConfigError: the checkpoint does not fit the model option.
+        Refused: the checkpoint does not fit the model option.
     """
     check_checkpoint(config, checkpoint)
     device = execution_device(config)

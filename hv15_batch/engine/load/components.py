@@ -15,7 +15,7 @@ import torch
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load import random_weights
-from hv15_batch.errors import ConfigError
+from hv15_batch.errors import Refused
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Task
 from hv15_batch.weights.checkpoint import Checkpoint
 from hv15_batch.weights.files import class_fault, kernel_fault
@@ -31,7 +31,7 @@ def check_checkpoint(config: Config, checkpoint: Checkpoint) -> None:
     """Check, before any weight is read, that a checkpoint fits the model option.
 
     Raises:
-        ConfigError: no checkpoint there, one of the other task, or a MeanFlow one for
+        Refused: no checkpoint there, one of the other task, or a MeanFlow one for
             text-to-video, whose frames would be wrong without an error.
     """
     if checkpoint.is_random:
@@ -41,10 +41,10 @@ def check_checkpoint(config: Config, checkpoint: Checkpoint) -> None:
     index = read_json(folder / "model_index.json", where)
     transformer = read_json(folder / "transformer" / "config.json", where)
     if transformer.get("use_meanflow") and config.model.task is Task.t2v:
-        raise ConfigError(f"{where} holds a MeanFlow transformer: {STEP_DISTILLED_T2V}.")
+        raise Refused(f"{where} holds a MeanFlow transformer: {STEP_DISTILLED_T2V}.")
     wanted, found = PIPELINE_CLASSES[config.model.task], index.get("_class_name")
     if found != wanted:
-        raise ConfigError(
+        raise Refused(
             f"{where} is a checkpoint for {found}, but model.task={config.model.task.value} needs "
             f"{wanted}; use the model option of that checkpoint."
         )
@@ -64,7 +64,7 @@ def load_component(name: str, config: Config, checkpoint: Checkpoint, device: to
     folder = checkpoint.files()
     entry = read_json(folder / "model_index.json", str(folder))[name]
     if fault := class_fault(name, entry) or kernel_fault(folder, name):
-        raise ConfigError(f"{folder}: {fault}.")
+        raise Refused(f"{folder}: {fault}.")
     library, class_name = entry
     cls = getattr(importlib.import_module(library), class_name)
     safely: dict[str, Any] = {"local_files_only": True}
@@ -100,12 +100,12 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     """Return a JSON file of a checkpoint.
 
     Raises:
-        ConfigError: `where` is no checkpoint: the file is missing or broken.
+        Refused: `where` is no checkpoint: the file is missing or broken.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise Refused(
             f"{where} is no checkpoint in diffusers layout: {path.name} cannot be read ({error}); "
             "run `hv15-batch prefetch` for this model."
         ) from error
