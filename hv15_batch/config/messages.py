@@ -60,7 +60,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
 def refusal_of(error: Exception) -> tuple[str, int] | None:
     """Return the message and the exit code of a user error; None for any other error."""
     if isinstance(error, Refused):
-        return str(error), EXIT_REFUSED
+        return str(error), error.exit_code
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
