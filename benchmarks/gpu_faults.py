@@ -73,11 +73,11 @@ class FaultyRenderer:
         self._killed = spec.run_dir.parent / "killed"
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        """See `executor.Renderer.encode`."""
+        """See `dispatch.protocol.Renderer.encode`."""
         self._inner.encode(clips, emit)
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
-        """See `executor.Renderer.render`."""
+        """See `dispatch.protocol.Renderer.render`."""
         from hv15_batch.engine import ladder
 
         real, hog = ladder.plan_tiles, Hog()

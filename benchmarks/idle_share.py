@@ -46,12 +46,12 @@ class TracedRenderer:
         """Clips that are still to be rendered."""
 
     def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
-        """See `executor.Renderer.encode`; this is all that will be denoised."""
+        """See `dispatch.protocol.Renderer.encode`; this is all that will be denoised."""
         self._left = len(clips)
         self._inner.encode(clips, emit)
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
-        """See `executor.Renderer.render`."""
+        """See `dispatch.protocol.Renderer.render`."""
         import torch
 
         self._left -= 1

@@ -2,7 +2,7 @@
 
 The only module that uses what is inside Hydra. Beside `compose` that is its argument parser and the
 methods of its one `Hydra` object: they keep sweepers, launchers and completion as they are.
-`tests/test_hydra.py` has what is relied on.
+`tests/config/test_hydra.py` has what is relied on.
 """
 
 from __future__ import annotations
