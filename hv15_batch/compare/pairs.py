@@ -17,7 +17,7 @@ from hv15_batch.rundir.stored import read_rows_of_runs
 from hv15_batch.units import shortened
 
 Record = dict[str, Any]
-"""A row of the log with what its run says of it (`run_facts`), by column."""
+"""A row of the log with what its run says of it (`rundir.stored`), by column."""
 Key = tuple[str, int]
 """Row id and seed."""
 

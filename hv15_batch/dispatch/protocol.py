@@ -1,6 +1,6 @@
 """What an executor is: it takes jobs and answers with events. Plain picklable values, no torch.
 
-Two executors stand behind this: a child process of this machine (`worker`), and later Ray actors.
+Two executors stand behind this: a child process of this machine (`local`), and later Ray actors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a card did in windows of time, from samples: power, energy, clock, temperature, memory.
 
-What a card does not tell is None, each quantity for itself. `card_sampler` takes the samples.
+What a card does not tell is None, each quantity for itself. `CardSampler` takes the samples.
 """
 
 from __future__ import annotations

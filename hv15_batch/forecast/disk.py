@@ -18,7 +18,7 @@ from hv15_batch.units import MIB
 SPARE_BYTES = 512 * MIB
 """Left free on the disk: a run stops before a clip that would take from it."""
 CLIPS_IN_WRITING = 2
-"""One clip is still being written when the next one begins (`worker`)."""
+"""One clip is still being written when the next one begins (`dispatch.child`)."""
 
 _BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _MAX_TEXT_TOKENS = 1000

@@ -4,7 +4,7 @@ The model has one term per kind of work: attention, matrix products, and the ele
 between them, which memory bandwidth bounds; a streamed profile takes at least as long as its
 weights' way to the card. Its constants were fitted on one H200 (torch 2.11, 480x848; facts in
 BENCHMARKS.md) and carry over to other cards by their vendor figures, which makes those predictions
-estimates. A log of the same card corrects them (`calibration`). Memory: `peaks`.
+estimates. A log of the same card corrects them (`calibrate`). Memory: `memory`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def predict_clip(shape: Shape, card: Card, execution: Execution, scales: Scales 
         shape: The clip's.
         card: Vendor figures.
         execution: How the maths is carried out there.
-        scales: What logs of this very card say (`calibration`), or None.
+        scales: What logs of this very card say (`calibrate`), or None.
     """
     factors = scales or Scales()
     tokens = shape.num_video_tokens

@@ -1,6 +1,6 @@
 """Published figures ("references") as typed data, read from `conf/reference/*.yaml`.
 
-Data only: `reference_check` compares a log with them, `reference_costs` says what they imply.
+Data only: `check` compares a log with them, `implied` says what they imply.
 """
 
 from __future__ import annotations

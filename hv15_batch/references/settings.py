@@ -1,7 +1,7 @@
 """What differs between the settings that a source states and those of logged clips.
 
 What a source does not state is swept, not assumed: a clip counts only with one of the sizes,
-lengths, step counts and guidances that `reference_costs` sweeps, and `combination_of` says with
+lengths, step counts and guidances that `implied` sweeps, and `combination_of` says with
 which.
 """
 

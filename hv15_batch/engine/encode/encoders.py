@@ -53,7 +53,7 @@ class Encoders:
             load: returns the component of a name, on `device`; a streamed text encoder on the CPU.
             device: where the encoders run.
             vae: the VAE to encode first frames with, on its own device; None loads one.
-            streams_text_encoder: whether Qwen runs layer by layer (`layer_stream`).
+            streams_text_encoder: whether Qwen runs layer by layer (`stream`).
         """
         self._streams_text_encoder = streams_text_encoder
         self._load = load

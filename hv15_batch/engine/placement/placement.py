@@ -22,7 +22,7 @@ class Placement:
     """Brings transformer and VAE to the device when a phase needs them, and away when not.
 
     `resident`: both stay on the device. `model`: one of them at a time. `stream`, `stream_disk`:
-    the transformer's blocks pass through two slots while denoising (`block_stream`), and the VAE is
+    the transformer's blocks pass through two slots while denoising (`blocks`), and the VAE is
     there while decoding. On the CPU nothing moves.
     """
 
@@ -30,7 +30,7 @@ class Placement:
         """Begin with no component; see `hold_transformer` and `hold_vae`.
 
         Args:
-            kind: The profile; not `auto`, which is decided before (`offload_choice`).
+            kind: The profile; not `auto`, which is decided before (`forecast.offload`).
             device: Where the maths runs.
             disk_folder: Where `stream_disk` keeps its unnamed file.
         """
