@@ -12,7 +12,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
-from hv15_batch.config.words import suggestion
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import card_names, find_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
@@ -216,6 +215,8 @@ def check_sweep_value(column: str) -> None:
     Raises:
         Refused: there is no such column, or it holds something else.
     """
+    # Hydra's grammar and Arrow: only a sweep with a value waits for them.
+    from hv15_batch.config.words import suggestion
     from hv15_batch.record import ClipRecord
 
     hints = typing.get_type_hints(ClipRecord)

@@ -166,7 +166,8 @@ def test_the_typed_line_is_kept_without_secrets_and_is_no_advice(
     page = Path("out/index.html").read_text(encoding="utf-8")
     for text in (answer.out, status, page):
         assert typed not in text
-        assert "notify.command" not in text
+        assert "host/x" not in text
+    assert "type again in any case: notify.command" in answer.out
     assert f"resume with: hv15-batch resume={tmp_path / 'out'}\n" in answer.out
 
 

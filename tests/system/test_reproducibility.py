@@ -78,7 +78,9 @@ def test_files_that_differ_by_their_codec_or_tag_alone_have_the_same_latents(
         return InProcessExecutor(replace(spec, config=replace(spec.config, video=video)))
 
     def elsewhere(spec: ExecutorSpec) -> FakeExecutor:
-        return InProcessExecutor(replace(spec, repo="elsewhere"))
+        return InProcessExecutor(
+            replace(spec, checkpoint=replace(spec.checkpoint, repo="elsewhere"))
+        )
 
     lines = compared(project, command, other_codec)
     frames = next(line for line in lines if line.startswith("Frames "))
