@@ -17,6 +17,7 @@ from typing import Any
 SCHEMA = 1
 """Version of what is hashed; a change makes every clip a new one."""
 _ADDED = "added after schema 1"
+_LEAVES = (str, int, float, bool, dict, type(None))
 
 
 def added(default: Any) -> Any:
@@ -38,12 +39,14 @@ def hashed_values(section: Any) -> dict[str, Any]:
 
     Nested sections are treated alike. Fields made with `added` are left out at their default.
     """
-    left_out = _added_fields(section.__class__)
-    return {
-        name: _plain(value)
+    values = {
+        name: value if type(value) in _LEAVES else _plain(value)
         for name, value in vars(section).items()
-        if name not in left_out or value != left_out[name]
     }
+    for name, default in _added_fields(section.__class__).items():
+        if getattr(section, name) == default:
+            del values[name]
+    return values
 
 
 @cache
@@ -96,13 +99,18 @@ class ClipSettings:
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
-        return _canonical_sha256(hashed_values(self))
+        return self.hashes()[0]
 
     def denoise_sha256(self) -> str:
         """Return the same less fps and `video`: clips that share it share their latents."""
+        return self.hashes()[1]
+
+    def hashes(self) -> tuple[str, str]:
+        """Return `settings_sha256` and `denoise_sha256`."""
         settings = hashed_values(self)
+        whole = _canonical_sha256(settings)
         del settings["fps"], settings["video"]
-        return _canonical_sha256(settings)
+        return whole, _canonical_sha256(settings)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""
@@ -153,7 +161,7 @@ def make_clip(
     off_recipe: bool,
 ) -> Clip:
     """Return the clip of these settings, with its hashes and its name."""
-    settings_sha256 = settings.settings_sha256()
+    settings_sha256, denoise_sha256 = settings.hashes()
     return Clip(
         clip_id=f"{row_id}_s{settings.seed}_{settings_sha256[:8]}",
         row_id=row_id,
@@ -161,7 +169,7 @@ def make_clip(
         line=line,
         settings=settings,
         settings_sha256=settings_sha256,
-        denoise_sha256=settings.denoise_sha256(),
+        denoise_sha256=denoise_sha256,
         image=image,
         image_path=image_path,
         tags=tags,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from hv15_batch.clip import ClipSettings, glyph_texts
@@ -75,16 +75,16 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Write rows with `PLAN_COLUMNS` as `write_plan` does; return whether that changed anything."""
     run_dir = RunDir(path.parent)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, PLAN_COLUMNS, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(PLAN_COLUMNS)
+    writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
     is_current = path.is_file() and path.read_bytes() == data
     # A dry run in a new folder leaves the spreadsheet alone.
     if run_dir.is_run_dir() and not (is_current and run_dir.plan_data.is_file()):
         # First, since the spreadsheet says whether both are current.
         with publishing(run_dir.plan_data) as temporary:
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=_plan_schema()), temporary)
+            pq.write_table(_typed(data), temporary)
     if not is_current:
         with publishing(path) as temporary:
             temporary.write_bytes(data)
@@ -108,17 +108,32 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     # Of a version that wrote the spreadsheet alone.
     if not run_dir.plan.is_file():
         return []
-    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
-    types = _plan_schema()
-    with run_dir.plan.open(encoding="utf-8", newline="") as file:
-        return [
-            {
-                name: _parsed(row[name], types.field(name).type)
-                for name in types.names
-                if name in row
-            }
-            for row in csv.DictReader(file)
-        ]
+    try:
+        found: list[dict[str, Any]] = _typed(run_dir.plan.read_bytes()).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
+    return found
+
+
+def _typed(plan: bytes) -> pa.Table:
+    """Return a plan.csv with the log's types; empty cells, and columns that it lacks, are null.
+
+    Arrow reads the text itself: a list of rows would make it import pandas, for a quarter second.
+    """
+    schema = _plan_schema()
+    return arrow_csv.read_csv(
+        io.BytesIO(plan),
+        # In one block, since no row may be longer than one.
+        read_options=arrow_csv.ReadOptions(block_size=max(len(plan), 1), use_threads=False),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types=schema,
+            include_columns=PLAN_COLUMNS,
+            include_missing_columns=True,
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _plan_schema() -> pa.Schema:
@@ -129,16 +144,6 @@ def _plan_schema() -> pa.Schema:
             for name in PLAN_COLUMNS
         ]
     )
-
-
-def _parsed(cell: str | None, data_type: pa.DataType) -> Any:
-    if not cell:
-        return None
-    if pa.types.is_boolean(data_type):
-        return cell == "True"
-    if pa.types.is_integer(data_type):
-        return int(cell)
-    return float(cell) if pa.types.is_floating(data_type) else cell
 
 
 def _plan_row(
