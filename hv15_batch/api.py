@@ -72,7 +72,7 @@ def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = Non
         overrides: `key=value` each, as text and with the same rules; a word that ends like a
             manifest is the manifest. `resume=DIR` gives the stored settings of that run, with all
             other words on top.
-        config_dir: Folder with options of your own (`model/mine.yaml`), in front of those shipped.
+        config_dir: Folder with options of your own (`model/mine.yaml`), beside those shipped.
 
     Raises:
         Refused: a word, value or option that is refused; the message says what to do.

@@ -37,7 +37,7 @@ hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a com
 hv15-batch prompts.csv window=22:00-07:00 only by night; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
-hv15-batch references [RUN_DIR ...]       published figures: reproduced, or what differs
+hv15-batch references [RUN_DIR ...]       published numbers: confirmed, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
 

@@ -12,7 +12,9 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -323,3 +325,8 @@ def _as_word(path: Path) -> str:
     """Return the manifest as it is typed: a bare name where that is no flag and no setting."""
     name = str(path)
     return f"manifest={name}" if name.startswith("-") or "=" in name else name
+
+
+if __name__ == "__main__":  # `python -m hv15_batch.recipe` is `hv15-batch recipe`
+    sys.argv[1:1] = ["recipe"]
+    runpy.run_module("hv15_batch", run_name="__main__")

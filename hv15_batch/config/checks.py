@@ -16,10 +16,15 @@ from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import card_names, find_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, Task, Weights
+from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task, Weights
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
 SAMPLING_FIELDS = tuple(_SAMPLING_BOUNDS)
+_USUAL_RECIPES = {
+    Distillation.cfg: "{steps: [50], guidance: 1.0}",
+    Distillation.step: "{steps: [8, 12], draft_steps: [4], guidance: 1.0, meanflow: true}",
+}
+"""As YAML. Source: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 README."""
 
 
 def effective_dtype(config: Config) -> Dtype:
@@ -36,6 +41,12 @@ def check_config(config: Config) -> None:
     model = config.model
     if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
         raise Refused(f"model.task=t2v with {model.name}: {STEP_DISTILLED_T2V}.")
+    if model.distillation in _USUAL_RECIPES and model.recipe == Recipe():
+        raise Refused(
+            f"model.recipe with {model.name}: a model with distillation: {model.distillation.name} "
+            "needs the steps and the guidance that it was made for; add them to its YAML, as those "
+            f"of HunyuanVideo-1.5 have them: recipe: {_USUAL_RECIPES[model.distillation]}"
+        )
     if model.weights is Weights.tiny and model.repo is not None:
         option = model_options().get(model.name)
         if option is not None and option.weights is Weights.tiny:

@@ -247,16 +247,31 @@ def _run_once(typed: Typed, run: Run) -> int:
         with read_write(composed), open_dict(composed):
             composed.hydra.runtime.output_dir = folder
             configure_log(composed.hydra.job_logging, composed.hydra.verbose)
-            del composed["hydra"]
-        return run(Job(to_config(composed, typed.texts), typed.values(typed.overrides), ()))
+        config = _resolved(composed, typed.texts)
+        return run(Job(config, typed.values(typed.overrides), ()))
 
 
 def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
     """Return what these words ask of one run; raises as `run_jobs` does."""
     typed = read_words(words, is_sweep=False)
     with _hydra(config_dir):
-        composed = compose(_CONFIG, list(typed.overrides))
-    return Job(to_config(composed, typed.texts), typed.values(typed.overrides), ())
+        composed = compose(_CONFIG, list(typed.overrides), return_hydra_config=True)
+        config = _resolved(composed, typed.texts)
+    return Job(config, typed.values(typed.overrides), ())
+
+
+def _resolved(composed: DictConfig, texts: dict[str, str | None]) -> Config:
+    """Return `to_config` of a composition that has Hydra's node, which `${hydra:...}` reads."""
+    hydra_config = HydraConfig.instance()
+    outer = hydra_config.cfg  # of an application that calls this one
+    hydra_config.set_config(composed)
+    ours = composed.copy()
+    with read_write(ours), open_dict(ours):
+        del ours["hydra"]  # part of it is for a running application alone
+    try:
+        return to_config(ours, texts)
+    finally:
+        hydra_config.cfg = outer
 
 
 def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:

@@ -74,9 +74,13 @@ class Typed:
     """Settings with several values; empty outside a sweep."""
 
     def values(self, overrides: Sequence[str]) -> dict[str, str]:
-        """Return every typed setting as text, with these overrides in the place of its own."""
+        """Return every typed setting as text, with these overrides in the place of its own.
+
+        Hydra's own settings are none of ours.
+        """
         texts = {key: "null" if text is None else text for key, text in self.texts.items()}
-        return texts | {key_of(word): value_of(word) for word in overrides}
+        ours = (word for word in overrides if not _parse(word).is_hydra_override())
+        return texts | {key_of(word): value_of(word) for word in ours}
 
 
 def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
@@ -286,8 +290,19 @@ def _names(cls: type, prefix: str) -> Iterator[str]:
             yield f"{prefix}{field.name}"
 
 
+_REMOVED = {
+    "from": "hv15-batch recipe FILE writes a manifest and prints the command for that clip",
+    "image": "name the first frame in the manifest's column image",
+    "verify": "render into a second run_dir= and run hv15-batch compare RUN_A RUN_B",
+    "report.public": "the .md and .csv of benchmark, comparison and compare hold nothing private",
+}
+"""Settings of earlier versions, and what takes their place."""
+
+
 def unknown_setting(key: str) -> str:
-    """Return that there is no such setting, and the nearest."""
+    """Return that there is no such setting, and the nearest, or what took its place."""
+    if key in _REMOVED:
+        return f"this setting is gone; {_REMOVED[key]}."
     known = [*GROUPS, *(name for name in setting_names() if not name.startswith("model."))]
     return f"there is no setting {key}.{suggestion(key, known)} All of them: hv15-batch --cfg job."
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, Config
+from hv15_batch.planning.tables import read_plan
 from hv15_batch.rundir.log import last_attempts, read_records
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.schema import arrow_schema
@@ -68,15 +67,11 @@ def _current_clips(run_dir: RunDir, attempts: list[dict[str, Any]]) -> list[dict
     last = {row["settings_sha256"]: row for row in last_attempts(attempts)}
     if not run_dir.plan.is_file():
         return list(last.values())
-    csv.field_size_limit(sys.maxsize)  # the default refuses prompts over 128 KiB
-    current = []
-    with run_dir.plan.open(encoding="utf-8", newline="") as plan:
-        for line in csv.DictReader(plan):
-            row = last.get(line["settings_sha256"])
-            if row is not None:
-                known = {name: line[name] for name in _FROM_PLAN}
-                current.append(row | known | {"row_index": int(line["row_index"])})
-    return current
+    return [
+        last[line["settings_sha256"]] | {name: line[name] for name in _FROM_PLAN}
+        for line in read_plan(run_dir)
+        if line["settings_sha256"] in last
+    ]
 
 
 def _flat_settings(run_dir: RunDir, run_id: str | None) -> dict[str, Any]:

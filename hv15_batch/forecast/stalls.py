@@ -35,7 +35,7 @@ class StallWatch:
     def __init__(
         self, factor: float, patience: Patience, pace: Pace, first_step_compiles: bool
     ) -> None:
-        """Wait for nothing yet; `pace` hears each event before this does."""
+        """Wait for nothing yet; `pace` knows how long what is waited for takes."""
         self._factor = factor
         self._patience = patience
         self._pace = pace

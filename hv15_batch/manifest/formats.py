@@ -1,6 +1,6 @@
 """Manifest files as records: CSV, JSON Lines, Parquet and plain text, told apart by suffix.
 
-Knows files and syntax; what a cell may hold is the business of `manifest`.
+Knows files and syntax; what a cell may hold is the business of `cells` and `rows`.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from hv15_batch.manifest.rows import Row, RowReader
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB
 
+VIDEO_SUFFIXES = (".mp4", ".mkv")
 MAX_FILE_BYTES = GIB
 MAX_ROWS = 1_000_000
 
@@ -109,6 +110,11 @@ def _check_file(path: Path) -> None:
         raise Refused(_unreadable(path, error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"manifest={path}: a manifest is a file, and this is none; name a file.")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise Refused(
+            f"manifest={path}: a video is no manifest; hv15-batch recipe {path.name} writes one "
+            "for a clip of this program."
+        )
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise Refused(
             f"manifest={path}: a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; "

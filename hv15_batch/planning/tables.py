@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ _OWN_TYPES = {
     "glyph_text": pa.string(),
 }
 """Columns of the plan that the log has not."""
+_SHA256_OF_CSV = b"plan_csv_sha256"
 PLAN_COLUMNS = (
     *("clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents", *_SETTINGS),
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
@@ -80,14 +82,15 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
     is_current = path.is_file() and path.read_bytes() == data
-    # A dry run in a new folder leaves the spreadsheet alone.
-    if run_dir.is_run_dir() and not (is_current and run_dir.plan_data.is_file()):
-        # First, since the spreadsheet says whether both are current.
-        with publishing(run_dir.plan_data) as temporary:
-            pq.write_table(_typed(data), temporary)
     if not is_current:
         with publishing(path) as temporary:
             temporary.write_bytes(data)
+    # A dry run in a new folder leaves the spreadsheet alone.
+    if run_dir.is_run_dir() and _typed_plan(run_dir, data) is None:
+        table = _typed(data)
+        table = table.replace_schema_metadata({_SHA256_OF_CSV: hashlib.sha256(data).hexdigest()})
+        with publishing(run_dir.plan_data) as temporary:
+            pq.write_table(table, temporary)
     return not is_current
 
 
@@ -97,22 +100,26 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     Raises:
         LogSchemaError: the plan cannot be read.
     """
-    if run_dir.plan_data.is_file():
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(run_dir.plan_data).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise LogSchemaError(
-                f"{run_dir.plan_data}: not readable ({error}); delete it: plan.csv holds the same."
-            ) from error
-        return rows
-    # Of a version that wrote the spreadsheet alone.
     if not run_dir.plan.is_file():
         return []
+    data = run_dir.plan.read_bytes()
     try:
-        found: list[dict[str, Any]] = _typed(run_dir.plan.read_bytes()).to_pylist()
+        table = _typed_plan(run_dir, data)
+        # A version before, or a hand, wrote the spreadsheet alone.
+        found: list[dict[str, Any]] = (_typed(data) if table is None else table).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
+
+
+def _typed_plan(run_dir: RunDir, data: bytes) -> pa.Table | None:
+    """Return plan.parquet where it is readable and of the plan.csv with these bytes."""
+    try:
+        table = pq.read_table(run_dir.plan_data)
+    except (pa.ArrowException, OSError):
+        return None
+    made_of = (table.schema.metadata or {}).get(_SHA256_OF_CSV)
+    return table if made_of == hashlib.sha256(data).hexdigest().encode() else None
 
 
 def _typed(plan: bytes) -> pa.Table:

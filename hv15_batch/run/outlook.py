@@ -27,6 +27,7 @@ from hv15_batch.run.prepare import (
 )
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.units import Say
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,8 +81,13 @@ class Plan:
         return run_dir.plan
 
 
-def make_plan(asked: Asked, rules: Rules) -> Plan:
+def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     """Return what a run would do; nothing is written.
+
+    Args:
+        asked: What is asked.
+        rules: When it may render.
+        say: Takes each line of the dry run as it is known, before a refusal too.
 
     Raises:
         Refused: settings that repeat finished work, a clip longer than `window`, an unknown
@@ -92,6 +98,12 @@ def make_plan(asked: Asked, rules: Rules) -> Plan:
     todo = plan_against_log(asked)
     machine = read_machine()
     lines: list[str] = []
+
+    def tell(*texts: str) -> None:
+        for text in texts:
+            lines.append(text)
+            say(text)
+
     plan_bytes = disk_need(todo.to_render, config).plan_bytes
     print_dry_run(
         asked.manifest,
@@ -99,21 +111,21 @@ def make_plan(asked: Asked, rules: Rules) -> Plan:
         checkpoint,
         asked.beaten,
         plan_bytes,
-        lines.append,
+        tell,
     )
     if todo.repetitions is not None:
-        lines.append(todo.repetitions.describe())
+        tell(todo.repetitions.describe())
     replan = partial(render_with, asked)
     log = asked.run_dir.log
     forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
-    lines += told
+    tell(*told)
     choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
     refusals: list[str] = []
     if todo.to_render:
         findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
         faults = (attention_fault(config), offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
-        lines += [*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals)]
+        tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
         run_dir=asked.run_dir.path,
         clips=tuple(todo.clips),

@@ -164,7 +164,7 @@ class Progress:
 
     def resuming(self) -> None:
         """Show that a wait is over."""
-        self.say("Going on.")
+        self.say("Resuming.")
         self._state = self._state_before
         self._status.update(state=self._state, message="", goes_on_at=None)
 

@@ -293,7 +293,6 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
 
 def show(asked: Asked, rules: Rules, say: Say) -> int:
     """Carry out a dry run: say what a run would do, and write its plan."""
-    plan = make_plan(asked, rules)
-    _say_all(plan.lines, say)
+    plan = make_plan(asked, rules, say)
     say(f"Every clip: {plan.write()}")
     return EXIT_OK

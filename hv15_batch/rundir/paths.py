@@ -1,7 +1,6 @@
-"""The run directory: its paths, its lock, and how a file becomes visible in it.
+"""The run directory: its paths and its lock.
 
-The only module that knows names inside a run directory. A file is written under a temporary name
-in the folder where it will live, synced, and renamed: what has a name is whole.
+The only module that knows names inside a run directory.
 """
 
 from __future__ import annotations

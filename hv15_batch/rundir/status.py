@@ -142,7 +142,7 @@ _CLOCK_SLACK = timedelta(seconds=2)
 
 @dataclass(frozen=True)
 class Status:
-    """Contents of `status.json`, which the runner writes."""
+    """Contents of `status.json`, which the run writes."""
 
     state: str
     """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
@@ -204,7 +204,7 @@ def read_status(run_dir: Path) -> Status:
     try:
         status = msgspec.json.decode(path.read_bytes(), type=Status)  # ignores what is newer
         parse_time(status.updated_at)
-        for moment in (status.eta_p50, status.eta_p90, status.last_event_at):
+        for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
             parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise Refused(

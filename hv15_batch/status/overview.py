@@ -37,7 +37,7 @@ def print_overview(say: Say) -> None:
     real = [model for model in model_options().values() if model.weights is Weights.pretrained]
     present = [model.name for model in real if _is_present(model)]
     say(f"Weights on disk: {', '.join(present) or 'none'}")
-    say("Go on with:")
+    say("Next:")
     if DEMO.is_file():
         say(f"  hv15-batch {DEMO} model=tiny_t2v    a first clip, noise on purpose")
     else:

@@ -368,3 +368,62 @@ def test_a_resumed_job_of_such_a_sweep_is_a_run_like_others(lamp: Command, tmp_p
 
     assert (answer.code, answer.err) == (0, "")
     assert "2 of 2 done" in answer.out
+
+
+@pytest.mark.parametrize("word", ["hydra.verbose=true", "hydra/launcher=basic"])
+def test_hydras_own_settings_go_with_a_resume(lamp: Command, tmp_path: Path, word: str) -> None:
+    assert lamp.func("p.csv", "model=tiny_t2v").code == 0  # type: ignore[attr-defined]
+
+    answer = lamp.func(f"resume={tmp_path}/outputs/p", word)  # type: ignore[attr-defined]
+
+    assert (answer.code, answer.err) == (0, "")
+    assert "done" in answer.out
+
+
+def test_a_preset_may_ask_hydra_what_was_chosen(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "by_model.yaml").write_text(
+        "# @package _global_\nrun_dir: runs/${hydra:runtime.choices.model}\n"
+    )
+    words = ("p.csv", "--config-dir", "mine", "experiment=by_model", "model=tiny_t2v", "--dry-run")
+
+    answer = command(*words)
+
+    assert answer.code == 0, answer.err
+    assert str(tmp_path / "runs" / "tiny_t2v" / "plan.csv") in answer.out
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("from=clip.mp4", "hv15-batch recipe FILE"),
+        ("image=a.png", "the manifest's column image"),
+        ("verify=true", "hv15-batch compare RUN_A RUN_B"),
+        ("report.public=true", "hold nothing private"),
+    ],
+)
+def test_a_setting_that_is_gone_names_what_takes_its_place(
+    command: Command, tmp_path: Path, word: str, instead: str
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+
+    answer = command("p.csv", "model=tiny_t2v", word)
+
+    assert answer.code == 2
+    assert instead in answer.err
+
+
+def test_an_option_of_ones_own_without_a_recipe_is_told_what_to_add(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "own.yaml").write_text(
+        "name: own\nrepo: a/b\ndistillation: cfg\n"
+    )
+
+    answer = command("p.csv", "--config-dir", "mine", "model=own", "--dry-run")
+
+    assert answer.code == 2
+    assert "recipe: {steps: [50], guidance: 1.0}" in answer.err

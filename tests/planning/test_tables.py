@@ -79,9 +79,28 @@ def test_a_plan_is_written_again_only_where_it_changed_or_lacks_a_file(run_dir: 
     assert read_plan(run_dir) == ROWS[:1]
 
 
-def test_a_damaged_plan_is_refused_with_what_to_do(run_dir: RunDir) -> None:
+def test_a_damaged_copy_of_the_plan_is_made_again(run_dir: RunDir) -> None:
     publish_plan(ROWS, run_dir.plan)
     run_dir.plan_data.write_bytes(b"PAR1")
 
-    with pytest.raises(LogSchemaError, match=r"plan\.parquet: not readable .*; delete it"):
+    assert read_plan(run_dir) == ROWS
+    assert not publish_plan(ROWS, run_dir.plan)
+    assert run_dir.plan_data.stat().st_size > 4
+
+
+def test_a_copy_of_another_plan_does_not_count(run_dir: RunDir) -> None:
+    """A version before, or a run that was killed between the two, wrote the spreadsheet alone."""
+    publish_plan(ROWS[:1], run_dir.plan)
+    alone = run_dir.plan.read_bytes()
+    publish_plan(ROWS, run_dir.plan)
+    run_dir.plan.write_bytes(alone)
+
+    assert read_plan(run_dir) == ROWS[:1]
+
+
+def test_a_damaged_plan_is_refused_with_what_to_do(run_dir: RunDir) -> None:
+    publish_plan(ROWS, run_dir.plan)
+    run_dir.plan.write_text("clip_id,row_index\na,many\n")
+
+    with pytest.raises(LogSchemaError, match=r"plan\.csv: not readable .*; run again"):
         read_plan(run_dir)

@@ -120,3 +120,24 @@ def test_a_watch_ends_with_its_reader(tmp_path: Path) -> None:
     os.close(write)
 
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize(
+    "word", ["report", "status", "compare", "references", "prefetch", "recipe"]
+)
+def test_each_word_is_a_module_too(tmp_path: Path, word: str) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+    told = [
+        subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        for words in ([f"hv15_batch.{word}", "no-such"], ["hv15_batch", word, "no-such"])
+    ]
+
+    assert told[0].returncode == told[1].returncode == 2
+    assert told[0].stderr == told[1].stderr != ""

@@ -323,7 +323,7 @@ def test_a_name_that_is_no_manifest_of_text_is_refused(
 
 def test_it_is_a_module_too(tmp_path: Path, tag: dict[str, Any]) -> None:
     write_tagged(tmp_path / "clip.mp4", tag)
-    program = [sys.executable, "-m", "hv15_batch", "recipe", "clip.mp4"]
+    program = [sys.executable, "-m", "hv15_batch.recipe", "clip.mp4"]
 
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
 

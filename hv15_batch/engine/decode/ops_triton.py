@@ -1,4 +1,4 @@
-"""The operations of `vae_ops` as fused Triton kernels: each reads and writes memory once.
+"""The operations of `ops` as fused Triton kernels: each reads and writes memory once.
 
 Imported only where there is a CUDA device. In plain torch, norm, SiLU and padding are about ten
 passes over tensors of up to a gigabyte, most of them in float32.
