@@ -22,7 +22,16 @@ from hv15_batch.forecast.forecast import Forecast, clip_cost_function
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import FAILED, ClipRecord, clip_seconds, is_denoised_here
+from hv15_batch.record import (
+    DECODE,
+    DENOISE,
+    FAILED,
+    STAGES,
+    WRITE,
+    ClipRecord,
+    clip_seconds,
+    is_denoised_here,
+)
 from hv15_batch.rundir.paths import RunDir
 
 MAX_STAGES = 5
@@ -30,8 +39,8 @@ MAX_STAGES = 5
 MAX_CLIPS = 100
 """Of whole clips so many count for the expected end: their spread is asked for too."""
 
-_STEP, _DENOISE, _DECODE, _WRITE, _CLIP = "step", "denoise", "decode", "write", "clip"
-_IN_TURN = (_DENOISE, _DECODE, _WRITE)
+STEP, _CLIP = "step", "clip"
+_IN_TURN = STAGES[STAGES.index(DENOISE) :]
 """What a clip goes through; `step` is a part of it, and `clip` the time from file to file."""
 
 
@@ -94,7 +103,7 @@ class Pace:
             for p in todo
         }
         self._measured: dict[str, dict[_Kind, deque[Measured]]] = {
-            stage: {} for stage in (_STEP, *_IN_TURN, _CLIP)
+            stage: {} for stage in (STEP, *_IN_TURN, _CLIP)
         }
         self._is_outdated = False  # what is measured is of a profile that is no longer used
         self._rest: deque[float] = deque(maxlen=MAX_STAGES)  # of a clip, in none of its stages
@@ -127,7 +136,7 @@ class Pace:
         """Follow an event of the worker."""
         with self._lock:
             match event:
-                case Stepped(stage="denoise" | "decode"):
+                case Stepped(stage=stage) if stage in (DENOISE, DECODE):
                     self._stepped(event)
                 case Ready():
                     self._ready()
@@ -162,7 +171,7 @@ class Pace:
         self._is_cold = False
         clip, now = self._on_device, self._clock.elapsed_seconds()
         if clip is not None:
-            clip.stage, clip.stage_began = _WRITE, now
+            clip.stage, clip.stage_began = WRITE, now
             nominal = self._nominal(clip.kind)
             self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
             self._on_device = None
@@ -181,20 +190,20 @@ class Pace:
             return
         is_own = is_denoised_here(vars(record))
         stages = {
-            _STEP: statistics.median(record.step_seconds) if record.step_seconds else None,
-            _DENOISE: record.denoise_seconds,
-            _DECODE: record.decode_seconds,
-            _WRITE: record.write_seconds,
+            STEP: statistics.median(record.step_seconds) if record.step_seconds else None,
+            DENOISE: record.denoise_seconds,
+            DECODE: record.decode_seconds,
+            WRITE: record.write_seconds,
         }
         if not is_own:
-            stages[_STEP] = stages[_DENOISE] = None
+            stages[STEP] = stages[DENOISE] = None
         rest = now - clip.began - sum(stages[stage] or 0.0 for stage in _IN_TURN)
         (self._cold_rest if clip.is_cold else self._rest).append(max(rest, 0.0))
         if is_own and not record.is_cold and (seconds := clip_seconds(vars(record))) is not None:
             self._warm_seconds.append(seconds)
         # Two files may be finished at once while one clip takes as long as ever; and what comes
         # once, loading and encoding, says nothing of the clips to come.
-        busy = (stages[_DENOISE] or 0.0) + (stages[_DECODE] or 0.0)
+        busy = (stages[DENOISE] or 0.0) + (stages[DECODE] or 0.0)
         stages[_CLIP] = busy or wall if record.is_cold else max(wall, busy)
         self._learn(clip.kind._replace(is_decoded_only=not is_own), stages, bool(record.is_cold))
 
@@ -233,7 +242,7 @@ class Pace:
     def has_denoised(self, job: Job) -> bool:
         """Whether a current clip is only being decoded or written: its latents are saved."""
         clip = self._underway.get(job.key)
-        return clip is not None and clip.stage in (_DECODE, _WRITE)
+        return clip is not None and clip.stage in (DECODE, WRITE)
 
     @property
     def seconds_per_clip(self) -> float | None:
@@ -253,17 +262,17 @@ class Pace:
         expected = self._expected(clip.kind)
         if clip.stage is None:
             return max(self._clip_seconds(clip.kind, clip.is_cold) - (now - clip.began), 0.0)
-        if clip.stage == _DENOISE:
+        if clip.stage == DENOISE:
             steps = clip.job.clip.settings.num_inference_steps
             assert clip.first is not None
             first, since = clip.first
-            per_step = expected[_DENOISE] / steps
+            per_step = expected[DENOISE] / steps
             if clip.step > first:
                 per_step = (clip.stepped - since) / (clip.step - first)
             left = max((steps - clip.step) * per_step - (now - clip.stepped), 0.0)
-            return left + expected[_DECODE] + expected[_WRITE]
+            return left + expected[DECODE] + expected[WRITE]
         left = max(expected.get(clip.stage, 0.0) - (now - clip.stage_began), 0.0)
-        return left + (expected[_WRITE] if clip.stage == _DECODE else 0.0)
+        return left + (expected[WRITE] if clip.stage == DECODE else 0.0)
 
     def _kind(self, job: Job) -> _Kind:
         shape = Shape.of(job.clip.settings)
@@ -271,7 +280,7 @@ class Pace:
 
     def _expected(self, kind: _Kind) -> dict[str, float]:
         nominal, expected = self._nominal(kind), {}
-        for stage in (_STEP, *_IN_TURN):
+        for stage in (STEP, *_IN_TURN):
             if own := self._measured[stage].get(kind):
                 expected[stage] = statistics.median(m.seconds for m in own)
             else:
@@ -282,10 +291,10 @@ class Pace:
         cost = self._cost(kind.shape)
         denoise = 0.0 if kind.is_decoded_only else cost.denoise_seconds
         return {
-            _STEP: denoise / kind.shape.num_inference_steps,
-            _DENOISE: denoise,
-            _DECODE: cost.decode_seconds,
-            _WRITE: write_seconds(kind.shape),
+            STEP: denoise / kind.shape.num_inference_steps,
+            DENOISE: denoise,
+            DECODE: cost.decode_seconds,
+            WRITE: write_seconds(kind.shape),
             _CLIP: denoise + cost.decode_seconds,  # writing runs beside the next clip
         }
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Key, Note, Ready, Stepped
-from hv15_batch.forecast.pace import Pace
-from hv15_batch.record import FAILED, is_denoised_here
+from hv15_batch.forecast.pace import STEP, Pace
+from hv15_batch.record import DECODE, DENOISE, FAILED, WRITE, is_denoised_here
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class StallWatch:
                 self._is_cold = not self._has_written
                 if self._unfinished:
                     writing = next(iter(self._unfinished.values()))
-                    seconds = self._pace.expected(writing)["write"]
+                    seconds = self._pace.expected(writing)[WRITE]
                     self._wait("the clip that is being written", seconds)
                 else:
                     self._idle()
@@ -95,12 +95,12 @@ class StallWatch:
 
     def _wait_for_stage(self, job: Job, event: Stepped) -> None:
         expected = self._pace.expected(job)
-        if event.stage == "denoise":
+        if event.stage == DENOISE:
             self._is_cold = _size(job) not in self._warm
-            self._wait(f"what follows step {event.step} of {event.clip_id}", expected["step"])
-        elif event.stage == "decode":
+            self._wait(f"what follows step {event.step} of {event.clip_id}", expected[STEP])
+        elif event.stage == DECODE:
             # It also waits for the clip before it to be written.
-            seconds = expected["decode"] + expected["write"]
+            seconds = expected[DECODE] + expected[WRITE]
             self._wait(f"the frames of {event.clip_id}", seconds)
         else:
             self._is_cold = True

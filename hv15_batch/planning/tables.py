@@ -86,11 +86,11 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         with publishing(path) as temporary:
             temporary.write_bytes(data)
     # A dry run in a new folder leaves the spreadsheet alone.
-    if run_dir.is_run_dir() and _typed_plan(run_dir, data) is None:
+    if run_dir.is_run_dir() and not _is_typed(run_dir, data):
         table = _typed(data)
         table = table.replace_schema_metadata({_SHA256_OF_CSV: hashlib.sha256(data).hexdigest()})
         with publishing(run_dir.plan_data) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, use_dictionary=False, write_statistics=False)
     return not is_current
 
 
@@ -104,22 +104,22 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
         return []
     data = run_dir.plan.read_bytes()
     try:
-        table = _typed_plan(run_dir, data)
-        # A version before, or a hand, wrote the spreadsheet alone.
-        found: list[dict[str, Any]] = (_typed(data) if table is None else table).to_pylist()
+        # A version before, or a hand, may have written the spreadsheet alone.
+        is_typed = _is_typed(run_dir, data)
+        table = pq.ParquetFile(run_dir.plan_data).read() if is_typed else _typed(data)
+        found: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
 
 
-def _typed_plan(run_dir: RunDir, data: bytes) -> pa.Table | None:
-    """Return plan.parquet where it is readable and of the plan.csv with these bytes."""
+def _is_typed(run_dir: RunDir, data: bytes) -> bool:
+    """Whether plan.parquet is readable and of the plan.csv with these bytes."""
     try:
-        table = pq.read_table(run_dir.plan_data)
+        metadata = pq.read_schema(run_dir.plan_data).metadata or {}
     except (pa.ArrowException, OSError):
-        return None
-    made_of = (table.schema.metadata or {}).get(_SHA256_OF_CSV)
-    return table if made_of == hashlib.sha256(data).hexdigest().encode() else None
+        return False
+    return bool(metadata.get(_SHA256_OF_CSV) == hashlib.sha256(data).hexdigest().encode())
 
 
 def _typed(plan: bytes) -> pa.Table:

@@ -26,7 +26,7 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.record import FAILED, OK, SUSPECT, ClipRecord, asked_record
+from hv15_batch.record import DECODE, FAILED, OK, SUSPECT, ClipRecord, asked_record
 from hv15_batch.units import GIB, format_gib
 
 MIN_DEATHS_TO_STOP = 2
@@ -74,13 +74,17 @@ class Current:
         match event:
             case Finished(job):
                 self._held.pop(job.key, None)  # maybe before `Ready`
-            case Ready() | Stepped(stage="decode") if self.rendering is not None:
-                if self.rendering in self._held:
-                    self._held[self.rendering].has_latents = True
-                if isinstance(event, Ready):
-                    self.rendering = None
+            case Stepped(stage=stage) if stage == DECODE:
+                self._note_latents()
+            case Ready():
+                self._note_latents()
+                self.rendering = None
             case _:
                 pass
+
+    def _note_latents(self) -> None:
+        if self.rendering in self._held:
+            self._held[self.rendering].has_latents = True
 
     def let_go(self) -> list[Held]:
         """Return what an executor leaves behind, in the order of handing over, and forget it."""

@@ -296,3 +296,18 @@ def test_an_image_to_video_dry_run_shows_the_size_of_the_bucket(
         f"     1 x {height}x{width} 121 frames at 24 fps, 8 steps, guidance 1, shift 7 (1 new)\n"
         in (answer.out)
     )
+
+
+def test_a_dry_run_that_is_refused_has_said_what_it_knew_before(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+
+    answer = command(
+        *("p.csv", "--dry-run", "model=480p_t2v", "runtime.card=rtx_4090"),
+        "window=22:00-22:10",
+    )
+
+    assert answer.code == 2
+    assert answer.out.startswith("p.csv: 1 row, 1 clip: 1 new\n")
+    assert answer.err.startswith("window=22:00-22:10: ")
