@@ -254,7 +254,7 @@ def test_outside_of_its_window_a_run_waits_without_a_worker(
     assert night.journal[0] == ("Sun 22:00:00", "start")
     assert set(night.states) == {("waiting", "2026-11-22T22:00:00+01:00")}
     out = capsys.readouterr().out
-    assert "Waiting until Sun 22:00 (window=22:00-07:00); the card is free.\nGoing on.\n" in out
+    assert "Waiting until Sun 22:00 (window=22:00-07:00); the card is free.\nResuming.\n" in out
 
 
 def test_at_the_end_of_its_window_the_worker_ends_and_another_one_begins_at_the_next(

@@ -72,7 +72,7 @@ def test_without_an_argument_machine_weights_and_three_commands_are_shown(
         "RAM",
         "Disk",
         "Weights on disk",
-        "Go on with",
+        "Next",
     ]
     assert lines[3] == "Weights on disk: none"
     assert answer.out.count("hv15-batch ") == 3
