@@ -103,7 +103,7 @@ class TransformerSitting(Sitting):
         self.say(
             f"weights of the encoders and the transformer: {[count_weights(x) for x in parts]} MB"
         )
-        seed = 1000 * self.steps + self.rank + 5
+        seed = 1000 * self.steps + self.rank + 5 + arguments.seed
         torch.manual_seed(seed)
         clips = arguments.clips
         self.pool = Pool(
@@ -259,8 +259,9 @@ def main() -> None:
     """Read the arguments and train."""
     arguments = parser(__doc__, rate=1.5e-3, seconds=1400, total=1400)
     arguments.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
-    arguments.add_argument("--clips", type=int, default=12288, help="encoded on each card")
-    arguments.add_argument("--renew", type=int, default=14, help="steps per 16 new clips")
+    arguments.add_argument("--clips", type=int, default=9216, help="encoded on each card")
+    arguments.add_argument("--renew", type=int, default=20, help="steps per 16 new clips")
+    arguments.add_argument("--seed", type=int, default=0, help="added to that of the scenes")
     arguments.add_argument("--compile", action="store_true", help="compile the blocks first")
     arguments.add_argument("--frames-until", type=float, default=0.17, help="share of the plan")
     arguments.add_argument("--images-from", type=float, default=0.6, help="share of the plan")
