@@ -24,7 +24,7 @@ def print_overview(say: Say) -> None:
             f"{format_gib(gpu.total_bytes)} GiB free, driver {gpu.driver}"
         )
     if not machine.gpus:
-        say("Card: none visible; the tiny models run on the CPU, real ones can be planned")
+        say("Card: none visible; the demo models run on the CPU, real ones can be planned")
     say(
         f"RAM: {format_gib(machine.ram_available_bytes)} of "
         f"{format_gib(machine.ram_total_bytes)} GiB available"
@@ -39,10 +39,10 @@ def print_overview(say: Say) -> None:
     say(f"Weights on disk: {', '.join(present) or 'none'}")
     say("Next:")
     if DEMO.is_file():
-        say(f"  hv15-batch {DEMO} model=tiny_t2v    a first clip, noise on purpose")
+        say(f"  hv15-batch {DEMO} model=demo_t2v    the first clips, on the CPU too")
     else:
         say("  echo 'A cat walks on the grass.' > prompts.txt && hv15-batch prompts.txt \\")
-        say("      model=tiny_t2v                              a first clip, noise on purpose")
+        say("      model=demo_t2v                              a first clip, on the CPU too")
     say("  hv15-batch prefetch model=480p_t2v_distilled    download the weights")
     say("  hv15-batch prompts.csv --dry-run                check a manifest of your own")
 
