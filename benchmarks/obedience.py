@@ -3,6 +3,7 @@
     python benchmarks/obedience.py manifest obedience.csv   # 80 prompts, with what they ask as tags
     hv15-batch obedience.csv model=demo_t2v sampling.seeds=0,1
     python benchmarks/obedience.py read outputs/obedience
+    python benchmarks/obedience.py manifest i2v.csv --images  # with first frames beside it
 
 No combination of colour, shape, motion and place in these prompts is ever drawn for training. The
 rules are in `training/reading.py`; `check` shows how they read drawn scenes and wrong prompts.
@@ -17,7 +18,9 @@ import random
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
+from PIL import Image
 
 from training.drawing import render
 from training.pixels import canvas
@@ -40,16 +43,34 @@ def ask(scenes: Scenes, index: int) -> dict[str, str]:
     }
 
 
-def write_manifest(file: Path) -> None:
-    """Write the prompts, and as tags what they ask for."""
+def write_manifest(file: Path, has_images: bool) -> None:
+    """Write the prompts, and as tags what they ask for; first frames as `NUMBER.png` beside it."""
     scenes = sample_kept(PROMPTS, torch.Generator().manual_seed(SEED))
     rng = random.Random(SEED)
     with file.open("w", encoding="utf-8", newline="") as out:
         table = csv.writer(out)
-        table.writerow(["prompt", *(f"tag_{name}" for name in NAMES)])
+        images = ["image"] if has_images else []
+        table.writerow(["prompt", *images, *(f"tag_{name}" for name in NAMES)])
         for i in range(PROMPTS):
             prompt = whole_caption(scenes, i, rng)
-            table.writerow([prompt, *(ask(scenes, i)[name] for name in NAMES)])
+            if has_images:
+                images = [f"{i}.png"]
+                write_first_frame(scenes[i : i + 1], file.parent / images[0])
+            table.writerow([prompt, *images, *(ask(scenes, i)[name] for name in NAMES)])
+
+
+def write_first_frame(scene: Scenes, file: Path) -> None:
+    """Draw the first frame of one scene as a picture."""
+    video, _, _ = render(scene, canvas(1, "cpu", frames=1))
+    pixels = ((video[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    Image.fromarray(pixels.numpy()).save(file)
+
+
+def psnr_of_first(frames: torch.Tensor, file: Path) -> float:
+    """Return how near a clip's first frame is to the picture that it was given, in dB."""
+    given = torch.from_numpy(np.asarray(Image.open(file).convert("RGB"), dtype=np.float32))
+    error = (frames[:, 0] - (given.permute(2, 0, 1) / 127.5 - 1)).square().mean() / 4
+    return float(-10 * torch.log10(error))
 
 
 def read_frames(file: Path) -> torch.Tensor:
@@ -92,7 +113,8 @@ def read_runs(folders: list[Path]) -> list[dict[str, object]]:
             ]
         for row in clips:
             asked = asked_of(row)
-            reading = read_clip(read_frames(folder / row["file"]), len(asked["word"]))
+            frames = read_frames(folder / row["file"])
+            reading = read_clip(frames, len(asked["word"]))
             right = score(asked, reading)
             read = {name: getattr(reading, name) for name in NAMES}
             wrong = {k: (asked.get(k), read.get(k)) for k, ok in right.items() if not ok}
@@ -135,12 +157,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("what", choices=("manifest", "read", "check"))
     arguments.add_argument("paths", nargs="*", type=Path)
+    arguments.add_argument("--images", action="store_true", help="also draw first frames")
     arguments.add_argument("--scenes", type=int, default=64)
     arguments.add_argument("--json", type=Path, help="where each clip's reading goes")
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     if chosen.what == "manifest":
-        write_manifest(chosen.paths[0])
+        write_manifest(chosen.paths[0], chosen.images)
     elif chosen.what == "check":
         print(f"drawn scenes\n{check(chosen.scenes, 0)}\n")
         print(f"the same, asked for what another scene shows\n{check(chosen.scenes, 7)}")
@@ -149,6 +172,9 @@ def main() -> None:
         if chosen.json:
             chosen.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(table([row["right"] for row in rows]))
+        psnr = [row["first_frame_psnr"] for row in rows if row["first_frame_psnr"] is not None]
+        if psnr:
+            print(f"first frame: {sum(psnr) / len(psnr):.1f} dB, worst {min(psnr):.1f} dB")
 
 
 if __name__ == "__main__":
