@@ -51,14 +51,14 @@ def check_config(config: Config) -> None:
         option = model_options().get(model.name)
         if option is not None and option.weights.is_small:
             raise Refused(
-                f"model.repo={model.repo} with model={model.name}: a {model.weights.name} model is built on this "
-                "machine and has no repository; leave model.repo out, or name the model that the "
-                "repository holds, for example model=480p_t2v."
+                f"model.repo={model.repo} with model={model.name}: a {model.weights.name} model is "
+                "built on this machine and has no repository; leave model.repo out, or name the "
+                "model that the repository holds, for example model=480p_t2v."
             )
         raise Refused(
             f"model.weights={model.weights.name} with model={model.name}: only the "
-            f"{model.weights.name} models have such weights; "
-            f"use model={model.weights.name}_t2v, or model.weights=random for a full-size model without a download."
+            f"{model.weights.name} models have such weights; use model={model.weights.name}_t2v, "
+            "or model.weights=random for a full-size model without a download."
         )
     if not model.weights.is_small and model.repo is None:
         raise Refused(

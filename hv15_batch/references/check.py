@@ -102,8 +102,8 @@ def compare_with_references(
 ) -> list[ReferenceVerdict]:
     """Return a verdict on each reference, in their order.
 
-    Tiny and demo models never count. Random weights count for time and memory, which do not depend on the
-    values, and are noted; for loading they don't.
+    Tiny and demo models never count. Random weights count for time and memory, which do not depend
+    on the values, and are noted; for loading they don't.
 
     Args:
         records: rows of one or several logs with `CHECK_COLUMNS`.
