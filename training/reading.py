@@ -131,7 +131,7 @@ def _color_masks(small: torch.Tensor, novelty: torch.Tensor) -> torch.Tensor:
         ),
     )
     hue, saturation = sector * 60, chroma / (high + 1e-6)
-    new = ((novelty - 0.02) / 0.05).clamp(0, 1)
+    new = ((novelty - 0.035) / 0.05).clamp(0, 1)
     away = torch.stack([((hue - h + 180) % 360 - 180).abs() for h in HUES.values()])
     nearest = away.argmin(0)
     names = list(HUES)
