@@ -122,10 +122,8 @@ def read_runs(folders: list[Path], pictures: Path) -> list[dict[str, Any]]:
             right = score(asked, reading)
             read = {name: getattr(reading, name) for name in NAMES}
             first = psnr_of_first(frames, pictures / row["image"]) if row["image"] else None
-            rows.append(
-                {"prompt": row["prompt"], "seed": row["seed"], "right": right, "read": read}
-            )
-            rows[-1]["first_frame_psnr"] = first
+            clip = {"prompt": row["prompt"], "seed": row["seed"], "first_frame_psnr": first}
+            rows.append({**clip, "right": right, "read": read})
             wrong = [f"{k}: {read.get(k, 'wrong')}" for k, ok in right.items() if not ok]
             print(row["seed"], row["prompt"], "|", ", ".join(wrong), flush=True)
     return rows
