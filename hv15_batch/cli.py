@@ -99,7 +99,7 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 
             return references(arguments)
         if word == "compare":
-            from hv15_batch.compare import main as compare
+            from hv15_batch.compare.command import main as compare
 
             return compare(arguments, _say)
         if word == "recipe":

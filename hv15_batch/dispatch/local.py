@@ -17,7 +17,7 @@ from types import ModuleType
 import psutil
 
 from hv15_batch.clip import Clip
-from hv15_batch.dispatch.child import child_main, make_renderer
+from hv15_batch.dispatch._child import child_main, make_renderer
 from hv15_batch.dispatch.protocol import HANDLED, Died, Event, ExecutorSpec, Job, Renderer
 
 logger = logging.getLogger(__name__)

@@ -15,18 +15,18 @@ from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, RendererBroken, Stepped
-from hv15_batch.engine.attempt import Attempt
+from hv15_batch.engine._attempt import Attempt
+from hv15_batch.engine._ladder import Decoded, Ladder
+from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
+from hv15_batch.engine._measure import StageMeter, machine_columns, make_sampler, work_columns
+from hv15_batch.engine._models import LoadedModels
+from hv15_batch.engine._write import ClipWriter
 from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
-from hv15_batch.engine.ladder import Decoded, Ladder
-from hv15_batch.engine.latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.engine.load.tiny import ensure_checkpoint
-from hv15_batch.engine.measure import StageMeter, machine_columns, make_sampler, work_columns
-from hv15_batch.engine.models import LoadedModels
 from hv15_batch.engine.placement.placement import Placement
-from hv15_batch.engine.write import ClipWriter
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
 from hv15_batch.model.shapes import Shape

@@ -32,8 +32,8 @@ _THUMBNAIL_BYTES = 48 * 1024
 """A JPEG of at most 320 pixels across."""
 _ROW_BYTES = 4 * 1024
 """A clip's share of log, tables, page and run.log, texts left out (2.2 KiB in a run of 300)."""
-_TEXT_COPIES = 6
-"""A prompt is in log, plan.csv, plan.parquet, clips.csv, page and the video's settings."""
+_TEXT_COPIES = 5
+"""A prompt is in log, plan.csv, clips.csv, page and the video's settings."""
 
 
 @dataclass(frozen=True)

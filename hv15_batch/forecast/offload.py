@@ -11,7 +11,7 @@ from hv15_batch.clip import ClipSettings
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.forecast.memory import Peaks, fits_text_encoder, predict_peaks
+from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from hv15_batch.clock import Clock
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, Ready, Stepped
-from hv15_batch.forecast.eta import EtaBasis, Measured, TimeLeft, time_left
+from hv15_batch.forecast._eta import EtaBasis, Measured, TimeLeft, time_left
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape

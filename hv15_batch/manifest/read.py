@@ -15,8 +15,8 @@ from pathlib import Path
 
 from hv15_batch.config.words import MANIFEST_SUFFIXES
 from hv15_batch.errors import Refused
+from hv15_batch.manifest._formats import RecordReader
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
-from hv15_batch.manifest.formats import RecordReader
 from hv15_batch.manifest.rows import Row, RowReader
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB

@@ -1,9 +1,8 @@
-"""The plan as files (every clip with its state), and clips.csv (every current clip as logged)."""
+"""plan.csv (every clip with its state), and clips.csv (every current clip as logged)."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
-import pyarrow.parquet as pq
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.errors import LogSchemaError
@@ -38,7 +36,6 @@ _OWN_TYPES = {
     "glyph_text": pa.string(),
 }
 """Columns of the plan that the log has not."""
-_SHA256_OF_CSV = b"plan_csv_sha256"
 PLAN_COLUMNS = (
     *("clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents", *_SETTINGS),
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
@@ -56,7 +53,7 @@ def write_plan(
 
     Args:
         planned: The clips, in the plan's order.
-        path: Where `plan.csv` goes; where a run was started, `plan.parquet` is beside it.
+        path: Where `plan.csv` goes.
         prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
         predict: Returns the predicted seconds of denoising and of decoding a warm clip, where the
             card is known; asked of clips that are to be rendered.
@@ -75,23 +72,16 @@ def plan_rows(
 
 def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Write rows with `PLAN_COLUMNS` as `write_plan` does; return whether that changed anything."""
-    run_dir = RunDir(path.parent)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(PLAN_COLUMNS)
     writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
-    is_current = path.is_file() and path.read_bytes() == data
-    if not is_current:
-        with publishing(path) as temporary:
-            temporary.write_bytes(data)
-    # A dry run in a new folder leaves the spreadsheet alone.
-    if run_dir.is_run_dir() and not _is_typed(run_dir, data):
-        table = _typed(data)
-        table = table.replace_schema_metadata({_SHA256_OF_CSV: hashlib.sha256(data).hexdigest()})
-        with publishing(run_dir.plan_data) as temporary:
-            pq.write_table(table, temporary, use_dictionary=False, write_statistics=False)
-    return not is_current
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    with publishing(path) as temporary:
+        temporary.write_bytes(data)
+    return True
 
 
 def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
@@ -102,24 +92,11 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     """
     if not run_dir.plan.is_file():
         return []
-    data = run_dir.plan.read_bytes()
     try:
-        # A version before, or a hand, may have written the spreadsheet alone.
-        is_typed = _is_typed(run_dir, data)
-        table = pq.ParquetFile(run_dir.plan_data).read() if is_typed else _typed(data)
-        found: list[dict[str, Any]] = table.to_pylist()
+        found: list[dict[str, Any]] = _typed(run_dir.plan.read_bytes()).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
-
-
-def _is_typed(run_dir: RunDir, data: bytes) -> bool:
-    """Whether plan.parquet is readable and of the plan.csv with these bytes."""
-    try:
-        metadata = pq.read_schema(run_dir.plan_data).metadata or {}
-    except (pa.ArrowException, OSError):
-        return False
-    return bool(metadata.get(_SHA256_OF_CSV) == hashlib.sha256(data).hexdigest().encode())
 
 
 def _typed(plan: bytes) -> pa.Table:

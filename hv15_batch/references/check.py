@@ -17,15 +17,15 @@ from hv15_batch.figures.groups import (
 )
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds, is_denoised_here
-from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
-from hv15_batch.references.implied import Combination, combinations
-from hv15_batch.references.settings import (
+from hv15_batch.references._implied import Combination, combinations
+from hv15_batch.references._settings import (
     Difference,
     DifferenceKind,
     combination_of,
     differences,
     remedies,
 )
+from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.units import GIB, format_gib, format_share
 
 CHECK_COLUMNS = (*TIMING_COLUMNS, "quality_flag", "mfu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from hv15_batch.references._implied import Combination, Feasibility, combinations
 from hv15_batch.references.check import MET, Measurement, ReferenceVerdict
 from hv15_batch.references.data import GB, Quantity, Reference
-from hv15_batch.references.implied import Combination, Feasibility, combinations
 from hv15_batch.units import NOT_MEASURED, format_gib, format_share
 
 COLUMNS = 80

@@ -12,7 +12,7 @@ from hv15_batch.config.checks import check_number
 from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
-from hv15_batch.report.comparison import common_folder, write_comparison
+from hv15_batch.report._comparison import common_folder, write_comparison
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir.paths import RunDir, expand
 

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hv15_batch.clock import utc_now
-from hv15_batch.report.read import read_run
-from hv15_batch.report.view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
+from hv15_batch.report._read import read_run
+from hv15_batch.report._view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir.paths import ASSETS, RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_text
 

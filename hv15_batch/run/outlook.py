@@ -15,8 +15,8 @@ from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
-from hv15_batch.run.dry_run import count_prompt_tokens, predict_run, print_dry_run
-from hv15_batch.run.preflight import find_hindrances
+from hv15_batch.run._dry_run import count_prompt_tokens, predict_run, print_dry_run
+from hv15_batch.run._preflight import find_hindrances
 from hv15_batch.run.prepare import (
     Asked,
     Todo,

@@ -23,8 +23,12 @@ from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run.loop import Loop
-from hv15_batch.run.notify import Notices, Notifier
+from hv15_batch.run._loop import Loop
+from hv15_batch.run._notify import Notices, Notifier
+from hv15_batch.run._preflight import licence_notes, refuse_or_note
+from hv15_batch.run._progress import Progress
+from hv15_batch.run._run import Run, make_run, planned_again
+from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -35,7 +39,6 @@ from hv15_batch.run.outcome import (
     nothing_to_do,
 )
 from hv15_batch.run.outlook import make_plan
-from hv15_batch.run.preflight import licence_notes, refuse_or_note
 from hv15_batch.run.prepare import (
     Asked,
     Todo,
@@ -45,10 +48,7 @@ from hv15_batch.run.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.run.progress import Progress
-from hv15_batch.run.run import Run, make_run, planned_again
 from hv15_batch.run.schedule import Rules, check_window, read_rules
-from hv15_batch.run.supervisor import Start, make_supervisor
 from hv15_batch.rundir.log import bring_to_current_schema, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing

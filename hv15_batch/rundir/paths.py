@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.lock import RunLock, held_message, holder_facts
+from hv15_batch.rundir._lock import RunLock, held_message, holder_facts
 from hv15_batch.rundir.publish import publish_text
 
 _LOCK_NAMES = (".lock", ".lock.json")
@@ -86,11 +86,6 @@ class RunDir:
     def plan(self) -> Path:
         """Every clip of the current manifest, its state and why."""
         return self.path / "plan.csv"
-
-    @property
-    def plan_data(self) -> Path:
-        """The same with the log's types; where there was only a dry run there is none."""
-        return self.path / "plan.parquet"
 
     @property
     def clips_table(self) -> Path:

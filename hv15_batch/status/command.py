@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
         if arguments.watch:
-            from hv15_batch.status.watch import watch
+            from hv15_batch.status._watch import watch
 
             return watch(run_dir)
         status = read_status(run_dir)

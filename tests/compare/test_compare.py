@@ -16,11 +16,11 @@ import torch
 from fakes.command import Answer, tiny_model
 from safetensors.torch import save_file
 
-from hv15_batch.compare.measures import FrameMeasures, measure_frames
-from hv15_batch.compare.pairs import Pair
-from hv15_batch.compare.quality import Quality, quality_lines
+from hv15_batch.compare._measures import FrameMeasures, measure_frames
+from hv15_batch.compare._pairs import Pair
+from hv15_batch.compare._quality import Quality, quality_lines
 from hv15_batch.config.settings import Config, VideoCodec, VideoConfig
-from hv15_batch.engine.latents import DenoisedClip
+from hv15_batch.engine._latents import DenoisedClip
 from hv15_batch.media.video import Frames, write_video
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog

@@ -13,7 +13,7 @@ from fakes.runs import Project
 
 from hv15_batch.config.settings import RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.protocol import Died, Event, ExecutorSpec, Finished
-from hv15_batch.engine import ladder
+from hv15_batch.engine import _ladder as ladder
 
 Fail = Callable[[int], bool]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hv15_batch.engine.measure import Stage, StageMeter, make_sampler
-from hv15_batch.engine.telemetry import (
+from hv15_batch.engine._measure import Stage, StageMeter, make_sampler
+from hv15_batch.engine._telemetry import (
     THROTTLE_COLUMNS,
     THROTTLE_REASONS,
     CardSampler,

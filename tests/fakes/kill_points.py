@@ -48,7 +48,7 @@ def named_kills() -> list[Kill]:
         *("file written", "told"),
     ]
     of_parent = [
-        *published(("plan.csv", "plan.parquet", "config.yaml", "system.json", ".lock.json"), whole),
+        *published(("plan.csv", "config.yaml", "system.json", ".lock.json"), whole),
         *published(("clips.csv", "data.js", "index.html", "status.json"), whole),
         *("before child", "after child"),
     ]

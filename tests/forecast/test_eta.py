@@ -14,7 +14,7 @@ from fakes.runs import FakeClock
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Finished, Job, Note, Ready
-from hv15_batch.forecast.eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, TimeLeft
+from hv15_batch.forecast._eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, TimeLeft
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function, make_forecast
 from hv15_batch.forecast.pace import make_pace
 from hv15_batch.forecast.seconds import Scales

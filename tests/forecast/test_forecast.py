@@ -30,7 +30,7 @@ from hv15_batch.model.variant import Dtype, ModelConfig
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import session
-from hv15_batch.run.dry_run import predict_run
+from hv15_batch.run._dry_run import predict_run
 from hv15_batch.run.schedule import Deadline, Rules, check_window, read_rules
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.model.options import conf_dir
 from hv15_batch.record import ClipRecord
+from hv15_batch.references._implied import Feasibility, combinations
 from hv15_batch.references.check import (
     CHECK_COLUMNS,
     MET,
@@ -20,7 +21,6 @@ from hv15_batch.references.check import (
     compare_with_references,
 )
 from hv15_batch.references.data import Reference, bounds_of, read_references
-from hv15_batch.references.implied import Feasibility, combinations
 from hv15_batch.references.text import format_verdicts_text
 from hv15_batch.units import GIB
 

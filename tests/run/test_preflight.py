@@ -26,8 +26,9 @@ from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind, Task, Weights
 from hv15_batch.planning.plan import PlannedClip, State
-from hv15_batch.run import outlook, preflight, session
-from hv15_batch.run import run as one_run
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import _run as one_run
+from hv15_batch.run import outlook, session
 from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 

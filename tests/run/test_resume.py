@@ -27,8 +27,8 @@ from safetensors import safe_open
 
 from hv15_batch.config.settings import QualityConfig, SamplingConfig, VideoConfig
 from hv15_batch.dispatch.protocol import Event, Job
-from hv15_batch.engine import ladder
-from hv15_batch.engine import write as clip_writer
+from hv15_batch.engine import _ladder as ladder
+from hv15_batch.engine import _write as clip_writer
 from hv15_batch.engine.denoise.pipeline import Denoised
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.media.video import check_video, read_comment

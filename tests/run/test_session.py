@@ -30,7 +30,8 @@ from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import OffloadKind, Recipe, Weights
 from hv15_batch.record import ClipRecord, asked_record
-from hv15_batch.run import preflight, session
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import session
 from hv15_batch.rundir.stored import (
     as_omegaconf,
     latest_settings,
@@ -740,7 +741,7 @@ def test_a_run_leaves_its_settings_machine_and_manifest_beside_the_clips(
     names = {p.name for p in project.run_dir.path.iterdir()}
     assert names == {
         "clips", "latents", "thumbs", "log", "embeddings", "runs", "assets",
-        "index.html", "status.json", "plan.csv", "plan.parquet", "clips.csv", ".lock",
+        "index.html", "status.json", "plan.csv", "clips.csv", ".lock",
     }  # fmt: skip
     (folder,) = project.run_dir.runs.iterdir()
     assert {p.name for p in folder.iterdir()} == {

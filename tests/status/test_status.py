@@ -30,10 +30,10 @@ from fakes.command import Answer
 
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.record import FAILED, SUSPECT, ClipRecord
-from hv15_batch.run.progress import Progress
+from hv15_batch.run._progress import Progress
 from hv15_batch.rundir import status as status_file
 from hv15_batch.rundir.status import StatusFile, format_progress, read_status
-from hv15_batch.status import watch
+from hv15_batch.status import _watch as watch
 from hv15_batch.status.command import main
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)

@@ -31,19 +31,22 @@ from safetensors import safe_open
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import FileCheck
-from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
-from hv15_batch.engine import ladder, render
-from hv15_batch.engine import write as clip_writer
+from hv15_batch.engine import _ladder as ladder
+from hv15_batch.engine import _write as clip_writer
+from hv15_batch.engine import render
 from hv15_batch.engine.encode import phase as encode_phase
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.forecast.disk import DiskNeed
 from hv15_batch.forecast.stalls import Patience
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.record import ClipRecord
-from hv15_batch.run import preflight, recovery, session
-from hv15_batch.run import run as one_run
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import _recovery as recovery
+from hv15_batch.run import _run as one_run
+from hv15_batch.run import session
 from hv15_batch.rundir import paths as rundir
 
 Command = Callable[..., Answer]
@@ -615,7 +618,7 @@ def test_a_run_directory_that_is_moved_during_a_run_stops_it_and_goes_on_there(
 def sticky_renderer(spec: ExecutorSpec) -> Any:
     """The real renderer on a card that one clip breaks: after it every call fails."""
     renderer = make_renderer(spec)
-    from hv15_batch.engine import ladder
+    from hv15_batch.engine import _ladder as ladder
 
     real, broken = ladder.denoise, []
 
@@ -632,7 +635,7 @@ def sticky_renderer(spec: ExecutorSpec) -> Any:
 
 def always_sticky_renderer(spec: ExecutorSpec) -> Any:
     renderer = make_renderer(spec)
-    from hv15_batch.engine import ladder
+    from hv15_batch.engine import _ladder as ladder
 
     error = RuntimeError("CUDA error: unspecified launch failure")
     ladder.denoise = failing_for_dog(ladder.denoise, error)

@@ -17,12 +17,12 @@ from PIL import Image
 
 from hv15_batch.clip import Clip, ClipSettings
 from hv15_batch.config.settings import Config
+from hv15_batch.engine._measure import StepClock
 from hv15_batch.engine.denoise.attention import apply_attention, is_mask_free
 from hv15_batch.engine.denoise.compilation import compile_blocks
 from hv15_batch.engine.device import execution_device
 from hv15_batch.engine.encode.cache import Conditioning, ImageEmbedding, TextEmbedding
 from hv15_batch.engine.load.components import check_checkpoint, load_component
-from hv15_batch.engine.measure import StepClock
 from hv15_batch.model.variant import Task
 from hv15_batch.weights.checkpoint import Checkpoint
 

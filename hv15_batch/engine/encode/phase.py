@@ -17,6 +17,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Encoded, Event, ExecutorSpec, Note, RendererBroken, Stepped
+from hv15_batch.engine._measure import StageMeter
 from hv15_batch.engine.device import device_fault
 from hv15_batch.engine.encode.cache import (
     Conditioning,
@@ -27,7 +28,6 @@ from hv15_batch.engine.encode.cache import (
     text_key,
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
-from hv15_batch.engine.measure import StageMeter
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE

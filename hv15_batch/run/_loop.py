@@ -27,13 +27,13 @@ from hv15_batch.dispatch.protocol import (
 )
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
+from hv15_batch.run._progress import Progress
+from hv15_batch.run._recovery import Current, Recovery, record_of_lost
+from hv15_batch.run._run import Run
+from hv15_batch.run._signals import Demand, Signals
+from hv15_batch.run._supervisor import Supervisor, lost_gpu
 from hv15_batch.run.outcome import Outcome, StopRun
-from hv15_batch.run.progress import Progress
-from hv15_batch.run.recovery import Current, Recovery, record_of_lost
-from hv15_batch.run.run import Run
 from hv15_batch.run.schedule import Stop, Wait
-from hv15_batch.run.signals import Demand, Signals
-from hv15_batch.run.supervisor import Supervisor, lost_gpu
 from hv15_batch.rundir.log import RunLog
 
 POLL_SECONDS = 0.2

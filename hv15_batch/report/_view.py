@@ -28,10 +28,10 @@ from hv15_batch.references.text import (
     format_utilisation,
     sentences,
 )
-from hv15_batch.report.gallery import clip_views, problem
-from hv15_batch.report.headline import Headline, headline
-from hv15_batch.report.plots import plots
-from hv15_batch.report.read import FILE_MISSING, NOT_RENDERED, RunData
+from hv15_batch.report._gallery import clip_views, problem
+from hv15_batch.report._headline import Headline, headline
+from hv15_batch.report._plots import plots
+from hv15_batch.report._read import FILE_MISSING, NOT_RENDERED, RunData
 from hv15_batch.units import (
     JOULES_PER_WATT_HOUR,
     NOT_MEASURED,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from hv15_batch.clock import utc_now
-from hv15_batch.compare.comparison import (
+from hv15_batch.compare._comparison import (
     Comparison,
     cost_notes,
     n_texts,
@@ -21,10 +21,10 @@ from hv15_batch.compare.comparison import (
     value_text,
     warning_lines,
 )
-from hv15_batch.compare.pairs import Record
-from hv15_batch.compare.quality import Quality, pair_line, quality_cells
-from hv15_batch.compare.ratios import SIDES, Costs, Ratio
-from hv15_batch.compare.text import QUALITY_HEADERS, format_csv, format_markdown
+from hv15_batch.compare._pairs import Record
+from hv15_batch.compare._quality import Quality, pair_line, quality_cells
+from hv15_batch.compare._ratios import SIDES, Costs, Ratio
+from hv15_batch.compare._text import QUALITY_HEADERS, format_csv, format_markdown
 from hv15_batch.config.settings import VideoConfig
 from hv15_batch.errors import Refused
 from hv15_batch.media.video import read_frames, write_video

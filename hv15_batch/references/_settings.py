@@ -15,8 +15,7 @@ from typing import Any
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
-from hv15_batch.references.data import Quantity, Reference
-from hv15_batch.references.implied import (
+from hv15_batch.references._implied import (
     SIZES,
     SWEPT_FRAMES,
     is_i2v,
@@ -25,6 +24,7 @@ from hv15_batch.references.implied import (
     swept_guidance,
     swept_steps,
 )
+from hv15_batch.references.data import Quantity, Reference
 from hv15_batch.units import GIB
 
 VRAM_SLACK = 0.1

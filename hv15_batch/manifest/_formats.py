@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hv15_batch.manifest._text import LINE_END_RULE, Lines, read_csv
 from hv15_batch.manifest.cells import Faults
 from hv15_batch.manifest.rows import (
     Record,
@@ -21,7 +22,6 @@ from hv15_batch.manifest.rows import (
     is_known_column,
     unknown_column_rule,
 )
-from hv15_batch.manifest.text import LINE_END_RULE, Lines, read_csv
 from hv15_batch.units import MIB, format_value
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from hv15_batch.dispatch.protocol import (
 from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.machine.nvml import Gpu, read_gpus
 from hv15_batch.model.variant import OffloadKind
-from hv15_batch.run.recovery import Recycling
-from hv15_batch.run.run import Run
+from hv15_batch.run._recovery import Recycling
+from hv15_batch.run._run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from hv15_batch.record import (
     peak_column,
     seconds_column,
 )
-from hv15_batch.report.read import RunData
+from hv15_batch.report._read import RunData
 from hv15_batch.units import GIB, JOULES_PER_WATT_HOUR, format_duration, format_gib, format_seconds
 
 Record = Mapping[str, Any]

@@ -14,12 +14,12 @@ import torch
 
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import Event, Note, Stepped
+from hv15_batch.engine._measure import StageMeter
+from hv15_batch.engine._models import LoadedModels
+from hv15_batch.engine._quality import QualityMeter
 from hv15_batch.engine.decode.decode import decode_frames
 from hv15_batch.engine.denoise.pipeline import Denoised, denoise
 from hv15_batch.engine.encode.cache import Conditioning
-from hv15_batch.engine.measure import StageMeter
-from hv15_batch.engine.models import LoadedModels
-from hv15_batch.engine.quality import QualityMeter
 from hv15_batch.model.tiles import NoPlanError, TilePlan, plan_tiles
 from hv15_batch.record import DENOISE
 

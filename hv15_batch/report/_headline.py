@@ -9,7 +9,7 @@ from datetime import datetime
 
 from hv15_batch.planning.benchmark import Progress
 from hv15_batch.record import DONE_STATUSES, FAILED, SUSPECT
-from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.rundir.paths import resume_command
 from hv15_batch.rundir.status import ACTIVE_STATES, Status, is_gone
 from hv15_batch.status.show import type_again_text

@@ -14,7 +14,7 @@ from hv15_batch.forecast.forecast import Forecast, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
-from hv15_batch.run.preflight import disk_fault
+from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
 from hv15_batch.rundir.paths import RunDir

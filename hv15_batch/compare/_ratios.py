@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hv15_batch.compare.pairs import Pair
+from hv15_batch.compare._pairs import Pair
 from hv15_batch.figures.facts import group_facts
 from hv15_batch.figures.groups import QUANTITIES, Distribution, Group, group_key
 from hv15_batch.figures.summary import differing, labels

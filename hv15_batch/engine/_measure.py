@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.engine.telemetry import CardSampler, Telemetry, sampler_of
+from hv15_batch.engine._telemetry import CardSampler, Telemetry, sampler_of
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.nvml import read_gpus
 from hv15_batch.model.shapes import Shape, forward_flop

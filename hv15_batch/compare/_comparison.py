@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.compare.pairs import Matched, Pair, Record, match_runs
-from hv15_batch.compare.quality import Quality, measure_pair, pair_line
-from hv15_batch.compare.quality import quality_lines as lines_of_quality
-from hv15_batch.compare.ratios import Costs, Ratio, compare_costs
+from hv15_batch.compare._pairs import Matched, Pair, Record, match_runs
+from hv15_batch.compare._quality import Quality, measure_pair, pair_line
+from hv15_batch.compare._quality import quality_lines as lines_of_quality
+from hv15_batch.compare._ratios import Costs, Ratio, compare_costs
 from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, group_rows
 from hv15_batch.units import format_gib
 

@@ -16,7 +16,7 @@ from hv15_batch.figures.facts import different_facts, tags_of
 from hv15_batch.manifest.rows import KNOWN_COLUMNS
 from hv15_batch.model.options import model_options
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
-from hv15_batch.report.read import FILE_MISSING, RunData
+from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"

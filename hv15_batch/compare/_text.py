@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hv15_batch.compare.comparison import Comparison, SettingsRow, summary_lines
-from hv15_batch.compare.quality import Quality, quality_cells
+from hv15_batch.compare._comparison import Comparison, SettingsRow, summary_lines
+from hv15_batch.compare._quality import Quality, quality_cells
 from hv15_batch.figures.tables import csv_text, markdown
 from hv15_batch.record import columns
 

@@ -29,8 +29,8 @@ from hv15_batch.figures.tables import (
     format_markdown,
 )
 from hv15_batch.record import DONE_STATUSES
-from hv15_batch.report.plots import make_plot
-from hv15_batch.report.read import RunData, read_run
+from hv15_batch.report._plots import make_plot
+from hv15_batch.report._read import RunData, read_run
 from hv15_batch.report.render import (
     COMPARISON_ASSETS,
     render,

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from hv15_batch.compare.measures import (
+from hv15_batch.compare._measures import (
     FrameMeasures,
     LatentMeasures,
     measure_frames,
     measure_latents,
 )
-from hv15_batch.compare.pairs import Pair
+from hv15_batch.compare._pairs import Pair
 from hv15_batch.config.settings import VideoCodec
 from hv15_batch.media.video import file_suffix, read_frames
 from hv15_batch.rundir.paths import RunDir

@@ -10,7 +10,7 @@ import torch
 
 from hv15_batch.config.settings import Config, VideoCodec
 from hv15_batch.dispatch.protocol import Job
-from hv15_batch.engine.attempt import Attempt
+from hv15_batch.engine._attempt import Attempt
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import check_video, file_suffix, write_thumbnail, write_video
 from hv15_batch.rundir.paths import RunDir

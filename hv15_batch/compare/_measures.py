@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors import deserialize as _untyped
 from skimage.metrics import structural_similarity
 
-from hv15_batch.compare.pairs import Pair, Record
+from hv15_batch.compare._pairs import Pair, Record
 from hv15_batch.media.video import Frames
 from hv15_batch.rundir.paths import RunDir
 
