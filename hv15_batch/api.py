@@ -25,6 +25,7 @@ from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
 from hv15_batch.manifest.cells import ManifestError
+from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.frame import frame_content
 from hv15_batch.planning.tables import median_of_clips
 from hv15_batch.redaction import redacted
@@ -200,7 +201,8 @@ def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | 
         raise Refused(f"manifest={config.manifest}: and rows are given too; leave one out.")
     path = Path(os.path.abspath(os.path.expanduser(config.run_dir or DEFAULT_ROWS_DIR)))
     manifest = RunDir(path).rows
-    return replace(config, manifest=str(manifest), run_dir=str(path)), frame_content(rows)
+    content = frame_content(rows, reading_of(config))
+    return replace(config, manifest=str(manifest), run_dir=str(path)), content
 
 
 def _events(run: Callable[..., int]) -> Generator[Event, None, None]:

@@ -33,10 +33,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hv15_batch.config.checks import check_sweep_value
+from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.config.messages import report_error
 from hv15_batch.config.settings import Config
 from hv15_batch.config.words import (
-    MANIFEST_SUFFIXES,
     REFUSED_FLAGS,
     Typed,
     key_of,

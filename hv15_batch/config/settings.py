@@ -67,6 +67,33 @@ class FileCheck(Enum):
     sha256 = "sha256"
 
 
+class OtherColumns(Enum):
+    """What becomes of a manifest's columns that have no meaning here."""
+
+    refuse = "refuse"
+    tag = "tag"
+    """They are labels, as if their names began with `tag_`."""
+    ignore = "ignore"
+
+
+@dataclass
+class ManifestColumns:
+    """Under which name a manifest has a column; null means its own name."""
+
+    prompt: str | None = None
+    id: str | None = None
+    seed: str | None = None
+    negative_prompt: str | None = None
+    image: str | None = None
+    height: str | None = None
+    width: str | None = None
+    num_frames: str | None = None
+    num_inference_steps: str | None = None
+    guidance_scale: str | None = None
+    flow_shift: str | None = None
+    fps: str | None = None
+
+
 @dataclass
 class SamplingConfig:
     """Sampling settings for every row; null means the model option's `default_sampling`."""
@@ -228,7 +255,12 @@ class Config:
     """Everything one run is asked to do."""
 
     manifest: str | None = None
-    """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
+    """CSV, TSV, JSON, JSON Lines, Parquet or .txt with one row per prompt."""
+    manifest_literal: bool = False
+    """Take prompts that look like comments, options or lists as they are typed."""
+    manifest_columns: ManifestColumns = field(default_factory=ManifestColumns)
+    manifest_other: OtherColumns = OtherColumns.refuse
+    """What becomes of columns that have no meaning here."""
     run_dir: str | None = None
     """Where clips and log go; null means outputs/<name of the manifest>."""
     resume: str | None = None

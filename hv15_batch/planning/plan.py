@@ -156,12 +156,12 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {p.clip.row_id: None for p in planned}
+        known = {row_id: None for p in planned for row_id in p.clip.ids}
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
                 raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if p.clip.row_id in wanted]
+        selected = [p for p in planned if not set(wanted).isdisjoint(p.clip.ids)]
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}

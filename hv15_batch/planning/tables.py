@@ -26,6 +26,7 @@ _SETTINGS = (
     *("flow_shift", "fps", "model"),
 )
 _OWN_TYPES = {
+    "other_ids": pa.string(),
     "line": pa.int64(),
     "state": pa.string(),
     "reason": pa.string(),
@@ -37,7 +38,8 @@ _OWN_TYPES = {
 }
 """Columns of the plan that the log has not."""
 PLAN_COLUMNS = (
-    *("clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents", *_SETTINGS),
+    *("clip_id", "row_id", "other_ids", "row_index", "line", "state", "reason", "from_latents"),
+    *_SETTINGS,
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
     *("glyph_text", "image", "off_recipe", "settings_sha256", "denoise_sha256", "file", "prompt"),
 )
@@ -142,6 +144,7 @@ def _plan_row(
         **{name: getattr(settings, name) for name in _SETTINGS},
         "clip_id": clip.clip_id,
         "row_id": clip.row_id,
+        "other_ids": " ".join(clip.other_ids),
         "row_index": clip.row_index,
         "line": clip.line,
         "state": p.state.name,
@@ -165,14 +168,16 @@ FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha25
 CLIPS_COLUMNS = tuple(
     dict.fromkeys(
         (
-            *("clip_id", "row_id", "row_index", "seed", "status", "file", *columns("asked")),
+            *("clip_id", "row_id", "other_ids", "row_index", "seed", "status", "file"),
+            *columns("asked"),
             *("model", "weights", "offload", "attention_backend", "total_seconds"),
             *(*map(seconds_column, (DENOISE, DECODE)), "is_cold", "peak_vram_reserved_bytes"),
             *("quality_flag", *columns("outcome"), "attempt", "finished_at", "settings_sha256"),
         )
     )
 )
-_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in FROM_PLAN)
+_OF_MANIFEST = (*FROM_PLAN, "other_ids")
+_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in _OF_MANIFEST)
 
 
 def write_clips_table(run_dir: RunDir) -> None:
@@ -188,7 +193,7 @@ def write_clips_table(run_dir: RunDir) -> None:
             record = attempts.get(row["settings_sha256"], {})
             if record.get("finished_at") is not None:
                 record["finished_at"] = record["finished_at"].isoformat()
-            writer.writerow(record | {name: row[name] for name in FROM_PLAN})
+            writer.writerow(record | {name: row[name] for name in _OF_MANIFEST})
 
 
 def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> float | None:

@@ -13,7 +13,7 @@ import msgspec
 
 from hv15_batch.config.settings import Config
 from hv15_batch.figures.facts import different_facts, tags_of
-from hv15_batch.manifest.rows import KNOWN_COLUMNS
+from hv15_batch.manifest.columns import KNOWN_COLUMNS
 from hv15_batch.model.options import model_options
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData

@@ -58,6 +58,8 @@ def print_dry_run(
         f"{manifest.name}: {_count(len(manifest.rows), 'row')}, {_count(len(planned), 'clip')}: "
         f"{_format_states([p.state for p in planned]) or 'none'}"
     )
+    for note in manifest.notes:
+        say(note)
     if not planned:
         return
     model = planned[0].clip.settings.model

@@ -100,7 +100,8 @@ def run(
     check_device(config, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
-    notes = refuse_or_note(asked, todo, run.offload.kind) if run else ()
+    notes = [*asked.manifest.notes]
+    notes += refuse_or_note(asked, todo, run.offload.kind) if run else ()
     is_announced = run is not None and lacks_weights(asked)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)

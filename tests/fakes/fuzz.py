@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from hv15_batch.config.words import GROUPS, setting_names
-from hv15_batch.manifest.rows import KNOWN_COLUMNS
+from hv15_batch.manifest.columns import KNOWN_COLUMNS
 
 Manifest = tuple[str, bytes]
 """A file's name and its content."""
