@@ -25,6 +25,7 @@ from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
 from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
 from hv15_batch.manifest.rows import Record, RowReader
+from hv15_batch.manifest.unmeant import is_unmeant
 from hv15_batch.media.tag import ClipTag, read_clip_tag
 from hv15_batch.model.architectures import definition_sha256
 from hv15_batch.model.attention import is_fetched
@@ -199,6 +200,8 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
             yield f"{key}={value}"
     if tag.off_recipe:
         yield "runtime.allow_off_recipe=true"
+    if is_unmeant(asked.prompt):
+        yield "manifest_literal=true"
 
 
 def _negative_prompt(tag: ClipTag, option: ModelConfig) -> Iterator[str]:

@@ -305,7 +305,8 @@ def unknown_setting(key: str) -> str:
     """Return that there is no such setting, and the nearest, or what took its place."""
     if key in _REMOVED:
         return f"this setting is gone; {_REMOVED[key]}."
-    known = [*GROUPS, *(name for name in setting_names() if not name.startswith("model."))]
+    hidden = ("model.",) if key.startswith("manifest") else ("model.", "manifest_columns.")
+    known = [*GROUPS, *(name for name in setting_names() if not name.startswith(hidden))]
     return f"there is no setting {key}.{suggestion(key, known)} All of them: hv15-batch --cfg job."
 
 

@@ -94,7 +94,7 @@ def _is_slip(typed: str, word: str, *, swaps_only: bool = False) -> bool:
 
     The first letter is hardly ever the wrong one, and it keeps `weight` from `height`.
     """
-    if len(word) < MIN_SLIP_CHARACTERS or len(typed) < MIN_SLIP_CHARACTERS - 1:
+    if min(len(word), len(typed)) < MIN_SLIP_CHARACTERS:
         return False
     if typed[0] != word[0] or abs(len(typed) - len(word)) > 2:
         return False

@@ -22,11 +22,11 @@ from hv15_batch.config.files import (
 )
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._paths import path_fault
-from hv15_batch.manifest._unmeant import Unmeant
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
 from hv15_batch.manifest.columns import Reading, Unreadable
 from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
 from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader
+from hv15_batch.manifest.unmeant import Unmeant
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB, MIB
 

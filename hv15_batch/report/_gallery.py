@@ -44,6 +44,7 @@ def _view(
         "id": clip["clip_id"],
         "row": clip["row_index"],
         "rowId": clip["row_id"],
+        "otherIds": (clip.get("other_ids") or "").split(),
         "prompt": clip["prompt"] or "",
         "image": clip["image"] or "",
         "seed": str(clip["seed"]),
@@ -107,7 +108,9 @@ def _image_path(run: RunData, image: str) -> str:
 
 
 _NOT_OF_A_ROW = ("runtime", "video")
-_SECTIONS = ("sampling", "override", *_NOT_OF_A_ROW)
+_READING = ("manifest_literal", "manifest_other")
+"""How the manifest is read: settings at the top, beside the section `manifest_columns`."""
+_SECTIONS = ("sampling", "override", "manifest_columns", *_NOT_OF_A_ROW)
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
 """The seed is the clip's own; the card is one that a dry run predicts for."""
 
@@ -176,8 +179,13 @@ def _typed_settings(
     if kind != "auto":
         yield f"offload={kind}"
     defaults = _defaults()
+    if sections is _SECTIONS:
+        for name in _READING:
+            value, default = settings.get(name), getattr(Config(), name)
+            if value is not None and value != getattr(default, "name", default):
+                yield f"{name}={_typed(value)}"
     for section in sections:
-        yield from _differences(section, settings[section], defaults[section])
+        yield from _differences(section, settings.get(section) or {}, defaults[section])
 
 
 def _differences(

@@ -120,7 +120,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
          f"num_frames; rename it, type manifest_columns.num_frames=frames, {LABEL}.",
          "p.csv:1: column=cfg: a manifest has no such column, and the nearest known name is "
          f"guidance_scale; rename it, type manifest_columns.guidance_scale=cfg, {LABEL}.",
-         f"p.csv:1: columns=cat_of_mine_zzzz, my style: a manifest has no such columns, and {KNOWN}"
+         f"p.csv:1: columns=cat_of_mine_zzzz, my style: a manifest has none of these 2, and {KNOWN}"
          "; correct or remove them, or begin them with tag_ if they are labels of your own; "
          f"{OTHERS}."),
     ),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.command import Answer
+from fakes.manifests import LITERAL
 from fakes.runs import read_csv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -150,8 +151,9 @@ def test_a_prompt_arrives_as_it_was(
 
     words, _ = recipe(command, "clip.mp4", "--out", f"again{suffix}")
 
-    (row,) = read_manifest(Path(f"again{suffix}"), Task.t2v).rows
+    (row,) = read_manifest(Path(f"again{suffix}"), Task.t2v, LITERAL).rows
     assert (row.prompt, row.negative_prompt) == (prompt, f" {prompt}")
+    assert ("manifest_literal=true" in words) == ("--seed" in prompt)
     (plan,) = planned(command, *words)
     assert plan["settings_sha256"] == tag["settings_sha256"]
 

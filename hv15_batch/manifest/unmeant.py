@@ -69,13 +69,13 @@ _NOTES = {
     "with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)"),
     "with choices such as {red|blue}, which are read as text": re.compile(r"\{[^{}]*\|[^{}]*\}"),
     "with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w"),
-    "that begin with # like a comment": re.compile(r"\A\s*#(?![0-9])"),
-    "that begin with a label such as Prompt:": re.compile(
+    "like comments, with # in front": re.compile(r"\A\s*#(?![0-9])"),
+    "with a label such as Prompt: in front": re.compile(
         r"\A\s*(?:positive )?prompt\s*[0-9]*\s*:", re.IGNORECASE
     ),
 }
 """What is reported, and how it is found; of several the first one that fits is told."""
-_LIST_NOTE = "that begin with a number or a bullet, like items of a list"
+_LIST_NOTE = "like items of a list, with a number or a bullet in front"
 MAX_EXAMPLE_CHARACTERS = 50
 
 
@@ -143,8 +143,7 @@ class Unmeant:
     def notes(self) -> list[str]:
         """What is taken as typed and may be meant otherwise, one line for each kind."""
         return [
-            f"Taken as typed: {'a prompt' if told.count == 1 else 'prompts'} {what} "
-            f"({format_places(told.lines, told.count, self._faults.unit)}): "
+            f"Taken as typed, {what} ({format_places(told.lines, told.count, self._faults.unit)}): "
             f"{shortened(told.example, MAX_EXAMPLE_CHARACTERS)}"
             for what, told in self._told.items()
         ]
@@ -224,6 +223,11 @@ def unmeant_rule(prompt: str) -> str | None:
             f"write them into columns, or {LITERAL}"
         )
     return None
+
+
+def is_unmeant(prompt: str) -> bool:
+    """Whether a prompt in a cell is taken with `manifest_literal=true` alone."""
+    return unmeant_rule(prompt) is not None
 
 
 _SUFFIXES = {"JSON Lines": ".jsonl", "JSON": ".json"}

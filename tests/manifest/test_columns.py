@@ -1,0 +1,212 @@
+"""Columns: names however they are spelled, names of other tools, and columns without a meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fakes.manifests import faults_of, read
+
+from hv15_batch.config.settings import Config, ManifestColumns, OtherColumns
+from hv15_batch.errors import Refused
+from hv15_batch.manifest._hints import meaning
+from hv15_batch.manifest.columns import KNOWN_COLUMNS, Reading, reading_of
+from hv15_batch.manifest.read import read_manifest
+from hv15_batch.model.variant import Task
+
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
+IGNORE = Reading(other=OtherColumns.ignore)
+TAG = Reading(other=OtherColumns.tag)
+
+
+def test_names_count_without_case_spaces_hyphens_and_marks_of_order() -> None:
+    header = " Prompt ,SEED,Negative Prompt,num-frames,Guidance_Scale,flowShift,TAG Scene,Tag-b"
+    row = read("p.csv", f"\ufeff\ufeff{header}\na cat,1,dark,9,5,7,roof,x\n").rows[0]
+
+    assert (row.prompt, row.seeds, row.negative_prompt) == ("a cat", (1,), "dark")
+    assert (row.num_frames, row.guidance_scale, row.flow_shift) == (9, 5.0, 7.0)
+    assert row.tags == {"tag_Scene": "roof", "tag_b": "x"}
+    assert read("p.jsonl", '{"PROMPT": "a", "Num Frames": 9}').rows[0].num_frames == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "prompt,Num Frames,num_frames\na,9,9\n"),
+        ("p.json", '[{"prompt": "a", "Num Frames": 9, "num_frames": 9}]'),
+        ("p.csv", "prompt,tag_A,tag_a\na,1,2\n"),
+    ],
+)
+def test_two_names_of_one_column_are_refused_with_both(name: str, content: str) -> None:
+    (fault,) = faults_of(name, content)
+
+    first, second = ("tag_A", "tag_a") if "tag" in content else ("Num Frames", "num_frames")
+    assert f"share it, {first} and {second}; rename or remove one." in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *((word, "prompt") for word in ("caption", "Text", "video_prompt", "prompt_en", "promt")),
+        *((word, "num_inference_steps") for word in ("steps", "Sampling Steps", "stpes")),
+        *((word, "guidance_scale") for word in ("cfg", "cfg-scale", "guidance", "guidance_scle")),
+        *((word, "num_frames") for word in ("frames", "length", "video_length", "num_frmaes")),
+        *((word, "negative_prompt") for word in ("negative", "neg", "negativ_prompt")),
+        *((word, "image") for word in ("image_path", "img", "first_frame", "imge")),
+        *((word, "flow_shift") for word in ("shift", "flow_shfit")),
+        *((word, "id") for word in ("filename", "name", "video_id")),
+        ("w", "width"),
+        ("h", "height"),
+        ("hieght", "height"),
+        ("Seeds", "seed"),
+        ("frame rate", "fps"),
+    ],
+)
+def test_a_name_of_another_tool_is_told_with_its_meaning(name: str, known: str) -> None:
+    prompt = "" if known == "prompt" else "prompt,"
+    (fault, *_) = faults_of("p.csv", f"{prompt}{name}\na" + ",1" * bool(prompt) + "\n")
+
+    assert f"the nearest known name is {known}; rename it, type " in fault
+    assert f"manifest_columns.{known}={name}" in fault
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("videopath", "video_path", "weight", "weights", "speed", "light", "style", "scene"),
+        *("category", "sequence", "with", "need", "feed", "test", "stage", "stops", "idea"),
+        *("frame", "duration", "size", "resolution", "model", "loras", "join", "score", "source"),
+        *("temps", "wide", "eight", "mage", "hit", "fits", "prompter_name", "image_embedding"),
+        *("embedded_guidance", "shiftwork", "negation", "timestamp", "x" * 100, "", "\u0301"),
+    ],
+)
+def test_no_wrong_hint_is_given(name: str) -> None:
+    assert meaning(name, KNOWN_COLUMNS) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("resolution", "two columns, height and width"), ("duration", "num_frames, and counts")],
+)
+def test_what_has_no_column_of_its_own_is_told_where_it_goes(name: str, where: str) -> None:
+    (fault,) = faults_of("p.csv", f"prompt,{name}\na,1\n")
+
+    assert where in fault
+
+
+def test_a_hint_never_names_a_column_that_is_there() -> None:
+    (fault,) = faults_of("p.csv", "prompt,text,caption\na,b,c\n")
+
+    assert "columns=text, caption: a manifest has no such columns" in fault
+    assert "nearest" not in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "Caption,steps\na cat,9\n"),
+        ("p.tsv", "caption\tsteps\na cat\t9\n"),
+        ("p.jsonl", '{"caption": "a cat", "steps": 9}'),
+        ("p.json", '[{"caption": "a cat", "steps": 9}]'),
+    ],
+)
+def test_a_column_stands_for_another_where_the_settings_say_so(name: str, content: str) -> None:
+    reading = Reading(names={"prompt": "caption", "num_inference_steps": "steps"})
+
+    (row,) = read(name, content, reading=reading).rows
+
+    assert (row.prompt, row.num_inference_steps) == ("a cat", 9)
+    assert len(faults_of(name, content)) == 2
+
+
+def test_a_mapping_without_its_column_or_beside_the_real_one_is_refused() -> None:
+    reading = Reading(names={"prompt": "caption"})
+
+    for name, content in {"p.csv": "text\na\n", "p.jsonl": '{"text": "a"}', "p.txt": "a"}.items():
+        faults = faults_of(name, content, reading=reading)
+        assert any("manifest_columns.prompt=caption: the file has no such" in f for f in faults)
+    (fault,) = faults_of("p.csv", "prompt,caption\na,b\n", reading=reading)
+    assert "column=prompt: manifest_columns.prompt=caption takes another column in its" in fault
+
+
+def test_one_column_cannot_stand_for_two() -> None:
+    columns = ManifestColumns(prompt="text", id="text")
+
+    with pytest.raises(Refused, match="^manifest_columns.id=text: a column stands for one thing"):
+        reading_of(Config(manifest_columns=columns))
+
+
+def test_five_hundred_rows_with_a_foreign_prompt_column_are_one_message() -> None:
+    (fault,) = faults_of("p.jsonl", '{"caption": "a cat"}\n' * 527)
+
+    assert fault.startswith("p.jsonl:1: column=caption: ")
+
+
+def test_other_columns_are_left_out_or_become_labels() -> None:
+    record = {"prompt": "a", "style": "noir", "score": 0.5, "ids": [1, 2], "meta": {"b": None}}
+    frame = pd.DataFrame([record])
+    frame.to_parquet("p.parquet")
+    content = json.dumps([record])
+
+    for reading, tags in (
+        {
+            IGNORE: {},
+            TAG: {
+                "tag_style": "noir",
+                "tag_score": "0.5",
+                "tag_ids": "[1, 2]",
+                "tag_meta": '{"b": null}',
+            },
+        }.items()
+        if False
+        else ((IGNORE, {}), (TAG, None))
+    ):
+        for manifest in (
+            read("p.json", content, reading=reading),
+            read_manifest(Path("p.parquet"), Task.t2v, reading),
+        ):
+            expected = (
+                tags
+                if tags is not None
+                else {
+                    "tag_style": "noir",
+                    "tag_score": "0.5",
+                    "tag_ids": "[1, 2]",
+                    "tag_meta": '{"b": null}',
+                }
+            )
+            assert manifest.rows[0].tags == expected
+            how = "Left out" if reading is IGNORE else "Taken as labels"
+            (note,) = manifest.notes
+            assert note.startswith(f"{how}, as manifest_other=")
+            assert note.endswith(": style, score, ids, meta")
+
+
+def test_a_label_made_of_a_column_does_not_take_the_place_of_another() -> None:
+    (fault,) = faults_of("p.csv", "prompt,tag_style,style\na,1,2\n", reading=TAG)
+
+    assert "share it, tag_style and style; rename or remove one." in fault
+
+
+def test_what_may_be_a_column_of_another_name_is_told_where_it_is_left_out() -> None:
+    manifest = read("p.csv", "prompt,steps,mood\na,9,calm\n", reading=IGNORE)
+
+    assert manifest.notes == (
+        "Left out, as manifest_other=ignore says: steps (meant as num_inference_steps?), mood",
+    )
+    for name, content in {"p.csv": "caption,mood\na,b\n", "p.jsonl": '{"caption": "a"}'}.items():
+        faults = faults_of(name, content, reading=IGNORE)
+        assert any("type manifest_columns.prompt=caption" in fault for fault in faults)
+
+
+def test_thirty_columns_without_a_meaning_are_one_message() -> None:
+    names = ",".join(f"column_{number:02}" for number in range(30))
+
+    (fault,) = faults_of("p.csv", f"prompt,{names}\na{',' * 30}\n")
+
+    assert "column_00, column_01" in fault
+    assert "and 22 more: a manifest has no such columns" in fault
+    assert "manifest_other=tag takes all such columns as labels, manifest_other=ignore" in fault
