@@ -55,7 +55,7 @@ def test_two_names_of_one_column_are_refused_with_both(name: str, content: str) 
         *((word, "guidance_scale") for word in ("cfg", "cfg-scale", "guidance", "guidance_scle")),
         *((word, "num_frames") for word in ("frames", "length", "video_length", "num_frmaes")),
         *((word, "negative_prompt") for word in ("negative", "neg", "negativ_prompt")),
-        *((word, "image") for word in ("image_path", "img", "first_frame", "imge")),
+        *((word, "image") for word in ("image_path", "img", "first_frame", "iamge")),
         *((word, "flow_shift") for word in ("shift", "flow_shfit")),
         *((word, "id") for word in ("filename", "name", "video_id")),
         ("w", "width"),
@@ -100,7 +100,7 @@ def test_what_has_no_column_of_its_own_is_told_where_it_goes(name: str, where: s
 def test_a_hint_never_names_a_column_that_is_there() -> None:
     (fault,) = faults_of("p.csv", "prompt,text,caption\na,b,c\n")
 
-    assert "columns=text, caption: a manifest has no such columns" in fault
+    assert "columns=text, caption: a manifest has none of these 2" in fault
     assert "nearest" not in fault
 
 
@@ -135,7 +135,7 @@ def test_a_mapping_without_its_column_or_beside_the_real_one_is_refused() -> Non
 def test_one_column_cannot_stand_for_two() -> None:
     columns = ManifestColumns(prompt="text", id="text")
 
-    with pytest.raises(Refused, match="^manifest_columns.id=text: a column stands for one thing"):
+    with pytest.raises(Refused, match=r"^manifest_columns\.id=text: a column stands for one thing"):
         reading_of(Config(manifest_columns=columns))
 
 
@@ -147,42 +147,21 @@ def test_five_hundred_rows_with_a_foreign_prompt_column_are_one_message() -> Non
 
 def test_other_columns_are_left_out_or_become_labels() -> None:
     record = {"prompt": "a", "style": "noir", "score": 0.5, "ids": [1, 2], "meta": {"b": None}}
-    frame = pd.DataFrame([record])
-    frame.to_parquet("p.parquet")
-    content = json.dumps([record])
+    pd.DataFrame([record]).to_parquet("p.parquet")
+    labels = {
+        "tag_style": "noir",
+        "tag_score": "0.5",
+        "tag_ids": "[1, 2]",
+        "tag_meta": '{"b": null}',
+    }
+    for reading, tags, how in ((IGNORE, {}, "Left out"), (TAG, labels, "Taken as labels")):
+        of_json = read("p.json", json.dumps([record]), reading=reading)
+        of_parquet = read_manifest(Path("p.parquet"), Task.t2v, reading)
 
-    for reading, tags in (
-        {
-            IGNORE: {},
-            TAG: {
-                "tag_style": "noir",
-                "tag_score": "0.5",
-                "tag_ids": "[1, 2]",
-                "tag_meta": '{"b": null}',
-            },
-        }.items()
-        if False
-        else ((IGNORE, {}), (TAG, None))
-    ):
-        for manifest in (
-            read("p.json", content, reading=reading),
-            read_manifest(Path("p.parquet"), Task.t2v, reading),
-        ):
-            expected = (
-                tags
-                if tags is not None
-                else {
-                    "tag_style": "noir",
-                    "tag_score": "0.5",
-                    "tag_ids": "[1, 2]",
-                    "tag_meta": '{"b": null}',
-                }
-            )
-            assert manifest.rows[0].tags == expected
-            how = "Left out" if reading is IGNORE else "Taken as labels"
-            (note,) = manifest.notes
-            assert note.startswith(f"{how}, as manifest_other=")
-            assert note.endswith(": style, score, ids, meta")
+        assert of_json.rows[0].tags == of_parquet.rows[0].tags == tags
+        assert of_json.notes == of_parquet.notes
+        assert of_json.notes[0].startswith(f"{how}, as manifest_other=")
+        assert of_json.notes[0].endswith(": style, score, ids, meta")
 
 
 def test_a_label_made_of_a_column_does_not_take_the_place_of_another() -> None:
@@ -208,5 +187,5 @@ def test_thirty_columns_without_a_meaning_are_one_message() -> None:
     (fault,) = faults_of("p.csv", f"prompt,{names}\na{',' * 30}\n")
 
     assert "column_00, column_01" in fault
-    assert "and 22 more: a manifest has no such columns" in fault
+    assert "a manifest has none of these 30, and the known names are prompt, id" in fault
     assert "manifest_other=tag takes all such columns as labels, manifest_other=ignore" in fault

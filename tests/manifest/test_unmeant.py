@@ -154,7 +154,7 @@ def test_a_cell_that_begins_with_a_hash_is_a_prompt_and_is_reported() -> None:
     single = read("p.csv", "prompt\n# one\nA cat\n")
 
     assert [row.prompt for row in single.rows] == ["# one", "A cat"]
-    note = "Taken as typed: a prompt that begins with # like a comment (1 row: line 2): # one"
+    note = "Taken as typed, like comments, with # in front (1 row: line 2): # one"
     assert manifest.notes == single.notes == (note,)
 
 
@@ -200,7 +200,7 @@ def test_prompts_that_only_in_part_look_like_a_list_are_taken_and_reported() -> 
 
     assert len(manifest.rows) == 3
     assert manifest.notes == (
-        "Taken as typed: prompts that begin with a number or a bullet, like items of a list "
+        "Taken as typed, like items of a list, with a number or a bullet in front "
         "(2 rows: lines 1, 2): 1. A cat",
     )
     assert read("p.txt", "3. Liga\nA dog\nA bird\n").notes == ()
@@ -217,15 +217,16 @@ def test_prompts_that_only_in_part_look_like_a_list_are_taken_and_reported() -> 
         ("A cat BREAK a dog", "with BREAK, which is read as a word"),
         ("A {red|blue} cat", "with choices such as {red|blue}, which are read as text"),
         ("A cat, embedding:easy", "with embedding:name, which is read as text"),
-        ("Prompt: A cat", "that begin with a label such as Prompt:"),
+        ("Prompt: A cat", "with a label such as Prompt: in front"),
     ],
 )
 def test_what_may_be_meant_is_taken_and_told_in_a_line(prompt: str, what: str) -> None:
-    manifest = read("p.txt", f"A dog\n{prompt}\n" + f"{prompt} again\n" * (prompt[0] not in "\"'"))
+    content = f"A dog\n{prompt}\n{prompt}\nA bird\n"
+
+    manifest = read("p.txt", content)
 
     assert manifest.rows[1].prompt == prompt
-    (note, *_) = manifest.notes
-    assert note.startswith("Taken as typed: ")
-    assert what.split(",")[0].removeprefix("that begin") in note
-    assert note.endswith(f": {prompt}")
-    assert read("p.txt", f"A dog\n{prompt}\n", reading=LITERAL).notes == ()
+    (note,) = manifest.notes
+    assert note.startswith(f"Taken as typed, {what}")
+    assert note.endswith(f" (2 rows: lines 2, 3): {prompt}")
+    assert read("p.txt", content, reading=LITERAL).notes == ()

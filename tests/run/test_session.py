@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,16 @@ from typing import Any
 
 import pytest
 import yaml
+from fakes.pages import read_data
 from fakes.runs import FakeExecutor, FakeRenderer, Project, read_csv
 from omegaconf import OmegaConf
 
 from hv15_batch.config.settings import (
     OF_ONE_COMMAND,
     Config,
+    ManifestColumns,
     OffloadConfig,
+    OtherColumns,
     RetryConfig,
     SamplingConfig,
     VideoConfig,
@@ -583,16 +587,58 @@ def test_settings_that_are_no_yaml_are_refused_with_their_path(project: Project)
     assert refusal(project).startswith(f"{path}: not readable as settings of this version (")
 
 
-def test_two_rows_that_make_the_same_clip_are_refused_with_both_lines(project: Project) -> None:
+def test_a_clip_of_two_rows_is_rendered_once_and_both_ids_are_known(project: Project) -> None:
     project.write("id,prompt,seed", "cat,a cat,1 2", "dog,a dog,1", "tom,a cat,2")
+    note = "Rendered once, though asked for again: 1 clip, once more: line 4 as line 2"
 
-    message = refusal(project)
+    assert project.run(dry_run=True) == 0
+    assert note in project.said
+    assert project.run() == 0
 
-    assert message == (
-        f"{project.manifest}:4: seed=2: makes the same clip as line 2; remove one of them, or "
-        "change its seed or settings."
-    )
-    assert not project.run_dir.path.exists()
+    assert note in project.said[:3]
+    assert sorted(job.rsplit("_", 1)[0] for job in project.did()) == [
+        "denoise cat_s1", "denoise cat_s2", "denoise dog_s1",
+    ]  # fmt: skip
+    assert [record["row_id"] for record in project.records()].count("tom") == 0
+    table = read_csv(project.run_dir.clips_table)
+    assert [(row["row_id"], row["other_ids"]) for row in table if row["seed"] == "2"] == [
+        ("cat", "tom")
+    ]
+    for only, count in {"tom": 1, "cat": 2, "cat,tom": 2, "dog": 1}.items():
+        assert project.run(only=only, force=True) == 0
+        assert len(project.did()) == count
+    with pytest.raises(Refused, match="no row has that id; ids are"):
+        project.run(only="tim")
+
+
+def test_a_page_shows_and_finds_a_clip_by_the_ids_of_all_its_rows(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "tom,a cat")
+    project.run()
+
+    (clip,) = read_data(project.run_dir.path)["clips"]
+    assert (clip["rowId"], clip["otherIds"]) == ("cat", ["tom"])
+
+
+def test_a_run_is_resumed_and_made_again_from_its_page_with_the_columns_it_was_read_with(
+    project: Project,
+) -> None:
+    project.write("Caption,mood", "a cat,calm", "# a dog --seed 5,wild")
+    columns = ManifestColumns(prompt="Caption")
+    other = OtherColumns.tag
+    assert project.run(manifest_columns=columns, manifest_other=other, manifest_literal=True) == 0
+
+    stored = latest_settings(project.run_dir)
+
+    assert stored.manifest_columns == columns
+    assert (stored.manifest_other, stored.manifest_literal) == (other, True)
+    assert {json.loads(record["tags"])["tag_mood"] for record in project.records()} == {
+        "calm",
+        "wild",
+    }
+    for clip in read_data(project.run_dir.path)["clips"]:
+        words = shlex.split(clip["command"])
+        assert {"manifest_literal=true", "manifest_other=tag"} < set(words)
+        assert "manifest_columns.prompt=Caption" in words
 
 
 def test_a_typed_default_that_every_row_beats_is_refused(project: Project) -> None:

@@ -86,11 +86,14 @@ def guess(sample: bytes) -> Encoding:
         even, odd = sample[::2].count(0), sample[1::2].count(0)
         return _UTF16_LE if odd >= even else _UTF16_BE
     high = bytes(byte for byte in sample if byte >= 0x80)
+    mean_run = _mean_run(sample)
     for encoding, codec, script, share in _EAST_ASIAN:
-        if _share(sample, codec, script) >= share:
+        # A single letter with an accent and its neighbour are two bytes too.
+        is_possible = codec == "cp932" or mean_run >= 1.9
+        if is_possible and _share(sample, codec, script) >= share:
             return encoding
     # Cyrillic words are made of high bytes alone, Latin ones have single ones among letters.
-    if _mean_run(sample) >= 3 and sum(byte >= 0xC0 for byte in high) >= 0.9 * len(high):
+    if mean_run >= 3 and sum(byte >= 0xC0 for byte in high) >= 0.8 * len(high):
         return _CYRILLIC
     return _MAC if _MAC_LETTERS.search(sample) else _LATIN
 
@@ -104,7 +107,6 @@ def _share(sample: bytes, codec: str, script: str) -> float:
         return 0.0
     foreign = [character for character in text if ord(character) >= 0x80]
     found = re.findall(f"[{script}]", "".join(foreign))
-    # A single letter with an accent and its neighbour are two bytes too.
     return len(found) / len(foreign) if len(foreign) > 1 else 0.0
 
 

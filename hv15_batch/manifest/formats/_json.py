@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from hv15_batch.manifest._hints import meaning
 from hv15_batch.manifest.cells import Faults
-from hv15_batch.manifest.columns import Columns, Unreadable
+from hv15_batch.manifest.columns import KNOWN_COLUMNS, Columns, Unreadable
 from hv15_batch.manifest.formats._lines import MAX_LINE_BYTES, Lines
 from hv15_batch.manifest.rows import Record
 from hv15_batch.units import MIB, format_value
@@ -138,12 +139,15 @@ def _no_record_rule(text: str, place: int, columns: Columns) -> str | None:
         return None if text[place] == "{" else f"{rule}; write it as one"
     if not isinstance(value, dict):
         return f"{rule}; write it as one"
-    known = [item for name, item in value.items() if columns.is_expected(name)]
-    if any(isinstance(item, dict) for item in known):
-        return f'{rule}: columns; in pandas write it with orient="records"'
-    if known:
-        return None
     lists = [name for name, item in value.items() if isinstance(item, list)]
+    known = {name: item for name, item in value.items() if columns.is_expected(name)}
+    prompts = [item for name, item in known.items() if meaning(name, KNOWN_COLUMNS) == "prompt"]
+    if any(isinstance(item, dict) for item in known.values()) or (
+        any(isinstance(item, list) for item in prompts) and len(lists) > 1
+    ):
+        return f'{rule}: columns; in pandas write it with orient="records"'
+    if known and not any(isinstance(item, list) for item in prompts):
+        return None
     if lists:
         inside = f"the array is its member {format_value(lists[0])}"
         return f"{rule}: {inside}; write that array alone into a .json file"
