@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from fakes.manifests import faults_of, read
+from fakes.command import Answer
+from fakes.manifests import faults_of, read, write
 
+from hv15_batch import api
 from hv15_batch.config.settings import Config, ManifestColumns, OtherColumns
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._hints import meaning
@@ -18,6 +21,7 @@ from hv15_batch.model.variant import Task
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
+Command = Callable[..., Answer]
 IGNORE = Reading(other=OtherColumns.ignore)
 TAG = Reading(other=OtherColumns.tag)
 
@@ -189,3 +193,65 @@ def test_thirty_columns_without_a_meaning_are_one_message() -> None:
     assert "column_00, column_01" in fault
     assert "a manifest has none of these 30, and the known names are prompt, id" in fault
     assert "manifest_other=tag takes all such columns as labels, manifest_other=ignore" in fault
+
+
+def test_the_settings_are_typed_as_text_or_stand_in_an_experiment(command: Command) -> None:
+    name = "Video Caption (en), ${long}"
+    write("p.csv", f'"{name}",mood\n# a cat --seed 5,calm\n')
+    Path("mine/experiment").mkdir(parents=True)
+    write(
+        "mine/experiment/sheets.yaml",
+        "# @package _global_\nmanifest_literal: true\nmanifest_other: ignore\n"
+        "manifest_columns:\n  prompt: 'Video Caption (en), \\${long}'\n",
+    )
+    typed = (f"manifest_columns.prompt={name}", "manifest_other=tag", "manifest_literal=true")
+
+    for words in (typed, ("--config-dir=mine", "experiment=sheets")):
+        answer = command("p.csv", "model=tiny_t2v", *words, "--dry-run")
+        assert answer.code == 0, answer.err
+        assert "p.csv: 1 row, 1 clip: 1 new" in answer.out
+        assert "as manifest_other=" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("manifest_other=keep", "manifest_other"),
+        ("manifest_literal=maybe", "manifest_literal"),
+        ("manifest_columns.caption=prompt", "there is no setting manifest_columns.caption."),
+        ("manifest_columns=caption", "manifest_columns is a section; set its members, for ex"),
+        ("manifest_columns.prmpt=x", "Did you mean manifest_columns.prompt?"),
+    ],
+)
+def test_what_is_no_such_setting_is_refused(command: Command, word: str, told: str) -> None:
+    write("p.csv", "prompt\na cat\n")
+
+    answer = command("p.csv", "model=tiny_t2v", word, "--dry-run")
+
+    assert answer.code == 2
+    assert told in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_sweep_reads_the_manifest_alike_in_every_job(command: Command) -> None:
+    write("p.csv", "caption\na cat\n")
+
+    answer = command(
+        *("-m", "p.csv", "model=tiny_t2v", "manifest_columns.prompt=caption"),
+        *("override.fps=12,24", "--dry-run"),
+    )
+
+    assert answer.code == 0, answer.err
+    assert answer.out.count("p.csv: 1 row, 1 clip") == 2
+
+
+def test_rows_of_a_data_frame_follow_the_same_settings(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"Caption": ["a cat", None], "mood": ["calm", None]})
+    config = api.load_config(
+        "model=tiny_t2v", "manifest_columns.prompt=caption", "manifest_other=tag"
+    )
+
+    (planned,) = api.plan(config, rows).clips
+
+    assert planned.clip.settings.prompt == "a cat"
+    assert planned.clip.tags == {"tag_mood": "calm"}
