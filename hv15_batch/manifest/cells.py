@@ -201,8 +201,12 @@ def parse_id(value: Any) -> str:
     Raises:
         ValueError: It cannot name a file everywhere, or would be taken for a temporary one.
     """
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not _ID.fullmatch(text):
+    if isinstance(value, str):
+        text = value.strip()
+    else:
+        number = _WHOLE.fullmatch(_number_text(value))  # 7.0, as pandas writes it, is 7
+        text = number[1] + number[2] if number else ""
+    if not _ID.fullmatch(text):
         raise ValueError(
             "an id is 1 to 64 of A-Z a-z 0-9 . _ -; use only these, "
             "or leave it empty and it is made from the prompt"

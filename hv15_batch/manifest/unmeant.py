@@ -19,8 +19,9 @@ from hv15_batch.units import shortened
 
 LITERAL = "type manifest_literal=true if it is meant as it stands"
 
+# No pattern here takes more than linear time: a prompt may have a million characters.
 # Text in quotation marks is what the model writes into the picture.
-_QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
+_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
 _WHOLE = re.compile(r'\A\s*(?:"[^"]*"|“[^”]*”)\s*\Z')
 
 _COMMENT = re.compile(r"\s*(?:#(?![0-9])|//|;|<!--|/\*)")
@@ -30,7 +31,7 @@ _RULE = re.compile(r"\s*(?:([-=*_~#])\1{2,}|```.*)\s*")
 _INFOTEXT = re.compile(r"^Negative prompt:|^Steps: [0-9]+, [A-Z]", re.MULTILINE)
 """Lines that A1111 writes below a prompt."""
 _LORA = re.compile(r"<(?:lora|lyco|locon|hypernet):[^<>]+>", re.IGNORECASE)
-_WILDCARD = re.compile(r"(?<![\w_])__[A-Za-z][\w*/-]+?__(?![\w_])")
+_WILDCARD = re.compile(r"(?<![\w_])__[A-Za-z][\w*/-]{1,60}?__(?![\w_])")
 
 _NUMERIC_OPTIONS = (
     "w|h|d|s|l|g|f|fs|n|b|t|am|ar|aspect|v|q|c|iw|cw|sw|gs|cfg|cfg[_-]scale|fps|seed|steps|width|"
@@ -64,10 +65,10 @@ _NOTES = {
         r"\A\s*(?:'[^']*'|«[^»]*»)\s*\Z"
     ),
     "with weights such as (word:1.3), which are read as text": re.compile(
-        r"\([^()]*[^\d\s()][^()]*:\s*[0-9]?\.[0-9]+\)|\(\([^()]+\)\)"
+        r"\([^()]{0,100}[^\d\s()][^()]{0,20}:\s?[0-9]?\.[0-9]{1,4}\)|\(\([^()]+\)\)"
     ),
     "with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)"),
-    "with choices such as {red|blue}, which are read as text": re.compile(r"\{[^{}]*\|[^{}]*\}"),
+    "with choices such as {red|blue}, which are read as text": re.compile(r"\{[^{}|]*\|[^{}]*\}"),
     "with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w"),
     "like comments, with # in front": re.compile(r"\A\s*#(?![0-9])"),
     "with a label such as Prompt: in front": re.compile(

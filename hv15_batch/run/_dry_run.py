@@ -1,4 +1,7 @@
-"""The dry run's table: what would be rendered, how, and why. At most 20 lines."""
+"""The dry run's table: what would be rendered, how, and why.
+
+At most 20 lines, and one for each thing to be told of the manifest.
+"""
 
 from __future__ import annotations
 

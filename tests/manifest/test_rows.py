@@ -40,6 +40,17 @@ def test_every_column_is_read() -> None:
     assert row.tags == {"tag_scene": "roof"}
 
 
+def test_an_id_is_read_without_spaces_around_it_and_as_a_whole_number() -> None:
+    rows = read("p.csv", "prompt,id\na, cat \nb,7\n").rows
+    records = [{"prompt": "a", "id": 7.0}, {"prompt": "b", "id": None}, {"prompt": "c", "id": 12}]
+
+    assert [row.id for row in rows] == ["cat", "7"]
+    assert [row.id for row in read("p.json", json.dumps(records)).rows if row.id_given] == [
+        "7",
+        "12",
+    ]
+
+
 def test_an_empty_cell_is_the_default() -> None:
     [row] = read(
         "p.csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from fakes.manifests import LITERAL, faults_of, read
@@ -230,3 +231,16 @@ def test_what_may_be_meant_is_taken_and_told_in_a_line(prompt: str, what: str) -
     assert note.startswith(f"Taken as typed, {what}")
     assert note.endswith(f" (2 rows: lines 2, 3): {prompt}")
     assert read("p.txt", content, reading=LITERAL).notes == ()
+
+
+@pytest.mark.parametrize(
+    "piece", ["\u201c", "(a ", "{|", "__a-", '"', "((", " --", "<lora:", "(a:1.", "{a|", " -", "*"]
+)
+def test_a_prompt_of_a_million_characters_is_looked_at_in_time(piece: str) -> None:
+    prompt = (piece * 1_000_000)[:999_000] + " a cat"
+
+    started = time.process_time()
+    rows = read("p.json", json.dumps([prompt])).rows
+
+    assert [row.prompt for row in rows] == [prompt]
+    assert time.process_time() - started < 3
