@@ -245,15 +245,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + more
 
 
+_OTHERS = "manifest_other=tag takes such columns as labels, manifest_other=ignore leaves them out"
 _LABEL = f"or begin it with {TAG_PREFIX} if it is a label of your own"
 
 
 def _misnamed_rule(name: str, hint: str | None) -> str:
     if hint is None:
-        return f"a manifest has no such column, and {advice(name)}; write it there, {_LABEL}"
+        rule = f"a manifest has no such column, and {advice(name)}; write it there"
+        return f"{rule}, {_LABEL}; {_OTHERS}"
     return (
         f"a manifest has no such column, and the nearest known name is {hint}; rename it, "
-        f"type {_mapping(hint, name)}, {_LABEL}"
+        f"type {_mapping(hint, name)}, {_LABEL}; {_OTHERS}"
     )
 
 

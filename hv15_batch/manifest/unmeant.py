@@ -46,7 +46,7 @@ _TEXT_OPTIONS = (
 _NUMBER = r"[ =][-+]?[0-9.]"
 _OPTION = re.compile(
     rf"(?:^|(?<=\s))(?:--|[\u2013\u2014])(?:{_NUMERIC_OPTIONS}){_NUMBER}"
-    rf"|(?:^|(?<=\s))--(?:(?:{_TEXT_OPTIONS})(?:[ =]\S|$)|style raw\b|i[ =]\S*[./]\S)"
+    rf"|(?:^|(?<=\s))--(?:(?:{_TEXT_OPTIONS})(?:[ =]\S|$)|style raw\b|[ect]?i[ =]\S*[./]\S)"
     rf"|(?<=\s)-(?:ar|gs|fps|seed|motion){_NUMBER}|(?<=\s)-neg \S"
 )
 """`--w 832`, `--n blurry`, `--seed=5`, with the dash that an editor made of two, and `-ar 16:9`.
@@ -63,6 +63,9 @@ _NOTES = {
     "in quotation marks as a whole, all of which is text to be written into the picture": _WHOLE,
     "in quotation marks as a whole, which stay part of it": re.compile(
         r"\A\s*(?:'[^']*'|«[^»]*»)\s*\Z"
+    ),
+    "in quotation marks with a comma behind, like items of a list in code": re.compile(
+        r"\A\s*(?:\"[^\"]*\"|'[^']*')\s*,\s*\Z"
     ),
     "with weights such as (word:1.3), which are read as text": re.compile(
         r"\([^()]{0,100}[^\d\s()][^()]{0,20}:\s?[0-9]?\.[0-9]{1,4}\)|\(\([^()]+\)\)"

@@ -45,7 +45,7 @@ KNOWN = (
     "the known names are prompt, id, seed, negative_prompt, image, height, width, num_frames, "
     "num_inference_steps, guidance_scale, flow_shift, fps"
 )
-OTHERS = "manifest_other=tag takes all such columns as labels, manifest_other=ignore none"
+OTHERS = "manifest_other=tag takes such columns as labels, manifest_other=ignore leaves them out"
 TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
 SIDE = "must be a multiple of 16; write it in digits, like 480"
 FRAMES = "must be 4n+1; write it in digits, like 121"

@@ -117,9 +117,9 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "unknown columns": (
         "p.csv", "prompt,cat_of_mine_zzzz,frames,my style,cfg\na,1,2,3,4\n",
         ("p.csv:1: column=frames: a manifest has no such column, and the nearest known name is "
-         f"num_frames; rename it, type manifest_columns.num_frames=frames, {LABEL}.",
+         f"num_frames; rename it, type manifest_columns.num_frames=frames, {LABEL}; {OTHERS}.",
          "p.csv:1: column=cfg: a manifest has no such column, and the nearest known name is "
-         f"guidance_scale; rename it, type manifest_columns.guidance_scale=cfg, {LABEL}.",
+         f"guidance_scale; rename it, type manifest_columns.guidance_scale=cfg, {LABEL}; {OTHERS}.",
          f"p.csv:1: columns=cat_of_mine_zzzz, my style: a manifest has none of these 2, and {KNOWN}"
          "; correct or remove them, or begin them with tag_ if they are labels of your own; "
          f"{OTHERS}."),
@@ -127,12 +127,13 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "prompt column of another tool": (
         "p.csv", "Video Caption,seed\na,x\n",
         ("p.csv:1: column=Video Caption: a manifest has no such column, and the nearest known name "
-         f"is prompt; rename it, type 'manifest_columns.prompt=Video Caption', {LABEL}.",),
+         f"is prompt; rename it, type 'manifest_columns.prompt=Video Caption', {LABEL}; "
+         f"{OTHERS}.",),
     ),
     "misspelt prompt column": (
         "p.csv", "promt,seed\na,x\n",
         ("p.csv:1: column=promt: a manifest has no such column, and the nearest known name is "
-         f"prompt; rename it, type manifest_columns.prompt=promt, {LABEL}.",),
+         f"prompt; rename it, type manifest_columns.prompt=promt, {LABEL}; {OTHERS}.",),
     ),
     "no prompt column": (
         "p.csv", "id,seed\na,1\n",
@@ -284,7 +285,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
         "p.jsonl", '{"prompt": "a", "steps_": 1}\n' * 3,
         ("p.jsonl:1: column=steps_: a manifest has no such column, and the nearest known name is "
          "num_inference_steps; rename it, type manifest_columns.num_inference_steps=steps_, "
-         f"{LABEL}.",),
+         f"{LABEL}; {OTHERS}.",),
     ),
     "JSON without a prompt": (
         "p.jsonl", '{"seed": 1}\n{"prompt": null}\n{"prompt": null, "seed": 2}\n',

@@ -27,6 +27,7 @@ OPTIONS = (
     '"A cat" --w 832',
     '"A cat --w 832"',
     "A cat --i frames/first.png",
+    "A cat --ci control.mp4",
 )
 MARKS = (
     "A cat <lora:fluffy:0.8> runs",
@@ -212,6 +213,7 @@ def test_prompts_that_only_in_part_look_like_a_list_are_taken_and_reported() -> 
     [
         ('"A cat runs"', "in quotation marks as a whole, all of which is text to be written into"),
         ("\u201cA cat runs\u201d", "in quotation marks as a whole, all of which is text"),
+        ('"A cat runs",', "in quotation marks with a comma behind, like items of a list in code"),
         ("'A cat runs'", "in quotation marks as a whole, which stay part of it"),
         ("A (fluffy:1.3) cat", "with weights such as (word:1.3), which are read as text"),
         ("A ((fluffy)) cat", "with weights such as (word:1.3), which are read as text"),
