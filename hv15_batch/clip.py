@@ -196,10 +196,11 @@ def _clip_id(row_id: str, seed: int, settings_sha256: str) -> str:
     return f"{row_id}_s{seed}_{settings_sha256[:8]}"
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def _canonical_sha256(value: dict[str, Any]) -> str:
-    text = json.dumps(
-        {"schema": SCHEMA, **value}, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
+    text = _CANONICAL.encode({"schema": SCHEMA, **value})
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

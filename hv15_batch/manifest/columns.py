@@ -271,6 +271,4 @@ def _unknown_rule(count: int) -> str:
     else:
         label = f"or begin them with {TAG_PREFIX} if they are labels of your own"
         rule = f"a manifest has none of these {count}, and {known}; correct or remove them, {label}"
-    return (
-        f"{rule}; manifest_other=tag takes all such columns as labels, manifest_other=ignore none"
-    )
+    return f"{rule}; {_OTHERS}"
