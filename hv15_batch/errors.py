@@ -9,10 +9,13 @@ EXIT_FAULT = 1
 EXIT_REFUSED = 2
 """Configuration, command line or manifest refused; nothing was touched."""
 EXIT_SOME_FAILED = 3
+"""Some clips failed; the next run tries them again."""
 EXIT_STOPPED = 4
-"""Stopped early, resumable."""
+"""Stopped early: the message says why, for example disk, card or log lost, `until=`, bad clips."""
 EXIT_SIGINT = 130
+"""Interrupted by Ctrl-C."""
 EXIT_SIGTERM = 143
+"""Ended by SIGTERM, or by a terminal that was closed."""
 
 
 class Refused(ValueError):

@@ -103,6 +103,7 @@ class OffloadConfig:
     """One offload profile: one YAML under `conf/offload/`."""
 
     kind: OffloadKind = OffloadKind.auto
+    """Where transformer, VAE and encoders live; typed as `offload=NAME`."""
 
 
 @dataclass
@@ -110,6 +111,7 @@ class DispatchConfig:
     """Which executor renders: one YAML under `conf/dispatch/`."""
 
     kind: DispatchKind = DispatchKind.local
+    """`local` is a child process on this machine; typed as `dispatch=NAME`."""
 
 
 @dataclass
@@ -119,8 +121,8 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` (by the card's compute capability, see README.md) or a backend name of diffusers'
-    attention dispatcher; names in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` goes by the card's compute capability. Any name of diffusers' attention dispatcher can
+    be typed; names in `_hub` fetch compiled code from the hub and run it."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False
@@ -140,6 +142,7 @@ class VideoConfig:
     """How frames become a file. All of it is part of a clip's settings."""
 
     codec: VideoCodec = VideoCodec.h264
+    """`h264` in `.mp4`, or `ffv1`, lossless, in `.mkv`."""
     crf: int = bounded(17, 0, 51, about="x264 takes 0 (lossless) to 51 (worst); try 17")
     """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
     preset: str = "medium"
@@ -253,7 +256,9 @@ class Config:
     add: bool = False
     """Allow new settings in a run directory that holds clips of other settings."""
     order: Order = Order.takes
+    """`takes`: every row's first seed, then every second one. `rows`: row by row."""
     check_files: FileCheck = FileCheck.size
+    """What a finished clip's file must show to count as done: its logged size, or all its bytes."""
     keep_latents: bool = True
     """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -118,8 +118,11 @@ class ModelConfig:
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained
+    """`random` builds the full size with seeded random weights and no download, to measure."""
     task: Task = Task.t2v
+    """Text to video, or image to video."""
     distillation: Distillation = Distillation.none
+    """`cfg`: guidance is built in. `step`: made for few steps."""
     dtype: Dtype = Dtype.bfloat16
     """Type used unless `runtime.dtype` is set."""
     target_size: int = 640
