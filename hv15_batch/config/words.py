@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 
+from hv15_batch.config.messages import WORDS
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 
@@ -270,7 +271,6 @@ def _option_fault(group: str, value: Any) -> str | None:
 
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "references", "compare", "recipe", "prefetch")
 _CLIP_SUFFIXES = (".mp4", ".mkv")
 
 

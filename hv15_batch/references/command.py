@@ -54,7 +54,8 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hv15-batch references",
-        description="Compare logs with published figures; without a log, say what these imply.",
+        description="Compare logs with published numbers; without a log, say what these imply.",
+        epilog="example: hv15-batch references outputs/rtx4090_step_distilled.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
     return parser

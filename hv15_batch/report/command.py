@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="hv15-batch report",
         description="Build the page of run directories; of several, or of a sweep, also a "
         "comparison with its tables.",
+        epilog="example: hv15-batch report outputs/prompts.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
     parser.add_argument(
