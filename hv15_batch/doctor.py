@@ -26,7 +26,7 @@ from hv15_batch.weights.hub import hub_cache_folder
 
 _TORCH_PAGE = "https://pytorch.org/get-started/locally/"
 _SMALLEST_CARD_BYTES = 8 * GIB
-"""`stream` at 480x848x121 took 7.4 GiB by NVML (BENCHMARKS.md, "What fits which card")."""
+"""`stream` at 480x848x121 took 7.4 GiB by NVML (BENCHMARKS.md, "What fits which card?")."""
 _STREAM_RAM_BYTES = 25 * GIB
 """`stream` took 23.4 GiB of host memory (the same section)."""
 _WEIGHTS_BYTES = 34 * GIB
