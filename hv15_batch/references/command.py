@@ -1,4 +1,4 @@
-"""The command line `hv15-batch references`: published figures, alone or against logs."""
+"""The command line `hv15-batch references`: published numbers, alone or against logs."""
 
 from __future__ import annotations
 
