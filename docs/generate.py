@@ -1,7 +1,7 @@
-"""Writes the pages of the reference that repeat what the code says: `python docs/generate.py`.
+"""Writes the generated pages of the reference: `python docs/generate.py`.
 
-They are made from the dataclasses, the YAML of the options and the constants. A test compares the
-pages with what this makes.
+They come from the dataclasses, the YAML of the options and the constants. A test compares the pages
+with the output of this script.
 """
 
 from __future__ import annotations
@@ -120,16 +120,16 @@ _SETTINGS_HEAD = f"""\
 
 Type any of these after `hv15-batch`, for example `hv15-batch prompts.csv runtime.compile=true`, or
 write them into an experiment under `conf/experiment/`. `hv15-batch prompts.csv --cfg job` prints
-every setting with its value. A value is null where nothing was set.
+every setting with its value. `null` means that nothing was set.
 
-Which settings make a clip another clip is in
-[The life of a clip](life-of-a-clip.md#what-a-clip-is).
+[The life of a clip](life-of-a-clip.md#what-a-clip-is) names the settings that identify a clip: a
+change of one of them makes a new clip.
 
-These settings reach a process, a socket or a download. They count only where they are typed, and
-`resume=` never takes them from a stored configuration:
+These settings can start a process, open a socket or cause a download. They count only where you
+type them; `resume=` never takes them from a stored configuration:
 {_names(TYPED_ONLY)}.
 
-These are about one command, and `resume=` forgets them:
+These settings apply to one command only; `resume=` does not take them over:
 {_names(OF_ONE_COMMAND)}.
 """
 
@@ -242,8 +242,8 @@ One YAML under `conf/model/` is one option of the group `model`. Sizes are heigh
 image-to-video model takes its size from the first frame.
 """
 _MODELS_FOOT = """
-These are the defaults of a row. A distilled model that is asked for anything else than it was made
-for is refused, unless `runtime.allow_off_recipe=true`, which is logged.
+These values are the defaults of a row. A distilled model accepts only the steps and guidance that
+it was made for. `runtime.allow_off_recipe=true` permits others, and the log records it.
 """
 
 
@@ -292,10 +292,9 @@ def cards_page() -> str:
 _CARDS_HEAD = """\
 # Cards
 
-What a prediction knows of a card: its vendor's figures, none of them measured here.
-`runtime.card=NAME` predicts for a card that is not in this machine. bf16 is the dense rate with
-fp32 accumulation. A card that is not in the table renders as well. Its times are unknown until it
-has a log.
+Predictions use these vendor figures; none of them was measured by this project.
+`runtime.card=NAME` predicts for a card that you do not have. bf16 is the dense rate with fp32
+accumulation. Other cards can render as well, but the dry run predicts no times for them.
 """
 
 
@@ -319,9 +318,9 @@ _CODES_HEAD = """\
 # Exit codes
 """
 _CODES_FOOT = """
-After 3, 4, 130 and 143 the same command resumes: nothing that is done is rendered again. In a sweep
-a run that fails does not end the others, and the sweep's code is the worst one. What leads to which
-code is in [What can go wrong](reliability.md).
+After 3, 4, 130 and 143 the same command resumes: finished clips are not rendered again. In a sweep,
+a run that fails does not end the others, and the sweep exits with the worst code.
+[What can go wrong](reliability.md) has the faults behind each code.
 """
 
 
@@ -342,8 +341,8 @@ _LOG_HEAD = f"""\
 # Columns of the log
 
 Schema version {SCHEMA_VERSION}. One row per attempt, in `log/*.parquet` of a run directory. Every
-column is in every segment of this version. Not measured is null, never 0, and nothing is rounded.
-The Parquet files say the same of each column:
+column is in every segment of this version. A value that was not measured is null, never 0. Nothing
+is rounded. The Parquet files describe each column in the same words:
 `pyarrow.parquet.read_schema(FILE).field("denoise_seconds").metadata`. How to read segments of
 several versions: [Reading the log](analysis.md).
 """

@@ -35,7 +35,7 @@ AREA_SLACK = 0.06
 
 
 class DifferenceKind(Enum):
-    """What keeps clips from being compared with a published number, and what to do. A closed list."""
+    """What keeps clips from being compared with a number, and what to do. A closed list."""
 
     card = (
         "other GPU than the reference",

@@ -32,8 +32,8 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
         if verdict.combinations:
             lines += _wrapped(
-                f"utilisation: {format_implied(verdict.combinations)} implied by the published number, "
-                f"{format_utilisation(verdict.best)} here"
+                f"utilisation: {format_implied(verdict.combinations)} implied by the published "
+                f"number, {format_utilisation(verdict.best)} here"
             )
         for other in verdict.measured[1:]:
             if not other.differences:

@@ -185,12 +185,14 @@ def test_in_image_to_video_the_remedy_for_a_size_is_another_first_frame() -> Non
     ("name", "seconds", "said"),
     [
         ("vllm_omni_121", 259.4 * 1.0499, "reproduced: 1.0499 times the published number."),
-        ("vllm_omni_121", 259.4 * 1.0501, "not reproduced: 1.0501 times the published number: slower."),
+        ("vllm_omni_121", 259.4 * 1.0501, "not reproduced: 1.0501 times the published number: "
+         "slower."),
         ("vllm_omni_121", 259.4 * 1.044, "reproduced: 1.04 times the published number."),
-        ("vllm_omni_121", 259.4 * 0.9499, "surpassed: 0.9499 times the published number: faster than "
-         "published."),
+        ("vllm_omni_121", 259.4 * 0.9499, "surpassed: 0.9499 times the published number: faster "
+         "than published."),
         ("tencent_step_distilled", 75.0, "reproduced: 1.00 times the published number."),
-        ("tencent_step_distilled", 75.3, "not reproduced: 1.004 times the published number: slower."),
+        ("tencent_step_distilled", 75.3, "not reproduced: 1.004 times the published number: "
+         "slower."),
     ],
 )  # fmt: skip
 def test_near_the_limit_a_ratio_has_the_decimals_that_tell_its_side(
@@ -604,7 +606,9 @@ def test_loading_is_compared_on_its_card_whatever_was_rendered() -> None:
 
     assert found.verdict is Verdict.reproduced
     assert found.best is not None
-    assert "Not included: the text encoder, which this project loads separately." in found.best.notes
+    assert (
+        "Not included: the text encoder, which this project loads separately." in found.best.notes
+    )
     assert verdict("recipe_load", rows(OMNI, load_seconds=80.0)).verdict is Verdict.not_comparable
 
 
