@@ -238,7 +238,9 @@ class ClipRecord:
     )
     # derived
     model_pflop: float | None = _derived(
-        "work of denoising", "petaFLOP", "engine._measure.work_columns, by model.shapes.forward_flop"
+        "work of denoising",
+        "petaFLOP",
+        "engine._measure.work_columns, by model.shapes.forward_flop",
     )
     tflops: float | None = _derived("rate of denoising", "teraFLOP/second")
     mfu: float | None = _derived("tflops over the card's dense rate", "1")

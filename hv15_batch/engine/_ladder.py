@@ -26,7 +26,7 @@ from hv15_batch.record import DENOISE
 Emit = Callable[[Event], None]
 
 _SHARES = (1.0, 0.6, 1.0)
-"""Of the free memory, for the tries at decoding; the last one is alone on the card."""
+"""Shares of the free memory for the tries at decoding; the last try has the card alone."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Decoded:
 
 
 class Ladder:
-    """Renders with what is loaded, and with less where that does not fit."""
+    """Denoises and decodes, and falls back to less memory where that does not fit."""
 
     def __init__(self, models: LoadedModels, budget_bytes: int | None, is_climbed: bool) -> None:
         """Load nothing yet.
@@ -78,13 +78,13 @@ class Ladder:
             return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
         except torch.OutOfMemoryError as error:
             shortage = str(error)
-        # Outside of `except`: the error's frames hold the transformer.
+        # Outside of `except`, because the error's stack frames hold the transformer.
         if not self._is_climbed or not self._step_down(emit):
             raise torch.OutOfMemoryError(shortage)
         return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
 
     def decode(self, clip: Clip, latents: torch.Tensor, emit: Emit) -> Decoded:
-        """Return the frames; when memory runs out from smaller tiles, then alone on the card.
+        """Return the frames; when memory runs out, try smaller tiles, then the card alone.
 
         Raises:
             torch.OutOfMemoryError, NoPlanError: it does not fit alone on the card either.

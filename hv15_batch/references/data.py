@@ -1,6 +1,6 @@
 """Published numbers ("references") as typed data, read from `conf/reference/*.yaml`.
 
-Data only: `check` compares a log with them, `implied` says what they imply.
+Data only: `check` compares a log with them, `_implied` computes what they imply.
 """
 
 from __future__ import annotations
