@@ -103,7 +103,11 @@ class Ladder:
             except (torch.OutOfMemoryError, NoPlanError) as error:
                 if rung == len(shares):
                     raise
-                emit(Note(f"out of memory while decoding, trying with less: {str(error)[:200]}"))
+                emit(
+                    Note(
+                        f"out of memory while decoding, trying with less memory: {str(error)[:200]}"
+                    )
+                )
             else:
                 return Decoded(frames, quality, plan, str(vae.device), rung)
             _release_memory()
@@ -131,7 +135,7 @@ class Ladder:
             return False
         _release_memory()
         name = self._placement.kind.name
-        text = f"out of memory while denoising: going on with offload={name}"
+        text = f"out of memory while denoising: continuing with offload={name}"
         emit(Note(text, self._placement.kind))
         return True
 
@@ -140,7 +144,9 @@ class Ladder:
         before = self._placement.kind
         self._placement.leave_transformer()
         if self._placement.kind is not before:
-            text = f"decoding alone on the card: going on with offload={self._placement.kind.name}"
+            text = (
+                f"decoding alone on the card: continuing with offload={self._placement.kind.name}"
+            )
             emit(Note(text, self._placement.kind))
 
     def _tile_plan(self, clip: Clip, share: float) -> TilePlan:

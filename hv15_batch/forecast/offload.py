@@ -242,4 +242,4 @@ def _remedy(
         way = replace(execution, offload=kind.name)
         if _fault(_neediest(kind, smallest, way, budget, config).peaks, budget, machine) is None:
             return "Render smaller or shorter clips, or free memory."
-    return "Free memory: it is the weights that do not fit, whatever the clips."
+    return "Free memory: the weights alone do not fit, whatever the clips."

@@ -92,9 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the comparison; default: the folder above the runs",
     )
     parser.add_argument(
-        "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
+        "--price", metavar="PER_KWH", type=float, help="price of electricity, in any currency"
     )
     return parser
