@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="hv15-batch recipe",
         description="Write a one-row manifest and print the command that render a clip again, "
         "from the settings in its own tag. Nothing is rendered or fetched.",
+        epilog="example: hv15-batch recipe clip.mp4 --out again.csv",
         allow_abbrev=False,
     )
     parser.add_argument("clip", help="file that hv15-batch rendered, .mp4 or .mkv")

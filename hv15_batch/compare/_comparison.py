@@ -1,4 +1,4 @@
-"""A comparison of two runs: its figures, and the lines that sum them up."""
+"""A comparison of two runs: its numbers, and the lines that sum them up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCAL_FILE_SUFFIXES = (".safetensors", ".gguf")
 
 WITHHELD = (
     "Speed and memory: withheld, because no pair's quality could be measured; "
-    "a speed-up says nothing without it"
+    "a speed-up means nothing without it"
 )
 
 
@@ -37,7 +37,7 @@ class SettingsRow:
     a: str
     b: str
     is_same: bool
-    """Whether the two clips of every pair have it alike."""
+    """Whether it is equal in the two clips of every pair."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def known(self) -> list[Quality]:
-        """The pairs of which something could be measured: of others no speed is shown."""
+        """The pairs with a measured quality; the speed of others is not shown."""
         return [quality for quality in self.qualities if quality.is_known]
 
 
@@ -124,7 +124,7 @@ def _weights_name(repo: str, revision: str | None) -> str:
 
 
 def summary_lines(comparison: Comparison) -> list[str]:
-    """Return the quality first and then what it was bought with; no speed without quality.
+    """Return the lines on quality, then those on speed and memory; no speed without quality.
 
     They hold nothing private: `compare.md` has them too.
     """
@@ -158,7 +158,7 @@ def cost_notes(comparison: Comparison) -> list[str]:
 
 
 def warning_lines(comparison: Comparison) -> list[str]:
-    """Return what makes the figures mean less, with what to do; nothing where there are none."""
+    """Return what weakens the comparison, with what to do; empty without any."""
     if not comparison.known:
         return []
     lines = []
@@ -166,7 +166,7 @@ def warning_lines(comparison: Comparison) -> list[str]:
     if not rows["gpu_name"].is_same:
         lines.append(
             f"Warning: two different cards ({rows['gpu_name'].a}; {rows['gpu_name'].b}): the "
-            "ratios are those of the cards too; render both on one"
+            "ratios include the difference of the cards; render both runs on one card"
         )
     elif any(not rows[name].is_same for name in MACHINE_COLUMNS):
         lines.append("Warning: driver or libraries differ: render both runs with the same ones")

@@ -49,7 +49,7 @@ class FrameMeasures:
 
     @property
     def is_identical(self) -> bool:
-        """Whether the frames are the same, and not their luma alone."""
+        """Whether the frames are the same in all channels."""
         return math.isinf(self.rgb_psnr_db)
 
 
@@ -101,9 +101,9 @@ def measure_frames(a: Iterable[Frames], b: Iterable[Frames]) -> FrameMeasures:
 def measure_latents(run_a: RunDir, run_b: RunDir, pair: Pair) -> LatentMeasures | None:
     """Return how far two clips' latents are apart; None where nothing is known of them.
 
-    The hashes in the log are enough to know whether they are the same, also where they were not
-    kept: a hash is over the raw bytes, and the clips are of one size. How far apart those are that
-    differ is then not known.
+    The hashes in the log tell whether they are the same, even if they were not kept: a hash is over
+    the raw bytes, and the clips have one size. For different latents that were not kept, the
+    distance is unknown.
     """
     hashes = (pair.a["latents_sha256"], pair.b["latents_sha256"])
     are_known = None not in hashes

@@ -1,6 +1,6 @@
-"""How alike a pair of clips is, in figures and in words.
+"""How alike a pair of clips is, in numbers and in words.
 
-Of several pairs, those that are identical are counted, and medians are of the others.
+Identical pairs are counted; medians are over the others.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ GONE = {
     (False, True): "the file of B is gone",
     (True, True): "the files of both are gone",
 }
-"""Which of the two files there is no more, and what is reported then."""
+"""Which of the two files no longer exist, and the text for it."""
 NOT_READ = "a file could not be read"
-_CODEC_NOTE = "the codec's own error is in them; with video.codec=ffv1 there is none"
+_CODEC_NOTE = "they include the codec's own error; video.codec=ffv1 has none"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Quality:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is a figure to stand beside a speed-up."""
+        """Whether a measure of quality exists, so that a speed-up may be shown."""
         is_measured = self.latents is not None and self.latents.psnr_db is not None
         return is_measured or bool(self.has_identical_files) or self.frames is not None
 
@@ -92,7 +92,7 @@ def _basis(paths: Iterable[Path]) -> str:
 
 
 def _without_folders(text: str, *run_dirs: RunDir) -> str:
-    """Return a text in which files go by the names of their runs: it is for showing."""
+    """Return a text, for showing, in which the run's name stands for a file's path."""
     for run_dir in run_dirs:
         text = text.replace(str(run_dir.path), run_dir.path.name)
     return text

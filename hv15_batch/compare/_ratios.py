@@ -50,7 +50,7 @@ class Costs:
     """Time and memory of clips that one group of A and one group of B have in common."""
 
     name: str
-    """What tells these groups from others of the runs; empty for a single pair of groups."""
+    """The settings that distinguish these groups from others; empty for a single pair of groups."""
     ratios: list[Ratio]
     """Empty where a group has neither a warm clip nor a repetition."""
     missing: str
@@ -58,7 +58,7 @@ class Costs:
     counted: tuple[str, str]
     """What n counts of the seconds of A, and of B: warm clips, or a benchmark's repetitions."""
     warnings: list[str]
-    """What makes the figures of a side unfit to quote."""
+    """Why the numbers of a side are not fit to quote."""
 
 
 def compare_costs(

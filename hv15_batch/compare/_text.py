@@ -1,6 +1,6 @@
 """A comparison as CSV and Markdown, which are for sharing.
 
-They hold no prompt, row id, tag, folder or hostname: pairs go by their number on the page.
+They hold no prompt, row id, tag, folder or hostname: a pair appears as its number on the page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hv15_batch.record import columns
 
 _PRIVATE = frozenset(columns(private=True)) - {"repo"}  # which goes without its folder
 NOT_SHOWN = "not shown"
-"""In place of a private setting: whether it differs is no secret."""
+"""In place of a private setting, of which only the fact that it differs is shown."""
 QUALITY_HEADERS = ("latents PSNR", "PSNR", "SSIM", "temporal PSNR")
 
 _LATENTS = ("psnr_db", "data_range")

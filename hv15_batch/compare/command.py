@@ -27,7 +27,11 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
         LogSchemaError: a log cannot be read.
         OSError: the results cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="hv15-batch compare", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="hv15-batch compare",
+        description=DESCRIPTION,
+        epilog="example: hv15-batch compare outputs/prompts outputs/other",
+    )
     parser.add_argument("run_a", metavar="RUN_A", type=Path, help="what B is compared with")
     parser.add_argument("run_b", metavar="RUN_B", type=Path)
     parser.add_argument(

@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Overri
 from hydra.errors import HydraException
 
 from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
+from hv15_batch.config.messages import WORDS
 from hv15_batch.config.settings import Config, ManifestColumns
 from hv15_batch.errors import Refused
 
@@ -272,7 +273,6 @@ def _option_fault(group: str, value: Any) -> str | None:
 
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "references", "compare", "recipe", "prefetch")
 _CLIP_SUFFIXES = (".mp4", ".mkv")
 
 

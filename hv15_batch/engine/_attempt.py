@@ -1,4 +1,4 @@
-"""What one attempt at a clip has come to: columns, status, and an error as data."""
+"""The outcome of one attempt at a clip: columns, status, and an error as data."""
 
 from __future__ import annotations
 

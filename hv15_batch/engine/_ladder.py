@@ -26,7 +26,7 @@ from hv15_batch.record import DENOISE
 Emit = Callable[[Event], None]
 
 _SHARES = (1.0, 0.6, 1.0)
-"""Of the free memory, for the tries at decoding; the last one is alone on the card."""
+"""Shares of the free memory for the tries at decoding; the last try has the card alone."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Decoded:
 
 
 class Ladder:
-    """Renders with what is loaded, and with less where that does not fit."""
+    """Denoises and decodes, and falls back to less memory where that does not fit."""
 
     def __init__(self, models: LoadedModels, budget_bytes: int | None, is_climbed: bool) -> None:
         """Load nothing yet.
@@ -78,13 +78,13 @@ class Ladder:
             return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
         except torch.OutOfMemoryError as error:
             shortage = str(error)
-        # Outside of `except`: the error's frames hold the transformer.
+        # Outside of `except`, because the error's stack frames hold the transformer.
         if not self._is_climbed or not self._step_down(emit):
             raise torch.OutOfMemoryError(shortage)
         return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
 
     def decode(self, clip: Clip, latents: torch.Tensor, emit: Emit) -> Decoded:
-        """Return the frames; when memory runs out from smaller tiles, then alone on the card.
+        """Return the frames; when memory runs out, try smaller tiles, then the card alone.
 
         Raises:
             torch.OutOfMemoryError, NoPlanError: it does not fit alone on the card either.
@@ -103,7 +103,11 @@ class Ladder:
             except (torch.OutOfMemoryError, NoPlanError) as error:
                 if rung == len(shares):
                     raise
-                emit(Note(f"out of memory while decoding, trying with less: {str(error)[:200]}"))
+                emit(
+                    Note(
+                        f"out of memory while decoding, trying with less memory: {str(error)[:200]}"
+                    )
+                )
             else:
                 return Decoded(frames, quality, plan, str(vae.device), rung)
             _release_memory()
@@ -131,7 +135,7 @@ class Ladder:
             return False
         _release_memory()
         name = self._placement.kind.name
-        text = f"out of memory while denoising: going on with offload={name}"
+        text = f"out of memory while denoising: continuing with offload={name}"
         emit(Note(text, self._placement.kind))
         return True
 
@@ -140,7 +144,9 @@ class Ladder:
         before = self._placement.kind
         self._placement.leave_transformer()
         if self._placement.kind is not before:
-            text = f"decoding alone on the card: going on with offload={self._placement.kind.name}"
+            text = (
+                f"decoding alone on the card: continuing with offload={self._placement.kind.name}"
+            )
             emit(Note(text, self._placement.kind))
 
     def _tile_plan(self, clip: Clip, share: float) -> TilePlan:

@@ -21,14 +21,14 @@ TENSOR = "latents"
 
 @dataclass(frozen=True)
 class DenoisedClip:
-    """Latents with the log columns that describe how they came about."""
+    """Latents with the log columns that describe their denoising."""
 
     latents: torch.Tensor
     """[1, 32, T, h, w] on the CPU, scaled as the pipeline returns them."""
     columns: dict[str, Any]
     """Denoise timings, memory and what was in effect, by column name."""
     settings_sha256: str
-    """Of the clip for which they were denoised; another one may share them."""
+    """Hash of the clip that they were denoised for; another clip may share them."""
 
     @cached_property
     def latents_sha256(self) -> str:

@@ -1,6 +1,6 @@
 """Seconds and memory per stage, step times and machine facts.
 
-Only reader of CUDA counters, of NVML while rendering, and of the clock.
+Only this module reads CUDA counters, NVML while rendering, and the clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker has loaded: VAE and denoising pipeline, each once, and where they are."""
+"""The loaded models of a worker: VAE and denoising pipeline, each once, and their device."""
 
 from __future__ import annotations
 

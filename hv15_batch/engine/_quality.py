@@ -1,4 +1,4 @@
-"""What can be seen of a clip without looking at it: black, flat, frozen or clipped frames."""
+"""Finds black, flat, frozen or clipped frames by measurement."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Quality:
 
 
 class QualityMeter:
-    """Measures frames piece by piece, where they are, without waiting for the device.
+    """Measures frames piece by piece, on their own device, without waiting for it.
 
-    There it runs beside the decode; on the CPU it would use the cores that hand over the next
-    clip's kernels and write the last one's file.
+    So it runs beside the decode. On the CPU it would use the cores that launch the next clip's
+    kernels and write the last clip's file.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class QualityMeter:
         self._num_frames += frames.shape[0]
         chunk = max(1, _CHUNK_PIXELS // self._pixels_per_frame)
         for part in frames.split(chunk):
-            # In float64, for the deviation is a small difference of large sums.
+            # In float64, because the deviation is a small difference of large sums.
             red, green, blue = (part[..., i].double() * LUMA_WEIGHTS[i] for i in range(3))
             luma = red + green + blue
             joined = luma if self._last is None else torch.cat([self._last, luma])
@@ -76,7 +76,7 @@ class QualityMeter:
         """Return the measures of all frames so far, at least one; waits for the device.
 
         Args:
-            bounds: where black, flat, frozen and clipped begin.
+            bounds: limits of black, flat, frozen and clipped.
         """
         assert self._sums is not None
         total, squares, difference, clipped = self._sums.tolist()

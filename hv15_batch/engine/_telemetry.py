@@ -1,6 +1,6 @@
 """What a card did in windows of time, from samples: power, energy, clock, temperature, memory.
 
-What a card does not tell is None, each quantity for itself. `CardSampler` takes the samples.
+A quantity that the card does not report is None. `CardSampler` takes the samples.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ THROTTLE_MASK = sum(THROTTLE_REASONS.values())
 THROTTLE_COLUMNS = {
     "throttle_power_seconds": ("sw_power_cap", "hw_power_brake_slowdown"),
     "throttle_thermal_seconds": ("sw_thermal_slowdown", "hw_thermal_slowdown"),
-    # The hardware's thermal and power brake reasons come with this one; alone it may be either.
+    # Set together with the hardware's thermal and power brake reasons; alone it may be either.
     "throttle_hardware_seconds": ("hw_slowdown",),
     "throttle_other_seconds": (
         *("sync_boost", "display_clock_setting", "board_limit", "reliability"),
     ),
 }
-"""The log's columns by the reasons whose time each has. Reasons overlap, so columns may."""
+"""The reasons whose time each column of the log has. Reasons overlap, so columns may too."""
 _COLUMN_MASKS = {
     column: sum(THROTTLE_REASONS[name] for name in names)
     for column, names in THROTTLE_COLUMNS.items()
@@ -50,7 +50,7 @@ _COLUMN_MASKS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """What a card said at one moment."""
+    """What a card reported at one moment."""
 
     at: float
     """Seconds of the sampler's clock."""
@@ -60,7 +60,7 @@ class Sample:
     sm_clock_mhz: float | None
     temperature_celsius: float | None
     clock_reasons: int | None
-    """Bits that say why the clock is what it is."""
+    """Bits with the reasons for the current clock."""
     known_reasons: int
     """Bits that the card can set."""
     used_bytes: int | None
@@ -85,7 +85,7 @@ class _Sum:
             self.seconds += seconds
 
     def weigh(self, value: float | None, seconds: float) -> None:
-        """Add what was so for a time; a value that does not count is None."""
+        """Add a value that held for a time; None does not count."""
         if value is not None:
             self.value += value * seconds
             self.seconds += seconds
@@ -146,7 +146,7 @@ class Telemetry:
         self._add_extremes(_working_clock(sample), sample.temperature_celsius, sample.used_bytes)
 
     def end_window(self) -> None:
-        """Let the time until the next sample count for nothing."""
+        """Ignore the time until the next sample."""
         self.last = None
 
     def merge(self, other: Telemetry) -> None:
@@ -161,7 +161,7 @@ class Telemetry:
 
     def columns(self) -> dict[str, float | int | None]:
         """Return the log's columns; energy by the card's own counter where it has one."""
-        # A counter at rest did not tick in so short a time: no card draws nothing.
+        # A counter that stood still was read too soon: every card draws some power.
         counted = self.counted_energy.total or None
         return {
             "energy_joules": self.power.total if counted is None else counted,

@@ -1,4 +1,4 @@
-"""Frames to files that are read back: runs on a thread, beside the next clip's denoising."""
+"""Writes frames to files and reads them back, on a thread beside the next clip's denoising."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClipWriter:
         self._repo = repo
 
     def write(self, job: Job, attempt: Attempt, frames: torch.Tensor) -> None:
-        """Write uint8 [F, H, W, 3] frames, read the file back, and add the columns that say so.
+        """Write uint8 [F, H, W, 3] frames, read the file back, and add its columns.
 
         A repetition of a benchmark is written and checked as well, and then dropped.
 

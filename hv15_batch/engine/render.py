@@ -1,7 +1,7 @@
 """Inside the executor: one clip from settings to a verified file and its record.
 
-The life of a clip, as docs/life-of-a-clip.md has it: encode, denoise, save latents, decode, check,
-write, record. A clip that fails is a record too (`attempt`).
+docs/life-of-a-clip.md describes the stages: encode, denoise, save latents, decode, check, write,
+record. A clip that fails gives a record too (`_attempt`).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class ClipRenderer:
         if spec.budget_bytes is not None and self._device.type == "cpu":
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
         self._is_tiny = config.model.weights is Weights.tiny
-        # By itself torch takes all cores of the machine, of which a container may have few. And
-        # small tensors gain nothing from threads, and lose much where others use the cores.
+        # By default torch uses all cores of the machine, of which a container may have few. Small
+        # tensors gain nothing from threads, and lose much where others use the cores.
         torch.set_num_threads(1 if self._is_tiny else usable_cpus())
         if self._is_tiny:
             folder = ensure_checkpoint(config.model, tiny_root())
@@ -84,7 +84,7 @@ class ClipRenderer:
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode each text and image that the cache lacks once, then release the encoders.
 
-        These are the clips that will be denoised.
+        `clips` are those that will be denoised.
 
         Raises:
             Refused: the attention asked for cannot run here, or its result is not torch's.
@@ -135,7 +135,7 @@ class ClipRenderer:
         """Return saved latents, or denoise and save them."""
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
-        # A repetition measures the whole of it, and leaves nothing behind.
+        # A repetition measures the whole rendering, and leaves nothing behind.
         is_repetition = job.repeat is not None
         may_reuse = job.use_latents and not is_repetition
         saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
@@ -185,7 +185,7 @@ class ClipRenderer:
         )
 
     def _judge(self, attempt: Attempt, decoded: Decoded) -> None:
-        """Add what the frames look like: `suspect` where that is no picture."""
+        """Add the measures of the frames; `suspect` where they show no picture."""
         quality = decoded.quality.quality(self._config.quality)
         is_noise = self._config.model.weights is not Weights.pretrained
         attempt.status = SUSPECT if quality.quality_flag and not is_noise else OK

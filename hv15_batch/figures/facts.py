@@ -1,4 +1,4 @@
-"""Settings as a person reads them: what all clips share, once, and what is special in each."""
+"""Settings in readable form: those that all clips share, and those in which a clip differs."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def group_facts(columns: Clip) -> dict[str, str]:
 
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:
-    """Return the facts that every clip which has them has alike; unknown ones don't count."""
+    """Return the facts that are equal in every clip that has them; unknown ones don't count."""
     found = {name: _distinct(read, clips) for name, read in FACTS.items()}
     return {name: values[0] for name, values in found.items() if len(values) == 1}
 
 
 def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts of a clip that not all share."""
+    """Return the facts in which a clip differs from some others."""
     read = {name: value(clip) for name, value in FACTS.items() if name not in common}
     return {name: value for name, value in read.items() if value is not None}
 

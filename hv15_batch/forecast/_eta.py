@@ -1,4 +1,4 @@
-"""When a run will be over: the sum of its clips and how sure that is. Arithmetic, no torch."""
+"""When a run will end: the sum over its clips, and its uncertainty. Arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeVar
 NORMAL_90 = 1.2816
 """90 % quantile of the normal distribution."""
 STUDENT_90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
-"""The same of Student's t for 1, 2, ... degrees of freedom: few clips say little of the spread."""
+"""The same of Student's t for 1, 2, ... degrees of freedom: few clips tell little about the
+spread."""
 ASSUMED_SPREAD = {"estimated": 0.3, "calibrated": 0.1, "first_clip": 0.1, "measured": 0.1}
 """Relative deviation by basis, assumed where fewer than two clips tell it."""
 
@@ -21,7 +22,7 @@ Kind = TypeVar("Kind", bound=Hashable)
 
 
 class EtaBasis(Enum):
-    """What an expected end rests on."""
+    """The basis of a predicted end."""
 
     estimated = "estimated"
     """Vendor figures of the card."""
@@ -63,10 +64,10 @@ def time_left(
         counts: Clips that are left, by kind, the current one included.
         predicted: Seconds of a clip of each of these kinds; only proportions count once
             something is measured.
-        measured: What clips of a kind took; of no kind, or of others.
+        measured: What clips took, by kind; may lack kinds of `counts` and have others.
         basis: What `measured` is, or without it `predicted`.
         current: Kind of the clip that is being rendered, if any.
-        passed_seconds: What that one took already; it never counts for more than is expected.
+        passed_seconds: What that one has taken so far; at most its expected time counts.
     """
     spread = ASSUMED_SPREAD[basis.name]
     known = {kind: [m.seconds for m in found] for kind, found in measured.items()}
@@ -75,7 +76,7 @@ def time_left(
     total = variance = unseen = 0.0
     for kind, count in counts.items():
         if kind in known:
-            # The mean, not the median: a sum is asked for, and rare long clips are part of it.
+            # The mean and no median: the result is a sum, and rare long clips are part of it.
             mean, deviation = _mean_and_deviation(known[kind], spread)
             # Each clip by itself, and the error of the mean, which all of them share.
             variance += deviation**2 * (count + count**2 / len(known[kind]))
@@ -85,7 +86,7 @@ def time_left(
         total += count * mean
         if kind == current:
             total -= min(passed_seconds, mean)
-    # How far a prediction is off is the same for every clip of a kind: no averaging.
+    # A prediction has the same error for every clip of a kind, so errors do not average out.
     variance += (unseen * max(ratio_deviation, spread * ratio)) ** 2
     return TimeLeft(total, total + NORMAL_90 * math.sqrt(variance), basis)
 

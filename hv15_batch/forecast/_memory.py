@@ -26,12 +26,13 @@ ACTIVATION_BYTES_PER_TOKEN = 51_500
 COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
 """Peak of a mask-free forward less weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
 MASK_BYTES_PER_PAIR = 3.6
-"""Of tokens: the stock mask and its copies. 11.1 GiB of activations at 49,290 tokens, 3.5 at
-25,440 (H200)."""
+"""For each pair of tokens: the mask of plain diffusers and its copies. 11.1 GiB of activations at
+49,290 tokens, 3.5 at 25,440 (H200)."""
 HOST_BASE_BYTES = int(3.5 * GIB)
 """Python, torch and CUDA's host side in the executor, frames and the parent included."""
 PACKING_BYTES = 3 * GIB
-"""Above all weights while blocks are packed for `stream`: 22.9 to 23.9 GiB in all were found."""
+"""In addition to all weights, while blocks are packed for `stream`: the total was 22.9 to 23.9
+GiB."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def predict_peaks(
         shape: The clip's.
         execution: Profile, type, mask and compilation.
         budget_bytes: What torch may take of the card.
-        reads_weights: Whether weights are mapped from files, which the kernel may drop; random ones
-            are built in memory.
+        reads_weights: Whether weights are mapped from files, whose pages the kernel may drop.
+            Random weights are built in memory.
     """
     factor, offload = execution.bytes_factor, execution.offload
     transformer, vae = TRANSFORMER_BYTES * factor, VAE_BYTES * factor

@@ -1,9 +1,9 @@
 """How long clips take: the forecast, corrected by what this run has measured. No torch.
 
-The one place where a run learns durations. Clips of one kind (size, frames, steps, guidance, from
-latents or not) are expected to take as long as those of it that were measured. A kind that was not
-measured yet is scaled from the others by the ratio of predicted costs, so that a short clip says
-something about a long one and never counts as one.
+This is the one place where a run learns durations. A clip is
+expected to take as long as the measured clips of its kind: size, frames, steps, guidance, from
+latents or not. A kind without a measurement is scaled from the others by the ratio of predicted
+costs. So a short clip helps to predict a long one, without counting as one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from hv15_batch.record import (
 from hv15_batch.rundir.paths import RunDir
 
 MAX_STAGES = 5
-"""Of a stage the newest clips count, so that a card that slows down is soon judged by it."""
+"""Newest clips that count for a stage, so that a card that slows down is noticed soon."""
 MAX_CLIPS = 100
-"""Of whole clips so many count for the expected end: their spread is asked for too."""
+"""Whole clips that count for the predicted end, which needs their spread too."""
 
 STEP, _CLIP = "step", "clip"
 _IN_TURN = STAGES[STAGES.index(DENOISE) :]

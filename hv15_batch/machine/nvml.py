@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuHealth:
-    """One card at one moment; None where it does not tell."""
+    """One card at one moment; None for what it does not report."""
 
     temperature_celsius: int | None = None
     power_watts: float | None = None
@@ -36,7 +36,7 @@ class GpuHealthReader:
         self._is_ready = False
 
     def read(self) -> GpuHealth:
-        """Return how the card is; a card that is lost or silent gives None, never an error."""
+        """Return the state of the card; None from a card that is lost or silent, never an error."""
         if self._uuid is None:
             return GpuHealth()
         nvml = self._nvml = self._nvml or importlib.import_module("pynvml")
@@ -83,7 +83,7 @@ class Gpu:
     """At the moment of reading, all processes counted."""
     driver: str
     power_limit_watts: float | None
-    """Enforced limit; None where the card does not tell."""
+    """Enforced limit; None where the card does not report it."""
 
 
 def read_gpus(environ: Mapping[str, str] = os.environ, nvml: Any = None) -> list[Gpu]:

@@ -1,4 +1,4 @@
-"""What is to be done about each clip: done or not and why, order, selection, refusals."""
+"""What to do with each clip: its state and why, order, selection, refusals."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _COMPARED = {
     for f in fields(ClipSettings)
     if (logged := _LOGGED_AS.get(f.name, f.name)) in columns() and f.name != "seed"
 }
-"""What of a clip's settings the log has too, and under which name; `video.*` it has not, and of a
-first frame only what was typed. A row's clips are told apart by their seed."""
+"""A clip's settings that the log has too, by their columns. The log has no `video.*`, and of a
+first frame only the typed path. The seed distinguishes a row's clips."""
 
 HISTORY_COLUMNS = tuple(
     dict.fromkeys(
@@ -64,9 +64,9 @@ class PlannedClip:
     has_latents: bool
     """Its latents are saved."""
     use_latents: bool
-    """Saved latents are good enough: it is decoded from them, not denoised."""
+    """Saved latents may be used: the clip is decoded from them without denoising."""
     has_result: bool
-    """It has been rendered and its file is there, also where it is asked for again."""
+    """It has been rendered and its file is there, even if it is to be rendered again."""
     last: dict[str, Any] | None
     """The last attempt at these settings."""
     repeat: int | None = None
@@ -100,9 +100,9 @@ class History:
                 self._by_row.setdefault((record["row_id"], record["seed"]), []).append(record)
 
     def earlier_clip_of_row(self, clip: Clip, current: set[str]) -> dict[str, Any] | None:
-        """Return the finished clip that this one takes the place of, if any.
+        """Return the finished clip that this one replaces, if any.
 
-        Of several the one that differs least, and of those the newest.
+        Of several, it is the one that differs least; among equals, the newest.
 
         Args:
             clip: a clip that was never tried.
@@ -178,9 +178,9 @@ def settings_conflict(
 ) -> str | None:
     """Return how this command's settings would render again what is done, or None.
 
-    The manifest of today is resolved once more with the settings of each earlier run: where such
-    a clip is done, and the one asked for now has the same row and seed but other settings, it is
-    the command and not the manifest that changed.
+    Today's manifest is resolved again with the settings of each earlier run. If such a clip is
+    done, and the clip asked for now has the same row and seed but other settings, then the command
+    has changed and not the manifest.
 
     Args:
         manifest: as it is now.
@@ -274,7 +274,7 @@ def _fault(
 
 
 def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the clips with every row's first seed in front, then every second one, and so on."""
+    """Return the first seed of every row, then the second seed of every row, and so on."""
     take: Counter[int] = Counter()
     keyed = []
     for p in planned:

@@ -36,7 +36,7 @@ _OWN_TYPES = {
     "predicted_decode_seconds": pa.float64(),
     "glyph_text": pa.string(),
 }
-"""Columns of the plan that the log has not."""
+"""Columns of the plan that the log lacks."""
 PLAN_COLUMNS = (
     *("clip_id", "row_id", "other_ids", "row_index", "line", "state", "reason", "from_latents"),
     *_SETTINGS,
@@ -164,7 +164,7 @@ def _plan_row(
 
 
 FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
-"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
+"""Taken from today's manifest: a renamed row keeps its clip under the new name."""
 CLIPS_COLUMNS = tuple(
     dict.fromkeys(
         (

@@ -33,7 +33,7 @@ FAST_ATTENTION_FACTOR = 2
 
 
 class Feasibility(Enum):
-    """Whether a card can meet a figure with some settings, by arithmetic and the cost model."""
+    """Whether a card can meet a number with some settings, by arithmetic and the cost model."""
 
     meets = "predicted to meet it"
     faster_than_predicted = "below the card's peak, but faster than predicted"
@@ -44,13 +44,13 @@ class Feasibility(Enum):
 
 @dataclass(frozen=True)
 class Combination:
-    """One set of settings that a figure may have been measured with, and what it then implies."""
+    """One set of settings that a number may have been measured with, and what it then implies."""
 
     shape: Shape
     model_pflop: float
     """Work of denoising, 10^15 FLOP."""
     tflops: float
-    """Rate that the figure implies at least, 10^12 FLOP/s."""
+    """Least rate that the number implies, 10^12 FLOP/s."""
     utilisation: float | None
     """`tflops` over the card's dense bf16 rate, over 1 impossible in bf16; None: card unknown."""
     fast_attention_utilisation: float | None
@@ -61,9 +61,9 @@ class Combination:
 
 
 def combinations(reference: Reference) -> list[Combination]:
-    """Return what the figure implies for each set of settings that the source leaves possible.
+    """Return what the number implies for each set of settings that the source leaves possible.
 
-    Empty where the figure is no time of a clip.
+    Empty for memory and loading.
     """
     if reference.quantity is not Quantity.clip_seconds:
         return []
@@ -127,7 +127,7 @@ def options_of(reference: Reference) -> list[ModelConfig]:
 
 
 def is_i2v(reference: Reference) -> bool:
-    """Whether the figure is of image to video, by its model: sources err about the task."""
+    """Whether the number is of image to video, by its model: sources err about the task."""
     options = options_of(reference)
     return bool(options) and all(option.task is Task.i2v for option in options)
 

@@ -35,21 +35,21 @@ AREA_SLACK = 0.06
 
 
 class DifferenceKind(Enum):
-    """What keeps clips from being compared with a figure, and what to do. A closed list."""
+    """What keeps clips from being compared with a number, and what to do. A closed list."""
 
     card = (
         "other GPU than the reference",
         "render on {}, or predict for it with --dry-run runtime.card={}; until then quote what was "
-        "measured as a figure of its own card only",
+        "measured for its own card only",
     )
     settings = ("settings differ from the reference", "render again with {}")
     suspect = (
         "every clip is suspect",
-        "look at the clips, mend what made them so, then render again with retry.suspect=true",
+        "look at the clips, remove the cause, then render again with retry.suspect=true",
     )
     impossible = (
         "the source contradicts itself",
-        "no settings can meet it; compare with a figure whose model and task agree",
+        "no settings can meet it; compare with a number whose model and task agree",
     )
 
     def sentence(self, *details: str) -> str:
@@ -66,7 +66,7 @@ class Difference:
     sentence: str
     """What is stated and what is here."""
     details: tuple[str, ...] = ()
-    """What `DifferenceKind.sentence` takes: the card and its name, or words of the command line."""
+    """What `DifferenceKind.sentence` takes: the card and its name, or settings to type."""
 
 
 def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Difference]:
@@ -75,7 +75,7 @@ def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Diffe
     What the log does not tell counts as different.
 
     Args:
-        reference: a published figure.
+        reference: a published number.
         settings: columns of the log, equal for all clips in question.
     """
     found = _card(reference, settings)
@@ -127,7 +127,7 @@ def remedies(found: Sequence[Difference]) -> list[str]:
 
 
 def _words_that_go_together(remedies: Sequence[str]) -> list[str]:
-    """Return the words of the command line: beside a size only models that can be given one."""
+    """Return the settings to type: beside a size only models that can be given one."""
     words = " ".join(remedies).split()
     if any(word.startswith("override.height=") for word in words):
         words = [_text_to_video(word) if word.startswith("model=") else word for word in words]
@@ -147,7 +147,7 @@ def combination_of(reference: Reference, settings: Mapping[str, Any]) -> list[st
     """Return those settings of comparable clips that the source does not state, in words.
 
     Args:
-        reference: a published figure.
+        reference: a published number.
         settings: columns of the log, without `differences`.
     """
     if reference.quantity is Quantity.load_seconds:

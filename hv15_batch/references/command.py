@@ -1,4 +1,4 @@
-"""The command line `hv15-batch references`: published figures, alone or against logs."""
+"""The command line `hv15-batch references`: published numbers, alone or against logs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hv15-batch references",
-        description="Compare logs with published figures; without a log, say what these imply.",
+        description="Compare logs with published numbers. Without a log, print what they imply.",
+        epilog="example: hv15-batch references outputs/rtx4090_step_distilled.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
     return parser

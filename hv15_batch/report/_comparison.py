@@ -48,7 +48,7 @@ PAGE, CSV, MARKDOWN, DATA = (
 )
 
 
-_DOTS = "Every warm clip is a dot, the upright line is the median; without encoding."
+_DOTS = "Each dot is a warm clip, the vertical line is the median; without encoding."
 
 
 def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
@@ -148,7 +148,7 @@ def _plots(compared: Sequence[tuple[str, Facts, Group]]) -> list[dict[str, Any]]
     vram = [(name, group.peak("peak_vram_reserved_bytes")) for name, _, group in compared]
     energies = [(name, group.energy_joules) for name, _, group in compared]
     energy = [(name, joules.median if joules else None) for name, joules in energies]
-    of_energy = "Median of the warm clips, encoding of new texts included, writing not."
+    of_energy = "Median of the warm clips, with the encoding of new texts, without writing."
     return [
         make_plot("seconds", "Seconds a clip", "", "seconds", dots, _DOTS, by_name=True),
         _bars("Peak VRAM", "GiB", GIB, vram, "Reserved by torch."),

@@ -1,4 +1,4 @@
-"""Clips as the gallery shows them: JSON-able, every number that JavaScript could bend as text."""
+"""Clips as the gallery shows them: JSON-able, with large numbers as text for JavaScript."""
 
 from __future__ import annotations
 
@@ -139,9 +139,9 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
 
 
 def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
-    """Return what to type beside a manifest of this clip, which says nothing of it; shell-quoted.
+    """Return the settings that a manifest of this clip cannot hold, shell-quoted.
 
-    That is the model, and what was typed of `offload`, `runtime` and `video`.
+    They are the model, and what was typed of `offload`, `runtime` and `video`.
     """
     settings = run.settings.get(clip["run_id"] or "")
     if not settings or "model" not in settings:

@@ -19,7 +19,7 @@ _REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
 """The message of a run that ended with failures; the line has counted them already."""
 
 _MAKES_AGAIN = {"force", "retry.suspect"}
-"""With these a run has something left although every clip is done."""
+"""With these settings a run has clips left to render although every clip is done."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Headline:
     command: str | None
     """What to type to resume; None where nothing is left, and while it runs."""
     type_again: str
-    """What is to be typed beside it, in words; may be empty."""
+    """Which settings to type with it, in words; may be empty."""
     detail: str | None = None
-    """The run's last word as a whole, where the line has only its beginning."""
+    """The run's whole message, where the line has only its beginning."""
 
     def __str__(self) -> str:
         """Return the line as a whole."""
@@ -92,7 +92,7 @@ def _ended(status: Status, now: datetime) -> str:
     at, today = parse_time(status.updated_at).astimezone(), now.astimezone()
     when = f"{at:%H:%M}" if at.date() == today.date() else f"{at:%Y-%m-%d %H:%M}"
     if status.state in ACTIVE_STATES:
-        return f"interrupted {when}: its process is gone, without a last word"
+        return f"interrupted {when}: its process is gone, without a message"
     message = status.message or ""
     if status.state == "failed" and (not message or _REDUNDANT_END.fullmatch(message)):
         return f"ended {when}"
@@ -101,5 +101,5 @@ def _ended(status: Status, now: datetime) -> str:
 
 
 def _brief(message: str) -> str:
-    """Return the cause without its figures: `disk full` of `disk full: 0.4 GiB free at ...`."""
+    """Return the cause without its details: `disk full` of `disk full: 0.4 GiB free at ...`."""
     return message.partition(": ")[0]

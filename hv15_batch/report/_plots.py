@@ -1,6 +1,6 @@
 """What the page plots, as traces: numbers only, drawn by assets/plots.js.
 
-A figure without measured values keeps its place and says so.
+A plot without measured values keeps its place, marked "not measured".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Plot = dict[str, Any]
 
 _NOT_OF_A_STEP = ("Shift", "Steps", "Frames a second")
 _STEP_FACTS = tuple(name for name in KEY_FACTS if name not in _NOT_OF_A_STEP)
-"""Steps are compared among clips that have these alike: those of the figures' table."""
+"""Steps are compared only among clips that agree in these: those of the groups' table."""
 MAX_STEP_GROUPS = 8
 _THROTTLE_REASONS = {
     "throttle_power_seconds": "power",
@@ -44,7 +44,7 @@ _MAX_HEADROOM = 2.0
 
 
 def plots(run: RunData) -> list[Plot]:
-    """Return all figures of a run's page, in their order."""
+    """Return all plots of a run's page, in their order."""
     attempts = sorted(run.attempts, key=lambda a: (a["finished_at"] is None, a["finished_at"] or 0))
     done = [a for a in attempts if a["status"] in DONE_STATUSES]
     return [
@@ -76,7 +76,7 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
 
 
 def _seconds_of(stage: str, attempt: Record) -> float | None:
-    """Return what an attempt spent in a stage; saved latents bring the time of another attempt."""
+    """Return an attempt's seconds in a stage; None for denoising that another attempt did."""
     if stage == DENOISE and not is_denoised_here(attempt):
         return None
     seconds: float | None = attempt[seconds_column(stage)]
@@ -117,7 +117,7 @@ def _step_seconds(done: Sequence[Record]) -> Plot:
 
 
 def _stage_vram(done: Sequence[Record], limit: tuple[str, float] | None) -> Plot:
-    """Return the peaks: of a stage what torch had in use, since it keeps what others reserved."""
+    """Return the peaks; those of a stage without memory that earlier stages left reserved."""
     names = {peak_column(stage): stage for stage in STAGES_ON_CARD}
     names |= {"peak_vram_reserved_bytes": "reserved", "peak_vram_device_bytes": "whole card"}
     traces = _markers(done, names, GIB)
@@ -308,9 +308,9 @@ def _rounded(value: float | None) -> float | None:
 
 
 _MAX_STRETCHES = 96
-"""Of fewer clips there is one for each."""
+"""With fewer clips there is one stretch for each."""
 _PAUSE_SECONDS = 300
-"""A longer time without an attempt is no work: a window that is shut, a pause."""
+"""A longer time without an attempt ends a spell of work: a closed window, or a pause."""
 
 
 @dataclass(frozen=True)
@@ -347,15 +347,15 @@ def rate_of_work(attempts: Sequence[Record]) -> tuple[list[Stretch], str]:
     warm_ups = sum(a["repeat"] == 0 and a["status"] in DONE_STATUSES for a in attempts)
     if warm_ups:
         caption += f"; {warm_ups} of them warmed up"
-    return found, f"{caption}. A run's start, before its first clip, is not in it."
+    return found, f"{caption}. The start of a run, before its first clip, does not count."
 
 
 def _spells(attempts: Sequence[Record]) -> list[list[Record]]:
     """Return attempts that followed each other: those of one run, without a pause between them."""
     spells: list[list[Record]] = []
-    begun = sorted((a for a in attempts if _span(a)), key=lambda a: _span(a) or (0.0, 0.0))
+    started = sorted((a for a in attempts if _span(a)), key=lambda a: _span(a) or (0.0, 0.0))
     ended = 0.0
-    for attempt in begun:
+    for attempt in started:
         begin, end = _span(attempt) or (0.0, 0.0)
         is_next = spells and attempt["run_id"] == spells[-1][-1]["run_id"]
         if not is_next or begin - ended > _PAUSE_SECONDS:

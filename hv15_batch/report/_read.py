@@ -77,7 +77,7 @@ def read_run(directory: RunDir) -> RunData:
     )
     last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
     files, thumbs = _names(directory.clips), _names(directory.thumbs)
-    # The plan's `file` is where a clip lies; whether it does is looked up.
+    # The plan's `file` is where a clip belongs; whether it is there is checked below.
     plan = [{**row, "file": None} for row in read_plan(directory)]
     asked: list[Mapping[str, Any]] = list(plan or last.values())
     asked.sort(key=lambda clip: clip["row_index"])  # Stable: seeds stay in their order.
@@ -103,7 +103,7 @@ def _shown(
     files: frozenset[str],
     thumbs: frozenset[str],
 ) -> dict[str, Any]:
-    """Return a clip as the page knows it; only what lies on the disk is said to be there."""
+    """Return a clip as the page shows it; files that the disk lacks are left out."""
     known = {name: value for name, value in (attempt or {}).items() if value is not None}
     clip = {**dict.fromkeys((*columns(), *RUN_COLUMNS)), **asked, **known}
     clip |= {name: asked[name] for name in FROM_PLAN}

@@ -87,7 +87,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A published figure and what the log says of it, as text."""
+    """A published number and its verdict from the log, as text."""
 
     name: str
     figure: str
@@ -99,7 +99,7 @@ class ReferenceRow:
     utilisation: str
     """Of the card here while it denoised."""
     implied: str
-    """Utilisation of its card that the figure implies."""
+    """Utilisation of its card that the number implies."""
     why: list[str]
     """What differs, what to do about it and what to know, in sentences."""
 
@@ -114,7 +114,7 @@ class Page:
     figures: dict[str, str]
     """The few numbers at the head."""
     groups: FiguresTable | None
-    """Figures of each group of settings, where there are several: they make no one sample."""
+    """Numbers of each group of settings; only where there are several groups."""
     benchmark: Benchmark | None
     has_gallery: bool
     """Whether there is a clip to show: a benchmark keeps none."""
@@ -163,7 +163,7 @@ def make_page(run: RunData, now: datetime, price: float | None) -> Page:
 
 
 def _references(run: RunData) -> list[ReferenceRow]:
-    """Return the published figures against this log, those that it meets first."""
+    """Return the published numbers and this log's verdicts, those that it meets first."""
     verdicts = compare_with_references(run.attempts, read_references(conf_dir() / "reference"))
     verdicts = [v for v in verdicts if v.best is not None]
     return [
@@ -187,7 +187,7 @@ def _figures(
 ) -> dict[str, str]:
     """Return the numbers at the head; what was not measured is left out.
 
-    Times and energy only where one group has them: unlike settings make no sample.
+    Times and energy appear only for a single group: different settings are not averaged.
     """
     shown = _of_one_group(groups[0], price) if len(groups) == 1 else {}
     vram = [a["peak_vram_reserved_bytes"] for a in done if a["peak_vram_reserved_bytes"]]
@@ -244,7 +244,7 @@ def _warm(n: int, group: Group) -> str:
 
 
 def _warnings(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
-    """Return what makes these figures unfit to quote, each kind of fault once, with its remedy."""
+    """Return why these numbers are not fit to quote: each kind of fault once, with its remedy."""
     found: dict[WarningKind, list[tuple[str, TimingWarning]]] = {}
     for group, name in zip(groups, names, strict=True):
         for warning in group.warnings:
@@ -255,7 +255,7 @@ def _warnings(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
 def _warning(name: str, warning: TimingWarning, others: int, is_named: bool) -> str:
     detail = f"{name}: {warning.detail}" if is_named else warning.detail
     if others:
-        detail += f"; and so in {others} more {'group' if others == 1 else 'groups'} of settings"
+        detail += f"; also in {others} more {'group' if others == 1 else 'groups'} of settings"
     return str(replace(warning, detail=detail))
 
 

@@ -17,7 +17,7 @@ from hv15_batch.report.render import write_page
 from hv15_batch.rundir.paths import RunDir, expand
 
 _PRICE = "report.price_per_kwh"
-"""A setting of a run, which may be typed here as there."""
+"""A setting of a run that this subcommand takes too."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,8 +67,8 @@ def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
     """
     if out is not None and len(run_dirs) < 2:
         raise Refused(
-            f"--out={out}: is the folder of a comparison, and the page of a single run is in its "
-            "run directory; leave it out, or name several runs."
+            f"--out={out}: names the folder of a comparison, but the page of a single run goes "
+            "into its run directory; leave it out, or name several runs."
         )
 
 
@@ -86,14 +86,18 @@ def _write_run(run_dir: Path, price: float | None) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hv15-batch report",
-        description="Build the page of run directories; of several, or of a sweep, also a "
+        description="Build the pages of run directories. For several, or for a sweep, also build a "
         "comparison with its tables.",
+        epilog="example: hv15-batch report outputs/prompts.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the comparison; default: the folder above the runs",
     )
     parser.add_argument(
-        "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
+        "--price", metavar="PER_KWH", type=float, help="price of electricity, in any currency"
     )
     return parser

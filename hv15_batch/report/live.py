@@ -1,7 +1,7 @@
 """The page of a run while it renders: written at its start and then at most once a minute.
 
-On a thread of its own: building the page of a thousand clips takes part of a second, in which the
-parent shall hand the next clip to the executor.
+It runs on a thread of its own: building the page of a thousand clips takes part of a second, and
+the parent must hand over the next clip meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERVAL_SECONDS = 60.0
 def live_page(run_dir: Path, interval_seconds: float = INTERVAL_SECONDS) -> Iterator[None]:
     """Keep the page of a run directory up to date while the block runs.
 
-    The last state is not written here: whoever ends the run knows it.
+    The last state is written elsewhere, by the code that ends the run.
     """
     ended = threading.Event()
 

@@ -53,7 +53,9 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
 def main(argv: Sequence[str]) -> int:
     """Print the progress of a run; return 0, or 2 where there is nothing to read."""
     parser = argparse.ArgumentParser(
-        prog="hv15-batch status", description="Print the progress and the expected end of a run."
+        prog="hv15-batch status",
+        description="Print the progress and the expected end of a run.",
+        epilog="example: hv15-batch status outputs/prompts --watch",
     )
     parser.add_argument(
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"

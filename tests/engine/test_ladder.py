@@ -59,7 +59,9 @@ def test_decoding_is_tried_with_less_and_then_alone(
     assert len(calls) == failures + 1
     assert only_record(project)["status"] == "ok"
     # What leaves the card for good is said, and is the profile of later workers too.
-    is_alone = "decoding alone on the card: going on with offload=model" in capsys.readouterr().out
+    is_alone = (
+        "decoding alone on the card: continuing with offload=model" in capsys.readouterr().out
+    )
     assert is_alone == (failures == 2)
 
 

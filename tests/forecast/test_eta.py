@@ -282,7 +282,7 @@ def test_after_a_change_of_profile_only_clips_of_the_new_one_count() -> None:
     eta = Eta(todo, None)
     for planned in todo[:2]:
         eta.finished(record(planned, step_seconds=[2.0] * 50), 100.0)
-    eta.pace.heard(Note("out of memory: going on with offload=stream", OffloadKind.stream))
+    eta.pace.heard(Note("out of memory: continuing with offload=stream", OffloadKind.stream))
     job = Job(todo[5].clip, 1, False)
 
     assert (left(eta).p50_seconds, eta.pace.expected(job)["step"]) == (pytest.approx(400), 2.0)

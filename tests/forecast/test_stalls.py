@@ -149,7 +149,7 @@ def test_another_size_is_cold(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Note("out of memory: going on with offload=stream_disk"), Encoded(1, 1)]
+    "event", [Note("out of memory: continuing with offload=stream_disk"), Encoded(1, 1)]
 )
 def test_a_change_of_profile_and_late_encoding_make_it_cold_until_the_next_clip(
     job: Job, event: Event

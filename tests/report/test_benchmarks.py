@@ -182,7 +182,7 @@ def test_a_figure_that_is_met_says_with_what_and_what_it_implies(tmp_path: Path)
         "offload=stream, attention _native_cudnn and not compiled, which the source does not state"
     ) in table
     assert '<td data-label="utilisation here">61%</td>' in table
-    assert '<td data-label="implied by the figure">29% to 134%</td>' in table
+    assert '<td data-label="utilisation implied">29% to 134%</td>' in table
 
 
 def test_of_what_is_not_comparable_one_reason_is_in_sight_and_the_others_are_folded(
@@ -192,7 +192,7 @@ def test_of_what_is_not_comparable_one_reason_is_in_sight_and_the_others_are_fol
 
     table = html[html.index('class="references"') :]
     assert table.index("stated, NVIDIA H200 here.") < table.index('<details class="why">')
-    assert re.search(r"<summary>\d+ more to know: what differs, what to do</summary>", table)
+    assert re.search(r"<summary>\d+ more: what differs, what to do</summary>", table)
 
 
 def test_five_frames_reproduce_nothing_on_the_page(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_published_figures_are_folded_unless_something_was_measured_repeatedly(
 
     is_open = ['panel" open' in html for html in (folded, benchmark)]
     assert is_open == [False, True]
-    assert all("Published figures" in html for html in (folded, benchmark))
+    assert all("Published numbers" in html for html in (folded, benchmark))
 
 
 def test_without_a_plan_the_log_is_shown(tmp_path: Path) -> None:

@@ -517,7 +517,7 @@ def test_memory_that_a_smaller_profile_takes_is_no_growth(project: Project) -> N
     class ClimbsDown(executors):  # type: ignore[valid-type, misc]
         def submit(self, job: Job) -> None:
             if job.clip.row_id == "owl":
-                self._events.append(Note("out of memory while denoising: going on with stream"))
+                self._events.append(Note("out of memory while denoising: continuing with stream"))
             super().submit(job)
 
     assert project.run(ClimbsDown, retry=RetryConfig(max_ram_growth_gib=2.0)) == 0

@@ -35,7 +35,7 @@ class Denoised:
     """[1, 32, (num_frames - 1) / 4 + 1, height / 16, width / 16], on the device and in the type of
     the transformer; may hold non-finite values, which the caller has to check."""
     step_seconds: list[float]
-    """Each step, from its first forward to that of the next one; the last one to the end."""
+    """Each step, from its first forward to the first of the next step; the last one to the end."""
 
 
 class _GivenTexts:
@@ -62,8 +62,8 @@ class _GivenTexts:
     ) -> tuple[torch.Tensor, ...]:
         """Return the given tensors in the type and on the device of the transformer.
 
-        Stock reshapes them with `view(..., -1)`, which an embedding of no glyph tokens does not
-        allow (diffusers 0.42.1).
+        Plain diffusers reshapes them with `view(..., -1)`, which an embedding of no glyph tokens
+        does not allow (diffusers 0.42.1).
         """
         given = (prompt_embeds, prompt_embeds_mask, prompt_embeds_2, prompt_embeds_mask_2)
         tensors = tuple(tensor for tensor in given if tensor is not None)
