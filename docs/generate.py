@@ -22,7 +22,13 @@ from typing import Any
 import pyarrow as pa
 
 from hv15_batch import errors
-from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, ManifestColumns, SamplingConfig
+from hv15_batch.config.settings import (
+    OF_ONE_COMMAND,
+    TYPED_ONLY,
+    Config,
+    ManifestColumns,
+    SamplingConfig,
+)
 from hv15_batch.machine import cards
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import (
