@@ -6,7 +6,6 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(PLAN_COLUMNS)
-    writer.writerows(map(itemgetter(*PLAN_COLUMNS), rows))
+    writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
     if path.is_file() and path.read_bytes() == data:
         return False
