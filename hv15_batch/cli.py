@@ -40,6 +40,7 @@ hv15-batch status RUN_DIR --pause         use the card for something else, until
 hv15-batch references [RUN_DIR ...]       published numbers: confirmed, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
+hv15-batch convert FILE [--out FILE]      a single-file transformer to diffusers' layout
 hv15-batch doctor                         what this machine lacks, and what to type
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
@@ -121,6 +122,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.recipe import main as recipe
 
             return recipe(arguments, _say)
+        if word == "convert":
+            from hv15_batch.weights.command import main as convert
+
+            return convert(arguments, _say)
         if word == "doctor":
             from hv15_batch.doctor import main as doctor
 

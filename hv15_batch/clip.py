@@ -96,6 +96,7 @@ class ClipSettings:
     """As typed: `auto` stays `auto`."""
     quantisation: str | None = None
     cache: str | None = None
+    """`every:start:end` of a static step cache; None computes every step."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""

@@ -30,6 +30,7 @@ from hv15_batch.media.tag import ClipTag, read_clip_tag
 from hv15_batch.model.architectures import definition_sha256
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, ModelConfig, Task, Weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
@@ -199,6 +200,13 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
     for key, (value, default) in values.items():
         if value != default:
             yield f"{key}={value}"
+    if asked.cache is not None:
+        cache = parse_step_cache(asked.cache)
+        make_step_cache(asked.num_inference_steps, cache.every, cache.start, cache.end)
+        yield "sampling.cache=static"
+        yield f"sampling.cache_every={cache.every}"
+        yield f"sampling.cache_start={cache.start}"
+        yield f"sampling.cache_end={cache.end}"
     if tag.off_recipe:
         yield "runtime.allow_off_recipe=true"
     if is_unmeant(asked.prompt):

@@ -135,6 +135,9 @@ class ClipRecord:
     tags: str | None = _asked("the row's tag_* cells as a JSON object", private=True)
     attention_backend_requested: str | None = _asked("backend as typed")
     off_recipe: bool | None = _asked("distilled model used off its recipe", groups=True)
+    cache: str | None = _asked(
+        "static step cache as every:start:end; null computes every step", groups=True
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -155,6 +158,7 @@ class ClipRecord:
     )
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
+    num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     # time
     load_seconds: float | None = _time(
         "loading transformer and VAE; on the first clip of a worker", "second", CLOCK
@@ -339,6 +343,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             tags=json.dumps(clip.tags, ensure_ascii=False, sort_keys=True),
             attention_backend_requested=settings.attention_backend,
             off_recipe=clip.off_recipe,
+            cache=settings.cache,
             model=settings.model,
             revision=settings.revision,
             weights=settings.weights,

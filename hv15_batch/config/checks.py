@@ -19,7 +19,8 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task, Weights
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
-SAMPLING_FIELDS = tuple(_SAMPLING_BOUNDS)
+SAMPLING_FIELDS = tuple(name for name in _SAMPLING_BOUNDS if not name.startswith("cache"))
+"""What a row, a command and a model option may all say; a cache is the command's alone."""
 _USUAL_RECIPES = {
     Distillation.cfg: "{steps: [50], guidance: 1.0}",
     Distillation.step: "{steps: [8, 12], draft_steps: [4], guidance: 1.0, meanflow: true}",

@@ -14,7 +14,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
 from hv15_batch.redaction import redacted
 
-WORDS = ("report", "status", "references", "compare", "recipe", "prefetch", "doctor")
+WORDS = ("report", "status", "references", "compare", "recipe", "convert", "prefetch", "doctor")
 """The subcommands. Here, where the command line finds them without importing Hydra."""
 _PATH_ERRORS = (
     errno.EACCES,

@@ -60,6 +60,13 @@ class Order(Enum):
     rows = "rows"
 
 
+class CacheKind(Enum):
+    """Whether steps reuse the transformer's last result (`model.step_cache`)."""
+
+    none = "none"
+    static = "static"
+
+
 class FileCheck(Enum):
     """How a finished clip's file is checked."""
 
@@ -123,6 +130,15 @@ class SamplingConfig:
     """`shift` of the flow-match scheduler."""
     fps: float | None = bounded(None, 1, 240, about="must be 1 to 240; the model was trained at 24")
     """Frames per second of the written file."""
+    cache: CacheKind | None = None
+    """`static` computes some of the steps and reuses the last result in the others: faster, and a
+    little off. For 10 steps or more; not for step-distilled models."""
+    cache_every: int | None = at_least(None, 2)
+    """One step of so many is computed between `cache_start` and `cache_end`; null means 4."""
+    cache_start: int | None = at_least(None, 1)
+    """First step, from 0, that may be reused; null means 22 % of the steps."""
+    cache_end: int | None = at_least(None, 2)
+    """All steps from this one on are computed; null means 90 % of the steps."""
 
 
 @dataclass

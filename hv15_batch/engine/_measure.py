@@ -260,7 +260,7 @@ def work_columns(
         return columns
     image_tokens = 0 if conditioning.image is None else conditioning.image.image_embeds.shape[1]
     texts = [conditioning.prompt] + ([conditioning.negative] if conditioning.negative else [])
-    flop = settings.num_inference_steps * sum(
+    flop = Shape.of(settings).num_computed_steps * sum(
         forward_flop(video_tokens, text.num_text_tokens + text.num_glyph_tokens + image_tokens)
         for text in texts
     )

@@ -176,6 +176,7 @@ class ClipRenderer:
             settings_sha256=clip.settings_sha256,
             columns={
                 "denoise_seconds": seconds,
+                "num_computed_steps": result.num_computed_steps,
                 "step_seconds": result.step_seconds,
                 "denoise_attempt": job.attempt,
                 **{k: v for k, v in columns.items() if k.startswith(f"{DENOISE}_peak_")},

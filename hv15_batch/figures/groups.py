@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.model.step_cache import computed_seconds
 from hv15_batch.record import (
     DONE_STATUSES,
     FAILED,
@@ -259,7 +260,8 @@ def _value(name: str, row: Mapping[str, Any]) -> float | None:
     if name == "clip_seconds":
         return clip_seconds(row)
     if name == "step_seconds":
-        return statistics.median(row[name]) if row[name] else None
+        computed = computed_seconds(row[name] or (), row["cache"])
+        return statistics.median(computed) if computed else None
     value: float | None = row[name]
     return value
 

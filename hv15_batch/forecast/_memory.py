@@ -15,6 +15,7 @@ from hv15_batch.model.shapes import (
     TRANSFORMER_BYTES,
     TRANSFORMER_REST_BYTES,
     VAE_BYTES,
+    WIDTH,
     Shape,
 )
 from hv15_batch.model.tiles import NoPlanError, most_frugal_plan, plan_tiles, predict_peak_bytes
@@ -95,7 +96,7 @@ def predict_peaks(
         host += PACKING_BYTES
     if not is_encoder_whole and (offload != "stream_disk" or not reads_weights):
         host = max(host, TEXT_ENCODER_BYTES * factor)
-    activations = _activation_bytes(shape, execution)
+    activations = _activation_bytes(shape, execution) + _cache_bytes(shape, factor)
     return Peaks(encode, denoise + activations, decode, HOST_BASE_BYTES + host)
 
 
@@ -115,6 +116,14 @@ def _activation_bytes(shape: Shape, execution: Execution) -> int:
     if not execution.mask_free:
         activations += MASK_BYTES_PER_PAIR * (tokens + PADDED_TOKENS) ** 2
     return int(activations * execution.bytes_factor)
+
+
+def _cache_bytes(shape: Shape, factor: int) -> int:
+    """Return what a static step cache keeps: the video tokens' residual for each forward."""
+    if shape.num_computed is None:
+        return 0
+    forwards = 2 if shape.has_guidance else 1
+    return forwards * shape.num_video_tokens * WIDTH * 2 * factor
 
 
 def _decode_bytes(shape: Shape, budget_bytes: int, factor: int) -> int:

@@ -29,7 +29,7 @@ MAX_ROWS = 20
 """Warm clips that count for one size and way of running, newest first: drivers change."""
 COLUMNS = (
     *columns(groups=True),
-    *("attempt", "finished_at", "status", "is_cold", "denoise_attempt"),
+    *("attempt", "finished_at", "status", "is_cold", "denoise_attempt", "num_computed_steps"),
     *map(seconds_column, (DENOISE, DECODE)),
 )
 

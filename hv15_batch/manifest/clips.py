@@ -9,14 +9,15 @@ from typing import Any
 
 from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.shapes import bucket_size
-from hv15_batch.model.variant import Task, check_recipe
+from hv15_batch.model.step_cache import StepCache, make_step_cache
+from hv15_batch.model.variant import Distillation, Task, check_recipe
 
 MAX_EXAMPLES = 3
 
@@ -187,6 +188,7 @@ def _clip(
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
+    cache = step_cache_of(config, steps)
     settings = ClipSettings(
         prompt=row.prompt,
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
@@ -205,6 +207,7 @@ def _clip(
         weights=config.model.weights.name,
         dtype=effective_dtype(config).name,
         attention_backend=config.runtime.attention_backend,
+        cache=None if cache is None else str(cache),
     )
     return make_clip(
         row_id=row.id,
@@ -216,6 +219,36 @@ def _clip(
         tags=row.tags,
         off_recipe=check_recipe(config.model, steps, guidance_scale) is not None,
     )
+
+
+def step_cache_of(config: Config, steps: int) -> StepCache | None:
+    """Return the static cache of a clip with so many steps; None computes every step.
+
+    Raises:
+        Refused: the model is step-distilled, or the cache does not fit the steps.
+    """
+
+    def chosen(name: str) -> Any:
+        value = getattr(config.override, name)
+        return getattr(config.sampling, name) if value is None else value
+
+    if chosen("cache") is not CacheKind.static:
+        given = [name for name in _CACHE_BOUNDS if chosen(name) is not None]
+        if given:
+            raise Refused(
+                f"sampling.{given[0]}={chosen(given[0])}: has no effect without "
+                "sampling.cache=static; add that, or leave it out."
+            )
+        return None
+    if config.model.distillation is Distillation.step:
+        raise Refused(
+            f"sampling.cache=static with model={config.model.name}: a step-distilled model has few "
+            "steps, and none of them can stand for another; leave the cache out."
+        )
+    return make_step_cache(steps, *(chosen(name) for name in _CACHE_BOUNDS))
+
+
+_CACHE_BOUNDS = ("cache_every", "cache_start", "cache_end")
 
 
 def _note_clip_faults(

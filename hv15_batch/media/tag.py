@@ -39,6 +39,7 @@ _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Of schema 1; what is added to `_VIDEO` later may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,11 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     for key, value in (("revision", revision), ("image_sha256", image_sha256)):
         if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
             raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
-    for key in ("quantisation", "cache"):
-        if values[key] is not None:
-            raise _refused(name, key, values[key], "is not supported by this version")
+    if values["quantisation"] is not None:
+        raise _refused(name, "quantisation", values["quantisation"], "is not supported here")
+    cache = values["cache"]
+    if cache is not None and not (isinstance(cache, str) and _CACHE.fullmatch(cache)):
+        raise _refused(name, "cache", cache, "must be every:start:end, such as 4:11:45")
     if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
         raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
 

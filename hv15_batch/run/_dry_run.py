@@ -23,6 +23,7 @@ from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
@@ -131,7 +132,7 @@ def _format_weights(checkpoint: Checkpoint) -> str:
 
 _shown = attrgetter(
     *("height", "width", "num_frames", "fps"),
-    *("num_inference_steps", "guidance_scale", "flow_shift"),
+    *("num_inference_steps", "guidance_scale", "flow_shift", "cache"),
 )
 """What of a clip's settings a line of the table says."""
 
@@ -153,11 +154,21 @@ def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
 
 
 def _format_settings(
-    height: int, width: int, frames: int, fps: float, steps: int, guidance: float, shift: float
+    height: int,
+    width: int,
+    frames: int,
+    fps: float,
+    steps: int,
+    guidance: float,
+    shift: float,
+    cache: str | None,
 ) -> str:
+    computed = ""
+    if cache is not None:
+        computed = f" ({parse_step_cache(cache).num_computed(steps)} computed, the others reused)"
     return (
-        f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, {_count(steps, 'step')}, "
-        f"guidance {guidance:g}, shift {shift:g}"
+        f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, "
+        f"{_count(steps, 'step')}{computed}, guidance {guidance:g}, shift {shift:g}"
     )
 
 

@@ -11,6 +11,8 @@ import pytest
 from fakes.tiny_clips import clips_of, config_of
 
 from hv15_batch.config.settings import (
+    CacheKind,
+    Config,
     OffloadConfig,
     Order,
     RuntimeConfig,
@@ -20,8 +22,9 @@ from hv15_batch.config.settings import (
 from hv15_batch.errors import Refused
 from hv15_batch.manifest import rows as manifest_rows
 from hv15_batch.manifest.cells import ManifestError
-from hv15_batch.manifest.clips import check_typed_sampling, read_rows, repeats_note
+from hv15_batch.manifest.clips import check_typed_sampling, read_rows, repeats_note, step_cache_of
 from hv15_batch.manifest.read import read_manifest
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, Dtype, OffloadKind, Recipe
 
 # -- precedence -------------------------------------------------------------------------------
@@ -285,3 +288,37 @@ def test_hashes_are_over_canonical_json_of_what_was_asked(tmp_path: Path) -> Non
 
     assert clip.settings_sha256 == hashlib.sha256(settings.encode()).hexdigest()
     assert clip.denoise_sha256 == hashlib.sha256(denoise.encode()).hexdigest()
+
+
+# -- the static step cache --------------------------------------------------------------------
+
+
+def cached_config(**sampling: Any) -> Config:
+    config = Config(model=model_options()["480p_t2v"])
+    return replace(config, sampling=SamplingConfig(cache=CacheKind.static, **sampling))
+
+
+def test_a_cache_is_resolved_for_the_steps_of_each_clip() -> None:
+    assert str(step_cache_of(cached_config(), 50)) == "4:11:45"
+    assert str(step_cache_of(cached_config(cache_every=2), 20)) == "2:4:18"
+    assert step_cache_of(Config(model=model_options()["480p_t2v"]), 50) is None
+
+
+def test_an_override_switches_the_cache_off() -> None:
+    config = replace(cached_config(), override=SamplingConfig(cache=CacheKind.none))
+
+    assert step_cache_of(config, 50) is None
+
+
+def test_a_cache_for_a_step_distilled_model_is_refused() -> None:
+    config = replace(cached_config(), model=model_options()["480p_i2v_step_distilled"])
+
+    with pytest.raises(Refused, match="none of them can stand for another"):
+        step_cache_of(config, 12)
+
+
+def test_bounds_of_a_cache_that_is_not_there_are_refused() -> None:
+    config = replace(Config(), sampling=SamplingConfig(cache_start=3))
+
+    with pytest.raises(Refused, match=r"cache_start=3: has no effect without"):
+        step_cache_of(config, 50)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.model.options import conf_dir
+from hv15_batch.model.shapes import Shape
 from hv15_batch.record import ClipRecord
 from hv15_batch.references._implied import Feasibility, combinations
 from hv15_batch.references.check import (
@@ -635,7 +636,7 @@ def test_the_standard_model_at_121_frames_and_50_steps_with_guidance_is_over_the
     (found,) = (
         c
         for c in combinations(REFERENCES["recipe_standard"])
-        if tuple(c.shape) == (480, 848, 121, 50, True, False)
+        if c.shape == Shape(480, 848, 121, 50, True, False)
     )
 
     assert found.utilisation == pytest.approx(found.tflops / 165.2)
@@ -647,7 +648,7 @@ def test_the_standard_model_at_121_frames_and_50_steps_with_guidance_is_over_the
 def test_a_figure_with_everything_stated_has_one_combination() -> None:
     (found,) = combinations(REFERENCES["vllm_omni_121"])
 
-    assert tuple(found.shape) == (480, 832, 121, 50, True, False)
+    assert found.shape == Shape(480, 832, 121, 50, True, False)
     assert found.utilisation == pytest.approx(0.51, abs=0.01)
 
 

@@ -72,6 +72,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("compiled", "prompts.sweep/stream"):
         shutil.copytree(outputs / "b", outputs / name)
     shutil.copy(next((outputs / "prompts" / "clips").glob("*.mp4")), folder / "clip.mp4")
+    transformers = Path(os.environ["XDG_CACHE_HOME"]).glob("hv15_batch/tiny/tiny_t2v-*/transformer")
+    shutil.copy(next(next(transformers).glob("*.safetensors")), folder / "model.safetensors")
     return folder
 
 
