@@ -96,6 +96,8 @@ class ClipSettings:
     """As typed: `auto` stays `auto`."""
     quantisation: str | None = None
     cache: str | None = None
+    image_conversion: str | None = added(None)
+    """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""

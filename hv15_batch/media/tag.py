@@ -14,6 +14,7 @@ from hv15_batch import __version__
 from hv15_batch.clip import SCHEMA, Clip, ClipSettings
 from hv15_batch.config.settings import X264_PRESETS, VideoCodec, VideoConfig
 from hv15_batch.errors import Refused
+from hv15_batch.media.conversion import CONVERSIONS
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
@@ -196,6 +197,10 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     for key in ("quantisation", "cache"):
         if values[key] is not None:
             raise _refused(name, key, values[key], "is not supported by this version")
+    conversion = values["image_conversion"]
+    known = (None,) if values["image"] is None else (None, *CONVERSIONS)
+    if conversion not in known:
+        raise _refused(name, "image_conversion", conversion, "is not known to this version")
     if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
         raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
 

@@ -137,7 +137,10 @@ def test_keys_differ_by_content_and_are_stable() -> None:
         for size in ((32, 48), (48, 32))
     ]
 
+    keys += [image_key("0" * 64, 32, 48, IDENTITY, name) for name in ("white.v1", "srgb.v1")]
+
     assert len(set(keys)) == len(keys)
+    assert image_key("0" * 64, 32, 48, IDENTITY, None) == image_key("0" * 64, 32, 48, IDENTITY)
     assert all(len(key) == 64 for key in keys)
     assert keys[2] == text_key("a fox", replace(IDENTITY))
 

@@ -108,8 +108,18 @@ def text_key(text: str, encoders: EncoderIdentity) -> str:
     )
 
 
-def image_key(image_sha256: str, height: int, width: int, encoders: EncoderIdentity) -> str:
-    """Return the cache key of a first frame in its bucket of height x width pixels."""
+def image_key(
+    image_sha256: str,
+    height: int,
+    width: int,
+    encoders: EncoderIdentity,
+    conversion: str | None = None,
+) -> str:
+    """Return the cache key of a first frame in its bucket of height x width pixels.
+
+    `conversion` is left out where it is None, so that entries of earlier versions hold.
+    """
+    parts = {} if conversion is None else {"conversion": conversion}
     return _key(
         kind="image",
         encoders=vars(encoders),
@@ -117,6 +127,7 @@ def image_key(image_sha256: str, height: int, width: int, encoders: EncoderIdent
         bucket=[height, width],
         # transformers resizes for SigLIP with torchvision where that is installed, else Pillow.
         torchvision=importlib.util.find_spec("torchvision") is not None,
+        **parts,
     )
 
 
@@ -183,9 +194,9 @@ class EmbeddingCache:
         texts = [self.read_text(text_key(text, encoders)) for text in clip_texts(settings)]
         image = None
         if settings.image_sha256 is not None:
-            image = self.read_image(
-                image_key(settings.image_sha256, settings.height, settings.width, encoders)
-            )
+            size = settings.height, settings.width
+            conversion = settings.image_conversion
+            image = self.read_image(image_key(settings.image_sha256, *size, encoders, conversion))
             if image is None:
                 return None
         prompt, negative = texts[0], texts[1] if len(texts) > 1 else None
