@@ -12,10 +12,14 @@ import stat
 from typing import IO, Any
 
 _KIB, _MIB = 2**10, 2**20
+_YAML_LOADER = "CSafeLoader"
 MAX_JSON_BYTES = 16 * _MIB
 """Of status, lock, settings and configurations, which have some KiB."""
 MAX_DEPTH = 64
 """Levels of lists and objects; configurations have fewer than ten."""
+MAX_YAML_BYTES = 1 * _MIB
+MAX_YAML_NODES = 100_000
+"""With what aliases repeat: ten lines of them can stand for a billion."""
 _ODD = {
     stat.S_IFDIR: (errno.EISDIR, "is a folder"),
     stat.S_IFIFO: (errno.EINVAL, "is a pipe and no regular file"),
@@ -117,6 +121,59 @@ def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
         if not level:
             return
     raise ValueError(f"nested more than {max_depth} levels deep")
+
+
+def read_yaml(path: str | os.PathLike[str], max_bytes: int = MAX_YAML_BYTES) -> Any:
+    """Return what a YAML file holds, in plain types.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is no YAML of plain types in UTF-8, nested too deeply or grows too much.
+    """
+    import yaml
+
+    text = read_text(path, max_bytes)
+    check_yaml(text)
+    try:
+        return yaml.load(text, Loader=getattr(yaml, _YAML_LOADER, yaml.SafeLoader))
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+
+
+def check_yaml(text: str) -> None:
+    """Check depth and size of a YAML text before anything is made of it.
+
+    Raises:
+        ValueError: it is no YAML, nested more deeply than `MAX_DEPTH`, or of more than
+            `MAX_YAML_NODES` values once its aliases are followed.
+    """
+    import yaml
+
+    loader = getattr(yaml, _YAML_LOADER, yaml.SafeLoader)
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            anchor, added = getattr(event, "anchor", None), 0
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((anchor, 1))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, added = open_nodes.pop()
+            elif isinstance(event, yaml.ScalarEvent):
+                added = 1
+            elif isinstance(event, yaml.AliasEvent):
+                if anchor not in sizes:
+                    raise ValueError(f"*{anchor} stands for nothing, or for itself")
+                added, anchor = sizes[anchor], None
+            if anchor is not None and added:
+                sizes[anchor] = added
+            open_nodes[-1] = open_nodes[-1][0], open_nodes[-1][1] + added
+            if len(open_nodes) > MAX_DEPTH + 1:
+                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+            if open_nodes[-1][1] > MAX_YAML_NODES:
+                raise ValueError(f"more than {MAX_YAML_NODES:,} values")
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _without_waiting(path: str, flags: int) -> int:

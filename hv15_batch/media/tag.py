@@ -18,6 +18,7 @@ from hv15_batch.media.conversion import CONVERSIONS
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
+from hv15_batch.reading import parse_json
 from hv15_batch.units import MIB, format_value
 
 MAX_TAG_CHARACTERS = 16 * MIB
@@ -134,8 +135,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
             "the file left it out); render it from its manifest."
         )
     try:
-        values = json.loads(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
-    except (ValueError, RecursionError):
+        values = parse_json(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
+    except ValueError:
         values = None
     if not isinstance(values, dict) or not all(
         _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")

@@ -19,8 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hv15_batch.clip import ClipSettings
+from hv15_batch.reading import check_regular, parse_json
 from hv15_batch.rundir.publish import publishing
+from hv15_batch.units import GIB
 
+MAX_EMBEDDING_BYTES = GIB
+"""A text of 1000 tokens has 14 MB in 32 bits."""
 FORMAT_VERSION = 1
 """Bumped when the meaning of a cached file changes: all entries are then made again."""
 
@@ -209,12 +213,14 @@ class EmbeddingCache:
 
     def _read(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, int]] | None:
         try:
+            check_regular(self._path(key), MAX_EMBEDDING_BYTES)
             with safe_open(self._path(key), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             if metadata["sha256"] != _tensors_sha256(tensors):
                 return None
-            return tensors, json.loads(metadata["numbers"])
+            numbers = parse_json(metadata["numbers"])
+            return (tensors, numbers) if isinstance(numbers, dict) else None
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 

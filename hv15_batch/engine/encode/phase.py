@@ -29,6 +29,7 @@ from hv15_batch.engine.encode.cache import (
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
 from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.errors import Refused
 from hv15_batch.media.conversion import look
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
@@ -100,6 +101,8 @@ class EncodePhase:
                         self._cache.write_text(key, embedding)
                     self._encoded[key] = meter
                     self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
+                except Refused:  # the checkpoint is damaged, for all texts alike
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                     # A generator that raised is spent: the remaining texts need a new one.
@@ -118,6 +121,8 @@ class EncodePhase:
                     with meter.stage(ENCODE), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
+                except Refused:
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                 emit(Encoded(number, total))
