@@ -100,6 +100,8 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     try:
         content = read_bytes(run_dir.plan, MAX_PLAN_BYTES)
         found: list[dict[str, Any]] = _typed(content).to_pylist()
+        if any(row[name] is None for row in found for name in ("clip_id", "row_index", "seed")):
+            raise ValueError("clips without a name or a place")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
