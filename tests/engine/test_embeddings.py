@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,10 @@ def test_a_damaged_entry_counts_as_missing_and_is_made_again(tmp_path: Path) -> 
     for damaged in (b"", whole[:20], whole[:-1], flipped, b"\0" * len(whole), whole + b"x"):
         file.write_bytes(damaged)
         assert cache.read_text("a") is None
+    file.unlink()
+    os.mkfifo(file)
+    assert cache.read_text("a") is None
+    file.unlink()
 
     cache.write_text("a", TEXT)
     assert_same(cache.read_text("a"), TEXT)
