@@ -97,6 +97,8 @@ class ClipSettings:
     quantisation: str | None = None
     cache: str | None = None
     """`every:start:end` of a static step cache; None computes every step."""
+    image_conversion: str | None = added(None)
+    """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""

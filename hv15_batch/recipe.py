@@ -26,6 +26,7 @@ from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
 from hv15_batch.manifest.rows import Record, RowReader
 from hv15_batch.manifest.unmeant import is_unmeant
+from hv15_batch.media.image import read_first_frame
 from hv15_batch.media.tag import ClipTag, read_clip_tag
 from hv15_batch.model.architectures import definition_sha256
 from hv15_batch.model.attention import is_fetched
@@ -124,6 +125,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
             )
         else:
             cells["image"] = image.name if image.parent == folder else str(image)
+            notes += _conversion_note(tag, image)
     return Recipe(cells, (*_settings(tag, option), *_negative_prompt(tag, option)), tuple(notes))
 
 
@@ -278,6 +280,21 @@ def _find_image(tag: ClipTag) -> Path | None:
         if place.is_file() and sha256_of_file(place) == tag.settings.image_sha256:
             return place
     return None
+
+
+def _conversion_note(tag: ClipTag, image: Path) -> Iterator[str]:
+    """Yield that the clip was made from other pixels than this version sees in the file."""
+    try:
+        here = read_first_frame(str(image)).conversion
+    except ValueError as error:
+        yield f"First frame: {image} can no longer be used: {error}."
+        return
+    if here != tag.settings.image_conversion:
+        yield (
+            f"First frame: version {tag.version!r} made it RGB by "
+            f"{tag.settings.image_conversion or 'the plain conversion'}, and this version by "
+            f"{here or 'the plain conversion'}; the clip will be another."
+        )
 
 
 def _places_of_run(tag: ClipTag) -> Iterator[Path]:

@@ -94,6 +94,8 @@ def _token_file(environ: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=8)
 def _read_token(path: str) -> str:
+    if not os.path.isfile(path):  # a pipe would keep us waiting
+        return ""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4096).strip()

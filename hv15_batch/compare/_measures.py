@@ -21,7 +21,8 @@ from skimage.metrics import structural_similarity
 
 from hv15_batch.compare._pairs import Pair, Record
 from hv15_batch.media.video import Frames
-from hv15_batch.rundir.paths import RunDir
+from hv15_batch.reading import read_bytes
+from hv15_batch.rundir.paths import MAX_LATENTS_BYTES, RunDir
 
 Luma = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -124,9 +125,9 @@ def read_saved_latents(run_dir: RunDir, record: Record) -> np.ndarray[Any, Any] 
     if not record["latents_file"]:
         return None
     try:
-        content = (run_dir.path / record["latents_file"]).read_bytes()
+        content = read_bytes(run_dir.path / record["latents_file"], MAX_LATENTS_BYTES)
         stored = dict(_deserialize(content))[TENSOR]
-    except (OSError, KeyError, SafetensorError):
+    except (OSError, KeyError, ValueError, SafetensorError):
         return None
     data = bytes(stored["data"])
     if hashlib.sha256(data).hexdigest() != record["latents_sha256"]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
+from hv15_batch.media.tag import MAX_TAG_CHARACTERS
 from hv15_batch.media.video import read_comment
 from hv15_batch.planning.tables import read_plan
+from hv15_batch.reading import parse_json
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_rows_of_runs
@@ -144,7 +145,8 @@ def _read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
     if not record["file"]:
         return {}
     try:
-        tag = json.loads(read_comment(run_dir.path / record["file"]) or "{}")
+        comment = read_comment(run_dir.path / record["file"]) or "{}"
+        tag = parse_json(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
     except (OSError, ValueError):
         return {}
     return tag if isinstance(tag, dict) else {}

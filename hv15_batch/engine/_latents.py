@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hv15_batch.clip import Clip
+from hv15_batch.reading import check_regular, parse_json
+from hv15_batch.rundir.paths import MAX_LATENTS_BYTES
 from hv15_batch.rundir.publish import publishing
 
 TENSOR = "latents"
@@ -55,15 +57,28 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
 def read_latents(path: Path, denoise_sha256: str) -> DenoisedClip | None:
     """Return saved latents, or None where they are missing, damaged or of other settings."""
     try:
+        check_regular(path, MAX_LATENTS_BYTES)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("denoise_sha256") != denoise_sha256:
                 return None
             saved = DenoisedClip(
                 file.get_tensor(TENSOR),
-                json.loads(metadata["denoise"]),
+                _columns(metadata["denoise"]),
                 metadata["settings_sha256"],
             )
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
     return saved if saved.latents_sha256 == metadata["latents_sha256"] else None
+
+
+def _columns(text: str) -> dict[str, Any]:
+    """Return log columns from a file's metadata.
+
+    Raises:
+        ValueError: they are none.
+    """
+    columns = parse_json(text)
+    if not isinstance(columns, dict):
+        raise ValueError("no columns")
+    return columns

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from hv15_batch.reading import parse_json
 from hv15_batch.units import format_gib, format_setting
 
 Clip = Mapping[str, Any]
@@ -112,8 +112,15 @@ def noise_notes(weights: Iterable[str | None]) -> list[str]:
 
 def tags_of(clip: Clip) -> dict[str, str]:
     """Return the user's own labels of a clip."""
-    tags: dict[str, str] = json.loads(clip["tags"]) if clip["tags"] else {}
-    return {name.removeprefix("tag_"): value for name, value in tags.items() if value}
+    try:
+        tags = parse_json(clip["tags"] or "{}")
+    except ValueError:  # a log from elsewhere
+        tags = None
+    return {
+        name.removeprefix("tag_"): value
+        for name, value in (tags.items() if isinstance(tags, dict) else ())
+        if value and isinstance(value, str)
+    }
 
 
 def _distinct(read: Callable[[Clip], str | None], clips: Iterable[Clip]) -> list[str]:

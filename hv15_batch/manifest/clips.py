@@ -193,6 +193,7 @@ def _clip(
         prompt=row.prompt,
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
         image_sha256=row.image_sha256,
+        image_conversion=row.image_conversion,
         seed=seed,
         height=values["height"],
         width=values["width"],

@@ -77,6 +77,10 @@ class Row:
     """Of the file's bytes."""
     image_size: tuple[int, int] | None
     """(height, width) in pixels, after the EXIF orientation is applied."""
+    image_conversion: str | None
+    """What is done beyond making it RGB, see `media.conversion`."""
+    image_notes: tuple[str, ...]
+    """What a person should know of the first frame."""
     height: int | None
     width: int | None
     num_frames: int | None
@@ -139,6 +143,8 @@ class RowReader:
             image_path=frame.path if frame else None,
             image_sha256=frame.sha256 if frame else None,
             image_size=frame.size if frame else None,
+            image_conversion=frame.conversion if frame else None,
+            image_notes=frame.notes if frame else (),
             height=self._sampling(record, "height", _parse_side),
             width=self._sampling(record, "width", _parse_side),
             num_frames=self._sampling(record, "num_frames", _parse_num_frames),

@@ -209,7 +209,8 @@ def settings_conflict(
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
     changes = ", ".join(_changes(record, clip))
-    return changes or ("the image's content or " * bool(clip.image)) + "video.* changed"
+    converted = "or its conversion " * bool(clip.settings.image_conversion)
+    return changes or f"the image's content {converted}or " * bool(clip.image) + "video.* changed"
 
 
 def _changes(record: dict[str, Any], clip: Clip) -> list[str]:

@@ -15,11 +15,16 @@ import pyarrow.csv as arrow_csv
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.errors import LogSchemaError
 from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.reading import read_bytes
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.schema import arrow_schema
+from hv15_batch.units import GIB
+
+MAX_PLAN_BYTES = GIB
+"""Of plan.csv: a thousand bytes a clip, and a million of them at most."""
 
 _SETTINGS = (
     *("seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
@@ -79,7 +84,7 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     writer.writerow(PLAN_COLUMNS)
     writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
-    if path.is_file() and path.read_bytes() == data:
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return False
     with publishing(path) as temporary:
         temporary.write_bytes(data)
@@ -95,8 +100,11 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     if not run_dir.plan.is_file():
         return []
     try:
-        found: list[dict[str, Any]] = _typed(run_dir.plan.read_bytes()).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        content = read_bytes(run_dir.plan, MAX_PLAN_BYTES)
+        found: list[dict[str, Any]] = _typed(content).to_pylist()
+        if any(row[name] is None for row in found for name in ("clip_id", "row_index", "seed")):
+            raise ValueError("clips without a name or a place")
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
 

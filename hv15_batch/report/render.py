@@ -85,7 +85,7 @@ def write_assets(folder: Path, names: tuple[str, ...], source: Path = _HERE) -> 
     for name in names:
         text = (source / name).read_text(encoding="utf-8")
         if not _is_same(target / name, len(text.encode())) or (
-            (target / name).read_text(encoding="utf-8") != text
+            (target / name).read_bytes() != text.encode()
         ):
             publish_text(target / name, text)
 

@@ -26,9 +26,11 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.reading import check_regular
 from hv15_batch.run.schedule import Rules, check_window
 from hv15_batch.units import GIB, MIB, Say, format_duration, format_gib, shortened
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.weights.configs import MAX_VOCABULARY_BYTES
 
 MAX_SETTINGS = 4
 MAX_REASONS = 2
@@ -99,7 +101,15 @@ def count_prompt_tokens(
 def _count_tokens(file: Path, prompts: frozenset[str]) -> dict[str, int]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        check_regular(file, MAX_VOCABULARY_BYTES)
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own for them
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise Refused(
+            f"{file}: the tokenizer is damaged ({str(reason)[:200]}); delete it and fetch or copy "
+            "it again."
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     texts = list(prompts)

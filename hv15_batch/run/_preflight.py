@@ -17,6 +17,7 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.media.conversion import note_lines
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     SMALL_ENCODERS_BYTES,
@@ -101,6 +102,9 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
     refusals += [_write_fault(claim.folder, claim.remedy, _PROBE_BYTES) for claim in others]
     shortages, notes = _disk_findings(config, run_dir, need, others)
     notes += licence_notes(checkpoint)
+    rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
+    told = ((row.image or "", note) for row in rows for note in row.image_notes)
+    notes += note_lines(told)
     return Findings(tuple(fault for fault in (*refusals, *shortages) if fault), tuple(notes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from datetime import datetime
@@ -11,6 +10,8 @@ from typing import Any
 
 import psutil
 from filelock import FileLock
+
+from hv15_batch.reading import read_json
 
 
 class RunLock(FileLock):
@@ -43,7 +44,7 @@ def held_message(path: Path, holder: Path) -> str:
         "run_dir=DIR"
     )
     try:
-        facts = json.loads(holder.read_text(encoding="utf-8"))
+        facts = read_json(holder)
         who = (
             f"process {facts['pid']} on {facts['hostname']} (run {facts['run_id']}, "
             f"since {facts['started_at']})"
@@ -51,6 +52,6 @@ def held_message(path: Path, holder: Path) -> str:
         if facts["hostname"] == socket.gethostname() and not psutil.pid_exists(facts["pid"]):
             who = f"a worker that {who} left behind when it was killed"
             advice = "it still has the card; wait until it has ended, or end it"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         who = "another process"
     return f"run_dir={path}: in use by {who}; {advice}."

@@ -15,13 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hv15_batch.errors import LogSchemaError
+from hv15_batch.reading import check_regular
 from hv15_batch.record import ClipRecord
 from hv15_batch.redaction import redacted_or_none
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
+from hv15_batch.units import GIB, MIB
+
+_MAX_REASON_CHARACTERS = 300
 
 SEGMENT_ROWS = 128
 """Rows per segment: rewriting a full one with fsync takes about 7 ms."""
+MAX_SEGMENT_BYTES = 256 * MIB
+MAX_SEGMENT_ROWS = 1_000_000
+MAX_TABLE_BYTES = 2 * GIB
+"""What a segment may unpack to: a text that is repeated takes a few bytes in the file."""
+_THRIFT_BYTES = 64 * MIB
+_THRIFT_ITEMS = 1_000_000
+"""What the footer may claim before anything is allocated for it; our own has 200 KiB."""
 
 
 class RunLog:
@@ -138,7 +149,13 @@ def _read_segment(path: Path, schema: pa.Schema) -> pa.Table:
 def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
     """Open a segment and yield it with its schema version, 0 where it has none."""
     try:
-        with pq.ParquetFile(path) as file:
+        check_regular(path, MAX_SEGMENT_BYTES)
+        with pq.ParquetFile(
+            path,
+            thrift_string_size_limit=_THRIFT_BYTES,
+            thrift_container_size_limit=_THRIFT_ITEMS,
+        ) as file:
+            _check_size(file.metadata)
             metadata = file.schema_arrow.metadata or {}
             version = int(metadata.get(b"schema_version", b"0"))
             if version > SCHEMA_VERSION:
@@ -149,17 +166,49 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
             yield file, version
     except LogSchemaError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = reason[:_MAX_REASON_CHARACTERS]
         raise LogSchemaError(
-            f"{path}: not a readable log segment ({error}); move it out of the folder: its clips "
+            f"{path}: not a readable log segment ({reason}); move it out of the folder: its clips "
             "are rendered again, or decoded again from their latents."
         ) from error
+
+
+def _check_size(metadata: pq.FileMetaData) -> None:
+    """Check what a footer claims, before memory is taken for it.
+
+    Raises:
+        ValueError: more rows or bytes than any log has.
+    """
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    num_bytes = sum(group.total_byte_size for group in groups)
+    sizes = [metadata.num_rows, *(n for g in groups for n in (g.num_rows, g.total_byte_size))]
+    if min(sizes) < 0 or num_rows > MAX_SEGMENT_ROWS or num_bytes > MAX_TABLE_BYTES:
+        raise ValueError(f"it claims {num_rows:,} rows and {num_bytes:,} bytes")
+
+
+def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+    """Return columns of a segment; in batches where all of it could be too much for memory."""
+    metadata = file.metadata
+    sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
+    if metadata.num_rows * sum(sizes) <= MAX_TABLE_BYTES:  # if each row were all of the file
+        return file.read(columns=names)
+    batches, num_bytes = [], 0
+    for batch in file.iter_batches(batch_size=SEGMENT_ROWS, columns=names):
+        num_bytes += batch.nbytes
+        if num_bytes > MAX_TABLE_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_TABLE_BYTES // GIB} GiB")
+        batches.append(batch)
+    fields = [file.schema_arrow.field(name) for name in names]
+    return pa.Table.from_batches(batches, pa.schema(fields))
 
 
 def _columns(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
     """Return a segment's rows in a schema, null where it lacks a column."""
     present = set(file.schema_arrow.names)
-    table = file.read(columns=[name for name in schema.names if name in present])
+    table = _read_limited(file, [name for name in schema.names if name in present])
     columns = [
         table[f.name].cast(f.type)
         if f.name in present

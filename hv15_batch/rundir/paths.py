@@ -21,6 +21,10 @@ from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
 from hv15_batch.rundir._lock import RunLock, held_message, holder_facts
 from hv15_batch.rundir.publish import publish_text
+from hv15_batch.units import GIB
+
+MAX_LATENTS_BYTES = 4 * GIB
+"""A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of them."""
 
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120

@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.units import MIB
+from hv15_batch.reading import open_regular
+from hv15_batch.units import GIB, MIB
+
+MAX_HASHED_BYTES = 1024 * GIB
+"""Of a clip or an image; any size, but no pipe."""
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def publish_copy(path: Path, original: Path) -> None:
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path, MAX_HASHED_BYTES) as file:
         while chunk := file.read(MIB):
             digest.update(chunk)
     return digest.hexdigest()

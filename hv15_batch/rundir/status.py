@@ -7,7 +7,6 @@ hangs shows an old `last_event_at`, a process that was stopped or lost an old `u
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -23,6 +22,7 @@ import psutil
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
+from hv15_batch.reading import read_bytes, read_json
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -114,9 +114,10 @@ def settle(path: Path, total: int) -> None:
     What a run that was killed has left there, or one that rendered some again, would stay for good.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except (OSError, ValueError):
-        known = {"pid": os.getpid(), "suspect": 0}
+        stored = None
+    known = stored if isinstance(stored, dict) else {"pid": os.getpid(), "suspect": 0}
     found = {"state": "done", "total": total, "done": total}
     if any(known.get(name) != value for name, value in found.items()):
         ended = {"failed": 0, "message": "", "type_again": [], "goes_on_at": None, "clip_id": None}
@@ -133,6 +134,8 @@ IDLE_STATES = ("waiting", "paused")
 
 ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
 """States that a living process is behind."""
+MAX_STATUS_BYTES = 1 << 20
+"""Of status.json, which has about one KiB."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
 
@@ -202,7 +205,8 @@ def read_status(run_dir: Path) -> Status:
     """
     path = RunDir(run_dir).status
     try:
-        status = msgspec.json.decode(path.read_bytes(), type=Status)  # ignores what is newer
+        content = read_bytes(path, MAX_STATUS_BYTES)
+        status = msgspec.json.decode(content, type=Status)  # ignores what is newer
         parse_time(status.updated_at)
         for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
             parse_time(moment or status.updated_at)
@@ -211,7 +215,12 @@ def read_status(run_dir: Path) -> Status:
             f"{run_dir}: no run has written its status here; name a run directory, or leave it "
             f"out for the latest run below {OUTPUTS}/."
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise Refused(
+            f"{path}: it cannot be read ({error.strerror}); delete it, and the next run writes a "
+            "new one."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise Refused(
             f"{path}: not a status of this version ({error}); the next run writes a new one."
         ) from error
@@ -224,7 +233,8 @@ def find_latest_run(outputs: Path) -> Path:
     Raises:
         Refused: there is none.
     """
-    found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    named = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    found = [path for path in named if path.is_file()]
     if not found:
         raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
@@ -245,7 +255,7 @@ def is_gone(status: Status) -> bool:
         process = psutil.Process(status.pid)
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         started = datetime.fromtimestamp(process.create_time(), timezone.utc)
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OverflowError, ValueError):  # or no number of a process
         return True
     # A process that began after the last update only has the number of the one that wrote it.
     return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK

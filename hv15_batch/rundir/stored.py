@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +15,7 @@ from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, Video
 from hv15_batch.errors import Refused
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.reading import read_json, read_yaml
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.publish import publish_text
@@ -24,6 +23,9 @@ from hv15_batch.rundir.publish import publish_text
 FILE = "config.yaml"
 _DELETED = ("verify", "from_clip", "image", "report.public")
 """Settings that earlier versions stored and this one lacks; none of them changed a clip."""
+_SECTIONS = frozenset(f.name for f in fields(Config) if is_dataclass(f.default_factory))
+"""Names of the parts of the settings that have settings of their own."""
+_MAX_REASON_CHARACTERS = 200
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
@@ -80,11 +82,11 @@ def _to_config(path: Path, stored: dict[str, Any]) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
     assert isinstance(config, Config)
     option = model_options().get(config.model.name)
-    if option is not None and "recipe" not in stored.get("model", {}):
+    if option is not None and "recipe" not in (stored.get("model") or {}):
         config.model.recipe = option.recipe  # stored by a version that had it in its code
     return config
 
@@ -193,6 +195,8 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     if not run_ids:
         return
     owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
+    if owner and not isinstance(owner, str):
+        raise Refused(_unreadable(run_dir.run_folder(run_ids[-1]) / FILE, "manifest is no path"))
     if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
         raise Refused(
             f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
@@ -244,11 +248,17 @@ def _unescaped(text: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
-    if not isinstance(stored, dict):
-        raise Refused(_unreadable(path, "no mapping"))
+        stored = read_yaml(path)
+    except OSError as error:
+        raise Refused(_unreadable(path, str(error.strerror))) from error
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise Refused(_unreadable(path, reason[:_MAX_REASON_CHARACTERS])) from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise Refused(_unreadable(path, "no mapping of names"))
+    for name in _SECTIONS & stored.keys():
+        if not isinstance(stored[name], dict | None):
+            raise Refused(_unreadable(path, f"{name} is no section"))
     for name in _DELETED:
         section, _, key = name.rpartition(".")
         (stored.get(section) or {} if section else stored).pop(key, None)
@@ -261,8 +271,6 @@ def _unreadable(path: Path, reason: str) -> str:
         f"{path.parent}: clips and log do not depend on it."
     )
 
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 RUN_COLUMNS = ("vram_limit_gib", "video", "commit")
 """`runtime.vram_limit_gib`; codec, CRF and preset in words; the checkout's commit, `and changes`
@@ -301,11 +309,11 @@ def add_run_columns(
 def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, Any]:
     """Return `RUN_COLUMNS` of a run, from what `run_settings` and `run_system` gave."""
     video = settings.get("video") or {}
-    codec = video.get("codec")
+    codec, project = video.get("codec"), system.get("project")
     return {
         "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
         "video": codec and codec_text(codec, video.get("crf"), video.get("preset")),
-        "commit": commit_text(system.get("project") or {}),
+        "commit": commit_text(project if isinstance(project, dict) else {}),
     }
 
 
@@ -320,7 +328,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
 def run_system(folder: Path) -> dict[str, Any]:
     """Return `system.json` of a run; empty where it cannot be read."""
     try:
-        facts = json.loads((folder / "system.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "system.json")
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -334,6 +342,6 @@ def codec_text(codec: str, crf: Any, preset: Any) -> str:
 def commit_text(project: Mapping[str, Any]) -> str | None:
     """Return the commit of `system.json`'s `project`, and whether it was changed."""
     commit = project.get("git_commit")
-    if commit is None:
+    if not isinstance(commit, str):
         return None
     return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])

@@ -5,7 +5,6 @@ Torch-free. Looking never touches the network; only `fetch` does.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -21,10 +20,11 @@ from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
 from hv15_batch.model.variant import ModelConfig, Weights
+from hv15_batch.reading import read_json, read_text
 from hv15_batch.units import GIB, format_gib
+from hv15_batch.weights.configs import LOADED_SUFFIXES
 from hv15_batch.weights.files import (
     LICENCE_NAMES,
-    LOADED_SUFFIXES,
     check_task,
     content_sha256,
     file_sha256s,
@@ -54,6 +54,7 @@ LICENCE = (
 )
 SPARE_BYTES = GIB
 """Disk that must stay free after a download."""
+_MAX_REF_BYTES = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -212,12 +213,20 @@ def fetch(
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
     faults = find_faults(folder)
     if faults:
+        is_damaged = not all(" is missing" in fault for fault in faults)
         raise Refused(
             f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
-            f"{_some(faults)}; name the folder that holds model_index.json."
+            f"{_some(faults)}; name the folder that holds model_index.json"
+            + (", and copy or fetch again what is damaged." if is_damaged else ".")
         )
     check_task(folder, model, str(folder))
-    revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    try:
+        revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    except OSError as error:
+        raise Refused(
+            f"model.repo={folder}: {error.filename} cannot be read ({error.strerror}); correct its "
+            "permissions, or copy the checkpoint again."
+        ) from error
     return Checkpoint(str(folder), revision, folder, CheckpointKind.local)
 
 
@@ -229,8 +238,9 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     folder = store / "snapshots" / commit if commit else None
     if folder is not None:
         sizes = record.get("snapshots", {}).get(commit)
-        is_complete = has_sizes(folder, sizes) if sizes else not find_faults(folder)
-        if is_complete:
+        is_recorded = bool(sizes) and has_sizes(folder, sizes)
+        # A size says nothing of what is inside; what has some MiB was read when it was fetched.
+        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded):
             check_task(folder, model, repo)
         else:
             folder = None
@@ -250,8 +260,9 @@ def _commit(store: Path, revision: str) -> str | None:
     """
     if _COMMIT.fullmatch(revision):
         return revision
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return (store / "refs" / revision).read_text(encoding="utf-8").strip()
+    with suppress(OSError, ValueError):
+        commit = read_text(store / "refs" / revision, _MAX_REF_BYTES).strip()
+        return commit if _COMMIT.fullmatch(commit) else None
     return None
 
 
@@ -260,10 +271,21 @@ def _record_file(repo: str) -> Path:
 
 
 def _read_record(repo: str) -> dict[str, Any]:
-    with suppress(FileNotFoundError, ValueError):
-        record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) else {}
-    return {}
+    """Return what `_record` noted; what is damaged counts as not noted."""
+    try:
+        stored = read_json(_record_file(repo))
+    except (OSError, ValueError):
+        return {}
+    record = dict(stored) if isinstance(stored, dict) else {}
+    if not _COMMIT.fullmatch(str(record.get("commit"))):
+        record.pop("commit", None)
+    snapshots = record.get("snapshots")
+    record["snapshots"] = {
+        commit: sizes
+        for commit, sizes in (snapshots.items() if isinstance(snapshots, dict) else ())
+        if isinstance(sizes, dict) and all(isinstance(size, int) for size in sizes.values())
+    }
+    return record
 
 
 def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
@@ -313,7 +335,10 @@ def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, 
         )
     faults = find_faults(folder)
     if faults:
-        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}.")
+        damaged = {folder / fault.split(" ")[0] for fault in faults}
+        stored = sorted(str(path.resolve()) for path in damaged if path.is_file())
+        advice = f"; delete {_some(stored)} and run again" if stored else ""
+        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}{advice}.")
 
 
 def _some(faults: list[str]) -> str:

@@ -18,7 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
+from hv15_batch.reading import open_regular, read_json
 from hv15_batch.units import MIB, format_gib
+from hv15_batch.weights.configs import (
+    LOADED_SUFFIXES,
+    MAX_INDEX_BYTES,
+    file_faults,
+    read_object,
+)
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
@@ -39,34 +46,58 @@ SETTINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 """Components without parameters: of each group of names one must be there."""
 
 IMAGE_COMPONENTS = ("image_encoder", "feature_extractor")
-LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-"""Kinds of file that a pipeline loads; `.jinja` is the chat template of a tokenizer."""
 LICENCE_NAMES = ("LICENSE*", "LICENCE*", "NOTICE*")
 """Files that say under which terms weights may be used."""
+MAX_WEIGHTS_BYTES = 2**40
 HASH_ALOUD_BYTES = 256 * MIB
 """From this size on hashing takes long enough to be announced."""
 
 
-def find_faults(folder: Path) -> list[str]:
-    """Return what is missing, cut short or dangerous in a checkpoint, empty when it is complete.
+def find_faults(folder: Path, reads_vocabularies: bool = True) -> list[str]:
+    """Return what is missing, damaged or dangerous in a checkpoint, empty when it is complete.
 
     Every component of `model_index.json` is looked at, of safetensors files header and length.
+
+    Args:
+        folder: The checkpoint.
+        reads_vocabularies: Whether JSON of some MiB is read too, for a tenth of a second.
     """
     try:
-        index = _read_json(folder / "model_index.json")
-    except FileNotFoundError:
+        index = read_object(folder / "model_index.json")
+    except (FileNotFoundError, NotADirectoryError):
         return ["model_index.json is missing"]
+    except OSError as error:
+        return [f"model_index.json cannot be read ({error.strerror})"]
     except ValueError:
         return ["model_index.json is not valid JSON"]
-    faults = []
-    for component in _components(index):
-        dangers = class_fault(component, index[component]), kernel_fault(folder, component)
-        faults += [danger for danger in dangers if danger is not None]
-        if component in WEIGHTS:
-            faults += _weight_faults(folder, component)
-        for names in SETTINGS.get(component, ()):
-            if not any((folder / component / name).is_file() for name in names):
-                faults.append(f"{component}/{' or '.join(names)} is missing")
+    return [
+        fault
+        for component in _components(index)
+        for fault in component_faults(folder, component, index[component], reads_vocabularies)
+    ]
+
+
+def component_faults(
+    folder: Path, component: str, entry: Any, reads_vocabularies: bool = True
+) -> list[str]:
+    """Return what `find_faults` does of one component.
+
+    Args:
+        folder: The checkpoint.
+        component: Its name in `model_index.json`.
+        entry: [library, class] there.
+        reads_vocabularies: Whether JSON of some MiB is read too.
+    """
+    dangers = class_fault(component, entry), kernel_fault(folder, component)
+    faults = [danger for danger in dangers if danger is not None]
+    if not component.isidentifier():
+        return faults  # its files may be anywhere
+    faults += file_faults(folder, component, reads_vocabularies)
+    if component in WEIGHTS:
+        faults += _weight_faults(folder, component)
+    for names in SETTINGS.get(component, ()):
+        if not any((folder / component / name).is_file() for name in names):
+            faults.append(f"{component}/{' or '.join(names)} is missing")
     return faults
 
 
@@ -82,7 +113,7 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
         Refused: another kind of model, the other task, or a step-distilled (MeanFlow)
             checkpoint under an option that is not step-distilled.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     name = str(index.get("_class_name"))
     if not name.startswith("HunyuanVideo15"):
         raise Refused(
@@ -90,7 +121,7 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
             "model_index.json says HunyuanVideo15Pipeline or HunyuanVideo15ImageToVideoPipeline."
         )
     has_image = all(component in _components(index) for component in IMAGE_COMPONENTS)
-    is_meanflow = bool(_read_json(folder / "transformer" / "config.json").get("use_meanflow"))
+    is_meanflow = bool(read_object(folder / "transformer" / "config.json").get("use_meanflow"))
     if is_meanflow and model.task is Task.t2v:
         raise Refused(f"model.repo={typed} is step-distilled: {STEP_DISTILLED_T2V}.")
     if has_image != (model.task is Task.i2v):
@@ -126,7 +157,7 @@ def content_sha256(
 def loaded_files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint that are loaded, `model_index.json` first."""
     files = [folder / "model_index.json"]
-    for component in sorted(_components(_read_json(files[0]))):
+    for component in sorted(_components(read_object(files[0]))):
         files += sorted(
             path
             for path in (folder / component).iterdir()
@@ -155,7 +186,7 @@ def has_sizes(folder: Path, sizes: dict[str, int]) -> bool:
     """Return whether all these files are in `folder`, each with its size."""
     try:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):
         return False
 
 
@@ -163,10 +194,7 @@ def file_sha256s(
     paths: list[Path], cache_file: Path, say: Callable[[str], None] = lambda _: None
 ) -> dict[Path, str]:
     """Return the SHA-256 of each file, read from `cache_file` where the file did not change."""
-    try:
-        known = _read_json(cache_file)
-    except (FileNotFoundError, ValueError):
-        known = {}
+    known = _known_hashes(cache_file)
     keys = {path: _change_key(path) for path in paths}
     unknown = [path for path in paths if known.get(str(path), {}).get("key") != keys[path]]
     num_bytes = sum(path.stat().st_size for path in unknown)
@@ -200,8 +228,8 @@ def _weight_faults(folder: Path, component: str) -> list[str]:
     index = folder / component / f"{stem}.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            names = sorted(set(read_object(index, MAX_INDEX_BYTES)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return [*faults, f"{component}/{index.name} is not a safetensors index"]
         if foreign := shards_fault(component, index.name, names):
             return [*faults, foreign]
@@ -224,7 +252,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, framework="np"):
             return True
-    except SafetensorError:
+    except (SafetensorError, OSError, ValueError):
         return False
 
 
@@ -236,11 +264,18 @@ def _components(index: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+def _known_hashes(cache_file: Path) -> dict[str, dict[str, Any]]:
+    """Return what was hashed before, by path; a damaged file counts as none."""
+    try:
+        stored = read_json(cache_file, MAX_INDEX_BYTES)
+    except (OSError, ValueError):
+        return {}
+    entries = stored.items() if isinstance(stored, dict) else ()
+    return {
+        path: entry
+        for path, entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+    }
 
 
 def _change_key(path: Path) -> str:
@@ -249,7 +284,7 @@ def _change_key(path: Path) -> str:
 
 
 def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, MAX_WEIGHTS_BYTES) as file:
         digest = hashlib.sha256()
         while chunk := file.read(8 * MIB):
             digest.update(chunk)
@@ -286,7 +321,7 @@ def kernel_fault(folder: Path, name: str) -> str | None:
     """Return which kernel a component's config.json would have fetched from the hub, or None."""
     config = None
     with suppress(OSError, ValueError):  # missing or broken: said where it is loaded
-        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / name / "config.json", MAX_INDEX_BYTES)
     for key, value in _entries(config):
         if _IMPLEMENTATIONS.fullmatch(key) and "/" in json.dumps(value):
             return (

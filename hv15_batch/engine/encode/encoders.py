@@ -16,7 +16,7 @@ from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
     extract_glyph_texts,
     format_text_input,
 )
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.device import execution_device
@@ -30,7 +30,7 @@ from hv15_batch.engine.encode.cache import (
 )
 from hv15_batch.engine.encode.stream import InputRecorder, StreamedTextEncoder
 from hv15_batch.engine.load.components import check_checkpoint, load_component
-from hv15_batch.media.image import open_image
+from hv15_batch.media.conversion import open_upright
 from hv15_batch.weights.checkpoint import Checkpoint
 
 GROUP_SIZE = 64
@@ -201,12 +201,6 @@ def load_encoders(
         return load_component(name, config, checkpoint, host if is_streamed else device)
 
     return Encoders(load, device, vae, streams_text_encoder)
-
-
-def open_upright(data: bytes) -> Image.Image:
-    """Return an image as RGB, turned as its EXIF orientation says; the manifest's limits hold."""
-    with open_image(data) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _valid(embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,8 @@ from hv15_batch.engine.encode.cache import (
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
 from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.errors import Refused
+from hv15_batch.media.conversion import look
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
@@ -99,6 +101,8 @@ class EncodePhase:
                         self._cache.write_text(key, embedding)
                     self._encoded[key] = meter
                     self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
+                except Refused:  # the checkpoint is damaged, for all texts alike
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                     # A generator that raised is spent: the remaining texts need a new one.
@@ -117,6 +121,8 @@ class EncodePhase:
                     with meter.stage(ENCODE), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
+                except Refused:
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                 emit(Encoded(number, total))
@@ -176,12 +182,21 @@ class EncodePhase:
         if hashlib.sha256(data).hexdigest() != settings.image_sha256:
             name = Path(clip.image_path).name
             raise ValueError(f"{name} has changed since the run began; run again")
+        conversion = look(data).conversion
+        if conversion != settings.image_conversion:  # a worker with another version of the code
+            raise ValueError(
+                f"{Path(clip.image_path).name} was planned with image_conversion="
+                f"{settings.image_conversion}, and this worker finds {conversion}; give all "
+                "machines the same version of hv15_batch and Pillow"
+            )
         self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
     def _image_key(self, clip: Clip) -> str:
         settings = clip.settings
         assert settings.image_sha256 is not None
-        return image_key(settings.image_sha256, settings.height, settings.width, self._identity)
+        size = settings.height, settings.width
+        conversion = settings.image_conversion
+        return image_key(settings.image_sha256, *size, self._identity, conversion)
 
     def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
         """Return the cached embeddings, and whether all of them were on disk already.

@@ -36,6 +36,8 @@ from hv15_batch.model.architectures import (
 )
 from hv15_batch.model.options import tiny_model
 from hv15_batch.model.variant import ModelConfig, Task, Weights
+from hv15_batch.weights.configs import read_object
+from hv15_batch.weights.files import has_sizes
 
 CONTENTS = "checkpoint.json"
 """File in a checkpoint that lists the others with their sizes; written last."""
@@ -77,9 +79,8 @@ def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
 def is_complete(folder: Path) -> bool:
     """Return whether a checkpoint is there with every file at its size."""
     try:
-        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return has_sizes(folder, read_object(folder / CONTENTS))
+    except (OSError, ValueError):
         return False
 
 
