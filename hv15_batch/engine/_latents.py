@@ -47,7 +47,7 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
         "settings": json.dumps(settings, ensure_ascii=False),
         "denoise": json.dumps(denoised.columns),
     }
-    with publishing(path) as temporary:
+    with publishing(path, makes_folder=True) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(save({TENSOR: denoised.latents.contiguous()}, metadata))
 

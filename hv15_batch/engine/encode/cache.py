@@ -210,8 +210,7 @@ class EmbeddingCache:
     def _write(self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
-        self.folder.mkdir(exist_ok=True)
-        with publishing(self._path(key)) as temporary:
+        with publishing(self._path(key), makes_folder=True) as temporary:
             # Not save_file, whose files only their owner may read.
             temporary.write_bytes(save(tensors, metadata))
 
