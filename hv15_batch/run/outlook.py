@@ -26,6 +26,7 @@ from hv15_batch.run.prepare import (
     render_with,
 )
 from hv15_batch.run.schedule import Rules
+from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say
 
@@ -113,6 +114,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         plan_bytes,
         tell,
     )
+    if foreign := foreign_note(asked.run_dir.log):
+        tell(foreign)
     if todo.repetitions is not None:
         tell(todo.repetitions.describe())
     replan = partial(render_with, asked)
