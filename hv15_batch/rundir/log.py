@@ -24,8 +24,9 @@ from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
 
 SEGMENT_ROWS = 128
 """Rows per segment: rewriting a full one with fsync takes about 7 ms."""
-_SEGMENT = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9]{4,}-[0-9a-f]{4,}-[0-9]{4,}\.parquet")
-"""`<run_id>-<nnnn>.parquet`. What has another name in the log's folder is none of ours."""
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*-[0-9]{4,}\.parquet")
+"""`<run_id>-<nnnn>.parquet`. What has another name in the log's folder is none of ours, and neither
+is what lacks a segment's metadata."""
 _MOST_NAMED = 3
 
 

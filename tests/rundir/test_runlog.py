@@ -356,7 +356,8 @@ FOREIGN = pa.table({"prompt": ["mine"], "settings_sha256": ["a"], "attempt": [1]
     [
         ("mine.parquet", {}),
         ("mine.parquet", {"schema_version": "1"}),
-        ("mine-0000.parquet", {"schema_version": "1"}),
+        ("mine-0000.parquet", {}),
+        (OLD.replace(".parquet", " (copy).parquet"), {"schema_version": "1"}),
         (OLD, {}),
         (OLD, {"pandas": "{}"}),
     ],
