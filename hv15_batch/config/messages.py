@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from hv15_batch.errors import ADVICE, EXIT_REFUSED, Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
-from hv15_batch.redaction import redacted
+from hv15_batch.redaction import show, shown
 
 _FULL_ERROR = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
 """What Hydra says in the place of the reason why a plugin or what it names cannot be had."""
@@ -27,6 +28,14 @@ _VALUE_RULES = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Reads the words of a subcommand; what it says of them may quote the names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and end."""
+        super().error(shown(message))
+
+
 def report_error(error: Exception, heading: str = "") -> int | None:
     """Print a user error and return its exit code; None for any other error.
 
@@ -40,7 +49,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
     message, code = refusal
     with suppress(OSError):  # nobody listens any more; the exit code still says it
         text = f"{heading}\n{message}" if heading else message
-        print(redacted(text), file=sys.stderr, flush=True)
+        show(text, file=sys.stderr)
     return code
 
 

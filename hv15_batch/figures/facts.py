@@ -112,7 +112,12 @@ def noise_notes(weights: Iterable[str | None]) -> list[str]:
 
 def tags_of(clip: Clip) -> dict[str, str]:
     """Return the user's own labels of a clip."""
-    tags: dict[str, str] = json.loads(clip["tags"]) if clip["tags"] else {}
+    try:
+        tags = json.loads(clip["tags"]) if clip["tags"] else {}
+    except ValueError:  # not of a run
+        tags = {}
+    if not isinstance(tags, dict):
+        return {}
     return {name.removeprefix("tag_"): value for name, value in tags.items() if value}
 
 

@@ -68,6 +68,6 @@ def held_message(path: Path, holder: Path) -> str:
         if facts["hostname"] == socket.gethostname() and not psutil.pid_exists(facts["pid"]):
             who = f"a worker that {who} left behind when it was killed"
             advice = "it still has the card; wait until it has ended, or end it"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return f"run_dir={path}: in use by {who}; {advice}."

@@ -178,8 +178,9 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
         with pq.ParquetFile(path) as file:
             metadata = file.schema_arrow.metadata or {}
             stated = metadata.get(b"schema_version")
-            is_ours = stated is not None and "settings_sha256" in file.schema_arrow.names
-            version = int(stated) if is_ours else None
+            version = None
+            if stated is not None and "settings_sha256" in file.schema_arrow.names:
+                version = int(stated)
             if version is not None and version > SCHEMA_VERSION:
                 raise LogSchemaError(
                     f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "

@@ -116,6 +116,8 @@ def settle(path: Path, total: int) -> None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict):
         known = {"pid": os.getpid(), "suspect": 0}
     found = {"state": "done", "total": total, "done": total}
     if any(known.get(name) != value for name, value in found.items()):

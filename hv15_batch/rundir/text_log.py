@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
-from hv15_batch.redaction import redacted
-
+from hv15_batch.redaction import shown
 
 SYNC_SECONDS = 10.0
 """Lines are brought to the disk this often, and a warning or an error at once: what a power loss
@@ -41,8 +40,9 @@ class _FileHandler(logging.FileHandler):
             self._sync()
 
     def _sync(self) -> None:
-        with suppress(OSError, ValueError):  # no disk that can be synced, or closed
-            os.fsync(self.stream.fileno())
+        if self.stream is not None:
+            with suppress(OSError, ValueError):  # no disk that can be synced, or closed
+                os.fsync(self.stream.fileno())
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
@@ -72,8 +72,8 @@ def _sync(folder: Path) -> None:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record, traceback included, without secrets."""
-        return redacted(super().format(record))
+        """Return the lines of a record, traceback included, as people may see them."""
+        return shown(super().format(record))
 
 
 @contextmanager

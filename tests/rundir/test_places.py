@@ -1,4 +1,4 @@
-"""What others have put into a run directory: links, hidden files, half of a folder tree, no locks."""
+"""What others have put into a run directory: links, hidden files, half a folder tree, no locks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fakes.runs import Project
 
 from hv15_batch.errors import Refused
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import overwrite_json, publish_text, publishing
+from hv15_batch.rundir.publish import overwrite_json, publish_json, publish_text, publishing
 from hv15_batch.temporary import is_temporary, sweep
 from hv15_batch.weights.files import write_json
 
@@ -76,9 +77,9 @@ def test_a_temporary_name_cannot_be_foretold_and_is_known_again(tmp_path: Path) 
 # -- writing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", ["publish", "json"])
+@pytest.mark.parametrize("write", [publish_json, write_json])
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine", encoding="utf-8")
@@ -86,10 +87,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
     (tmp_path / f".{'0' * 16}.a.json").symlink_to(victim)
 
     with pytest.raises(FileExistsError):
-        if write == "publish":
-            publish_text(tmp_path / "a.json", "new")
-        else:
-            write_json(tmp_path / "a.json", {"new": 1})
+        write(tmp_path / "a.json", {"new": 1})
 
     assert victim.read_text(encoding="utf-8") == "mine"
     assert not (tmp_path / "a.json").exists()
@@ -102,10 +100,13 @@ def test_a_file_that_is_exchanged_while_it_is_written_gets_no_visible_name(
     victim = tmp_path / "victim"
     victim.write_text("mine", encoding="utf-8")
 
-    with pytest.raises(OSError, match="another file was put in its place"):  # noqa: SIM117
+    def exchange() -> None:
         with publishing(tmp_path / "a.csv") as temporary:
             temporary.unlink()
             temporary.symlink_to(victim) if kind == "link" else os.link(victim, temporary)
+
+    with pytest.raises(OSError, match="another file was put in its place"):
+        exchange()
 
     assert victim.read_text(encoding="utf-8") == "mine"
     assert not (tmp_path / "a.csv").exists()
