@@ -181,6 +181,20 @@ def test_a_run_goes_on_in_a_linked_folder_says_so_and_leaves_what_is_there(
     )
 
 
+def test_no_page_is_written_through_a_linked_folder_and_the_run_stands(
+    project: Project, home: Path
+) -> None:
+    (home / "page.js").write_text("mine", encoding="utf-8")
+    project.run_dir.create()
+    (project.run_dir.path / "assets").symlink_to(home, target_is_directory=True)
+
+    assert project.run() == 0
+
+    assert (home / "page.js").read_text(encoding="utf-8") == "mine"
+    assert len(project.records()) == 2
+    assert any("assets: is a link, where a page keeps its files" in x for x in project.said)
+
+
 def test_links_and_folders_with_a_temporary_name_stay(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine", encoding="utf-8")

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     mark_run(tmp_path / "all/one", tmp_path / "p.jsonl")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def mark_run(run: Path, manifest: Path) -> None:
@@ -175,9 +175,7 @@ COMMANDS = (
 
 
 def test_no_subcommand_prints_what_a_terminal_obeys(folder: Path, command: Command) -> None:
-    (folder / "bad.csv").write_text(
-        f"prompt,{MARKED}\na,b\n".replace("\r", ""), encoding="utf-8"
-    )
+    (folder / "bad.csv").write_text(f"prompt,{MARKED}\na,b\n".replace("\r", ""), encoding="utf-8")
     (folder / "broken.csv").write_text(
         f'prompt,num_frames\na,"{MARKED}"\n'.replace("\r", ""), encoding="utf-8"
     )
