@@ -332,7 +332,7 @@ def test_after_five_kills_of_the_tiny_model_every_clip_decodes_and_is_there_once
     assert night.kills.total() == TINY_KILLS_EACH
 
 
-CHUNKS = 24
+CHUNKS = 48
 OF_OPERATIONS = (
     *(("parent", victim) for victim in ("parent", "both")),
     *(("child", victim) for victim in VICTIMS),
@@ -344,7 +344,7 @@ OF_OPERATIONS = (
     ("side", "victim", "first"),
     [
         *sampled([(*who, n) for who in OF_OPERATIONS[:2] for n in range(1, CHUNKS + 1)], 1),
-        *sampled([(*who, n) for who in OF_OPERATIONS[2:] for n in range(1, CHUNKS + 1)], 3),
+        *sampled([(*who, n) for who in OF_OPERATIONS[2:] for n in range(1, CHUNKS + 1)], 2),
     ],
 )
 def test_after_a_kill_at_any_operation_on_a_file_the_next_run_makes_what_is_missing(
