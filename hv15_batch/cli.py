@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from hv15_batch import __version__
 from hv15_batch.config.messages import WORDS, report_error
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
-from hv15_batch.redaction import print_redacted, redacted
+from hv15_batch.redaction import print_redacted, redacted, show
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -160,7 +160,7 @@ def _prefetch(job: Job) -> int:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # a full disk, or a reader who has left: the run goes on
-        print(redacted(text), flush=True)
+        show(text)
 
 
 # -- as a program -----------------------------------------------------------------------------

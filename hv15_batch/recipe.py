@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.checks import check_config
+from hv15_batch.config.messages import Parser
 from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
 from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
@@ -73,7 +74,7 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch recipe",
         description="Write a one-row manifest and print the command that render a clip again, "
         "from the settings in its own tag. Nothing is rendered or fetched.",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hv15_batch.reading import (
+from hv15_batch.files import (
     MAX_DEPTH,
     MAX_YAML_NODES,
     TooLarge,

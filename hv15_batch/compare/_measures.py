@@ -20,8 +20,8 @@ from safetensors import deserialize as _untyped
 from skimage.metrics import structural_similarity
 
 from hv15_batch.compare._pairs import Pair, Record
+from hv15_batch.files import read_bytes
 from hv15_batch.media.video import Frames
-from hv15_batch.reading import read_bytes
 from hv15_batch.rundir.paths import MAX_LATENTS_BYTES, RunDir
 
 Luma = np.ndarray[Any, np.dtype[np.float32]]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
+from hv15_batch.files import parse_json
 from hv15_batch.media.tag import MAX_TAG_CHARACTERS
 from hv15_batch.media.video import read_comment
 from hv15_batch.planning.tables import read_plan
-from hv15_batch.reading import parse_json
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_rows_of_runs

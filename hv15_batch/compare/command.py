@@ -5,11 +5,12 @@ Reads two run directories and never a model; torch-free.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hv15_batch.config.messages import Parser
 from hv15_batch.errors import EXIT_OK
+from hv15_batch.redaction import show
 
 __all__ = ["main"]
 
@@ -19,7 +20,7 @@ measure of latents and frames, whether latents and files are bit-identical, then
 """
 
 
-def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
+def main(argv: Sequence[str], say: Callable[[str], None] = show) -> int:
     """Compare two run directories, print a summary and write page and tables; return 0.
 
     Raises:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
         LogSchemaError: a log cannot be read.
         OSError: the results cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch compare",
         description=DESCRIPTION,
         epilog="example: hv15-batch compare outputs/prompts outputs/other",
@@ -41,11 +42,13 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> int:
 
     from hv15_batch.compare._comparison import compare_runs, summary_lines
     from hv15_batch.compare._page import write_comparison
+    from hv15_batch.rundir.log import foreign_note
 
     comparison = compare_runs(arguments.run_a, arguments.run_b, say)
     a, b = comparison.matched.a, comparison.matched.b
     folder = b.path / "compare" / a.path.name if arguments.out is None else arguments.out
     page = write_comparison(comparison, folder.expanduser().absolute())
-    for line in [*summary_lines(comparison), f"Page: {page}"]:
+    foreign = [note for run in (a, b) if (note := foreign_note(run.log))]
+    for line in [*summary_lines(comparison), f"Page: {page}", *foreign]:
         say(line)
     return EXIT_OK

@@ -44,6 +44,7 @@ from hv15_batch.config.words import (
 )
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, Refused
 from hv15_batch.model.options import conf_dir
+from hv15_batch.redaction import show
 
 _CONFIG = "config"
 _NAME = "hv15_batch"
@@ -316,8 +317,7 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
         column = base.sweep_value
         if column is not None:
             check_sweep_value(column)
-        ends = Path(folder) / "ends"
-        ends.mkdir()
+        (ends := Path(folder) / "ends").mkdir()
         is_measured = column is not None
         task = partial(
             _run_job, run=run, measure=measure if is_measured else None, typed=typed, ends=str(ends)
@@ -333,7 +333,7 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
             told = _End.read(ends)
             if not is_measured or not told or any(end.has_value for end in told):
                 raise
-            print(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
+            show(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
             return max(end.code for end in told)
         codes = [end.code for end in _End.read(ends)] + list(_codes(returned))
         result = Path(folder) / "optimization_results.yaml"  # of Optuna's, Ax's and Nevergrad's

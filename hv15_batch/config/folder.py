@@ -11,7 +11,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import SearchPathQuery
 
 from hv15_batch.errors import Refused
-from hv15_batch.reading import MAX_YAML_BYTES, check_yaml, read_text
+from hv15_batch.files import MAX_YAML_BYTES, check_yaml, read_text
 
 _PROVIDER = "command-line"
 

@@ -86,11 +86,24 @@ def child_main(
 def _serve(pipe: Connection, renderer: Renderer, emit: Emit) -> None:
     """Answer messages: a list of clips to encode, a job to render, or None to end.
 
-    What is being written is finished in any case, also when the renderer breaks.
+    What is being written is finished in any case, also when the renderer breaks. Where writing
+    itself breaks, that ends the worker as soon as it renders nothing.
     """
+    broken, tell_broken = multiprocessing.Pipe(duplex=False)
+
+    def finish_or_tell(job: Job, finish: Callable[[], ClipRecord]) -> None:
+        try:
+            _finish(job, finish, emit)
+        except BaseException:
+            tell_broken.send(True)
+            raise
+
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         writing: Future[None] | None = None
         while True:
+            if broken in multiprocessing.connection.wait([pipe, broken]):
+                assert writing is not None
+                writing.result()  # raises
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
@@ -104,7 +117,7 @@ def _serve(pipe: Connection, renderer: Renderer, emit: Emit) -> None:
             finish = renderer.render(message, emit)
             if writing is not None:
                 writing.result()  # one clip at most waits in memory
-            writing = writer.submit(_finish, message, finish, emit)
+            writing = writer.submit(finish_or_tell, message, finish)
             emit(Ready())
         if writing is not None:
             writing.result()

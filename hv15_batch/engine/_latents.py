@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hv15_batch.clip import Clip
-from hv15_batch.reading import check_regular, parse_json
+from hv15_batch.files import check_regular, parse_json
 from hv15_batch.rundir.paths import MAX_LATENTS_BYTES
 from hv15_batch.rundir.publish import publishing
 
@@ -49,7 +49,7 @@ def write_latents(path: Path, clip: Clip, denoised: DenoisedClip) -> None:
         "settings": json.dumps(settings, ensure_ascii=False),
         "denoise": json.dumps(denoised.columns),
     }
-    with publishing(path) as temporary:
+    with publishing(path, makes_folder=True) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(save({TENSOR: denoised.latents.contiguous()}, metadata))
 

@@ -47,12 +47,13 @@ class ClipWriter:
         codec = VideoCodec[settings.video["codec"]]
         path = self._run_dir.clips / f"{clip.clip_id}{file_suffix(codec)}"
         pixels: np.ndarray[Any, Any] = frames.numpy()
-        with publishing(self._run_dir.thumbs / f"{clip.clip_id}.jpg", is_kept) as temporary:
+        thumbnail = self._run_dir.thumbs / f"{clip.clip_id}.jpg"
+        with publishing(thumbnail, is_kept, makes_folder=True) as temporary:
             write_thumbnail(pixels, temporary)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._repo, config.model.task.name)
-        with publishing(path, is_kept) as temporary:
+        with publishing(path, is_kept, makes_folder=True) as temporary:
             write_video(pixels, temporary, fps=settings.fps, video=config.video, comment=comment)
             check_video(
                 temporary,
@@ -65,6 +66,7 @@ class ClipWriter:
         if is_kept:
             attempt.add(file=self._run_dir.relative(path))
             if not config.keep_latents and not attempt.has_reused_latents:
+                # Written by this very attempt, so it may go also where `latents` is a link.
                 self._run_dir.latents_file(clip.denoise_sha256).unlink(missing_ok=True)
                 attempt.add(latents_file=None)
         attempt.add(write_seconds=time.perf_counter() - begin)

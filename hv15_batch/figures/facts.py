@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hv15_batch.reading import parse_json
+from hv15_batch.files import parse_json
 from hv15_batch.units import format_gib, format_setting
 
 Clip = Mapping[str, Any]

@@ -57,7 +57,7 @@ def arrow_series(values: Sequence[Any]) -> Series[Any]:
     series: Series[Any]
     try:
         series = pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values)))
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError):
         series = pd.Series(values, dtype="object")
     return series
 

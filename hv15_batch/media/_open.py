@@ -7,7 +7,7 @@ import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from hv15_batch.reading import TooLarge, read_bytes
+from hv15_batch.files import TooLarge, read_bytes
 from hv15_batch.units import MIB
 
 if TYPE_CHECKING:

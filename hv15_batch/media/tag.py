@@ -14,11 +14,11 @@ from hv15_batch import __version__
 from hv15_batch.clip import SCHEMA, Clip, ClipSettings
 from hv15_batch.config.settings import X264_PRESETS, VideoCodec, VideoConfig
 from hv15_batch.errors import Refused
+from hv15_batch.files import parse_json
 from hv15_batch.media.conversion import CONVERSIONS
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
-from hv15_batch.reading import parse_json
 from hv15_batch.units import MIB, format_value
 
 MAX_TAG_CHARACTERS = 16 * MIB

@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from hv15_batch.config.settings import VideoCodec, VideoConfig
-from hv15_batch.reading import check_regular
+from hv15_batch.files import check_regular
 from hv15_batch.units import GIB
 
 MAX_VIDEO_BYTES = 1024 * GIB

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -269,8 +271,13 @@ def _fault(
         return "its file is missing"
     if size != last["file_bytes"]:
         return f"its file has {size} bytes instead of {last['file_bytes']}"
-    if check is FileCheck.sha256 and sha256_of_file(run_dir.clips / name) != last["file_sha256"]:
-        return "its file's SHA-256 is not the logged one"
+    if check is FileCheck.sha256:
+        try:
+            sha256 = sha256_of_file(run_dir.clips / name)
+        except OSError as error:  # one bad sector costs one clip
+            return f"its file cannot be read ({error.strerror})"
+        if sha256 != last["file_sha256"]:
+            return "its file's SHA-256 is not the logged one"
     return ""
 
 
@@ -287,4 +294,10 @@ def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
 def _file_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
-    return {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+    sizes = {}
+    for entry in folder.iterdir():
+        with suppress(OSError):  # gone since it was listed, a link to nowhere, or not readable
+            status = entry.stat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[entry.name] = status.st_size
+    return sizes

@@ -14,8 +14,8 @@ import pyarrow.csv as arrow_csv
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.errors import LogSchemaError
+from hv15_batch.files import read_bytes
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.reading import read_bytes
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir

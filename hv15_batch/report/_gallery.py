@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import TYPED_ONLY, Config
 from hv15_batch.figures.facts import different_facts, tags_of
 from hv15_batch.manifest.columns import KNOWN_COLUMNS
+from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
@@ -121,12 +122,15 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     It renders from the manifest copy of that run: the manifest itself may have been edited. Where
     a first frame is needed it is the manifest, because a copy's relative paths lead nowhere.
 
+    What decides what is fetched or run is never copied from what is stored: in its place stands
+    `...`, which is refused, so that whoever pastes the command types it.
+
     Returns:
         None where the run that made the clip left no settings.
     """
     run_id, row_id = clip["run_id"], clip["logged_row_id"]
     settings = run.settings.get(run_id or "")
-    if not settings or row_id is None:
+    if not settings or not settings["manifest"] or not settings["model"]["name"] or row_id is None:
         return None
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [
@@ -144,7 +148,7 @@ def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
     They are the model, and what was typed of `offload`, `runtime` and `video`.
     """
     settings = run.settings.get(clip["run_id"] or "")
-    if not settings or "model" not in settings:
+    if not settings or not settings["model"]["name"]:
         return shlex.quote(f"model={clip['model']}")
     words = _typed_settings(settings, _NOT_OF_A_ROW)
     return " ".join(map(shlex.quote, words))
@@ -196,7 +200,14 @@ def _differences(
         if isinstance(value, Mapping):
             yield from _differences(key, value, defaults.get(name) or {})
         elif value != defaults.get(name) and key not in _LEFT_OUT:
-            yield f"{key}={_typed(value)}"
+            yield f"{key}={'...' if _must_be_typed(key, value) else _typed(value)}"
+
+
+def _must_be_typed(key: str, value: Any) -> bool:
+    """Whether a stored value would decide what is fetched or run."""
+    if key == "runtime.attention_backend":
+        return is_fetched(str(value))
+    return key in TYPED_ONLY
 
 
 def _typed(value: Any) -> str:

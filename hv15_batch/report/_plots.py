@@ -160,7 +160,7 @@ def _ram(run: RunData, done: Sequence[Record]) -> Plot:
     total = (run.last_system.get("hardware") or {}).get("ram_total_bytes")
     peak = _highest(done, "peak_ram_bytes")
     caption = f"Of the process that renders; highest {format_gib(peak)} GiB" if peak else ""
-    if peak and total:
+    if peak and isinstance(total, int):
         caption += f" of {format_gib(total)} GiB in this machine or its control group"
     caption += "." if caption else ""
     return make_plot("ram", "RAM", "GiB", "clips as rendered", traces, caption)

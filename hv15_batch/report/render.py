@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hv15_batch.clock import utc_now
+from hv15_batch.errors import Refused
 from hv15_batch.report._read import read_run
 from hv15_batch.report._view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir.paths import ASSETS, RunDir
@@ -79,8 +80,13 @@ def write_assets(folder: Path, names: tuple[str, ...], source: Path = _HERE) -> 
         folder: Where the page lies; the assets go into `assets/` below it.
         names: Files that it needs.
         source: Folder of this project that they are from.
+
+    Raises:
+        Refused: `assets` is a link: names like page.js may be a user's own where it leads.
     """
     target = folder / ASSETS
+    if target.is_symlink():
+        raise Refused(f"{target}: is a link, where a page keeps its files; remove the link.")
     target.mkdir(exist_ok=True)
     for name in names:
         text = (source / name).read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any
 from hv15_batch.clip import glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
+from hv15_batch.files import check_regular
 from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.forecast.forecast import Forecast, make_forecast
@@ -26,7 +27,6 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
-from hv15_batch.reading import check_regular
 from hv15_batch.run.schedule import Rules, check_window
 from hv15_batch.units import GIB, MIB, Say, format_duration, format_gib, shortened
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind

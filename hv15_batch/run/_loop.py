@@ -6,6 +6,7 @@ the executor's business.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from hv15_batch.dispatch.protocol import (
     Note,
     Stepped,
 )
-from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
+from hv15_batch.errors import ADVICE, EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._recovery import Current, Recovery, record_of_lost
@@ -233,6 +234,9 @@ class Loop:
         except OSError as error:
             # The clip's file is there; without a row it is made again from its latents.
             message = f"the log could not be written ({error.strerror})"
+            advice = ADVICE.get(error.errno or 0)
+            if advice is not None and error.errno != errno.ENOSPC:  # that one needs no more words
+                message += f"; {advice.text}"
             raise StopRun(EXIT_STOPPED, "stopped", message) from error
         self.has_logged = True
 

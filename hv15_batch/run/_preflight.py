@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import Refused
+from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.media.conversion import note_lines
@@ -98,10 +98,10 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
         others.append(_weights_claim(config, checkpoint))
     if offload is OffloadKind.stream_disk:
         others.append(_blocks_claim())
-    refusals = [_run_dir_fault(run_dir)]
+    refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.remedy, _PROBE_BYTES) for claim in others]
     shortages, notes = _disk_findings(config, run_dir, need, others)
-    notes += licence_notes(checkpoint)
+    notes += licence_notes(checkpoint) + _place_notes(run_dir)
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
@@ -184,6 +184,15 @@ def _blocks_claim() -> _Claim:
     return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
 
 
+def _place_notes(run_dir: RunDir) -> list[str]:
+    """Return a line for each folder of the run that is a link."""
+    return [
+        f"{run_dir.path / name} is a link to {target}: files are written there, and what an "
+        "interrupted run leaves there is not cleared away."
+        for name, target in run_dir.linked_folders()
+    ]
+
+
 def _is_same_disk(one: Path, other: Path) -> bool:
     return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
 
@@ -216,6 +225,10 @@ def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return f"{name}={folder}: its disk is full; free some space, then run again."
+        advice = ADVICE.get(error.errno or 0)
+        is_sick = advice is not None and advice.exit_code == EXIT_STOPPED
+        if advice is not None and is_sick and error.errno != errno.EDQUOT:
+            return f"{name}={folder}: {error.strerror}; {advice.text}."
         verb = "made" if is_new else "written"
         setting = "with run_dir=DIR" if name == "run_dir" else f"with the variable {name}"
         return (

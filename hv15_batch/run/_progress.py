@@ -23,7 +23,7 @@ from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds
-from hv15_batch.redaction import redacted
+from hv15_batch.redaction import one_line, redacted, shown
 from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
 from hv15_batch.rundir.status import IDLE_STATES, StatusFile
@@ -99,7 +99,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bars."""
-        text = redacted(text)
+        text = shown(text)
         if self._listen is not None:
             self._listen(Message(text))
             return
@@ -175,7 +175,7 @@ class Progress:
                 self._steps = tqdm(total=steps, leave=False, position=1, file=self._out)
             self._steps.total = steps
             self._steps.n = step
-            self._steps.set_description(f"{clip_id[:40]} {stage}")
+            self._steps.set_description(one_line(f"{clip_id[:40]} {stage}"))
             self._steps.refresh()
         if self._listen is not None:
             self._listen(Stepped(clip_id, stage, step, steps))

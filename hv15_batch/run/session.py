@@ -49,7 +49,7 @@ from hv15_batch.run.prepare import (
     with_weights,
 )
 from hv15_batch.run.schedule import Rules, check_window, read_rules
-from hv15_batch.rundir.log import bring_to_current_schema, read_last_attempts
+from hv15_batch.rundir.log import bring_to_current_schema, foreign_note, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
@@ -116,6 +116,8 @@ def run(
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
+        if foreign := foreign_note(run_dir.log):
+            say(foreign)
         run_dir.sweep_temporary()
         _write_rows(asked.manifest)
         if listener is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from hv15_batch.reading import read_json
+from hv15_batch.errors import NO_LOCKS
+from hv15_batch.files import read_json
 
 
 class RunLock(FileLock):
@@ -35,6 +38,19 @@ def holder_facts(run_id: str, since: datetime) -> dict[str, Any]:
         "run_id": run_id,
         "started_at": since.isoformat(timespec="seconds"),
     }
+
+
+def missing_locks(folder: Path) -> str | None:
+    """Return what the file system of a folder answers where it has no locks; None where it has.
+
+    Tried on a file without a name. What else goes wrong is not this function's to say.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return str(error.strerror) if error.errno in NO_LOCKS else None
+    return None
 
 
 def held_message(path: Path, holder: Path) -> str:

@@ -22,7 +22,7 @@ import psutil
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
-from hv15_batch.reading import read_bytes, read_json
+from hv15_batch.files import read_bytes, read_json
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time

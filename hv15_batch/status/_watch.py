@@ -12,6 +12,7 @@ from typing import TextIO
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
+from hv15_batch.redaction import one_line, show, shown
 from hv15_batch.rundir.status import ACTIVE_STATES, Status, format_progress, is_gone, read_status
 from hv15_batch.status.show import format_status
 
@@ -50,7 +51,7 @@ def _redraw(run_dir: Path, out: TextIO) -> None:
         while True:
             status = read_status(run_dir)
             columns, rows = shutil.get_terminal_size()
-            lines = format_status(run_dir, status, utc_now()).splitlines()
+            lines = shown(format_status(run_dir, status, utc_now())).split("\n")
             lines = [fit(line, columns - 1) for line in lines[: max(rows - 1, 1)]]
             # One write for all: no moment at which the screen is empty.
             up = _UP.format(min(drawn, rows - 1)) if drawn else ""
@@ -71,12 +72,12 @@ def _follow(run_dir: Path, out: TextIO) -> None:
     while True:
         status = read_status(run_dir)
         if _has_ended(status):
-            print(format_status(run_dir, status, utc_now()), file=out, flush=True)
+            show(format_status(run_dir, status, utc_now()), file=out)
             return
         news = (status.state, status.done, status.failed, status.suspect, status.clip_id)
         if news != shown:
             shown = news
-            print(_line(status), file=out, flush=True)
+            show(_line(status), file=out)
         time.sleep(WATCH_SECONDS)
 
 
@@ -84,9 +85,9 @@ def _line(status: Status) -> str:
     counts = format_progress(
         total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
     )
-    parts = [f"{utc_now().astimezone():%H:%M:%S} {counts}", status.state]
+    parts = [f"{utc_now().astimezone():%H:%M:%S} {counts}", one_line(status.state)]
     if status.clip_id:
-        parts[-1] += f" {status.clip_id}"
+        parts[-1] += f" {one_line(status.clip_id)}"
     if status.eta_p50 is not None:
         parts.append(f"end {status.eta_p50}")
     return ", ".join(parts)

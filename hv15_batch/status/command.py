@@ -5,7 +5,6 @@ Starts at once: neither torch nor pandas nor the log is touched.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -13,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clock import utc_now
+from hv15_batch.config.messages import Parser
 from hv15_batch.errors import Refused
+from hv15_batch.redaction import printable_json, show
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
@@ -52,7 +53,7 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the progress of a run; return 0, or 2 where there is nothing to read."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch status",
         description="Print the progress and the expected end of a run.",
         epilog="example: hv15-batch status outputs/prompts --watch",
@@ -78,12 +79,12 @@ def main(argv: Sequence[str]) -> int:
             return watch(run_dir)
         status = read_status(run_dir)
         if arguments.json:
-            print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
+            show(printable_json(RunDir(run_dir).status.read_text(encoding="utf-8")), end="")
         elif arguments.pause or arguments.unpause:
-            print(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
+            show(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:
-            print(format_status(run_dir, status, utc_now()))
+            show(format_status(run_dir, status, utc_now()))
     except Refused as error:
-        print(error, file=sys.stderr)
+        show(error, file=sys.stderr)
         return 2
     return 0

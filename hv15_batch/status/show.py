@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY
+from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
 from hv15_batch.units import age, format_duration, format_gib, parse_time
@@ -102,6 +105,7 @@ def silence_lines(status: Status, now: datetime) -> list[str]:
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
     path = Path(os.path.abspath(run_dir))  # without `..`
+    status = _in_single_lines(status)
     lines = [
         str(path),
         format_progress(
@@ -122,6 +126,14 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(f"page: {RunDir(path).page}")
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
+
+
+def _in_single_lines(status: Status) -> Status:
+    """Return a status whose texts can neither end a line nor begin one: the file may be foreign."""
+    texts: dict[str, Any] = {
+        name: one_line(value) for name, value in vars(status).items() if isinstance(value, str)
+    }
+    return replace(status, **texts)
 
 
 def _active_lines(status: Status, now: datetime) -> list[str]:

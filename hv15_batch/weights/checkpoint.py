@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
+from hv15_batch.files import read_json, read_text
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.reading import read_json, read_text
 from hv15_batch.units import GIB, format_gib
 from hv15_batch.weights.configs import LOADED_SUFFIXES
 from hv15_batch.weights.files import (

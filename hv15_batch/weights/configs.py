@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.reading import read_json
+from hv15_batch.files import read_json
 from hv15_batch.units import MIB
 
 MAX_CONFIG_BYTES = MIB

@@ -17,8 +17,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hv15_batch.errors import Refused
+from hv15_batch.files import check_is_file, make_beside, open_regular, read_json
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
-from hv15_batch.reading import open_regular, read_json
 from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.configs import (
     LOADED_SUFFIXES,
@@ -214,9 +214,15 @@ def file_sha256s(
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON under a temporary name in the same folder and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{id(value):x}.part")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(path)
+    temporary = make_beside(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+        check_is_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _weight_faults(folder: Path, component: str) -> list[str]:

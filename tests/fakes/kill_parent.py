@@ -147,6 +147,6 @@ if __name__ == "__main__":
     plant(project.folder, "parent")
     renderer = {"fake": fake_renderer, "tiny": tiny_renderer}[sys.argv[2]]
     say = partial(print, flush=True)
-    sys.exit(
-        session.run(project.config(), (), None, say, partial(LocalExecutor, renderer=renderer))
-    )
+    make = partial(LocalExecutor, renderer=renderer)
+    line = "hv15-batch prompts.csv"
+    sys.exit(session.run(project.config(), (), None, say, make, typed_line=line))

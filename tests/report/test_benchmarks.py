@@ -69,7 +69,7 @@ def test_a_benchmark_that_was_stopped_says_what_is_left(tmp_path: Path) -> None:
 def test_an_interrupted_repetition_is_not_called_failed(tmp_path: Path) -> None:
     stopped = record("b", 1, repeat=2, file=None, status="interrupted", error_type="SIGTERM")
     run_dir = benchmark_run(tmp_path, done=3)
-    RunLog(RunDir(run_dir).log, RUN_ID + "x").append(stopped)
+    RunLog(RunDir(run_dir).log, RUN_ID + "ff").append(stopped)
 
     html, _ = build(run_dir)
 
@@ -80,7 +80,7 @@ def test_head_and_table_of_a_benchmark_agree_beside_clips_that_were_kept(tmp_pat
     run_dir = benchmark_run(tmp_path)
     kept = record("a", weights="random", offload="stream", total_seconds=99.0,
                   system_sha256="m" * 64)  # fmt: skip
-    RunLog(RunDir(run_dir).log, RUN_ID + "x").append(kept)
+    RunLog(RunDir(run_dir).log, RUN_ID + "ff").append(kept)
 
     assert main([str(run_dir)]) == 0
 

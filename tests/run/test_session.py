@@ -805,14 +805,18 @@ def test_temporary_files_of_a_killed_run_are_swept_and_a_users_hidden_file_stays
     project.run(limit=1)
     root = project.run_dir.path
     left = [root / ".77.plan.csv", project.run_dir.clips / ".77.dog.mp4"]
-    left += [project.run_dir.log / ".x.parquet", project.run_dir.latents / ".78.a.safetensors"]
-    for path in [*left, root / ".gitignore"]:
+    left += [
+        project.run_dir.log / f".{'0a' * 8}.x.parquet",
+        project.run_dir.latents / ".78.a.safetensors",
+    ]
+    mine = [root / ".gitignore", project.run_dir.log / ".x.parquet", project.run_dir.clips / ".m"]
+    for path in [*left, *mine]:
         path.write_text("half", encoding="utf-8")
 
     project.run()
 
     assert not any(path.exists() for path in left)
-    assert (root / ".gitignore").exists()
+    assert all(path.exists() for path in mine)
 
 
 def test_clips_csv_has_one_line_per_current_clip(project: Project) -> None:

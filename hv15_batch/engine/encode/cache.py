@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.reading import check_regular, parse_json
+from hv15_batch.files import check_regular, parse_json
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.units import GIB
 
@@ -227,8 +227,7 @@ class EmbeddingCache:
     def _write(self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
-        self.folder.mkdir(exist_ok=True)
-        with publishing(self._path(key)) as temporary:
+        with publishing(self._path(key), makes_folder=True) as temporary:
             # Not save_file, whose files only their owner may read.
             temporary.write_bytes(save(tensors, metadata))
 

@@ -6,9 +6,11 @@ prints its folder.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from hv15_batch.engine.load.random_weights import (
     build_scheduler,
     tokenizers,
 )
+from hv15_batch.errors import NO_LOCKS
 from hv15_batch.model.architectures import (
     MODULES,
     TINY_GAINS,
@@ -39,6 +42,7 @@ from hv15_batch.model.variant import ModelConfig, Task, Weights
 from hv15_batch.weights.configs import read_object
 from hv15_batch.weights.files import has_sizes
 
+_PARTIAL = "partial"
 CONTENTS = "checkpoint.json"
 """File in a checkpoint that lists the others with their sizes; written last."""
 
@@ -64,16 +68,41 @@ def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
     if is_complete(folder):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{folder.name}.lock"):  # the kernel releases that of a dead process
+    with _lock(root / f".{folder.name}.lock"):
         if not is_complete(folder):
             # Only the holder of the lock writes, so what is there was left by a killed process.
-            temporary = root / f".{folder.name}.partial"
-            for leftover in (temporary, folder):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            write_checkpoint(model, temporary)
-            temporary.rename(folder)
+            for leftover in (*root.glob(f".{folder.name}.*partial"), folder):
+                _remove(leftover)
+            with tempfile.TemporaryDirectory(f".{_PARTIAL}", f".{folder.name}.", root) as temporary:
+                written = Path(temporary) / folder.name
+                write_checkpoint(model, written)
+                written.rename(folder)
     return folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock; where the file system has none, go without: a rename lets one writer win."""
+    lock = FileLock(path)  # the kernel releases that of a dead process
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(leftover: Path) -> None:
+    """Remove a folder with what is in it; of a link only the link."""
+    if leftover.is_symlink():
+        leftover.unlink()
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
 
 
 def is_complete(folder: Path) -> bool:
