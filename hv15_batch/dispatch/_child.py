@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 
 from hv15_batch.dispatch.protocol import (
     HANDLED,
+    WORKER_DIED,
+    WORKER_UNFIT,
     Declined,
     Died,
     Emit,
@@ -23,6 +25,7 @@ from hv15_batch.dispatch.protocol import (
     ExecutorSpec,
     Finished,
     Job,
+    Loading,
     Ready,
     Renderer,
     RendererBroken,
@@ -72,15 +75,20 @@ def child_main(
                 os._exit(0)  # the parent is gone
 
     with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
+        kind = WORKER_UNFIT
         try:
-            _serve(pipe, make(spec), emit)
+            emit(Loading("PyTorch and diffusers"))
+            renderer = make(spec)
+            emit(Loading(None))
+            kind = WORKER_DIED
+            _serve(pipe, renderer, emit)
         except Refused as error:
             emit(Declined(redacted(str(error))))
         except RendererBroken as error:
             emit(Died(redacted(error.reason), record=error.record))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
-            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
+            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}"), kind))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Emit) -> None:

@@ -21,6 +21,8 @@ from hv15_batch.weights.checkpoint import Checkpoint
 WORKER_DIED = "WorkerDied"
 WORKER_STALLED = "WorkerStalled"
 GPU_LOST = "GpuLost"
+WORKER_UNFIT = "WorkerUnfit"
+"""It never got as far as to take a clip: the fault of no clip."""
 
 Key = tuple[str, int | None]
 """A clip's `settings_sha256`, and which repetition of a benchmark it is."""
@@ -82,6 +84,14 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """Something is being loaded from now on, which takes its time."""
+
+    what: str | None
+    """E.g. `the text encoder`; None once the worker is up and waits for clips."""
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Another text or image is encoded."""
 
@@ -135,7 +145,7 @@ class Died:
     """What it could still say of the clip that it was rendering."""
 
 
-Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
+Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

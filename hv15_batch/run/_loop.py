@@ -14,6 +14,7 @@ from typing import Protocol
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
+    WORKER_UNFIT,
     Declined,
     Died,
     Encoded,
@@ -22,10 +23,11 @@ from hv15_batch.dispatch.protocol import (
     Finished,
     Job,
     Key,
+    Loading,
     Note,
     Stepped,
 )
-from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
+from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused, Secondary
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._recovery import Current, Recovery, record_of_lost
@@ -78,7 +80,12 @@ class Loop:
         self._log = RunLog(run.run_dir.log, run.run_id)
         self._progress = progress
         self._current = Current()
-        self._watchers: tuple[Watcher, ...] = (self._current, run.pace, progress, *watchers)
+        # The first two decide what happens; one that only shows or tells it must not.
+        self._watchers: tuple[Watcher, ...] = (self._current, run.pace)
+        self._onlookers = [
+            (each, Secondary(f"{type(each).__name__} missed an event of the run"))
+            for each in (progress, *watchers)
+        ]
         self._known = run.known_columns()
         self._recovery = Recovery(run.config.retry)
         self._records: dict[Key, ClipRecord] = {}
@@ -131,6 +138,8 @@ class Loop:
             if isinstance(event, EncodingEnded):
                 break
             assert isinstance(event, Died), event
+            if is_last_try and event.error_type == WORKER_UNFIT:
+                raise StopRun(EXIT_STOPPED, "stopped", self._recovery.unfit(event.reason))
             self._progress.say(f"{event.reason} while encoding; starting another one")
             self._executor.replace()
             if is_last_try:
@@ -195,6 +204,9 @@ class Loop:
             job = queue.pop()
             for watcher in self._watchers:
                 watcher.submitted(job)
+            for onlooker, guard in self._onlookers:
+                with guard:
+                    onlooker.submitted(job)
             self._executor.submit(job)
 
     # -- events -------------------------------------------------------------------------------
@@ -204,6 +216,7 @@ class Loop:
         while True:
             self._obey_signals()
             event = self._executor.poll(POLL_SECONDS)
+            self._progress.tick()
             if isinstance(event, Declined):
                 raise Refused(event.message)
             if isinstance(event, Died):
@@ -215,7 +228,7 @@ class Loop:
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(event)
-            if not isinstance(event, Note | Encoded | Stepped | None):
+            if not isinstance(event, Note | Loading | Encoded | Stepped | None):
                 return event
 
     def _tell(self, event: Event) -> None:
@@ -226,6 +239,9 @@ class Loop:
             self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
         for watcher in self._watchers:
             watcher.heard(event)
+        for onlooker, guard in self._onlookers:
+            with guard:
+                onlooker.heard(event)
 
     def _append(self, record: ClipRecord) -> None:
         try:
@@ -243,6 +259,9 @@ class Loop:
         another one dies.
         """
         rendering, lost = self._current.rendering, self._current.let_go()
+        if event.error_type == WORKER_UNFIT:  # it never had them
+            self._recovery.died(event, lost, rendering)
+            return [held.job for held in lost][::-1]
         self._recovery.died(event, lost, rendering)
         again = []
         for held in lost:

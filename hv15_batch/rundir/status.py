@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, Secondary
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -55,10 +55,13 @@ class StatusFile:
         self._file_lock = threading.Lock()
         self._changed = threading.Event()
         self._closed = threading.Event()
+        self._writing = Secondary("status.json is not up to date")
+        self._sampling = Secondary("status.json lacks card and disk")
         self.update()
         self._write()
         self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
-        self._thread.start()
+        with self._writing:
+            self._thread.start()
 
     def update(self, **values: Any) -> None:
         """Take values of something that happened; returns at once."""
@@ -75,7 +78,8 @@ class StatusFile:
         """Write the last values; nothing is written after that."""
         self._closed.set()  # first: what the thread samples from now on is not taken
         self.update(**values)
-        self._thread.join(_JOIN_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_SECONDS)
         if self._file_lock.acquire(timeout=_JOIN_SECONDS):
             try:
                 self._write(is_last=True)
@@ -86,7 +90,9 @@ class StatusFile:
         while True:
             self._changed.wait(HEARTBEAT_SECONDS)
             self._changed.clear()
-            sampled = {} if self._closed.is_set() else self._sample()
+            sampled: Mapping[str, Any] = {}
+            with self._sampling:
+                sampled = {} if self._closed.is_set() else self._sample()
             with self._values_lock:
                 if self._closed.is_set():
                     return
@@ -99,7 +105,7 @@ class StatusFile:
 
     def _write(self, is_last: bool = False) -> None:
         values = self.snapshot() | {"updated_at": _now()}
-        with suppress(OSError):  # a full disk stops the run where clips and log are written
+        with self._writing:  # a full disk stops the run where clips and log are written
             try:
                 publish_json(self._path, values)
             except OSError:
@@ -113,14 +119,14 @@ def settle(path: Path, total: int) -> None:
 
     What a run that was killed has left there, or one that rendered some again, would stay for good.
     """
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {"pid": os.getpid(), "suspect": 0}
+    known = {"pid": os.getpid(), "suspect": 0}
+    with suppress(OSError, ValueError):
+        read = json.loads(path.read_text(encoding="utf-8"))
+        known = read if isinstance(read, dict) else known
     found = {"state": "done", "total": total, "done": total}
     if any(known.get(name) != value for name, value in found.items()):
         ended = {"failed": 0, "message": "", "type_again": [], "goes_on_at": None, "clip_id": None}
-        with suppress(OSError):
+        with Secondary("status.json is not up to date"):
             publish_json(path, {**known, **found, **ended, "updated_at": _now()})
 
 
@@ -186,6 +192,8 @@ class Status:
     """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
     message: str | None = None
     """Why the run ended, waits or is paused."""
+    loading: str | None = None
+    """What is being loaded, e.g. `the text encoder`; None while nothing is."""
     goes_on_at: str | None = None
     """When a wait ends, ISO 8601; None where that is not known."""
     type_again: Sequence[str] = ()

@@ -129,9 +129,11 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
         lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
         return [line for line in (*lines, format_health(status)) if line]
     what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
-    if status.stage:
+    if status.loading:
+        what.append(f"loading {status.loading}")
+    elif status.stage:
         what.append(status.stage)
-    if status.step is not None and status.steps:
+    if status.loading is None and status.step is not None and status.steps:
         what.append(f"step {status.step} of {status.steps}")
     lines = [", ".join(what)]
     if status.seconds_per_clip is not None:
