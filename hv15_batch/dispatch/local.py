@@ -17,16 +17,13 @@ from types import ModuleType
 import psutil
 
 from hv15_batch.clip import Clip
-from hv15_batch.dispatch._child import child_main, make_renderer
+from hv15_batch.dispatch._child import UP, child_main, make_renderer
 from hv15_batch.dispatch.protocol import (
     HANDLED,
-    WORKER_DIED,
-    WORKER_UNFIT,
     Died,
     Event,
     ExecutorSpec,
     Job,
-    Loading,
     Renderer,
 )
 
@@ -106,10 +103,13 @@ class LocalExecutor:
         try:
             if not self._pipe.poll(timeout_seconds):
                 return None
-            event: Event = self._pipe.recv()
+            message = self._pipe.recv()
         except (EOFError, OSError):
-            return Died(self._reason_of_death(), WORKER_DIED if self._is_up else WORKER_UNFIT)
-        self._is_up = self._is_up or event == Loading(None)
+            return Died(self._reason_of_death(), was_up=self._is_up)
+        if message == UP:
+            self._is_up = True
+            return None
+        event: Event = message
         return event
 
     def close(self) -> None:

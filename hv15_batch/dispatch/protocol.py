@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +21,6 @@ from hv15_batch.weights.checkpoint import Checkpoint
 WORKER_DIED = "WorkerDied"
 WORKER_STALLED = "WorkerStalled"
 GPU_LOST = "GpuLost"
-WORKER_UNFIT = "WorkerUnfit"
-"""It never got as far as to take a clip: the fault of no clip."""
 
 Key = tuple[str, int | None]
 """A clip's `settings_sha256`, and which repetition of a benchmark it is."""
@@ -87,8 +85,8 @@ class Note:
 class Loading:
     """Something is being loaded from now on, which takes its time."""
 
-    what: str | None
-    """E.g. `the text encoder`; None once the worker is up and waits for clips."""
+    what: str
+    """E.g. `the text encoder`."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +141,8 @@ class Died:
     error_type: str = WORKER_DIED
     record: ClipRecord | None = None
     """What it could still say of the clip that it was rendering."""
+    was_up: bool = field(default=True, compare=False)
+    """False where it never got as far as to take a clip: that is the fault of no clip."""
 
 
 Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died

@@ -14,7 +14,6 @@ from typing import Protocol
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
-    WORKER_UNFIT,
     Declined,
     Died,
     Encoded,
@@ -43,6 +42,9 @@ WAIT_SECONDS = 0.5
 """Between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
+
+_NEW_WORKER = Loading("PyTorch")
+"""What a worker is busy with before it can tell anything."""
 
 
 class Watcher(Protocol):
@@ -106,6 +108,7 @@ class Loop:
             try:
                 if self._may_start(queue):
                     self._executor.start()
+                    self._tell(_NEW_WORKER)
                     self._encode([p.clip for p in todo if not p.is_from_latents])
                     self._progress.rendering(len(todo))
                 self._render(queue)
@@ -138,10 +141,11 @@ class Loop:
             if isinstance(event, EncodingEnded):
                 break
             assert isinstance(event, Died), event
-            if is_last_try and event.error_type == WORKER_UNFIT:
+            if is_last_try and not event.was_up:
                 raise StopRun(EXIT_STOPPED, "stopped", self._recovery.unfit(event.reason))
             self._progress.say(f"{event.reason} while encoding; starting another one")
             self._executor.replace()
+            self._tell(_NEW_WORKER)
             if is_last_try:
                 self._progress.say("each clip is encoded in its own turn from here on")
 
@@ -198,9 +202,11 @@ class Loop:
         if self._may_start(queue):
             if not self._executor.is_up:
                 self._executor.start()  # after a wait
+                self._tell(_NEW_WORKER)
             elif reason:
                 self._progress.say(f"The worker is replaced {reason}.")
                 self._executor.recycle()
+                self._tell(_NEW_WORKER)
             job = queue.pop()
             for watcher in self._watchers:
                 watcher.submitted(job)
@@ -259,7 +265,7 @@ class Loop:
         another one dies.
         """
         rendering, lost = self._current.rendering, self._current.let_go()
-        if event.error_type == WORKER_UNFIT:  # it never had them
+        if not event.was_up:  # it never had them
             self._recovery.died(event, lost, rendering)
             return [held.job for held in lost][::-1]
         self._recovery.died(event, lost, rendering)
@@ -282,6 +288,7 @@ class Loop:
             raise StopRun(EXIT_STOPPED, "stopped", message)
         self._progress.say(f"{reason}; starting another one")
         self._executor.replace()
+        self._tell(_NEW_WORKER)
 
     # -- signals ------------------------------------------------------------------------------
 

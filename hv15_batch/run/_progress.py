@@ -39,10 +39,8 @@ Rendering = tuple[str | None, int | None]
 """A clip, or one repetition of it in a benchmark."""
 
 
-LOADED_SECONDS = 2.0
-"""Loading that took longer is told of when it ends, where nobody sees the seconds pass."""
-STILL_LOADING_SECONDS = 30.0
-"""It is told of this often while it goes on there."""
+LOADING_SECONDS = 2.0
+"""Loading that takes longer is told of in lines where nobody sees the seconds pass."""
 LEFT_SECONDS = 5.0
 """The time left is worked out this often."""
 
@@ -104,7 +102,7 @@ class Progress:
         self._bars = Bars(self._out) if listen is None and can_redraw(self._out) else None
         self.guard = Secondary("something of the run could not be shown")
         self._loading: tuple[str, float] | None = None
-        self._loading_told_at = 0.0
+        self._is_loading_told = False
         self._number = 0  # clips that have ended
         self._left_shown_at = 0.0
         self._pace = pace
@@ -147,7 +145,7 @@ class Progress:
         match event:
             case Note():
                 self.say(event.text)
-            case Loading(what) if what is not None:
+            case Loading(what):
                 self.loading(what)
             case Encoded():
                 self.encoding(event.done, event.total)
@@ -162,12 +160,9 @@ class Progress:
     @_shown
     def loading(self, what: str) -> None:
         """Show that something is loaded from now on: what, and how long it takes."""
-        now = time.monotonic()
-        self._loading, self._loading_told_at = (what, now), now
+        self._loading, self._is_loading_told = (what, time.monotonic()), False
         if self._bars is not None:
             self._bars.show_loading(what)
-        else:
-            self.say(f"loading {what}")
         self._status.update(loading=what)
 
     def _loaded(self) -> None:
@@ -176,7 +171,7 @@ class Progress:
         seconds = time.monotonic() - since
         if self._bars is not None:
             self._bars.clear_current()
-        elif seconds >= LOADED_SECONDS:
+        elif self._is_loading_told:
             self.say(f"loaded {what} in {format_duration(seconds)}")
         self._status.update(loading=None)
 
@@ -188,10 +183,11 @@ class Progress:
             if now - self._left_shown_at >= LEFT_SECONDS:
                 self._show_clips()
             self._bars.tick()
-        elif self._loading is not None and now - self._loading_told_at >= STILL_LOADING_SECONDS:
-            self._loading_told_at = now
+        elif self._loading is not None and not self._is_loading_told:
             what, since = self._loading
-            self.say(f"loading {what}: {format_duration(now - since)} so far")
+            if now - since >= LOADING_SECONDS:
+                self._is_loading_told = True
+                self.say(f"loading {what}")
 
     @_shown
     def encoding(self, done: int, total: int) -> None:

@@ -16,7 +16,6 @@ from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
-    WORKER_UNFIT,
     Died,
     Event,
     Finished,
@@ -141,7 +140,7 @@ class Recovery:
         What was only being written is not blamed, unless it was alone. A lost card, or a worker
         that never came up, is no clip's fault.
         """
-        is_no_clips_fault = event.error_type in (GPU_LOST, WORKER_UNFIT)
+        is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
         suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
         self._lost.append(frozenset(suspects))
         self._blamed.update(suspects & {rendering} or suspects)
