@@ -249,6 +249,8 @@ class Progress:
         self._count(record)
         self.say(_line(record, number, todo))
         self._number = number
+        if self._bars is not None:
+            self._bars.clear_current(record.clip_id)
         self._show_clips()
         self._status.update(
             done=self._num_done,
@@ -321,7 +323,8 @@ class Progress:
         if self._bars is None or self._state != "rendering":
             return
         self._left_shown_at = time.monotonic()
-        left = self._pace.left() if self._pace is not None and self._number else None
+        is_known = self._pace is not None and 0 < self._number < self._num_todo
+        left = self._pace.left() if self._pace is not None and is_known else None
         words = f"about {format_duration(left.p50_seconds)} left" if left is not None else ""
         self._bars.show_whole("clips", self._number, self._num_todo, words)
 

@@ -102,6 +102,11 @@ class RunDir:
         """The page."""
         return self.path / "index.html"
 
+    @property
+    def lock_holder(self) -> Path:
+        """Who holds the directory's lock, while somebody does."""
+        return self.path / ".lock.json"
+
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
         return self.latents / f"{denoise_sha256}.safetensors"
@@ -197,7 +202,7 @@ class RunDir:
         Raises:
             Refused: another run holds it; the message says which.
         """
-        holder = self.path / ".lock.json"
+        holder = self.lock_holder
         lock = RunLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()

@@ -226,18 +226,73 @@ def read_status(run_dir: Path) -> Status:
     return status
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The run that holds a run directory's lock, as it says itself."""
+
+    pid: int
+    run_id: str
+    started_at: str
+    """ISO 8601, UTC."""
+    hostname: str | None = None
+
+
+_MAX_HOLDER_BYTES = 64 * 1024
+
+
+def read_holder(run_dir: Path) -> Holder | None:
+    """Return which run holds the lock of a run directory; None where no living one says so."""
+    path = RunDir(run_dir).lock_holder
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_HOLDER_BYTES:
+            return None
+        holder = msgspec.json.decode(path.read_bytes(), type=Holder)
+        started = parse_time(holder.started_at)
+    except (OSError, ValueError):
+        return None
+    return None if _is_process_gone(holder.pid, holder.hostname, started) else holder
+
+
+def current_run(run_dir: Path) -> Status | Holder:
+    """Return the status of the run at work, else of the last one.
+
+    A run that has begun and has not written its status yet is a `Holder`: what lies there is that
+    of the run before.
+
+    Raises:
+        Refused: there is neither, or the status cannot be understood.
+    """
+    holder = read_holder(run_dir)
+    try:
+        status = read_status(run_dir)
+    except Refused:
+        if holder is None:
+            raise
+        return holder
+    return status if holder is None or holder.run_id == status.run_id else holder
+
+
 def find_latest_run(outputs: Path) -> Path:
-    """Return the run directory whose status was written last, jobs of sweeps included.
+    """Return the run directory that a run wrote to last, jobs of sweeps included.
 
     Raises:
         Refused: there is none.
     """
-    found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    places = ("*", "*.sweep/*")
+    names = (RunDir(outputs).status.name, RunDir(outputs).lock_holder.name)
+    found = [path for place in places for name in names for path in outputs.glob(f"{place}/{name}")]
     if not found:
         raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
         )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(found, key=_written_at).parent
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a run that ends removes its lock's holder
+        return 0.0
 
 
 def is_gone(status: Status) -> bool:
@@ -247,16 +302,21 @@ def is_gone(status: Status) -> bool:
     """
     if status.state not in ACTIVE_STATES:
         return False
-    if status.hostname not in (None, socket.gethostname()):
+    return _is_process_gone(status.pid, status.hostname, parse_time(status.updated_at))
+
+
+def _is_process_gone(pid: int, hostname: str | None, seen_at: datetime) -> bool:
+    """Whether a process that was there at a moment is no more; one of another machine never is."""
+    if hostname not in (None, socket.gethostname()):
         return False
     try:
-        process = psutil.Process(status.pid)
+        process = psutil.Process(pid)
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         started = datetime.fromtimestamp(process.create_time(), timezone.utc)
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # no number of a process
         return True
-    # A process that began after the last update only has the number of the one that wrote it.
-    return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK
+    # A process that began after that moment only has the number of the one that was there.
+    return is_zombie or started > seen_at + _CLOCK_SLACK
 
 
 def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:

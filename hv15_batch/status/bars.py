@@ -79,10 +79,11 @@ class Bars:
         self._current = _Bar(f"loading {what}", "", 0, 0, self._clock())
         self._draw()
 
-    def clear_current(self) -> None:
-        """Show nothing of a clip."""
-        self._current = None
-        self._draw()
+    def clear_current(self, name: str | None = None) -> None:
+        """Show nothing of a clip; with a name only if it is that one."""
+        if self._current is not None and name in (None, self._current.name):
+            self._current = None
+            self._draw()
 
     def tick(self) -> None:
         """Draw the seconds again; called often."""

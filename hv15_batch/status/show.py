@@ -10,7 +10,14 @@ from pathlib import Path
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.rundir.paths import RunDir, resume_command
-from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
+from hv15_batch.rundir.status import (
+    ACTIVE_STATES,
+    IDLE_STATES,
+    Holder,
+    Status,
+    format_progress,
+    is_gone,
+)
 from hv15_batch.units import age, format_duration, format_gib, parse_time
 
 ETA_WORDS = {
@@ -122,6 +129,18 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             lines.append(f"page: {RunDir(path).page}")
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
+
+
+def format_start(run_dir: Path, holder: Holder, now: datetime) -> str:
+    """Return what is said of a run that has begun and has written no status yet."""
+    where = "" if holder.hostname in (None, socket.gethostname()) else f" on {holder.hostname}"
+    return "\n".join(
+        [
+            os.path.abspath(run_dir),
+            f"a run has started {age(holder.started_at, now)} ago (process {holder.pid}{where}); "
+            "it has not written its status yet",
+        ]
+    )
 
 
 def _active_lines(status: Status, now: datetime) -> list[str]:
