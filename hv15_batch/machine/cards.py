@@ -132,7 +132,7 @@ def typed_card(text: str) -> Card:
     near = difflib.get_close_matches(short, by_form, n=3, cutoff=0.5)
     names = dict.fromkeys(by_form[form].name for form in near)
     hint = f" Did you mean {' or '.join(names)}?" if names else ""
-    raise Refused(f"runtime.card={text}: no card of the table.{hint} Known: {', '.join(card_names())}.")
+    raise Refused(f"runtime.card={text}: known cards are {', '.join(card_names())}.{hint}")
 
 
 def _plain(text: str) -> str:
