@@ -43,7 +43,7 @@ def format_number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4g}"
 
 
-def format_count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Return e.g. `1 clip` or `3 clips`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

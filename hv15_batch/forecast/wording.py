@@ -9,7 +9,7 @@ from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.units import format_count
+from hv15_batch.units import counted
 
 MAX_SIZES = 3
 """Sizes with a line of their own, those that take longest in all."""
@@ -34,14 +34,14 @@ def size_lines(forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]]) -> li
         shape = Shape.of(clips[0].clip.settings)
         cost = forecast.clip_cost(shape)
         lines.append(
-            f"{len(clips):>6} x {shape.height}x{shape.width} {format_count(shape.num_frames, 'frame')}, "
-            f"{format_count(shape.num_inference_steps, 'step')}{_also(shape)}: "
+            f"{len(clips):>6} x {shape.height}x{shape.width} {counted(shape.num_frames, 'frame')}, "
+            f"{counted(shape.num_inference_steps, 'step')}{_also(shape)}: "
             f"{cost.seconds:.0f} s per warm clip, {_stage_words(cost)}"
         )
     if rest := sizes[MAX_SIZES:]:
         seconds = [forecast.clip_cost(clips[0].clip.settings).seconds for clips in rest]
         lines.append(
-            f"{sum(map(len, rest)):>6} x {format_count(len(rest), 'more size')}: "
+            f"{sum(map(len, rest)):>6} x {counted(len(rest), 'more size')}: "
             f"{min(seconds):.0f} to {max(seconds):.0f} s per warm clip"
         )
     return lines

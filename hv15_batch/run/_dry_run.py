@@ -28,7 +28,7 @@ from hv15_batch.units import (
     GIB,
     MIB,
     Say,
-    format_count,
+    counted,
     format_duration,
     format_gib,
     shortened,
@@ -64,7 +64,7 @@ def print_dry_run(
         say: Prints a line.
     """
     say(
-        f"{manifest.name}: {format_count(len(manifest.rows), 'row')}, {format_count(len(planned), 'clip')}: "
+        f"{manifest.name}: {counted(len(manifest.rows), 'row')}, {counted(len(planned), 'clip')}: "
         f"{_format_states([p.state for p in planned]) or 'none'}"
     )
     if not planned:
@@ -160,7 +160,7 @@ def _format_settings(
     height: int, width: int, frames: int, fps: float, steps: int, guidance: float, shift: float
 ) -> str:
     return (
-        f"{height}x{width} {format_count(frames, 'frame')} at {fps:g} fps, {format_count(steps, 'step')}, "
+        f"{height}x{width} {counted(frames, 'frame')} at {fps:g} fps, {counted(steps, 'step')}, "
         f"guidance {guidance:g}, shift {shift:g}"
     )
 
@@ -181,9 +181,7 @@ def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
 def _beaten_lines(beaten: Mapping[str, int]) -> list[str]:
     if not beaten:
         return []
-    each = ", ".join(
-        f"sampling.{name} in {format_count(rows, 'row')}" for name, rows in beaten.items()
-    )
+    each = ", ".join(f"sampling.{name} in {counted(rows, 'row')}" for name, rows in beaten.items())
     names = ", ".join(f"override.{name}" for name in beaten)
     return [f"Rows with a value of their own, which wins: {each}; {names} would replace it"]
 
@@ -197,7 +195,7 @@ def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
     some = ", ".join(f'"{shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
     more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
     return [
-        f"Glyphs: quoted text, written into the picture, in {format_count(clips, 'clip')}: {some}{more}"
+        f"Glyphs: quoted text, written into the picture, in {counted(clips, 'clip')}: {some}{more}"
     ]
 
 
@@ -205,9 +203,7 @@ def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
     clips = sum(p.clip.off_recipe for p in planned)
     if not clips:
         return []
-    return [
-        f"Off the checkpoint's recipe: {format_count(clips, 'clip')} (runtime.allow_off_recipe)"
-    ]
+    return [f"Off the checkpoint's recipe: {counted(clips, 'clip')} (runtime.allow_off_recipe)"]
 
 
 def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
@@ -220,7 +216,7 @@ def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
     if not long:
         return line
     return (
-        f"{line}; WARNING: {format_count(len(long), 'clip')} with over {limit}, whose rest the model "
+        f"{line}; WARNING: {counted(len(long), 'clip')} with over {limit}, whose rest the model "
         f"never sees, first {long[0].row_id} in line {long[0].line}"
     )
 
