@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, Secondary
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
 from hv15_batch.units import MIB, format_gib
 
@@ -165,7 +165,7 @@ def file_sha256s(
     """Return the SHA-256 of each file, read from `cache_file` where the file did not change."""
     try:
         known = _read_json(cache_file)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         known = {}
     keys = {path: _change_key(path) for path in paths}
     unknown = [path for path in paths if known.get(str(path), {}).get("key") != keys[path]]
@@ -179,7 +179,8 @@ def file_sha256s(
         for path, digest in zip(unknown, pool.map(_file_sha256, unknown), strict=True):
             known[str(path)] = {"key": keys[path], "sha256": digest}
     if unknown:
-        write_json(cache_file, known)
+        with Secondary("the hashes of the weights are not kept for the next run", say):
+            write_json(cache_file, known)
     return {path: str(known[str(path)]["sha256"]) for path in paths}
 
 
