@@ -16,7 +16,7 @@ from pathlib import Path
 from hv15_batch.errors import EXIT_STOPPED, Refused
 
 _BEGUN = "begun"
-_ELSEWHERE = "use hydra/launcher=basic, joblib or submitit_local, which run each in its own"
+_ELSEWHERE = "use hydra/launcher=basic or submitit_local"
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def _without_main_module() -> Iterator[None]:
 def _plain_start_method() -> Iterator[None]:
     """Within: a process that is spawned is told a way of starting processes that it knows.
 
-    It is told the one in force here. In a process of joblib's that is `loky`, which another Python
+    It is told the one in force here. In a process that the launcher loky made it is `loky`, which another Python
     does not know before it imports loky.
     """
     method = multiprocessing.get_start_method(allow_none=True)

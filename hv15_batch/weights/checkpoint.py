@@ -155,7 +155,13 @@ def resolve_checkpoint(
         raise Refused(
             f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
         )
-    return _resolve_hub(model, hub_cache or hub_cache_folder())
+    try:
+        return _resolve_hub(model, hub_cache or hub_cache_folder())
+    except PermissionError as error:
+        raise Refused(
+            f"{error.filename}: cannot be read ({error.strerror}); correct its permissions, or set "
+            "HF_HOME and XDG_CACHE_HOME to folders of this user."
+        ) from error
 
 
 def fetch(
@@ -274,7 +280,7 @@ def _record_file(repo: str) -> Path:
 
 
 def _read_record(repo: str) -> dict[str, Any]:
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
         return record if isinstance(record, dict) else {}
     return {}

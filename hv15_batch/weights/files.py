@@ -54,7 +54,7 @@ def find_faults(folder: Path) -> list[str]:
     """
     try:
         index = _read_json(folder / "model_index.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ["model_index.json is missing"]
     except ValueError:
         return ["model_index.json is not valid JSON"]
