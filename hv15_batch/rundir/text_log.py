@@ -17,6 +17,14 @@ Tell = Callable[[str], None]
 class _FileHandler(logging.FileHandler):
     error: Exception | None = None
     """Why the first line was lost; None as long as none was."""
+    losing = Secondary("run.log lacks lines")
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a line, or lose it."""
+        with self.losing:
+            return bool(super().handle(record))
+        self.error = self.error or self.losing.error
+        return False
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
