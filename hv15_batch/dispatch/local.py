@@ -179,8 +179,8 @@ def _without_main_module() -> Iterator[None]:
 def _plain_start_method() -> Iterator[None]:
     """Within: a process that is spawned is told a way of starting processes that it knows.
 
-    It is told the one in force here. In a process that the launcher loky made it is `loky`, which another Python
-    does not know before it imports loky.
+    It is told the one in force here. In a process that loky made, for a launcher of Hydra, that is
+    `loky`, which another Python does not know before it imports it.
     """
     method = multiprocessing.get_start_method(allow_none=True)
     if method in (None, *_START_METHODS):

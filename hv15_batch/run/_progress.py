@@ -17,7 +17,16 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TextIO
 
-from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Loading, Note, Stepped
+from hv15_batch.dispatch.protocol import (
+    Died,
+    Encoded,
+    Event,
+    Finished,
+    Job,
+    Loading,
+    Note,
+    Stepped,
+)
 from hv15_batch.errors import Secondary
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.machine.machine import free_disk_bytes
@@ -141,7 +150,7 @@ class Progress:
     def heard(self, event: Event) -> None:
         """Show an event of the worker."""
         if self._loading is not None and not isinstance(event, Note):
-            self._loaded()
+            self._loaded(is_there=not isinstance(event, Died))
         match event:
             case Note():
                 self.say(event.text)
@@ -165,13 +174,13 @@ class Progress:
             self._bars.show_loading(what)
         self._status.update(loading=what)
 
-    def _loaded(self) -> None:
+    def _loaded(self, is_there: bool) -> None:
         assert self._loading is not None
         (what, since), self._loading = self._loading, None
         seconds = time.monotonic() - since
         if self._bars is not None:
             self._bars.clear_current()
-        elif self._is_loading_told:
+        elif self._is_loading_told and is_there:
             self.say(f"loaded {what} in {format_duration(seconds)}")
         self._status.update(loading=None)
 
