@@ -13,7 +13,7 @@ from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.errors import Refused
-from hv15_batch.machine.cards import card_names, find_card
+from hv15_batch.machine.cards import typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task, Weights
@@ -67,9 +67,8 @@ def check_config(config: Config) -> None:
         )
     for key, value, bounds in each_setting(config):
         check_bounds(key, value, bounds)
-    card = config.runtime.card
-    if card is not None and find_card(card) is None:
-        raise Refused(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
+    if config.runtime.card is not None:
+        typed_card(config.runtime.card)
     backend = config.runtime.attention_backend
     if backend not in ATTENTION_BACKENDS:
         raise Refused(

@@ -162,3 +162,14 @@ def _is_meanflow_of_another_task(near: str, typed: str) -> bool:
     """Whether a name that is no option says another task than the MeanFlow option next to it."""
     option = model_options().get(near)
     return option is not None and option.recipe.meanflow and option.task.value not in typed.lower()
+
+
+def flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
+    """Return which values a flag takes."""
+    name = str(error.argument_name).partition("/")[0]
+    action = parser._option_string_actions[name]
+    if action.nargs == 0:
+        return f"{name}: takes no value; leave it out."
+    value = re.match(r"invalid choice: '(.*?)'", str(error.message), re.DOTALL)
+    allowed = f"one of {', '.join(action.choices)}" if action.choices else "a name"
+    return f"{name}={value[1] if value else ''}: takes {allowed}; write it after the {name}."

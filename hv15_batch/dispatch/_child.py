@@ -35,6 +35,8 @@ from hv15_batch.rundir.text_log import text_log
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
+UP = "up"
+"""Sent once, before all events: the renderer is made, and takes clips."""
 
 
 def make_renderer(spec: ExecutorSpec) -> Renderer:
@@ -65,22 +67,30 @@ def child_main(
     sending = threading.Lock()
 
     def emit(event: Event) -> None:
+        send(event)
+
+    def send(message: object) -> None:
         with sending:
             try:
-                pipe.send(event)
+                pipe.send(message)
             except OSError:
                 os._exit(0)  # the parent is gone
 
     with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
+        is_up = False
         try:
-            _serve(pipe, make(spec), emit)
+            renderer = make(spec)
+            send(UP)
+            is_up = True
+            _serve(pipe, renderer, emit)
         except Refused as error:
             emit(Declined(redacted(str(error))))
         except RendererBroken as error:
             emit(Died(redacted(error.reason), record=error.record))
         except Exception as error:  # not a clip's: those are records
             logger.exception("the worker failed")
-            emit(Died(redacted(f"the worker failed: {type(error).__name__}: {error}")))
+            reason = redacted(f"the worker failed: {type(error).__name__}: {error}")
+            emit(Died(reason, was_up=is_up))
 
 
 def _serve(pipe: Connection, renderer: Renderer, emit: Emit) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.engine._telemetry import CardSampler, Telemetry, sampler_of
+from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.nvml import read_gpus
 from hv15_batch.model.shapes import Shape, forward_flop
@@ -78,6 +79,7 @@ class StageMeter:
         self.stages: dict[str, Stage] = {}
         self._device = device
         self._sampler = sampler
+        self._watching = Secondary("what the card did meanwhile is not logged")
         self._retries_before = _num_alloc_retries(device)
 
     @contextmanager
@@ -92,7 +94,10 @@ class StageMeter:
         device = self._device if on_device else torch.device("cpu")
         _synchronize(device)
         sampler = self._sampler if on_device else None
-        window = sampler.begin() if sampler is not None else None
+        window: Telemetry | None = None
+        if sampler is not None:
+            with self._watching:
+                window = sampler.begin()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
@@ -103,8 +108,9 @@ class StageMeter:
             stage = self.stages.setdefault(name, Stage())
             stage.seconds += time.perf_counter() - begin
             if sampler is not None and window is not None:
-                sampler.end(window)
-                stage.add_telemetry(window)
+                with self._watching:
+                    sampler.end(window)
+                    stage.add_telemetry(window)
             if device.type == "cuda":
                 stage.add_peaks(device)
 
@@ -127,7 +133,9 @@ class StageMeter:
         for peak in ("peak_vram_allocated_bytes", "peak_vram_reserved_bytes"):
             peaks = (getattr(stage, peak) for stage in self.stages.values())
             columns[peak] = reduce(_larger, peaks, None)
-        columns |= self._telemetry().columns() if self._sampler is not None else {}
+        if self._sampler is not None:
+            with self._watching:
+                columns |= self._telemetry().columns()
         columns["peak_ram_bytes"] = peak_ram_bytes()
         retries = _num_alloc_retries(self._device)
         if retries is not None and self._retries_before is not None:
@@ -204,15 +212,16 @@ def machine_columns(device: torch.device) -> dict[str, Any]:
         "gpu_uuid": f"GPU-{uuid}",
         "gpu_total_bytes": properties.total_memory,
     }
-    for gpu in read_gpus():
-        if gpu.uuid.partition("-")[2] == uuid:  # GPU-... or, of a slice, MIG-...
-            columns |= {
-                "gpu_uuid": gpu.uuid,
-                "gpu_name": gpu.name,
-                "gpu_index": gpu.index,
-                "gpu_total_bytes": gpu.total_bytes,
-                "driver_version": gpu.driver,
-            }
+    with Secondary("the card's index and driver are not logged"):
+        for gpu in read_gpus():
+            if gpu.uuid.partition("-")[2] == uuid:  # GPU-... or, of a slice, MIG-...
+                columns |= {
+                    "gpu_uuid": gpu.uuid,
+                    "gpu_name": gpu.name,
+                    "gpu_index": gpu.index,
+                    "gpu_total_bytes": gpu.total_bytes,
+                    "driver_version": gpu.driver,
+                }
     return columns
 
 
@@ -220,7 +229,9 @@ def make_sampler(device: torch.device) -> CardSampler | None:
     """Return what watches this device from now on; None without a card that NVML knows."""
     if device.type != "cuda":
         return None
-    return sampler_of(str(torch.cuda.get_device_properties(device).uuid))
+    with Secondary("power, clocks and memory of the card are not logged"):
+        return sampler_of(str(torch.cuda.get_device_properties(device).uuid))
+    return None
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

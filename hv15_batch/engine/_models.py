@@ -50,6 +50,13 @@ class LoadedModels:
         """Whether both are loaded."""
         return self._vae is not None and self._denoiser is not None
 
+    def missing(self, for_denoising: bool) -> str:
+        """Return in words what is loaded when it is needed next."""
+        parts = ["the VAE"] if self._vae is None else []
+        if for_denoising and self._denoiser is None:
+            parts.insert(0, "the transformer")
+        return " and ".join(parts) or "nothing"
+
     def vae(self) -> Any:
         """Return the VAE."""
         if self._vae is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hv15_batch.config.settings import QualityConfig
+from hv15_batch.errors import Secondary
 
 # Source: ITU-R BT.709-6, item 3.2 (luma of non-linear R'G'B').
 LUMA_WEIGHTS = (0.2126, 0.7152, 0.0722)
@@ -24,23 +25,23 @@ CLIPPED = "clipped"
 class Quality:
     """Measures of a clip's frames; the fields have the names of the log's columns."""
 
-    luma_mean: float
-    """0..255."""
-    luma_std: float
+    luma_mean: float | None = None
+    """0..255; this and all others None where it was not measured."""
+    luma_std: float | None = None
     """Over all pixels of all frames."""
-    frame_difference_mean: float | None
+    frame_difference_mean: float | None = None
     """Mean absolute luma difference of neighbouring frames; None for a single frame."""
-    clipped_pixel_share: float
+    clipped_pixel_share: float | None = None
     """Share of channel values that are 0 or 255."""
-    quality_flag: str | None
+    quality_flag: str | None = None
     """`black`, `flat`, `frozen`, `clipped` or None."""
 
 
 class QualityMeter:
     """Measures frames piece by piece, on their own device, without waiting for it.
 
-    So it runs beside the decode. On the CPU it would use the cores that launch the next clip's
-    kernels and write the last clip's file.
+    There it runs beside the decode; on the CPU it would use the cores that hand over the next
+    clip's kernels and write the last one's file. A measure that fails costs no clip.
     """
 
     def __init__(self) -> None:
@@ -49,9 +50,16 @@ class QualityMeter:
         self._last: torch.Tensor | None = None
         self._num_frames = 0
         self._pixels_per_frame = 0
+        self._measuring = Secondary("the quality of a clip was not measured")
+        self._is_whole = True
 
     def add(self, frames: torch.Tensor) -> None:
         """Take in the clip's next frames: uint8 [F, H, W, 3], all on one device."""
+        with self._measuring:
+            self._add(frames)
+        self._is_whole = self._is_whole and self._measuring.error is None
+
+    def _add(self, frames: torch.Tensor) -> None:
         height, width = frames.shape[1:3]
         self._pixels_per_frame = height * width
         self._num_frames += frames.shape[0]
@@ -78,6 +86,12 @@ class QualityMeter:
         Args:
             bounds: limits of black, flat, frozen and clipped.
         """
+        if self._is_whole:
+            with self._measuring:
+                return self._quality(bounds)
+        return Quality()
+
+    def _quality(self, bounds: QualityConfig) -> Quality:
         assert self._sums is not None
         total, squares, difference, clipped = self._sums.tolist()
         pixels = self._num_frames * self._pixels_per_frame

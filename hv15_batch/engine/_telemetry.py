@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from hv15_batch.errors import Secondary
+
 _IDLE = 0x1
 THROTTLE_REASONS = {
     "sw_power_cap": 0x4,
@@ -243,6 +245,7 @@ class CardSampler:
         self._handle = handle
         self._interval_seconds = interval_seconds
         self._clock = clock
+        self._asking = Secondary("power, clocks and memory of the card are not all logged")
         self._known_reasons = self._or_none(self._supported_reasons) or THROTTLE_MASK
         self._lock = threading.Lock()
         self._open: list[Telemetry] = []
@@ -294,7 +297,8 @@ class CardSampler:
     def _run(self) -> None:
         while True:
             self._is_wanted.wait()
-            self.take()
+            with self._asking:
+                self.take()
             time.sleep(self._interval_seconds)
 
     def _power_watts(self) -> float:
@@ -324,10 +328,9 @@ class CardSampler:
         return self._or_none(lambda: float(getattr(self._nvml, name)(self._handle, *more)))
 
     def _or_none(self, ask: Callable[[], _T]) -> _T | None:
-        try:
+        with self._asking, suppress(self._nvml.NVMLError):  # which only says: not on this card
             return ask()
-        except self._nvml.NVMLError:
-            return None
+        return None
 
 
 def sampler_of(uuid: str, nvml: Any = None) -> CardSampler | None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from hv15_batch.config.settings import Config, VideoCodec
-from hv15_batch.dispatch.protocol import Job
+from hv15_batch.dispatch.protocol import Emit, Job, Note
 from hv15_batch.engine._attempt import Attempt
+from hv15_batch.errors import Secondary
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import check_video, file_suffix, write_thumbnail, write_video
 from hv15_batch.rundir.paths import RunDir
@@ -32,10 +33,11 @@ class ClipWriter:
         self._run_dir = run_dir
         self._repo = repo
 
-    def write(self, job: Job, attempt: Attempt, frames: torch.Tensor) -> None:
-        """Write uint8 [F, H, W, 3] frames, read the file back, and add its columns.
+    def write(self, job: Job, attempt: Attempt, frames: torch.Tensor, emit: Emit) -> None:
+        """Write uint8 [F, H, W, 3] frames, read the file back, and add the columns that say so.
 
-        A repetition of a benchmark is written and checked as well, and then dropped.
+        A repetition of a benchmark is written and checked as well, and then dropped. A thumbnail
+        that cannot be made is only told of.
 
         Raises:
             ValueError: the file read back is not what was written.
@@ -48,8 +50,9 @@ class ClipWriter:
         path = self._run_dir.clips / f"{clip.clip_id}{file_suffix(codec)}"
         pixels: np.ndarray[Any, Any] = frames.numpy()
         thumbnail = self._run_dir.thumbs / f"{clip.clip_id}.jpg"
-        with publishing(thumbnail, is_kept, makes_folder=True) as temporary:
-            write_thumbnail(pixels, temporary)
+        with Secondary(f"{clip.clip_id} has no thumbnail", lambda text: emit(Note(text))):
+            with publishing(thumbnail, is_kept, makes_folder=True) as temporary:
+                write_thumbnail(pixels, temporary)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._repo, config.model.task.name)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, RendererBroken, Stepped
+from hv15_batch.dispatch.protocol import (
+    Event,
+    ExecutorSpec,
+    Job,
+    Loading,
+    RendererBroken,
+    Stepped,
+)
 from hv15_batch.engine._attempt import Attempt
 from hv15_batch.engine._ladder import Decoded, Ladder
 from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
@@ -27,6 +35,7 @@ from hv15_batch.engine.device import device_fault, execution_device, limit_devic
 from hv15_batch.engine.encode.phase import EncodePhase
 from hv15_batch.engine.load.tiny import ensure_checkpoint
 from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
 from hv15_batch.model.shapes import Shape
@@ -106,6 +115,7 @@ class ClipRenderer:
         compiled_before = num_compilations()
         if not self._models.are_complete:
             emit(Stepped(clip.clip_id, LOAD, 0, steps))
+            emit(Loading(self._models.missing(self._will_denoise)))
         with attempt.failing():
             # Kernels are chosen at the first clip of a worker.
             attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
@@ -129,7 +139,7 @@ class ClipRenderer:
             attempt.add(load_seconds=load_seconds, is_cold=True)
         attempt.add_measured(meter.columns())
         frames = None if attempt.error or decoded is None else decoded.frames
-        return lambda: self._finish(job, attempt, frames)
+        return lambda: self._finish(job, attempt, frames, emit)
 
     def _denoised(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
         """Return saved latents, or denoise and save them."""
@@ -171,6 +181,9 @@ class ClipRenderer:
         seconds = columns[seconds_column(DENOISE)]
         assert seconds is not None
         gpu_name = None if self._is_tiny else self._machine["gpu_name"] or ""
+        work: dict[str, Any] = {}
+        with Secondary("tokens and FLOP of a clip are not logged"):
+            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,
@@ -181,7 +194,7 @@ class ClipRenderer:
                 "denoise_attempt": job.attempt,
                 **{k: v for k, v in columns.items() if k.startswith(f"{DENOISE}_peak_")},
                 **self._models.in_effect(),
-                **work_columns(clip.settings, conditioning, float(seconds), gpu_name),
+                **work,
             },
         )
 
@@ -196,11 +209,13 @@ class ClipRenderer:
         if decoded.tries > 1:
             attempt.add(is_cold=True)
 
-    def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
+    def _finish(
+        self, job: Job, attempt: Attempt, frames: torch.Tensor | None, emit: Emit
+    ) -> ClipRecord:
         """Write the frames; runs on a thread while the next clip denoises."""
         if frames is not None:
             with attempt.failing():
-                self._writer.write(job, attempt, frames)
+                self._writer.write(job, attempt, frames, emit)
         return attempt.record()
 
     def _make_meter(self) -> StageMeter:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import Refused
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
 from hv15_batch.forecast.seconds import (
@@ -25,7 +24,7 @@ from hv15_batch.forecast.seconds import (
     predict_start,
     write_seconds,
 )
-from hv15_batch.machine.cards import EXAMPLE, Card, card_names, find_card
+from hv15_batch.machine.cards import EXAMPLE, Card, find_card, typed_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
@@ -105,7 +104,7 @@ def make_forecast(
         return None
     name = config.runtime.card
     if name is not None and find_card(name) is None:
-        raise Refused(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
+        name = typed_card(name).name
     gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Key, Note, Ready, Stepped
+from hv15_batch.dispatch.protocol import (
+    Encoded,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Loading,
+    Note,
+    Ready,
+    Stepped,
+)
 from hv15_batch.forecast.pace import STEP, Pace
 from hv15_batch.record import DECODE, DENOISE, FAILED, WRITE, is_denoised_here
 
@@ -85,6 +95,8 @@ class StallWatch:
                     self._idle()
             case Stepped() if self._job is not None:
                 self._wait_for_stage(self._job, event)
+            case Loading():
+                pass
             case Note() | Encoded() if self._limit is not None:
                 # Another profile, encoders loaded again: what comes next is as slow as at first.
                 self._is_cold = True

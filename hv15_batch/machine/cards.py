@@ -6,9 +6,11 @@ with fp16 accumulation, which is often quoted.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
+from hv15_batch.errors import Refused
 from hv15_batch.units import GIB
 
 
@@ -110,6 +112,32 @@ def find_card(name: str) -> Card | None:
         if name == card.name or re.search(card.pattern, name):
             return card
     return None
+
+
+def typed_card(text: str) -> Card:
+    """Return the card of a typed `runtime.card`: its name, or a short form that means one card.
+
+    `4090`, `rtx4090` and `RTX 4090` are rtx_4090.
+
+    Raises:
+        Refused: there is no such card; the message has near names.
+    """
+    if (card := find_card(text)) is not None:
+        return card
+    by_form = {_plain(card.name): card for card in CARDS}
+    by_form |= {form.removeprefix("rtx"): card for form, card in by_form.items()}
+    short = _plain(text)
+    if not _NOT_THE_CARD.search(text) and short in by_form:
+        return by_form[short]
+    near = difflib.get_close_matches(short, by_form, n=3, cutoff=0.5)
+    names = dict.fromkeys(by_form[form].name for form in near)
+    hint = f" Did you mean {' or '.join(names)}?" if names else ""
+    raise Refused(f"runtime.card={text}: known cards are {', '.join(card_names())}.{hint}")
+
+
+def _plain(text: str) -> str:
+    """Return a name without case, makers and punctuation."""
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", text.lower())
 
 
 def card_names() -> list[str]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from hv15_batch.errors import Secondary
+
 
 @dataclass(frozen=True)
 class GpuHealth:
@@ -34,17 +36,23 @@ class GpuHealthReader:
         self._uuid = uuid
         self._nvml = nvml
         self._is_ready = False
+        self._reading = Secondary("how the card is cannot be shown")
 
     def read(self) -> GpuHealth:
         """Return the state of the card; None from a card that is lost or silent, never an error."""
         if self._uuid is None:
             return GpuHealth()
+        with self._reading:
+            return self._read(self._uuid)
+        return GpuHealth()
+
+    def _read(self, uuid: str) -> GpuHealth:
         nvml = self._nvml = self._nvml or importlib.import_module("pynvml")
         try:
             if not self._is_ready:
                 nvml.nvmlInit()
                 self._is_ready = True
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         except nvml.NVMLError:
             return GpuHealth()
         sensor = nvml.NVML_TEMPERATURE_GPU
@@ -61,7 +69,8 @@ class GpuHealthReader:
         """Let go of NVML."""
         if self._is_ready:
             self._is_ready = False
-            self._told(self._nvml.nvmlShutdown)
+            with self._reading:
+                self._told(self._nvml.nvmlShutdown)
 
     def _told(self, read: Callable[[], Any]) -> Any:
         try:

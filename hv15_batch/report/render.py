@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
@@ -17,6 +15,9 @@ from hv15_batch.report._read import read_run
 from hv15_batch.report._view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir.paths import ASSETS, RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LONG_TEXT = 240
 """Characters of an error beyond which it is folded."""
@@ -56,6 +57,9 @@ def render(template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -
 
 @cache
 def _environment(folder: Path) -> Environment:
+    # Not at the top: a run begins and ends well where the page cannot be built.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     return Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,

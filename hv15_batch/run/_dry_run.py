@@ -1,6 +1,6 @@
 """The dry run's table: what would be rendered, how, and why.
 
-At most 20 lines, and one for each thing to be told of the manifest.
+At most 24 lines, and one for each thing to be told of the manifest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.forecast.forecast import Forecast, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
+from hv15_batch.forecast.wording import by_size, size_lines, stages_line
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
@@ -28,7 +29,15 @@ from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
-from hv15_batch.units import GIB, MIB, Say, format_duration, format_gib, shortened
+from hv15_batch.units import (
+    GIB,
+    MIB,
+    Say,
+    counted,
+    format_duration,
+    format_gib,
+    shortened,
+)
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.weights.configs import MAX_VOCABULARY_BYTES
 
@@ -61,7 +70,7 @@ def print_dry_run(
         say: Prints a line.
     """
     say(
-        f"{manifest.name}: {_count(len(manifest.rows), 'row')}, {_count(len(planned), 'clip')}: "
+        f"{manifest.name}: {counted(len(manifest.rows), 'row')}, {counted(len(planned), 'clip')}: "
         f"{_format_states([p.state for p in planned]) or 'none'}"
     )
     for note in manifest.notes:
@@ -177,8 +186,8 @@ def _format_settings(
     if cache is not None:
         computed = f" ({parse_step_cache(cache).num_computed(steps)} computed, the others reused)"
     return (
-        f"{height}x{width} {_count(frames, 'frame')} at {fps:g} fps, "
-        f"{_count(steps, 'step')}{computed}, guidance {guidance:g}, shift {shift:g}"
+        f"{height}x{width} {counted(frames, 'frame')} at {fps:g} fps, "
+        f"{counted(steps, 'step')}{computed}, guidance {guidance:g}, shift {shift:g}"
     )
 
 
@@ -198,7 +207,7 @@ def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
 def _beaten_lines(beaten: Mapping[str, int]) -> list[str]:
     if not beaten:
         return []
-    each = ", ".join(f"sampling.{name} in {_count(rows, 'row')}" for name, rows in beaten.items())
+    each = ", ".join(f"sampling.{name} in {counted(rows, 'row')}" for name, rows in beaten.items())
     names = ", ".join(f"override.{name}" for name in beaten)
     return [f"Rows with a value of their own, which wins: {each}; {names} would replace it"]
 
@@ -212,7 +221,7 @@ def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
     some = ", ".join(f'"{shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
     more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
     return [
-        f"Glyphs: quoted text, written into the picture, in {_count(clips, 'clip')}: {some}{more}"
+        f"Glyphs: quoted text, written into the picture, in {counted(clips, 'clip')}: {some}{more}"
     ]
 
 
@@ -220,7 +229,7 @@ def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
     clips = sum(p.clip.off_recipe for p in planned)
     if not clips:
         return []
-    return [f"Off the checkpoint's recipe: {_count(clips, 'clip')} (runtime.allow_off_recipe)"]
+    return [f"Off the checkpoint's recipe: {counted(clips, 'clip')} (runtime.allow_off_recipe)"]
 
 
 def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
@@ -233,13 +242,9 @@ def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
     if not long:
         return line
     return (
-        f"{line}; WARNING: {_count(len(long), 'clip')} with over {limit}, whose rest the model "
+        f"{line}; WARNING: {counted(len(long), 'clip')} with over {limit}, whose rest the model "
         f"never sees, first {long[0].row_id} in line {long[0].line}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _format_bytes(number: int) -> str:
@@ -262,7 +267,8 @@ def predict_run(
 ) -> tuple[Forecast | None, list[str]]:
     """Return the forecast, and what the dry run says of time and memory.
 
-    These are three lines, one for each rule, and one where a deadline will be missed.
+    These are three lines, one for each of several sizes, one for each rule, and one where a
+    deadline will be missed.
 
     Args:
         config: Settings.
@@ -284,11 +290,13 @@ def predict_run(
     check_window(rules.window, [(f"the longest of {len(todo)} clips", longest)])
     finishes = list(rules.finishes(forecast.lengths(todo)))
     seconds = forecast.total_seconds(todo)
-    warm = sum(map(forecast.clip_seconds, todo)) / len(todo)
+    sizes = by_size(forecast, todo)
+    warm = f", {forecast.clip_seconds(todo[0]):.0f} s per warm clip" * (len(sizes) == 1)
     lines = [
-        f"Time: {format_duration(seconds)} in all, {warm:.0f} s per warm clip, "
+        f"Time: {format_duration(seconds)} in all{warm}, "
         f"done {format_moment(finishes[-1], rules)} ({forecast.basis})",
-        _stages_line(forecast, todo),
+        *size_lines(forecast, sizes),
+        stages_line(forecast, todo, len(sizes) == 1),
         f"Memory: {forecast.offload.reason}",
         *_rule_lines(rules, finishes),
     ]
@@ -307,31 +315,6 @@ def format_moment(moment: datetime, rules: Rules) -> str:
     """Return a moment on the clock, with its date where the weekday alone would mislead."""
     is_near = moment - rules.clock.now() < _WEEK
     return f"{moment:%a %H:%M}" if is_near else f"{moment:%a %d %b %Y %H:%M}"
-
-
-def _stages_line(forecast: Forecast, todo: Sequence[PlannedClip]) -> str:
-    """Return the time by stage: of the mean clip, and of what comes once."""
-    start = forecast.start
-    costs = [forecast.clip_cost(p.clip.settings) for p in todo]
-    denoised = [c for c, p in zip(costs, todo, strict=True) if not p.is_from_latents]
-    denoise, denoise_flop = (
-        sum(getattr(cost, name) for cost in denoised) / max(len(denoised), 1)
-        for name in ("denoise_seconds", "denoise_flop")
-    )
-    decode, decode_flop = (
-        sum(getattr(cost, name) for cost in costs) / len(costs)
-        for name in ("decode_seconds", "decode_flop")
-    )
-    once = [f"start and load {start.load_seconds:.0f} s", f"encode {start.encode_seconds:.0f} s"]
-    if start.compile_seconds:
-        once.append(f"compile {start.compile_seconds:.0f} s")
-    once.append(f"last write {write_seconds(todo[-1].clip.settings):.0f} s")
-    num_decoded = len(todo) - len(denoised)
-    saved = f"; {num_decoded} of {len(todo)} only decoded, from their latents" * bool(num_decoded)
-    return (
-        f"Stages: a clip denoise {denoise:.1f} s ({denoise_flop / 1e15:.1f} PFLOP) and decode "
-        f"{decode:.1f} s ({decode_flop / 1e15:.1f}); once {', '.join(once)}{saved}"
-    )
 
 
 def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:

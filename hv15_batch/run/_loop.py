@@ -23,10 +23,18 @@ from hv15_batch.dispatch.protocol import (
     Finished,
     Job,
     Key,
+    Loading,
     Note,
     Stepped,
 )
-from hv15_batch.errors import ADVICE, EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED, Refused
+from hv15_batch.errors import (
+    ADVICE,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    Refused,
+    Secondary,
+)
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._recovery import Current, Recovery, record_of_lost
@@ -42,6 +50,9 @@ WAIT_SECONDS = 0.5
 """Between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
+
+_NEW_WORKER = Loading("PyTorch")
+"""What a worker is busy with before it can tell anything."""
 
 
 class Watcher(Protocol):
@@ -79,7 +90,12 @@ class Loop:
         self._log = RunLog(run.run_dir.log, run.run_id)
         self._progress = progress
         self._current = Current()
-        self._watchers: tuple[Watcher, ...] = (self._current, run.pace, progress, *watchers)
+        # The first two decide what happens; one that only shows or tells it must not.
+        self._watchers: tuple[Watcher, ...] = (self._current, run.pace)
+        self._onlookers = [
+            (each, Secondary(f"{type(each).__name__} missed an event of the run"))
+            for each in (progress, *watchers)
+        ]
         self._known = run.known_columns()
         self._recovery = Recovery(run.config.retry)
         self._records: dict[Key, ClipRecord] = {}
@@ -100,6 +116,7 @@ class Loop:
             try:
                 if self._may_start(queue):
                     self._executor.start()
+                    self._tell(_NEW_WORKER)
                     self._encode([p.clip for p in todo if not p.is_from_latents])
                     self._progress.rendering(len(todo))
                 self._render(queue)
@@ -132,8 +149,11 @@ class Loop:
             if isinstance(event, EncodingEnded):
                 break
             assert isinstance(event, Died), event
+            if is_last_try and not event.was_up:
+                raise StopRun(EXIT_STOPPED, "stopped", self._recovery.unfit(event.reason))
             self._progress.say(f"{event.reason} while encoding; starting another one")
             self._executor.replace()
+            self._tell(_NEW_WORKER)
             if is_last_try:
                 self._progress.say("each clip is encoded in its own turn from here on")
 
@@ -190,12 +210,17 @@ class Loop:
         if self._may_start(queue):
             if not self._executor.is_up:
                 self._executor.start()  # after a wait
+                self._tell(_NEW_WORKER)
             elif reason:
                 self._progress.say(f"The worker is replaced {reason}.")
                 self._executor.recycle()
+                self._tell(_NEW_WORKER)
             job = queue.pop()
             for watcher in self._watchers:
                 watcher.submitted(job)
+            for onlooker, guard in self._onlookers:
+                with guard:
+                    onlooker.submitted(job)
             self._executor.submit(job)
 
     # -- events -------------------------------------------------------------------------------
@@ -205,6 +230,7 @@ class Loop:
         while True:
             self._obey_signals()
             event = self._executor.poll(POLL_SECONDS)
+            self._progress.tick()
             if isinstance(event, Declined):
                 raise Refused(event.message)
             if isinstance(event, Died):
@@ -216,7 +242,7 @@ class Loop:
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(event)
-            if not isinstance(event, Note | Encoded | Stepped | None):
+            if not isinstance(event, Note | Loading | Encoded | Stepped | None):
                 return event
 
     def _tell(self, event: Event) -> None:
@@ -227,6 +253,9 @@ class Loop:
             self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
         for watcher in self._watchers:
             watcher.heard(event)
+        for onlooker, guard in self._onlookers:
+            with guard:
+                onlooker.heard(event)
 
     def _append(self, record: ClipRecord) -> None:
         try:
@@ -247,6 +276,9 @@ class Loop:
         another one dies.
         """
         rendering, lost = self._current.rendering, self._current.let_go()
+        if not event.was_up:  # it never had them
+            self._recovery.died(event, lost, rendering)
+            return [held.job for held in lost][::-1]
         self._recovery.died(event, lost, rendering)
         again = []
         for held in lost:
@@ -267,6 +299,7 @@ class Loop:
             raise StopRun(EXIT_STOPPED, "stopped", message)
         self._progress.say(f"{reason}; starting another one")
         self._executor.replace()
+        self._tell(_NEW_WORKER)
 
     # -- signals ------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.dispatch.protocol import Event, Finished, Job
-from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED
+from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Secondary, reason_of
 from hv15_batch.record import FAILED, ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.run.outcome import format_error
@@ -68,7 +68,10 @@ class Notifier:
         self._running = [n for n in self._running if n.is_alive()]
 
         def run() -> None:
-            self._report(event, *notice.run())
+            with Secondary(f"notice {event} is lost") as told:
+                self._report(event, *notice.run())
+            if told.error is not None:
+                self.fault = f"notice {event}: {reason_of(told.error)}"
 
         notice.thread = threading.Thread(target=run, name=f"notify-{event}", daemon=True)
         try:

@@ -10,6 +10,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from hv15_batch.weights.checkpoint import (
     CheckpointKind,
     cache_root,
     store_folder,
+    tiny_root,
 )
 from hv15_batch.weights.files import find_licences
 from hv15_batch.weights.hub import hub_cache_folder
@@ -62,6 +64,13 @@ class _Claim:
     what: str
     bytes: int
     remedy: str
+    """The variable that names another folder."""
+
+    @property
+    def written_by(self) -> str:
+        """The same, where the folder cannot be written: the wider of two that nobody has set."""
+        is_hub = self.remedy == "HF_HUB_CACHE" and self.remedy not in os.environ
+        return "HF_HOME" if is_hub else self.remedy
 
 
 def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
@@ -99,7 +108,8 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
     if offload is OffloadKind.stream_disk:
         others.append(_blocks_claim())
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
-    refusals += [_write_fault(claim.folder, claim.remedy, _PROBE_BYTES) for claim in others]
+    refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
+    refusals += _cache_faults(asked)
     shortages, notes = _disk_findings(config, run_dir, need, others)
     notes += licence_notes(checkpoint) + _place_notes(run_dir)
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
@@ -174,7 +184,9 @@ def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
         total += IMAGE_ENCODER_BYTES
     folder = hub_cache_folder()
     blobs = store_folder(folder, checkpoint.repo) / "blobs"
-    there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
+    there = 0
+    with suppress(OSError):
+        there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
     return _Claim(folder, "weights to be fetched", max(total - there, 0), "HF_HUB_CACHE")
 
 
@@ -200,6 +212,43 @@ def _is_same_disk(one: Path, other: Path) -> bool:
 # -- permissions ------------------------------------------------------------------------------
 
 
+def _cache_faults(asked: Asked) -> list[str | None]:
+    """Return why what a worker writes outside of the run directory could not be written.
+
+    Each of these would end every worker before its first clip, or fail every clip.
+    """
+    config, checkpoint = asked.config, asked.checkpoint
+    is_tiny = checkpoint.kind is CheckpointKind.tiny
+    places: list[tuple[Path, str]] = []
+    if is_tiny and checkpoint.folder is None:
+        places.append((tiny_root(), "XDG_CACHE_HOME"))
+    if lacks_weights(asked):
+        places.append((cache_root() / "checkpoints", "XDG_CACHE_HOME"))
+    if not is_tiny:
+        places.append((_triton_cache(), "TRITON_CACHE_DIR"))
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError as error:
+        return [
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one "
+            "that can."
+        ]
+    if not is_tiny and config.runtime.compile:
+        kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
+    return [_write_fault(folder, variable, 0) for folder, variable in places]
+
+
+def _triton_cache() -> Path:
+    """Return where Triton keeps kernels.
+
+    Source: triton.knobs.cache_knobs: TRITON_CACHE_DIR, or below TRITON_HOME or the home folder.
+    """
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    return Path(folder or Path(home) / ".triton" / "cache")
+
+
 def _run_dir_fault(run_dir: RunDir) -> str | None:
     """Return the first reason why a run could not write where it has to."""
     whole, *parts = run_dir.written_folders()
@@ -216,8 +265,9 @@ def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
     Tried, not asked: neither mode bits nor free blocks show a quota, a squashed root or an
     immutable folder.
     """
-    is_new = not folder.exists()
+    is_new = True
     try:
+        is_new = not folder.exists()
         with tempfile.TemporaryFile(dir=existing_parent(folder)) as file:
             file.write(b"\0" * num_bytes)
             file.flush()

@@ -137,10 +137,11 @@ class Recovery:
     def died(self, event: Died, lost: Sequence[Held], rendering: Key | None) -> None:
         """Count a death.
 
-        What was only being written is not blamed, unless it was alone. A lost card is no clip's
-        fault.
+        What was only being written is not blamed, unless it was alone. A lost card, or a worker
+        that never came up, is no clip's fault.
         """
-        suspects = {held.job.key for held in lost if event.error_type != GPU_LOST}
+        is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
+        suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
         self._lost.append(frozenset(suspects))
         self._blamed.update(suspects & {rendering} or suspects)
 
@@ -188,6 +189,11 @@ class Recovery:
             f"{reason}, {len(self._lost)} times without a clip in between; look at run.log, "
             "nvidia-smi and dmesg for the cause"
         )
+
+    @staticmethod
+    def unfit(reason: str) -> str:
+        """Return why the run is to stop where no worker comes up."""
+        return f"{reason}, twice before its first clip; look at run.log for the cause"
 
     def too_many_bad(self) -> str | None:
         """Return why the run is to stop for its clips' sake, or None."""

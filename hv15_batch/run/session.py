@@ -13,7 +13,7 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.machine.machine import read_machine
@@ -173,11 +173,10 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
 
 def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
     listen = listener.listen if listener else None
-    with text_log(run.run_dir.run_log(run.run_id), is_alone=listener is None):
+    with text_log(run.run_dir.run_log(run.run_id), is_alone=listener is None, tell=say):
         if run.asked.typed_line:
             logger.info("typed: %s", run.asked.typed_line)
-        predict = run.forecast.stage_seconds if run.forecast else None
-        write_plan(run.todo.clips, run.run_dir.plan, None, predict)
+        _write_first_plan(run, say)
         progress = _progress_of(run, listen)
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
@@ -198,14 +197,26 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-            try:
-                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _finish(run, outcome, say)
-            finally:
+            if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                _finish(run, outcome, say)
+            with Secondary("the last notice is lost", say):
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
         if listen is not None:
             listen(Finished(outcome))
     return outcome.exit_code
+
+
+def _write_first_plan(run: Run, say: Say) -> None:
+    """Write plan.csv. A disk that does not take it takes no clip either: that is told now.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    predict = run.forecast.stage_seconds if run.forecast else None
+    with _up_to_date("plan.csv", say) as written:
+        write_plan(run.todo.clips, run.run_dir.plan, None, predict)
+    if isinstance(written.error, OSError):
+        raise written.error
 
 
 def _progress_of(run: Run, listen: Listen | None) -> Progress:
@@ -225,13 +236,11 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
 
 
 def _finish(run: Run, outcome: Outcome, say: Say) -> None:
-    """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
-    try:
-        lines += _write_results(run.asked)
-    except (OSError, Refused, LogSchemaError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
+    """Write tables and page, and say how it ended; what goes wrong there cannot hide that."""
+    lines: list[str] = []
+    with Secondary("the summary is cut off", lines.append):
+        lines.extend(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
+    lines += _write_results(run.asked)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -262,16 +271,32 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def _write_results(asked: Asked) -> list[str]:
-    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what those say."""
+    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what is said of them.
+
+    Each for itself: one that fails is a line, and the others are written.
+    """
     run_dir = asked.run_dir
     config = replace(asked.config, force=False)
-    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-    write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
-    # Before the page, which links them.
-    said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
-    write_page(run_dir.path)
-    return said
+    lines: list[str] = []
+    with _up_to_date("plan.csv", lines.append):
+        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+        write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
+    _write_tables_and_page(run_dir, config.benchmark.repeat is not None, lines)
+    return lines
+
+
+def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
+    with _up_to_date("clips.csv", lines.append):
+        write_clips_table(run_dir)
+    if is_benchmark:  # before the page, which links them
+        with _up_to_date("benchmark.csv", lines.append):
+            lines += write_timing_tables(run_dir)
+    with _up_to_date("the page", lines.append):
+        write_page(run_dir.path)
+
+
+def _up_to_date(what: str, tell: Say) -> Secondary:
+    return Secondary(f"{what} is not up to date", tell)
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -281,16 +306,19 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     run_dir = asked.run_dir
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
-    if write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir)
-        write_page(run_dir.path)
+    lines: list[str] = []
+    is_stale = True
+    with _up_to_date("plan.csv", lines.append):
+        is_stale = write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir)
+    if is_stale:
+        _write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
-        for line in write_timing_tables(run_dir):
-            say(line)
-        return EXIT_OK
-    for line in nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected):
-        say(line)
+        with _up_to_date("benchmark.csv", lines.append):
+            lines += write_timing_tables(run_dir)
+    else:
+        lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)
+    _say_all(lines, say)
     return EXIT_OK
 
 

@@ -107,6 +107,11 @@ class RunDir:
         """The page."""
         return self.path / "index.html"
 
+    @property
+    def lock_holder(self) -> Path:
+        """Who holds the directory's lock, while somebody does."""
+        return self.path / ".lock.json"
+
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
         return self.latents / f"{denoise_sha256}.safetensors"
@@ -212,7 +217,7 @@ class RunDir:
             Refused: another run holds it, and the message says which; or its file system has no
                 locks, or a link is in the place of the lock.
         """
-        holder = self.path / ".lock.json"
+        holder = self.lock_holder
         file = self.path / ".lock"
         if fault := self.lock_fault():
             raise Refused(fault)

@@ -19,12 +19,14 @@ from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     OUTPUTS,
+    Holder,
     Status,
+    current_run,
     find_latest_run,
     is_gone,
     read_status,
 )
-from hv15_batch.status.show import format_status, resume_lines
+from hv15_batch.status.show import format_start, format_status, resume_lines
 
 
 def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
@@ -77,10 +79,16 @@ def main(argv: Sequence[str]) -> int:
             from hv15_batch.status._watch import watch
 
             return watch(run_dir)
-        status = read_status(run_dir)
         if arguments.json:
+            read_status(run_dir)
             show(printable_json(RunDir(run_dir).status.read_text(encoding="utf-8")), end="")
-        elif arguments.pause or arguments.unpause:
+            return 0
+        if isinstance(status := current_run(run_dir), Holder):
+            if not (arguments.pause or arguments.unpause):
+                show(format_start(run_dir, status, utc_now()))
+                return 0
+            status = read_status(run_dir)
+        if arguments.pause or arguments.unpause:
             show(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:
             show(format_status(run_dir, status, utc_now()))

@@ -100,8 +100,20 @@ class Checkpoint:
 
 
 def cache_root() -> Path:
-    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hv15_batch"
+    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch.
+
+    Raises:
+        Refused: XDG_CACHE_HOME is not set, and the home folder is not known.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "hv15_batch"
+    try:
+        return Path.home() / ".cache" / "hv15_batch"
+    except RuntimeError as error:
+        raise Refused(
+            "HOME is not set, and this user has no home folder; set HOME, or XDG_CACHE_HOME and "
+            "HF_HOME, to folders that can be written."
+        ) from error
 
 
 def tiny_root() -> Path:
@@ -130,8 +142,10 @@ def resolve_checkpoint(
         folder = checkpoint_folder(model, tiny_root())
         revision = definition_sha256("tiny", model)
         # A tiny checkpoint gets its name by a rename, so one that is there is whole.
-        found = folder if folder.is_dir() else None
-        return Checkpoint(str(folder), revision, found, CheckpointKind.tiny)
+        with suppress(OSError):  # a folder that cannot be read has none: whether a run may make it
+            if folder.is_dir():  # there is found out before it starts
+                return Checkpoint(str(folder), revision, folder, CheckpointKind.tiny)
+        return Checkpoint(str(folder), revision, None, CheckpointKind.tiny)
     repo = model.repo or ""
     if model.weights is Weights.random:
         return Checkpoint(repo, definition_sha256("full", model), None, CheckpointKind.random)
@@ -142,7 +156,13 @@ def resolve_checkpoint(
         raise Refused(
             f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
         )
-    return _resolve_hub(model, hub_cache or hub_cache_folder())
+    try:
+        return _resolve_hub(model, hub_cache or hub_cache_folder())
+    except PermissionError as error:
+        raise Refused(
+            f"{error.filename}: cannot be read ({error.strerror}); correct its permissions, or set "
+            "HF_HOME and XDG_CACHE_HOME to folders of this user."
+        ) from error
 
 
 def fetch(

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, Secondary
 from hv15_batch.files import check_is_file, make_beside, open_regular, read_json
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
 from hv15_batch.units import MIB, format_gib
@@ -207,7 +207,8 @@ def file_sha256s(
         for path, digest in zip(unknown, pool.map(_file_sha256, unknown), strict=True):
             known[str(path)] = {"key": keys[path], "sha256": digest}
     if unknown:
-        write_json(cache_file, known)
+        with Secondary("the hashes of the weights are not kept for the next run", say):
+            write_json(cache_file, known)
     return {path: str(known[str(path)]["sha256"]) for path in paths}
 
 

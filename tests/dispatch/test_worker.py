@@ -312,3 +312,32 @@ def test_a_child_whose_parent_is_killed_ends_in_the_middle_of_a_clip(project: Pr
 
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_never_comes_up_is_no_clips_fault(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+
+    assert project.run(lambda spec: LocalExecutor(spec, broken_renderer)) == 4
+
+    assert project.records() == []
+    assert [row["state"] for row in project.plan()] == ["new", "new"]
+    assert any(
+        line.startswith(
+            "the worker failed: ImportError: libtorch.so: cannot open shared object file, twice "
+            "before its first clip; look at run.log for the cause; resume with: "
+        )
+        for line in project.said
+    )
+
+
+def test_a_worker_that_ends_before_it_is_up_is_no_clips_fault_either(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    project.run()
+
+    assert project.run(lambda spec: LocalExecutor(spec, ends_at_once), force=True) == 4
+
+    assert all(record["status"] == "ok" for record in project.records())
+
+
+def ends_at_once(spec: ExecutorSpec) -> Any:
+    os._exit(7)

@@ -732,9 +732,7 @@ def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
 
     assert project.run() == 0
     assert project.said[1].startswith("done: 2 clips rendered")
-    assert project.said[-1] == (
-        "plan.csv, clips.csv and the page are not up to date (No space left on device)"
-    )
+    assert project.said[-1] == "clips.csv is not up to date (No space left on device)"
 
 
 # -- the lock ---------------------------------------------------------------------------------

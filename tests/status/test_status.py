@@ -702,6 +702,15 @@ def test_a_card_is_read_again_and_again_with_one_initialisation() -> None:
     assert nvml.inits == 0
 
 
+def test_an_error_that_is_not_the_drivers_is_null_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: 1 / 0)
+    assert GpuHealthReader("GPU-1", nvml).read() == GpuHealth()
+
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert GpuHealthReader("GPU-1").read() == GpuHealth()
+
+
 def test_what_a_card_does_not_tell_is_null_and_no_error() -> None:
     assert GpuHealthReader("GPU-1", FakeNvml(silent=("power", "memory"))).read() == GpuHealth(71)
     assert GpuHealthReader("GPU-1", FakeNvml(lost=True)).read() == GpuHealth()

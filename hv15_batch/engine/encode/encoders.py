@@ -37,6 +37,14 @@ GROUP_SIZE = 64
 """Prompts per pass over a streamed encoder's weights: their states take 0.5 GiB of the card."""
 
 
+_IN_WORDS = {
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the glyph encoder",
+    "image_encoder": "the image encoder",
+    "vae": "the VAE",
+}
+
+
 class Encoders:
     """Tokenizers, Qwen2.5-VL, ByT5 and, for first frames, SigLIP and the VAE."""
 
@@ -180,6 +188,7 @@ def load_encoders(
     *,
     vae: Any | None = None,
     streams_text_encoder: bool = False,
+    on_load: Callable[[str], None] = lambda _: None,
 ) -> Encoders:
     """Return the encoders of a model; their weights are read when first needed.
 
@@ -188,6 +197,7 @@ def load_encoders(
         checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already, on the device where it is to encode.
         streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
+        on_load: is told in words what is loaded now; what takes no time is not told.
 
     Raises:
         Refused: the checkpoint does not fit the model option.
@@ -197,6 +207,8 @@ def load_encoders(
     host = torch.device("cpu")
 
     def load(name: str) -> Any:
+        if name in _IN_WORDS:
+            on_load(_IN_WORDS[name])
         is_streamed = streams_text_encoder and name == "text_encoder"
         return load_component(name, config, checkpoint, host if is_streamed else device)
 

@@ -16,7 +16,15 @@ import torch
 from hv15_batch.clip import Clip
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Encoded, Event, ExecutorSpec, Note, RendererBroken, Stepped
+from hv15_batch.dispatch.protocol import (
+    Encoded,
+    Event,
+    ExecutorSpec,
+    Loading,
+    Note,
+    RendererBroken,
+    Stepped,
+)
 from hv15_batch.engine._measure import StageMeter
 from hv15_batch.engine.device import device_fault
 from hv15_batch.engine.encode.cache import (
@@ -90,7 +98,7 @@ class EncodePhase:
         gc.collect()
 
     def _encode_texts(self, texts: dict[str, str], total: int, emit: Emit) -> None:
-        encoders = self._encoders()
+        encoders = self._encoders(emit)
         embeddings = encoders.encode_texts(list(texts.values()))
         try:
             for number, (key, text) in enumerate(texts.items(), 1):
@@ -113,7 +121,8 @@ class EncodePhase:
 
     def _encode_images(self, images: dict[str, Clip], done: int, total: int, emit: Emit) -> None:
         """After the texts: text and image encoders and the VAE need not be there together."""
-        encoders = self._encoders(vae=self._load_vae())
+        emit(Loading("the VAE"))
+        encoders = self._encoders(emit, vae=self._load_vae())
         try:
             for number, (key, clip) in enumerate(images.items(), done + 1):
                 meter = self._make_meter()
@@ -139,12 +148,13 @@ class EncodePhase:
         if fault := device_fault(self._device, type(error).__name__, str(error)):
             raise RendererBroken(f"the worker can no longer use the device ({fault})", None)
 
-    def _encoders(self, vae: Any = None) -> Encoders:
+    def _encoders(self, emit: Emit, vae: Any = None) -> Encoders:
         return load_encoders(
             self._config,
             self._checkpoint,
             vae=vae,
             streams_text_encoder=self._streams_text_encoder,
+            on_load=lambda what: emit(Loading(what)),
         )
 
     def _missing(self, clips: Sequence[Clip]) -> tuple[dict[str, str], dict[str, Clip]]:
