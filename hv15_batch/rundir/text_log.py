@@ -25,6 +25,9 @@ Tell = Callable[[str], None]
 class _FileHandler(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         self._synced_at = -math.inf
+        self._losing = Secondary("run.log lacks lines")
+        self.error: Exception | None = None
+        """Why the first line was lost; None as long as none was."""
         super().__init__(path, encoding="utf-8")
         _sync(path.parent)  # the file's name; its lines follow
 
@@ -48,15 +51,11 @@ class _FileHandler(logging.FileHandler):
             with suppress(OSError, ValueError):  # no disk that can be synced, or closed
                 os.fsync(self.stream.fileno())
 
-    error: Exception | None = None
-    """Why the first line was lost; None as long as none was."""
-    losing = Secondary("run.log lacks lines")
-
     def handle(self, record: logging.LogRecord) -> bool:
         """Write a line, or lose it."""
-        with self.losing:
+        with self._losing:
             return bool(super().handle(record))
-        self.error = self.error or self.losing.error
+        self.error = self.error or self._losing.error
         return False
 
     def handleError(self, record: logging.LogRecord) -> None:
