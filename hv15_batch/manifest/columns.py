@@ -99,7 +99,9 @@ class Columns:
             first = places.setdefault(_key(known), place)
             if first != place:
                 self._note_twice(line, name, header[first], f"{first + 1} and {place + 1}")
-        self.finish(line, header)
+        # Where nothing is known the first line is no header, and its words are no columns.
+        has_header = bool(places) or any(map(self.is_expected, header))
+        self.finish(line, header, has_header=has_header)
         if "prompt" not in places:
             is_told = "prompt" in self.reading.names or any(
                 self._hint(name, places) == "prompt" for name in self._names
@@ -147,7 +149,9 @@ class Columns:
                 cells[name] = json.dumps(cells[name], ensure_ascii=False, default=str)
         return cells
 
-    def finish(self, line: int = 1, header: Sequence[str] | None = None) -> None:
+    def finish(
+        self, line: int = 1, header: Sequence[str] | None = None, *, has_header: bool = True
+    ) -> None:
         """Note what is known once all names are: unknown columns, and settings without a column."""
         present = {known for known in self._names.values() if known is not None}
         for column, name in self.reading.names.items():
@@ -171,7 +175,7 @@ class Columns:
                 self._faults.add(at, "column", name, _misnamed_rule(name, hint))
             else:
                 plain.setdefault(at, []).append(name)
-        if plain:
+        if plain and has_header:
             names = [name for group in plain.values() for name in group]
             word = "column" if len(names) == 1 else "columns"
             self._faults.add(min(plain), word, _listed(names), _unknown_rule(len(names)))

@@ -185,6 +185,23 @@ def test_what_may_be_a_column_of_another_name_is_told_where_it_is_left_out() -> 
         assert any("type manifest_columns.prompt=caption" in fault for fault in faults)
 
 
+@pytest.mark.parametrize("first", ["A cat runs", "Beschreibung;Stil", "one\ttwo", "a, b, c"])
+def test_a_table_without_a_header_is_told_so_in_one_message(first: str) -> None:
+    (fault,) = faults_of("p.csv", f"{first}\n{first}\n")
+
+    assert fault.endswith(
+        ": a manifest has a column prompt, and this one has none; name the columns in the first "
+        "line."
+    )
+
+
+def test_unknown_columns_beside_one_that_is_meant_are_told_at_once() -> None:
+    faults = faults_of("p.csv", "caption,mood\na,b\n")
+
+    assert ["column=caption" in fault for fault in faults] == [True, False]
+    assert "column=mood: a manifest has no such column" in faults[1]
+
+
 def test_thirty_columns_without_a_meaning_are_one_message() -> None:
     names = ",".join(f"column_{number:02}" for number in range(30))
 

@@ -611,6 +611,18 @@ def test_a_clip_of_two_rows_is_rendered_once_and_both_ids_are_known(project: Pro
         project.run(only="tim")
 
 
+def test_the_second_id_of_a_clip_holds_no_secret_either(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_0123456789")
+    project.write("id,prompt", "cat,a cat", "hf_planted_0123456789,a cat")
+
+    message = refusal(project)
+
+    assert ": holds the value of HF_TOKEN, which would be in log, video and page" in message
+    assert "hf_planted_0123456789" not in message
+
+
 def test_a_page_shows_and_finds_a_clip_by_the_ids_of_all_its_rows(project: Project) -> None:
     project.write("id,prompt", "cat,a cat", "tom,a cat")
     project.run()

@@ -80,25 +80,37 @@ def read_json(lines: Lines, columns: Columns, faults: Faults) -> Iterator[Record
         raise Unreadable
     place = _skip(text, place + is_array)
     line, counted = 1, 0
-    is_open = text[place : place + 1] != "]"
-    while is_open:
+    # A comma before the end of the array is no fault.
+    while place < len(text) and not (is_array and text[place] == "]"):
         line, counted = line + text.count("\n", counted, place), place
         value, place = _value(text, place, line, faults)
         yield from _item(value, line, columns, faults)
         place = _skip(text, place)
-        if not is_array:
-            is_open = place < len(text)
-            continue
-        mark = text[place : place + 1]
-        if mark not in (",", "]"):
-            line += text.count("\n", counted, place)
-            found = "here is something else" if mark else "the file ends before"
-            rule = f"items are separated by commas, the array ends with ], and {found}; correct it"
-            faults.add(line, "item", _shown(text, place), rule)
-            raise Unreadable
-        place = _skip(text, place + 1)
-        is_open = mark == "," and text[place : place + 1] != "]"
+        if is_array and text[place : place + 1] == ",":
+            place = _skip(text, place + 1)
+        elif is_array and text[place : place + 1] != "]":
+            break
+    if is_array:
+        _check_end(text, place, faults)
     columns.finish()
+
+
+def _check_end(text: str, place: int, faults: Faults) -> None:
+    """Check that an array ends there, and the file with it.
+
+    Raises:
+        Unreadable: It does not; the fault has been noted.
+    """
+    rule = "items are separated by commas, and the file ends with the ] of its one array"
+    is_closed = text[place : place + 1] == "]"
+    after = _skip(text, place + is_closed)
+    if is_closed and not text[after:]:
+        return
+    found = "here is something else" if text[after:] else "it ends before"
+    faults.add(
+        _line_of(text, after), "item", _shown(text, after), f"{rule}, and {found}; correct it"
+    )
+    raise Unreadable
 
 
 def _value(text: str, start: int, line: int, faults: Faults) -> tuple[Any, int]:
