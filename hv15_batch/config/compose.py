@@ -33,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hv15_batch.config.checks import check_sweep_value
-from hv15_batch.config.folder import PROVIDER, limit_sources
+from hv15_batch.config.folder import PROVIDER, conf_folder, limit_sources
 from hv15_batch.config.messages import report_error
 from hv15_batch.config.settings import Config
 from hv15_batch.config.words import (
@@ -173,9 +173,7 @@ def _hydra(config_dir: str | None) -> Iterator[Any]:
 
 
 def _add_folder(hydra: Any, config_dir: str) -> None:
-    folder = os.path.abspath(config_dir)
-    if not os.path.isdir(folder):
-        raise Refused(f"--config-dir={config_dir}: there is no such folder.")
+    folder = conf_folder(config_dir)
     path = hydra.config_loader.get_search_path()
     path.prepend(PROVIDER, f"file://{folder}", SearchPathQuery(provider="schema"))
     hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once

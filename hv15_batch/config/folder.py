@@ -14,6 +14,18 @@ PROVIDER = "command-line"
 """What Hydra is told of where the folder comes from."""
 
 
+def conf_folder(typed: str) -> str:
+    """Return the folder of `--config-dir`, absolute.
+
+    Raises:
+        Refused: there is none.
+    """
+    folder = os.path.abspath(typed)
+    if not os.path.isdir(folder):
+        raise Refused(f"--config-dir={typed}: there is no such folder.")
+    return folder
+
+
 def limit_sources(sources: Iterable[Any], folder: str) -> None:
     """Let Hydra read the files of a user's folder only within limits.
 
