@@ -179,10 +179,11 @@ def make_clip(
     )
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def _canonical_sha256(value: dict[str, Any]) -> str:
-    text = json.dumps(
-        {"schema": SCHEMA, **value}, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
+    text = _CANONICAL.encode({"schema": SCHEMA, **value})
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
