@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from hv15_batch.config._ends import Caller, End, Ends, temporary_folder
 from hv15_batch.config.checks import check_sweep_value
 from hv15_batch.config.files import MANIFEST_SUFFIXES
-from hv15_batch.config.folder import add_folder
+from hv15_batch.config.folder import PROVIDER, conf_folder, limit_sources
 from hv15_batch.config.messages import flag_fault, refusal_of, report_error
 from hv15_batch.config.settings import Config
 from hv15_batch.config.words import (
@@ -160,10 +162,18 @@ def _hydra(config_dir: str | None) -> Iterator[Any]:
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             if config_dir is not None:
-                add_folder(hydra, config_dir)
+                _add_folder(hydra, config_dir)
             yield hydra
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _add_folder(hydra: Any, config_dir: str) -> None:
+    folder = conf_folder(config_dir)
+    path = hydra.config_loader.get_search_path()
+    path.prepend(PROVIDER, f"file://{folder}", SearchPathQuery(provider="schema"))
+    hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
+    limit_sources(hydra.config_loader.repository.get_sources(), folder)
 
 
 def _complete(hydra: Any, words: Sequence[str]) -> int:

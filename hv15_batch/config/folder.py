@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
-
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_search_path import SearchPathQuery
 
 from hv15_batch.errors import Refused
 from hv15_batch.files import MAX_YAML_BYTES, check_yaml, read_text
 
-_PROVIDER = "command-line"
+PROVIDER = "command-line"
+"""What Hydra is told of where the folder comes from."""
 
 
-def add_folder(hydra: Any, config_dir: str) -> None:
-    """Let Hydra look into a folder before its own; `hydra` is its `Hydra` object.
+def conf_folder(typed: str) -> str:
+    """Return the folder of `--config-dir`, absolute.
 
     Raises:
-        Refused: there is no such folder.
+        Refused: there is none.
     """
-    folder = os.path.abspath(config_dir)
+    folder = os.path.abspath(typed)
     if not os.path.isdir(folder):
-        raise Refused(f"--config-dir={config_dir}: there is no such folder.")
-    path = hydra.config_loader.get_search_path()
-    path.prepend(_PROVIDER, f"file://{folder}", SearchPathQuery(provider="schema"))
-    loader = ConfigLoaderImpl(path)  # which reads the path once
-    for source in loader.repository.get_sources():
-        if source.provider == _PROVIDER:
+        raise Refused(f"--config-dir={typed}: there is no such folder.")
+    return folder
+
+
+def limit_sources(sources: Iterable[Any], folder: str) -> None:
+    """Let Hydra read the files of a user's folder only within limits.
+
+    Args:
+        sources: of its configuration, those with `PROVIDER` being the folder.
+        folder: absolute.
+    """
+    for source in sources:
+        if source.provider == PROVIDER:
             source.load_config = partial(_load, source.load_config, folder)
-    hydra.config_loader = loader
 
 
 def _load(load: Callable[..., Any], folder: str, config_path: str) -> Any:

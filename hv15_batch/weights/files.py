@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.files import check_is_file, make_beside, open_regular, read_json
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
-from hv15_batch.units import MIB, format_gib
+from hv15_batch.units import MIB, format_gib, shortened
 from hv15_batch.weights.configs import (
     LOADED_SUFFIXES,
     MAX_INDEX_BYTES,
@@ -298,6 +298,7 @@ def _file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+_MAX_QUOTED_CHARACTERS = 100
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes are loaded."""
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -315,12 +316,12 @@ def class_fault(name: str, entry: Any) -> str | None:
         entry: [library, class].
     """
     if not name.isidentifier():
-        return f"model_index.json: {name!r} is no name of a component"
+        return f"model_index.json: {_quoted(name)} is no name of a component"
     library, class_name = (*entry, None, None)[:2]
     if library not in LIBRARIES:
-        return f"{name} is of {library!r}; only {' and '.join(LIBRARIES)} are loaded"
-    if not _CLASS.fullmatch(str(class_name or "")):
-        return f"{name} is of class {class_name!r}; a class must be named, and no Auto class"
+        return f"{name} is of {_quoted(library)}; only {' and '.join(LIBRARIES)} are loaded"
+    if not (isinstance(class_name, str) and _CLASS.fullmatch(class_name)):
+        return f"{name} is of class {_quoted(class_name)}; a class must be named, and no Auto class"
     return None
 
 
@@ -332,8 +333,8 @@ def kernel_fault(folder: Path, name: str) -> str | None:
     for key, value in _entries(config):
         if _IMPLEMENTATIONS.fullmatch(key) and "/" in json.dumps(value):
             return (
-                f"{name}/config.json: {key}={value!r} names code to be fetched from the hub; "
-                "delete that line"
+                f"{name}/config.json: {key}={_quoted(value)} names code to be fetched "
+                "from the hub; delete that line"
             )
     return None
 
@@ -343,7 +344,7 @@ def shards_fault(name: str, index: str, shards: list[Any]) -> str | None:
     foreign = [shard for shard in shards if not _SHARD.fullmatch(str(shard))]
     if not foreign:
         return None
-    return f"{name}/{index} names {foreign[0]!r}, which is no safetensors file beside it"
+    return f"{name}/{index} names {_quoted(foreign[0])}, which is no safetensors file beside it"
 
 
 def pickle_hint(folder: Path) -> str:
@@ -355,6 +356,11 @@ def pickle_hint(folder: Path) -> str:
         f"; {pickles[0]} is a pickle, which can run code when it is loaded, and never is: "
         "save the model again as safetensors"
     )
+
+
+def _quoted(value: Any) -> str:
+    """Return a value of a checkpoint for a message; a hostile one may have a million letters."""
+    return shortened(repr(value), _MAX_QUOTED_CHARACTERS)
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

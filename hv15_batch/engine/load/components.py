@@ -34,6 +34,7 @@ _FETCH_AGAIN = (
     "compare the files with their source, and fetch or copy them again: hv15-batch prefetch "
     "downloads what was deleted"
 )
+_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _TRY_TOKENS = 256
 _MAX_REASON_CHARACTERS = 300
 _NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
@@ -80,14 +81,15 @@ def load_component(name: str, config: Config, checkpoint: Checkpoint, device: to
     if faults := component_faults(folder, name, entry, reads_vocabularies=False):
         raise Refused(f"{folder}: {'; '.join(faults[:3])}; {_FETCH_AGAIN}.")
     library, class_name = entry
-    cls = getattr(importlib.import_module(library), class_name)
+    with _damage(folder, "model_index.json"):
+        cls = getattr(importlib.import_module(library), class_name)
     safely: dict[str, Any] = {"local_files_only": True}
     if library == "transformers" and name != "feature_extractor":
         safely["trust_remote_code"] = False  # else it may ask on the terminal
     if name not in _NETWORKS:
         with _damage(folder, name):
             component = cls.from_pretrained(folder / name, **safely)
-            _try(name, component)
+            _try(name, component, folder)
             return component
     with _damage(folder, name):
         network, found = cls.from_pretrained(
@@ -125,21 +127,30 @@ def _damage(folder: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def _try(name: str, component: Any) -> None:
-    """Use a tokenizer once as the pipeline does: a damaged one loads like any other."""
+def _try(name: str, component: Any, folder: Path) -> None:
+    """Use a tokenizer once as the pipeline does: a damaged one loads like any other.
+
+    Raises:
+        Exception: of any kind; of its own a ValueError where its encoder lacks a token.
+    """
+    if name not in _ENCODERS:
+        return
     padded = {
         **{"padding": "max_length", "truncation": True, "max_length": _TRY_TOKENS},
         "return_tensors": "pt",
     }
     if name == "tokenizer":
         talk = [[{"role": "system", "content": "a"}, {"role": "user", "content": "a"}]]
-        for how in (padded, {}):  # to encode, and to count
-            component.apply_chat_template(
-                talk, add_generation_prompt=True, tokenize=True, return_dict=True, **how
-            )
-    elif name == "tokenizer_2":
-        component("a", add_special_tokens=True, **padded)
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        tokens = component.apply_chat_template(talk, **how, **padded)
+        component.apply_chat_template(talk, **how)  # to count them
+    else:
+        tokens = component("a", add_special_tokens=True, **padded)
         component("a")
+    size = read_object(folder / _ENCODERS[name] / "config.json").get("vocab_size")
+    largest = int(tokens["input_ids"].max())
+    if isinstance(size, int) and largest >= size:
+        raise ValueError(f"token {largest} is not among the {size} that its encoder knows")
 
 
 def _check_loaded(network: Any, found: dict[str, Any]) -> None:
