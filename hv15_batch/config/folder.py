@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import yaml
+
 from hv15_batch.errors import Refused
 from hv15_batch.files import MAX_YAML_BYTES, check_yaml, read_text
 
@@ -42,7 +44,7 @@ def _load(load: Callable[..., Any], folder: str, config_path: str) -> Any:
     """Load a file as Hydra does, once it is known that it can be.
 
     Raises:
-        Refused: it is no regular file, too large, too deep, no YAML, or grows by its aliases.
+        Refused: it is no regular file, too large, too deep, or grows by its aliases.
     """
     name = config_path if config_path.endswith((".yaml", ".yml")) else f"{config_path}.yaml"
     file = os.path.join(folder, name)
@@ -52,5 +54,7 @@ def _load(load: Callable[..., Any], folder: str, config_path: str) -> Any:
         except OSError as error:
             raise Refused(f"{file}: it cannot be read ({error.strerror}); name another.") from error
         except ValueError as error:
+            if isinstance(error.__cause__, yaml.YAMLError):
+                return load(config_path)  # which names the line
             raise Refused(f"{file}: it is no configuration ({error}); correct it.") from error
     return load(config_path)
