@@ -12,8 +12,9 @@ help: ## Show this help
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/.installed ## Render manifests/demo.csv with the tiny model on the CPU, build the page
-	$(BIN)/hv15-batch manifests/demo.csv model=tiny_t2v
+demo: .venv/.installed ## Render manifests/demo.csv with the demo models on the CPU, build the page
+	$(BIN)/hv15-batch manifests/demo.csv model=demo_t2v
+	$(BIN)/hv15-batch manifests/demo_i2v.csv model=demo_i2v
 	$(BIN)/hv15-batch report outputs/demo
 
 test: .venv/.installed ## Run the tests, of long enumerations a sample

@@ -91,7 +91,7 @@ def card_findings(machine: Machine) -> Iterator[Finding]:
     if not machine.gpus:
         yield Finding(
             Verdict.stops,
-            "Card: none visible; the small models run on the CPU, full-size ones can be planned",
+            "Card: none visible; the demo models run on the CPU, full-size ones can be planned",
             "`nvidia-smi` must list a card: install NVIDIA's driver (for WSL2 on Windows itself), "
             "and look at CUDA_VISIBLE_DEVICES",
         )
@@ -208,10 +208,10 @@ def print_overview(say: Say) -> None:
         say(finding.text)
     say("Next:")
     if DEMO.is_file():
-        say(f"  hv15-batch {DEMO} model=tiny_t2v    a first clip, noise on purpose")
+        say(f"  hv15-batch {DEMO} model=demo_t2v    the first clips, on the CPU too")
     else:
         say("  echo 'A cat walks on the grass.' > prompts.txt && hv15-batch prompts.txt \\")
-        say("      model=tiny_t2v                              a first clip, noise on purpose")
+        say("      model=demo_t2v                              a first clip, on the CPU too")
     say("  hv15-batch prefetch model=480p_t2v_distilled    download the weights")
     say("  hv15-batch prompts.csv --dry-run                check a manifest of your own")
     say("  hv15-batch doctor                               what is missing on this machine")

@@ -37,7 +37,7 @@ def prefetch(
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
     name = f"model={model.name}"
-    if checkpoint.kind is CheckpointKind.tiny:
+    if checkpoint.kind in (CheckpointKind.tiny, CheckpointKind.demo):
         say(f"{name} is built on this machine in seconds: nothing needs downloading.")
     elif checkpoint.kind is CheckpointKind.random:
         say(f"{name} model.weights=random is built on the device: nothing needs downloading.")

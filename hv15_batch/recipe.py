@@ -29,7 +29,7 @@ from hv15_batch.manifest.rows import Record, RowReader
 from hv15_batch.manifest.unmeant import is_unmeant
 from hv15_batch.media.image import read_first_frame
 from hv15_batch.media.tag import ClipTag, read_clip_tag
-from hv15_batch.model.architectures import definition_sha256
+from hv15_batch.model.architectures import definition_sha256, size_of
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
@@ -252,8 +252,7 @@ def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
     """Yield which weights a person has to name, or cannot have here."""
     asked = tag.settings
     if asked.weights != Weights.pretrained.name:
-        size = "tiny" if asked.weights == Weights.tiny.name else "full"
-        here = definition_sha256(size, option)
+        here = definition_sha256(size_of(Weights[asked.weights]), option)
         if asked.revision != here:
             yield (
                 f"Weights: version {tag.version!r} made them with revision {asked.revision}, and "

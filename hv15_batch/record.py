@@ -142,7 +142,7 @@ class ClipRecord:
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
     revision: str | None = _effect("commit, or content hash of a local checkpoint", groups=True)
-    weights: str | None = _effect("pretrained, random or tiny", groups=True)
+    weights: str | None = _effect("pretrained, random, tiny or demo", groups=True)
     task: str | None = _effect("t2v or i2v", groups=True)
     dtype: str | None = _effect("type of the transformer's parameters", groups=True)
     attention_backend: str | None = _effect("backend of the transformer blocks", groups=True)

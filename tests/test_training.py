@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideo15Pipeline
+from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
 from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15AttnProcessor2_0,
 )
+from PIL import Image as Picture
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import SiglipImageProcessorPil
 
+from hv15_batch.engine.load.random_weights import tokenizers
 from training import fused, vae_forward
 from training.drawing import render
+from training.image import IMAGE_SIZE, IMAGE_TOKENS, build_image_encoder, encode_images
 from training.lettering import read_letters
-from training.models import Models, tokenize
+from training.models import Models, targets, tokenize
 from training.optimizers import Optimizer
 from training.pixels import canvas
 from training.pool import ENCODED, Pool
@@ -28,11 +32,9 @@ from training.text import (
     QWEN_LAYERS,
     Tokens,
     build_text_encoder,
-    encode_glyphs,
-    encode_prompts,
 )
 from training.train_vae import Pieces, Stage, build_vae
-from training.transformer_forward import velocity
+from training.transformer_forward import IMAGE_WIDTH, Image
 from training.world import (
     COLORS,
     MAX_LETTERS,
@@ -138,16 +140,22 @@ def test_a_batch_of_clips_equals_its_clips_one_by_one() -> None:
     torch.testing.assert_close(both, torch.cat(alone), atol=2e-5, rtol=0)
 
 
-def test_text_encoders_and_transformer_equal_the_libraries() -> None:
+@pytest.mark.parametrize("has_image", [False, True])
+def test_encoders_and_transformer_equal_the_libraries(has_image: bool) -> None:
     models, tokens = Models().eval(), Tokens()
     _disturb(models)
     full = build_text_encoder(QWEN_LAYERS + 2).eval()
     full.load_state_dict(models.text_encoder.state_dict(), strict=False)
-    from hv15_batch.engine.load.random_weights import tokenizers
-
     tokenizer, glyph_tokenizer = tokenizers()
     prompts = tokenize(tokens, list(PROMPTS), ["HELLO", "", ""], torch.device("cpu"))
     latents, sigma = torch.randn(3, 32, 2, 2, 3), torch.tensor([0.3, 0.7, 0.9])
+    condition, embeds = torch.zeros(3, 33, 2, 2, 3), torch.zeros(3, 5, IMAGE_WIDTH)
+    image = None
+    if has_image:
+        embeds = torch.randn_like(embeds)
+        condition[:, :32, 0] = torch.randn(3, 32, 2, 3)
+        condition[:, 32, 0] = 1
+        image = Image(condition[:, :32, :1], embeds)
     with torch.no_grad():
         text, mask = HunyuanVideo15Pipeline._get_mllm_prompt_embeds(
             full, tokenizer, list(PROMPTS), "cpu", tokenizer_max_length=MAX_TOKENS
@@ -155,30 +163,69 @@ def test_text_encoders_and_transformer_equal_the_libraries() -> None:
         glyphs, glyph_mask = HunyuanVideo15Pipeline._get_byt5_prompt_embeds(
             glyph_tokenizer, models.text_encoder_2, list(PROMPTS), "cpu", MAX_GLYPHS
         )
-        my_text = encode_prompts(models.text_encoder, torch.tensor(tokens.prefix), prompts.ids)
-        my_glyphs = encode_glyphs(models.text_encoder_2, prompts.glyph_ids, prompts.glyph_mask)
-        mine = velocity(
-            models.transformer, latents, sigma, my_text, prompts.mask, my_glyphs, prompts.glyph_mask
-        )
+        mine = models.encode(prompts, torch.tensor(tokens.prefix))
+        v = models.predict(latents, sigma, mine, image)
         for block in models.transformer.transformer_blocks:
             block.attn.processor = HunyuanVideo15AttnProcessor2_0()
         (expected,) = models.transformer(
-            torch.cat([latents, torch.zeros(3, 33, 2, 2, 3)], dim=1),
+            torch.cat([latents, condition], dim=1),
             sigma * 1000,
             text,
             mask,
             encoder_hidden_states_2=glyphs,
             encoder_attention_mask_2=glyph_mask,
-            image_embeds=torch.zeros(3, 5, 48),
+            image_embeds=embeds,
             return_dict=False,
         )
-    assert torch.equal(mask.bool(), prompts.mask)
-    assert torch.equal(glyph_mask.bool(), prompts.glyph_mask)
-    torch.testing.assert_close(my_text[prompts.mask], text[prompts.mask], atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        my_glyphs[prompts.glyph_mask], glyphs[prompts.glyph_mask], atol=1e-5, rtol=0
+    assert torch.equal(mask.bool(), mine.mask)
+    assert torch.equal(glyph_mask.bool(), mine.glyph_mask)
+    torch.testing.assert_close(mine.states[mine.mask], text[mine.mask], atol=1e-5, rtol=0)
+    there = mine.glyph_mask
+    torch.testing.assert_close(mine.glyphs[there], glyphs[there], atol=1e-5, rtol=0)
+    torch.testing.assert_close(v, expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_frame_is_given_as_the_pipeline_gives_it() -> None:
+    models, vae = Models(), build_vae().eval()
+    scenes = sample_scenes(1, torch.Generator().manual_seed(6))
+    frame, _, _ = render(scenes, canvas(1, "cpu", frames=1))
+    pixels = ((frame[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    picture = Picture.fromarray(pixels.numpy())
+    processor = SiglipImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        resample=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
-    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        expected = HunyuanVideo15ImageToVideoPipeline._get_image_embeds(
+            models.image_encoder, processor, picture, "cpu"
+        )
+        mine = encode_images(models.image_encoder, frame[:, :, 0])
+        clip = torch.cat([frame, torch.randn(1, 3, 4, *frame.shape[3:])], dim=2)
+        latents = vae_forward.encode(vae, clip, torch.float32)
+        alone = vae.encode(frame).latent_dist.mode()
+    assert mine.shape == (1, IMAGE_TOKENS, IMAGE_WIDTH)
+    assert (mine - expected).norm() < 0.05 * expected.norm()
+    torch.testing.assert_close(latents[:, :, :1], alone, atol=2e-5, rtol=0)
+
+
+def test_the_probe_learns_what_prompts_say_and_where_letters_stand() -> None:
+    models, tokens = Models(), Tokens()
+    scenes = sample_scenes(8, torch.Generator().manual_seed(7), words=1.0)
+    texts = [plain_caption(scenes, i) for i in range(8)]
+    words = [scenes.word(i) for i in range(8)]
+    prompts = tokenize(tokens, texts, words, torch.device("cpu"))
+    optimizer = torch.optim.Adam(models.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        text = models.encode(prompts, torch.tensor(tokens.prefix))
+        loss = models.probe.loss(text, targets(scenes), torch.ones(8, dtype=torch.bool))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.35 * losses[0]
 
 
 class _NoCopiesFromHost(TorchDispatchMode):
@@ -201,12 +248,17 @@ def test_recorded_steps_never_copy_from_the_host() -> None:
     models, vae = Models().to(device), build_vae().to(device)
     prefix = torch.tensor(tokens.prefix, device=device)
     empty = tokenize(tokens, [""], [""], device)
-    pool = Pool(2 * ENCODED, vae, tokens, 0, device, torch.float32)
+    pool = Pool(2 * ENCODED, vae, models.image_encoder, tokens, 0, device, torch.float32)
 
     def step() -> None:
-        latents, weights, prompts = pool.draw(2, 7, empty)
-        v = models.predict(latents, torch.rand(2, device=device), prompts, prefix)
-        (weights * v.square()).mean().backward()
+        batch = pool.draw(2, 7, empty)
+        text = models.encode(batch.prompts, prefix)
+        read = models.probe.loss(text, batch.said, batch.kept)
+        for image in (None, batch.image):
+            sigma = torch.rand(2, device=device)
+            v = models.predict(batch.latents, sigma, text, image)
+            read = read + (batch.weights * v.square()).mean()
+        read.backward()
 
     pieces = Pieces(
         Stage(1, 8, 1, (32, 32)), torch.Generator().manual_seed(0), torch.device("meta")
@@ -220,7 +272,8 @@ def test_recorded_steps_never_copy_from_the_host() -> None:
 @pytest.mark.slow
 def test_every_batch_of_the_pool_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.pool.ENCODED", 2)
-    pool = Pool(4, build_vae().eval(), Tokens(), 0, torch.device("cpu"), torch.float32)
+    vae, image_encoder = build_vae().eval(), build_image_encoder()
+    pool = Pool(4, vae, image_encoder, Tokens(), 0, torch.device("cpu"), torch.float32)
     pool.fill()
     assert not torch.equal(pool.latents[:2], pool.latents[2:])
     pool.encode = lambda: None

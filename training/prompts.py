@@ -75,3 +75,17 @@ def _plural(motion: str) -> str:
     verb = {"bounces": "bounce", "circles": "circle", "rotates": "rotate"}.get(verb, verb)
     verb = {"moves": "move"}.get(verb, verb.removesuffix("s"))
     return " ".join([verb, *rest])
+
+
+def whole_caption(scenes: Scenes, index: int, rng: random.Random) -> str:
+    """Return a prompt in ordinary words that leaves out nothing but the size."""
+    k = scenes.color[index, 0]
+    color, shapes = list(COLORS)[k], list(SHAPES.values())[scenes.shape[index, 0]]
+    motions = list(MOTIONS.values())[scenes.motion[index]]
+    places = list(PLACES.values())[scenes.place[index]]
+    while True:
+        text = caption(scenes, index, rng)
+        said = text.lower()
+        kinds = (motions, places, [f"{color} {shape}" for shape in shapes])
+        if all(any(words in said for words in some) for some in kinds):
+            return text

@@ -8,6 +8,7 @@ padding needs no mask.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5
 
 from hv15_batch.engine.load.random_weights import PROMPT_START, tokenizers
 
-MAX_TOKENS, MAX_GLYPHS = 144, 24
-"""Of a prompt with the end of the chat template, and of the text on a sign."""
+MAX_TOKENS, MAX_GLYPHS = 104, 24
+"""Of a prompt in training with the end of the chat template, and of the text on a sign."""
 
 Module = Any
 """A part of transformers' encoders; its sub-modules carry no types."""
@@ -97,22 +98,34 @@ class Tokens:
         return [i for c in text for i in self.glyph_ids[ord(c) - 32]] + self.glyph_end
 
 
-def encode_prompts(model: Module, prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def run_layer(layer: Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Run one layer; a function of its own, so that it can be compiled once for all layers."""
+    x = x + _causal_attention(layer.self_attn, _rms(x, layer.input_layernorm), cos, sin)
+    h = _rms(x, layer.post_attention_layernorm)
+    out: torch.Tensor = layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+    return x + out
+
+
+def encode_prompts(
+    model: Module,
+    prefix: torch.Tensor,
+    ids: torch.Tensor,
+    run: Callable[..., torch.Tensor] = run_layer,
+) -> torch.Tensor:
     """Return the hidden states of prompts, [B, S, 128].
 
     Args:
         model: of as many layers as are read.
         prefix: int64 [P], tokens before every prompt.
         ids: int64 [B, S], padded on the right.
+        run: `run_layer`, or the same compiled.
     """
     x = model.embed_tokens(torch.cat([prefix.expand(len(ids), -1), ids], dim=1))
     positions = torch.arange(x.shape[1], device=x.device)
     angles = positions[:, None].float() * model.rotary_emb.inv_freq[None].float()
     cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
     for layer in model.layers:
-        x = x + _causal_attention(layer.self_attn, _rms(x, layer.input_layernorm), cos, sin)
-        h = _rms(x, layer.post_attention_layernorm)
-        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+        x = run(layer, x, cos, sin)
     return x[:, prefix.shape[0] :]
 
 

@@ -1,10 +1,11 @@
-"""Trains text encoder, glyph encoder and transformer of the demo models, text-to-video.
+"""Trains text encoder, glyph encoder and transformer of the demo models.
 
     python -m training.train_transformer OUT --vae training/checkpoints
     python -m training.train_transformer OUT --vae training/checkpoints --resume OLD
 
-Flow matching on the VAE's latents of the made-up world, first on first frames, then on clips. A few
-of the encoded clips are renewed all the time. Several cards as in `train_vae`.
+Flow matching on the VAE's latents of the made-up world: first on first frames, then on clips, last
+also from first frame to clip, for which a batch is text-to-video or image-to-video as a whole. A
+few of the encoded clips are renewed all the time. Several cards as in `train_vae`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image as Picture
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
@@ -24,6 +25,7 @@ from torch.nn import functional
 from training import vae_forward
 from training.drawing import render
 from training.graphs import record
+from training.image import encode_images
 from training.lettering import read_letters
 from training.models import LATENT_SIZE, Models, sample, shifted, tokenize
 from training.pixels import canvas
@@ -32,6 +34,7 @@ from training.prompts import plain_caption
 from training.sitting import Sitting, parser
 from training.text import Tokens, count_weights
 from training.train_vae import build_vae
+from training.transformer_forward import Image
 from training.world import (
     FRAMES,
     MAX_LETTERS,
@@ -51,18 +54,28 @@ class Stage:
     """One kind of step.
 
     Attributes:
-        until: share of the plan at which it ends.
         batch: clips a step and card.
         frames: latent frames of a clip.
+        from_image: whether the first frame is given.
+        probe: weight of the probe's loss.
     """
 
-    until: float
     batch: int
     frames: int
+    from_image: bool = False
+    probe: float = 0.0
 
 
-STAGES = (Stage(0.15, 384, 1), Stage(1.01, 128, LATENT_SIZE[0]))
-SMALL_STAGES = (Stage(0.3, 4, 1), Stage(1.01, 2, LATENT_SIZE[0]))
+STAGES = (
+    Stage(384, 1, probe=0.1),
+    Stage(128, LATENT_SIZE[0], probe=0.02),
+    Stage(128, LATENT_SIZE[0], from_image=True),
+)
+SMALL_STAGES = (
+    Stage(4, 1, probe=0.1),
+    Stage(2, LATENT_SIZE[0], probe=0.02),
+    Stage(2, LATENT_SIZE[0], from_image=True),
+)
 
 
 class TransformerSitting(Sitting):
@@ -81,96 +94,133 @@ class TransformerSitting(Sitting):
         self.tokens = Tokens()
         self.prefix = torch.tensor(self.tokens.prefix, device=self.device)
         self.empty = tokenize(self.tokens, [""], [""], self.device)
-        self.recent = torch.zeros(2, device=self.device)
+        self.recent = torch.zeros(3, 3, device=self.device)
 
     def prepare(self) -> None:
         """Encode clips and record the steps."""
-        m, begun = self.models, self.now()
-        sizes = [count_weights(x) for x in (m.text_encoder, m.text_encoder_2, m.transformer)]
-        self.say(f"weights of text encoder, glyph encoder, transformer: {sizes} MB")
-        seed = 1000 * self.steps + self.rank + 5
+        m, begun, arguments = self.models, self.now(), self.arguments
+        parts = (m.text_encoder, m.text_encoder_2, m.image_encoder, m.transformer)
+        self.say(
+            f"weights of the encoders and the transformer: {[count_weights(x) for x in parts]} MB"
+        )
+        seed = 1000 * self.steps + self.rank + 5 + arguments.seed
         torch.manual_seed(seed)
-        clips = self.arguments.clips
-        self.pool = Pool(clips, self.vae, self.tokens, seed, self.device, self.dtype)
-        self.pool.fill()
+        clips = arguments.clips
+        self.pool = Pool(
+            clips, self.vae, m.image_encoder, self.tokens, seed, self.device, self.dtype
+        )
+        file = arguments.state and arguments.state.with_suffix(f".pool{self.rank}")
+        self.pool.fill(file)
         spread = self.pool.latents.float().std(dim=(0, 2, 3, 4))
         self.say(
             f"{clips} clips encoded in {self.now() - begun:.0f} s; deviations "
             f"{spread.min():.2f}..{spread.max():.2f}, {self.pool.latents.float().std():.4f} in all"
         )
+        if arguments.compile:
+            m.compile_parts()
+        begun = self.now()
         self.recorded = [self._record(stage) for stage in self.stages]
         self.optimizer.gradient.zero_()
         self.optimizer.rate.zero_()
         self.change = record(partial(self.optimizer.step, CLIP_NORM), self.device)
+        self.say(f"recorded in {self.now() - begun:.0f} s")
         for stage, (run, _) in zip(self.stages, self.recorded, strict=True):
-            begun = self.now()
             run()
-            self.say(f"{stage}: forward and backward {self.now() - begun:.4f} s")
+            begun = self.now()
+            for _ in range(4):
+                run()
+            self.say(f"{stage}: forward and backward {(self.now() - begun) / 4:.4f} s")
         self.optimizer.gradient.zero_()
 
     def _record(self, stage: Stage) -> tuple[Any, torch.Tensor]:
         """Return what runs one forward and backward, and the losses that it leaves."""
-        figure = torch.zeros(2, device=self.device)
+        figure = torch.zeros(3, device=self.device)
         is_cuda = self.device.type == "cuda"
 
         def run() -> None:
-            latents, weights, prompts = self.pool.draw(stage.batch, stage.frames, self.empty)
-            noise = torch.randn_like(latents)
+            batch = self.pool.draw(stage.batch, stage.frames, self.empty)
+            noise = torch.randn_like(batch.latents)
             sigma = shifted(torch.sigmoid(1.1 * torch.randn(stage.batch, device=self.device)))
             at = sigma.view(-1, 1, 1, 1, 1)
-            noisy = (1 - at) * latents + at * noise
+            noisy = (1 - at) * batch.latents + at * noise
             with torch.autocast(self.device.type, self.dtype, enabled=is_cuda):
-                v = self.models.predict(noisy, sigma, prompts, self.prefix)
-            squared = (v.float() - (noise - latents)).square()
-            loss = (weights * squared).mean() / weights.mean()
-            loss.backward()
-            figure.copy_(torch.stack([loss.detach(), squared.detach().mean()]))
+                text = self.models.encode(batch.prompts, self.prefix)
+                image = batch.image if stage.from_image else None
+                v = self.models.predict(noisy, sigma, text, image)
+            squared = (v.float() - (noise - batch.latents)).square()
+            loss = (batch.weights * squared).mean() / batch.weights.mean()
+            read = torch.zeros((), device=self.device)
+            if stage.probe:
+                read = self.models.probe.loss(text, batch.said, batch.kept)
+            (loss + stage.probe * read).backward()
+            figure.copy_(torch.stack([loss, squared.mean(), read]).detach())
 
         return record(run, self.device), figure
 
+    def stage(self) -> int:
+        """Return which kind of step comes now, the same on every card."""
+        share = self.seconds / self.arguments.total
+        if share < self.arguments.frames_until:
+            return 0
+        return 2 if share > self.arguments.images_from and self.steps % 3 == 0 else 1
+
     def step(self) -> None:
         """Do one step, and renew some clips now and then."""
-        share = self.seconds / self.arguments.total
-        at = next(i for i, stage in enumerate(self.stages) if share < stage.until)
+        at = self.stage()
         run, figure = self.recorded[at]
         run()
         self.share_gradient()
         self.optimizer.rate.fill_(self.rate())
         self.change()
-        self.recent.lerp_(figure, 0.02)
+        self.recent[at].lerp_(figure, 0.02)
         if self.steps % self.arguments.renew == 0:
             self.pool.renew()
 
     def figures(self) -> str:
-        """Return how the last steps went."""
-        weighted, plain = self.recent.tolist()
-        return f"loss {weighted:.4f} plain {plain:.4f}"
+        """Return the last steps' loss, the same unweighted, the probe's, of each kind."""
+        rows = [" ".join(f"{v:.4f}" for v in row) for row in self.recent.tolist()]
+        return " | ".join(rows)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Render prompts that were never trained on, write a sheet of them, and read them."""
+        """Render prompts that were never trained on, write sheets of them, and read them."""
         number, steps = (2, 2) if self.arguments.small else (64, 16)
         scenes = sample_kept(number, torch.Generator().manual_seed(12345))
         texts = [plain_caption(scenes, i) for i in range(number)]
         words = [scenes.word(i) for i in range(number)]
         prompts = tokenize(self.tokens, texts, words, self.device)
-        latents = sample(
-            self.models, prompts, self.empty, self.prefix, self.dtype, steps, guidance=4.0
-        )
-        clips = [vae_forward.decode(self.vae, z, self.dtype) for z in latents.split(8)]
-        video = torch.cat(clips).clamp(-1, 1)
-        _write_sheet(video[:: max(1, number // 32)], self.arguments.out / "samples.jpg")
-        shown = "\n".join(texts[:: max(1, number // 32)]) + "\n"
-        (self.arguments.out / "samples.txt").write_text(shown, encoding="utf-8")
-        letters = scenes.letters.to(self.device)
-        read = read_letters(video[:, :, FRAMES // 2], SIGN_ROW, SIGN_COLUMN, MAX_LETTERS)
-        right, there = read == letters, letters > 0
-        place = read_places(video) == scenes.place.to(self.device)
-        return {
-            "places": place.float().mean().item(),
-            "letters": right[there].float().mean().item(),
-            "words": (right | ~there).all(1)[there.any(1)].float().mean().item(),
-        }
+        first, _, _ = render(scenes, canvas(number, self.device, frames=1))
+        latents = vae_forward.encode(self.vae, first, self.dtype)
+        image = Image(latents, encode_images(self.models.image_encoder, first[:, :, 0]))
+        out: Path = self.arguments.out
+        shown = slice(None, None, max(1, number // 32))
+        (out / "samples.txt").write_text("\n".join(texts[shown]) + "\n", encoding="utf-8")
+        figures = {}
+        for name, given in (("t2v", None), ("i2v", image)):
+            if (
+                given is not None
+                and self.seconds < self.arguments.images_from * self.arguments.total
+            ):
+                continue
+            with torch.compiler.set_stance("force_eager"):
+                drawn = sample(
+                    self.models, prompts, self.empty, self.prefix, self.dtype, steps, 4.0, given
+                )
+            clips = [vae_forward.decode(self.vae, z, self.dtype) for z in drawn.split(8)]
+            video = torch.cat(clips).clamp(-1, 1)
+            _write_sheet(video[shown], out / f"samples_{name}.jpg")
+            read = read_letters(video[:, :, FRAMES // 2], SIGN_ROW, SIGN_COLUMN, MAX_LETTERS)
+            letters = scenes.letters.to(self.device)
+            right, there = read == letters, letters > 0
+            place = read_places(video) == scenes.place.to(self.device)
+            figures[f"{name}_places"] = place.float().mean().item()
+            figures[f"{name}_letters"] = right[there].float().mean().item()
+            whole = (right | ~there).all(1)[there.any(1)]
+            figures[f"{name}_words"] = whole.float().mean().item()
+            if given is not None:
+                error = (video[:, :, 0] - first[:, :, 0]).square().mean(dim=(1, 2, 3)) / 4
+                figures["i2v_first_psnr"] = (-10 * torch.log10(error)).mean().item()
+        return {k: round(v, 4) for k, v in figures.items()}
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -202,15 +252,19 @@ def _write_sheet(video: torch.Tensor, file: Path) -> None:
     strips = [torch.cat(list(clip.unbind(1)), dim=2) for clip in moments]
     rows = [torch.cat(strips[i : i + 2], dim=2) for i in range(0, len(strips) - 1, 2)]
     sheet = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    Image.fromarray(sheet.cpu().numpy()).save(file, quality=88)
+    Picture.fromarray(sheet.cpu().numpy()).save(file, quality=88)
 
 
 def main() -> None:
     """Read the arguments and train."""
-    arguments = parser(__doc__, rate=1.2e-3, seconds=480, total=3600)
+    arguments = parser(__doc__, rate=1.5e-3, seconds=1400, total=1400)
     arguments.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
-    arguments.add_argument("--clips", type=int, default=12288, help="encoded on each card")
-    arguments.add_argument("--renew", type=int, default=14, help="steps per 16 new clips")
+    arguments.add_argument("--clips", type=int, default=9216, help="encoded on each card")
+    arguments.add_argument("--renew", type=int, default=20, help="steps per 16 new clips")
+    arguments.add_argument("--seed", type=int, default=0, help="added to that of the scenes")
+    arguments.add_argument("--compile", action="store_true", help="compile the blocks first")
+    arguments.add_argument("--frames-until", type=float, default=0.17, help="share of the plan")
+    arguments.add_argument("--images-from", type=float, default=0.6, help="share of the plan")
     chosen = arguments.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     TransformerSitting(chosen).train()

@@ -16,7 +16,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task, Weights
+from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
 SAMPLING_FIELDS = tuple(name for name in _SAMPLING_BOUNDS if not name.startswith("cache"))
@@ -48,22 +48,23 @@ def check_config(config: Config) -> None:
             "needs the steps and the guidance that it was made for; add them to its YAML, as those "
             f"of HunyuanVideo-1.5 have them: recipe: {_USUAL_RECIPES[model.distillation]}"
         )
-    if model.weights is Weights.tiny and model.repo is not None:
+    if model.weights.is_small and model.repo is not None:
         option = model_options().get(model.name)
-        if option is not None and option.weights is Weights.tiny:
+        if option is not None and option.weights.is_small:
             raise Refused(
-                f"model.repo={model.repo} with model={model.name}: a tiny model is built on this "
-                "machine and has no repository; leave model.repo out, or name the model that the "
-                "repository holds, for example model=480p_t2v."
+                f"model.repo={model.repo} with model={model.name}: a {model.weights.name} model is "
+                "built on this machine and has no repository; leave model.repo out, or name the "
+                "model that the repository holds, for example model=480p_t2v."
             )
         raise Refused(
-            f"model.weights=tiny with model={model.name}: only the tiny models have such weights; "
-            "use model=tiny_t2v, or model.weights=random for a full-size model without a download."
+            f"model.weights={model.weights.name} with model={model.name}: only the "
+            f"{model.weights.name} models have such weights; use model={model.weights.name}_t2v, "
+            "or model.weights=random for a full-size model without a download."
         )
-    if model.weights is not Weights.tiny and model.repo is None:
+    if not model.weights.is_small and model.repo is None:
         raise Refused(
             f"model.weights={model.weights.name} with model={model.name}: it has no repository; "
-            "leave model.weights out for a tiny model, and set model.repo for any other."
+            "leave model.weights out for a tiny or demo model, and set model.repo for any other."
         )
     for key, value, bounds in each_setting(config):
         check_bounds(key, value, bounds)

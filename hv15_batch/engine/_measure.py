@@ -258,8 +258,8 @@ def work_columns(
         settings: Size, frames, steps and guidance.
         conditioning: Gives the lengths of the texts.
         seconds: Of denoising.
-        gpu_name: Product name of the card; None for a tiny model, for which the FLOP formula of the
-            full-size transformer does not hold.
+        gpu_name: Product name of the card; None for a tiny or demo model, for which the FLOP
+            formula of the full-size transformer does not hold.
     """
     video_tokens = Shape.of(settings).num_video_tokens
     columns: dict[str, Any] = {

@@ -62,6 +62,7 @@ def execution_device(config: Config) -> torch.device:
     """Return where the maths runs: the first CUDA device, or the CPU.
 
     The tiny models run on the CPU everywhere, so that they give the same clips on every machine.
+    The demo models run on a card where there is one.
     """
     if config.model.weights is Weights.tiny or not torch.cuda.is_available():
         return torch.device("cpu")

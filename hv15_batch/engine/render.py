@@ -68,11 +68,12 @@ class ClipRenderer:
         self._device = execution_device(config)
         if spec.budget_bytes is not None and self._device.type == "cpu":
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
-        self._is_tiny = config.model.weights is Weights.tiny
+        weights = config.model.weights
+        self._is_small = weights.is_small
         # By default torch uses all cores of the machine, of which a container may have few. Small
         # tensors gain nothing from threads, and lose much where others use the cores.
-        torch.set_num_threads(1 if self._is_tiny else usable_cpus())
-        if self._is_tiny:
+        torch.set_num_threads(1 if weights is Weights.tiny else usable_cpus())
+        if self._is_small:
             folder = ensure_checkpoint(config.model, tiny_root())
             spec = replace(spec, checkpoint=replace(spec.checkpoint, folder=folder))
         self._spec = spec
@@ -180,7 +181,7 @@ class ClipRenderer:
         columns = meter.columns()
         seconds = columns[seconds_column(DENOISE)]
         assert seconds is not None
-        gpu_name = None if self._is_tiny else self._machine["gpu_name"] or ""
+        gpu_name = None if self._is_small else self._machine["gpu_name"] or ""
         work: dict[str, Any] = {}
         with Secondary("tokens and FLOP of a clip are not logged"):
             work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
@@ -201,7 +202,7 @@ class ClipRenderer:
     def _judge(self, attempt: Attempt, decoded: Decoded) -> None:
         """Add the measures of the frames; `suspect` where they show no picture."""
         quality = decoded.quality.quality(self._config.quality)
-        is_noise = self._config.model.weights is not Weights.pretrained
+        is_noise = self._config.model.weights in (Weights.random, Weights.tiny)
         attempt.status = SUSPECT if quality.quality_flag and not is_noise else OK
         attempt.add(
             **vars(quality), vae_tile_size=decoded.plan.tile_size, decode_device=decoded.device

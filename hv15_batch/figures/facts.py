@@ -72,11 +72,15 @@ FACTS: dict[str, Callable[[Clip], str | None]] = {
 """Name on the page, and how it is read from a clip; None where it is not known."""
 KEY_FACTS = tuple(name for name in FACTS if name != "Negative prompt")
 """Clips are counted together only if all of these are alike."""
-_NOISE_NOTES = {
+_WEIGHTS_NOTES = {
     "tiny": (
         "These clips are noise on purpose: the tiny models are small instances of the real "
         "classes with random weights, made to try the whole way from manifest to page. "
         "Their times and memory say nothing about the full-size model."
+    ),
+    "demo": (
+        "These clips come from a small model that was trained on a made-up world. Their times and "
+        "memory say nothing about the full-size model."
     ),
     "random": (
         "These clips are noise on purpose: model.weights=random builds the full-size model "
@@ -107,7 +111,7 @@ def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
 def noise_notes(weights: Iterable[str | None]) -> list[str]:
     """Return what to know of clips without published weights, whichever of them there are."""
     found = set(weights)
-    return [note for name, note in _NOISE_NOTES.items() if name in found]
+    return [note for name, note in _WEIGHTS_NOTES.items() if name in found]
 
 
 def tags_of(clip: Clip) -> dict[str, str]:

@@ -13,6 +13,7 @@ from hv15_batch.errors import LogSchemaError
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import Shape
+from hv15_batch.model.variant import SMALL
 from hv15_batch.record import (
     DECODE,
     DENOISE,
@@ -154,7 +155,7 @@ def _counts(row: dict[str, Any]) -> bool:
     """
     return (
         row["status"] in DONE_STATUSES
-        and row["weights"] != "tiny"
+        and row["weights"] not in SMALL
         and not row["is_cold"]
         and is_denoised_here(row)
         and bool(row["denoise_seconds"])

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.config.settings import Config, VideoCodec
-from hv15_batch.model.architectures import read_architecture
+from hv15_batch.model.architectures import read_architecture, size_of
 from hv15_batch.model.shapes import latents_bytes, video_bytes_estimate
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
@@ -99,7 +99,8 @@ def _writing_bytes(settings: ClipSettings) -> int:
 def _video_bytes(settings: ClipSettings) -> int:
     size = (settings.height, settings.width, settings.num_frames)
     is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
-    if settings.weights != Weights.pretrained.name and not is_lossless:
+    is_noise = settings.weights in (Weights.random.name, Weights.tiny.name)
+    if is_noise and not is_lossless:
         return math.prod(size) * _NOISE_BITS_PER_PIXEL // 8
     return video_bytes_estimate(*size, is_lossless)
 
@@ -114,8 +115,7 @@ def _embedding_bytes(todo: Sequence[PlannedClip]) -> int:
     settings = [p.clip.settings for p in todo if not p.is_from_latents]
     if not settings:
         return 0
-    is_tiny = settings[0].weights == Weights.tiny.name
-    sizes = read_architecture("tiny" if is_tiny else "full")
+    sizes = read_architecture(size_of(Weights[settings[0].weights]))
     texts = {s.prompt for s in settings}
     texts |= {s.negative_prompt or "" for s in settings if s.has_guidance}
     images = {(s.image_sha256, s.height, s.width) for s in settings if s.image_sha256}

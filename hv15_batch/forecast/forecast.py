@@ -100,7 +100,7 @@ def make_forecast(
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
-    if config.model.weights is Weights.tiny or not todo:
+    if config.model.weights.is_small or not todo:
         return None
     name = config.runtime.card
     if name is not None and find_card(name) is None:

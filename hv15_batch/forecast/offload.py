@@ -60,7 +60,7 @@ def choose_offload(
         Refused: the typed profile, or every profile, needs more memory than there is.
     """
     gpu = machine.gpu
-    if config.model.weights is Weights.tiny or gpu is None:
+    if config.model.weights.is_small or gpu is None:
         kind = config.offload.kind
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind
         return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None, None)

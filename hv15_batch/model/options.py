@@ -45,3 +45,16 @@ def tiny_model(name: str) -> ModelConfig:
         tiny = [o.name for o in model_options().values() if o.weights is Weights.tiny]
         raise ValueError(f"tiny model {name!r}: must be one of {', '.join(tiny)}")
     return option
+
+
+def small_model(name: str) -> ModelConfig:
+    """Return one of the models whose checkpoints are written on this machine.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    option = model_options().get(name)
+    if option is None or not option.weights.is_small:
+        small = [o.name for o in model_options().values() if o.weights.is_small]
+        raise ValueError(f"small model {name!r}: must be one of {', '.join(small)}")
+    return option

@@ -47,6 +47,17 @@ class Weights(Enum):
     pretrained = "pretrained"
     random = "random"
     tiny = "tiny"
+    demo = "demo"
+    """Trained, small, part of this package."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the model is a small one, whose checkpoint is written on this machine."""
+        return self in (Weights.tiny, Weights.demo)
+
+
+SMALL = tuple(w.name for w in Weights if w.is_small)
+"""Names of such weights, as a log has them."""
 
 
 class Distillation(Enum):
@@ -114,7 +125,7 @@ class ModelConfig:
     name: str = "???"
     """Name of the option."""
     repo: str | None = field(default=None, metadata={"typed_only": True})
-    """Hub id, or a local folder in diffusers layout. Null for the tiny models."""
+    """Hub id, or a local folder in diffusers layout. Null for the tiny and the demo models."""
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained

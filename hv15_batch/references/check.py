@@ -16,6 +16,7 @@ from hv15_batch.figures.groups import (
     group_key,
 )
 from hv15_batch.machine.cards import CONTEXT_BYTES
+from hv15_batch.model.variant import SMALL
 from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds, is_denoised_here
 from hv15_batch.references._implied import Combination, combinations
 from hv15_batch.references._settings import (
@@ -101,14 +102,14 @@ def compare_with_references(
 ) -> list[ReferenceVerdict]:
     """Return a verdict on each reference, in their order.
 
-    Tiny models never count. Random weights count for time and memory, which do not depend on the
-    values, and are noted; for loading they don't.
+    Tiny and demo models never count. Random weights count for time and memory, which do not depend
+    on the values, and are noted; for loading they don't.
 
     Args:
         records: rows of one or several logs with `CHECK_COLUMNS`.
         references: published numbers.
     """
-    rows = [r for r in records if r["status"] in DONE_STATUSES and r["weights"] != "tiny"]
+    rows = [r for r in records if r["status"] in DONE_STATUSES and r["weights"] not in SMALL]
     return [_verdict(reference, rows) for reference in references]
 
 

@@ -26,7 +26,6 @@ from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.step_cache import parse_step_cache
-from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
 from hv15_batch.units import (
@@ -139,6 +138,8 @@ def _format_weights(checkpoint: Checkpoint) -> str:
         return "random weights: nothing is downloaded, and the clips are noise"
     if checkpoint.kind is CheckpointKind.tiny:
         return "built on this machine in seconds: the clips are noise on purpose"
+    if checkpoint.kind is CheckpointKind.demo:
+        return "part of this package, written as a checkpoint on this machine in seconds"
     revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
     what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
     there = (
@@ -283,7 +284,7 @@ def predict_run(
     """
     forecast = make_forecast(config, todo, machine, log_folder)
     if forecast is None:
-        if config.model.weights is Weights.tiny or not todo:
+        if config.model.weights.is_small or not todo:
             return None, []
         return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
     longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)

@@ -129,9 +129,13 @@ def disk_fault(path: Path, need: DiskNeed) -> str | None:
     )
 
 
+_OURS = (CheckpointKind.tiny, CheckpointKind.demo)
+"""Under this package's own licence."""
+
+
 def licence_notes(checkpoint: Checkpoint) -> list[str]:
     """Return a line where weights are here without the licence that they are under."""
-    if checkpoint.folder is None or checkpoint.kind is CheckpointKind.tiny:
+    if checkpoint.folder is None or checkpoint.kind in _OURS:
         return []
     if find_licences(checkpoint.folder):
         return []

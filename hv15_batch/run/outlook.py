@@ -12,7 +12,6 @@ from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.machine.machine import Machine, read_machine
-from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.redaction import printable
@@ -56,7 +55,7 @@ class Plan:
     seconds: float | None
     """Predicted seconds of the whole run; None without a forecast."""
     forecast: Forecast | None
-    """What seconds and peak rest on; None for a tiny model, and without a known card."""
+    """What seconds and peak rest on; None for a tiny or demo model, and without a known card."""
     prompt_tokens: dict[str, int]
     """Tokens by prompt; empty where no tokenizer is on the disk."""
 
@@ -145,7 +144,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
 
 
 def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
-    """Return the profile of a tiny model; of another one it is not known without a card."""
-    if asked.config.model.weights is not Weights.tiny:
+    """Return the profile of a tiny or demo model; of another one it is not known without a card."""
+    if not asked.config.model.weights.is_small:
         return None
     return choose_offload(asked.config, [p.clip.settings for p in todo.to_render], machine)

@@ -234,10 +234,10 @@ def check_device(config: Config, machine: Machine) -> None:
     """
     if fault := attention_fault(config):
         raise Refused(fault)
-    if config.model.weights is not Weights.tiny and not machine.gpus:
+    if not config.model.weights.is_small and not machine.gpus:
         raise Refused(
             f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "
-            "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and "
+            "pipeline on the CPU use model=demo_t2v, to check the manifest and "
             "plan use dry_run=true."
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json, read_text
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
-from hv15_batch.model.architectures import checkpoint_folder, definition_sha256
+from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.units import GIB, format_gib
 from hv15_batch.weights.configs import LOADED_SUFFIXES
@@ -65,6 +65,7 @@ class CheckpointKind(Enum):
     hub = "hub"
     local = "local"
     tiny = "tiny"
+    demo = "demo"
     random = "random"
 
 
@@ -117,7 +118,7 @@ def cache_root() -> Path:
 
 
 def tiny_root() -> Path:
-    """Return the folder under which the tiny checkpoints are written."""
+    """Return the folder under which the checkpoints of tiny and demo models are written."""
     return cache_root() / "tiny"
 
 
@@ -128,7 +129,7 @@ def resolve_checkpoint(
 
     A hub model is looked for in the cache of huggingface_hub at `model.revision`, or else at the
     commit that `fetch` recorded, or else at `refs/main`. The revision of a local folder is the
-    hash of its content, that of tiny and random weights the hash of their definition.
+    hash of its content, that of tiny, demo and random weights the hash of their definition.
 
     Args:
         model: The model option.
@@ -138,14 +139,14 @@ def resolve_checkpoint(
     Raises:
         Refused: a local folder that is missing, incomplete or of another kind of model.
     """
-    if model.weights is Weights.tiny:
+    if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
-        revision = definition_sha256("tiny", model)
+        revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value
         # A tiny checkpoint gets its name by a rename, so one that is there is whole.
         with suppress(OSError):  # a folder that cannot be read has none: whether a run may make it
             if folder.is_dir():  # there is found out before it starts
-                return Checkpoint(str(folder), revision, folder, CheckpointKind.tiny)
-        return Checkpoint(str(folder), revision, None, CheckpointKind.tiny)
+                return Checkpoint(str(folder), revision, folder, CheckpointKind(kind))
+        return Checkpoint(str(folder), revision, None, CheckpointKind(kind))
     repo = model.repo or ""
     if model.weights is Weights.random:
         return Checkpoint(repo, definition_sha256("full", model), None, CheckpointKind.random)
@@ -178,7 +179,7 @@ def fetch(
     """Return a model's checkpoint, downloading what is missing of it, and record its commit.
 
     An interrupted download resumes where it was. Nothing happens for weights that are complete,
-    and none are downloaded for tiny and random ones.
+    and none are downloaded for tiny, demo and random ones.
 
     Args:
         model: The model option.

@@ -45,6 +45,7 @@ PUBLISHED = {
     "720p_i2v_distilled": ("i2v", CFG, 720, 1280, 50, 1.0, 7.0),
 }
 TINY = ("tiny_i2v", "tiny_i2v_step_distilled", "tiny_t2v")
+DEMO = ("demo_i2v", "demo_t2v")
 
 
 def read_model(name: str) -> ModelConfig:
@@ -70,8 +71,8 @@ def compose_config(tmp_path: Path, *overrides: str) -> Config:
     return config
 
 
-def test_the_models_are_the_eight_published_and_three_tiny_ones() -> None:
-    assert MODELS == sorted([*PUBLISHED, *TINY])
+def test_the_models_are_the_eight_published_three_tiny_and_two_demo_ones() -> None:
+    assert MODELS == sorted([*PUBLISHED, *TINY, *DEMO])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -140,11 +141,12 @@ def test_a_model_file_says_every_setting_itself(name: str) -> None:
     } - {"negative_prompt"}
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_tiny_model_needs_no_download(name: str) -> None:
+@pytest.mark.parametrize("name", [*TINY, *DEMO])
+def test_a_small_model_needs_no_download(name: str) -> None:
     model = read_model(name)
 
-    assert (model.repo, model.weights, model.dtype) == (None, Weights.tiny, Dtype.float32)
+    weights = Weights.tiny if name in TINY else Weights.demo
+    assert (model.repo, model.weights, model.dtype) == (None, weights, Dtype.float32)
 
 
 def test_every_offload_kind_has_its_file() -> None:

@@ -282,7 +282,7 @@ def test_tokenizers_make_one_token_of_each_byte_and_fit_every_vocabulary() -> No
 
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
-    for size in ("full", "tiny"):
+    for size in ("full", "tiny", "demo"):
         architecture = read_architecture(size)
         assert len(tokenizer) <= architecture["text_encoder"]["vocab_size"]
         assert len(tokenizer_2) <= architecture["text_encoder_2"]["vocab_size"]
@@ -297,17 +297,18 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         build_component("tokenizer", T2V, torch.float32, "cpu")
     with pytest.raises(ValueError, match=r"^component 'unet': must be one of transformer, vae, "):
         component_arguments("unet", T2V, read_architecture("full"))
-    message = "architecture size 'huge': must be one of full, tiny"
+    message = "architecture size 'huge': must be one of full, tiny, demo"
     with pytest.raises(ValueError, match=f"^{message}$"):
         read_architecture("huge")
 
 
-def test_both_sizes_describe_every_component_with_the_same_settings() -> None:
-    full, tiny = read_architecture("full"), read_architecture("tiny")
+@pytest.mark.parametrize("size", ["tiny", "demo"])
+def test_all_sizes_describe_every_component_with_the_same_settings(size: str) -> None:
+    full, small = read_architecture("full"), read_architecture(size)
 
-    assert tuple(full) == tuple(tiny) == COMPONENTS
+    assert tuple(full) == tuple(small) == COMPONENTS
     for name in COMPONENTS:
-        assert full[name].keys() <= tiny[name].keys()
+        assert full[name].keys() <= small[name].keys()
     assert "image_encoder" in component_names(Task.i2v)
     assert "image_encoder" not in component_names(Task.t2v)
 

@@ -281,7 +281,7 @@ def test_two_commands_at_once_print_one_whole_folder(tmp_path: Path) -> None:
 def test_a_model_with_other_weights_is_refused(tmp_path: Path) -> None:
     model = ModelConfig(name="480p_t2v", repo="some/repo")
 
-    message = r"^model=480p_t2v has pretrained weights; only tiny ones are written here$"
+    message = r"^model=480p_t2v has pretrained weights; only tiny and demo ones are written here$"
     with pytest.raises(ValueError, match=message):
         ensure_checkpoint(model, tmp_path)
     message = "^tiny model 'tiny': must be one of tiny_i2v, tiny_i2v_step_distilled, tiny_t2v$"

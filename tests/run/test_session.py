@@ -674,8 +674,7 @@ def test_a_real_model_is_refused_where_there_is_no_card(
 
     assert refusal(project, model=model) == (
         "model=480p_t2v: needs a CUDA card, and none is visible here; to try the pipeline on the "
-        "CPU use model=tiny_t2v (noise on purpose), to check the manifest and plan use "
-        "dry_run=true."
+        "CPU use model=demo_t2v, to check the manifest and plan use dry_run=true."
     )
     assert not project.run_dir.path.exists()
 

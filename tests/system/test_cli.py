@@ -66,7 +66,7 @@ def test_without_an_argument_machine_weights_and_commands_are_shown(
     assert (answer.code, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert lines[0] == (
-        "Card: none visible; the small models run on the CPU, full-size ones can be planned"
+        "Card: none visible; the demo models run on the CPU, full-size ones can be planned"
     )
     assert [line.split(":")[0] for line in lines[1:5]] == [
         "RAM",

@@ -224,8 +224,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("prompts.csv",): (
         "model=480p_t2v_distilled: needs a CUDA card, and none is visible here; to try the "
-        "pipeline on the CPU use model=tiny_t2v (noise on purpose), to check the manifest and plan "
-        "use dry_run=true."
+        "pipeline on the CPU use model=demo_t2v, to check the manifest and plan use dry_run=true."
     ),
     ("prompts.csv", "model=tiny_t2v", "sampling.seeds=1,x"): (
         "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is none; write them like "

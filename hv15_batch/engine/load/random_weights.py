@@ -33,10 +33,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from hv15_batch.model.architectures import SEED, component_arguments, read_architecture
+from hv15_batch.model.architectures import (
+    SEED,
+    Architecture,
+    component_arguments,
+    read_architecture,
+)
 from hv15_batch.model.variant import ModelConfig
-
-Architecture = dict[str, dict[str, Any]]
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "transformer": lambda arguments: HunyuanVideo15Transformer3DModel(**arguments),

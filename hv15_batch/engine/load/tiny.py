@@ -1,7 +1,7 @@
-"""The tiny models: small instances of the real classes, written once as ordinary checkpoints.
+"""The tiny and the demo models: small instances of the real classes, written once as checkpoints.
 
-Their clips are noise on purpose. `python -m hv15_batch.engine.load.tiny NAME ROOT` writes one and
-prints its folder.
+Clips of the tiny ones are noise on purpose. `python -m hv15_batch.engine.load.tiny NAME ROOT`
+writes one and prints its folder.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from filelock import FileLock
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from hv15_batch.engine.load.demo import build_demo_component
 from hv15_batch.engine.load.random_weights import (
     build_component,
     build_feature_extractor,
@@ -36,8 +37,9 @@ from hv15_batch.model.architectures import (
     checkpoint_folder,
     component_names,
     read_architecture,
+    size_of,
 )
-from hv15_batch.model.options import tiny_model
+from hv15_batch.model.options import small_model
 from hv15_batch.model.variant import ModelConfig, Task, Weights
 from hv15_batch.weights.configs import read_object
 from hv15_batch.weights.files import has_sizes
@@ -48,21 +50,22 @@ CONTENTS = "checkpoint.json"
 
 
 def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
-    """Return the folder of a tiny model's checkpoint, writing it where it is not there yet.
+    """Return the folder of a small model's checkpoint, writing it where it is not there yet.
 
     Two processes may call this at once: one writes, the other waits. The folder appears under
     its name only when it is whole; one that lost files is written again.
 
     Args:
-        model: a tiny model.
-        root: folder that holds the tiny checkpoints; made where missing.
+        model: a tiny or a demo model.
+        root: folder that holds such checkpoints; made where missing.
 
     Raises:
         ValueError: if the model has other weights.
     """
-    if model.weights is not Weights.tiny:
+    if not model.weights.is_small:
         raise ValueError(
-            f"model={model.name} has {model.weights.name} weights; only tiny ones are written here"
+            f"model={model.name} has {model.weights.name} weights; only tiny and demo ones are "
+            "written here"
         )
     folder = checkpoint_folder(model, root)
     if is_complete(folder):
@@ -114,8 +117,8 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_checkpoint(model: ModelConfig, folder: Path) -> None:
-    """Write a tiny model in diffusers layout, as float32, for plain diffusers to load."""
-    architecture = read_architecture("tiny")
+    """Write a small model in diffusers layout, as float32, for plain diffusers to load."""
+    architecture = read_architecture(size_of(model.weights))
     tokenizer, tokenizer_2 = tokenizers()
     components: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -124,7 +127,9 @@ def write_checkpoint(model: ModelConfig, folder: Path) -> None:
         "guider": build_guider(model, architecture),
     }
     for name in component_names(model.task):
-        if name in MODULES:
+        if name in MODULES and model.weights is Weights.demo:
+            components[name] = build_demo_component(name, model, architecture)
+        elif name in MODULES:
             component = build_component(
                 name, model, torch.float32, "cpu", architecture=architecture
             )
@@ -165,4 +170,4 @@ def _without_progress_bars() -> Iterator[None]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m hv15_batch.engine.load.tiny NAME ROOT")
-    print(ensure_checkpoint(tiny_model(sys.argv[1]), Path(sys.argv[2])))
+    print(ensure_checkpoint(small_model(sys.argv[1]), Path(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""Sizes of every component, full and tiny, and the identity of weights made from them.
+"""Sizes of every component, full, tiny and demo, and the identity of weights made from them.
 
 Shipped as JSON so that neither random nor tiny weights need a download. Must not import torch:
 the parent process names revisions and folders through here.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.model.variant import Distillation, ModelConfig, Task
+from hv15_batch.model.variant import Distillation, ModelConfig, Task, Weights
 
-SIZES = ("full", "tiny")
+Architecture = dict[str, dict[str, Any]]
+
+SIZES = ("full", "tiny", "demo")
 MODULES = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 """Components with weights; the image encoder belongs to image-to-video models only."""
 COMPONENTS = (*MODULES, "feature_extractor", "scheduler", "guider")
 
 FORMAT = 1
 """Version of how weights, tokenizers and folders are made; bumped when any of that changes."""
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo"
+"""Trained weights of the demo models, of both tasks."""
 SEED = 0
 """Seed of random and tiny weights."""
 TINY_GAINS = {
@@ -39,7 +44,8 @@ def read_architecture(size: str) -> dict[str, dict[str, Any]]:
     """Return the configuration of every component of one size.
 
     Args:
-        size: `full` (the published model) or `tiny` (small instances of the same classes).
+        size: `full` (the published model), `tiny` (small instances of the same classes) or `demo`
+            (larger ones, which are trained).
 
     Returns:
         Component name to constructor arguments of its class or of its configuration class.
@@ -83,10 +89,23 @@ def component_arguments(
     return arguments
 
 
+def size_of(weights: Weights) -> str:
+    """Return the size of models with such weights."""
+    return weights.name if weights.is_small else "full"
+
+
+@cache
+def _demo_sha256() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(DEMO_FOLDER.glob("*.safetensors")):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def definition_sha256(size: str, model: ModelConfig) -> str:
     """Return the hash of all that decides weights made in code, without making them.
 
-    It is the `revision` of tiny and of random weights.
+    It is the `revision` of tiny, demo and random weights.
 
     Raises:
         ValueError: if there is no such size.
@@ -100,6 +119,8 @@ def definition_sha256(size: str, model: ModelConfig) -> str:
         "target_size": model.target_size,
         "distillation": model.distillation.name,
     }
+    if size == "demo":
+        definition["weights"] = _demo_sha256()
     if model.recipe.meanflow != (model.distillation is Distillation.step):
         definition["use_meanflow"] = model.recipe.meanflow  # else `distillation` says it
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
@@ -108,4 +129,4 @@ def definition_sha256(size: str, model: ModelConfig) -> str:
 
 def checkpoint_folder(model: ModelConfig, root: Path) -> Path:
     """Return where `engine.load.tiny.ensure_checkpoint` keeps a model's checkpoint under `root`."""
-    return root / f"{model.name}-{definition_sha256('tiny', model)[:12]}"
+    return root / f"{model.name}-{definition_sha256(size_of(model.weights), model)[:12]}"
