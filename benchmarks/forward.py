@@ -1,12 +1,12 @@
-"""One transformer forward at full size, random weights: stock, mask-free, compiled, side by side.
+"""One transformer forward at full size, random weights: plain diffusers, mask-free, compiled.
 
     python benchmarks/forward.py [FRAMES ...]
     python benchmarks/forward.py --accuracy 61
 
 480x848, bf16. Prints median seconds, activations (peak less weights), the share of the card's
-measured matrix-product rate, and the relative difference to stock. With `--accuracy` instead: how
-far stock's and our bf16 forwards are from float32 ones with the same weights and inputs, as norm of
-the difference over the norm.
+measured matrix-product rate, and the relative difference from plain diffusers. `--accuracy` prints
+instead how far the bf16 forwards of both are from float32 ones with the same weights and inputs, as
+norm of the difference over the norm.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def matmul_rate() -> float:
 
 
 def inputs(frames: int, trimmed: bool) -> dict[str, Any]:
-    """Return a forward's inputs: padded as stock makes them, or trimmed to what is valid."""
+    """Return a forward's inputs: padded as in plain diffusers, or trimmed to valid tokens."""
     generator = torch.Generator("cuda").manual_seed(0)
     make = {"device": "cuda", "dtype": torch.bfloat16}
     video = torch.randn(1, 65, (frames - 1) // 4 + 1, 30, 53, generator=generator, **make)

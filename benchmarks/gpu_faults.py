@@ -28,7 +28,7 @@ import pynvml
 from hv15_batch.clip import Clip
 from hv15_batch.config.compose import Job as Command
 from hv15_batch.config.compose import run_jobs
-from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
 from hv15_batch.record import ClipRecord
@@ -78,7 +78,7 @@ class FaultyRenderer:
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         """See `dispatch.protocol.Renderer.render`."""
-        from hv15_batch.engine import ladder
+        from hv15_batch.engine import _ladder as ladder
 
         real, hog = ladder.plan_tiles, Hog()
 

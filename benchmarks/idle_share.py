@@ -24,7 +24,7 @@ from batch import print_log, write_manifest
 from hv15_batch.clip import Clip
 from hv15_batch.config.compose import Job as Command
 from hv15_batch.config.compose import run_jobs
-from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
 from hv15_batch.record import ClipRecord

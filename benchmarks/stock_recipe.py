@@ -1,4 +1,4 @@
-"""The published recipe's Option B with stock diffusers at full size, random weights, one warm clip.
+"""The published recipe's Option B with plain diffusers at full size, random weights: one warm clip.
 
     python benchmarks/stock_recipe.py 121:8:1 61:10:6        # frames:steps:guidance ...
 

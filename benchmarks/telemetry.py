@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from hv15_batch.engine.measure import make_sampler
-from hv15_batch.engine.telemetry import CardSampler
+from hv15_batch.engine._measure import make_sampler
+from hv15_batch.engine._telemetry import CardSampler
 from hv15_batch.units import GIB
 
 DEVICE = torch.device("cuda", 0)

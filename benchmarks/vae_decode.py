@@ -1,4 +1,4 @@
-r"""VAE decode of one clip, stock diffusers and ours side by side, on one CUDA card.
+r"""VAE decode of one clip, plain diffusers and ours side by side, on one CUDA card.
 
     PYTHONPATH=. python benchmarks/vae_decode.py --profile
     PYTHONPATH=. python benchmarks/vae_decode.py --height 720 --width 1280 --skip-stock \
@@ -6,10 +6,11 @@ r"""VAE decode of one clip, stock diffusers and ours side by side, on one CUDA c
 
 Builds the full-size VAE with random weights on the card (time and memory do not depend on the
 values) and decodes random latents. The last convolution is scaled so that the picture fills the
-range. Stock rows time `vae.decode` alone; our rows run up to uint8 frames in host memory, one per
-memory budget. A row is the median of the repeats after one warm-up. Memory: torch's peaks of
-allocated and reserved bytes, and NVML's use of the card by all processes after the variant, torch's
-cache included. PSNR is over the uint8 frames, against stock's untiled and stock's tiled decode.
+range. Rows of plain diffusers (`stock`) time `vae.decode` alone; our rows run up to uint8 frames in
+host memory, one per memory budget. A row is the median of the repeats after one warm-up. Memory:
+torch's peaks of allocated and reserved bytes, and NVML's use of the card by all processes after the
+variant, torch's cache included. PSNR is over the uint8 frames, against the untiled and the tiled
+decode of plain diffusers.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def fill_range(vae: Any, latents: torch.Tensor) -> None:
 
 @torch.no_grad()
 def print_accuracy(vae: Any) -> None:
-    """Print how far stock's and our bf16 decoders are from stock's in float32, on a small clip."""
+    """Print how far both bf16 decoders are from plain diffusers' in float32, on a small clip."""
     generator = torch.Generator("cuda").manual_seed(2)
     z = torch.randn(1, 32, 5, 16, 16, device="cuda", dtype=torch.bfloat16, generator=generator)
     torch.backends.cudnn.allow_tf32 = False
@@ -110,7 +111,7 @@ def print_accuracy(vae: Any) -> None:
 
 
 class Bench:
-    """Times variants of one decode and compares their frames with stock's."""
+    """Times variants of one decode and compares their frames with plain diffusers'."""
 
     def __init__(self, vae: Any, latents: torch.Tensor, repeats: int) -> None:
         self.vae = vae
@@ -210,7 +211,7 @@ class Bench:
 
 
 def to_frames(video: torch.Tensor) -> torch.Tensor:
-    """Return uint8 [F, H, W, 3] of stock's [1, 3, F, H, W], frame by frame."""
+    """Return uint8 [F, H, W, 3] of plain diffusers' [1, 3, F, H, W], frame by frame."""
     frames = []
     for frame in video[0].unbind(1):
         value = (frame.float() * 0.5 + 0.5).clamp(0, 1) * 255

@@ -9,6 +9,7 @@ import atexit
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
@@ -25,14 +26,16 @@ from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
 from hv15_batch.manifest.cells import ManifestError
+from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.frame import frame_content
 from hv15_batch.planning.tables import median_of_clips
-from hv15_batch.redaction import redacted
+from hv15_batch.redaction import printable, shown
 from hv15_batch.run import session
 from hv15_batch.run.outcome import ClipFinished, Event, Finished, Message, Outcome, Started
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
+from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, find_runs, sweep_folder_name
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.units import Say
@@ -182,7 +185,11 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
     """
     if not run_dirs:
         raise Refused('read_log(): names no run; name one, for example "outputs/prompts".')
-    return read_frame(find_runs(*map(Path, run_dirs)), all_attempts=all_attempts)
+    found = find_runs(*map(Path, run_dirs))
+    for run_dir in found:
+        if note := foreign_note(run_dir.log):
+            warnings.warn(printable(note), stacklevel=2)
+    return read_frame(found, all_attempts=all_attempts)
 
 
 # -- rows and events --------------------------------------------------------------------------
@@ -200,7 +207,8 @@ def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | 
         raise Refused(f"manifest={config.manifest}: and rows are given too; leave one out.")
     path = Path(os.path.abspath(os.path.expanduser(config.run_dir or DEFAULT_ROWS_DIR)))
     manifest = RunDir(path).rows
-    return replace(config, manifest=str(manifest), run_dir=str(path)), frame_content(rows)
+    content = frame_content(rows, reading_of(config))
+    return replace(config, manifest=str(manifest), run_dir=str(path)), content
 
 
 def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
@@ -216,7 +224,7 @@ def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
 
     def work() -> None:
         try:
-            say = lambda text: listen(Message(redacted(text)))  # noqa: E731
+            say = lambda text: listen(Message(shown(text)))  # noqa: E731
             run(say, listener=session.Listener(listen, received))
         except BaseException as error:
             told.put(error)

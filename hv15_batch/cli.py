@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hv15_batch import __version__
-from hv15_batch.config.messages import report_error
+from hv15_batch.config.messages import WORDS, report_error
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
-from hv15_batch.redaction import print_redacted, redacted
+from hv15_batch.redaction import print_redacted, redacted, show
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -40,9 +40,22 @@ hv15-batch status RUN_DIR --pause         use the card for something else, until
 hv15-batch references [RUN_DIR ...]       published numbers: confirmed, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
+hv15-batch convert FILE [--out FILE]      a single-file transformer to diffusers' layout
+hv15-batch doctor                         what this machine lacks, and what to type
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
+Help with a word: hv15-batch report --help, and so on.
 Exit codes: 0 all done, 2 refused, 3 some clips failed, 4 stopped early, 130/143 interrupted.
+"""
+
+
+PREFETCH_HELP = """\
+usage: hv15-batch prefetch [model=NAME] [model.repo=HUB_ID]
+
+Have the weights of a model on the disk: say size, folder and free disk, download, verify.
+Later runs with it need no network.
+
+example: hv15-batch prefetch model=480p_t2v_distilled
 """
 
 
@@ -63,12 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if word in ("report", "status", "references", "compare", "recipe"):
+    if word in WORDS and word != "prefetch":
         return _run_reader(word, rest)
     if not arguments:
-        from hv15_batch.status.overview import print_overview
+        from hv15_batch.doctor import print_overview
 
         print_overview(_say)
+        return EXIT_OK
+    if word == "prefetch" and {"-h", "--help"} & set(rest):
+        print(PREFETCH_HELP, end="")
         return EXIT_OK
     if word == "help" or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
@@ -99,13 +115,21 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 
             return references(arguments)
         if word == "compare":
-            from hv15_batch.compare import main as compare
+            from hv15_batch.compare.command import main as compare
 
             return compare(arguments, _say)
         if word == "recipe":
             from hv15_batch.recipe import main as recipe
 
             return recipe(arguments, _say)
+        if word == "convert":
+            from hv15_batch.weights.command import main as convert
+
+            return convert(arguments, _say)
+        if word == "doctor":
+            from hv15_batch.doctor import main as doctor
+
+            return doctor(arguments, _say)
         from hv15_batch.status.command import main as status
 
         return status(arguments)
@@ -136,7 +160,7 @@ def _prefetch(job: Job) -> int:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # a full disk, or a reader who has left: the run goes on
-        print(redacted(text), flush=True)
+        show(text)
 
 
 # -- as a program -----------------------------------------------------------------------------

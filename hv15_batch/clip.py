@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -96,6 +96,9 @@ class ClipSettings:
     """As typed: `auto` stays `auto`."""
     quantisation: str | None = None
     cache: str | None = None
+    """`every:start:end` of a static step cache; None computes every step."""
+    image_conversion: str | None = added(None)
+    """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
@@ -147,6 +150,21 @@ class Clip:
     """Absolute path of the first frame."""
     tags: dict[str, str]
     off_recipe: bool
+    other_ids: tuple[str, ...] = ()
+    """Ids of further rows that ask for this very clip, in the manifest's order."""
+    other_lines: tuple[int, ...] = ()
+    """Where it is asked for again; a line comes as often as it does so."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every row id that it goes by; the first one names the file."""
+        return (self.row_id, *self.other_ids)
+
+    def named(self, row_id: str) -> Clip:
+        """Return the same clip under the id of another row."""
+        return replace(
+            self, row_id=row_id, clip_id=_clip_id(row_id, self.settings.seed, self.settings_sha256)
+        )
 
 
 def make_clip(
@@ -163,7 +181,7 @@ def make_clip(
     """Return the clip of these settings, with its hashes and its name."""
     settings_sha256, denoise_sha256 = settings.hashes()
     return Clip(
-        clip_id=f"{row_id}_s{settings.seed}_{settings_sha256[:8]}",
+        clip_id=_clip_id(row_id, settings.seed, settings_sha256),
         row_id=row_id,
         row_index=row_index,
         line=line,
@@ -177,10 +195,15 @@ def make_clip(
     )
 
 
+def _clip_id(row_id: str, seed: int, settings_sha256: str) -> str:
+    return f"{row_id}_s{seed}_{settings_sha256[:8]}"
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def _canonical_sha256(value: dict[str, Any]) -> str:
-    text = json.dumps(
-        {"schema": SCHEMA, **value}, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
+    text = _CANONICAL.encode({"schema": SCHEMA, **value})
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

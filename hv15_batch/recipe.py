@@ -21,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.checks import check_config
+from hv15_batch.config.messages import Parser
 from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
 from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
 from hv15_batch.manifest.rows import Record, RowReader
+from hv15_batch.manifest.unmeant import is_unmeant
+from hv15_batch.media.image import read_first_frame
 from hv15_batch.media.tag import ClipTag, read_clip_tag
 from hv15_batch.model.architectures import definition_sha256, size_of
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, ModelConfig, Task, Weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
@@ -70,10 +74,11 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch recipe",
         description="Write a one-row manifest and print the command that render a clip again, "
         "from the settings in its own tag. Nothing is rendered or fetched.",
+        epilog="example: hv15-batch recipe clip.mp4 --out again.csv",
         allow_abbrev=False,
     )
     parser.add_argument("clip", help="file that hv15-batch rendered, .mp4 or .mkv")
@@ -121,6 +126,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
             )
         else:
             cells["image"] = image.name if image.parent == folder else str(image)
+            notes += _conversion_note(tag, image)
     return Recipe(cells, (*_settings(tag, option), *_negative_prompt(tag, option)), tuple(notes))
 
 
@@ -197,8 +203,17 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
     for key, (value, default) in values.items():
         if value != default:
             yield f"{key}={value}"
+    if asked.cache is not None:
+        cache = parse_step_cache(asked.cache)
+        make_step_cache(asked.num_inference_steps, cache.every, cache.start, cache.end)
+        yield "sampling.cache=static"
+        yield f"sampling.cache_every={cache.every}"
+        yield f"sampling.cache_start={cache.start}"
+        yield f"sampling.cache_end={cache.end}"
     if tag.off_recipe:
         yield "runtime.allow_off_recipe=true"
+    if is_unmeant(asked.prompt):
+        yield "manifest_literal=true"
 
 
 def _negative_prompt(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
@@ -265,6 +280,21 @@ def _find_image(tag: ClipTag) -> Path | None:
         if place.is_file() and sha256_of_file(place) == tag.settings.image_sha256:
             return place
     return None
+
+
+def _conversion_note(tag: ClipTag, image: Path) -> Iterator[str]:
+    """Yield that the clip was made from other pixels than this version sees in the file."""
+    try:
+        here = read_first_frame(str(image)).conversion
+    except ValueError as error:
+        yield f"First frame: {image} can no longer be used: {error}."
+        return
+    if here != tag.settings.image_conversion:
+        yield (
+            f"First frame: version {tag.version!r} made it RGB by "
+            f"{tag.settings.image_conversion or 'the plain conversion'}, and this version by "
+            f"{here or 'the plain conversion'}; the clip will be another."
+        )
 
 
 def _places_of_run(tag: ClipTag) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """The log's one schema: a `ClipRecord` per attempt, its columns' units and sources.
 
-Stored values are bytes and seconds, unrounded. Not measured is None, never 0.
+Values are stored in bytes and seconds, unrounded. A value that was not measured is None, never 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAMES = "decoded frames, BT.709 luma 0..255"
 
 
 STAGES = ("encode", "denoise", "decode", "write")
-"""What a clip goes through, in this order; their seconds make up `total_seconds`."""
+"""The stages of a clip, in order; their seconds add up to `total_seconds`."""
 ENCODE, DENOISE, DECODE, WRITE = STAGES
 STAGES_ON_CARD = (ENCODE, DENOISE, DECODE)
 """Those that use the card, and so have peaks of VRAM."""
@@ -81,9 +81,9 @@ def _column(
     private: bool = False,
 ) -> Any:
     """Return a column; `groups` and `private` are as in `columns`."""
-    said = {"about": about, "unit": unit, "source": source}
+    texts = {"about": about, "unit": unit, "source": source}
     flags = {"kind": kind, "groups": groups, "private": private}
-    return field(default=None, metadata={**said, **flags})
+    return field(default=None, metadata={**texts, **flags})
 
 
 _identity = partial(_column, kind="identity")
@@ -104,17 +104,19 @@ class ClipRecord:
     """One attempt at one clip: what was asked, what was in effect, what it cost, what came out."""
 
     # identity
-    run_id: str | None = _identity("invocation that made the attempt")
+    run_id: str | None = _identity("run that made the attempt")
     clip_id: str | None = _identity("name of the clip", private=True)
     row_id: str | None = _identity("name of the manifest row", private=True)
     row_index: int | None = _identity("place of the row in the manifest, from 0")
     attempt: int | None = _identity(
-        "attempts at these settings so far, this one included; other renderings of a benchmark do "
-        "not count"
+        "number of the attempt at these settings, from 1; a benchmark's other renderings do not "
+        "count"
     )
-    repeat: int | None = _identity("benchmark repetition, from 1; 0 is a warm-up; null outside")
-    settings_sha256: str | None = _identity("hash of everything asked")
-    denoise_sha256: str | None = _identity("the same less fps and video settings")
+    repeat: int | None = _identity(
+        "benchmark repetition, from 1; 0 is a warm-up; null outside a benchmark"
+    )
+    settings_sha256: str | None = _identity("hash of everything asked; identifies the clip")
+    denoise_sha256: str | None = _identity("the same hash without fps and video settings")
     manifest_sha256: str | None = _identity("hash of the manifest's bytes")
     started_at: datetime | None = _identity("start of the attempt, UTC")  # noqa: RUF009
     finished_at: datetime | None = _identity("end of the attempt, UTC")  # noqa: RUF009
@@ -133,6 +135,9 @@ class ClipRecord:
     tags: str | None = _asked("the row's tag_* cells as a JSON object", private=True)
     attention_backend_requested: str | None = _asked("backend as typed")
     off_recipe: bool | None = _asked("distilled model used off its recipe", groups=True)
+    cache: str | None = _asked(
+        "static step cache as every:start:end; null computes every step", groups=True
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -153,6 +158,7 @@ class ClipRecord:
     )
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
+    num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     # time
     load_seconds: float | None = _time(
         "loading transformer and VAE; on the first clip of a worker", "second", CLOCK
@@ -174,8 +180,8 @@ class ClipRecord:
     )
     is_cold: bool | None = _time("first clip of a worker, a compiling one or a warm-up")
     denoise_attempt: int | None = _time(
-        "attempt in which the latents were denoised, less than `attempt` when they were reused; "
-        "0 when another clip, or an attempt without a record, denoised them"
+        "attempt that denoised the latents; less than `attempt` when they were reused; 0 when "
+        "another clip or an unrecorded attempt denoised them"
     )
     # memory
     peak_vram_allocated_bytes: int | None = _memory("of all stages", "byte", ALLOCATED)
@@ -193,9 +199,9 @@ class ClipRecord:
     num_alloc_retries: int | None = _memory("allocator retries", source="torch.cuda.memory_stats")
     # telemetry: while the card encoded (where this clip caused it), denoised and decoded
     energy_joules: float | None = _telemetry(
-        "energy of the card in this attempt, writing left out",
+        "energy of the card in this attempt, without writing",
         "joule",
-        "NVML's counter; its power integrated where there is none or it did not tick",
+        "NVML's energy counter; where it is missing or stands still, NVML's power over time",
     )
     power_watts_mean: float | None = _telemetry("mean power draw", "watt", NVML_SAMPLED)
     sm_clock_mhz_mean: float | None = _telemetry(
@@ -210,13 +216,13 @@ class ClipRecord:
         "highest temperature", "degree Celsius", NVML_LARGEST
     )
     throttle_seconds: float | None = _telemetry(
-        "time with a throttle reason other than idle and a clock that was asked for",
+        "time with any throttle reason but idle and a requested clock",
         "second",
         NVML_SAMPLED,
     )
     throttle_power_seconds: float | None = _telemetry(
-        "of these, with a power cap or power brake as a reason; reasons overlap, so the four "
-        "columns may come to more than `throttle_seconds`",
+        "of these, with a power cap or power brake; reasons overlap, so the four columns may add "
+        "up to more than `throttle_seconds`",
         "second",
         NVML_SAMPLED,
     )
@@ -224,8 +230,8 @@ class ClipRecord:
         "of these, with a thermal slowdown, by software or hardware", "second", NVML_SAMPLED
     )
     throttle_hardware_seconds: float | None = _telemetry(
-        "of these, with the hardware slowdown that comes with thermal and power brake ones and, "
-        "alone, is either or too fast a draw of power",
+        "of these, with NVML's general hardware slowdown: thermal, power brake or a fast rise of "
+        "power",
         "second",
         NVML_SAMPLED,
     )
@@ -236,23 +242,27 @@ class ClipRecord:
     )
     # derived
     model_pflop: float | None = _derived(
-        "work of denoising", "petaFLOP", "engine.measure.work_columns, by model.shapes.forward_flop"
+        "work of denoising",
+        "petaFLOP",
+        "engine._measure.work_columns, by model.shapes.forward_flop",
     )
     tflops: float | None = _derived("rate of denoising", "teraFLOP/second")
     mfu: float | None = _derived("tflops over the card's dense rate", "1")
     # quality
     luma_mean: float | None = _quality("mean luma", "1", FRAMES)
-    luma_std: float | None = _quality("deviation of luma", "1", FRAMES)
+    luma_std: float | None = _quality("standard deviation of luma", "1", FRAMES)
     frame_difference_mean: float | None = _quality(
         "mean absolute luma difference of neighbouring frames", "1", FRAMES
     )
     clipped_pixel_share: float | None = _quality("share of values 0 or 255", "1", FRAMES)
     quality_flag: str | None = _quality("black, flat, frozen, clipped or null")
     # output
-    file: str | None = _output("the clip, relative to the run directory", private=True)
+    file: str | None = _output("path of the clip, relative to the run directory", private=True)
     file_bytes: int | None = _output("size of the clip", "byte")
     file_sha256: str | None = _output("hash of the clip's bytes")
-    latents_file: str | None = _output("the latents, relative to the run directory", private=True)
+    latents_file: str | None = _output(
+        "path of the latents, relative to the run directory", private=True
+    )
     latents_sha256: str | None = _output("hash of the latents tensor's raw bytes")
     # outcome
     status: str | None = _outcome("ok, suspect, failed or interrupted")
@@ -284,11 +294,11 @@ def columns(
 
     Args:
         kind: One of `KINDS`; None means all.
-        groups: Only those, or only the others, that two clips must have alike to be counted
-            together. Prompt and seed need not be: they don't decide how long a clip takes, but for
-            some thousandths by the length of the text.
-        private: Only those, or only the others, that are not for sharing as they stand: the user's
-            words and names, folders and hosts.
+        groups: True for the columns that must be equal for clips to be counted together, False for
+            the others. Prompt and seed are among the others: the length of the text changes a
+            clip's time by some thousandths only.
+        private: True for the columns that must not be shared (the user's texts and names, folders
+            and hosts), False for the others.
     """
     wanted = {"kind": kind, "groups": groups, "private": private}
     flags = [(name, value) for name, value in wanted.items() if value is not None]
@@ -333,6 +343,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             tags=json.dumps(clip.tags, ensure_ascii=False, sort_keys=True),
             attention_backend_requested=settings.attention_backend,
             off_recipe=clip.off_recipe,
+            cache=settings.cache,
             model=settings.model,
             revision=settings.revision,
             weights=settings.weights,
@@ -342,7 +353,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
 
 
 WARM_UP = 0
-"""`Job.repeat` of a rendering that takes the first use of kernels, compilation and memory."""
+"""`Job.repeat` of a rendering that pays for compilation and the first use of kernels and memory."""
 
 
 def clip_seconds(row: Mapping[str, Any]) -> float | None:
@@ -353,16 +364,16 @@ def clip_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def is_denoised_here(row: Mapping[str, Any]) -> bool:
-    """Whether what an attempt spent on denoising is its own; False where it had saved latents.
+    """Whether an attempt did its own denoising; False where it decoded saved latents.
 
-    Null counts as its own: such an attempt failed before it had any latents, and took none from
-    another one. A finished clip always says which attempt denoised it.
+    Null counts as its own: the attempt failed before it had latents. A finished clip always has the
+    number of the attempt that denoised it.
     """
     return row["denoise_attempt"] in (None, row["attempt"])
 
 
 def attempt_seconds(row: Mapping[str, Any]) -> float | None:
-    """Return what an attempt took: its clip's seconds, but no denoising of an earlier attempt."""
+    """Return the seconds of an attempt, without the denoising of an earlier one."""
     if row["total_seconds"] is None or is_denoised_here(row):
         return None if row["total_seconds"] is None else float(row["total_seconds"])
     return float(row["total_seconds"] - (row["denoise_seconds"] or 0.0))

@@ -1,11 +1,13 @@
-"""Secrets of the environment: what counts as one, and free text without them.
+"""Text for people: without secrets of the environment, and without what a terminal obeys.
 
 Only text that is written for people passes through here: messages, log lines, tracebacks. Data
 (prompts, settings, names) is never changed; where it holds a secret the run is refused instead.
+Whatever the program prints, it prints with `show`, or as what `shown` returns.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,12 +16,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 from urllib.parse import quote, unquote
 
 BLACKED_OUT = "***"
 MIN_SECRET_CHARACTERS = 8
 """Shorter values would black out ordinary words, and are no secrets worth the name."""
 
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, less tab and line feed
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ufeff"  # direction, lines, notes
+    "\U000e0000-\U000e007f\ud800-\udfff]"  # tags that nobody sees; halves of pairs
+)
+"""What a terminal obeys, or shows in another order or not at all. Joiners stay: scripts and emoji
+need them. Source: Unicode 16.0, tables 23-1 to 23-4, and ECMA-48."""
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(KEYS?|PAT|PASS)(_|$)"
 )
@@ -59,6 +69,46 @@ def redacted(text: str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    r"""Return a text with every character that a terminal would obey written out: `\x1b`."""
+    text = text.replace("\r\n", "\n")
+    return _OBEYED.sub(lambda match: _written_out(match[0]), text)
+
+
+def one_line(text: str) -> str:
+    """Return a text from elsewhere as one line that can be printed among ours."""
+    return " ".join(printable(text).split("\n")).strip()
+
+
+def shown(text: str) -> str:
+    """Return a text as people may see it: `redacted` and `printable`."""
+    return printable(redacted(text))
+
+
+def show(text: object, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print a text for people, whoever wrote it: `shown`.
+
+    Args:
+        text: What is printed, or an error.
+        file: None for standard output.
+        end: As of `print`.
+    """
+    print(shown(str(text)), file=file, end=end, flush=True)
+
+
+def printable_json(text: str) -> str:
+    """Return JSON with the same content in which a terminal finds nothing to obey."""
+    text = text.replace("\r", "\n")  # it stands between values only
+    return _OBEYED.sub(lambda match: json.dumps(match[0])[1:-1].replace("\x7f", "\\u007f"), text)
+
+
+def _written_out(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 def redacted_or_none(text: str | None) -> str | None:
     """Return `redacted` of a text that may be missing."""
     return None if text is None else redacted(text)
@@ -68,7 +118,7 @@ def print_redacted(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print a traceback like Python's own, without secrets: a `sys.excepthook`."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _secrets_in(name: str, value: str) -> list[str]:
@@ -94,6 +144,8 @@ def _token_file(environ: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=8)
 def _read_token(path: str) -> str:
+    if not os.path.isfile(path):  # a pipe would keep us waiting
+        return ""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4096).strip()

@@ -43,6 +43,11 @@ def format_number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return e.g. `1 clip` or `3 clips`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shortened(text: str, max_characters: int) -> str:
     """Return a text on one line, its end cut off where it is longer."""
     text = " ".join(text.split())

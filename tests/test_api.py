@@ -240,9 +240,10 @@ def test_every_fault_of_every_row_is_told_by_row(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (frame(text=["a"]), "rows: row 1: header=text: a manifest has a column prompt"),
+        (frame(seed=["1"]), "rows: row 1: header=seed: a manifest has a column prompt"),
+        (frame(text=["a"]), "type manifest_columns.prompt=text"),
         (frame(prompt=[]), "rows: row 1: rows=0: a manifest has at least one row"),
-        (frame(prompt=["a", "a"]), "rows: row 2: seed=0: makes the same clip as row 1"),
+        (frame(id=["x", "x"], prompt=["a", "b"]), "rows: row 2: id=x: an id is unique, and row 1"),
         (frame(prompt=[pd.Timestamp(0)]), "rows: row 1: prompt="),
         (frame(prompt=pd.Series(["\ud800"], dtype="object")), "half of a surrogate pair"),
         (

@@ -13,13 +13,14 @@ from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.errors import Refused
-from hv15_batch.machine.cards import card_names, find_card
+from hv15_batch.machine.cards import typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
-SAMPLING_FIELDS = tuple(_SAMPLING_BOUNDS)
+SAMPLING_FIELDS = tuple(name for name in _SAMPLING_BOUNDS if not name.startswith("cache"))
+"""What a row, a command and a model option may all say; a cache is the command's alone."""
 _USUAL_RECIPES = {
     Distillation.cfg: "{steps: [50], guidance: 1.0}",
     Distillation.step: "{steps: [8, 12], draft_steps: [4], guidance: 1.0, meanflow: true}",
@@ -67,9 +68,8 @@ def check_config(config: Config) -> None:
         )
     for key, value, bounds in each_setting(config):
         check_bounds(key, value, bounds)
-    card = config.runtime.card
-    if card is not None and find_card(card) is None:
-        raise Refused(f"runtime.card={card}: known cards are {', '.join(card_names())}.")
+    if config.runtime.card is not None:
+        typed_card(config.runtime.card)
     backend = config.runtime.attention_backend
     if backend not in ATTENTION_BACKENDS:
         raise Refused(

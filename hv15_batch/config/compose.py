@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,19 +29,30 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from hv15_batch.config._ends import Caller, End, Ends, temporary_folder
 from hv15_batch.config.checks import check_sweep_value
-from hv15_batch.config.messages import report_error
+from hv15_batch.config.files import MANIFEST_SUFFIXES
+from hv15_batch.config.folder import PROVIDER, conf_folder, limit_sources
+from hv15_batch.config.messages import flag_fault, refusal_of, report_error
 from hv15_batch.config.settings import Config
 from hv15_batch.config.words import (
-    MANIFEST_SUFFIXES,
     REFUSED_FLAGS,
     Typed,
     key_of,
     read_words,
     unknown_flag,
 )
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, EXIT_STOPPED, Refused
+from hv15_batch.errors import (
+    EXIT_FAULT,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_SIGINT,
+    EXIT_STOPPED,
+    Refused,
+    reason_of,
+)
 from hv15_batch.model.options import conf_dir
+from hv15_batch.redaction import redacted, show
 
 _CONFIG = "config"
 _NAME = "hv15_batch"
@@ -116,7 +124,7 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
     try:
         flags, unknown = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
-        raise Refused(_flag_fault(parser, error)) from None
+        raise Refused(flag_fault(parser, error)) from None
     is_given = {name: _value(flags, name) not in (None, False) for name in REFUSED_FLAGS}
     typed = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     for name in [*typed, *(name for name, given in is_given.items() if given)]:
@@ -140,17 +148,6 @@ def _refuse(message: str) -> NoReturn:
     raise Refused(f"{message[:1].lower()}{message[1:]}; see hv15-batch --help.")
 
 
-def _flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
-    """Return which values a flag takes."""
-    name = str(error.argument_name).partition("/")[0]
-    action = parser._option_string_actions[name]
-    if action.nargs == 0:
-        return f"{name}: takes no value; leave it out."
-    value = re.match(r"invalid choice: '(.*?)'", str(error.message), re.DOTALL)
-    allowed = f"one of {', '.join(action.choices)}" if action.choices else "a name"
-    return f"{name}={value[1] if value else ''}: takes {allowed}; write it after the {name}."
-
-
 # -- Hydra ------------------------------------------------------------------------------------
 
 
@@ -172,12 +169,11 @@ def _hydra(config_dir: str | None) -> Iterator[Any]:
 
 
 def _add_folder(hydra: Any, config_dir: str) -> None:
-    folder = os.path.abspath(config_dir)
-    if not os.path.isdir(folder):
-        raise Refused(f"--config-dir={config_dir}: there is no such folder.")
+    folder = conf_folder(config_dir)
     path = hydra.config_loader.get_search_path()
-    path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    path.prepend(PROVIDER, f"file://{folder}", SearchPathQuery(provider="schema"))
     hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
+    limit_sources(hydra.config_loader.repository.get_sources(), folder)
 
 
 def _complete(hydra: Any, words: Sequence[str]) -> int:
@@ -241,7 +237,7 @@ def _folder_settings(folder: str) -> list[str]:
 
 
 def _run_once(typed: Typed, run: Run) -> int:
-    with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:  # for a log file of Hydra's
+    with temporary_folder() as folder:  # for a log file of Hydra's
         overrides = [*typed.overrides, *_folder_settings(folder)]
         composed = compose(_CONFIG, overrides, return_hydra_config=True)
         with read_write(composed), open_dict(composed):
@@ -294,58 +290,52 @@ def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:
 # -- a sweep ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _End:
-    """How a job of a sweep ended; told by the name of an empty file, which is whole or not there.
-
-    Not every sweeper returns what the jobs did, and a launcher may run them in other processes.
-    """
-
-    code: int
-    has_value: bool
-
-    def write(self, folder: Path) -> None:
-        """Tell it, where the folder can be seen; else only what the sweeper returns tells it."""
-        if folder.is_dir():
-            (folder / f"{uuid.uuid4().hex}.{self.code}.{self.has_value:d}").touch()
-
-    @staticmethod
-    def read(folder: Path) -> list[_End]:
-        """Return how the jobs ended that have told it."""
-        parts = [path.name.split(".") for path in folder.iterdir()]
-        return [_End(int(code), value == "1") for _, code, value in parts]
-
-
 def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[str], None]) -> int:
-    with tempfile.TemporaryDirectory(prefix="hv15_batch-") as folder:
+    with temporary_folder() as folder:
         # A sweep writes multirun.yaml into its directory, whatever is configured.
         overrides = [*typed.overrides, *_folder_settings(folder), "hydra.mode=MULTIRUN"]
         base = hydra.compose_config(
             _CONFIG, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
         )
-        column = base.sweep_value
-        if column is not None:
+        if (column := base.sweep_value) is not None:
             check_sweep_value(column)
-        ends = Path(folder) / "ends"
-        ends.mkdir()
+        (Path(folder) / "ends").mkdir()
+        ends = Ends(f"{folder}/ends")
         is_measured = column is not None
         task = partial(
-            _run_job, run=run, measure=measure if is_measured else None, typed=typed, ends=str(ends)
+            _run_job,
+            run=run,
+            measure=measure if is_measured else None,
+            typed=typed,
+            ends=f"{folder}/ends",
+            caller=Caller.here(),
         )
+        returned: Any = None
         try:
             returned = hydra.multirun(_CONFIG, task, overrides)
         except KeyboardInterrupt:
-            code = max((end.code for end in _End.read(ends)), default=EXIT_OK)
+            code = max((end.code for end in ends.read()), default=EXIT_OK)
             if code < EXIT_SIGINT:
                 raise
             return code
         except Exception as error:
-            told = _End.read(ends)
-            if not is_measured or not told or any(end.has_value for end in told):
+            told = ends.read()
+            if refusal_of(error) is not None or any(end.code == EXIT_FAULT for end in told):
                 raise
-            print(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
-            return max(end.code for end in told)
-        codes = [end.code for end in _End.read(ends)] + list(_codes(returned))
+            if is_measured and told and not any(end.has_value for end in told):
+                show(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
+                return max(end.code for end in told)
+            if is_measured and told:
+                raise
+            launcher = base.hydra.runtime.choices["hydra/launcher"]
+            why = f"hydra/launcher={launcher}: {reason_of(error)}"
+            if not told:
+                raise Refused(f"{why}; no job has begun: use another launcher.") from error
+            show(why, file=sys.stderr)
+        told = ends.read()
+        for line in dict.fromkeys(end.line for end in told if end.line):
+            show(line, file=sys.stderr)
+        codes = [end.code for end in told] + list(_codes(returned))
         result = Path(folder) / "optimization_results.yaml"  # of Optuna's, Ax's and Nevergrad's
         if result.is_file():
             say(f"Result of the sweep:\n{result.read_text(encoding='utf-8').rstrip()}")
@@ -370,31 +360,41 @@ def _codes(returned: Any) -> Iterator[int]:
 
 
 def _run_job(
-    composed: DictConfig, run: Run, measure: Measure | None, typed: Typed, ends: str
+    composed: DictConfig,
+    run: Run,
+    measure: Measure | None,
+    typed: Typed,
+    ends: str,
+    caller: Caller,
 ) -> float | None:
     """Run one job of a sweep; a launcher may call it in another process.
 
     Returns:
         The exit code, or what was measured in its place; None where nothing was.
     """
+    begun = Ends(ends).begin()
     value: float | None = None
     overrides = HydraConfig.get().overrides.task
     values = typed.values(overrides)
     # A sweeper may vary what nobody typed, for example `hydra.sweeper.params` of a preset.
     known = {*map(key_of, typed.overrides), *typed.texts}
     swept = (*typed.swept, *(key for key in map(key_of, overrides) if key not in known))
+    words = " ".join(f"{key}={values[key]}" for key in swept)
+    line = ""
     try:
+        caller.check_job()
         job = Job(to_config(composed, typed.texts), values, swept)
         code = run(job)
         if measure is not None and code == EXIT_OK:
             value = measure(job)
     except Exception as error:
-        words = " ".join(f"{key}={values[key]}" for key in swept)
         told = report_error(error, f"In the job {words}:" if words else "")
         if told is None:
+            Ends(ends).tell(begun, End(EXIT_FAULT))
             raise  # Hydra keeps it until the other jobs of the sweep have run
-        code = told
-    _End(code, value is not None).write(Path(ends))
+        code, line = told, f": {redacted(str(error))}"
+    line = "" if caller.sees_job else f"In the job {words}: exit code {code}{line}"
+    Ends(ends).tell(begun, End(code, value is not None, line))
     if code >= EXIT_SIGINT:
         raise KeyboardInterrupt
     return code if measure is None else value

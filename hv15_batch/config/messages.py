@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
-import errno
 import re
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
-from hv15_batch.errors import EXIT_REFUSED, EXIT_STOPPED, Refused
+from hv15_batch.errors import ADVICE, EXIT_REFUSED, Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
-from hv15_batch.redaction import redacted
+from hv15_batch.redaction import show, shown
 
-_PATH_ERRORS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EINVAL,
-)
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+WORDS = ("report", "status", "references", "compare", "recipe", "convert", "prefetch", "doctor")
+"""The subcommands. Here, where the command line finds them without importing Hydra."""
 _FULL_ERROR = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
 """What Hydra says in the place of the reason why a plugin or what it names cannot be had."""
 # What OmegaConf says of a value, and what is said here.
@@ -38,6 +28,14 @@ _VALUE_RULES = (
     (r"Cannot convert '.*' to string", "must be text; put it in quotes of its own"),
     (r"has missing mandatory value", "must be set"),
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the words of a subcommand; what it says of them may quote the names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and end."""
+        super().error(shown(message))
 
 
 def report_error(error: Exception, heading: str = "") -> int | None:
@@ -53,7 +51,7 @@ def report_error(error: Exception, heading: str = "") -> int | None:
     message, code = refusal
     with suppress(OSError):  # nobody listens any more; the exit code still says it
         text = f"{heading}\n{message}" if heading else message
-        print(redacted(text), file=sys.stderr, flush=True)
+        show(text, file=sys.stderr)
     return code
 
 
@@ -70,11 +68,9 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, YAMLError):
         return _yaml_message(error), EXIT_REFUSED
     if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
-        if error.errno in _PATH_ERRORS:
-            return f"{message}; correct the path or its permissions.", EXIT_REFUSED
-        if error.errno in _DISK_ERRORS:
-            return f"{message}; free some disk and run again.", EXIT_STOPPED
+        advice = ADVICE.get(error.errno or 0)
+        if advice is not None:
+            return f"{error.filename}: {error.strerror}; {advice.text}.", advice.exit_code
     from hv15_batch.errors import LogSchemaError
 
     return (str(error), EXIT_REFUSED) if isinstance(error, LogSchemaError) else None
@@ -166,3 +162,14 @@ def _is_meanflow_of_another_task(near: str, typed: str) -> bool:
     """Whether a name that is no option says another task than the MeanFlow option next to it."""
     option = model_options().get(near)
     return option is not None and option.recipe.meanflow and option.task.value not in typed.lower()
+
+
+def flag_fault(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
+    """Return which values a flag takes."""
+    name = str(error.argument_name).partition("/")[0]
+    action = parser._option_string_actions[name]
+    if action.nargs == 0:
+        return f"{name}: takes no value; leave it out."
+    value = re.match(r"invalid choice: '(.*?)'", str(error.message), re.DOTALL)
+    allowed = f"one of {', '.join(action.choices)}" if action.choices else "a name"
+    return f"{name}={value[1] if value else ''}: takes {allowed}; write it after the {name}."

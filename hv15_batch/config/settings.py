@@ -35,7 +35,7 @@ def bounded(
 
 
 def at_least(default: float | None, least: float, *, typed_only: bool = False) -> Any:
-    """Return a field that holds a number from `least` on, or null."""
+    """Return a field that holds a number of at least `least`, or null."""
     about = f"must be {least:g} or more; leave it out for the default"
     return bounded(default, least, about=about, typed_only=typed_only)
 
@@ -54,17 +54,51 @@ class VideoCodec(Enum):
 
 
 class Order(Enum):
-    """`takes`: every row's first seed, then every second one. `rows`: row by row."""
+    """`takes`: the first seed of every row, then the second of every row. `rows`: row by row."""
 
     takes = "takes"
     rows = "rows"
 
 
+class CacheKind(Enum):
+    """Whether steps reuse the transformer's last result (`model.step_cache`)."""
+
+    none = "none"
+    static = "static"
+
+
 class FileCheck(Enum):
-    """What a finished clip's file must show to count as done."""
+    """How a finished clip's file is checked."""
 
     size = "size"
     sha256 = "sha256"
+
+
+class OtherColumns(Enum):
+    """What becomes of a manifest's columns that have no meaning here."""
+
+    refuse = "refuse"
+    tag = "tag"
+    """They are labels, as if their names began with `tag_`."""
+    ignore = "ignore"
+
+
+@dataclass
+class ManifestColumns:
+    """Under which name a manifest has a column; null means its own name."""
+
+    prompt: str | None = None
+    id: str | None = None
+    seed: str | None = None
+    negative_prompt: str | None = None
+    image: str | None = None
+    height: str | None = None
+    width: str | None = None
+    num_frames: str | None = None
+    num_inference_steps: str | None = None
+    guidance_scale: str | None = None
+    flow_shift: str | None = None
+    fps: str | None = None
 
 
 @dataclass
@@ -74,13 +108,13 @@ class SamplingConfig:
     seeds: Any = None
     """Integers 0..2^63-1: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive) or a list."""
     negative_prompt: str | None = None
-    """What frames should not show; it counts under guidance only."""
+    """What the frames should not show; used only with guidance."""
     height: int | None = None
     """Pixels, a multiple of 16."""
     width: int | None = None
     """Pixels, a multiple of 16."""
     num_frames: int | None = None
-    """4n+1."""
+    """4n+1, for example 61 or 121."""
     num_inference_steps: int | None = bounded(
         *(None, 1, 1000),
         about="must be 1 to 1000; 50 is usual, 8 or 12 for step-distilled models",
@@ -89,13 +123,22 @@ class SamplingConfig:
     guidance_scale: float | None = bounded(
         None, 1, 100, about="must be 1 (no guidance) to 100; 6 is usual"
     )
-    """1.0 means one forward per step, no classifier-free guidance."""
+    """Classifier-free guidance; 1 means none, with one forward per step."""
     flow_shift: float | None = bounded(
         *(None, 0, 100), is_over=True, about="must be over 0 and at most 100; 5 to 9 is usual"
     )
     """`shift` of the flow-match scheduler."""
     fps: float | None = bounded(None, 1, 240, about="must be 1 to 240; the model was trained at 24")
     """Frames per second of the written file."""
+    cache: CacheKind | None = None
+    """`static` computes some of the steps and reuses the last result in the others: faster, and a
+    little off. For 10 steps or more; not for step-distilled models."""
+    cache_every: int | None = at_least(None, 2)
+    """One step of so many is computed between `cache_start` and `cache_end`; null means 4."""
+    cache_start: int | None = at_least(None, 1)
+    """First step, from 0, that may be reused; null means 22 % of the steps."""
+    cache_end: int | None = at_least(None, 2)
+    """All steps from this one on are computed; null means 90 % of the steps."""
 
 
 @dataclass
@@ -103,6 +146,7 @@ class OffloadConfig:
     """One offload profile: one YAML under `conf/offload/`."""
 
     kind: OffloadKind = OffloadKind.auto
+    """Where transformer, VAE and encoders are kept; typed as `offload=NAME`."""
 
 
 @dataclass
@@ -110,6 +154,7 @@ class DispatchConfig:
     """Which executor renders: one YAML under `conf/dispatch/`."""
 
     kind: DispatchKind = DispatchKind.local
+    """`local` is a child process on this machine; typed as `dispatch=NAME`."""
 
 
 @dataclass
@@ -119,12 +164,12 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` (by the card's compute capability, see README.md) or a backend name of diffusers'
-    attention dispatcher; names in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
+    can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False
-    """Compile the transformer blocks, at the first two clip sizes: faster from a few clips on."""
+    """Compile the transformer's blocks, at the first two clip sizes. It pays after a few clips."""
     vram_limit_gib: float | None = bounded(
         None, 0, is_over=True, about="must be over 0, for example 24"
     )
@@ -137,11 +182,12 @@ class RuntimeConfig:
 
 @dataclass
 class VideoConfig:
-    """How frames become a file. All of it is part of a clip's settings."""
+    """How frames become a file. These settings are part of a clip's identity."""
 
     codec: VideoCodec = VideoCodec.h264
+    """`h264` in `.mp4`, or `ffv1`, lossless, in `.mkv`."""
     crf: int = bounded(17, 0, 51, about="x264 takes 0 (lossless) to 51 (worst); try 17")
-    """Constant rate factor of x264, 0 (lossless) to 51; no meaning for ffv1."""
+    """Constant rate factor of x264, 0 (lossless) to 51; not used by ffv1."""
     preset: str = "medium"
     """x264 preset."""
     embed_metadata: bool = True
@@ -153,43 +199,43 @@ _LUMA = "must be 0 (never suspect) to 255; leave it out for the default"
 
 @dataclass
 class QualityConfig:
-    """Bounds beyond which a finished clip is `suspect`. Luma is 0..255 (BT.709)."""
+    """When a finished clip is `suspect`. Luma is 0 to 255 (BT.709)."""
 
     black_luma: float = bounded(4.0, 0, 255, about=_LUMA)
-    """Mean luma below this: black."""
+    """A clip with a mean luma below this is black."""
     flat_std: float = bounded(2.0, 0, 255, about=_LUMA)
-    """Luma deviation below this: flat."""
+    """A clip with a standard deviation of luma below this is flat."""
     frozen_difference: float = bounded(0.02, 0, 255, about=_LUMA)
-    """Mean absolute luma difference of neighbouring frames below this: frozen."""
+    """A clip whose neighbouring frames differ by less than this (mean absolute luma) is frozen."""
     clipped_share: float = bounded(
         *(0.9, 0, 1),
         is_over=True,
         about="must be over 0 and at most 1 (never suspect); leave it out for the default",
     )
-    """Share of channel values that are 0 or 255 above this: clipped; 1 is never. A drawing on white
-    paper stays below."""
+    """A clip with a larger share of channel values at 0 or 255 is clipped; 1 means never. A drawing
+    on white paper stays below."""
 
 
 @dataclass
 class RetryConfig:
-    """What is tried again."""
+    """When a clip is rendered again, a worker replaced, or the run stopped."""
 
     suspect: bool = False
     """Render suspect clips again."""
     ladder: bool = True
-    """When memory runs out: decode in smaller tiles, then alone on the card; denoise with the next
-    smaller offload profile. False makes it a failure at once."""
+    """When memory runs out, decode in smaller tiles, then with the transformer off the card;
+    denoise with the next smaller offload profile. `false` fails the clip at once."""
     max_attempts: int = at_least(2, 1)
-    """Attempts in one run at a clip whose worker died with it; then it is skipped."""
+    """A clip whose worker died is tried this many times in one run, then skipped."""
     max_clips_per_worker: int | None = at_least(None, 1)
-    """The worker is replaced after this many clips; null means never for that reason."""
+    """Replace the worker after this many clips; null sets no limit."""
     max_ram_growth_gib: float | None = at_least(8.0, 0.1)
-    """The worker is replaced when it holds this much more memory (GiB) than after its first clip;
-    null means never for that reason."""
+    """Replace the worker when it holds this much more RAM (GiB) than after its first clip; null
+    sets no limit."""
     stall_factor: float = at_least(10.0, 2)
-    """A worker with no step finished in this many times the expected time counts as dead."""
+    """A worker that takes this many times the expected time for a step counts as dead."""
     max_consecutive_bad: int = at_least(5, 1)
-    """This many failed or suspect clips in a row stop the run."""
+    """Stop the run after this many failed or suspect clips in a row."""
 
 
 @dataclass
@@ -197,18 +243,18 @@ class BenchmarkConfig:
     """Repeated measurement."""
 
     repeat: int | None = at_least(None, 1)
-    """Render each clip this many times, for its timings; null renders it once, for its file."""
+    """Render each clip this many times to measure it; null renders it once and keeps its file."""
 
 
 @dataclass
 class NotifyConfig:
-    """A command that hears how the run goes."""
+    """A command of yours that the run calls with news."""
 
     command: Any = field(default=None, metadata={"typed_only": True})
-    """Program with its arguments, a text or a list; run after the first clip, at failures and at
-    the end, with what happened in environment variables HV15_*. Never through a shell."""
+    """Program and arguments, as a text or a list. Called after the first clip, at failures and at
+    the end, without a shell. Environment variables HV15_* have the details."""
     timeout_seconds: float = at_least(60.0, 0.1, typed_only=True)
-    """It is ended when it takes longer."""
+    """The command is killed when it takes longer."""
 
 
 @dataclass
@@ -220,17 +266,22 @@ class ReportConfig:
 
 
 OF_ONE_COMMAND = ("only", "limit", "force", "add", "retry.suspect", "until", "time_limit")
-"""Settings that `resume=` does not take over, since they are about one command."""
+"""Settings that apply to one command only, so that `resume=` does not take them over."""
 
 
 @dataclass
 class Config:
-    """Everything one run is asked to do."""
+    """All settings of one run."""
 
     manifest: str | None = None
-    """CSV, JSON Lines, Parquet or .txt with one row per prompt."""
+    """CSV, TSV, JSON, JSON Lines, Parquet or .txt with one row per prompt."""
+    manifest_literal: bool = False
+    """Take prompts that look like comments, options or lists as they are typed."""
+    manifest_columns: ManifestColumns = field(default_factory=ManifestColumns)
+    manifest_other: OtherColumns = OtherColumns.refuse
+    """What becomes of columns that have no meaning here."""
     run_dir: str | None = None
-    """Where clips and log go; null means outputs/<name of the manifest>."""
+    """Folder for clips and log; null means outputs/<name of the manifest>."""
     resume: str | None = None
     """Run directory whose manifest and settings are used again."""
     dry_run: bool = False
@@ -238,22 +289,24 @@ class Config:
     limit: int | None = bounded(None, 1, about="must be 1 or more; leave it out for all clips")
     """Render at most this many clips."""
     only: str | None = None
-    """Row ids, separated by commas."""
+    """Render only these rows: ids, separated by commas."""
     force: bool = False
-    """Render again what is done."""
+    """Render finished clips again, denoising included."""
     until: str | None = None
-    """Time of day, e.g. `07:00`: no clip is started that would not be finished by then."""
+    """Time of day, e.g. `07:00`: start only clips that will finish by then."""
     time_limit: str | None = None
-    """Time from the start, e.g. `8h`, `90min`, `1h30m`; like `until`."""
+    """The same as a duration from the start, e.g. `8h`, `90min`, `1h30m`."""
     sweep_value: str | None = None
-    """Column of the log, e.g. `total_seconds`: a job of a sweep gives its sweeper the median over
-    its clips, for Optuna to look for the least; null gives it the exit code."""
+    """Column of the log for a sweeper such as Optuna to minimise, e.g. `total_seconds`. Each run of
+    the sweep returns the median over its clips; null returns the exit code."""
     window: str | None = None
-    """Times of day, e.g. `22:00-07:00`: outside of them the run waits and releases the card."""
+    """Times of day, e.g. `22:00-07:00`: outside them the run waits with the card free."""
     add: bool = False
     """Allow new settings in a run directory that holds clips of other settings."""
     order: Order = Order.takes
+    """`takes`: the first seed of every row, then the second of every row. `rows`: row by row."""
     check_files: FileCheck = FileCheck.size
+    """How a finished clip's file is checked: by its logged size, or the hash of all its bytes."""
     keep_latents: bool = True
     """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -296,7 +349,8 @@ def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Map
 TYPED_ONLY = tuple(
     name for name, _, metadata in each_setting(Config()) if metadata.get("typed_only")
 )
-"""Settings that reach a process, a socket or a download.
+"""Settings that can start a process, open a socket or cause a download.
 
-Their values are typed, and never taken from the stored configuration of an earlier run.
+They count only where they are typed, and are never taken from the stored configuration of an
+earlier run.
 """

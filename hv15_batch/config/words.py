@@ -20,10 +20,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 
-from hv15_batch.config.settings import Config
+from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
+from hv15_batch.config.messages import WORDS
+from hv15_batch.config.settings import Config, ManifestColumns
 from hv15_batch.errors import Refused
 
-_TEXT_KEYS = ("run_dir", "resume", "only", "notify.command")
+_COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
+_TEXT_KEYS = ("run_dir", "resume", "only", "notify.command", *_COLUMN_KEYS)
 """Settings that are text, commas included. A list, which begins with a bracket, is one of Hydra."""
 _SWEPT_TEXT_KEYS = (
     "manifest",
@@ -270,7 +273,6 @@ def _option_fault(group: str, value: Any) -> str | None:
 
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-WORDS = ("report", "status", "references", "compare", "recipe", "prefetch")
 _CLIP_SUFFIXES = (".mp4", ".mkv")
 
 
@@ -303,14 +305,17 @@ def unknown_setting(key: str) -> str:
     """Return that there is no such setting, and the nearest, or what took its place."""
     if key in _REMOVED:
         return f"this setting is gone; {_REMOVED[key]}."
-    known = [*GROUPS, *(name for name in setting_names() if not name.startswith("model."))]
+    hidden = ("model.",) if key.startswith("manifest") else ("model.", "manifest_columns.")
+    known = [*GROUPS, *(name for name in setting_names() if not name.startswith(hidden))]
     return f"there is no setting {key}.{suggestion(key, known)} All of them: hv15-batch --cfg job."
 
 
 def unknown_word(word: str, following: Iterator[str]) -> str:
     """Return that a word is none, and what may have been meant; `following` are those after it."""
-    if word.startswith("~"):
+    if word.startswith("~") and not word.startswith("~/"):
         return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
+    if fault := word_fault(word):
+        return f"manifest={word}: {fault}{'' if fault.endswith('?') else '.'}"
     return (
         f"{word!r}: neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor key=value nor one of "
         f"the words {', '.join(WORDS)}.{_meant(word, following)} See hv15-batch --help."
@@ -369,10 +374,6 @@ def suggestion(typed: str, known: Sequence[str]) -> str:
         close = difflib.get_close_matches(last, sorted(set(lasts.values())), n=1, cutoff=0.7)
         near = [name for name in known if lasts[name] in close]
     return f" Did you mean {' or '.join(near[:3])}?" if near else ""
-
-
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
-"""Suffixes of manifests, in lower case; upper case is accepted."""
 
 
 REFUSED_FLAGS = ("--run", "--config-path", "--config-name", "--experimental-rerun")

@@ -17,14 +17,23 @@ from types import ModuleType
 import psutil
 
 from hv15_batch.clip import Clip
-from hv15_batch.dispatch.child import child_main, make_renderer
-from hv15_batch.dispatch.protocol import HANDLED, Died, Event, ExecutorSpec, Job, Renderer
+from hv15_batch.dispatch._child import UP, child_main, make_renderer
+from hv15_batch.dispatch.protocol import (
+    HANDLED,
+    Died,
+    Event,
+    ExecutorSpec,
+    Job,
+    Renderer,
+)
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 30.0
 _KILL_SECONDS = 60.0
 """Freeing the memory of a killed child takes seconds; one stuck in a driver call may never end."""
+_START_METHODS = ("fork", "spawn", "forkserver")
+"""Those of Python itself."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
@@ -51,6 +60,7 @@ class LocalExecutor:
         self._renderer = renderer
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._is_up = False
 
     def start(self) -> None:
         """Spawn the child; it imports torch while the parent goes on."""
@@ -66,7 +76,7 @@ class LocalExecutor:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child ignores them
         try:
             needs_main = self._renderer is not make_renderer  # another one may be defined there
-            with nullcontext() if needs_main else _without_main_module():
+            with nullcontext() if needs_main else _without_main_module(), _plain_start_method():
                 self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -93,10 +103,14 @@ class LocalExecutor:
         try:
             if not self._pipe.poll(timeout_seconds):
                 return None
-            event: Event = self._pipe.recv()
-            return event
+            message = self._pipe.recv()
         except (EOFError, OSError):
-            return Died(self._reason_of_death())
+            return Died(self._reason_of_death(), was_up=self._is_up)
+        if message == UP:
+            self._is_up = True
+            return None
+        event: Event = message
+        return event
 
     def close(self) -> None:
         """Ask the child to end, and wait for it."""
@@ -159,6 +173,24 @@ def _without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _plain_start_method() -> Iterator[None]:
+    """Within: a process that is spawned is told a way of starting processes that it knows.
+
+    It is told the one in force here. In a process that loky made, for a launcher of Hydra, that is
+    `loky`, which another Python does not know before it imports it.
+    """
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method in (None, *_START_METHODS):
+        yield
+        return
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(method, force=True)
 
 
 def _connection_to(descriptor: int | None) -> Connection | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +82,14 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """Something is being loaded from now on, which takes its time."""
+
+    what: str
+    """E.g. `the text encoder`."""
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Another text or image is encoded."""
 
@@ -133,9 +141,11 @@ class Died:
     error_type: str = WORKER_DIED
     record: ClipRecord | None = None
     """What it could still say of the clip that it was rendering."""
+    was_up: bool = field(default=True, compare=False)
+    """False where it never got as far as to take a clip: that is the fault of no clip."""
 
 
-Event = Note | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
+Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

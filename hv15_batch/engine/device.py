@@ -14,7 +14,7 @@ from hv15_batch.model.variant import Weights
 def quieten_libraries() -> None:
     """Send notices of the libraries to run.log, and their progress bars nowhere.
 
-    Before anything else of them is imported: some say a word at import.
+    Call it before they are imported: some print at import.
     """
     import diffusers.utils.logging
     import transformers.utils.logging

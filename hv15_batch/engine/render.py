@@ -1,32 +1,41 @@
 """Inside the executor: one clip from settings to a verified file and its record.
 
-The life of a clip, as docs/life-of-a-clip.md has it: encode, denoise, save latents, decode, check,
-write, record. A clip that fails is a record too (`attempt`).
+docs/life-of-a-clip.md describes the stages: encode, denoise, save latents, decode, check, write,
+record. A clip that fails gives a record too (`_attempt`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, RendererBroken, Stepped
-from hv15_batch.engine.attempt import Attempt
+from hv15_batch.dispatch.protocol import (
+    Event,
+    ExecutorSpec,
+    Job,
+    Loading,
+    RendererBroken,
+    Stepped,
+)
+from hv15_batch.engine._attempt import Attempt
+from hv15_batch.engine._ladder import Decoded, Ladder
+from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
+from hv15_batch.engine._measure import StageMeter, machine_columns, make_sampler, work_columns
+from hv15_batch.engine._models import LoadedModels
+from hv15_batch.engine._write import ClipWriter
 from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
-from hv15_batch.engine.ladder import Decoded, Ladder
-from hv15_batch.engine.latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.engine.load.tiny import ensure_checkpoint
-from hv15_batch.engine.measure import StageMeter, machine_columns, make_sampler, work_columns
-from hv15_batch.engine.models import LoadedModels
 from hv15_batch.engine.placement.placement import Placement
-from hv15_batch.engine.write import ClipWriter
+from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.machine.machine import usable_cpus
 from hv15_batch.model.shapes import Shape
@@ -61,8 +70,8 @@ class ClipRenderer:
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
         weights = config.model.weights
         self._is_small = weights.is_small
-        # By itself torch takes all cores of the machine, of which a container may have few. And
-        # small tensors gain nothing from threads, and lose much where others use the cores.
+        # By default torch uses all cores of the machine, of which a container may have few. Small
+        # tensors gain nothing from threads, and lose much where others use the cores.
         torch.set_num_threads(1 if weights is Weights.tiny else usable_cpus())
         if self._is_small:
             folder = ensure_checkpoint(config.model, tiny_root())
@@ -85,7 +94,7 @@ class ClipRenderer:
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode each text and image that the cache lacks once, then release the encoders.
 
-        These are the clips that will be denoised.
+        `clips` are those that will be denoised.
 
         Raises:
             Refused: the attention asked for cannot run here, or its result is not torch's.
@@ -107,6 +116,7 @@ class ClipRenderer:
         compiled_before = num_compilations()
         if not self._models.are_complete:
             emit(Stepped(clip.clip_id, LOAD, 0, steps))
+            emit(Loading(self._models.missing(self._will_denoise)))
         with attempt.failing():
             # Kernels are chosen at the first clip of a worker.
             attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
@@ -130,13 +140,13 @@ class ClipRenderer:
             attempt.add(load_seconds=load_seconds, is_cold=True)
         attempt.add_measured(meter.columns())
         frames = None if attempt.error or decoded is None else decoded.frames
-        return lambda: self._finish(job, attempt, frames)
+        return lambda: self._finish(job, attempt, frames, emit)
 
     def _denoised(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
         """Return saved latents, or denoise and save them."""
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
-        # A repetition measures the whole of it, and leaves nothing behind.
+        # A repetition measures the whole rendering, and leaves nothing behind.
         is_repetition = job.repeat is not None
         may_reuse = job.use_latents and not is_repetition
         saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
@@ -172,21 +182,25 @@ class ClipRenderer:
         seconds = columns[seconds_column(DENOISE)]
         assert seconds is not None
         gpu_name = None if self._is_small else self._machine["gpu_name"] or ""
+        work: dict[str, Any] = {}
+        with Secondary("tokens and FLOP of a clip are not logged"):
+            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,
             columns={
                 "denoise_seconds": seconds,
+                "num_computed_steps": result.num_computed_steps,
                 "step_seconds": result.step_seconds,
                 "denoise_attempt": job.attempt,
                 **{k: v for k, v in columns.items() if k.startswith(f"{DENOISE}_peak_")},
                 **self._models.in_effect(),
-                **work_columns(clip.settings, conditioning, float(seconds), gpu_name),
+                **work,
             },
         )
 
     def _judge(self, attempt: Attempt, decoded: Decoded) -> None:
-        """Add what the frames look like: `suspect` where that is no picture."""
+        """Add the measures of the frames; `suspect` where they show no picture."""
         quality = decoded.quality.quality(self._config.quality)
         is_noise = self._config.model.weights in (Weights.random, Weights.tiny)
         attempt.status = SUSPECT if quality.quality_flag and not is_noise else OK
@@ -196,11 +210,13 @@ class ClipRenderer:
         if decoded.tries > 1:
             attempt.add(is_cold=True)
 
-    def _finish(self, job: Job, attempt: Attempt, frames: torch.Tensor | None) -> ClipRecord:
+    def _finish(
+        self, job: Job, attempt: Attempt, frames: torch.Tensor | None, emit: Emit
+    ) -> ClipRecord:
         """Write the frames; runs on a thread while the next clip denoises."""
         if frames is not None:
             with attempt.failing():
-                self._writer.write(job, attempt, frames)
+                self._writer.write(job, attempt, frames, emit)
         return attempt.record()
 
     def _make_meter(self) -> StageMeter:

@@ -1,1 +1,1 @@
-"""What a log says in figures: groups, medians, warnings, tables."""
+"""Statistics of a log: groups, medians, warnings, tables."""

@@ -1,11 +1,11 @@
-"""Settings as a person reads them: what all clips share, once, and what is special in each."""
+"""Settings in readable form: those that all clips share, and those in which a clip differs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from hv15_batch.files import parse_json
 from hv15_batch.units import format_gib, format_setting
 
 Clip = Mapping[str, Any]
@@ -97,13 +97,13 @@ def group_facts(columns: Clip) -> dict[str, str]:
 
 
 def common_facts(clips: Sequence[Clip]) -> dict[str, str]:
-    """Return the facts that every clip which has them has alike; unknown ones don't count."""
+    """Return the facts that are equal in every clip that has them; unknown ones don't count."""
     found = {name: _distinct(read, clips) for name, read in FACTS.items()}
     return {name: values[0] for name, values in found.items() if len(values) == 1}
 
 
 def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts of a clip that not all share."""
+    """Return the facts in which a clip differs from some others."""
     read = {name: value(clip) for name, value in FACTS.items() if name not in common}
     return {name: value for name, value in read.items() if value is not None}
 
@@ -116,8 +116,15 @@ def noise_notes(weights: Iterable[str | None]) -> list[str]:
 
 def tags_of(clip: Clip) -> dict[str, str]:
     """Return the user's own labels of a clip."""
-    tags: dict[str, str] = json.loads(clip["tags"]) if clip["tags"] else {}
-    return {name.removeprefix("tag_"): value for name, value in tags.items() if value}
+    try:
+        tags = parse_json(clip["tags"] or "{}")
+    except ValueError:  # a log from elsewhere
+        tags = None
+    return {
+        name.removeprefix("tag_"): value
+        for name, value in (tags.items() if isinstance(tags, dict) else ())
+        if value and isinstance(value, str)
+    }
 
 
 def _distinct(read: Callable[[Clip], str | None], clips: Iterable[Clip]) -> list[str]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 _NOT_COMPARED = (*OF_ONE_COMMAND, "run_dir", "resume", "dry_run", "sweep_value")
-"""They say where a run is and what one command was about, not how its clips were made."""
+"""Settings about a run's place or one command, which do not change how clips are made."""
 _FROM_PLAN = ("clip_id", "row_id", "row_index")
-"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
+"""Taken from today's manifest: a renamed row keeps its clip under the new name."""
 
 
 def read_frame(run_dirs: Sequence[RunDir], *, all_attempts: bool) -> DataFrame:
@@ -57,7 +57,7 @@ def arrow_series(values: Sequence[Any]) -> Series[Any]:
     series: Series[Any]
     try:
         series = pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values)))
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError):
         series = pd.Series(values, dtype="object")
     return series
 

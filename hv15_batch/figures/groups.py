@@ -1,10 +1,10 @@
-"""What a log says of seconds, memory and energy: distributions per group, and warnings.
+"""Seconds, memory and energy in a log: distributions per group, and warnings.
 
-Run, report and comparisons take their figures from here, so they say the same.
+Run, report and comparisons take their numbers from here, so they agree.
 
-No torch. Reads rows of the log; never a mean alone: n, median, p90, spread, minimum and maximum.
-Spread is the interquartile range over the median: defined from two values on, and one outlier in
-a handful does not make it, as it does a standard deviation. Quartiles and p90 are interpolated
+No torch. Reads rows of the log. A distribution is n, median, p90, spread, minimum and maximum,
+never a mean alone. Spread is the interquartile range over the median: it is defined from two values
+on, and one outlier among a few values hardly changes it. Quartiles and p90 are interpolated
 linearly, "type 7" of Hyndman & Fan, Sample Quantiles in Statistical Packages, 1996.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.model.step_cache import computed_seconds
 from hv15_batch.record import (
     DONE_STATUSES,
     FAILED,
@@ -29,7 +30,7 @@ from hv15_batch.rundir.stored import RUN_COLUMNS
 from hv15_batch.units import format_gib, format_share
 
 GROUP_COLUMNS = (*columns(groups=True), *RUN_COLUMNS)
-"""What two renderings share to be comparable."""
+"""Columns that must be equal for renderings to be counted together."""
 
 QUANTITIES = ("clip_seconds", "step_seconds", *(seconds_column(stage) for stage in STAGES[1:]))
 """`clip_seconds` is `total_seconds` without the encoding, which only the first clip of a text pays;
@@ -73,16 +74,16 @@ _FREE_CARD = (
 _FREE_MACHINE = "keep other work off the machine"
 _FREE_MEMORY = "free the card, or choose a smaller profile such as offload=stream"
 _ALLOCATED_TOO = (
-    "compare peak_vram_allocated_bytes too; where PYTORCH_CUDA_ALLOC_CONF is set by hand "
-    "(system.json has it), unset it, and expandable_segments:True is used"
+    "compare peak_vram_allocated_bytes too; if you set PYTORCH_CUDA_ALLOC_CONF yourself (see "
+    "system.json), unset it, so that expandable_segments:True is used"
 )
 
 
 class WarningKind(Enum):
-    """What can be wrong with figures, and what to do about it. A closed list.
+    """What can be wrong with a group's numbers, and what to do about it. A closed list.
 
-    Each has what is wrong, the remedy for the clips of a usual run, and that for repetitions of a
-    benchmark, whose user has followed the first already.
+    Each member has three texts: what is wrong, the remedy for the clips of a usual run, and the
+    remedy for repetitions of a benchmark.
     """
 
     slow_first = (
@@ -96,10 +97,9 @@ class WarningKind(Enum):
         f"{_FREE_CARD}, raise benchmark.repeat",
     )
     few_timed = (
-        "too few timed clips to say how they spread",
+        "too few timed clips to tell the spread",
         "use benchmark.repeat=3 or more",
-        "run the same command again, which measures what is missing; with benchmark.repeat=3 or "
-        "more where it was less",
+        "run the same command again to measure what is missing, with benchmark.repeat=3 or more",
     )
     alloc_retries = (
         "torch ran out of memory and tried again within clips, which costs time",
@@ -125,7 +125,7 @@ class TimingWarning:
 
     kind: WarningKind
     detail: str
-    """The figures that it rests on."""
+    """The numbers behind it."""
     remedy: str
     """What to do about it."""
 
@@ -155,8 +155,8 @@ class Group:
     memory: dict[str, Distribution]
     """By `MEMORY_COLUMNS`, as far as measured; of cold clips too, which encode."""
     energy_joules: Distribution | None
-    """Of warm clips, encoding included; of fewer than `seconds` where the card did not always
-    tell."""
+    """Of warm clips, encoding included. Its n is smaller than that of `seconds` where the card did
+    not always report energy."""
     warnings: list[TimingWarning]
 
     @property
@@ -187,10 +187,9 @@ def group_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def group_rows(rows: Iterable[Mapping[str, Any]]) -> list[Group]:
     """Return the groups in the order of their first row.
 
-    Where a way of rendering was measured repeatedly, only repetitions make its times, energy and
-    warnings. Clips that were decoded from saved latents are left out: they carry the denoising time
-    of another attempt, and their peak is not that of a whole clip. Groups without a finished clip
-    are left out too: attempts that failed before anything was in effect have no figures.
+    Where a group has repetitions, its times, energy and warnings come from these alone. Clips
+    decoded from saved latents are left out: their denoising time is that of another attempt, and
+    their peak is not that of a whole clip. Groups without a finished clip are left out too.
 
     Args:
         rows: Rows of the log with `TIMING_COLUMNS`; their `run` names the run directory where
@@ -261,7 +260,8 @@ def _value(name: str, row: Mapping[str, Any]) -> float | None:
     if name == "clip_seconds":
         return clip_seconds(row)
     if name == "step_seconds":
-        return statistics.median(row[name]) if row[name] else None
+        computed = computed_seconds(row[name] or (), row["cache"])
+        return statistics.median(computed) if computed else None
     value: float | None = row[name]
     return value
 
@@ -270,7 +270,7 @@ def _value(name: str, row: Mapping[str, Any]) -> float | None:
 
 
 def _warnings(timed: Sequence[Mapping[str, Any]], is_benchmark: bool) -> list[TimingWarning]:
-    """Return what is wrong with the figures of a group, as far as its rows tell it."""
+    """Return what is wrong with the numbers of a group, as far as its rows show it."""
     found = {
         WarningKind.slow_first: _slow_first(timed),
         WarningKind.wide_spread: _wide_spread(timed),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hv15_batch.figures.facts import KEY_FACTS
 
 Facts = Mapping[str, str]
-"""Of a group of clips, by their names on the page; what is not known is absent."""
+"""Facts of a group of clips, by their names on the page; unknown facts are absent."""
 
 ALWAYS_SHOWN = ("Variant", "Offload", "Attention")
 _SAID_ALONE = (*ALWAYS_SHOWN, "Card", "Size")

@@ -29,9 +29,9 @@ from hv15_batch.units import (
 )
 
 TIMING_LEGEND = (
-    "Seconds of warm repetitions from noise to file. `clip_seconds` leaves the encoding of texts "
-    "out, `step_seconds` is the median step of a clip. Spread is the interquartile range over the "
-    "median; a dash means not measured."
+    "Seconds of warm repetitions, from noise to file. `clip_seconds` is without the encoding of "
+    "texts. `step_seconds` is the median step of a clip. Spread is the interquartile range over "
+    "the median. A dash means not measured."
 )
 STATISTICS = ("n", "median", "p90", "spread", "minimum", "maximum")
 _NAMED_ALWAYS = (
@@ -172,13 +172,13 @@ TABLE_COLUMNS = (
     "card's peak, GiB",
     "Wh a clip",
 )
-"""Figures of a group, as a person reads them."""
+"""Columns of the table of groups."""
 TABLE_LEGEND = (
-    "n counts warm clips from noise to file, or repetitions where there are some. Seconds leave "
-    "the encoding of texts out; Wh have it where a clip's text was new, and leave writing out. "
-    "Spread is the interquartile range over the median. Peak VRAM is what torch reserved, the "
-    "card's peak what NVML saw of all processes; GiB is 1024\N{SUPERSCRIPT THREE} bytes. A dash "
-    "means not measured."
+    "n counts warm clips from noise to file, or repetitions where there are some. Seconds are "
+    "without the encoding of texts. Wh include the encoding of a new text, but no writing. Spread "
+    "is the interquartile range over the median. Peak VRAM is torch's reserved memory. The card's "
+    "peak is NVML's, over all processes. GiB is 1024\N{SUPERSCRIPT THREE} bytes. A dash means not "
+    "measured."
 )
 _CSV_FIGURES = (
     *("n", "median_seconds", "p90_seconds", "spread", "cold_clips", "failed_attempts"),

@@ -1,4 +1,4 @@
-"""What logs of the same card say of a prediction: measured over predicted seconds. No torch."""
+"""Corrects predictions by logs of the same card: measured over predicted seconds. No torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_ROWS = 20
 """Warm clips that count for one size and way of running, newest first: drivers change."""
 COLUMNS = (
     *columns(groups=True),
-    *("attempt", "finished_at", "status", "is_cold", "denoise_attempt"),
+    *("attempt", "finished_at", "status", "is_cold", "denoise_attempt", "num_computed_steps"),
     *map(seconds_column, (DENOISE, DECODE)),
 )
 
@@ -50,10 +50,10 @@ class _Clip:
 def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Execution) -> Scales | None:
     """Return measured over predicted seconds for a way of running, from warm clips of this card.
 
-    Denoising counts only where all that changes its speed is the same. Without such a clip one of
-    another profile says it, if that was not waiting for weights: the arithmetic is the same. And
-    without that, one that differs in compilation too: what a card is slower by than its vendor
-    figures say, it is slower by in both.
+    The factor of denoising comes from clips that agree in everything that changes its speed.
+    Without such a clip, one of another profile counts if it did not wait for weights, since the
+    arithmetic is the same. Without that, a clip that also differs in compilation counts: a card
+    that is slower than its vendor figures is so with and without compilation.
 
     Args:
         records: Log rows with the columns of `COLUMNS`, in any order.
@@ -61,7 +61,7 @@ def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Executio
         execution: What is to be predicted.
 
     Returns:
-        None where nothing says how long denoising takes.
+        None where no clip tells how long denoising takes.
     """
     clips = list(_clips(records, card))
     same = [c for c in clips if c.execution == execution]
@@ -87,7 +87,7 @@ def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Executio
 
 
 def _like(clips: Iterable[_Clip], execution: Execution) -> Execution | None:
-    """Return the way of running, newest first, whose arithmetic is that of another one."""
+    """Return the newest way of running that has the same arithmetic."""
     found = [c.execution for c in clips if not c.is_copy_bound]
     for compiled in (execution.compiled, not execution.compiled):
         for other in found:
@@ -97,14 +97,14 @@ def _like(clips: Iterable[_Clip], execution: Execution) -> Execution | None:
 
 
 def _name(other: Execution, execution: Execution) -> str:
-    """Return how a way of running differs."""
+    """Return in words how `other` differs."""
     if other.compiled == execution.compiled:
         return other.offload
     return f"{other.offload}, {'compiled' if other.compiled else 'not compiled'}"
 
 
 def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of this run directory's log and of those beside it, sweeps' jobs included."""
+    """Return the rows of this run directory's log and of those beside it, sweeps included."""
     beside = log_folder.parent.parent
     roots = [beside, beside.parent] if beside.suffix == ".sweep" else [beside]
     folders = {log_folder}
@@ -116,7 +116,7 @@ def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
         try:
             rows += read_records(folder, COLUMNS).to_pylist()
         except LogSchemaError:
-            continue  # another directory's damage is not this run's
+            continue  # a damaged log of another directory does not stop this run
     return rows
 
 
@@ -151,7 +151,7 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
 def _counts(row: dict[str, Any]) -> bool:
     """Whether a row is a warm clip whose seconds are its own.
 
-    Latents that are reused bring the seconds of another attempt, maybe of another card.
+    Reused latents have the denoising seconds of another attempt, maybe on another card.
     """
     return (
         row["status"] in DONE_STATUSES

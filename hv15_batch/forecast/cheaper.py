@@ -18,7 +18,7 @@ _SIZES = ((480, 848), (320, 576))
 
 @dataclass(frozen=True)
 class Way:
-    """Settings that would take less time; whether they are accepted is for who plans them."""
+    """Settings that would take less time; the caller plans them to see if they are accepted."""
 
     words: str
     """What to type."""
@@ -28,7 +28,7 @@ class Way:
 def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     """Yield settings that keep as much as they can of what was asked.
 
-    What is typed holds for every row, so a value is offered only where no clip would grow by it.
+    A typed value applies to every row, so a value is offered only if no clip grows by it.
     """
     if not config.runtime.compile:
         compiled = replace(config, runtime=replace(config.runtime, compile=True))

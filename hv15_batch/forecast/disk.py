@@ -1,4 +1,4 @@
-"""What a run will put on the disk: estimates, on the cautious side. Arithmetic, no torch."""
+"""How much disk a run needs: cautious estimates. Arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hv15_batch.units import MIB
 SPARE_BYTES = 512 * MIB
 """Left free on the disk: a run stops before a clip that would take from it."""
 CLIPS_IN_WRITING = 2
-"""One clip is still being written when the next one begins (`dispatch.child`)."""
+"""One clip is still being written when the next one starts (`dispatch._child`)."""
 
 _BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _MAX_TEXT_TOKENS = 1000
@@ -32,8 +32,8 @@ _THUMBNAIL_BYTES = 48 * 1024
 """A JPEG of at most 320 pixels across."""
 _ROW_BYTES = 4 * 1024
 """A clip's share of log, tables, page and run.log, texts left out (2.2 KiB in a run of 300)."""
-_TEXT_COPIES = 6
-"""A prompt is in log, plan.csv, plan.parquet, clips.csv, page and the video's settings."""
+_TEXT_COPIES = 5
+"""A prompt is in log, plan.csv, clips.csv, page and the video's settings."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DiskNeed:
     encode_bytes: int
     """Embeddings that are written before the first clip."""
     next_bytes: int
-    """Must be free before a clip begins: what may be in writing at once, and `SPARE_BYTES`."""
+    """Must be free before a clip starts: all that may be written at once, and `SPARE_BYTES`."""
     clip_bytes: tuple[int, ...]
     """What each clip leaves behind, in the order of rendering."""
 
@@ -54,7 +54,7 @@ class DiskNeed:
 
     @property
     def plan_bytes(self) -> int:
-        """What is there at the end and was not before."""
+        """What the run leaves behind."""
         return self.encode_bytes + sum(self.clip_bytes)
 
     def count_clips(self, free_bytes: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config
-from hv15_batch.errors import Refused
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
 from hv15_batch.forecast.seconds import (
@@ -25,7 +24,7 @@ from hv15_batch.forecast.seconds import (
     predict_start,
     write_seconds,
 )
-from hv15_batch.machine.cards import EXAMPLE, Card, card_names, find_card
+from hv15_batch.machine.cards import EXAMPLE, Card, find_card, typed_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
@@ -34,7 +33,7 @@ from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import GIB
 
 DISPLAY_GIB = 0.5
-"""Kept for the desktop where a GeForce card is predicted that is not here; assumed."""
+"""Reserved for a desktop on a GeForce card that is not in this machine; assumed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Forecast:
     """What logs of this card say, or None without one."""
     start: StartCost
     basis: str
-    """What the figures rest on."""
+    """The basis of the numbers, in words."""
     is_calibrated: bool
     """By clips of about these sizes on this card."""
 
@@ -96,7 +95,7 @@ def make_forecast(
         todo: What is to be rendered.
         machine: This one.
         log_folder: Where logs of the same card are looked for.
-        rows: What `read_log_rows` gave, where it was asked before.
+        rows: The result of `read_log_rows`; None reads them here.
 
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
@@ -105,7 +104,7 @@ def make_forecast(
         return None
     name = config.runtime.card
     if name is not None and find_card(name) is None:
-        raise Refused(f"runtime.card={name}: known cards are {', '.join(card_names())}.")
+        name = typed_card(name).name
     gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
     if card is None or gpu_name is None:
@@ -128,7 +127,7 @@ def make_forecast(
 
 
 def _decoding_basis(scales: Scales | None) -> CostBasis:
-    """Return what the time of clips rests on that are only decoded."""
+    """Return the basis of the predicted time of clips that are only decoded."""
     is_measured = scales is not None and scales.decode is not None
     return CostBasis.calibrated if is_measured else CostBasis.estimated
 
@@ -142,7 +141,10 @@ def _basis_text(
     *,
     computes: bool,
 ) -> str:
-    """Return what a forecast rests on; a clip that `computes` waits for the card's arithmetic."""
+    """Return the basis of a forecast in words.
+
+    `computes` is whether some clip waits for the card's arithmetic, rather than for weights.
+    """
     log = f"the log of this {gpu_name}"
     if scales is not None and scales.source is not None and computes:
         log = f"this {gpu_name}'s log of {scales.source}"
@@ -160,10 +162,10 @@ def _basis_text(
 
 
 def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Shape], ClipCost]:
-    """Return what predicts a clip; without a forecast only the proportions mean something."""
+    """Return a function that predicts a clip; without a forecast only its proportions count."""
     if forecast is not None:
         return forecast.clip_cost
-    card = find_card(EXAMPLE)  # which one hardly matters where costs are only compared
+    card = find_card(EXAMPLE)  # any card: costs are only compared with each other
     assert card is not None
     return lambda settings: predict_clip(Shape.of(settings), card, default_execution(card), None)
 

@@ -11,7 +11,7 @@ from hv15_batch.clip import ClipSettings
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.forecast.memory import Peaks, fits_text_encoder, predict_peaks
+from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine
@@ -26,7 +26,7 @@ _USUAL_ORDER = (
     OffloadKind.model,
     OffloadKind.stream_disk,
 )
-"""The fastest first, for clips that are long enough to hide the weights' way to the card."""
+"""The fastest first, for clips that are long enough to hide the copying of weights."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def choose_offload(
         machine: Its card and RAM.
 
     Raises:
-        Refused: the profile typed, or every profile, needs more than there is.
+        Refused: the typed profile, or every profile, needs more memory than there is.
     """
     gpu = machine.gpu
     if config.model.weights.is_small or gpu is None:
@@ -236,10 +236,10 @@ def _what_would_do(
 def _remedy(
     settings: ClipSettings, execution: Execution, budget: int, config: Config, machine: Machine
 ) -> str:
-    """Return what is to be done; smaller clips are of no use where the weights do not fit."""
+    """Return what to do; smaller clips do not help where the weights alone do not fit."""
     smallest = [replace(settings, height=16, width=16, num_frames=1)]
     for kind in _USUAL_ORDER:
         way = replace(execution, offload=kind.name)
         if _fault(_neediest(kind, smallest, way, budget, config).peaks, budget, machine) is None:
             return "Render smaller or shorter clips, or free memory."
-    return "Free memory: it is the weights that do not fit, whatever the clips."
+    return "Free memory: the weights alone do not fit, whatever the clips."

@@ -1,9 +1,9 @@
 """How long clips take: the forecast, corrected by what this run has measured. No torch.
 
-The one place where a run learns durations. Clips of one kind (size, frames, steps, guidance, from
-latents or not) are expected to take as long as those of it that were measured. A kind that was not
-measured yet is scaled from the others by the ratio of predicted costs, so that a short clip says
-something about a long one and never counts as one.
+This is the one place where a run learns durations. A clip is
+expected to take as long as the measured clips of its kind: size, frames, steps, guidance, from
+latents or not. A kind without a measurement is scaled from the others by the ratio of predicted
+costs. So a short clip helps to predict a long one, without counting as one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from hv15_batch.clock import Clock
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, Ready, Stepped
-from hv15_batch.forecast.eta import EtaBasis, Measured, TimeLeft, time_left
+from hv15_batch.forecast._eta import EtaBasis, Measured, TimeLeft, time_left
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape
+from hv15_batch.model.step_cache import computed_seconds, parse_step_cache
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import (
     DECODE,
@@ -35,9 +36,9 @@ from hv15_batch.record import (
 from hv15_batch.rundir.paths import RunDir
 
 MAX_STAGES = 5
-"""Of a stage the newest clips count, so that a card that slows down is soon judged by it."""
+"""Newest clips that count for a stage, so that a card that slows down is noticed soon."""
 MAX_CLIPS = 100
-"""Of whole clips so many count for the expected end: their spread is asked for too."""
+"""Whole clips that count for the predicted end, which needs their spread too."""
 
 STEP, _CLIP = "step", "clip"
 _IN_TURN = STAGES[STAGES.index(DENOISE) :]
@@ -189,8 +190,9 @@ class Pace:
         if record.status == FAILED:
             return
         is_own = is_denoised_here(vars(record))
+        computed = computed_seconds(record.step_seconds or (), record.cache)
         stages = {
-            STEP: statistics.median(record.step_seconds) if record.step_seconds else None,
+            STEP: statistics.median(computed) if computed else None,
             DENOISE: record.denoise_seconds,
             DECODE: record.decode_seconds,
             WRITE: record.write_seconds,
@@ -263,7 +265,13 @@ class Pace:
         if clip.stage is None:
             return max(self._clip_seconds(clip.kind, clip.is_cold) - (now - clip.began), 0.0)
         if clip.stage == DENOISE:
-            steps = clip.job.clip.settings.num_inference_steps
+            settings = clip.job.clip.settings
+            steps = settings.num_inference_steps
+            if settings.cache is not None:
+                cache = parse_step_cache(settings.cache)
+                num_left = sum(cache.computes(step) for step in range(clip.step, steps))
+                left = max(num_left * expected[STEP] - (now - clip.stepped), 0.0)
+                return left + expected[DECODE] + expected[WRITE]
             assert clip.first is not None
             first, since = clip.first
             per_step = expected[DENOISE] / steps
@@ -291,7 +299,7 @@ class Pace:
         cost = self._cost(kind.shape)
         denoise = 0.0 if kind.is_decoded_only else cost.denoise_seconds
         return {
-            STEP: denoise / kind.shape.num_inference_steps,
+            STEP: denoise / kind.shape.num_computed_steps,
             DENOISE: denoise,
             DECODE: cost.decode_seconds,
             WRITE: write_seconds(kind.shape),

@@ -1,10 +1,10 @@
 """What a clip costs on a card: FLOP and seconds per stage. Arithmetic, no torch.
 
-The model has one term per kind of work: attention, matrix products, and the element-wise kernels
-between them, which memory bandwidth bounds; a streamed profile takes at least as long as its
-weights' way to the card. Its constants were fitted on one H200 (torch 2.11, 480x848; facts in
-BENCHMARKS.md) and carry over to other cards by their vendor figures, which makes those predictions
-estimates. A log of the same card corrects them (`calibrate`). Memory: `memory`.
+The model has one term for each kind of work: attention, matrix products, and the element-wise
+kernels between them, which memory bandwidth limits. A streamed profile takes at least as long as
+copying its weights to the card. The constants were fitted on one H200 (torch 2.11, 480x848; see
+BENCHMARKS.md). For other cards they are scaled by vendor figures, so those predictions are
+estimates. A log of the same card corrects them (`calibrate`). Memory is in `_memory`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Scales:
     """Of the weights' way to the card, where that is what a forward takes."""
     decode: float | None = None
     source: str | None = None
-    """The other way of running whose log `denoise` is from; None: the same one's."""
+    """The other way of running whose log gave `denoise`; None where it was the same one."""
 
     def nearest(self, tokens: int) -> tuple[int, float] | None:
         """Return tokens and factor of the measured clips that are nearest in size."""
@@ -66,7 +66,7 @@ class Scales:
 
 
 class CostBasis(IntEnum):
-    """What a clip's predicted seconds rest on."""
+    """The basis of a clip's predicted seconds."""
 
     estimated = 0
     """Vendor figures of the card."""
@@ -134,7 +134,7 @@ def write_seconds(settings: ClipSettings | Shape) -> float:
 
 
 def copy_seconds(card: Card, execution: Execution) -> float:
-    """Return what the weights' way to the card takes in each forward; 0 where they stay there."""
+    """Return the seconds of copying weights in each forward; 0 where they stay on the card."""
     if not execution.is_streamed:
         return 0.0
     bytes_per_second = card.host_gb_per_second * 1e9
@@ -162,7 +162,7 @@ def _basis(tokens: int, nearest: tuple[int, float] | None) -> CostBasis:
 
 
 def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
-    """Return what a forward takes where the weights are on the card already."""
+    """Return the seconds of a forward whose weights are on the card already."""
     tokens = shape.num_video_tokens
     text = _text_tokens(shape, execution)
     factor = execution.bytes_factor
@@ -183,9 +183,10 @@ def _text_tokens(shape: Shape, execution: Execution) -> int:
 
 
 MASKED_SHARES = (0.156, 0.28)
-"""`Kernel.rate_shares` with the stock mask, which only torch's memory-efficient kernel takes, the
-mask's making included: 8.71 s a forward of 480x848x121 on one H200; elsewhere by the RTX 5090 D
-that took 509 s with the mask and 272 s without (conf/reference/profile_rtx5090d.yaml)."""
+"""`Kernel.rate_shares` with the mask of plain diffusers, which only torch's memory-efficient kernel
+takes; making the mask is included. On Hopper: 8.71 s a forward of 480x848x121 on one H200.
+Elsewhere: the RTX 5090 D that took 509 s with the mask and 272 s without
+(conf/reference/profile_rtx5090d.yaml)."""
 FLOAT32_ATTENTION_SHARE = 0.4
 """Of the fp32 rate; assumed."""
 
@@ -224,7 +225,7 @@ def default_execution(card: Card) -> Execution:
 
 
 def not_modelled(card: Card, execution: Execution) -> str | None:
-    """Return the settings whose speed is not known, and what is taken instead; None without."""
+    """Return the settings whose speed is unknown, and what is assumed instead; None without any."""
     name = auto_backend(card, execution.mask_free, execution.dtype)
     parts = []
     if execution.attention_backend not in (name, *_known_kernels(execution)):
@@ -264,7 +265,7 @@ COMPILE_SECONDS = (22.0, 14.0)
 
 @dataclass(frozen=True)
 class StartCost:
-    """Predicted seconds of what comes once in a run."""
+    """Predicted seconds of what happens once in a run."""
 
     load_seconds: float
     """Start of the processes included."""
@@ -280,7 +281,7 @@ class StartCost:
 def predict_start(
     shapes: Iterable[Shape], num_encoded: int, execution: Execution, *, reads_weights: bool
 ) -> StartCost:
-    """Return the predicted seconds of what comes once in a run.
+    """Return the predicted seconds of what happens once in a run.
 
     Args:
         shapes: Of the clips to be denoised; where there are none, only the VAE is loaded.

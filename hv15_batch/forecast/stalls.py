@@ -1,18 +1,28 @@
-"""When a worker that says nothing counts as dead. No torch, no processes and no clock."""
+"""When a silent worker counts as dead. No torch, no processes and no clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from hv15_batch.dispatch.protocol import Encoded, Event, Finished, Job, Key, Note, Ready, Stepped
+from hv15_batch.dispatch.protocol import (
+    Encoded,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Loading,
+    Note,
+    Ready,
+    Stepped,
+)
 from hv15_batch.forecast.pace import STEP, Pace
 from hv15_batch.record import DECODE, DENOISE, FAILED, WRITE, is_denoised_here
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a silent worker is given at least, however short the expected time is."""
+    """The least time that a silent worker gets, however short the expected time is."""
 
     cold_seconds: float = 1800.0
     """For what happens once: importing, loading (33 GB at 20 MB/s), encoding, compiling, the first
@@ -26,10 +36,10 @@ PATIENCE = Patience()
 
 
 class StallWatch:
-    """Decides when a worker that says nothing counts as dead.
+    """Decides when a silent worker counts as dead.
 
-    Each event that shows progress of what is waited for begins a new wait. Its limit is
-    `retry.stall_factor` times the seconds that `Pace` expects, and at least what `Patience` says.
+    Each event that shows progress starts a new wait. Its limit is `retry.stall_factor` times the
+    seconds that `Pace` expects, and at least that of `Patience`.
     """
 
     def __init__(
@@ -64,7 +74,7 @@ class StallWatch:
         self._wait(f"the first step of {job.clip.clip_id}", self._pace.expected(job)["step"])
 
     def heard(self, event: Event) -> None:
-        """Begin the next wait, where the event shows progress of what is waited for."""
+        """Start the next wait, where the event shows progress."""
         match event:
             case Finished(job, record):
                 self._unfinished.pop(job.key, None)
@@ -85,6 +95,8 @@ class StallWatch:
                     self._idle()
             case Stepped() if self._job is not None:
                 self._wait_for_stage(self._job, event)
+            case Loading():
+                pass
             case Note() | Encoded() if self._limit is not None:
                 # Another profile, encoders loaded again: what comes next is as slow as at first.
                 self._is_cold = True
@@ -119,7 +131,7 @@ class StallWatch:
         )
 
     def _wait(self, what: str, expected_seconds: float = 0.0) -> None:
-        """Begin a wait; nothing is known of how long it takes where 0 s are expected."""
+        """Start a wait; 0 expected seconds mean that its length is unknown."""
         is_cold = self._is_cold or not expected_seconds
         least = self._patience.cold_seconds if is_cold else self._patience.warm_seconds
         self._what = what

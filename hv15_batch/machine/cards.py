@@ -1,14 +1,16 @@
 """The cards that predictions know: vendor figures, with their sources.
 
-Rates are dense (no sparsity) bf16 with fp32 accumulation, which on GeForce cards is half of the
-fp16-accumulate figure that is often quoted.
+Rates are dense (no sparsity) bf16 with fp32 accumulation. On GeForce cards that is half of the rate
+with fp16 accumulation, which is often quoted.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
+from hv15_batch.errors import Refused
 from hv15_batch.units import GIB
 
 
@@ -31,18 +33,18 @@ class Card:
     host_gb_per_second: float
     """Practical copy rate from pinned host memory: PCIe 4.0 x16 about 25, x8 12, 5.0 x16 50."""
     capability: tuple[int, int]
-    """CUDA compute capability, which decides what attention `auto` takes."""
+    """CUDA compute capability; decides which attention kernel `auto` takes."""
     source: str
-    """Page of the figures, and what was derived from them."""
+    """Page of the figures, and how others were derived from them."""
 
     @property
     def is_hopper(self) -> bool:
-        """Whether attention kernels of older generations leave much of the card unused."""
+        """Whether it is a Hopper card, on which kernels of older generations are slow."""
         return self.capability[0] == 9
 
     @property
     def has_display(self) -> bool:
-        """Whether a desktop is likely to have some of its memory."""
+        """Whether a desktop probably uses some of its memory."""
         return self.name.startswith("rtx_")
 
 
@@ -99,7 +101,7 @@ EXAMPLE = "rtx_4090"
 
 
 _NOT_THE_CARD = re.compile(r"Laptop|Max-Q|\bMIG\b")
-"""In a product name: another chip under the same name, or a slice of the card."""
+"""Parts of a product name that mean another chip of that name, or a slice of the card."""
 
 
 def find_card(name: str) -> Card | None:
@@ -112,13 +114,39 @@ def find_card(name: str) -> Card | None:
     return None
 
 
+def typed_card(text: str) -> Card:
+    """Return the card of a typed `runtime.card`: its name, or a short form that means one card.
+
+    `4090`, `rtx4090` and `RTX 4090` are rtx_4090.
+
+    Raises:
+        Refused: there is no such card; the message has near names.
+    """
+    if (card := find_card(text)) is not None:
+        return card
+    by_form = {_plain(card.name): card for card in CARDS}
+    by_form |= {form.removeprefix("rtx"): card for form, card in by_form.items()}
+    short = _plain(text)
+    if not _NOT_THE_CARD.search(text) and short in by_form:
+        return by_form[short]
+    near = difflib.get_close_matches(short, by_form, n=3, cutoff=0.5)
+    names = dict.fromkeys(by_form[form].name for form in near)
+    hint = f" Did you mean {' or '.join(names)}?" if names else ""
+    raise Refused(f"runtime.card={text}: known cards are {', '.join(card_names())}.{hint}")
+
+
+def _plain(text: str) -> str:
+    """Return a name without case, makers and punctuation."""
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", text.lower())
+
+
 def card_names() -> list[str]:
     """Return the names that `runtime.card` takes."""
     return [card.name for card in CARDS]
 
 
 CONTEXT_BYTES = int(1.4 * GIB)
-"""CUDA context, driver, cuDNN's and Triton's kernels: in no counter of torch. NVML less reserved
-was 1.28 to 1.39 GiB while rendering (H200, driver 580, measured 2026-11-22)."""
+"""CUDA context, driver, cuDNN's and Triton's kernels, which torch's counters do not include. NVML's
+peak was 1.28 to 1.39 GiB over torch's reserved one (H200, driver 580, measured 2026-11-22)."""
 ALLOCATOR_BYTES = int(0.3 * GIB)
 """What torch's allocator may hold beyond what is in use, with expandable segments."""

@@ -9,10 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from hv15_batch.errors import Secondary
+
 
 @dataclass(frozen=True)
 class GpuHealth:
-    """One card at one moment; None where it does not tell."""
+    """One card at one moment; None for what it does not report."""
 
     temperature_celsius: int | None = None
     power_watts: float | None = None
@@ -34,17 +36,23 @@ class GpuHealthReader:
         self._uuid = uuid
         self._nvml = nvml
         self._is_ready = False
+        self._reading = Secondary("how the card is cannot be shown")
 
     def read(self) -> GpuHealth:
-        """Return how the card is; a card that is lost or silent gives None, never an error."""
+        """Return the state of the card; None from a card that is lost or silent, never an error."""
         if self._uuid is None:
             return GpuHealth()
+        with self._reading:
+            return self._read(self._uuid)
+        return GpuHealth()
+
+    def _read(self, uuid: str) -> GpuHealth:
         nvml = self._nvml = self._nvml or importlib.import_module("pynvml")
         try:
             if not self._is_ready:
                 nvml.nvmlInit()
                 self._is_ready = True
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         except nvml.NVMLError:
             return GpuHealth()
         sensor = nvml.NVML_TEMPERATURE_GPU
@@ -61,7 +69,8 @@ class GpuHealthReader:
         """Let go of NVML."""
         if self._is_ready:
             self._is_ready = False
-            self._told(self._nvml.nvmlShutdown)
+            with self._reading:
+                self._told(self._nvml.nvmlShutdown)
 
     def _told(self, read: Callable[[], Any]) -> Any:
         try:
@@ -83,7 +92,7 @@ class Gpu:
     """At the moment of reading, all processes counted."""
     driver: str
     power_limit_watts: float | None
-    """Enforced limit; None where the card does not tell."""
+    """Enforced limit; None where the card does not report it."""
 
 
 def read_gpus(environ: Mapping[str, str] = os.environ, nvml: Any = None) -> list[Gpu]:

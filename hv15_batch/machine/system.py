@@ -1,4 +1,4 @@
-"""What `system.json` says of hardware and software, and the hash that stands for both.
+"""The hardware and software in `system.json`, and the hash of both.
 
 No torch: its CUDA build is read from the text of its `version.py`.
 """
@@ -113,7 +113,7 @@ _PASSING = ("pcie_generation", "pcie_width")
 
 
 def _read_card(gpu: Gpu, nvml: Any) -> dict[str, Any]:
-    """Return what NVML says of a card beyond `Gpu`; None where it does not tell."""
+    """Return what NVML reports of a card beyond `Gpu`; None for what it does not report."""
     facts: dict[str, Any] = {"name": gpu.name, "total_bytes": gpu.total_bytes}
     asked: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "vbios_version": ("nvmlDeviceGetVbiosVersion", as_text),

@@ -1,14 +1,13 @@
 """Cells of a manifest: what each kind of value may be, and how a fault is worded.
 
 Every parser takes a cell as text (CSV) or as the value that JSON or Parquet held, and raises a
-`ValueError` that reads `what is allowed; what to do`. One rule for the four formats.
+`ValueError` that reads `what is allowed; what to do`. One rule for all formats.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from itertools import chain
@@ -43,6 +42,50 @@ ROWS = "rows"
 
 Parsed = TypeVar("Parsed")
 
+_NUMBERS = re.compile(r"[0-9]+")
+
+
+MAX_SINGLE_FAULTS = 4
+"""Faults of one cause that are told one by one, each with its value; more become one message."""
+
+MAX_SHOWN_LINES = 5
+"""Line numbers that such a message holds."""
+
+
+class _Cause:
+    """Faults that have one cause: the first few, and how many there are."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, int, str]] = []
+        self._num_faults = 0
+
+    def add(self, line: int, number: int, message: str) -> None:
+        self._num_faults += 1
+        if len(self._first) < MAX_SHOWN_LINES:
+            self._first.append((line, number, "".join(map(printable, message))))
+
+    def messages(self, unit: str) -> list[tuple[int, int, str]]:
+        """Return line, number and text of each message."""
+        if self._num_faults <= MAX_SINGLE_FAULTS:
+            return self._first
+        line, number, message = self._first[0]
+        where = format_places([line for line, _, _ in self._first], self._num_faults, unit)
+        return [(line, number, f"{message.removesuffix('.')} ({where}).")]
+
+
+def format_places(lines: Sequence[int], count: int, unit: str = "line") -> str:
+    """Return e.g. `527 rows: lines 2, 3, 4 and 524 more`, or `2 rows: lines 2, 3`.
+
+    Args:
+        lines: The first of them.
+        count: How many there are.
+        unit: What a number counts: `line` or `row`.
+    """
+    each = list(dict.fromkeys(lines[:MAX_SHOWN_LINES]))
+    more = f" and {count - len(each):,} more" if count > len(each) else ""
+    rows = "row" if count == 1 else "rows"
+    return f"{count:,} {rows}: {unit}{'s' * (count > 1)} {', '.join(map(str, each))}{more}"
+
 
 class Faults:
     """Everything that is wrong with one manifest."""
@@ -52,22 +95,31 @@ class Faults:
         """Path of the manifest as the user typed it, or `ROWS`."""
         self.unit = "row" if manifest == ROWS else "line"
         """What a number counts, from 1."""
-        self._found: list[tuple[int, str]] = []
+        self._causes: dict[tuple[str, str], _Cause] = {}
+        self._num_found = 0
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return len(self._found)
+        return self._num_found
 
     @property
     def messages(self) -> list[str]:
-        """One for each fault, in the order of lines, and within one as they were found."""
-        return [message for _, message in sorted(self._found, key=lambda found: found[0])]
+        """One for each fault or frequent cause, by line, and within one as they were found."""
+        found = [told for cause in self._causes.values() for told in cause.messages(self.unit)]
+        return [message for _, _, message in sorted(found)]
 
     def add(self, line: int, column: str, value: Any, rule: str) -> None:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
         place = f"{self.manifest}:" + (f" row {line}" if self.manifest == ROWS else str(line))
         message = f"{place}: {column}={format_value(value)}: {rule}."
-        self._found.append((line, "".join(map(printable, message))))
+        # Of one cause are rules that differ in the cell itself and in numbers that follow from it.
+        text = rule
+        if isinstance(value, str) and value and value in rule:
+            text = rule.replace(f" {value} ", " ")
+            text = text.replace(value, "") if len(value) > 3 else text
+        cause = self._causes.setdefault((column, _NUMBERS.sub("0", text)), _Cause())
+        cause.add(line, self._num_found, message)
+        self._num_found += 1
 
     def try_cell(
         self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]
@@ -149,8 +201,12 @@ def parse_id(value: Any) -> str:
     Raises:
         ValueError: It cannot name a file everywhere, or would be taken for a temporary one.
     """
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not _ID.fullmatch(text):
+    if isinstance(value, str):
+        text = value.strip()
+    else:
+        number = _WHOLE.fullmatch(_number_text(value))  # 7.0, as pandas writes it, is 7
+        text = number[1] + number[2] if number else ""
+    if not _ID.fullmatch(text):
         raise ValueError(
             "an id is 1 to 64 of A-Z a-z 0-9 . _ -; use only these, "
             "or leave it empty and it is made from the prompt"
@@ -204,14 +260,14 @@ def _number_text(value: Any) -> str:
 
 
 def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Return the seeds that a cell, or `sampling.seeds`, stands for.
+    """Return the seeds that a cell, or `sampling.seeds`, stands for; repeated ones as they stand.
 
     Args:
         value: An integer, a list of integers, or text: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive).
 
     Raises:
-        ValueError: A seed is no integer of 0..2^63-1, comes twice, or there are none or over
-            10,000. A range is counted before it is expanded, so a huge one is refused at once.
+        ValueError: A seed is no integer of 0..2^63-1, or there are none or over 10,000. A range is
+            counted before it is expanded, so a huge one is refused at once.
     """
     if isinstance(value, str):
         parts: Sequence[Any] = _SEPARATORS.split(value.strip())
@@ -223,9 +279,6 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
     ranges = [_seed_range(part) for part in parts]
     _check_seed_count(sum(part.stop - part.start for part in ranges))
     seeds = tuple(chain.from_iterable(ranges))
-    if len(set(seeds)) < len(seeds):
-        [(seed, _)] = Counter(seeds).most_common(1)
-        raise ValueError(f"a seed makes one clip, and {seed} comes twice; give it once")
     return seeds
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
+from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
-from hv15_batch.manifest.rows import Row
+from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.shapes import bucket_size
-from hv15_batch.model.variant import Task, check_recipe
+from hv15_batch.model.step_cache import StepCache, make_step_cache
+from hv15_batch.model.variant import Distillation, Task, check_recipe
+
+MAX_EXAMPLES = 3
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
@@ -29,32 +34,87 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         Refused: There is no such file, or it is no manifest at all.
         ManifestError: all faults of all rows, and of the clips that the good rows make.
     """
-    manifest, faults = scan_manifest(path, config.model.task, content)
+    manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
-        _note_clip_faults(manifest, resolve_clips(manifest, config, None), config, faults)
+        _note_clip_faults(manifest, _asked_clips(manifest, config, None), config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
 
 def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tuple[Clip, ...]:
-    """Return every clip of the manifest, rows in file order, seeds in the row's order.
+    """Return every clip of the manifest once, rows in file order, seeds in the row's order.
 
     Raises:
         ManifestError: all faults that need the settings as well as the row.
     """
-    clips = resolve_clips(manifest, config, revision)
+    asked = _asked_clips(manifest, config, revision)
     faults = Faults(manifest.name)
-    _note_clip_faults(manifest, clips, config, faults)
+    _note_clip_faults(manifest, asked, config, faults)
     if faults:
         raise ManifestError(faults.messages)
-    return tuple(clips)
+    return tuple(_merged(asked, manifest))
 
 
 def resolve_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
-    """Return what every row asks for, refused or not.
+    """Return every clip that the rows ask for once, refused or not.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
+    return _merged(_asked_clips(manifest, config, revision), manifest)
+
+
+def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
+    """Return which clips are asked for more than once, in a line; None where none is.
+
+    Args:
+        manifest: Its rows.
+        clips: What `make_clips` made of them.
+    """
+    repeated = [clip for clip in clips if clip.other_lines]
+    if not repeated:
+        return None
+    unit = Faults(manifest.name).unit
+    pairs = [(clip, line) for clip in repeated for line in clip.other_lines]
+    some = ", ".join(_repeat_text(clip, line, unit) for clip, line in pairs[:MAX_EXAMPLES])
+    more = f" and {len(pairs) - MAX_EXAMPLES:,} more" if len(pairs) > MAX_EXAMPLES else ""
+    clips_text = "1 clip" if len(repeated) == 1 else f"{len(repeated):,} clips"
+    times = "once more" if len(pairs) == 1 else f"{len(pairs):,} times more"
+    return f"Rendered once, though asked for again: {clips_text}, {times}: {some}{more}"
+
+
+def _repeat_text(clip: Clip, line: int, unit: str) -> str:
+    if line == clip.line:
+        return f"seed {clip.settings.seed} twice in {unit} {line}"
+    return f"{unit} {line} as {unit} {clip.line}"
+
+
+def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
+    """Return each clip once, where it is asked for first, with the ids of all rows that do so.
+
+    It is named by the first id that a row gives it, and else by the first row's derived one. Labels
+    of later rows fill those that the first has not.
+    """
+    rows = manifest.rows
+    groups: dict[str, list[Clip]] = {}
+    for clip in asked:
+        groups.setdefault(clip.settings_sha256, []).append(clip)
+    merged = []
+    for first, *others in groups.values():
+        if others:
+            each = [first, *others]
+            own = [clip.row_id for clip in each if rows[clip.row_index].id_given]
+            ids = list(dict.fromkeys([*own, *(clip.row_id for clip in each)]))
+            tags = {name: tag for clip in reversed(each) for name, tag in clip.tags.items()}
+            lines = tuple(clip.line for clip in others)
+            first = replace(
+                first.named(ids[0]), other_ids=tuple(ids[1:]), other_lines=lines, tags=tags
+            )
+        merged.append(first)
+    return merged
+
+
+def _asked_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
+    """Return what each row asks for, also what another has asked for already."""
     override_seeds, default_seeds = _configured_seeds(config)
     video = hashed_values(config.video)
     clips: list[Clip] = []
@@ -128,10 +188,12 @@ def _clip(
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
+    cache = step_cache_of(config, steps)
     settings = ClipSettings(
         prompt=row.prompt,
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
         image_sha256=row.image_sha256,
+        image_conversion=row.image_conversion,
         seed=seed,
         height=values["height"],
         width=values["width"],
@@ -146,6 +208,7 @@ def _clip(
         weights=config.model.weights.name,
         dtype=effective_dtype(config).name,
         attention_backend=config.runtime.attention_backend,
+        cache=None if cache is None else str(cache),
     )
     return make_clip(
         row_id=row.id,
@@ -159,12 +222,42 @@ def _clip(
     )
 
 
+def step_cache_of(config: Config, steps: int) -> StepCache | None:
+    """Return the static cache of a clip with so many steps; None computes every step.
+
+    Raises:
+        Refused: the model is step-distilled, or the cache does not fit the steps.
+    """
+
+    def chosen(name: str) -> Any:
+        value = getattr(config.override, name)
+        return getattr(config.sampling, name) if value is None else value
+
+    if chosen("cache") is not CacheKind.static:
+        given = [name for name in _CACHE_BOUNDS if chosen(name) is not None]
+        if given:
+            raise Refused(
+                f"sampling.{given[0]}={chosen(given[0])}: has no effect without "
+                "sampling.cache=static; add that, or leave it out."
+            )
+        return None
+    if config.model.distillation is Distillation.step:
+        raise Refused(
+            f"sampling.cache=static with model={config.model.name}: a step-distilled model has few "
+            "steps, and none of them can stand for another; leave the cache out."
+        )
+    return make_step_cache(steps, *(chosen(name) for name in _CACHE_BOUNDS))
+
+
+_CACHE_BOUNDS = ("cache_every", "cache_start", "cache_end")
+
+
 def _note_clip_faults(
     manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
 ) -> None:
     if not config.runtime.allow_off_recipe:
         _note_off_recipe(manifest, clips, config, faults)
-    _note_duplicates(clips, faults)
+    _note_shared_ids(manifest, clips, faults)
 
 
 def _note_off_recipe(
@@ -199,11 +292,16 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
     return f"model.default_sampling.{name}"
 
 
-def _note_duplicates(clips: Sequence[Clip], faults: Faults) -> None:
-    first: dict[str, Clip] = {}
+def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
+    """Note each row whose id another row has that makes other clips."""
+    made: dict[int, set[str]] = {}
     for clip in clips:
-        other = first.setdefault(clip.settings_sha256, clip)
-        if other is not clip:
+        made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
+    first: dict[str, Row] = {}
+    for row in manifest.rows:
+        if not row.id_given:
+            continue
+        other = first.setdefault(row.id.lower(), row)
+        if not made.get(row.index, set()) <= made.get(other.index, set()):
             where = f"{faults.unit} {other.line}"
-            rule = f"makes the same clip as {where}; remove one of them, or change its"
-            faults.add(clip.line, "seed", clip.settings.seed, f"{rule} seed or settings")
+            faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))

@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
-from hv15_batch.manifest.rows import TAG_PREFIX, Unreadable, check_header
+from hv15_batch.manifest.columns import TAG_PREFIX, Columns, Reading, Unreadable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def frame_content(rows: DataFrame) -> bytes:
+def frame_content(rows: DataFrame, reading: Reading) -> bytes:
     """Return the rows as JSON Lines, UTF-8: one line for each, a member for each column.
 
     Levels of the index that have a name are columns too. Paths in the column `image` start at the
     working directory and become absolute. What a cell may hold is checked when the lines are read.
+
+    Args:
+        rows: The rows.
+        reading: How the settings want their columns to be read.
 
     Raises:
         Refused: it is no DataFrame.
@@ -37,23 +41,29 @@ def frame_content(rows: DataFrame) -> bytes:
         raise Refused(f"rows={kind}: must be a pandas DataFrame; make one of it.")
     levels = [n for n, name in enumerate(rows.index.names) if name is not None]
     names = [str(rows.index.names[n]) for n in levels] + [str(name) for name in rows.columns]
-    _check_names(names)
+    known = _known_names(names, reading)
     members: list[Iterable[Any]] = [rows.index.get_level_values(n) for n in levels]
     members += [rows.iloc[:, place] for place in range(rows.shape[1])]
-    columns = [_cells(name, values) for name, values in zip(names, members, strict=True)]
+    columns = [_cells(known.get(place, ""), values) for place, values in enumerate(members)]
     records = zip(*columns, strict=True)
     return b"".join(_line(dict(zip(names, cells, strict=True))) for cells in records)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Check what lines of JSON could not show; unknown columns are reported with the cells."""
+def _known_names(names: Sequence[str], reading: Reading) -> dict[int, str]:
+    """Return what each column means; unknown ones are reported with the cells.
+
+    Raises:
+        ManifestError: There is no `prompt`, or two columns have one name, as lines of JSON could
+            not show.
+    """
     faults = Faults(ROWS)
     try:
-        check_header(1, names, faults)
+        places = Columns(reading, faults).read_header(1, names)
     except Unreadable:
         raise ManifestError(faults.messages) from None
     if len(set(names)) < len(names):
         raise ManifestError(faults.messages)
+    return dict(places)
 
 
 def _line(cells: dict[str, Any]) -> bytes:

@@ -1,29 +1,39 @@
 """The manifest: read every row, check every cell, report all faults at once.
 
-Rules are those of the README's table of columns. Nothing is resolved against the model's defaults
-here (`plan` does), and nothing is ever written. Torch-free; pyarrow is imported for Parquet only
-and Pillow only where there are images.
+Rules are those of docs/manifest.md. Nothing is resolved against the model's defaults here (`plan`
+does), and nothing is ever written. Torch-free; pyarrow is imported for Parquet only and Pillow only
+where there are images.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from hv15_batch.config.words import MANIFEST_SUFFIXES
+from hv15_batch.config.files import (
+    MANIFEST_SUFFIXES,
+    VIDEO_SUFFIXES,
+    manifests_in,
+    near_manifest,
+    stream_fault,
+    suffix_fault,
+)
 from hv15_batch.errors import Refused
-from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
-from hv15_batch.manifest.formats import RecordReader
-from hv15_batch.manifest.rows import Row, RowReader
+from hv15_batch.manifest._paths import path_fault
+from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
+from hv15_batch.manifest.columns import Reading, Unreadable
+from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
+from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader
+from hv15_batch.manifest.unmeant import Unmeant
 from hv15_batch.model.variant import Task
-from hv15_batch.units import GIB
+from hv15_batch.units import GIB, MIB
 
-VIDEO_SUFFIXES = (".mp4", ".mkv")
 MAX_FILE_BYTES = GIB
-MAX_ROWS = 1_000_000
+MAX_NAMED = 5
+"""Manifests of a folder that a message names."""
+AS_IT_STANDS = Reading()
 
 
 @dataclass(frozen=True)
@@ -39,26 +49,31 @@ class Manifest:
     rows: tuple[Row, ...]
     content: bytes | None = None
     """What a run is to write to `path`: rows that came from a DataFrame; None for a user's file."""
+    notes: tuple[str, ...] = ()
+    """What is taken as it stands and may be meant otherwise, a line each."""
 
 
-def read_manifest(path: Path, task: Task) -> Manifest:
+def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Manifest:
     """Read and check a manifest.
 
     Args:
-        path: CSV, JSON Lines, Parquet or .txt file.
+        path: A file of one of `MANIFEST_SUFFIXES`.
         task: Of the model: images are required for image-to-video and refused otherwise.
+        reading: How the settings want it to be read.
 
     Raises:
         Refused: There is no such file, or it is no manifest at all.
         ManifestError: With all faults of all rows.
     """
-    manifest, faults = scan_manifest(path, task)
+    manifest, faults = scan_manifest(path, task, reading)
     if faults:
         raise ManifestError(faults.messages)
     return manifest
 
 
-def scan_manifest(path: Path, task: Task, content: bytes | None = None) -> tuple[Manifest, Faults]:
+def scan_manifest(
+    path: Path, task: Task, reading: Reading = AS_IT_STANDS, content: bytes | None = None
+) -> tuple[Manifest, Faults]:
     """Return what `read_manifest` does, of the good rows only, and the faults of the others.
 
     With `content`, JSON Lines, no file is read: it is what the file will hold.
@@ -71,27 +86,38 @@ def scan_manifest(path: Path, task: Task, content: bytes | None = None) -> tuple
     absolute = Path(os.path.abspath(path))
     name = str(path) if content is None else ROWS
     faults = Faults(name)
-    records = RecordReader(absolute, faults, content)
+    records = RecordReader(absolute, faults, reading, content)
     reader = RowReader(task, absolute.parent, faults)
+    is_text = content is None and path.suffix.lower() == ".txt"
+    unmeant = Unmeant(faults, is_text=is_text, literal=reading.literal)
     rows: list[Row] = []
     num_records = 0
     try:
         for record in records:
+            if all(map(is_empty, record.cells.values())):
+                continue
             num_records += 1
             if num_records > MAX_ROWS:
                 rule = f"a manifest has at most {MAX_ROWS:,} rows; split it into several"
                 faults.add(record.line, "rows", num_records, rule)
                 break
             num_faults = len(faults)
+            if unmeant.check(record):
+                continue
             row = reader.read(len(rows), record)
             if len(faults) == num_faults and not reader.has_too_many_clips:
                 rows.append(row)
+        unmeant.finish()
+    except Unreadable:
+        pass  # the fault has been noted
     except OSError as error:
         raise Refused(_unreadable(path, error)) from error
     if not num_records and not faults:
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
-    return Manifest(absolute, name, records.sha256, tuple(rows), content), faults
+    notes = (*records.notes, *unmeant.notes)
+    manifest = Manifest(absolute, name, records.sha256, tuple(rows), content, notes)
+    return manifest, faults
 
 
 def _check_file(path: Path) -> None:
@@ -100,43 +126,58 @@ def _check_file(path: Path) -> None:
     Raises:
         Refused: Naming the file and what to do.
     """
+    if fault := stream_fault(str(path)):
+        raise Refused(f"manifest={path}: {fault}.")
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        near = difflib.get_close_matches(path.name, _manifests_in(path.parent), n=1)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else "correct the path."
-        raise Refused(f"manifest={path}: there is no such file; {hint}") from None
-    except OSError as error:
+        raise Refused(f"manifest={path}: {_missing(path)}") from None
+    except (OSError, ValueError) as error:
         raise Refused(_unreadable(path, error)) from error
+    suffix = path.suffix.lower()
+    if stat.S_ISDIR(status.st_mode):
+        raise Refused(
+            f"manifest={path}: a manifest is a file, and this is a folder; {_inside(path)}."
+        )
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"manifest={path}: a manifest is a file, and this is none; name a file.")
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
         raise Refused(
             f"manifest={path}: a video is no manifest; hv15-batch recipe {path.name} writes one "
             "for a clip of this program."
         )
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise Refused(
-            f"manifest={path}: a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; "
-            "rename it if it is one of these."
-        )
+    if suffix not in MANIFEST_SUFFIXES:
+        raise Refused(f"manifest={path}: {suffix_fault(str(path))}.")
+    size = f"this one {status.st_size:,} bytes"
     if status.st_size > MAX_FILE_BYTES:
         raise Refused(
-            f"manifest={path}: a manifest has at most {MAX_FILE_BYTES // GIB} GiB, and this "
-            f"one {status.st_size:,} bytes; split it."
+            f"manifest={path}: a manifest has at most {MAX_FILE_BYTES // GIB} GiB, and {size}; "
+            "split it."
+        )
+    if suffix == ".json" and status.st_size > MAX_JSON_BYTES:
+        raise Refused(
+            f"manifest={path}: a .json has at most {MAX_JSON_BYTES // MIB} MiB, and {size}; write "
+            "it as JSON Lines (.jsonl), which has no such limit."
         )
 
 
-def _manifests_in(folder: Path) -> list[str]:
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []  # the folder is missing too: then there is nothing to suggest
-    return [name for name in names if Path(name).suffix.lower() in MANIFEST_SUFFIXES]
+def _missing(path: Path) -> str:
+    """Return what to do where there is no such file."""
+    fault = path_fault(str(path))
+    if fault is not None and "must exist" not in fault:
+        return f"{fault}."
+    near = near_manifest(path)
+    hint = f"did you mean {near}?" if near else "correct the path."
+    return f"there is no such file; {hint}"
 
 
-def _unreadable(path: Path, error: OSError) -> str:
-    return (
-        f"manifest={path}: it cannot be read ({error.strerror}); "
-        "correct the path or its permissions."
-    )
+def _inside(folder: Path) -> str:
+    names = manifests_in(folder)[:MAX_NAMED]
+    if not names:
+        return "name a file"
+    return f"name a file in it: {', '.join(str(folder / name) for name in names)}"
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"manifest={path}: it cannot be read ({reason}); correct the path or its permissions."

@@ -1,18 +1,18 @@
-"""A manifest's columns and rows, checked."""
+"""A manifest's rows, checked."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from hv15_batch.config.checks import check_sampling_value
+from hv15_batch.manifest._paths import path_fault
 from hv15_batch.manifest.cells import (
     Faults,
     Parsed,
@@ -24,38 +24,9 @@ from hv15_batch.manifest.cells import (
     parse_text,
     parse_whole,
 )
+from hv15_batch.manifest.columns import TAG_PREFIX
 from hv15_batch.media.image import FirstFrame, FirstFrames
 from hv15_batch.model.variant import Task
-
-KNOWN_COLUMNS = (
-    "prompt",
-    "id",
-    "seed",
-    "negative_prompt",
-    "image",
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-    "fps",
-)
-
-TAG_PREFIX = "tag_"
-"""Begins the name of a column that is the user's own label."""
-
-MAX_COLUMNS = 1_000
-
-SIMILARITY = 0.5
-"""Names less alike than this (difflib's ratio) are not suggested."""
-
-# The row index as pandas writes it: to_csv, the same read back and written again, to_parquet.
-_INDEX_COLUMN = re.compile(r"|Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
-
-
-class Unreadable(Exception):
-    """The rest of the file makes no sense; the fault has been noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,72 +39,7 @@ class Record:
     """Text in CSV and .txt, any JSON or Arrow value otherwise; absent where the file has none."""
 
 
-def is_known_column(name: str) -> bool:
-    """Return whether a manifest may have a column of this name."""
-    return name in KNOWN_COLUMNS or (name.startswith(TAG_PREFIX) and name.isprintable())
-
-
-def is_index_column(name: str) -> bool:
-    """Return whether this is the nameless row index of pandas, which is ignored."""
-    return _INDEX_COLUMN.fullmatch(name) is not None
-
-
-def check_header(line: int, header: Sequence[str], faults: Faults) -> list[tuple[int, str]]:
-    """Return (place, name) of the columns to be read, and note those that cannot be.
-
-    Raises:
-        Unreadable: There is no `prompt`, so that no row can be checked.
-    """
-    if len(header) > MAX_COLUMNS:
-        rule = f"a manifest has at most {MAX_COLUMNS:,} columns, and this one {len(header):,}"
-        faults.add(line, "header", header[0], f"{rule}; remove some")
-        raise Unreadable
-    places: dict[str, int] = {}
-    unknown = []
-    for place, name in enumerate(header):
-        if is_index_column(name):
-            continue
-        if name in places:
-            rule = f"a name stands for one column, and {places[name] + 1} and {place + 1} share it"
-            faults.add(line, "column", name, f"{rule}; rename or remove one")
-        elif is_known_column(name):
-            places[name] = place
-        else:
-            unknown.append(name)
-            faults.add(line, "column", name, unknown_column_rule(name))
-    if "prompt" not in places:
-        if "prompt" not in map(_nearest_column, unknown):
-            rule = "a manifest has a column prompt, and this one has none"
-            faults.add(
-                line, "header", ",".join(header), f"{rule}; name the columns in the first line"
-            )
-        raise Unreadable
-    return [(place, name) for name, place in places.items()]
-
-
-def unknown_column_rule(name: str) -> str:
-    """Return what is wrong with the name of a column, and what to do."""
-    nearest = _nearest_column(name)
-    known = (
-        f"the nearest known name is {nearest}"
-        if nearest
-        else f"the known names are {', '.join(KNOWN_COLUMNS)}"
-    )
-    return (
-        f"a manifest has no such column, and {known}; correct or remove it, "
-        f"or begin it with {TAG_PREFIX} if it is a label of your own"
-    )
-
-
-def _nearest_column(name: str) -> str | None:
-    # Columns have short names, and difflib's time grows with the square of the length.
-    short = name.strip(" _").lower()[:64]
-    whole = [known for known in KNOWN_COLUMNS if short in known and len(short) > 2]
-    if whole:
-        return whole[0]  # `steps`, `frames`, `guidance`
-    near = difflib.get_close_matches(short, KNOWN_COLUMNS, n=1, cutoff=SIMILARITY)
-    return near[0] if near else None
-
+MAX_ROWS = 1_000_000
 
 MAX_CLIPS = 1_000_000
 """Seeds given in the manifest, over all rows: they are held in memory."""
@@ -171,6 +77,10 @@ class Row:
     """Of the file's bytes."""
     image_size: tuple[int, int] | None
     """(height, width) in pixels, after the EXIF orientation is applied."""
+    image_conversion: str | None
+    """What is done beyond making it RGB, see `media.conversion`."""
+    image_notes: tuple[str, ...]
+    """What a person should know of the first frame."""
     height: int | None
     width: int | None
     num_frames: int | None
@@ -182,6 +92,22 @@ class Row:
     """The filled `tag_*` cells by the full name of their column."""
 
 
+Content = tuple[str, str | None]
+"""Prompt and SHA-256 of the first frame: rows that differ in them make different clips."""
+
+
+def id_rule(given: str, first: str, where: str) -> str:
+    """Return what is wrong with an id that another row has, and what to do.
+
+    Args:
+        given: The id.
+        first: How the other row spells it.
+        where: Which row that is, such as `line 2`.
+    """
+    same = "it" if first == given else f"{first}, which a disk may take for the same name,"
+    return f"an id is unique, and {where} has {same} already; change one of the two"
+
+
 class RowReader:
     """Turns records into rows; remembers ids, images and the number of clips."""
 
@@ -189,7 +115,7 @@ class RowReader:
         self._task = task
         self._faults = faults
         self._images = FirstFrames(str(folder))
-        self._ids: dict[str, tuple[str, int]] = {}
+        self._ids: dict[str, tuple[str, int, Content]] = {}
         self._num_clips = 0
         self._accepted: dict[tuple[str, str] | None, Any] = {}
 
@@ -204,7 +130,7 @@ class RowReader:
         negative_prompt = self._cell(record, "negative_prompt", parse_text)
         image = self._cell(record, "image", parse_text)
         frame = self._first_frame(record, image)
-        given_id = self._id(record)
+        given_id = self._id(record, (prompt, frame.sha256 if frame else None))
         return Row(
             index=index,
             line=record.line,
@@ -217,6 +143,8 @@ class RowReader:
             image_path=frame.path if frame else None,
             image_sha256=frame.sha256 if frame else None,
             image_size=frame.size if frame else None,
+            image_conversion=frame.conversion if frame else None,
+            image_notes=frame.notes if frame else (),
             height=self._sampling(record, "height", _parse_side),
             width=self._sampling(record, "width", _parse_side),
             num_frames=self._sampling(record, "num_frames", _parse_num_frames),
@@ -238,15 +166,17 @@ class RowReader:
             self._faults.add(record.line, "prompt", value or "", rule)
         return self._cell(record, "prompt", parse_text) or ""
 
-    def _id(self, record: Record) -> str | None:
+    def _id(self, record: Record, content: Content) -> str | None:
+        """Return the row's own id; refuse one that a row of other content has already.
+
+        Rows that may make the same clips keep it: `clips` knows, once the settings are resolved.
+        """
         given = self._cell(record, "id", parse_id)
         if given is None:
             return None
-        first, line = self._ids.setdefault(given.lower(), (given, record.line))
-        if line != record.line:
-            same = "it" if first == given else f"{first}, which a disk may take for the same name,"
-            where = f"{self._faults.unit} {line}"
-            rule = f"an id is unique, and {where} has {same} already; change one of the two"
+        first, line, other = self._ids.setdefault(given.lower(), (given, record.line, content))
+        if line != record.line and other != content:
+            rule = id_rule(given, first, f"{self._faults.unit} {line}")
             self._faults.add(record.line, "id", given, rule)
         return given
 
@@ -297,7 +227,16 @@ class RowReader:
         if is_empty(value):
             rule = "an image-to-video model needs a first frame; name an image file"
             self._faults.add(record.line, "image", value or "", rule)
-        return self._faults.try_cell(record.line, "image", image, self._images.read)
+        return self._faults.try_cell(record.line, "image", image, self._read_image)
+
+    def _read_image(self, image: str) -> FirstFrame:
+        try:
+            return self._images.read(image)
+        except ValueError:
+            fault = path_fault(image, self._images.folder)
+            if fault is None:
+                raise
+            raise ValueError(fault) from None
 
     def _tags(self, record: Record) -> dict[str, str]:
         tags = {}

@@ -14,6 +14,8 @@ from hv15_batch import __version__
 from hv15_batch.clip import SCHEMA, Clip, ClipSettings
 from hv15_batch.config.settings import X264_PRESETS, VideoCodec, VideoConfig
 from hv15_batch.errors import Refused
+from hv15_batch.files import parse_json
+from hv15_batch.media.conversion import CONVERSIONS
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
 from hv15_batch.model.variant import Dtype, Task, Weights
@@ -39,6 +41,7 @@ _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Of schema 1; what is added to `_VIDEO` later may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
             "the file left it out); render it from its manifest."
         )
     try:
-        values = json.loads(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
-    except (ValueError, RecursionError):
+        values = parse_json(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
+    except ValueError:
         values = None
     if not isinstance(values, dict) or not all(
         _is_a(values.get(key), _FACTS[key]) for key in ("schema", "hv15_batch_version")
@@ -193,9 +196,15 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     for key, value in (("revision", revision), ("image_sha256", image_sha256)):
         if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
             raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
-    for key in ("quantisation", "cache"):
-        if values[key] is not None:
-            raise _refused(name, key, values[key], "is not supported by this version")
+    if values["quantisation"] is not None:
+        raise _refused(name, "quantisation", values["quantisation"], "is not supported here")
+    cache = values["cache"]
+    if cache is not None and not (isinstance(cache, str) and _CACHE.fullmatch(cache)):
+        raise _refused(name, "cache", cache, "must be every:start:end, such as 4:11:45")
+    conversion = values["image_conversion"]
+    known = (None,) if values["image"] is None else (None, *CONVERSIONS)
+    if conversion not in known:
+        raise _refused(name, "image_conversion", conversion, "is not known to this version")
     if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
         raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
 

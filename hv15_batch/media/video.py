@@ -29,6 +29,11 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from hv15_batch.config.settings import VideoCodec, VideoConfig
+from hv15_batch.files import check_regular
+from hv15_batch.units import GIB
+
+MAX_VIDEO_BYTES = 1024 * GIB
+"""Of any size, but no pipe."""
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 """uint8 [F, H, W, 3], RGB."""
@@ -253,6 +258,7 @@ def read_comment(path: Path) -> str | None:
 def _open_video(path: Path) -> Iterator[InputContainer]:
     """Open a file; what FFmpeg cannot make sense of, then or later, is a ValueError."""
     try:
+        check_regular(path, MAX_VIDEO_BYTES)
         with av.open(str(path), options=_READ_OPTIONS) as container:
             yield container
     except av.error.FFmpegError as error:

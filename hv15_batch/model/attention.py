@@ -22,7 +22,7 @@ class Package:
     """What some kernels are installed with."""
 
     name: str
-    """Of the installed distribution, which is where diffusers looks for the version."""
+    """Name of the installed distribution, where diffusers reads the version."""
     minimum: str
     """Oldest version that diffusers takes."""
     install: str
@@ -41,7 +41,7 @@ _FLASH_3 = Package(
     "git clone --recursive https://github.com/Dao-AILab/flash-attention.git && "
     "cd flash-attention/hopper && python setup.py install",
 )
-_SAGE = Package(  # not from PyPI: what is there ends at 1.0.6
+_SAGE = Package(  # from source: PyPI has nothing later than 1.0.6
     "sageattention",
     "2.1.1",
     "git clone https://github.com/thu-ml/SageAttention.git && "
@@ -55,7 +55,7 @@ class Kernel:
     """A CUDA backend of diffusers' attention dispatcher (0.42.1)."""
 
     name: str
-    """In `AttentionBackendName`; one in `_hub` is compiled code that is fetched and run."""
+    """In `AttentionBackendName`. A name that ends in `_hub` means compiled code from the hub."""
     package: Package | None = None
     """None is torch's own."""
     on_cpu: bool = False

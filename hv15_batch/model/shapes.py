@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from hv15_batch.clip import ClipSettings
+from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.units import GIB
 
 # Parameters in bf16, from the classes' default configurations.
@@ -14,6 +15,8 @@ TRANSFORMER_BYTES = int(15.52 * GIB)
 TRANSFORMER_REST_BYTES = int(0.35 * GIB)
 """Transformer less its 54 blocks: what a streamed profile keeps on the card."""
 BLOCK_BYTES = 302_129_152
+WIDTH = 2048
+"""Channels of a token."""
 VAE_BYTES = int(2.35 * GIB)
 TEXT_ENCODER_BYTES = int(13.17 * GIB)
 SMALL_ENCODERS_BYTES = int(0.42 * GIB)
@@ -39,18 +42,27 @@ class Shape(NamedTuple):
     """Each step runs two forwards."""
     has_image: bool = False
     """The clip begins with a given frame."""
+    num_computed: int | None = None
+    """Steps that a static cache computes; None without one."""
 
     @classmethod
     def of(cls, settings: ClipSettings | Shape) -> Shape:
         """Return what decides a clip's cost, without the rest of its settings."""
-        return cls(*(getattr(settings, name) for name in cls._fields))
+        if isinstance(settings, Shape):
+            return settings
+        steps, computed = settings.num_inference_steps, None
+        if settings.cache is not None:
+            computed = parse_step_cache(settings.cache).num_computed(steps)
+        size = settings.height, settings.width, settings.num_frames
+        return cls(*size, steps, settings.has_guidance, settings.has_image, computed)
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Shape:
         """Return what decides the cost of a log's clip."""
         size = row["height"], row["width"], row["num_frames"]
         guided, has_image = row["guidance_scale"] != 1.0, row["task"] == "i2v"
-        return cls(*size, row["num_inference_steps"], guided, has_image)
+        computed = row["num_computed_steps"] if row["cache"] else None
+        return cls(*size, row["num_inference_steps"], guided, has_image, computed)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -69,12 +81,17 @@ class Shape(NamedTuple):
 
     @property
     def num_forwards(self) -> int:
-        """Forwards of the transformer in all steps."""
-        return self.num_inference_steps * (2 if self.has_guidance else 1)
+        """Forwards of the transformer's blocks in all steps."""
+        return self.num_computed_steps * (2 if self.has_guidance else 1)
+
+    @property
+    def num_computed_steps(self) -> int:
+        """Steps that run the transformer's blocks: all of them without a cache."""
+        return self.num_inference_steps if self.num_computed is None else self.num_computed
 
     def of_one_step(self) -> Shape:
         """Return the shape of one step: kernels are chosen and compiled by it."""
-        return self._replace(num_inference_steps=1)
+        return self._replace(num_inference_steps=1, num_computed=None)
 
 
 def num_video_tokens(height: int, width: int, num_frames: int) -> int:

@@ -34,7 +34,7 @@ ITEM_BYTES = 2
 
 DEFAULT_CHUNK_BYTES = 1 << 28
 WORKSPACE_BYTES = 64 << 20
-"""Set aside for cuBLAS's workspace and small tensors; cuDNN takes none for these convolutions."""
+"""Reserved for cuBLAS's workspace and small tensors; cuDNN needs none for these convolutions."""
 MAX_SPLITS = 4
 PIECE_FRAMES = (8, 4, 2, 1)
 """Frames that the last stage takes at a time."""
@@ -241,10 +241,10 @@ def _stages_bytes(
 def _busiest_bytes(
     plan: TilePlan, stage: int, end: int, size: tuple[int, int], arriving: int, is_first: bool
 ) -> int:
-    """Return the most that is alive, contexts not counted, while frames pass this stage and on.
+    """Return the most bytes alive, without contexts, while frames pass this and the later stages.
 
-    Every length of piece is followed: a later piece that is shorter by a frame may be cut less
-    often further on, and then takes more at a time.
+    Every length of piece is followed: a piece that is shorter by a frame may be cut less often in a
+    later stage, and then takes more at a time.
     """
     if stage == end:
         return 0

@@ -77,7 +77,7 @@ class Dtype(Enum):
 
 
 class OffloadKind(Enum):
-    """Where each component lives in each phase (see `placement`)."""
+    """Where each component is kept in each phase (see `placement`)."""
 
     auto = "auto"
     resident = "resident"
@@ -92,7 +92,7 @@ class OffloadKind(Enum):
 
 @dataclass
 class SamplingDefaults:
-    """What a model option was made for; used where neither row nor command says otherwise."""
+    """A model option's usual settings; a row or the command line may replace them."""
 
     height: int = 480
     width: int = 848
@@ -106,16 +106,16 @@ class SamplingDefaults:
 
 @dataclass
 class Recipe:
-    """What a distilled checkpoint was made for; empty or null where anything will do."""
+    """What a distilled checkpoint was made for; empty or null where there is no limit."""
 
     steps: list[int] = field(default_factory=list)
     """Numbers of inference steps."""
     draft_steps: list[int] = field(default_factory=list)
-    """Further ones that it takes at lower quality."""
+    """Further numbers of steps that it accepts, at lower quality."""
     guidance: float | None = None
     """Guidance scale; 1.0 is one forward per step."""
     meanflow: bool = False
-    """Whether each forward takes the time at the end of its step too (`timestep_r`)."""
+    """Whether each forward also takes the time at the end of its step (`timestep_r`)."""
 
 
 @dataclass
@@ -129,12 +129,15 @@ class ModelConfig:
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained
+    """`random` builds the full-size model with seeded random weights: no download, to measure."""
     task: Task = Task.t2v
+    """Text to video, or image to video."""
     distillation: Distillation = Distillation.none
+    """`cfg`: guidance is built in. `step`: made for few steps."""
     dtype: Dtype = Dtype.bfloat16
     """Type used unless `runtime.dtype` is set."""
     target_size: int = 640
     """Bucket base of the image-to-video pipeline in pixels: 640 for 480p, 960 for 720p."""
     default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     recipe: Recipe = field(default_factory=Recipe, compare=False)
-    """A limit on what may be asked, so that two equal models may have unequal ones."""
+    """A limit on what may be asked; not part of what makes two models equal."""

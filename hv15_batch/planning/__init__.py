@@ -1,1 +1,1 @@
-"""Clips compared with the log: what is to be done."""
+"""Clips compared with the log: what is left to do."""

@@ -1,7 +1,7 @@
-"""Which renderings a benchmark consists of: warm-ups, then every clip N times, interleaved.
+"""The renderings of a benchmark: warm-ups, then every clip N times, interleaved.
 
-A repetition is rendered for its timings: nothing of it is kept but its row in the log, and what is
-done or not does not depend on it. `repeat` counts from 1; 0 is a warm-up, which is logged as cold.
+A repetition is rendered for its timings. Only its row in the log is kept, and it does not make a
+clip done. `repeat` counts from 1; 0 is a warm-up, which is logged as cold.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _counts(row: Mapping[str, Any]) -> bool:
 
 
 def _is_alike(run_id: str, config: Config, run_dir: RunDir) -> bool:
-    """Whether a run carried out the maths as this one would: a clip's settings don't say it all."""
+    """Whether a run computed as this one would: settings outside a clip's identity count too."""
     try:
         stored = read_settings(run_dir.run_folder(run_id) / FILE)
     except (Refused, OSError):

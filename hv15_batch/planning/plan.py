@@ -1,9 +1,11 @@
-"""What is to be done about each clip: done or not and why, order, selection, refusals."""
+"""What to do with each clip: its state and why, order, selection, refusals."""
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -27,8 +29,8 @@ _COMPARED = {
     for f in fields(ClipSettings)
     if (logged := _LOGGED_AS.get(f.name, f.name)) in columns() and f.name != "seed"
 }
-"""What of a clip's settings the log has too, and under which name; `video.*` it has not, and of a
-first frame only what was typed. A row's clips are told apart by their seed."""
+"""A clip's settings that the log has too, by their columns. The log has no `video.*`, and of a
+first frame only the typed path. The seed distinguishes a row's clips."""
 
 HISTORY_COLUMNS = tuple(
     dict.fromkeys(
@@ -64,9 +66,9 @@ class PlannedClip:
     has_latents: bool
     """Its latents are saved."""
     use_latents: bool
-    """Saved latents are good enough: it is decoded from them, not denoised."""
+    """Saved latents may be used: the clip is decoded from them without denoising."""
     has_result: bool
-    """It has been rendered and its file is there, also where it is asked for again."""
+    """It has been rendered and its file is there, even if it is to be rendered again."""
     last: dict[str, Any] | None
     """The last attempt at these settings."""
     repeat: int | None = None
@@ -100,9 +102,9 @@ class History:
                 self._by_row.setdefault((record["row_id"], record["seed"]), []).append(record)
 
     def earlier_clip_of_row(self, clip: Clip, current: set[str]) -> dict[str, Any] | None:
-        """Return the finished clip that this one takes the place of, if any.
+        """Return the finished clip that this one replaces, if any.
 
-        Of several the one that differs least, and of those the newest.
+        Of several, it is the one that differs least; among equals, the newest.
 
         Args:
             clip: a clip that was never tried.
@@ -156,12 +158,12 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {p.clip.row_id: None for p in planned}
+        known = {row_id: None for p in planned for row_id in p.clip.ids}
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
                 raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if p.clip.row_id in wanted]
+        selected = [p for p in planned if not set(wanted).isdisjoint(p.clip.ids)]
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}
@@ -178,9 +180,9 @@ def settings_conflict(
 ) -> str | None:
     """Return how this command's settings would render again what is done, or None.
 
-    The manifest of today is resolved once more with the settings of each earlier run: where such
-    a clip is done, and the one asked for now has the same row and seed but other settings, it is
-    the command and not the manifest that changed.
+    Today's manifest is resolved again with the settings of each earlier run. If such a clip is
+    done, and the clip asked for now has the same row and seed but other settings, then the command
+    has changed and not the manifest.
 
     Args:
         manifest: as it is now.
@@ -209,7 +211,8 @@ def settings_conflict(
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
     changes = ", ".join(_changes(record, clip))
-    return changes or ("the image's content or " * bool(clip.image)) + "video.* changed"
+    converted = "or its conversion " * bool(clip.settings.image_conversion)
+    return changes or f"the image's content {converted}or " * bool(clip.image) + "video.* changed"
 
 
 def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
@@ -268,13 +271,18 @@ def _fault(
         return "its file is missing"
     if size != last["file_bytes"]:
         return f"its file has {size} bytes instead of {last['file_bytes']}"
-    if check is FileCheck.sha256 and sha256_of_file(run_dir.clips / name) != last["file_sha256"]:
-        return "its file's SHA-256 is not the logged one"
+    if check is FileCheck.sha256:
+        try:
+            sha256 = sha256_of_file(run_dir.clips / name)
+        except OSError as error:  # one bad sector costs one clip
+            return f"its file cannot be read ({error.strerror})"
+        if sha256 != last["file_sha256"]:
+            return "its file's SHA-256 is not the logged one"
     return ""
 
 
 def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the clips with every row's first seed in front, then every second one, and so on."""
+    """Return the first seed of every row, then the second seed of every row, and so on."""
     take: Counter[int] = Counter()
     keyed = []
     for p in planned:
@@ -286,4 +294,10 @@ def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
 def _file_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
-    return {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+    sizes = {}
+    for entry in folder.iterdir():
+        with suppress(OSError):  # gone since it was listed, a link to nowhere, or not readable
+            status = entry.stat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[entry.name] = status.st_size
+    return sizes

@@ -1,9 +1,8 @@
-"""The plan as files (every clip with its state), and clips.csv (every current clip as logged)."""
+"""plan.csv (every clip with its state), and clips.csv (every current clip as logged)."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +11,27 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
-import pyarrow.parquet as pq
 
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.errors import LogSchemaError
+from hv15_batch.files import read_bytes
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.schema import arrow_schema
+from hv15_batch.units import GIB
+
+MAX_PLAN_BYTES = GIB
+"""Of plan.csv: a thousand bytes a clip, and a million of them at most."""
 
 _SETTINGS = (
     *("seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
     *("flow_shift", "fps", "model"),
 )
 _OWN_TYPES = {
+    "other_ids": pa.string(),
     "line": pa.int64(),
     "state": pa.string(),
     "reason": pa.string(),
@@ -37,10 +41,10 @@ _OWN_TYPES = {
     "predicted_decode_seconds": pa.float64(),
     "glyph_text": pa.string(),
 }
-"""Columns of the plan that the log has not."""
-_SHA256_OF_CSV = b"plan_csv_sha256"
+"""Columns of the plan that the log lacks."""
 PLAN_COLUMNS = (
-    *("clip_id", "row_id", "row_index", "line", "state", "reason", "from_latents", *_SETTINGS),
+    *("clip_id", "row_id", "other_ids", "row_index", "line", "state", "reason", "from_latents"),
+    *_SETTINGS,
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
     *("glyph_text", "image", "off_recipe", "settings_sha256", "denoise_sha256", "file", "prompt"),
 )
@@ -56,7 +60,7 @@ def write_plan(
 
     Args:
         planned: The clips, in the plan's order.
-        path: Where `plan.csv` goes; where a run was started, `plan.parquet` is beside it.
+        path: Where `plan.csv` goes.
         prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
         predict: Returns the predicted seconds of denoising and of decoding a warm clip, where the
             card is known; asked of clips that are to be rendered.
@@ -75,23 +79,16 @@ def plan_rows(
 
 def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Write rows with `PLAN_COLUMNS` as `write_plan` does; return whether that changed anything."""
-    run_dir = RunDir(path.parent)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(PLAN_COLUMNS)
     writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
     data = text.getvalue().encode()
-    is_current = path.is_file() and path.read_bytes() == data
-    if not is_current:
-        with publishing(path) as temporary:
-            temporary.write_bytes(data)
-    # A dry run in a new folder leaves the spreadsheet alone.
-    if run_dir.is_run_dir() and not _is_typed(run_dir, data):
-        table = _typed(data)
-        table = table.replace_schema_metadata({_SHA256_OF_CSV: hashlib.sha256(data).hexdigest()})
-        with publishing(run_dir.plan_data) as temporary:
-            pq.write_table(table, temporary, use_dictionary=False, write_statistics=False)
-    return not is_current
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return False
+    with publishing(path) as temporary:
+        temporary.write_bytes(data)
+    return True
 
 
 def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
@@ -102,24 +99,14 @@ def read_plan(run_dir: RunDir) -> list[dict[str, Any]]:
     """
     if not run_dir.plan.is_file():
         return []
-    data = run_dir.plan.read_bytes()
     try:
-        # A version before, or a hand, may have written the spreadsheet alone.
-        is_typed = _is_typed(run_dir, data)
-        table = pq.ParquetFile(run_dir.plan_data).read() if is_typed else _typed(data)
-        found: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        content = read_bytes(run_dir.plan, MAX_PLAN_BYTES)
+        found: list[dict[str, Any]] = _typed(content).to_pylist()
+        if any(row[name] is None for row in found for name in ("clip_id", "row_index", "seed")):
+            raise ValueError("clips without a name or a place")
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise LogSchemaError(f"{run_dir.plan}: not readable ({error}); run again.") from error
     return found
-
-
-def _is_typed(run_dir: RunDir, data: bytes) -> bool:
-    """Whether plan.parquet is readable and of the plan.csv with these bytes."""
-    try:
-        metadata = pq.read_schema(run_dir.plan_data).metadata or {}
-    except (pa.ArrowException, OSError):
-        return False
-    return bool(metadata.get(_SHA256_OF_CSV) == hashlib.sha256(data).hexdigest().encode())
 
 
 def _typed(plan: bytes) -> pa.Table:
@@ -165,6 +152,7 @@ def _plan_row(
         **{name: getattr(settings, name) for name in _SETTINGS},
         "clip_id": clip.clip_id,
         "row_id": clip.row_id,
+        "other_ids": " ".join(clip.other_ids),
         "row_index": clip.row_index,
         "line": clip.line,
         "state": p.state.name,
@@ -184,18 +172,20 @@ def _plan_row(
 
 
 FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
-"""As the manifest of today has them: a renamed row keeps its clip under the new name."""
+"""Taken from today's manifest: a renamed row keeps its clip under the new name."""
 CLIPS_COLUMNS = tuple(
     dict.fromkeys(
         (
-            *("clip_id", "row_id", "row_index", "seed", "status", "file", *columns("asked")),
+            *("clip_id", "row_id", "other_ids", "row_index", "seed", "status", "file"),
+            *columns("asked"),
             *("model", "weights", "offload", "attention_backend", "total_seconds"),
             *(*map(seconds_column, (DENOISE, DECODE)), "is_cold", "peak_vram_reserved_bytes"),
             *("quality_flag", *columns("outcome"), "attempt", "finished_at", "settings_sha256"),
         )
     )
 )
-_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in FROM_PLAN)
+_OF_MANIFEST = (*FROM_PLAN, "other_ids")
+_FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in _OF_MANIFEST)
 
 
 def write_clips_table(run_dir: RunDir) -> None:
@@ -211,7 +201,7 @@ def write_clips_table(run_dir: RunDir) -> None:
             record = attempts.get(row["settings_sha256"], {})
             if record.get("finished_at") is not None:
                 record["finished_at"] = record["finished_at"].isoformat()
-            writer.writerow(record | {name: row[name] for name in FROM_PLAN})
+            writer.writerow(record | {name: row[name] for name in _OF_MANIFEST})
 
 
 def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> float | None:

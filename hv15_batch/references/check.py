@@ -18,15 +18,15 @@ from hv15_batch.figures.groups import (
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.model.variant import SMALL
 from hv15_batch.record import DONE_STATUSES, SUSPECT, clip_seconds, is_denoised_here
-from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
-from hv15_batch.references.implied import Combination, combinations
-from hv15_batch.references.settings import (
+from hv15_batch.references._implied import Combination, combinations
+from hv15_batch.references._settings import (
     Difference,
     DifferenceKind,
     combination_of,
     differences,
     remedies,
 )
+from hv15_batch.references.data import ABOUT_TOLERANCE, GB, Quantity, Reference, bounds_of
 from hv15_batch.units import GIB, format_gib, format_share
 
 CHECK_COLUMNS = (*TIMING_COLUMNS, "quality_flag", "mfu")
@@ -34,16 +34,16 @@ CHECK_COLUMNS = (*TIMING_COLUMNS, "quality_flag", "mfu")
 
 
 class Verdict(Enum):
-    """What a log says of a figure, best first."""
+    """What a log says of a published number, best first."""
 
     reproduced = "reproduced"
-    """Within the figure, its range or its bound."""
+    """Within the published number, its range or its bound."""
     surpassed = "surpassed"
-    """Faster or smaller than the figure or its range; met, but not the same."""
+    """Faster or smaller than the published number or its range; met, but not the same."""
     not_reproduced = "not reproduced"
     """Same card, same stated settings, but slower or larger."""
     not_comparable = "not comparable"
-    """Another card or other settings, or nothing but suspect clips."""
+    """Another card or other settings, or all clips are suspect."""
 
 
 MET = (Verdict.reproduced, Verdict.surpassed)
@@ -51,16 +51,16 @@ MET = (Verdict.reproduced, Verdict.surpassed)
 
 @dataclass(frozen=True)
 class Measurement:
-    """Clips of one log with equal settings, compared with one figure."""
+    """Clips of one log with equal settings, compared with one published number."""
 
     verdict: Verdict
     quantity: Quantity
     settings: dict[str, Any]
     """`figures.groups.GROUP_COLUMNS` with what all these clips have."""
     values: Distribution
-    """Seconds or bytes, as the figure's quantity; spread is the IQR over the median."""
+    """Seconds or bytes, by `quantity`; spread is the IQR over the median."""
     compared: float
-    """What is compared with the figure: the median of seconds, the maximum of bytes."""
+    """What is compared with the published number: the median of seconds, the maximum of bytes."""
     method: str
     """What was measured, in words."""
     differences: tuple[str, ...]
@@ -72,22 +72,22 @@ class Measurement:
     notes: tuple[str, ...]
     """Sentences on what to know before quoting it."""
     ratio: float
-    """`compared` over the figure's upper end (GB as 10^9 bytes)."""
+    """`compared` over the upper end of the published number (GB as 10^9 bytes)."""
     utilisation: float | None
     """Median of the log's `mfu`: the work of denoising over its seconds, as a share of this card's
-    dense bf16 rate. None where it was not logged or the figure is no time of a clip."""
+    dense bf16 rate. None where it was not logged, and for memory and loading."""
 
 
 @dataclass(frozen=True)
 class ReferenceVerdict:
-    """One published figure, what it implies and what the log says of it."""
+    """One published number, what it implies and what the log says of it."""
 
     reference: Reference
     verdict: Verdict
     measured: tuple[Measurement, ...]
     """Best verdict first, then fewest differences; empty without any fitting clip."""
     combinations: tuple[Combination, ...]
-    """What the figure implies for each set of settings that the source leaves possible."""
+    """What the number implies for each set of settings that the source leaves possible."""
     reason: str
     """One sentence: why this verdict."""
 
@@ -107,7 +107,7 @@ def compare_with_references(
 
     Args:
         records: rows of one or several logs with `CHECK_COLUMNS`.
-        references: published figures.
+        references: published numbers.
     """
     rows = [r for r in records if r["status"] in DONE_STATUSES and r["weights"] not in SMALL]
     return [_verdict(reference, rows) for reference in references]
@@ -190,7 +190,7 @@ def _reason(reference: Reference, best: Measurement) -> str:
     if best.verdict is Verdict.not_comparable:
         return best.differences[0]
     ratio = _ratio_text(reference, best.ratio)
-    where = f"Same card and all that the source states; {ratio} times the figure"
+    where = f"Same card and all that the source states; {ratio} times the published number"
     is_vram = reference.quantity is Quantity.vram
     if best.verdict is Verdict.surpassed:
         return f"{where}: {'smaller' if is_vram else 'faster'} than published."
@@ -220,11 +220,11 @@ def _method_of(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
         return "seconds of loading transformer and VAE"
     if all(row["peak_vram_device_bytes"] is not None for row in rows):
         return "highest peak of the whole card, NVML"
-    return "highest of torch's reserved peaks plus 1.4 GiB of CUDA context, where NVML told nothing"
+    return "highest of torch's reserved peaks plus 1.4 GiB of CUDA context, where NVML gave nothing"
 
 
 def _ratio_text(reference: Reference, ratio: float) -> str:
-    """Return a ratio to the figure with two decimals, or as many as tell it from the bounds."""
+    """Return a ratio with two decimals, or as many as tell it from the bounds."""
     bounds = [bound / reference.figure_max for bound in bounds_of(reference)]
     other = [bound for bound in bounds if not math.isclose(bound, ratio, rel_tol=1e-9)]
     text = ""
@@ -245,10 +245,10 @@ def _notes_of(
     """Return sentences on what to know before quoting what was measured.
 
     Args:
-        reference: the figure that it is compared with.
+        reference: the number that it is compared with.
         settings: what the clips share.
         values: how the quantity was distributed.
-        compared: what of it is compared with the figure.
+        compared: what of it is compared with the number.
         rows: the clips.
     """
     notes = []
@@ -258,21 +258,19 @@ def _notes_of(
     if settings["weights"] == "random":
         notes.append("Random weights: time and memory as with the published ones, no pictures.")
     if reference.engine is not None:
-        notes.append(f"The figure is of {reference.engine}; measured was hv15_batch.")
+        notes.append(f"The published number is of {reference.engine}; this log is of hv15_batch.")
     if reference.quantity is Quantity.load_seconds:
-        notes.append("The text encoder, which this project loads apart, is not in it.")
+        notes.append("Not included: the text encoder, which this project loads separately.")
     if reference.quantity is Quantity.vram:
         notes.append(_gb_note(reference, compared))
         if all(row["encode_seconds"] is None for row in rows):
-            notes.append(
-                "All embeddings were cached: encoding, which belongs to a peak, is not in it."
-            )
+            notes.append("The peak is without encoding: all embeddings were cached.")
     if values.n < 3:
-        notes.append(f"Only n = {values.n}: too few to say how it spreads.")
+        notes.append(f"Only n = {values.n}: too few to tell the spread.")
     encoding = distribution([r["encode_seconds"] for r in rows if r["encode_seconds"] is not None])
     if reference.quantity is Quantity.clip_seconds and encoding is not None:
         notes.append(
-            f"Encoding of a new text is not in it: {encoding.median:.1f} s "
+            f"Not included: encoding of a new text, {encoding.median:.1f} s "
             f"(median, n = {encoding.n})."
         )
     return notes
@@ -287,16 +285,16 @@ def _gb_note(reference: Reference, compared: float) -> str:
     over = compared / decimal - 1
     if 0 < over <= about:
         return (
-            f"The figure is {both}; the peak is {format_share(over)} over the first reading, which "
-            f"counts: the source says 'about', here taken as {format_share(about, 0)}."
+            f"The published number is {both}. The peak is {format_share(over)} over the first "
+            f"reading, which decides: 'about' in the source allows {format_share(about, 0)}."
         )
     if decimal * (1 + about) < compared <= binary * (1 + about):
-        return f"The figure is {both}: it holds only in the second reading, the first one counts."
-    return f"The figure is {both}; the peak is {'over' if over > 0 else 'under'} both."
+        return f"The published number is {both}. Only the second is met, and the first decides."
+    return f"The published number is {both}. The peak is {'over' if over > 0 else 'under'} both."
 
 
 def _suspect_difference(quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """Return why clips that are all suspect can't meet a figure; loading needs no picture."""
+    """Return why clips that are all suspect can't meet a number; loading needs no picture."""
     said = _suspects_of(rows)
     is_all = all(row["status"] == SUSPECT for row in rows)
     if said is None or not is_all or quantity is Quantity.load_seconds:

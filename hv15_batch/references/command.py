@@ -1,4 +1,4 @@
-"""The command line `hv15-batch references`: published figures, alone or against logs."""
+"""The command line `hv15-batch references`: published numbers, alone or against logs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.config.messages import Parser
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.model.options import conf_dir
+from hv15_batch.redaction import show
 from hv15_batch.references.check import CHECK_COLUMNS, compare_with_references
 from hv15_batch.references.data import read_references
 from hv15_batch.references.text import format_references_text, format_verdicts_text
+from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, expand
 from hv15_batch.rundir.stored import read_rows_of_runs
 
@@ -21,9 +24,13 @@ def main(argv: Sequence[str]) -> int:
     """Print references, or verdicts on them; return 0, or 2 for a log that is refused."""
     arguments = _parser().parse_args(argv)
     try:
-        print(_answer(arguments), end="")
+        show(_answer(arguments), end="")
+        for folder in arguments.run_dirs:
+            for run_dir in map(RunDir, expand(folder)):
+                if note := foreign_note(run_dir.log):
+                    show(note, file=sys.stderr)
     except (Refused, LogSchemaError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
+        show(error, file=sys.stderr)
         return EXIT_REFUSED
     return EXIT_OK
 
@@ -52,9 +59,10 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch references",
-        description="Compare logs with published figures; without a log, say what these imply.",
+        description="Compare logs with published numbers. Without a log, print what they imply.",
+        epilog="example: hv15-batch references outputs/rtx4090_step_distilled.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
     return parser

@@ -1,6 +1,6 @@
-"""Published figures ("references") as typed data, read from `conf/reference/*.yaml`.
+"""Published numbers ("references") as typed data, read from `conf/reference/*.yaml`.
 
-Data only: `check` compares a log with them, `implied` says what they imply.
+Data only: `check` compares a log with them, `_implied` computes what they imply.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 
 TOLERANCE = 0.05
-"""Either side of a single figure: two specimens of one card differ by some percent."""
+"""In both directions from a single number: two specimens of one card differ by some percent."""
 ABOUT_TOLERANCE = 0.10
 """The same where the source says "about"."""
 GB = 10**9
 
 
 class Quantity(Enum):
-    """What a published figure is a figure of."""
+    """What was published."""
 
     clip_seconds = "clip_seconds"
     load_seconds = "load_seconds"
@@ -35,19 +35,19 @@ class Quantity(Enum):
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One published figure. None means that the source does not state it."""
+    """One published number. None means that the source does not state it."""
 
     name: str
     """Short name, unique over all files."""
     quantity: Quantity
     figure: str
-    """The figure in the source's own terms."""
+    """The number in the source's own terms."""
     hardware: str
     """As the source states it."""
     source: str
     """Who published it."""
     not_stated: tuple[str, ...]
-    """What the source leaves open, of all that decides the figure."""
+    """What the source leaves open, of all that decides the number."""
     card: str | None = None
     """Name in `machine.cards.CARDS`; None where the source means any card."""
     card_vram_gib: float | None = None
@@ -56,7 +56,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: datetime.date | None = None
     """Day of publication."""
     seconds_min: float | None = None
-    """Lower end; equal to `seconds_max` for a single figure, None for an upper bound ("within")."""
+    """Lower end; equal to `seconds_max` for a single number, None for an upper bound ("within")."""
     seconds_max: float | None = None
     vram_gb_min: float | None = None
     """As printed by the source, which does not say whether GB is 10^9 or 2^30 bytes."""
@@ -87,7 +87,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offload_kinds: tuple[str, ...] | None = None
     """Profiles of this project that `offload` may mean."""
     mask_free: bool | None = None
-    """Whether the figure is without an attention mask, where the source says so."""
+    """Whether it was measured without an attention mask, where the source says so."""
     num_frames_stated: str | None = None
     """The source's words where it states a length, but no number of frames."""
     num_frames_swept: tuple[int, ...] | None = None
@@ -102,7 +102,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def figure_max(self) -> float:
-        """The figure's upper end in seconds or bytes, GB read as 10^9."""
+        """The upper end in seconds or bytes, GB read as 10^9."""
         if self.quantity is Quantity.vram:
             assert self.vram_gb_min is not None
             return self.vram_gb_min * GB
@@ -149,7 +149,7 @@ def read_references(folder: Path) -> list[Reference]:
 
 
 def bounds_of(reference: Reference) -> tuple[float, float]:
-    """Return from where to where a measured value reproduces the figure, in seconds or bytes."""
+    """Return from where to where a measured value reproduces the number, in seconds or bytes."""
     high = reference.figure_max
     about = ABOUT_TOLERANCE if reference.is_approximate else 0.0
     if reference.quantity is Quantity.vram:  # "about", or a minimum: what a card must have at least

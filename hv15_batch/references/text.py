@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from hv15_batch.references._implied import Combination, Feasibility, combinations
 from hv15_batch.references.check import MET, Measurement, ReferenceVerdict
 from hv15_batch.references.data import GB, Quantity, Reference
-from hv15_batch.references.implied import Combination, Feasibility, combinations
 from hv15_batch.units import NOT_MEASURED, format_gib, format_share
 
 COLUMNS = 80
@@ -32,8 +32,8 @@ def format_verdicts_text(verdicts: Sequence[ReferenceVerdict]) -> str:
             lines += _wrapped(f"measured: {format_measured(verdict.best)}; {verdict.best.method}")
         if verdict.combinations:
             lines += _wrapped(
-                f"utilisation: {format_implied(verdict.combinations)} implied by the figure, "
-                f"{format_utilisation(verdict.best)} here"
+                f"utilisation: {format_implied(verdict.combinations)} implied by the published "
+                f"number, {format_utilisation(verdict.best)} here"
             )
         for other in verdict.measured[1:]:
             if not other.differences:
@@ -65,11 +65,11 @@ def format_references_text(references: Sequence[Reference]) -> str:
 
 _SPREAD = "Spread: the interquartile range over the median."
 _LEGEND = (
-    "PFLOP: work of denoising. util: the least share of the card's dense bf16 rate that the figure "
-    "implies; over 100 % is impossible in bf16. 8-bit: the same with attention at twice that rate. "
-    "predicted: seconds of a warm clip by this project's cost model, resident, mask-free, not "
-    "compiled; an estimate from vendor figures. meets: whether these settings would meet the "
-    "figure; 'if faster': not as predicted, but below the card's peak."
+    "PFLOP: work of denoising. util: the least share of the card's dense bf16 rate that the "
+    "published number implies; over 100 % is impossible in bf16. 8-bit: the same with attention at "
+    "twice that rate. predicted: seconds of a warm clip by this project's cost model, resident, "
+    "mask-free, not compiled; an estimate from vendor figures. meets: whether these settings would "
+    "meet the number; 'if faster': the card's peak allows it, the prediction is slower."
 )
 
 
@@ -147,7 +147,7 @@ def _of_several(verdict: ReferenceVerdict) -> list[str]:
 
 
 def format_measured(measurement: Measurement | None) -> str:
-    """Return what is compared with the figure with its n and spread; a dash where nothing is."""
+    """Return what is compared with the published number, with n and spread; else a dash."""
     if measurement is None:
         return NOT_MEASURED
     values = measurement.values
@@ -176,7 +176,7 @@ def format_utilisation(measurement: Measurement | None) -> str:
 
 
 def format_implied(implied: Sequence[Combination]) -> str:
-    """Return the range of utilisation that a figure implies over what its source leaves open."""
+    """Return the range of utilisation that a number implies over what its source leaves open."""
     shares = [c.utilisation for c in implied if c.utilisation is not None]
     if not shares:
         return NOT_MEASURED

@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.config.checks import check_number
+from hv15_batch.config.messages import Parser
 from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
-from hv15_batch.report.comparison import common_folder, write_comparison
+from hv15_batch.redaction import show
+from hv15_batch.report._comparison import common_folder, write_comparison
 from hv15_batch.report.render import write_page
+from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, expand
 
 _PRICE = "report.price_per_kwh"
-"""A setting of a run, which may be typed here as there."""
+"""A setting of a run that this subcommand takes too."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,24 +40,26 @@ def main(argv: Sequence[str]) -> int:
         check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
     except Refused as error:
-        print(error, file=sys.stderr)
+        show(error, file=sys.stderr)
         return 2
     exit_code = 0
     built = []
     for run_dir in run_dirs:
         try:
             page = _write_run(run_dir, arguments.price)
-            print(os.path.abspath(page))
+            show(os.path.abspath(page))
+            if note := foreign_note(RunDir(run_dir.absolute()).log):
+                show(note, file=sys.stderr)
             built.append(run_dir)
         except (Refused, LogSchemaError, OSError) as error:
-            print(error, file=sys.stderr)
+            show(error, file=sys.stderr)
             exit_code = 2
     if len(built) > 1:
         folder = arguments.out or common_folder(built)
         try:
-            print(os.path.abspath(write_comparison(built, folder)))
+            show(os.path.abspath(write_comparison(built, folder)))
         except (Refused, LogSchemaError, OSError) as error:
-            print(error, file=sys.stderr)
+            show(error, file=sys.stderr)
             exit_code = 2
     return exit_code
 
@@ -67,8 +72,8 @@ def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
     """
     if out is not None and len(run_dirs) < 2:
         raise Refused(
-            f"--out={out}: is the folder of a comparison, and the page of a single run is in its "
-            "run directory; leave it out, or name several runs."
+            f"--out={out}: names the folder of a comparison, but the page of a single run goes "
+            "into its run directory; leave it out, or name several runs."
         )
 
 
@@ -84,16 +89,20 @@ def _write_run(run_dir: Path, price: float | None) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hv15-batch report",
-        description="Build the page of run directories; of several, or of a sweep, also a "
+        description="Build the pages of run directories. For several, or for a sweep, also build a "
         "comparison with its tables.",
+        epilog="example: hv15-batch report outputs/prompts.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the comparison; default: above the runs"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the comparison; default: the folder above the runs",
     )
     parser.add_argument(
-        "--price", metavar="PER_KWH", type=float, help="of electricity, in any currency"
+        "--price", metavar="PER_KWH", type=float, help="price of electricity, in any currency"
     )
     return parser

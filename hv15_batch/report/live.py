@@ -1,21 +1,18 @@
 """The page of a run while it renders: written at its start and then at most once a minute.
 
-On a thread of its own: building the page of a thousand clips takes part of a second, in which the
-parent shall hand the next clip to the executor.
+It runs on a thread of its own: building the page of a thousand clips takes part of a second, and
+the parent must hand over the next clip meanwhile.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hv15_batch.errors import LogSchemaError, Refused
+from hv15_batch.errors import Secondary
 from hv15_batch.report.render import write_page
-
-logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 60.0
 
@@ -24,23 +21,24 @@ INTERVAL_SECONDS = 60.0
 def live_page(run_dir: Path, interval_seconds: float = INTERVAL_SECONDS) -> Iterator[None]:
     """Keep the page of a run directory up to date while the block runs.
 
-    The last state is not written here: whoever ends the run knows it.
+    The last state is written elsewhere, by the code that ends the run.
     """
     ended = threading.Event()
+    writing = Secondary("the page is not up to date")
 
     def write_again_and_again() -> None:
         while True:
-            try:
+            with writing:
                 write_page(run_dir)
-            except (OSError, Refused, LogSchemaError) as error:
-                logger.warning("the page is not up to date: %s", error)
             if ended.wait(interval_seconds):
                 return
 
     thread = threading.Thread(target=write_again_and_again, name="page", daemon=True)
-    thread.start()
+    with writing:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from hv15_batch.clock import utc_now
-from hv15_batch.report.read import read_run
-from hv15_batch.report.view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
+from hv15_batch.errors import Refused
+from hv15_batch.report._read import read_run
+from hv15_batch.report._view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir.paths import ASSETS, RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LONG_TEXT = 240
 """Characters of an error beyond which it is folded."""
@@ -55,6 +57,9 @@ def render(template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -
 
 @cache
 def _environment(folder: Path) -> Environment:
+    # Not at the top: a run begins and ends well where the page cannot be built.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     return Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
@@ -79,13 +84,18 @@ def write_assets(folder: Path, names: tuple[str, ...], source: Path = _HERE) -> 
         folder: Where the page lies; the assets go into `assets/` below it.
         names: Files that it needs.
         source: Folder of this project that they are from.
+
+    Raises:
+        Refused: `assets` is a link: names like page.js may be a user's own where it leads.
     """
     target = folder / ASSETS
+    if target.is_symlink():
+        raise Refused(f"{target}: is a link, where a page keeps its files; remove the link.")
     target.mkdir(exist_ok=True)
     for name in names:
         text = (source / name).read_text(encoding="utf-8")
         if not _is_same(target / name, len(text.encode())) or (
-            (target / name).read_text(encoding="utf-8") != text
+            (target / name).read_bytes() != text.encode()
         ):
             publish_text(target / name, text)
 

@@ -126,13 +126,21 @@ def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None
         yield from again
         if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
             yield "That is this job alone; the same command again resumes the whole sweep."
-    if not manifest.path.is_file() or sha256_of_file(manifest.path) != manifest.sha256:
+    if _has_changed(manifest):
         yield (
             f"{manifest.path.name} has changed since the start; run again to render what is new "
             "in it."
         )
     yield f"Page: {run_dir.page}"
     yield f"Clips: {run_dir.clips}"
+
+
+def _has_changed(manifest: Manifest) -> bool:
+    """Whether the manifest is another one than at the start, or cannot be read any more."""
+    try:
+        return sha256_of_file(manifest.path) != manifest.sha256
+    except OSError:
+        return True
 
 
 def _counts(records: Sequence[ClipRecord], failed: int, seconds: float | None) -> str:

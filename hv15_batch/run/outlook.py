@@ -14,8 +14,9 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
-from hv15_batch.run.dry_run import count_prompt_tokens, predict_run, print_dry_run
-from hv15_batch.run.preflight import find_hindrances
+from hv15_batch.redaction import printable
+from hv15_batch.run._dry_run import count_prompt_tokens, predict_run, print_dry_run
+from hv15_batch.run._preflight import find_hindrances
 from hv15_batch.run.prepare import (
     Asked,
     Todo,
@@ -25,6 +26,7 @@ from hv15_batch.run.prepare import (
     render_with,
 )
 from hv15_batch.run.schedule import Rules
+from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say
 
@@ -99,7 +101,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     lines: list[str] = []
 
     def tell(*texts: str) -> None:
-        for text in texts:
+        for text in map(printable, texts):
             lines.append(text)
             say(text)
 
@@ -112,6 +114,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         plan_bytes,
         tell,
     )
+    if foreign := foreign_note(asked.run_dir.log):
+        tell(foreign)
     if todo.repetitions is not None:
         tell(todo.repetitions.describe())
     replan = partial(render_with, asked)

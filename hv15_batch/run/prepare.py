@@ -14,7 +14,7 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.cells import ManifestError, format_fault
-from hv15_batch.manifest.clips import check_typed_sampling, make_clips, read_rows
+from hv15_batch.manifest.clips import check_typed_sampling, make_clips, read_rows, repeats_note
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import Weights
@@ -124,6 +124,8 @@ def prepare(
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision)
     check_no_secrets(config, manifest, clips)
+    if note := repeats_note(manifest, clips):
+        manifest = replace(manifest, notes=(*manifest.notes, note))
     is_in_sweep = sweep is not None
     return Asked(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
 
@@ -312,7 +314,7 @@ def _holder(text: str, secrets: Mapping[str, str]) -> str | None:
 
 def _texts(clip: Clip) -> Iterator[tuple[str, str]]:
     yield "prompt", clip.settings.prompt
-    yield "id", clip.row_id
+    yield from (("id", row_id) for row_id in clip.ids)
     yield "negative_prompt", clip.settings.negative_prompt or ""
     yield "image", clip.image or ""
     yield from clip.tags.items()

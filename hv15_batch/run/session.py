@@ -13,7 +13,7 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.machine.machine import read_machine
@@ -23,8 +23,12 @@ from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run.loop import Loop
-from hv15_batch.run.notify import Notices, Notifier
+from hv15_batch.run._loop import Loop
+from hv15_batch.run._notify import Notices, Notifier
+from hv15_batch.run._preflight import licence_notes, refuse_or_note
+from hv15_batch.run._progress import Progress
+from hv15_batch.run._run import Run, make_run, planned_again
+from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -35,7 +39,6 @@ from hv15_batch.run.outcome import (
     nothing_to_do,
 )
 from hv15_batch.run.outlook import make_plan
-from hv15_batch.run.preflight import licence_notes, refuse_or_note
 from hv15_batch.run.prepare import (
     Asked,
     Todo,
@@ -45,11 +48,8 @@ from hv15_batch.run.prepare import (
     prepare,
     with_weights,
 )
-from hv15_batch.run.progress import Progress
-from hv15_batch.run.run import Run, make_run, planned_again
 from hv15_batch.run.schedule import Rules, check_window, read_rules
-from hv15_batch.run.supervisor import Start, make_supervisor
-from hv15_batch.rundir.log import bring_to_current_schema, read_last_attempts
+from hv15_batch.rundir.log import bring_to_current_schema, foreign_note, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
@@ -100,7 +100,8 @@ def run(
     check_device(config, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
-    notes = refuse_or_note(asked, todo, run.offload.kind) if run else ()
+    notes = [*asked.manifest.notes]
+    notes += refuse_or_note(asked, todo, run.offload.kind) if run else ()
     is_announced = run is not None and lacks_weights(asked)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
@@ -115,6 +116,8 @@ def run(
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
+        if foreign := foreign_note(run_dir.log):
+            say(foreign)
         run_dir.sweep_temporary()
         _write_rows(asked.manifest)
         if listener is not None:
@@ -170,11 +173,10 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
 
 def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
     listen = listener.listen if listener else None
-    with text_log(run.run_dir.run_log(run.run_id), is_alone=listener is None):
+    with text_log(run.run_dir.run_log(run.run_id), is_alone=listener is None, tell=say):
         if run.asked.typed_line:
             logger.info("typed: %s", run.asked.typed_line)
-        predict = run.forecast.stage_seconds if run.forecast else None
-        write_plan(run.todo.clips, run.run_dir.plan, None, predict)
+        _write_first_plan(run, say)
         progress = _progress_of(run, listen)
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
@@ -195,14 +197,26 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
             raise
         finally:
             progress.end(outcome.state, outcome.message)
-            try:
-                if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
-                    _finish(run, outcome, say)
-            finally:
+            if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
+                _finish(run, outcome, say)
+            with Secondary("the last notice is lost", say):
                 notices.end(outcome.state, outcome.message, outcome.exit_code)
         if listen is not None:
             listen(Finished(outcome))
     return outcome.exit_code
+
+
+def _write_first_plan(run: Run, say: Say) -> None:
+    """Write plan.csv. A disk that does not take it takes no clip either: that is told now.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    predict = run.forecast.stage_seconds if run.forecast else None
+    with _up_to_date("plan.csv", say) as written:
+        write_plan(run.todo.clips, run.run_dir.plan, None, predict)
+    if isinstance(written.error, OSError):
+        raise written.error
 
 
 def _progress_of(run: Run, listen: Listen | None) -> Progress:
@@ -222,13 +236,11 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
 
 
 def _finish(run: Run, outcome: Outcome, say: Say) -> None:
-    """Write tables and page, and say how it ended; a disk that is full cannot hide that."""
-    lines = list(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
-    try:
-        lines += _write_results(run.asked)
-    except (OSError, Refused, LogSchemaError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        lines.append(f"plan.csv, clips.csv and the page are not up to date ({why})")
+    """Write tables and page, and say how it ended; what goes wrong there cannot hide that."""
+    lines: list[str] = []
+    with Secondary("the summary is cut off", lines.append):
+        lines.extend(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
+    lines += _write_results(run.asked)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -259,16 +271,32 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def _write_results(asked: Asked) -> list[str]:
-    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what those say."""
+    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what is said of them.
+
+    Each for itself: one that fails is a line, and the others are written.
+    """
     run_dir = asked.run_dir
     config = replace(asked.config, force=False)
-    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-    write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
-    write_clips_table(run_dir)
-    # Before the page, which links them.
-    said = [] if config.benchmark.repeat is None else write_timing_tables(run_dir)
-    write_page(run_dir.path)
-    return said
+    lines: list[str] = []
+    with _up_to_date("plan.csv", lines.append):
+        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+        write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
+    _write_tables_and_page(run_dir, config.benchmark.repeat is not None, lines)
+    return lines
+
+
+def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
+    with _up_to_date("clips.csv", lines.append):
+        write_clips_table(run_dir)
+    if is_benchmark:  # before the page, which links them
+        with _up_to_date("benchmark.csv", lines.append):
+            lines += write_timing_tables(run_dir)
+    with _up_to_date("the page", lines.append):
+        write_page(run_dir.path)
+
+
+def _up_to_date(what: str, tell: Say) -> Secondary:
+    return Secondary(f"{what} is not up to date", tell)
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -278,16 +306,19 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     run_dir = asked.run_dir
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
-    if write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir):
-        write_clips_table(run_dir)
-        write_page(run_dir.path)
+    lines: list[str] = []
+    is_stale = True
+    with _up_to_date("plan.csv", lines.append):
+        is_stale = write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir)
+    if is_stale:
+        _write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
-        for line in write_timing_tables(run_dir):
-            say(line)
-        return EXIT_OK
-    for line in nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected):
-        say(line)
+        with _up_to_date("benchmark.csv", lines.append):
+            lines += write_timing_tables(run_dir)
+    else:
+        lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)
+    _say_all(lines, say)
     return EXIT_OK
 
 

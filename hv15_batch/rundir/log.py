@@ -6,6 +6,9 @@ One writer (the parent). A segment is rewritten whole and renamed after each att
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +17,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hv15_batch.errors import LogSchemaError
+from hv15_batch.errors import LogSchemaError, system_message
+from hv15_batch.files import check_regular
 from hv15_batch.record import ClipRecord
 from hv15_batch.redaction import redacted_or_none
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
+from hv15_batch.units import GIB, MIB
+
+_MAX_REASON_CHARACTERS = 300
 
 SEGMENT_ROWS = 128
 """Rows per segment: rewriting a full one with fsync takes about 7 ms."""
+MAX_SEGMENT_BYTES = 256 * MIB
+MAX_SEGMENT_ROWS = 1_000_000
+MAX_TABLE_BYTES = 2 * GIB
+"""What a segment may unpack to: a text that is repeated takes a few bytes in the file."""
+_THRIFT_BYTES = 64 * MIB
+_THRIFT_ITEMS = 1_000_000
+"""What the footer may claim before anything is allocated for it; our own has 200 KiB."""
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*-[0-9]{4,}\.parquet")
+"""`<run_id>-<nnnn>.parquet`. What has another name in the log's folder is none of ours, and neither
+is what lacks a segment's metadata."""
+_MOST_NAMED = 3
+_OF_THE_FILE = (None, errno.EINVAL, errno.EISDIR, errno.EFBIG)
+"""What `files.check_regular` and Arrow say of a file that is no segment."""
 
 
 class RunLog:
@@ -48,7 +68,7 @@ class RunLog:
         row = pa.Table.from_pylist([values], schema=self._schema)
         table = pa.concat_tables([self._table, row]).combine_chunks()
         path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
-        with publishing(path) as temporary:
+        with publishing(path, makes_folder=True) as temporary:
             pq.write_table(table, temporary)
         self._table = table
 
@@ -62,7 +82,8 @@ def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.T
     schema = arrow_schema()
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
-    tables = [_read_segment(path, schema) for path in segments(log_folder)]
+    read = (_read_segment(path, schema) for path in segments(log_folder))
+    tables = [table for table in read if table is not None]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -108,8 +129,8 @@ def bring_to_current_schema(log_folder: Path) -> int:
     rewritten = 0
     for path in segments(log_folder):
         with _open_segment(path) as (file, version):
-            if version == SCHEMA_VERSION:
-                continue
+            if version is None or version == SCHEMA_VERSION:
+                continue  # not ours to change, or current
             table = _columns(file, schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
@@ -118,10 +139,40 @@ def bring_to_current_schema(log_folder: Path) -> int:
 
 
 def segments(log_folder: Path) -> list[Path]:
-    """Return the segments of a log, oldest first."""
+    """Return the files of a log that have a segment's name, oldest first."""
     if not log_folder.is_dir():
         return []
-    return sorted(p for p in log_folder.glob("*.parquet") if not p.name.startswith("."))
+    return sorted(p for p in log_folder.glob("*.parquet") if _SEGMENT.fullmatch(p.name))
+
+
+def foreign_note(log_folder: Path) -> str | None:
+    """Return which Parquet files in a log's folder are not its segments; None where all are.
+
+    They are neither read nor changed.
+    """
+    if not log_folder.is_dir():
+        return None
+    visible = [p for p in log_folder.glob("*.parquet") if not p.name.startswith(".")]
+    foreign = sorted(p.name for p in visible if not _is_segment(p))
+    if not foreign:
+        return None
+    named = ", ".join(foreign[:_MOST_NAMED])
+    more = f" and {len(foreign) - _MOST_NAMED} more" if len(foreign) > _MOST_NAMED else ""
+    return (
+        f"{log_folder}: {named}{more}: not written by hv15-batch as part of this log; left as it "
+        "is and not read, but pandas.read_parquet of the folder would read it: move it elsewhere."
+    )
+
+
+def _is_segment(path: Path) -> bool:
+    """Whether a file has the name of a segment, and its metadata as far as it can be read."""
+    if not _SEGMENT.fullmatch(path.name):
+        return False
+    try:
+        with _open_segment(path) as (_, version):
+            return version is not None
+    except LogSchemaError:  # damaged or newer: whoever reads it says so
+        return True
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -129,19 +180,28 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _read_segment(path: Path, schema: pa.Schema) -> pa.Table:
-    with _open_segment(path) as (file, _):
-        return _columns(file, schema)
+def _read_segment(path: Path, schema: pa.Schema) -> pa.Table | None:
+    with _open_segment(path) as (file, version):
+        return None if version is None else _columns(file, schema)
 
 
 @contextmanager
-def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
-    """Open a segment and yield it with its schema version, 0 where it has none."""
+def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
+    """Open a segment and yield it with its schema version; None where it is none of ours."""
     try:
-        with pq.ParquetFile(path) as file:
+        check_regular(path, MAX_SEGMENT_BYTES)
+        with pq.ParquetFile(
+            path,
+            thrift_string_size_limit=_THRIFT_BYTES,
+            thrift_container_size_limit=_THRIFT_ITEMS,
+        ) as file:
+            _check_size(file.metadata)
             metadata = file.schema_arrow.metadata or {}
-            version = int(metadata.get(b"schema_version", b"0"))
-            if version > SCHEMA_VERSION:
+            stated = metadata.get(b"schema_version")
+            version = None
+            if stated is not None and "settings_sha256" in file.schema_arrow.names:
+                version = int(stated)
+            if version is not None and version > SCHEMA_VERSION:
                 raise LogSchemaError(
                     f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
                     "update hv15_batch to the version that wrote it."
@@ -149,17 +209,52 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
             yield file, version
     except LogSchemaError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:  # it is the disk's
+            plain = OSError(error.errno, os.strerror(error.errno))
+            raise LogSchemaError(f"{path}: cannot be read ({system_message(plain)}).") from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = reason[:_MAX_REASON_CHARACTERS]
         raise LogSchemaError(
-            f"{path}: not a readable log segment ({error}); move it out of the folder: its clips "
+            f"{path}: not a readable log segment ({reason}); move it out of the folder: its clips "
             "are rendered again, or decoded again from their latents."
         ) from error
+
+
+def _check_size(metadata: pq.FileMetaData) -> None:
+    """Check what a footer claims, before memory is taken for it.
+
+    Raises:
+        ValueError: more rows or bytes than any log has.
+    """
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    num_bytes = sum(group.total_byte_size for group in groups)
+    sizes = [metadata.num_rows, *(n for g in groups for n in (g.num_rows, g.total_byte_size))]
+    if min(sizes) < 0 or num_rows > MAX_SEGMENT_ROWS or num_bytes > MAX_TABLE_BYTES:
+        raise ValueError(f"it claims {num_rows:,} rows and {num_bytes:,} bytes")
+
+
+def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+    """Return columns of a segment; in batches where all of it could be too much for memory."""
+    metadata = file.metadata
+    sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
+    if metadata.num_rows * sum(sizes) <= MAX_TABLE_BYTES:  # if each row were all of the file
+        return file.read(columns=names)
+    batches, num_bytes = [], 0
+    for batch in file.iter_batches(batch_size=SEGMENT_ROWS, columns=names):
+        num_bytes += batch.nbytes
+        if num_bytes > MAX_TABLE_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_TABLE_BYTES // GIB} GiB")
+        batches.append(batch)
+    fields = [file.schema_arrow.field(name) for name in names]
+    return pa.Table.from_batches(batches, pa.schema(fields))
 
 
 def _columns(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
     """Return a segment's rows in a schema, null where it lacks a column."""
     present = set(file.schema_arrow.names)
-    table = file.read(columns=[name for name in schema.names if name in present])
+    table = _read_limited(file, [name for name in schema.names if name in present])
     columns = [
         table[f.name].cast(f.type)
         if f.name in present

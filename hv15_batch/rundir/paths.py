@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,20 @@ from filelock import Timeout
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.lock import RunLock, held_message, holder_facts
+from hv15_batch.files import is_temporary, sweep
+from hv15_batch.machine.machine import existing_parent
+from hv15_batch.rundir._lock import RunLock, held_message, holder_facts, missing_locks
 from hv15_batch.rundir.publish import publish_text
+from hv15_batch.units import GIB
+
+MAX_LATENTS_BYTES = 4 * GIB
+"""A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of them."""
 
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
 """Folder beside a page for what it loads."""
-_TEMPORARY = re.compile(r"\.[0-9]+\..+")
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,6 @@ class RunDir:
         return self.path / "plan.csv"
 
     @property
-    def plan_data(self) -> Path:
-        """The same with the log's types; where there was only a dry run there is none."""
-        return self.path / "plan.parquet"
-
-    @property
     def clips_table(self) -> Path:
         """One line per current clip, for spreadsheets."""
         return self.path / "clips.csv"
@@ -106,6 +106,11 @@ class RunDir:
     def page(self) -> Path:
         """The page."""
         return self.path / "index.html"
+
+    @property
+    def lock_holder(self) -> Path:
+        """Who holds the directory's lock, while somebody does."""
+        return self.path / ".lock.json"
 
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
@@ -141,6 +146,8 @@ class RunDir:
     def check_usable(self) -> None:
         """Refuse a folder that holds something else than a run.
 
+        Empty folders of a run are what is left where it ended between making them.
+
         Raises:
             Refused: the folder exists, is not empty and is no run directory.
         """
@@ -150,7 +157,12 @@ class RunDir:
             raise Refused(
                 f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
             )
-        names = {entry.name for entry in self.path.iterdir()} - {self.plan.name, *_LOCK_NAMES}
+        ours = {folder.name for folder in self.written_folders()[1:]}
+        names = {
+            entry.name
+            for entry in self.path.iterdir()
+            if not is_temporary(entry.name) and not (entry.name in ours and _is_begun(entry))
+        } - {self.plan.name, *_LOCK_NAMES}
         if names and not self.is_run_dir():
             raise Refused(
                 f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
@@ -181,17 +193,19 @@ class RunDir:
     def sweep_temporary(self) -> int:
         """Remove what an interrupted write left behind; return how many files. Needs the lock.
 
-        Every hidden file in the folders that only runs write to; beside them a user may keep
-        hidden files of his own, so there only what has the form of `publishing`'s names.
+        Only files with a name of the form of `files.py`, out of real folders: neither a hidden file
+        of a user nor anything behind a link is touched.
         """
-        folders = [*self.written_folders()[1:], *(p for p in self.runs.iterdir() if p.is_dir())]
-        left = [entry for folder in folders for entry in folder.glob(".*")]
-        for folder in (self.path, self.path / ASSETS):
-            left += [e for e in folder.glob(".*") if _TEMPORARY.fullmatch(e.name)]
-        left = [entry for entry in left if entry.is_file() or entry.is_symlink()]
-        for entry in left:
-            entry.unlink()
-        return len(left)
+        parts = [*self.written_folders()[1:], self.path / ASSETS]
+        if not self.runs.is_symlink():
+            parts += sorted(self.runs.iterdir())
+        # The run directory itself was typed, and may be a link.
+        return sum(map(sweep, [self.path.resolve(), *parts]))
+
+    def linked_folders(self) -> list[tuple[str, Path]]:
+        """Return the folders of this run that are links, and where they lead."""
+        parts = self.written_folders()[1:]
+        return [(part.name, part.resolve()) for part in parts if part.is_symlink()]
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[int | None]:
@@ -200,10 +214,16 @@ class RunDir:
         The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
-            Refused: another run holds it; the message says which.
+            Refused: another run holds it, and the message says which; or its file system has no
+                locks, or a link is in the place of the lock.
         """
-        holder = self.path / ".lock.json"
-        lock = RunLock(self.path / ".lock", timeout=0)
+        holder = self.lock_holder
+        file = self.path / ".lock"
+        if fault := self.lock_fault():
+            raise Refused(fault)
+        if file.is_symlink():  # not every version of the library minds
+            raise Refused(f"{file}: is a link, where a run locks its folder; remove the link.")
+        lock = RunLock(file, timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -212,8 +232,23 @@ class RunDir:
             publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
             yield lock.descriptor
         finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            # How the run ended is told by what it did, not by these.
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.release()
+
+    def lock_fault(self) -> str | None:
+        """Return why the folder, or where it would be made, cannot be locked; None where it can."""
+        folder = existing_parent(self.path)
+        reason = missing_locks(folder)
+        if reason is None:
+            return None
+        return (
+            f"run_dir={self.path}: the file system of {folder} has no file locks ({reason}), and "
+            "two runs at once would spoil the folder; name one on a local disk with run_dir=DIR, "
+            "or mount this one with locks (NFS without nolock, Lustre with flock)."
+        )
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -232,6 +267,11 @@ class RunDir:
     def new_run_id(self) -> str:
         """Return a name for the next invocation, which sorts after all others."""
         return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether it is an empty folder, or a link to one that a user has made beforehand."""
+    return folder.is_dir() and (folder.is_symlink() or not any(folder.iterdir()))
 
 
 def resume_command(path: Path) -> str:

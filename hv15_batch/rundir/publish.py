@@ -7,22 +7,34 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.units import MIB
+from hv15_batch.files import check_is_file, make_beside, open_regular
+from hv15_batch.units import GIB, MIB
+
+MAX_HASHED_BYTES = 1024 * GIB
+"""Of a clip or an image; any size, but no pipe."""
 
 
 @contextmanager
-def publishing(path: Path, is_kept: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; sync and rename it when the block succeeds.
+def publishing(path: Path, is_kept: bool = True, makes_folder: bool = False) -> Iterator[Path]:
+    """Yield an empty file beside `path`; sync and rename it when the block succeeds.
 
-    What is not kept is written and synced in the same way, and then deleted.
+    Args:
+        path: What it becomes.
+        is_kept: What is not kept is written and synced in the same way, and then deleted.
+        makes_folder: Make the folder of `path` again where it was deleted while a run goes on; that
+            is not done for the one above it, which may have been moved.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if makes_folder:
+        with suppress(FileExistsError):
+            path.parent.mkdir()
+    temporary = make_beside(path)
     try:
         yield temporary
+        check_is_file(temporary)
         _sync(temporary)
         if is_kept:
             temporary.replace(path)
@@ -32,7 +44,8 @@ def publishing(path: Path, is_kept: bool = True) -> Iterator[Path]:
     except BaseException as error:
         if type(error) is OSError and error.filename is None:
             error.filename = str(path)  # a full disk is noticed by write and fsync, which name none
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -51,10 +64,10 @@ def overwrite_json(path: Path, value: Any) -> None:
     """Write over a small JSON file in the blocks that it has, where no room is left for another.
 
     Raises:
-        OSError: it is not there, or the text needs more than its blocks.
+        OSError: it is not there, it is a link, or the text needs more than its blocks.
     """
     data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
-    with path.open("r+b") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
         if len(data) > os.fstat(file.fileno()).st_blocks * 512:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         file.write(data)
@@ -70,14 +83,14 @@ def publish_copy(path: Path, original: Path) -> None:
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path, MAX_HASHED_BYTES) as file:
         while chunk := file.read(MIB):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,12 +7,10 @@ hangs shows an old `last_event_at`, a process that was stopped or lost an old `u
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,7 +20,8 @@ import msgspec
 import psutil
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, Secondary
+from hv15_batch.files import read_bytes, read_json
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -55,10 +54,13 @@ class StatusFile:
         self._file_lock = threading.Lock()
         self._changed = threading.Event()
         self._closed = threading.Event()
+        self._writing = Secondary("status.json is not up to date")
+        self._sampling = Secondary("status.json lacks card and disk")
         self.update()
         self._write()
         self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
-        self._thread.start()
+        with self._writing:
+            self._thread.start()
 
     def update(self, **values: Any) -> None:
         """Take values of something that happened; returns at once."""
@@ -75,7 +77,8 @@ class StatusFile:
         """Write the last values; nothing is written after that."""
         self._closed.set()  # first: what the thread samples from now on is not taken
         self.update(**values)
-        self._thread.join(_JOIN_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_SECONDS)
         if self._file_lock.acquire(timeout=_JOIN_SECONDS):
             try:
                 self._write(is_last=True)
@@ -86,7 +89,9 @@ class StatusFile:
         while True:
             self._changed.wait(HEARTBEAT_SECONDS)
             self._changed.clear()
-            sampled = {} if self._closed.is_set() else self._sample()
+            sampled: Mapping[str, Any] = {}
+            with self._sampling:
+                sampled = {} if self._closed.is_set() else self._sample()
             with self._values_lock:
                 if self._closed.is_set():
                     return
@@ -99,7 +104,7 @@ class StatusFile:
 
     def _write(self, is_last: bool = False) -> None:
         values = self.snapshot() | {"updated_at": _now()}
-        with suppress(OSError):  # a full disk stops the run where clips and log are written
+        with self._writing:  # a full disk stops the run where clips and log are written
             try:
                 publish_json(self._path, values)
             except OSError:
@@ -114,13 +119,14 @@ def settle(path: Path, total: int) -> None:
     What a run that was killed has left there, or one that rendered some again, would stay for good.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except (OSError, ValueError):
-        known = {"pid": os.getpid(), "suspect": 0}
+        stored = None
+    known = stored if isinstance(stored, dict) else {"pid": os.getpid(), "suspect": 0}
     found = {"state": "done", "total": total, "done": total}
     if any(known.get(name) != value for name, value in found.items()):
         ended = {"failed": 0, "message": "", "type_again": [], "goes_on_at": None, "clip_id": None}
-        with suppress(OSError):
+        with Secondary("status.json is not up to date"):
             publish_json(path, {**known, **found, **ended, "updated_at": _now()})
 
 
@@ -133,6 +139,8 @@ IDLE_STATES = ("waiting", "paused")
 
 ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
 """States that a living process is behind."""
+MAX_STATUS_BYTES = 1 << 20
+"""Of status.json, which has about one KiB."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
 
@@ -186,6 +194,8 @@ class Status:
     """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
     message: str | None = None
     """Why the run ended, waits or is paused."""
+    loading: str | None = None
+    """What is being loaded, e.g. `the text encoder`; None while nothing is."""
     goes_on_at: str | None = None
     """When a wait ends, ISO 8601; None where that is not known."""
     type_again: Sequence[str] = ()
@@ -202,7 +212,8 @@ def read_status(run_dir: Path) -> Status:
     """
     path = RunDir(run_dir).status
     try:
-        status = msgspec.json.decode(path.read_bytes(), type=Status)  # ignores what is newer
+        content = read_bytes(path, MAX_STATUS_BYTES)
+        status = msgspec.json.decode(content, type=Status)  # ignores what is newer
         parse_time(status.updated_at)
         for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
             parse_time(moment or status.updated_at)
@@ -211,25 +222,86 @@ def read_status(run_dir: Path) -> Status:
             f"{run_dir}: no run has written its status here; name a run directory, or leave it "
             f"out for the latest run below {OUTPUTS}/."
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise Refused(
+            f"{path}: it cannot be read ({error.strerror}); delete it, and the next run writes a "
+            "new one."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise Refused(
             f"{path}: not a status of this version ({error}); the next run writes a new one."
         ) from error
     return status
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The run that holds a run directory's lock, as it says itself."""
+
+    pid: int
+    run_id: str
+    started_at: str
+    """ISO 8601, UTC."""
+    hostname: str | None = None
+
+
+_MAX_HOLDER_BYTES = 64 * 1024
+
+
+def read_holder(run_dir: Path) -> Holder | None:
+    """Return which run holds the lock of a run directory; None where no living one says so."""
+    path = RunDir(run_dir).lock_holder
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_HOLDER_BYTES:
+            return None
+        holder = msgspec.json.decode(path.read_bytes(), type=Holder)
+        started = parse_time(holder.started_at)
+    except (OSError, ValueError):
+        return None
+    return None if _is_process_gone(holder.pid, holder.hostname, started) else holder
+
+
+def current_run(run_dir: Path) -> Status | Holder:
+    """Return the status of the run at work, else of the last one.
+
+    A run that has begun and has not written its status yet is a `Holder`: what lies there is that
+    of the run before.
+
+    Raises:
+        Refused: there is neither, or the status cannot be understood.
+    """
+    holder = read_holder(run_dir)
+    try:
+        status = read_status(run_dir)
+    except Refused:
+        if holder is None:
+            raise
+        return holder
+    return status if holder is None or holder.run_id == status.run_id else holder
+
+
 def find_latest_run(outputs: Path) -> Path:
-    """Return the run directory whose status was written last, jobs of sweeps included.
+    """Return the run directory that a run wrote to last, jobs of sweeps included.
 
     Raises:
         Refused: there is none.
     """
-    found = [*outputs.glob("*/status.json"), *outputs.glob("*.sweep/*/status.json")]
+    places = ("*", "*.sweep/*")
+    names = (RunDir(outputs).status.name, RunDir(outputs).lock_holder.name)
+    named = [path for place in places for name in names for path in outputs.glob(f"{place}/{name}")]
+    found = [path for path in named if path.is_file()]
     if not found:
         raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
         )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(found, key=_written_at).parent
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a run that ends removes its lock's holder
+        return 0.0
 
 
 def is_gone(status: Status) -> bool:
@@ -239,16 +311,21 @@ def is_gone(status: Status) -> bool:
     """
     if status.state not in ACTIVE_STATES:
         return False
-    if status.hostname not in (None, socket.gethostname()):
+    return _is_process_gone(status.pid, status.hostname, parse_time(status.updated_at))
+
+
+def _is_process_gone(pid: int, hostname: str | None, seen_at: datetime) -> bool:
+    """Whether a process that was there at a moment is no more; one of another machine never is."""
+    if hostname not in (None, socket.gethostname()):
         return False
     try:
-        process = psutil.Process(status.pid)
+        process = psutil.Process(pid)
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         started = datetime.fromtimestamp(process.create_time(), timezone.utc)
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OverflowError, ValueError):  # or no number of a process
         return True
-    # A process that began after the last update only has the number of the one that wrote it.
-    return is_zombie or started > parse_time(status.updated_at) + _CLOCK_SLACK
+    # A process that began after that moment only has the number of the one that was there.
+    return is_zombie or started > seen_at + _CLOCK_SLACK
 
 
 def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:

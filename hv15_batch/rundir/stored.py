@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, VideoCodec
 from hv15_batch.errors import Refused
+from hv15_batch.files import read_json
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.rundir._plain import NotPlain, read_mapping
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.publish import publish_text
@@ -24,6 +25,11 @@ from hv15_batch.rundir.publish import publish_text
 FILE = "config.yaml"
 _DELETED = ("verify", "from_clip", "image", "report.public")
 """Settings that earlier versions stored and this one lacks; none of them changed a clip."""
+_SECTIONS = frozenset(f.name for f in fields(Config) if is_dataclass(f.default_factory))
+"""Names of the parts of the settings that have settings of their own."""
+_MAX_REASON_CHARACTERS = 200
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""A commit, or the hash of a local checkpoint's content: what a run stores as a revision."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
@@ -45,7 +51,7 @@ def as_omegaconf(config: Config) -> DictConfig:
 
 
 def read_settings(path: Path) -> Config:
-    """Return the settings of an earlier run.
+    """Return the settings of an earlier run, texts as they stand: nothing in them is resolved.
 
     Raises:
         Refused: the file is not readable as this version's settings.
@@ -76,17 +82,32 @@ def _plain(value: Any) -> Any:
     return _unescaped(value) if isinstance(value, str) else value
 
 
-def _to_config(path: Path, stored: dict[str, Any]) -> Config:
+def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Config:
+    """Return stored values as settings; of a part what is not there has its default."""
+    node = OmegaConf.structured(Config)
+    if is_part:
+        node.model.name = ""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(stored))
+        # Escaped: an interpolation that somebody has put there is a text, and reads no environment.
+        merged = OmegaConf.merge(node, OmegaConf.create(_literal(stored)))
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise Refused(_unreadable(path, (str(error).splitlines() or [""])[0])) from error
     assert isinstance(config, Config)
+    model = stored.get("model")
     option = model_options().get(config.model.name)
-    if option is not None and "recipe" not in stored.get("model", {}):
+    if option is not None and isinstance(model, dict) and "recipe" not in model:
         config.model.recipe = option.recipe  # stored by a version that had it in its code
     return config
+
+
+def _literal(value: Any) -> Any:
+    """Return stored values with every text escaped so that OmegaConf reads it as it was typed."""
+    if isinstance(value, dict):
+        return {name: _literal(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return _escaped(_unescaped(value)) if isinstance(value, str) else value
 
 
 def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
@@ -123,7 +144,24 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         section, key = _section(config, name)
         setattr(section, key, _value(defaults, name))
     config.run_dir = str(run_dir.path)
+    if not {"model", "model.revision"} & set(typed):
+        _check_revision(run_dir, file, config)
     return config
+
+
+def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
+    """Refuse a stored revision that is none a run stores: a branch decides what is fetched.
+
+    Raises:
+        Refused: naming what to type.
+    """
+    revision, option = config.model.revision, model_options().get(config.model.name)
+    if revision is None or _HASH.fullmatch(revision) or (option and revision == option.revision):
+        return
+    raise Refused(
+        f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
+        f"fetched; type it: {resume_command(run_dir.path)} model.revision=..."
+    )
 
 
 def to_type_again(config: Config) -> list[str]:
@@ -179,7 +217,10 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
         if key not in seen:
             seen.add(key)
             # A setting that this version lacks can't have made clips that it would make.
-            configs.append(_to_config(path, _known_part(stored, OmegaConf.structured(Config))))
+            config = _to_config(path, _known_part(stored, OmegaConf.structured(Config)))
+            if config.model.revision and not _HASH.fullmatch(config.model.revision):
+                config.model.revision = None  # not of a run, which stores commits and hashes
+            configs.append(config)
     return configs
 
 
@@ -193,6 +234,9 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     if not run_ids:
         return
     owner = _read_yaml(run_dir.run_folder(run_ids[-1]) / FILE).get("manifest")
+    if not isinstance(owner, str | None):
+        path = run_dir.run_folder(run_ids[-1]) / FILE
+        raise Refused(_unreadable(path, "manifest must be a text"))
     if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
         raise Refused(
             f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
@@ -216,7 +260,7 @@ def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
 def _is_same_file(one: Path, other: Path) -> bool:
     try:
         return one == other or one.samefile(other)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all
         return False
 
 
@@ -244,14 +288,14 @@ def _unescaped(text: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        stored = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(_unreadable(path, str(error).splitlines()[0])) from error
-    if not isinstance(stored, dict):
-        raise Refused(_unreadable(path, "no mapping"))
+        stored = read_mapping(path)
+    except NotPlain as error:
+        raise Refused(_unreadable(path, str(error))) from error
     for name in _DELETED:
         section, _, key = name.rpartition(".")
-        (stored.get(section) or {} if section else stored).pop(key, None)
+        holder = stored.get(section) if section else stored
+        if isinstance(holder, dict):
+            holder.pop(key, None)
     return stored
 
 
@@ -261,8 +305,6 @@ def _unreadable(path: Path, reason: str) -> str:
         f"{path.parent}: clips and log do not depend on it."
     )
 
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 RUN_COLUMNS = ("vram_limit_gib", "video", "commit")
 """`runtime.vram_limit_gib`; codec, CRF and preset in words; the checkout's commit, `and changes`
@@ -301,29 +343,46 @@ def add_run_columns(
 def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, Any]:
     """Return `RUN_COLUMNS` of a run, from what `run_settings` and `run_system` gave."""
     video = settings.get("video") or {}
-    codec = video.get("codec")
+    codec, project = video.get("codec"), system.get("project")
     return {
         "vram_limit_gib": (settings.get("runtime") or {}).get("vram_limit_gib"),
         "video": codec and codec_text(codec, video.get("crf"), video.get("preset")),
-        "commit": commit_text(system.get("project") or {}),
+        "commit": commit_text(project if isinstance(project, dict) else {}),
     }
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run as plain values; empty where they cannot be read."""
+    """Return the settings of a run as plain values, enums by name, each of its setting's type.
+
+    What this version does not know is left out, and what is missing has its default. Empty where
+    they cannot be read.
+    """
+    path = folder / FILE
     try:
-        return stored_values(folder)
-    except Refused:
+        known = _known_part(_read_yaml(path), OmegaConf.structured(Config))
+        config = _to_config(path, known, is_part=True)
+    except (Refused, OSError):
         return {}
+    named: dict[str, Any] = _by_name(asdict(config))
+    return named
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _by_name(item) for name, item in value.items()}
+    return value.name if isinstance(value, Enum) else value
 
 
 def run_system(folder: Path) -> dict[str, Any]:
     """Return `system.json` of a run; empty where it cannot be read."""
     try:
-        facts = json.loads((folder / "system.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "system.json")
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    if not isinstance(facts, dict):
+        return {}
+    # Its sections are objects; what is none of them is not what a run writes.
+    return {name: part for name, part in facts.items() if isinstance(part, dict)}
 
 
 def codec_text(codec: str, crf: Any, preset: Any) -> str:
@@ -334,6 +393,6 @@ def codec_text(codec: str, crf: Any, preset: Any) -> str:
 def commit_text(project: Mapping[str, Any]) -> str | None:
     """Return the commit of `system.json`'s `project`, and whether it was changed."""
     commit = project.get("git_commit")
-    if commit is None:
+    if not isinstance(commit, str):
         return None
     return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])

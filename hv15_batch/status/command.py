@@ -5,7 +5,6 @@ Starts at once: neither torch nor pandas nor the log is touched.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -13,17 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.clock import utc_now
+from hv15_batch.config.messages import Parser
 from hv15_batch.errors import Refused
+from hv15_batch.redaction import printable_json, show
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     OUTPUTS,
+    Holder,
     Status,
+    current_run,
     find_latest_run,
     is_gone,
     read_status,
 )
-from hv15_batch.status.show import format_status, resume_lines
+from hv15_batch.status.show import format_start, format_status, resume_lines
 
 
 def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
@@ -52,8 +55,10 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the progress of a run; return 0, or 2 where there is nothing to read."""
-    parser = argparse.ArgumentParser(
-        prog="hv15-batch status", description="Print the progress and the expected end of a run."
+    parser = Parser(
+        prog="hv15-batch status",
+        description="Print the progress and the expected end of a run.",
+        epilog="example: hv15-batch status outputs/prompts --watch",
     )
     parser.add_argument(
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
@@ -71,17 +76,23 @@ def main(argv: Sequence[str]) -> int:
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
         if arguments.watch:
-            from hv15_batch.status.watch import watch
+            from hv15_batch.status._watch import watch
 
             return watch(run_dir)
-        status = read_status(run_dir)
         if arguments.json:
-            print(RunDir(run_dir).status.read_text(encoding="utf-8"), end="")
-        elif arguments.pause or arguments.unpause:
-            print(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
+            read_status(run_dir)
+            show(printable_json(RunDir(run_dir).status.read_text(encoding="utf-8")), end="")
+            return 0
+        if isinstance(status := current_run(run_dir), Holder):
+            if not (arguments.pause or arguments.unpause):
+                show(format_start(run_dir, status, utc_now()))
+                return 0
+            status = read_status(run_dir)
+        if arguments.pause or arguments.unpause:
+            show(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:
-            print(format_status(run_dir, status, utc_now()))
+            show(format_status(run_dir, status, utc_now()))
     except Refused as error:
-        print(error, file=sys.stderr)
+        show(error, file=sys.stderr)
         return 2
     return 0

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY
+from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
-from hv15_batch.rundir.status import ACTIVE_STATES, IDLE_STATES, Status, format_progress, is_gone
+from hv15_batch.rundir.status import (
+    ACTIVE_STATES,
+    IDLE_STATES,
+    Holder,
+    Status,
+    format_progress,
+    is_gone,
+)
 from hv15_batch.units import age, format_duration, format_gib, parse_time
 
 ETA_WORDS = {
@@ -102,6 +112,7 @@ def silence_lines(status: Status, now: datetime) -> list[str]:
 def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     """Return the lines that a person reads."""
     path = Path(os.path.abspath(run_dir))  # without `..`
+    status = _in_single_lines(status)
     lines = [
         str(path),
         format_progress(
@@ -124,14 +135,40 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     return "\n".join(lines)
 
 
+def _in_single_lines(status: Status) -> Status:
+    """Return a status whose texts can neither end a line nor begin one: the file may be foreign."""
+    texts: dict[str, Any] = {
+        name: one_line(value) for name, value in vars(status).items() if isinstance(value, str)
+    }
+    return replace(status, **texts)
+
+
+def format_start(run_dir: Path, holder: Holder, now: datetime) -> str:
+    """Return what is said of a run that has begun and has written no status yet."""
+    where = (
+        ""
+        if holder.hostname in (None, socket.gethostname())
+        else f" on {one_line(holder.hostname)}"
+    )
+    return "\n".join(
+        [
+            os.path.abspath(run_dir),
+            f"a run has started {age(holder.started_at, now)} ago (process {holder.pid}{where}); "
+            "it has not written its status yet",
+        ]
+    )
+
+
 def _active_lines(status: Status, now: datetime) -> list[str]:
     if status.state in IDLE_STATES:
         lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
         return [line for line in (*lines, format_health(status)) if line]
     what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
-    if status.stage:
+    if status.loading:
+        what.append(f"loading {status.loading}")
+    elif status.stage:
         what.append(status.stage)
-    if status.step is not None and status.steps:
+    if status.loading is None and status.step is not None and status.steps:
         what.append(f"step {status.step} of {status.steps}")
     lines = [", ".join(what)]
     if status.seconds_per_clip is not None:

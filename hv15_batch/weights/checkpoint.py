@@ -5,7 +5,6 @@ Torch-free. Looking never touches the network; only `fetch` does.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
+from hv15_batch.files import read_json, read_text
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.units import GIB, format_gib
+from hv15_batch.weights.configs import LOADED_SUFFIXES
 from hv15_batch.weights.files import (
     LICENCE_NAMES,
-    LOADED_SUFFIXES,
     check_task,
     content_sha256,
     file_sha256s,
@@ -54,6 +54,7 @@ LICENCE = (
 )
 SPARE_BYTES = GIB
 """Disk that must stay free after a download."""
+_MAX_REF_BYTES = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -100,8 +101,20 @@ class Checkpoint:
 
 
 def cache_root() -> Path:
-    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hv15_batch"
+    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch.
+
+    Raises:
+        Refused: XDG_CACHE_HOME is not set, and the home folder is not known.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "hv15_batch"
+    try:
+        return Path.home() / ".cache" / "hv15_batch"
+    except RuntimeError as error:
+        raise Refused(
+            "HOME is not set, and this user has no home folder; set HOME, or XDG_CACHE_HOME and "
+            "HF_HOME, to folders that can be written."
+        ) from error
 
 
 def tiny_root() -> Path:
@@ -128,10 +141,12 @@ def resolve_checkpoint(
     """
     if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
-        revision = definition_sha256(size_of(model.weights), model)
-        # Such a checkpoint gets its name by a rename, so one that is there is whole.
-        found = folder if folder.is_dir() else None
-        return Checkpoint(str(folder), revision, found, CheckpointKind(model.weights.value))
+        revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value
+        # A tiny checkpoint gets its name by a rename, so one that is there is whole.
+        with suppress(OSError):  # a folder that cannot be read has none: whether a run may make it
+            if folder.is_dir():  # there is found out before it starts
+                return Checkpoint(str(folder), revision, folder, CheckpointKind(kind))
+        return Checkpoint(str(folder), revision, None, CheckpointKind(kind))
     repo = model.repo or ""
     if model.weights is Weights.random:
         return Checkpoint(repo, definition_sha256("full", model), None, CheckpointKind.random)
@@ -142,7 +157,13 @@ def resolve_checkpoint(
         raise Refused(
             f"model.repo={repo!r}: no such folder, and not a hub id of the form owner/name."
         )
-    return _resolve_hub(model, hub_cache or hub_cache_folder())
+    try:
+        return _resolve_hub(model, hub_cache or hub_cache_folder())
+    except PermissionError as error:
+        raise Refused(
+            f"{error.filename}: cannot be read ({error.strerror}); correct its permissions, or set "
+            "HF_HOME and XDG_CACHE_HOME to folders of this user."
+        ) from error
 
 
 def fetch(
@@ -213,12 +234,20 @@ def fetch(
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
     faults = find_faults(folder)
     if faults:
+        is_damaged = not all(" is missing" in fault for fault in faults)
         raise Refused(
             f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
-            f"{_some(faults)}; name the folder that holds model_index.json."
+            f"{_some(faults)}; name the folder that holds model_index.json"
+            + (", and copy or fetch again what is damaged." if is_damaged else ".")
         )
     check_task(folder, model, str(folder))
-    revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    try:
+        revision = content_sha256(folder, cache_root() / "file_sha256.json", say)
+    except OSError as error:
+        raise Refused(
+            f"model.repo={folder}: {error.filename} cannot be read ({error.strerror}); correct its "
+            "permissions, or copy the checkpoint again."
+        ) from error
     return Checkpoint(str(folder), revision, folder, CheckpointKind.local)
 
 
@@ -230,8 +259,9 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
     folder = store / "snapshots" / commit if commit else None
     if folder is not None:
         sizes = record.get("snapshots", {}).get(commit)
-        is_complete = has_sizes(folder, sizes) if sizes else not find_faults(folder)
-        if is_complete:
+        is_recorded = bool(sizes) and has_sizes(folder, sizes)
+        # A size says nothing of what is inside; what has some MiB was read when it was fetched.
+        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded):
             check_task(folder, model, repo)
         else:
             folder = None
@@ -251,8 +281,9 @@ def _commit(store: Path, revision: str) -> str | None:
     """
     if _COMMIT.fullmatch(revision):
         return revision
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return (store / "refs" / revision).read_text(encoding="utf-8").strip()
+    with suppress(OSError, ValueError):
+        commit = read_text(store / "refs" / revision, _MAX_REF_BYTES).strip()
+        return commit if _COMMIT.fullmatch(commit) else None
     return None
 
 
@@ -261,10 +292,21 @@ def _record_file(repo: str) -> Path:
 
 
 def _read_record(repo: str) -> dict[str, Any]:
-    with suppress(FileNotFoundError, ValueError):
-        record = json.loads(_record_file(repo).read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) else {}
-    return {}
+    """Return what `_record` noted; what is damaged counts as not noted."""
+    try:
+        stored = read_json(_record_file(repo))
+    except (OSError, ValueError):
+        return {}
+    record = dict(stored) if isinstance(stored, dict) else {}
+    if not _COMMIT.fullmatch(str(record.get("commit"))):
+        record.pop("commit", None)
+    snapshots = record.get("snapshots")
+    record["snapshots"] = {
+        commit: sizes
+        for commit, sizes in (snapshots.items() if isinstance(snapshots, dict) else ())
+        if isinstance(sizes, dict) and all(isinstance(size, int) for size in sizes.values())
+    }
+    return record
 
 
 def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
@@ -314,7 +356,10 @@ def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, 
         )
     faults = find_faults(folder)
     if faults:
-        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}.")
+        damaged = {folder / fault.split(" ")[0] for fault in faults}
+        stored = sorted(str(path.resolve()) for path in damaged if path.is_file())
+        advice = f"; delete {_some(stored)} and run again" if stored else ""
+        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}{advice}.")
 
 
 def _some(faults: list[str]) -> str:

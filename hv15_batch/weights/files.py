@@ -16,9 +16,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, Secondary
+from hv15_batch.files import check_is_file, make_beside, open_regular, read_json
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
-from hv15_batch.units import MIB, format_gib
+from hv15_batch.units import MIB, format_gib, shortened
+from hv15_batch.weights.configs import (
+    LOADED_SUFFIXES,
+    MAX_INDEX_BYTES,
+    file_faults,
+    read_object,
+)
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
@@ -39,34 +46,58 @@ SETTINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 """Components without parameters: of each group of names one must be there."""
 
 IMAGE_COMPONENTS = ("image_encoder", "feature_extractor")
-LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-"""Kinds of file that a pipeline loads; `.jinja` is the chat template of a tokenizer."""
 LICENCE_NAMES = ("LICENSE*", "LICENCE*", "NOTICE*")
 """Files that say under which terms weights may be used."""
+MAX_WEIGHTS_BYTES = 2**40
 HASH_ALOUD_BYTES = 256 * MIB
 """From this size on hashing takes long enough to be announced."""
 
 
-def find_faults(folder: Path) -> list[str]:
-    """Return what is missing, cut short or dangerous in a checkpoint, empty when it is complete.
+def find_faults(folder: Path, reads_vocabularies: bool = True) -> list[str]:
+    """Return what is missing, damaged or dangerous in a checkpoint, empty when it is complete.
 
     Every component of `model_index.json` is looked at, of safetensors files header and length.
+
+    Args:
+        folder: The checkpoint.
+        reads_vocabularies: Whether JSON of some MiB is read too, for a tenth of a second.
     """
     try:
-        index = _read_json(folder / "model_index.json")
-    except FileNotFoundError:
+        index = read_object(folder / "model_index.json")
+    except (FileNotFoundError, NotADirectoryError):
         return ["model_index.json is missing"]
+    except OSError as error:
+        return [f"model_index.json cannot be read ({error.strerror})"]
     except ValueError:
         return ["model_index.json is not valid JSON"]
-    faults = []
-    for component in _components(index):
-        dangers = class_fault(component, index[component]), kernel_fault(folder, component)
-        faults += [danger for danger in dangers if danger is not None]
-        if component in WEIGHTS:
-            faults += _weight_faults(folder, component)
-        for names in SETTINGS.get(component, ()):
-            if not any((folder / component / name).is_file() for name in names):
-                faults.append(f"{component}/{' or '.join(names)} is missing")
+    return [
+        fault
+        for component in _components(index)
+        for fault in component_faults(folder, component, index[component], reads_vocabularies)
+    ]
+
+
+def component_faults(
+    folder: Path, component: str, entry: Any, reads_vocabularies: bool = True
+) -> list[str]:
+    """Return what `find_faults` does of one component.
+
+    Args:
+        folder: The checkpoint.
+        component: Its name in `model_index.json`.
+        entry: [library, class] there.
+        reads_vocabularies: Whether JSON of some MiB is read too.
+    """
+    dangers = class_fault(component, entry), kernel_fault(folder, component)
+    faults = [danger for danger in dangers if danger is not None]
+    if not component.isidentifier():
+        return faults  # its files may be anywhere
+    faults += file_faults(folder, component, reads_vocabularies)
+    if component in WEIGHTS:
+        faults += _weight_faults(folder, component)
+    for names in SETTINGS.get(component, ()):
+        if not any((folder / component / name).is_file() for name in names):
+            faults.append(f"{component}/{' or '.join(names)} is missing")
     return faults
 
 
@@ -82,7 +113,7 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
         Refused: another kind of model, the other task, or a step-distilled (MeanFlow)
             checkpoint under an option that is not step-distilled.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     name = str(index.get("_class_name"))
     if not name.startswith("HunyuanVideo15"):
         raise Refused(
@@ -90,7 +121,7 @@ def check_task(folder: Path, model: ModelConfig, typed: str) -> None:
             "model_index.json says HunyuanVideo15Pipeline or HunyuanVideo15ImageToVideoPipeline."
         )
     has_image = all(component in _components(index) for component in IMAGE_COMPONENTS)
-    is_meanflow = bool(_read_json(folder / "transformer" / "config.json").get("use_meanflow"))
+    is_meanflow = bool(read_object(folder / "transformer" / "config.json").get("use_meanflow"))
     if is_meanflow and model.task is Task.t2v:
         raise Refused(f"model.repo={typed} is step-distilled: {STEP_DISTILLED_T2V}.")
     if has_image != (model.task is Task.i2v):
@@ -126,7 +157,7 @@ def content_sha256(
 def loaded_files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint that are loaded, `model_index.json` first."""
     files = [folder / "model_index.json"]
-    for component in sorted(_components(_read_json(files[0]))):
+    for component in sorted(_components(read_object(files[0]))):
         files += sorted(
             path
             for path in (folder / component).iterdir()
@@ -155,7 +186,7 @@ def has_sizes(folder: Path, sizes: dict[str, int]) -> bool:
     """Return whether all these files are in `folder`, each with its size."""
     try:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):
         return False
 
 
@@ -163,10 +194,7 @@ def file_sha256s(
     paths: list[Path], cache_file: Path, say: Callable[[str], None] = lambda _: None
 ) -> dict[Path, str]:
     """Return the SHA-256 of each file, read from `cache_file` where the file did not change."""
-    try:
-        known = _read_json(cache_file)
-    except (FileNotFoundError, ValueError):
-        known = {}
+    known = _known_hashes(cache_file)
     keys = {path: _change_key(path) for path in paths}
     unknown = [path for path in paths if known.get(str(path), {}).get("key") != keys[path]]
     num_bytes = sum(path.stat().st_size for path in unknown)
@@ -179,16 +207,23 @@ def file_sha256s(
         for path, digest in zip(unknown, pool.map(_file_sha256, unknown), strict=True):
             known[str(path)] = {"key": keys[path], "sha256": digest}
     if unknown:
-        write_json(cache_file, known)
+        with Secondary("the hashes of the weights are not kept for the next run", say):
+            write_json(cache_file, known)
     return {path: str(known[str(path)]["sha256"]) for path in paths}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON under a temporary name in the same folder and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{id(value):x}.part")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(path)
+    temporary = make_beside(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+        check_is_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _weight_faults(folder: Path, component: str) -> list[str]:
@@ -200,8 +235,8 @@ def _weight_faults(folder: Path, component: str) -> list[str]:
     index = folder / component / f"{stem}.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            names = sorted(set(read_object(index, MAX_INDEX_BYTES)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return [*faults, f"{component}/{index.name} is not a safetensors index"]
         if foreign := shards_fault(component, index.name, names):
             return [*faults, foreign]
@@ -224,7 +259,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, framework="np"):
             return True
-    except SafetensorError:
+    except (SafetensorError, OSError, ValueError):
         return False
 
 
@@ -236,11 +271,18 @@ def _components(index: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+def _known_hashes(cache_file: Path) -> dict[str, dict[str, Any]]:
+    """Return what was hashed before, by path; a damaged file counts as none."""
+    try:
+        stored = read_json(cache_file, MAX_INDEX_BYTES)
+    except (OSError, ValueError):
+        return {}
+    entries = stored.items() if isinstance(stored, dict) else ()
+    return {
+        path: entry
+        for path, entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+    }
 
 
 def _change_key(path: Path) -> str:
@@ -249,13 +291,14 @@ def _change_key(path: Path) -> str:
 
 
 def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, MAX_WEIGHTS_BYTES) as file:
         digest = hashlib.sha256()
         while chunk := file.read(8 * MIB):
             digest.update(chunk)
     return digest.hexdigest()
 
 
+_MAX_QUOTED_CHARACTERS = 100
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes are loaded."""
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -273,12 +316,12 @@ def class_fault(name: str, entry: Any) -> str | None:
         entry: [library, class].
     """
     if not name.isidentifier():
-        return f"model_index.json: {name!r} is no name of a component"
+        return f"model_index.json: {_quoted(name)} is no name of a component"
     library, class_name = (*entry, None, None)[:2]
     if library not in LIBRARIES:
-        return f"{name} is of {library!r}; only {' and '.join(LIBRARIES)} are loaded"
-    if not _CLASS.fullmatch(str(class_name or "")):
-        return f"{name} is of class {class_name!r}; a class must be named, and no Auto class"
+        return f"{name} is of {_quoted(library)}; only {' and '.join(LIBRARIES)} are loaded"
+    if not (isinstance(class_name, str) and _CLASS.fullmatch(class_name)):
+        return f"{name} is of class {_quoted(class_name)}; a class must be named, and no Auto class"
     return None
 
 
@@ -286,12 +329,12 @@ def kernel_fault(folder: Path, name: str) -> str | None:
     """Return which kernel a component's config.json would have fetched from the hub, or None."""
     config = None
     with suppress(OSError, ValueError):  # missing or broken: said where it is loaded
-        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / name / "config.json", MAX_INDEX_BYTES)
     for key, value in _entries(config):
         if _IMPLEMENTATIONS.fullmatch(key) and "/" in json.dumps(value):
             return (
-                f"{name}/config.json: {key}={value!r} names code to be fetched from the hub; "
-                "delete that line"
+                f"{name}/config.json: {key}={_quoted(value)} names code to be fetched "
+                "from the hub; delete that line"
             )
     return None
 
@@ -301,7 +344,7 @@ def shards_fault(name: str, index: str, shards: list[Any]) -> str | None:
     foreign = [shard for shard in shards if not _SHARD.fullmatch(str(shard))]
     if not foreign:
         return None
-    return f"{name}/{index} names {foreign[0]!r}, which is no safetensors file beside it"
+    return f"{name}/{index} names {_quoted(foreign[0])}, which is no safetensors file beside it"
 
 
 def pickle_hint(folder: Path) -> str:
@@ -313,6 +356,11 @@ def pickle_hint(folder: Path) -> str:
         f"; {pickles[0]} is a pickle, which can run code when it is loaded, and never is: "
         "save the model again as safetensors"
     )
+
+
+def _quoted(value: Any) -> str:
+    """Return a value of a checkpoint for a message; a hostile one may have a million letters."""
+    return shortened(repr(value), _MAX_QUOTED_CHARACTERS)
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

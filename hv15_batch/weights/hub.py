@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +21,8 @@ DOWNLOAD_WAITS_SECONDS = (5, 15, 45, 120)
 """Pauses between attempts at a download, which resumes where it was."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY_REQUESTS = 429
+TYPED_BAR_SECONDS = 60.0
+"""Between two states of a bar where each is a line of its own."""
 
 
 class Hub(Protocol):
@@ -34,10 +38,20 @@ class Hub(Protocol):
 
 
 def open_hub() -> Hub:
-    """Return the real hub."""
+    """Return the real hub, whose bars fit a terminal that is made narrower."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import tqdm as hub_bar
 
-    return HfApi(library_name="hv15_batch")
+    class Bar(hub_bar):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            seconds = TYPED_BAR_SECONDS if os.environ.get("TERM") == "dumb" else 0.1
+            named |= {"dynamic_ncols": True, "mininterval": seconds}
+            super().__init__(*args, **named)  # type: ignore[no-untyped-call]
+
+    class Api(HfApi):
+        snapshot_download = partialmethod(HfApi.snapshot_download, tqdm_class=Bar)
+
+    return Api(library_name="hv15_batch")
 
 
 def hub_cache_folder() -> Path:

@@ -16,11 +16,11 @@ import torch
 from fakes.command import Answer, tiny_model
 from safetensors.torch import save_file
 
-from hv15_batch.compare.measures import FrameMeasures, measure_frames
-from hv15_batch.compare.pairs import Pair
-from hv15_batch.compare.quality import Quality, quality_lines
+from hv15_batch.compare._measures import FrameMeasures, measure_frames
+from hv15_batch.compare._pairs import Pair
+from hv15_batch.compare._quality import Quality, quality_lines
 from hv15_batch.config.settings import Config, VideoCodec, VideoConfig
-from hv15_batch.engine.latents import DenoisedClip
+from hv15_batch.engine._latents import DenoisedClip
 from hv15_batch.media.video import Frames, write_video
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
@@ -234,8 +234,8 @@ def test_temporal_psnr_counts_what_is_infinite_too() -> None:
 
     assert line == (
         "Frames (h264 files): 1 of 3 pairs identical; the others PSNR 31.00 dB, SSIM 0.9000, "
-        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); the codec's own error is "
-        "in them; with video.codec=ffv1 there is none"
+        "temporal PSNR 40.00 dB (1 of 2 infinite) (medians of 2 pairs); they include the "
+        "codec's own error; video.codec=ffv1 has none"
     )
 
 
@@ -268,7 +268,7 @@ def test_h264_files_are_compared_and_the_codecs_error_is_said_to_be_in_them(
 
     assert row["frames_basis"] == "h264"
     assert 20 < float(row["psnr_db"]) < 60
-    assert "the codec's own error is in them; with video.codec=ffv1 there is none" in out
+    assert "they include the codec's own error; video.codec=ffv1 has none" in out
 
 
 # -- speed and memory -------------------------------------------------------------------------
@@ -455,7 +455,7 @@ def test_what_makes_figures_unfit_to_quote_is_said_of_each_side(
 
     table = Path("out/compare.md").read_text(encoding="utf-8")
     for text in (out, table):
-        assert "Warning: A: Too few timed clips to say how they spread (n = 2): use" in text
+        assert "Warning: A: Too few timed clips to tell the spread (n = 2): use" in text
         assert "Warning: B: The timed clips differ much (" in text
 
 

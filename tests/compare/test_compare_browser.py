@@ -11,7 +11,7 @@ import pytest
 from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, make_run, record
 
-from hv15_batch.compare import main
+from hv15_batch.compare.command import main
 from hv15_batch.config.settings import Config, VideoCodec, VideoConfig
 from hv15_batch.media.video import read_frames, write_video
 from hv15_batch.model.variant import ModelConfig

@@ -70,6 +70,18 @@ class BreaksAtDog(FakeRenderer):
         return finish_slowly
 
 
+class WritesBadly(FakeRenderer):
+    """Breaks while it writes, in a way that no record tells."""
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        super().render(job, emit)
+
+        def break_() -> ClipRecord:
+            raise SystemError("no record can be made of it")
+
+        return break_
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     project = Project(tmp_path)
@@ -111,6 +123,19 @@ def test_a_child_encodes_renders_and_ends_when_it_is_told_to(
     assert isinstance(finished, Finished)
     assert (finished.job, finished.record.status) == (job, "ok")
     assert not child.is_running()
+
+
+def test_what_breaks_while_the_last_clip_is_written_is_noticed_at_once(
+    project: Project, start: Callable[..., LocalExecutor]
+) -> None:
+    executor = start(WritesBadly)
+
+    executor.submit(jobs(project)["cat"])
+    events = events_until(executor, Died)  # no other clip is handed over
+
+    died = events[-1]
+    assert isinstance(died, Died)
+    assert died.reason == "the worker failed: SystemError: no record can be made of it"
 
 
 def test_a_killed_child_is_an_event_that_says_how_it_died(
@@ -287,3 +312,32 @@ def test_a_child_whose_parent_is_killed_ends_in_the_middle_of_a_clip(project: Pr
 
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_never_comes_up_is_no_clips_fault(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+
+    assert project.run(lambda spec: LocalExecutor(spec, broken_renderer)) == 4
+
+    assert project.records() == []
+    assert [row["state"] for row in project.plan()] == ["new", "new"]
+    assert any(
+        line.startswith(
+            "the worker failed: ImportError: libtorch.so: cannot open shared object file, twice "
+            "before its first clip; look at run.log for the cause; resume with: "
+        )
+        for line in project.said
+    )
+
+
+def test_a_worker_that_ends_before_it_is_up_is_no_clips_fault_either(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    project.run()
+
+    assert project.run(lambda spec: LocalExecutor(spec, ends_at_once), force=True) == 4
+
+    assert all(record["status"] == "ok" for record in project.records())
+
+
+def ends_at_once(spec: ExecutorSpec) -> Any:
+    os._exit(7)

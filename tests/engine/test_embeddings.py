@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,10 @@ def test_a_damaged_entry_counts_as_missing_and_is_made_again(tmp_path: Path) -> 
     for damaged in (b"", whole[:20], whole[:-1], flipped, b"\0" * len(whole), whole + b"x"):
         file.write_bytes(damaged)
         assert cache.read_text("a") is None
+    file.unlink()
+    os.mkfifo(file)
+    assert cache.read_text("a") is None
+    file.unlink()
 
     cache.write_text("a", TEXT)
     assert_same(cache.read_text("a"), TEXT)
@@ -137,7 +142,10 @@ def test_keys_differ_by_content_and_are_stable() -> None:
         for size in ((32, 48), (48, 32))
     ]
 
+    keys += [image_key("0" * 64, 32, 48, IDENTITY, name) for name in ("white.v1", "srgb.v1")]
+
     assert len(set(keys)) == len(keys)
+    assert image_key("0" * 64, 32, 48, IDENTITY, None) == image_key("0" * 64, 32, 48, IDENTITY)
     assert all(len(key) == 64 for key in keys)
     assert keys[2] == text_key("a fox", replace(IDENTITY))
 

@@ -13,7 +13,7 @@ from fakes.runs import Project
 
 from hv15_batch.config.settings import RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.protocol import Died, Event, ExecutorSpec, Finished
-from hv15_batch.engine import ladder
+from hv15_batch.engine import _ladder as ladder
 
 Fail = Callable[[int], bool]
 
@@ -59,7 +59,9 @@ def test_decoding_is_tried_with_less_and_then_alone(
     assert len(calls) == failures + 1
     assert only_record(project)["status"] == "ok"
     # What leaves the card for good is said, and is the profile of later workers too.
-    is_alone = "decoding alone on the card: going on with offload=model" in capsys.readouterr().out
+    is_alone = (
+        "decoding alone on the card: continuing with offload=model" in capsys.readouterr().out
+    )
     assert is_alone == (failures == 2)
 
 

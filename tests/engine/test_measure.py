@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from hv15_batch.config.settings import QualityConfig
+from hv15_batch.engine._measure import StageMeter, StepClock, machine_columns, peak_ram_bytes
+from hv15_batch.engine._quality import Quality, QualityMeter
 from hv15_batch.engine.device import device_fault
-from hv15_batch.engine.measure import StageMeter, StepClock, machine_columns, peak_ram_bytes
-from hv15_batch.engine.quality import Quality, QualityMeter
 from hv15_batch.record import ClipRecord
 
 CPU = torch.device("cpu")
@@ -153,7 +153,7 @@ def test_measures_equal_those_of_all_frames_at_once(monkeypatch: pytest.MonkeyPa
     luma = (frames.double() * torch.tensor([0.2126, 0.7152, 0.0722])).sum(-1)
 
     for pixels, first in ((1, 1), (24 * 32 * 3, 4), (10**9, 7)):
-        monkeypatch.setattr("hv15_batch.engine.quality._CHUNK_PIXELS", pixels)
+        monkeypatch.setattr("hv15_batch.engine._quality._CHUNK_PIXELS", pixels)
         quality = measured(*frames.split([first, 7 - first]))
 
         assert quality.luma_mean == pytest.approx(luma.mean().item(), rel=1e-6)

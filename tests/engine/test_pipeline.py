@@ -35,10 +35,11 @@ from hv15_batch.engine.encode.cache import (
     Conditioning,
     EmbeddingCache,
 )
-from hv15_batch.engine.encode.encoders import load_encoders, open_upright
+from hv15_batch.engine.encode.encoders import load_encoders
 from hv15_batch.engine.load import random_weights
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import Refused
+from hv15_batch.media.conversion import open_upright
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Dtype, OffloadKind, Task, Weights
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind

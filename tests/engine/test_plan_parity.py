@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hv15_batch.clip import glyph_texts
 from hv15_batch.model.shapes import bucket_size
-from hv15_batch.run.dry_run import MAX_PROMPT_TOKENS
+from hv15_batch.run._dry_run import MAX_PROMPT_TOKENS
 
 USUAL = [(480, 832), (848, 480), (720, 1280), (1080, 1920), (1, 1), (3024, 4032), (4, 1), (1, 9)]
 

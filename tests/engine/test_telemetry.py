@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hv15_batch.engine.measure import Stage, StageMeter, make_sampler
-from hv15_batch.engine.telemetry import (
+from hv15_batch.engine._measure import Stage, StageMeter, make_sampler
+from hv15_batch.engine._telemetry import (
     THROTTLE_COLUMNS,
     THROTTLE_REASONS,
     CardSampler,
@@ -506,3 +506,35 @@ def test_a_real_card_tells_its_power_memory_and_clock() -> None:
     assert (columns["peak_vram_device_bytes"] or 0) > 4096 * 4096 * 2
     watts = (columns["energy_joules"] or 0) / meter.stages["denoise"].seconds
     assert watts == pytest.approx(columns["power_watts_mean"], rel=0.3)
+
+
+# -- an error that is not the driver's --------------------------------------------------------
+
+
+def broken(*_arguments: object) -> Any:
+    raise AttributeError("this version of the library has no such function")
+
+
+def test_an_error_that_is_not_the_drivers_costs_only_its_column() -> None:
+    card = Watched()
+    card.nvml.nvmlDeviceGetMemoryInfo = broken  # type: ignore[method-assign]
+
+    card.begin(energy=7_000_000)
+    card.after(2, energy=7_000_900)
+
+    columns = card.end()
+    assert columns["energy_joules"] == pytest.approx(0.9)
+    assert columns["peak_vram_device_bytes"] is None
+
+
+@pytest.mark.parametrize("name", ["begin", "end"])
+def test_a_sampler_that_breaks_costs_no_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Watched()
+    monkeypatch.setattr(card.sampler, name, broken)
+    meter = StageMeter(torch.device("cpu"), card.sampler)
+
+    with meter.stage("denoise"):
+        pass
+
+    assert meter.columns()["denoise_seconds"] is not None
+    assert meter.columns().get("energy_joules") is None

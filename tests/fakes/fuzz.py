@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.config.words import GROUPS, setting_names
-from hv15_batch.manifest.rows import KNOWN_COLUMNS
+from hv15_batch.manifest.columns import KNOWN_COLUMNS
 
 Manifest = tuple[str, bytes]
 """A file's name and its content."""
@@ -42,6 +43,26 @@ ODD_TEXTS = (
         "\u202e",
         "\x1b[2J",
     ),
+    *(
+        "# scene 1",
+        "// x",
+        "---",
+        "A cat --w 832 --h 480",
+        "A cat -- old --",
+        "1. a",
+        "- a",
+        "prompt",
+    ),
+    *(
+        "<lora:x:1>",
+        "(a:1.3)",
+        "{a|b}",
+        "__a__",
+        "Negative prompt: x",
+        "BREAK",
+        "C:\\a.png",
+        "PIC.png",
+    ),
     *("\ud800", "e\u0301" * 40, "🦊", "\u2028", "\x00", "\x7f", "word " * 300),
 )
 texts = st.one_of(st.sampled_from(ODD_TEXTS), st.text(max_size=30))
@@ -62,6 +83,7 @@ PLAUSIBLE: dict[str, tuple[Any, ...]] = {
 columns = st.one_of(
     st.sampled_from(KNOWN_COLUMNS),
     st.sampled_from(("prompt", "prompt", "tag_x", "tag_", "Prompt", " seed", "steps", "frames")),
+    st.sampled_from(("caption", "text", "Num-Frames", "TAG X", "videopath", "style", "size")),
     st.sampled_from(("", "Unnamed: 0", "__index_level_0__", "tag_\x1b", "file", "prompt,seed")),
     st.text(max_size=8),
 )
@@ -145,14 +167,17 @@ def csv_manifests(draw: st.DrawFn) -> Manifest:
     rows = [list(map(str, row)) for row in draw(st.lists(cells, min_size=1, max_size=5))]
     if rows and rows[0] and draw(st.integers(0, 60)) == 60:
         rows[0][-1] = draw(huge)
+    separator = draw(st.sampled_from((*[","] * 9, ";", ";", "\t", "\t", "|")))
     text = csv_text(
         names,
         rows,
-        draw(st.sampled_from((*[","] * 9, ";", "\t", "|"))),
+        separator,
         draw(st.sampled_from((*["\n"] * 6, "\r\n", "\n\n", "\r"))),
         draw(st.sampled_from((*[False] * 5, True))),
     )
-    return "new.csv", draw(spoilers)(encoded(text, draw(encodings)))
+    first = draw(st.sampled_from((*[""] * 9, f"sep={separator}\n", "sep=;\r\n", "#TYPE X\n", "\n")))
+    name = draw(st.sampled_from(("new.csv", "new.csv", "new.tsv")))
+    return name, draw(spoilers)(encoded(first + text, draw(encodings)))
 
 
 # -- JSON Lines -------------------------------------------------------------------------------
@@ -200,6 +225,30 @@ def json_manifests(draw: st.DrawFn) -> Manifest:
     end = draw(st.sampled_from((*["\n"] * 6, "\r\n", "\r")))
     name = draw(st.sampled_from(("new.jsonl", "new.ndjson")))
     return name, draw(spoilers)(encoded(end.join(lines), draw(encodings)))
+
+
+@st.composite
+def json_files(draw: st.DrawFn) -> Manifest:
+    """Arrays, and what is taken for one: objects in turn, a lone value, an object of arrays."""
+    odd = st.one_of(json_records, odd_lines, texts.map(json.dumps))
+    item = st.integers(0, 9).flatmap(lambda number: plain_records if number else odd)
+    items = draw(st.lists(item, max_size=5))
+    before, between, after = draw(
+        st.sampled_from(
+            (
+                *[("[", ",", "]")] * 8,
+                ("[\n  ", ",\n  ", "\n]\n"),
+                ("", "\n", ""),
+                ("[", ",", ",]"),
+                ("[", " ", "]"),
+                ("[", ",", ""),
+                ('{"prompts": [', ",", "]}"),
+                ("[" * 100, ",", "]" * 100),
+            )
+        )
+    )
+    text = before + between.join(items) + after
+    return "new.json", draw(spoilers)(encoded(text, draw(encodings)))
 
 
 # -- Parquet ----------------------------------------------------------------------------------
@@ -259,11 +308,12 @@ manifests = st.one_of(
     csv_manifests(),
     csv_manifests(),
     json_manifests(),
-    json_manifests(),
+    json_files(),
     parquet_manifests(),
     text_manifests(),
     st.tuples(
-        st.sampled_from(("new.csv", "new.jsonl", "new.parquet", "new.txt")), st.binary(max_size=60)
+        st.sampled_from(tuple(f"new{suffix}" for suffix in MANIFEST_SUFFIXES)),
+        st.binary(max_size=60),
     ),
 )
 
@@ -296,6 +346,7 @@ PLAIN_SETTINGS = (
     *("until=07:00", "runtime.card=rtx_4090", "keep_latents=false", "check_files=sha256"),
     *("sampling.negative_prompt=a, b", "override.fps=12", "runtime.compile=true", "run_dir=done"),
     *("experiment=rtx4090_standard", "model=480p_t2v_distilled", "model.weights=random"),
+    *("manifest_literal=true", "manifest_other=tag", "manifest_columns.prompt=Video Caption, long"),
 )
 PATHS = (
     *("out", "done", "a/b/c", "../up", "prompts.csv", "prompts.csv/x", "done/clips", "~", "."),

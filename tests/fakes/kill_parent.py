@@ -12,7 +12,7 @@ from typing import Any
 from fakes.kill_points import Trap, note, plant
 from fakes.runs import FakeRenderer, Project
 from hv15_batch.clip import Clip
-from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job
 from hv15_batch.record import ClipRecord
@@ -85,8 +85,8 @@ def tiny_renderer(spec: ExecutorSpec) -> Any:
     """Return the real renderer, which notes what it does; called in the child."""
     trap = begin(spec)
     renderer = make_renderer(spec)
-    from hv15_batch.engine import ladder
-    from hv15_batch.engine import write as clip_writer
+    from hv15_batch.engine import _ladder as ladder
+    from hv15_batch.engine import _write as clip_writer
     from hv15_batch.engine.encode import phase as encode_phase
 
     folder = spec.run_dir.parent
@@ -147,6 +147,6 @@ if __name__ == "__main__":
     plant(project.folder, "parent")
     renderer = {"fake": fake_renderer, "tiny": tiny_renderer}[sys.argv[2]]
     say = partial(print, flush=True)
-    sys.exit(
-        session.run(project.config(), (), None, say, partial(LocalExecutor, renderer=renderer))
-    )
+    make = partial(LocalExecutor, renderer=renderer)
+    line = "hv15-batch prompts.csv"
+    sys.exit(session.run(project.config(), (), None, say, make, typed_line=line))

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -48,7 +49,7 @@ def named_kills() -> list[Kill]:
         *("file written", "told"),
     ]
     of_parent = [
-        *published(("plan.csv", "plan.parquet", "config.yaml", "system.json", ".lock.json"), whole),
+        *published(("plan.csv", "config.yaml", "system.json", ".lock.json"), whole),
         *published(("clips.csv", "data.js", "index.html", "status.json"), whole),
         *("before child", "after child"),
     ]
@@ -117,6 +118,26 @@ class Trap:
 
         return wrapped
 
+    def watch_operations(self) -> None:
+        """Make every operation that changes the run directory a point: `parent operation`."""
+        within, sync = str(self._folder / "out"), os.fsync
+
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if event not in CHANGES or not isinstance(arguments[0], str | os.PathLike):
+                return
+            if event == "open" and not changes_something(*arguments[1:]):
+                return
+            if os.fspath(arguments[0]).startswith(within):
+                self.reach(f"{self._side} operation")
+
+        def syncing(descriptor: int) -> None:
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith(within):
+                self.reach(f"{self._side} operation")
+            sync(descriptor)
+
+        sys.addaudithook(audit)
+        os.fsync = syncing
+
     def around(self, real: Callable[..., Any], before: str, after: str) -> Callable[..., Any]:
         """Return a function with a point before and one after it."""
 
@@ -129,10 +150,24 @@ class Trap:
         return wrapped
 
 
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+"""Events of the interpreter that come before a file is made, changed, renamed or removed; what a
+library does on its own, between opening and syncing, has the named point `half`."""
+
+
+def changes_something(mode: object, flags: object) -> bool:
+    """Whether opening a file like this makes or changes it."""
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    return bool(isinstance(flags, int) and flags & writes) or bool(
+        isinstance(mode, str) and set(mode) & set("wax+")
+    )
+
+
 def plant(folder: Path, side: str) -> Trap:
     """Plant the points of this process, `parent` or `child`, and return what kills at them."""
     trap = Trap(folder, side)
     publish._sync = trap.sync(publish._sync)
+    trap.watch_operations()
     if side == "parent":
         from hv15_batch.dispatch import local as worker
         from hv15_batch.rundir import log as runlog

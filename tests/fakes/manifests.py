@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hv15_batch.manifest.cells import ManifestError
+from hv15_batch.manifest.columns import Reading
 from hv15_batch.manifest.read import Manifest, read_manifest
 from hv15_batch.model.variant import Task
 
@@ -40,6 +41,11 @@ UTF8 = 'save it as UTF-8 (in a spreadsheet: "CSV UTF-8")'
 TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
 LABEL = "or begin it with tag_ if it is a label of your own"
+KNOWN = (
+    "the known names are prompt, id, seed, negative_prompt, image, height, width, num_frames, "
+    "num_inference_steps, guidance_scale, flow_shift, fps"
+)
+OTHERS = "manifest_other=tag takes such columns as labels, manifest_other=ignore leaves them out"
 TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"
 SIDE = "must be a multiple of 16; write it in digits, like 480"
 FRAMES = "must be 4n+1; write it in digits, like 121"
@@ -57,13 +63,20 @@ def write(name: str, content: str | bytes) -> Path:
     return path
 
 
-def read(name: str, content: str | bytes, task: Task = Task.t2v) -> Manifest:
-    return read_manifest(write(name, content), task)
+LITERAL = Reading(literal=True)
 
 
-def faults_of(name: str, content: str | bytes, task: Task = Task.t2v) -> tuple[str, ...]:
+def read(
+    name: str, content: str | bytes, task: Task = Task.t2v, reading: Reading | None = None
+) -> Manifest:
+    return read_manifest(write(name, content), task, reading or Reading())
+
+
+def faults_of(
+    name: str, content: str | bytes, task: Task = Task.t2v, reading: Reading | None = None
+) -> tuple[str, ...]:
     with pytest.raises(ManifestError) as caught:
-        read(name, content, task)
+        read(name, content, task, reading)
     return caught.value.faults
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fakes.forecasts import H200, PLAIN, SETTINGS
 
-from hv15_batch.forecast.memory import predict_peaks
+from hv15_batch.forecast._memory import predict_peaks
 from hv15_batch.forecast.seconds import (
     COMPILE_SECONDS,
     ENCODE_SECONDS,

@@ -14,7 +14,7 @@ from fakes.runs import FakeClock
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Finished, Job, Note, Ready
-from hv15_batch.forecast.eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, TimeLeft
+from hv15_batch.forecast._eta import ASSUMED_SPREAD, NORMAL_90, EtaBasis, TimeLeft
 from hv15_batch.forecast.forecast import Forecast, clip_cost_function, make_forecast
 from hv15_batch.forecast.pace import make_pace
 from hv15_batch.forecast.seconds import Scales
@@ -282,7 +282,7 @@ def test_after_a_change_of_profile_only_clips_of_the_new_one_count() -> None:
     eta = Eta(todo, None)
     for planned in todo[:2]:
         eta.finished(record(planned, step_seconds=[2.0] * 50), 100.0)
-    eta.pace.heard(Note("out of memory: going on with offload=stream", OffloadKind.stream))
+    eta.pace.heard(Note("out of memory: continuing with offload=stream", OffloadKind.stream))
     job = Job(todo[5].clip, 1, False)
 
     assert (left(eta).p50_seconds, eta.pace.expected(job)["step"]) == (pytest.approx(400), 2.0)

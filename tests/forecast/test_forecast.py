@@ -14,6 +14,7 @@ from fakes.runs import FakeClock
 from omegaconf import OmegaConf
 
 from hv15_batch.clip import Clip, ClipSettings, make_clip
+from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job as Command
 from hv15_batch.config.compose import run_jobs
 from hv15_batch.config.settings import Config
@@ -30,7 +31,7 @@ from hv15_batch.model.variant import Dtype, ModelConfig
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import session
-from hv15_batch.run.dry_run import predict_run
+from hv15_batch.run._dry_run import predict_run
 from hv15_batch.run.schedule import Deadline, Rules, check_window, read_rules
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
@@ -91,6 +92,77 @@ def test_an_unknown_card_is_refused_with_the_known_ones(tmp_path: Path) -> None:
 
     with pytest.raises(Refused, match=r"^runtime.card=rtx_9090: known cards are rtx_3060, "):
         make_forecast(asked, ONE, without_card(), tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    "typed", ["4090", "rtx4090", "RTX 4090", "rtx-4090", "NVIDIA GeForce RTX 4090", "rtx_4090"]
+)
+def test_a_short_form_that_means_one_card_is_that_card(tmp_path: Path, typed: str) -> None:
+    asked = config()
+    asked.runtime.card = typed
+    check_config(asked)
+
+    forecast = make_forecast(asked, ONE, without_card(), tmp_path / "log")
+
+    assert forecast is not None
+    assert forecast.card.name == "rtx_4090"
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("4099", "rtx_4090"), ("rtx_409", "rtx_4090"), ("3090ti", "rtx_3090"), ("h20", "h200")],
+)
+def test_an_unknown_card_is_refused_with_near_ones(typed: str, near: str) -> None:
+    asked = config()
+    asked.runtime.card = typed
+
+    with pytest.raises(Refused) as caught:
+        check_config(asked)
+
+    known, _, hint = str(caught.value).partition(". Did you mean ")
+    assert known.startswith(f"runtime.card={typed}: known cards are rtx_3060, ")
+    assert near in hint
+
+
+@pytest.mark.parametrize("typed", ["5090 D v2", "RTX 4090 Laptop", "4090 Max-Q"])
+def test_another_chip_under_a_known_name_is_not_taken_for_the_card(typed: str) -> None:
+    asked = config()
+    asked.runtime.card = typed
+
+    with pytest.raises(Refused, match="known cards are"):
+        check_config(asked)
+
+
+def test_each_of_several_sizes_has_a_line_with_its_own_seconds(tmp_path: Path) -> None:
+    asked = config()
+    asked.runtime.card = "rtx_4090"
+    short = replace(SETTINGS, num_frames=9)
+    tall = replace(SETTINGS, height=640, width=480, num_frames=33)
+    todo = planned(SETTINGS, short, tall, short, SETTINGS)
+
+    forecast, lines = predict_run(asked, todo, without_card(), tmp_path / "l", RULES, no_replan)
+
+    assert forecast is not None
+    assert "s per warm clip" not in lines[0]
+    for count, settings in ((2, SETTINGS), (1, tall), (2, short)):
+        size = f"{settings.height}x{settings.width} {settings.num_frames} frames, "
+        (line,) = [line for line in lines if size in line]
+        assert line.startswith(f"{count:>6} x {size}{settings.num_inference_steps} steps")
+        assert f": {forecast.clip_cost(settings).seconds:.0f} s per warm clip, denoise " in line
+    assert any(line.startswith("Stages: once start and load ") for line in lines)
+
+
+def test_of_many_sizes_those_that_take_longest_have_a_line(tmp_path: Path) -> None:
+    asked = config()
+    asked.runtime.card = "rtx_4090"
+    many = [replace(SETTINGS, num_frames=4 * n + 1) for n in range(2, 12)]
+
+    _, lines = predict_run(asked, planned(*many), without_card(), tmp_path / "l", RULES, no_replan)
+
+    sizes = [line for line in lines if "s per warm clip" in line]
+    assert [line.split(" frames")[0].split()[-1] for line in sizes[:3]] == ["45", "41", "37"]
+    assert sizes[3].startswith("     7 x 7 more sizes: ")
+    assert len(sizes) == 4
 
 
 def test_without_a_card_the_way_to_predict_is_named(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     assert message.startswith("offload=auto: 480x848x121 fits no profile here: resident ")
     assert all(f"{kind} " in message for kind in ("resident", "stream", "model", "stream_disk"))
     assert message.count(" GiB of card and 4.0 are free") == 4
-    assert message.endswith("Free memory: it is the weights that do not fit, whatever the clips.")
+    assert message.endswith("Free memory: the weights alone do not fit, whatever the clips.")
     would_do = re.search(r"offload=(\w+) would do with (\d\.\d) GiB of card", message)
     assert would_do is not None
     limit = float(would_do[2])

@@ -22,13 +22,14 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
-from hv15_batch.forecast.eta import EtaBasis
+from hv15_batch.forecast._eta import EtaBasis
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.forecast.seconds import ClipCost, CostBasis
 from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.record import asked_record
-from hv15_batch.run import session, supervisor
-from hv15_batch.run.supervisor import Supervisor
+from hv15_batch.run import _supervisor as supervisor
+from hv15_batch.run import session
+from hv15_batch.run._supervisor import Supervisor
 
 COLD, WARM = 1000.0, 50.0
 STEPS = 2
@@ -148,7 +149,7 @@ def test_another_size_is_cold(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Note("out of memory: going on with offload=stream_disk"), Encoded(1, 1)]
+    "event", [Note("out of memory: continuing with offload=stream_disk"), Encoded(1, 1)]
 )
 def test_a_change_of_profile_and_late_encoding_make_it_cold_until_the_next_clip(
     job: Job, event: Event

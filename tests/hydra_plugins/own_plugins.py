@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -49,6 +49,35 @@ class ProcessLauncher(Launcher):
             return list(pool.map(launch, configs))
 
 
+class Daemons(ProcessLauncher):
+    """Runs its jobs in a pool of daemonic processes."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        configs = [
+            self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            for overrides in job_overrides
+        ]
+        launch = partial(_launch_one, self.context, self.task)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.map(launch, configs)
+
+
+class Threads(ProcessLauncher):
+    """Runs its jobs in a thread of this process."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        configs = [
+            self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            for overrides in job_overrides
+        ]
+        with ThreadPoolExecutor(1) as pool:
+            return list(pool.map(partial(_launch_one, self.context, self.task), configs))
+
+
 class SilentSweeper(BasicSweeper):
     """Returns nothing, as sweepers that optimise do."""
 
@@ -72,6 +101,8 @@ _SWEEPER = {"max_batch_size": None, "params": None}
 for group, name, plugin in (
     ("launcher", "processes", ProcessLauncher),
     ("launcher", "deaf", Deaf),
+    ("launcher", "daemons", Daemons),
+    ("launcher", "threads", Threads),
     ("sweeper", "silent", SilentSweeper),
 ):
     node = {"_target_": f"{__name__}.{plugin.__name__}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from fakes.manifests import (
     SEED_FORMS,
-    read,
+    faults_of,
 )
 
 from hv15_batch.errors import Refused
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("in_empty_folder")
         (7.0, (7,)),
         ([5, 1], (5, 1)),
         (["0..1", 3], (0, 1, 3)),
+        ("1 2 1", (1, 2, 1)),
     ],
 )
 def test_every_way_to_write_seeds_is_read(value: Any, seeds: tuple[int, ...]) -> None:
@@ -59,7 +61,6 @@ def test_every_way_to_write_seeds_is_read(value: Any, seeds: tuple[int, ...]) ->
             "use a smaller one",
         ),
         ("3..0", "a range of seeds goes up, and 3..0 goes down; write 0..3"),
-        ("1 2 1", "a seed makes one clip, and 1 comes twice; give it once"),
         (
             f"0..{2**62}",
             "a row takes at most 10,000 seeds, and here are 4,611,686,018,427,387,905; "
@@ -73,14 +74,50 @@ def test_what_is_no_seed_is_refused(value: Any, message: str) -> None:
 
 
 def test_fifty_faults_are_printed_and_the_rest_counted() -> None:
-    with pytest.raises(ManifestError) as caught:
-        read("p.csv", "prompt,seed\n" + "a,x\n" * 1300)
+    record = {"prompt": "a cat"} | {f"tag_{number}": [1] for number in range(1300, 1900)}
 
-    lines = str(caught.value).splitlines()
-    assert len(caught.value.faults) == 1300
+    faults = faults_of("p.jsonl", json.dumps(record))
+
+    lines = str(ManifestError(faults)).splitlines()
+    assert len(faults) == 600
     assert len(lines) == 51
-    assert lines[:50] == list(caught.value.faults[:50])
-    assert lines[50] == "and 1,250 more"
+    assert lines[:50] == list(faults[:50])
+    assert lines[50] == "and 550 more"
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (
+            [",1"] * 527,
+            "p.csv:2: prompt='': must not be empty; write what the clip shows, or delete the row "
+            "(527 rows: lines 2, 3, 4, 5, 6 and 522 more).",
+        ),
+        (
+            [f"a,{number}x" for number in range(900)],
+            "p.csv:2: seed=0x: seeds are integers from 0 to 2^63-1, and 0x is none; "
+            f"{SEED_FORMS} (900 rows: lines 2, 3, 4, 5, 6 and 895 more).",
+        ),
+        (
+            ["a, b, c"] * 5,
+            "p.csv:2: line=a, b, c: a record has a cell for each column, and here are 3 for 2; put "
+            "a text with commas in quotation marks, without a space before them "
+            "(5 rows: lines 2, 3, 4, 5, 6).",
+        ),
+    ],
+)
+def test_one_cause_is_one_message_with_the_first_lines(rows: list[str], fault: str) -> None:
+    assert faults_of("p.csv", "prompt,seed\n" + "\n".join(rows)) == (fault,)
+
+
+def test_a_few_faults_of_one_cause_are_told_with_their_values() -> None:
+    faults = faults_of("p.csv", "prompt,num_frames\n" + "a,120\nb,8\nc,9\nd,10\n")
+
+    assert [fault.split(":")[1:3] for fault in faults] == [
+        ["2", " num_frames=120"],
+        ["3", " num_frames=8"],
+        ["5", " num_frames=10"],
+    ]
 
 
 def test_a_manifest_error_is_a_configuration_error_and_survives_pickling() -> None:

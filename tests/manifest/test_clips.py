@@ -11,6 +11,8 @@ import pytest
 from fakes.tiny_clips import clips_of, config_of
 
 from hv15_batch.config.settings import (
+    CacheKind,
+    Config,
     OffloadConfig,
     Order,
     RuntimeConfig,
@@ -20,8 +22,9 @@ from hv15_batch.config.settings import (
 from hv15_batch.errors import Refused
 from hv15_batch.manifest import rows as manifest_rows
 from hv15_batch.manifest.cells import ManifestError
-from hv15_batch.manifest.clips import check_typed_sampling, read_rows
+from hv15_batch.manifest.clips import check_typed_sampling, read_rows, repeats_note, step_cache_of
 from hv15_batch.manifest.read import read_manifest
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, Dtype, OffloadKind, Recipe
 
 # -- precedence -------------------------------------------------------------------------------
@@ -110,34 +113,84 @@ def test_a_distilled_model_off_its_recipe_is_refused_per_row_or_marked_when_allo
     assert [clip.off_recipe for clip in clips] == [False, True, True]
 
 
-def test_clips_that_are_equal_only_after_precedence_are_refused_with_both_lines(
+def test_clips_that_are_equal_only_after_precedence_are_rendered_once_with_both_ids(
     tmp_path: Path,
 ) -> None:
     rows = ["id,prompt,num_inference_steps", "a,x,3", "b,x,4"]
     assert len(clips_of(tmp_path, *rows)) == 2
 
-    with pytest.raises(ManifestError) as caught:
-        clips_of(tmp_path, *rows, override=SamplingConfig(num_inference_steps=5))
+    (clip,) = clips_of(tmp_path, *rows, override=SamplingConfig(num_inference_steps=5))
 
-    (fault,) = caught.value.faults
-    assert ":3: seed=0: makes the same clip as line 2; remove one of them" in fault
+    assert clip.clip_id == f"a_s0_{clip.settings_sha256[:8]}"
+    assert (clip.ids, clip.other_lines) == (("a", "b"), (3,))
+
+
+def test_the_first_own_id_names_a_clip_and_labels_of_later_rows_fill_its_gaps(
+    tmp_path: Path,
+) -> None:
+    (clip,) = clips_of(
+        tmp_path, "prompt,id,tag_a,tag_b", "x,,1,", "x,second,2,3", "x,third,,", "x,second,,"
+    )
+
+    derived = clip.other_ids[-1]
+    assert clip.clip_id == f"second_s0_{clip.settings_sha256[:8]}"
+    assert clip.ids == ("second", "third", derived)
+    assert derived.startswith("x-")
+    assert (clip.row_index, clip.line, clip.other_lines) == (0, 2, (3, 4, 5))
+    assert clip.tags == {"tag_a": "1", "tag_b": "3"}
+
+
+def test_seeds_that_come_twice_make_one_clip_and_are_told(tmp_path: Path) -> None:
+    clips = clips_of(tmp_path, "prompt,seed", '"a, b",7 8 7', "c,0..2 1", '"a, b",8')
+    manifest = read_manifest(tmp_path / "prompts.csv", config_of(tmp_path).model.task)
+
+    assert [clip.settings.seed for clip in clips] == [7, 8, 0, 1, 2]
+    assert repeats_note(manifest, clips) == (
+        "Rendered once, though asked for again: 3 clips, 3 times more: seed 7 twice in line 2, "
+        "line 4 as line 2, seed 1 twice in line 3"
+    )
+    assert repeats_note(manifest, clips[2:3]) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (["cat,x,3", "cat,x,4"], "id=cat: an id is unique, and line 2 has it already"),
+        (["cat,x,3", "Cat,x,4"], "id=Cat: an id is unique, and line 2 has cat, which a disk may"),
+        (["cat,x,3", "cat,y,3"], "id=cat: an id is unique, and line 2 has it already"),
+    ],
+)
+def test_one_id_of_rows_that_make_different_clips_is_refused(
+    tmp_path: Path, rows: list[str], fault: str
+) -> None:
+    with pytest.raises(ManifestError) as caught:
+        clips_of(tmp_path, "id,prompt,num_inference_steps", *rows)
+
+    assert [message.split(":3: ")[1].startswith(fault) for message in caught.value.faults] == [True]
+
+
+def test_one_id_of_rows_that_make_the_same_clips_is_no_fault(tmp_path: Path) -> None:
+    clips = clips_of(tmp_path, "id,prompt,seed", "cat,x,0..2", "cat,x,1", "cat,x,0 1 2")
+
+    assert [clip.clip_id.split("_")[:2] for clip in clips] == [["cat", f"s{n}"] for n in range(3)]
+    assert [clip.other_ids for clip in clips] == [()] * 3
 
 
 def test_faults_of_rows_and_of_the_clips_that_good_rows_make_are_told_together(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "prompts.csv"
-    path.write_text("prompt,num_frames\ncat,\ncat,\ndog,8\ncat,\ndog,8\n")
+    path.write_text("prompt,num_frames,id,seed\ncat,,a,1\ncat,,a,2\ndog,8,,\ncat,,a,\ndog,8,,\n")
 
     with pytest.raises(ManifestError) as caught:
         read_rows(path, config_of(tmp_path))
 
-    same = "seed=0: makes the same clip as line 2; remove one of them, or change its seed or"
+    same = "id=a: an id is unique, and line 2 has it already; change one of the two"
     odd = "num_frames=8: must be 4n+1; nearest are 5 and 9"
     assert caught.value.faults == (
-        f"{path}:3: {same} settings.",
+        f"{path}:3: {same}.",
         f"{path}:4: {odd}.",
-        f"{path}:5: {same} settings.",
+        f"{path}:5: {same}.",
         f"{path}:6: {odd}.",
     )
 
@@ -235,3 +288,37 @@ def test_hashes_are_over_canonical_json_of_what_was_asked(tmp_path: Path) -> Non
 
     assert clip.settings_sha256 == hashlib.sha256(settings.encode()).hexdigest()
     assert clip.denoise_sha256 == hashlib.sha256(denoise.encode()).hexdigest()
+
+
+# -- the static step cache --------------------------------------------------------------------
+
+
+def cached_config(**sampling: Any) -> Config:
+    config = Config(model=model_options()["480p_t2v"])
+    return replace(config, sampling=SamplingConfig(cache=CacheKind.static, **sampling))
+
+
+def test_a_cache_is_resolved_for_the_steps_of_each_clip() -> None:
+    assert str(step_cache_of(cached_config(), 50)) == "4:11:45"
+    assert str(step_cache_of(cached_config(cache_every=2), 20)) == "2:4:18"
+    assert step_cache_of(Config(model=model_options()["480p_t2v"]), 50) is None
+
+
+def test_an_override_switches_the_cache_off() -> None:
+    config = replace(cached_config(), override=SamplingConfig(cache=CacheKind.none))
+
+    assert step_cache_of(config, 50) is None
+
+
+def test_a_cache_for_a_step_distilled_model_is_refused() -> None:
+    config = replace(cached_config(), model=model_options()["480p_i2v_step_distilled"])
+
+    with pytest.raises(Refused, match="none of them can stand for another"):
+        step_cache_of(config, 12)
+
+
+def test_bounds_of_a_cache_that_is_not_there_are_refused() -> None:
+    config = replace(Config(), sampling=SamplingConfig(cache_start=3))
+
+    with pytest.raises(Refused, match=r"cache_start=3: has no effect without"):
+        step_cache_of(config, 50)

@@ -8,7 +8,9 @@ import pytest
 from fakes.manifests import (
     FRAMES,
     ID,
+    KNOWN,
     LABEL,
+    OTHERS,
     REAL,
     SEED_FORMS,
     SIDE,
@@ -39,29 +41,20 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
          "p.csv:3: prompt='  ': must not be empty; "
          "write what the clip shows, or delete the row."),
     ),
-    "semicolons": (
-        "p.csv", "prompt;seed\na cat;1\n",
-        ("p.csv:1: header=prompt;seed: cells are separated by commas, and here by semicolons; "
-         "save the file with commas.",),
-    ),
-    "quoted semicolons": (
-        "p.csv", '"prompt";"seed"\n"a, cat";1\n',
-        ('p.csv:1: header="prompt";"seed": cells are separated by commas, and here by '
-         "semicolons; save the file with commas.",),
-    ),
-    "tabs": (
-        "p.csv", "prompt\tseed\na cat\t1\n",
-        ("p.csv:1: header='prompt\\tseed': cells are separated by commas, and here by tabs; "
+    "vertical bars": (
+        "p.csv", "prompt|seed\na cat|1\n",
+        ("p.csv:1: header=prompt|seed: cells are separated by commas, and here by vertical bars; "
          "save the file with commas.",),
     ),
     "Latin-1": (
         "p.csv", "prompt\na cat\ncafé\n".encode("latin-1"),
-        ("p.csv:3: byte=0xe9: a manifest is UTF-8, and the byte at offset 16 is not; "
-         f"{UTF8}.",),
+        ("p.csv:3: byte=0xe9: a manifest is UTF-8, and the byte at offset 16 is not: it seems to "
+         f"be Windows-1252 (Latin-1); {UTF8}, or: iconv -f WINDOWS-1252 -t UTF-8 p.csv.",),
     ),
     "Latin-1 after a byte order mark": (
         "p.txt", b"\xef\xbb\xbfcaf\xe9\n",
-        (f"p.txt:1: byte=0xe9: a manifest is UTF-8, and the byte at offset 6 is not; {UTF8}.",),
+        ("p.txt:1: byte=0xe9: a manifest is UTF-8, and the byte at offset 6 is not: it seems to be "
+         f"Windows-1252 (Latin-1); {UTF8}, or: iconv -f WINDOWS-1252 -t UTF-8 p.txt.",),
     ),
     "UTF-16": (
         "p.csv", "prompt\na\n".encode("utf-16"),
@@ -122,20 +115,25 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
          "name the column in the header, or put a text with commas in quotation marks.",),
     ),
     "unknown columns": (
-        "p.csv", "prompt,Seeds,cat_of_mine_zzzz,frames\na,1,2,3\n",
-        ("p.csv:1: column=Seeds: a manifest has no such column, and the nearest known name is "
-         f"seed; correct or remove it, {LABEL}.",
-         "p.csv:1: column=cat_of_mine_zzzz: a manifest has no such column, and the known names "
-         "are prompt, id, seed, negative_prompt, image, height, width, num_frames, "
-         "num_inference_steps, guidance_scale, flow_shift, fps; correct or remove it, "
-         f"{LABEL}.",
-         "p.csv:1: column=frames: a manifest has no such column, and the nearest known name is "
-         f"num_frames; correct or remove it, {LABEL}."),
+        "p.csv", "prompt,cat_of_mine_zzzz,frames,my style,cfg\na,1,2,3,4\n",
+        ("p.csv:1: column=frames: a manifest has no such column, and the nearest known name is "
+         f"num_frames; rename it, type manifest_columns.num_frames=frames, {LABEL}; {OTHERS}.",
+         "p.csv:1: column=cfg: a manifest has no such column, and the nearest known name is "
+         f"guidance_scale; rename it, type manifest_columns.guidance_scale=cfg, {LABEL}; {OTHERS}.",
+         f"p.csv:1: columns=cat_of_mine_zzzz, my style: a manifest has none of these 2, and {KNOWN}"
+         "; correct or remove them, or begin them with tag_ if they are labels of your own; "
+         f"{OTHERS}."),
+    ),
+    "prompt column of another tool": (
+        "p.csv", "Video Caption,seed\na,x\n",
+        ("p.csv:1: column=Video Caption: a manifest has no such column, and the nearest known name "
+         f"is prompt; rename it, type 'manifest_columns.prompt=Video Caption', {LABEL}; "
+         f"{OTHERS}.",),
     ),
     "misspelt prompt column": (
-        "p.csv", "Prompt,seed\na,x\n",
-        ("p.csv:1: column=Prompt: a manifest has no such column, and the nearest known name is "
-         f"prompt; correct or remove it, {LABEL}.",),
+        "p.csv", "promt,seed\na,x\n",
+        ("p.csv:1: column=promt: a manifest has no such column, and the nearest known name is "
+         f"prompt; rename it, type manifest_columns.prompt=promt, {LABEL}; {OTHERS}.",),
     ),
     "no prompt column": (
         "p.csv", "id,seed\na,1\n",
@@ -154,10 +152,8 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "label that cannot be printed": (
         "p.jsonl", '{"prompt": "a", "tag_\\ud800": "x"}',
-        ("p.jsonl:1: column='tag_\\ud800': a manifest has no such column, and the known names are "
-         "prompt, id, seed, negative_prompt, image, height, width, num_frames, "
-         "num_inference_steps, guidance_scale, flow_shift, fps; correct or remove it, "
-         f"{LABEL}.",),
+        (f"p.jsonl:1: column='tag_\\ud800': a manifest has no such column, and {KNOWN}; correct or "
+         f"remove it, {LABEL}; {OTHERS}.",),
     ),
     "too many columns": (
         "p.csv", "prompt" + ",tag_a" * 1000 + "\n",
@@ -233,7 +229,8 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "JSON list": (
         "p.jsonl", '[\n{"prompt": "a"}\n]\n',
         ("p.jsonl:1: line=[: JSON Lines has one object on each line, and this file is a JSON "
-         "array; write one object on each line, without the list and the commas around them.",),
+         "array; rename it to .json, or write one object on each line, without the list and the "
+         "commas around them.",),
     ),
     "JSON lists on later lines": (
         "p.jsonl", '{"prompt": "a"}\n[1]\n[\n{"prompt": 7}\n',
@@ -286,14 +283,15 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "JSON unknown column is told once": (
         "p.jsonl", '{"prompt": "a", "steps_": 1}\n' * 3,
-        ("p.jsonl:1: column=steps_: a manifest has no such column, and the nearest known "
-         f"name is num_inference_steps; correct or remove it, {LABEL}.",),
+        ("p.jsonl:1: column=steps_: a manifest has no such column, and the nearest known name is "
+         "num_inference_steps; rename it, type manifest_columns.num_inference_steps=steps_, "
+         f"{LABEL}; {OTHERS}.",),
     ),
     "JSON without a prompt": (
-        "p.jsonl", '{"seed": 1}\n{"prompt": null}\n',
+        "p.jsonl", '{"seed": 1}\n{"prompt": null}\n{"prompt": null, "seed": 2}\n',
         ("p.jsonl:1: prompt='': must not be empty; "
          "write what the clip shows, or delete the row.",
-         "p.jsonl:2: prompt='': must not be empty; "
+         "p.jsonl:3: prompt='': must not be empty; "
          "write what the clip shows, or delete the row."),
     ),
     "broken Parquet": (

@@ -16,6 +16,7 @@ import pytest
 from fakes.manifests import (
     FRAMES,
     HARD_PROMPTS,
+    LITERAL,
     ONE_LINE_PROMPTS,
     REAL,
     TEXT,
@@ -27,7 +28,7 @@ from fakes.manifests import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hv15_batch.config.words import MANIFEST_SUFFIXES
+from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.variant import Task
@@ -58,7 +59,7 @@ def test_hard_prompts_arrive_unchanged_from_parquet() -> None:
 
 
 def test_hard_prompts_arrive_unchanged_from_text() -> None:
-    rows = read("p.txt", "\n".join(ONE_LINE_PROMPTS)).rows
+    rows = read("p.txt", "\n".join(ONE_LINE_PROMPTS), reading=LITERAL).rows
 
     assert [row.prompt for row in rows] == ONE_LINE_PROMPTS
 
@@ -77,8 +78,8 @@ def test_any_text_survives_csv_and_json_lines(texts: list[str]) -> None:
     writer.writerows([["prompt", "tag_copy"], *([text, text] for text in texts)])
     lines = "".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in texts)
 
-    rows = read("p.csv", file.getvalue()).rows
-    json_rows = read("p.jsonl", lines).rows
+    rows = read("p.csv", file.getvalue(), reading=LITERAL).rows
+    json_rows = read("p.jsonl", lines, reading=LITERAL).rows
 
     assert [row.prompt for row in rows] == texts
     assert [row.tags["tag_copy"] for row in rows] == texts
@@ -98,7 +99,8 @@ def test_the_hash_is_of_the_bytes_in_every_format(suffix: str) -> None:
     if suffix == ".parquet":
         pd.DataFrame({"prompt": ["a"] * 3000}).to_parquet(path)
     else:
-        write(path.name, '{"prompt": "a"}\n\n' if "json" in suffix else "prompt\na\n\n")
+        first = "a cat" if suffix == ".txt" else "prompt"
+        write(path.name, '{"prompt": "a"}\n\n' if "json" in suffix else f"{first}\na\n\n")
 
     manifest = read_manifest(path, Task.t2v)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -30,7 +31,7 @@ from PIL import Image
 
 from hv15_batch import cli
 from hv15_batch.config.messages import report_error
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import Config, ManifestColumns, OtherColumns
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED
 from hv15_batch.run import session
 
@@ -84,8 +85,12 @@ class Sandbox:
                         folders.append(entry.path)
         return found
 
-    def check(self, run: Callable[[], int], given: Path | None = None) -> None:
-        """Hold that a case ends in time, with a code and a message, and writes what it says."""
+    def check(self, run: Callable[[], int], given: Path | None = None) -> str:
+        """Hold that a case ends in time, with a code and a message, and writes what it says.
+
+        Returns:
+            The message; empty where all went well.
+        """
         out, err = io.StringIO(), io.StringIO()
         with deadline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run()
@@ -95,6 +100,7 @@ class Sandbox:
         assert "Traceback" not in out.getvalue() + err.getvalue()
         assert Path.cwd() == self.work
         self.check_files(out.getvalue(), given)
+        return "" if code == EXIT_OK else err.getvalue()
 
     def check_files(self, out: str, given: Path | None) -> None:
         """Hold that only what was announced is new, and nothing is changed or gone."""
@@ -108,6 +114,8 @@ class Sandbox:
         assert changed - allowed <= {str(given)}, f"written unasked: {changed - allowed}"
 
 
+FAULT = re.compile(r"new\.[a-z]+:[0-9]+: \S+=.*; .*\.$|and [0-9,]+ more$")
+"""What a manifest is refused with: file, line, column, value, what is allowed and what to do."""
 RAM = "/dev/shm"
 ANNOUNCED = "Every clip: "
 
@@ -174,7 +182,8 @@ def check_manifest(sandbox: Sandbox, manifest: Manifest, config: Config) -> None
     name, content = manifest
     given = sandbox.work / name
     given.write_bytes(content)
-    sandbox.check(lambda: carry_out(replace(config, manifest=name)), given)
+    told = sandbox.check(lambda: carry_out(replace(config, manifest=name)), given)
+    assert all(FAULT.match(line) for line in told.splitlines()), told
     assert given.read_bytes() == content
     given.unlink()
 
@@ -206,9 +215,15 @@ def test_every_case_ends_with_a_message_in_time_and_leaves_no_file(
     )
     t2v = replace(tiny_config(Path(), Path()), run_dir="out", dry_run=True)
     i2v = replace(t2v, model=tiny_model("tiny_i2v"))
+    columns = ManifestColumns(prompt="caption", seed="steps")
+    readings = (
+        replace(t2v, manifest_literal=True),
+        replace(t2v, manifest_other=OtherColumns.tag),
+        replace(t2v, manifest_other=OtherColumns.ignore, manifest_columns=columns),
+    )
 
     @settings(same_every_time, max_examples=num_manifests)
-    @given(manifests, st.sampled_from((t2v, t2v, i2v)))
+    @given(manifests, st.sampled_from((t2v, t2v, i2v, *readings)))
     def any_manifest(manifest: Manifest, config: Config) -> None:
         check_manifest(sandbox, manifest, config)
 

@@ -16,7 +16,7 @@ import pytest
 from fakes.command import Answer
 from PIL import Image, PngImagePlugin
 
-from hv15_batch.engine.encode.encoders import open_upright
+from hv15_batch.media.conversion import open_upright
 from hv15_batch.media.image import open_image, read_first_frame, read_image_bytes
 
 Command = Callable[..., Answer]

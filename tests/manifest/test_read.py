@@ -14,6 +14,7 @@ from fakes.manifests import (
     write_csv,
 )
 
+from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.variant import Task
@@ -42,7 +43,9 @@ def test_a_missing_manifest_is_refused_and_the_nearest_name_given() -> None:
         "zzz.csv": "there is no such file; correct the path.",
         "none/zzz.csv": "there is no such file; correct the path.",
         "prompts.csv/x.csv": "there is no such file; correct the path.",
-        "folder.csv": "a manifest is a file, and this is none; name a file.",
+        "folder.csv": "a manifest is a file, and this is a folder; name a file.",
+        ".": "a manifest is a file, and this is a folder; name a file in it: folder.csv, "
+        "prompts.csv.",
         "/dev/zero": "a manifest is a file, and this is none; name a file.",
     }.items():
         with pytest.raises(Refused) as caught:
@@ -52,12 +55,15 @@ def test_a_missing_manifest_is_refused_and_the_nearest_name_given() -> None:
 
 def test_a_file_of_another_kind_or_size_is_refused() -> None:
     write("p.xlsx", b"PK")
+    write("p.dat", b"prompt")
     with open("huge.csv", "wb") as file:
         file.truncate(1024**3 + 1)
 
     for name, message in {
-        "p.xlsx": "a manifest ends in .csv, .jsonl, .ndjson, .parquet, .txt; "
-        "rename it if it is one of these.",
+        "p.xlsx": f"a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; save this spreadsheet as "
+        '"CSV UTF-8" (File, Save As) and name that.',
+        "p.dat": f"a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; rename it if it is one of "
+        "these.",
         "huge.csv": "a manifest has at most 1 GiB, and this one 1,073,741,825 bytes; split it.",
     }.items():
         with pytest.raises(Refused) as caught:

@@ -40,6 +40,17 @@ def test_every_column_is_read() -> None:
     assert row.tags == {"tag_scene": "roof"}
 
 
+def test_an_id_is_read_without_spaces_around_it_and_as_a_whole_number() -> None:
+    rows = read("p.csv", "prompt,id\na, cat \nb,7\n").rows
+    records = [{"prompt": "a", "id": 7.0}, {"prompt": "b", "id": None}, {"prompt": "c", "id": 12}]
+
+    assert [row.id for row in rows] == ["cat", "7"]
+    assert [row.id for row in read("p.json", json.dumps(records)).rows if row.id_given] == [
+        "7",
+        "12",
+    ]
+
+
 def test_an_empty_cell_is_the_default() -> None:
     [row] = read(
         "p.csv",
@@ -170,8 +181,8 @@ def test_unusable_images_are_refused_with_the_reason() -> None:
         "regular file; name an image file.",
         "p.csv:4: image=heavy.png: an image file has at most 64 MiB, and this one 67,108,865 "
         "bytes; save it smaller or as JPEG.",
-        "p.csv:5: image=a.gif: must be a PNG, JPEG, WEBP or BMP image that can be decoded, and "
-        "this file is broken or something else; open it in a viewer and save it again.",
+        "p.csv:5: image=a.gif: must be a PNG, JPEG, WEBP or BMP image, and this is a GIF image; "
+        "convert it: magick 'a.gif[0]' a.png.",
         "p.csv:6: image=big.png: an image has at most 64 megapixels, and this one 9000x9000; "
         "scale it down (frames have under 1 megapixel).",
         "p.csv:7: image=bomb.png: an image has at most 64 megapixels, and this one far more; "

@@ -150,7 +150,8 @@ def vae_commands() -> list[tuple[str, Any]]:
     """The tables of VAE decoding in BENCHMARKS.md, and the command that makes each."""
     import vae_decode
 
-    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8").partition("## VAE decode")[2]
+    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    text = page.partition("## How long does decoding take")[2]
     commands = re.findall(r"^    PYTHONPATH=. python benchmarks/vae_decode.py(.*)$", text, re.M)
     found = []
     for words in commands:

@@ -1,8 +1,7 @@
-"""The plan as files: a spreadsheet, and beside it the same with the log's types."""
+"""plan.csv, a spreadsheet that is read back with the log's types."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,58 +42,20 @@ def run_dir(tmp_path: Path) -> RunDir:
 def test_a_plan_is_read_back_with_the_types_of_the_log(run_dir: RunDir) -> None:
     assert publish_plan(ROWS, run_dir.plan)
 
-    assert run_dir.plan_data.is_file()
     assert read_plan(run_dir) == ROWS
-
-
-def test_the_plan_of_a_version_that_wrote_the_spreadsheet_alone_is_the_same(
-    run_dir: RunDir,
-) -> None:
-    publish_plan(ROWS, run_dir.plan)
-    run_dir.plan_data.unlink()
-
-    assert read_plan(run_dir) == ROWS
-
-
-def test_a_dry_run_in_a_new_folder_leaves_the_spreadsheet_alone(tmp_path: Path) -> None:
-    publish_plan(ROWS, tmp_path / "plan.csv")
-
-    assert os.listdir(tmp_path) == ["plan.csv"]
 
 
 def test_without_a_plan_there_are_no_clips(tmp_path: Path) -> None:
     assert read_plan(RunDir(tmp_path)) == []
 
 
-def test_a_plan_is_written_again_only_where_it_changed_or_lacks_a_file(run_dir: RunDir) -> None:
+def test_a_plan_is_written_again_only_where_it_changed(run_dir: RunDir) -> None:
     publish_plan(ROWS, run_dir.plan)
-    written = [path.stat().st_mtime_ns for path in (run_dir.plan, run_dir.plan_data)]
+    written = run_dir.plan.stat().st_mtime_ns
 
     assert not publish_plan(ROWS, run_dir.plan)
-    assert [path.stat().st_mtime_ns for path in (run_dir.plan, run_dir.plan_data)] == written
-    run_dir.plan_data.unlink()
-    assert not publish_plan(ROWS, run_dir.plan)
-    assert read_plan(run_dir) == ROWS
+    assert run_dir.plan.stat().st_mtime_ns == written
     assert publish_plan(ROWS[:1], run_dir.plan)
-    assert read_plan(run_dir) == ROWS[:1]
-
-
-def test_a_damaged_copy_of_the_plan_is_made_again(run_dir: RunDir) -> None:
-    publish_plan(ROWS, run_dir.plan)
-    run_dir.plan_data.write_bytes(b"PAR1")
-
-    assert read_plan(run_dir) == ROWS
-    assert not publish_plan(ROWS, run_dir.plan)
-    assert run_dir.plan_data.stat().st_size > 4
-
-
-def test_a_copy_of_another_plan_does_not_count(run_dir: RunDir) -> None:
-    """A version before, or a run that was killed between the two, wrote the spreadsheet alone."""
-    publish_plan(ROWS[:1], run_dir.plan)
-    alone = run_dir.plan.read_bytes()
-    publish_plan(ROWS, run_dir.plan)
-    run_dir.plan.write_bytes(alone)
-
     assert read_plan(run_dir) == ROWS[:1]
 
 

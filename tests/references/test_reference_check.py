@@ -11,7 +11,9 @@ from msgspec.structs import replace
 
 from hv15_batch.machine.cards import CONTEXT_BYTES
 from hv15_batch.model.options import conf_dir
+from hv15_batch.model.shapes import Shape
 from hv15_batch.record import ClipRecord
+from hv15_batch.references._implied import Feasibility, combinations
 from hv15_batch.references.check import (
     CHECK_COLUMNS,
     MET,
@@ -20,7 +22,6 @@ from hv15_batch.references.check import (
     compare_with_references,
 )
 from hv15_batch.references.data import Reference, bounds_of, read_references
-from hv15_batch.references.implied import Feasibility, combinations
 from hv15_batch.references.text import format_verdicts_text
 from hv15_batch.units import GIB
 
@@ -34,7 +35,7 @@ STEP_DISTILLED = OMNI | {
 
 CARD = (
     "Other GPU than the reference: render on 1x H200, or predict for it with --dry-run "
-    "runtime.card=h200; until then quote what was measured as a figure of its own card only."
+    "runtime.card=h200; until then quote what was measured for its own card only."
 )
 
 
@@ -74,7 +75,7 @@ def test_slower_is_not_reproduced_and_says_by_how_much() -> None:
 
     assert found.verdict is Verdict.not_reproduced
     assert found.reason == (
-        "Same card and all that the source states; 2.00 times the figure: slower."
+        "Same card and all that the source states; 2.00 times the published number: slower."
     )
 
 
@@ -82,7 +83,7 @@ def test_far_faster_is_surpassed_and_not_called_reproduced() -> None:
     found = verdict("vllm_omni_diffusers_121", rows(OMNI, 250.0))
 
     assert found.verdict is Verdict.surpassed
-    assert found.reason.endswith("0.22 times the figure: faster than published.")
+    assert found.reason.endswith("0.22 times the published number: faster than published.")
 
 
 @pytest.mark.parametrize(
@@ -184,13 +185,15 @@ def test_in_image_to_video_the_remedy_for_a_size_is_another_first_frame() -> Non
 @pytest.mark.parametrize(
     ("name", "seconds", "said"),
     [
-        ("vllm_omni_121", 259.4 * 1.0499, "reproduced: 1.0499 times the figure."),
-        ("vllm_omni_121", 259.4 * 1.0501, "not reproduced: 1.0501 times the figure: slower."),
-        ("vllm_omni_121", 259.4 * 1.044, "reproduced: 1.04 times the figure."),
-        ("vllm_omni_121", 259.4 * 0.9499, "surpassed: 0.9499 times the figure: faster than "
-         "published."),
-        ("tencent_step_distilled", 75.0, "reproduced: 1.00 times the figure."),
-        ("tencent_step_distilled", 75.3, "not reproduced: 1.004 times the figure: slower."),
+        ("vllm_omni_121", 259.4 * 1.0499, "reproduced: 1.0499 times the published number."),
+        ("vllm_omni_121", 259.4 * 1.0501, "not reproduced: 1.0501 times the published number: "
+         "slower."),
+        ("vllm_omni_121", 259.4 * 1.044, "reproduced: 1.04 times the published number."),
+        ("vllm_omni_121", 259.4 * 0.9499, "surpassed: 0.9499 times the published number: faster "
+         "than published."),
+        ("tencent_step_distilled", 75.0, "reproduced: 1.00 times the published number."),
+        ("tencent_step_distilled", 75.3, "not reproduced: 1.004 times the published number: "
+         "slower."),
     ],
 )  # fmt: skip
 def test_near_the_limit_a_ratio_has_the_decimals_that_tell_its_side(
@@ -225,7 +228,7 @@ def test_clips_that_are_all_suspect_meet_nothing_and_some_are_noted(
     assert every.best is not None
     assert not any("suspect" in note for note in every.best.notes)
     assert every.best.remedies == (
-        "Every clip is suspect: look at the clips, mend what made them so, then render again with "
+        "Every clip is suspect: look at the clips, remove the cause, then render again with "
         "retry.suspect=true.",
     )
     assert some.verdict in MET
@@ -264,7 +267,7 @@ def test_a_figure_that_calls_the_image_to_video_checkpoint_text_to_video_is_neve
         assert each is not None
         assert each.remedies == (
             "The source contradicts itself: no settings can meet it; "
-            "compare with a figure whose model and task agree.",
+            "compare with a number whose model and task agree.",
         )
 
 
@@ -304,7 +307,7 @@ def test_text_encoding_is_left_out_and_said() -> None:
 
     assert found.best is not None
     assert found.best.compared == 260.0
-    assert "Encoding of a new text is not in it: 20.0 s (median, n = 1)." in found.best.notes
+    assert "Not included: encoding of a new text, 20.0 s (median, n = 1)." in found.best.notes
 
 
 def test_the_utilisation_is_that_of_denoising_as_logged() -> None:
@@ -315,8 +318,8 @@ def test_the_utilisation_is_that_of_denoising_as_logged() -> None:
     assert found.best.utilisation == 0.6
     assert unknown.best is not None
     assert unknown.best.utilisation is None
-    assert "utilisation: 51% implied by the figure, 60% here" in plain(found)
-    assert "utilisation: 51% implied by the figure, \N{EN DASH} here" in plain(unknown)
+    assert "utilisation: 51% implied by the published number, 60% here" in plain(found)
+    assert "utilisation: 51% implied by the published number, \N{EN DASH} here" in plain(unknown)
 
 
 # -- what a source does not state -------------------------------------------------------------
@@ -475,9 +478,9 @@ def peaks(gb: float, **changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("gb", "expected", "word"),
     [
-        (13.9, Verdict.reproduced, "the peak is under both"),
-        (14.5, Verdict.not_reproduced, "it holds only in the second reading"),
-        (15.1, Verdict.not_reproduced, "the peak is over both"),
+        (13.9, Verdict.reproduced, "The peak is under both."),
+        (14.5, Verdict.not_reproduced, "Only the second is met, and the first decides."),
+        (15.1, Verdict.not_reproduced, "The peak is over both."),
     ],
 )
 def test_both_readings_of_gb_are_said_and_the_smaller_one_counts(
@@ -497,7 +500,7 @@ def test_what_about_allows_is_not_called_under_the_figure() -> None:
 
     assert found.best is not None
     (note,) = (n for n in found.best.notes if "GB" in n)
-    assert "the peak is 0.8% over the first reading, which counts" in note
+    assert "The peak is 0.8% over the first reading, which decides" in note
     assert "under both" not in note
 
 
@@ -544,7 +547,7 @@ def test_a_peak_of_clips_decoded_from_saved_latents_meets_nothing() -> None:
 
 
 def test_a_peak_without_encoding_says_so() -> None:
-    note = "All embeddings were cached: encoding, which belongs to a peak, is not in it."
+    note = "The peak is without encoding: all embeddings were cached."
     cached = verdict("tencent_minimum_vram", peaks(13.0) + peaks(12.0)).best
     encoded = verdict("tencent_minimum_vram", peaks(13.0) + peaks(12.0, encode_seconds=3.0)).best
     timed = verdict("vllm_omni_121", rows(OMNI)).best
@@ -584,8 +587,8 @@ def test_about_24_gb_is_surpassed_by_far_less_where_a_minimum_is_a_bound() -> No
         Verdict.reproduced,
         Verdict.not_reproduced,
     ]
-    assert found[0].reason.endswith("0.50 times the figure: smaller than published.")
-    assert found[2].reason.endswith("1.12 times the figure: larger.")
+    assert found[0].reason.endswith("0.50 times the published number: smaller than published.")
+    assert found[2].reason.endswith("1.12 times the published number: larger.")
     assert verdict("tencent_minimum_vram", peaks(7.0)).verdict is Verdict.reproduced
 
 
@@ -604,7 +607,9 @@ def test_loading_is_compared_on_its_card_whatever_was_rendered() -> None:
 
     assert found.verdict is Verdict.reproduced
     assert found.best is not None
-    assert "The text encoder, which this project loads apart, is not in it." in found.best.notes
+    assert (
+        "Not included: the text encoder, which this project loads separately." in found.best.notes
+    )
     assert verdict("recipe_load", rows(OMNI, load_seconds=80.0)).verdict is Verdict.not_comparable
 
 
@@ -631,7 +636,7 @@ def test_the_standard_model_at_121_frames_and_50_steps_with_guidance_is_over_the
     (found,) = (
         c
         for c in combinations(REFERENCES["recipe_standard"])
-        if tuple(c.shape) == (480, 848, 121, 50, True, False)
+        if c.shape == Shape(480, 848, 121, 50, True, False)
     )
 
     assert found.utilisation == pytest.approx(found.tflops / 165.2)
@@ -643,7 +648,7 @@ def test_the_standard_model_at_121_frames_and_50_steps_with_guidance_is_over_the
 def test_a_figure_with_everything_stated_has_one_combination() -> None:
     (found,) = combinations(REFERENCES["vllm_omni_121"])
 
-    assert tuple(found.shape) == (480, 832, 121, 50, True, False)
+    assert found.shape == Shape(480, 832, 121, 50, True, False)
     assert found.utilisation == pytest.approx(0.51, abs=0.01)
 
 

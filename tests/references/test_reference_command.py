@@ -25,7 +25,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "references.md"
 def make_run(folder: Path, **changes: Any) -> Path:
     """Write a run directory with a warm clip and return it."""
     (folder / "log").mkdir(parents=True)
-    log = RunLog(folder / "log", "run")
+    log = RunLog(folder / "log", "20261122T000000-0000-abcd")
     log.append(ClipRecord(**{"run_id": "run", "started_at": START, **OMNI, **changes}))
     return folder
 

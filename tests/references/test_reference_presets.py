@@ -12,7 +12,7 @@ import pytest
 from fakes.command import Answer
 
 from hv15_batch.model.options import conf_dir, model_options
-from hv15_batch.references.implied import SWEPT_FRAMES, SWEPT_STEPS
+from hv15_batch.references._implied import SWEPT_FRAMES, SWEPT_STEPS
 
 Command = Callable[..., Answer]
 

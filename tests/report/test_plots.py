@@ -193,8 +193,8 @@ def test_the_rate_is_that_of_work_and_no_pause_of_a_week_makes_it_less(tmp_path:
     assert rate(run_dir) == pytest.approx([36.0] * 9)
     plot = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}["rate"]
     assert plot["caption"] == (
-        "9 clips in 15 min of work, 3 spells of it; the time between them does not count. A run's "
-        "start, before its first clip, is not in it."
+        "9 clips in 15 min of work, 3 spells of it; the time between them does not count. The "
+        "start of a run, before its first clip, does not count."
     )
     assert plot["traces"][0]["x"][0].endswith(":50.000")
 
@@ -210,7 +210,7 @@ def test_a_warm_up_is_work_and_is_said(tmp_path: Path) -> None:
     build(run_dir)
 
     plot = {plot["id"]: plot for plot in read_data(run_dir)["plots"]}["rate"]
-    assert plot["caption"].startswith("3 clips in 3 min of work; 1 of them warmed up. A run's ")
+    assert plot["caption"].startswith("3 clips in 3 min of work; 1 of them warmed up. The start ")
 
 
 def test_a_failed_attempt_is_work_too(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_module_runs_from_any_directory_with_a_relative_path(tmp_path: Path)
 def test_building_a_page_imports_no_plotly(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [record("a")], [record("a")])
     code = (
-        "import sys; from hv15_batch.report import main; main(['run']);"
+        "import sys; from hv15_batch.report.command import main; main(['run']);"
         "print(sorted({'plotly', 'torch'} & set(sys.modules)))"
     )
 

@@ -274,11 +274,30 @@ def test_the_command_of_a_clip_names_its_row_seed_and_every_setting_that_is_no_d
         "only=fox",
         "override.seeds=7",
         "model=480p_t2v",
-        "model.repo=a/b",
+        "model.repo=...",
         "override.negative_prompt=blurry, it's grey",
         "video.crf=12",
         f"run_dir={run_dir}.again/fox_s7",
     ]
+
+
+def test_what_decides_what_is_fetched_is_not_in_a_command_to_be_copied(tmp_path: Path) -> None:
+    config = settings()
+    config.runtime.attention_backend = "sage_hub"
+    config.notify.command = "touch /tmp/x"
+    clip = record("fox_s7", row_id="fox")
+
+    _, [shown] = build(make_run(tmp_path, [clip], [clip], config=config))
+
+    for text in (shown["command"], shown["pickWords"]):
+        words = shlex.split(text)
+        assert "runtime.attention_backend=..." in words
+        assert "model.repo=..." in words
+        assert "sage_hub" not in text
+        assert "touch" not in text
+    config.runtime.attention_backend = "_native_math"
+    _, [shown] = build(make_run(tmp_path / "own", [clip], [clip], config=config))
+    assert "runtime.attention_backend=_native_math" in shlex.split(shown["command"])
 
 
 def test_the_command_of_a_clip_names_a_row_called_null_as_a_text(tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ def test_out_is_refused_where_there_is_no_comparison(
     said = capsys.readouterr()
     assert (said.out, said.err) == (
         "",
-        "--out=new: is the folder of a comparison, and the page of a single run is in its run "
-        "directory; leave it out, or name several runs.\n",
+        "--out=new: names the folder of a comparison, but the page of a single run goes into "
+        "its run directory; leave it out, or name several runs.\n",
     )
     assert not (run / "index.html").exists()
 

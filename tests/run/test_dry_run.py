@@ -14,7 +14,7 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.planning.plan import PlannedClip, State
-from hv15_batch.run.dry_run import MAX_PROMPT_TOKENS, TEMPLATE_TAIL_TOKENS, print_dry_run
+from hv15_batch.run._dry_run import MAX_PROMPT_TOKENS, TEMPLATE_TAIL_TOKENS, print_dry_run
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, resolve_checkpoint, tiny_root
 
 Command = Callable[..., Answer]

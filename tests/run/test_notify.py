@@ -23,8 +23,8 @@ from hv15_batch.config.settings import NotifyConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.errors import Refused
 from hv15_batch.record import FAILED, ClipRecord
-from hv15_batch.run.notify import MAX_OUTPUT_CHARACTERS, Notices, Notifier
-from hv15_batch.run.progress import Progress
+from hv15_batch.run._notify import MAX_OUTPUT_CHARACTERS, Notices, Notifier
+from hv15_batch.run._progress import Progress
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import latest_settings
 

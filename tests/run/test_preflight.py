@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,10 +28,12 @@ from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind, Task, Weights
 from hv15_batch.planning.plan import PlannedClip, State
-from hv15_batch.run import outlook, preflight, session
-from hv15_batch.run import run as one_run
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import _run as one_run
+from hv15_batch.run import outlook, session
 from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.weights.files import file_sha256s
 
 Command = Callable[..., Answer]
 
@@ -371,3 +375,112 @@ def test_weights_without_a_licence_beside_them_are_said_and_with_one_not(tmp_pat
 
 def test_video_settings_of_a_plan_are_what_the_estimate_reads() -> None:
     assert set(BASE.video) == {field for field in vars(VideoConfig())}
+
+
+# -- caches and the home folder ---------------------------------------------------------------
+
+
+@pytest.fixture
+def in_the_way(tmp_path: Path) -> Path:
+    """A file where a folder is named: root cannot write there either."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "cache"
+
+
+def variables(patch: pytest.MonkeyPatch, **values: Path | None) -> None:
+    for name, value in values.items():
+        patch.delenv(name, raising=False)
+        if value is not None:
+            patch.setenv(name, str(value))
+
+
+def test_a_cache_that_cannot_hold_the_tiny_model_is_refused_with_its_variable(
+    project: Project, in_the_way: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables(monkeypatch, XDG_CACHE_HOME=in_the_way)
+
+    assert refusal(project) == (
+        f"XDG_CACHE_HOME={in_the_way}/hv15_batch/tiny: cannot be made (Not a directory); name a "
+        "folder that can be written with the variable XDG_CACHE_HOME."
+    )
+    assert not project.run_dir.path.exists()
+
+
+def test_a_home_that_cannot_be_written_is_refused_with_the_variable_that_helps(
+    project: Project, in_the_way: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables(monkeypatch, XDG_CACHE_HOME=None, HOME=in_the_way)
+
+    assert f"XDG_CACHE_HOME={in_the_way}/.cache/hv15_batch/tiny: cannot be made" in refusal(project)
+
+
+def test_a_home_that_nobody_knows_is_refused_with_the_variables_that_help(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    variables(monkeypatch, XDG_CACHE_HOME=None)
+    monkeypatch.setattr(Path, "home", unknown)
+
+    message = refusal(project)
+    assert message.startswith("HOME is not set, and this user has no home folder; set HOME, or XDG")
+    assert "HF_HOME" in message
+
+
+def test_where_no_temporary_file_can_be_made_the_variable_is_named(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_arguments: object, **_named: object) -> Any:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", nowhere)
+
+    answer = command(project.manifest, "model=tiny_t2v")
+    assert answer.code == 2
+    assert answer.err.startswith("no folder for temporary files can be written (No usable ")
+    assert answer.err.endswith("; set TMPDIR to one that can.\n")
+    assert "set TMPDIR" in refusal(project)  # from Python
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("HF_HOME", "HF_HOME={}/hub"),
+        ("TRITON_CACHE_DIR", "TRITON_CACHE_DIR={}"),
+        ("TRITON_HOME", "TRITON_CACHE_DIR={}/.triton/cache"),
+        ("XDG_CACHE_HOME", "XDG_CACHE_HOME={}/hv15_batch/checkpoints"),
+    ],
+)
+def test_the_dry_run_of_a_real_model_names_the_cache_that_cannot_be_written(
+    tmp_path: Path, in_the_way: Path, name: str, folder: str
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    command = [sys.executable, "-m", "hv15_batch", "p.csv", "--dry-run"]
+    environ = {k: v for k, v in os.environ.items() if k not in ("TRITON_CACHE_DIR", "TRITON_HOME")}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+
+    answer = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**environ, name: str(in_the_way)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert f"A run would be refused: {folder.format(in_the_way)}: cannot be made" in answer.stdout
+
+
+def test_hashes_that_cannot_be_kept_are_worked_out_again(tmp_path: Path, in_the_way: Path) -> None:
+    told: list[str] = []
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"x")
+
+    found = file_sha256s([file], in_the_way / "file_sha256.json", told.append)
+
+    assert found == file_sha256s([file], tmp_path / "kept.json")
+    (line,) = told
+    assert line.startswith("the hashes of the weights are not kept for the next run (")

@@ -27,10 +27,13 @@ from safetensors import safe_open
 
 from hv15_batch.config.settings import QualityConfig, SamplingConfig, VideoConfig
 from hv15_batch.dispatch.protocol import Event, Job
-from hv15_batch.engine import ladder
-from hv15_batch.engine import write as clip_writer
+from hv15_batch.engine import _ladder as ladder
+from hv15_batch.engine import _write as clip_writer
 from hv15_batch.engine.denoise.pipeline import Denoised
+from hv15_batch.engine.encode import encoders, phase
 from hv15_batch.engine.render import ClipRenderer
+from hv15_batch.errors import Refused
+from hv15_batch.media.conversion import Look
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.model.variant import Task
 from hv15_batch.rundir.log import read_records
@@ -476,6 +479,39 @@ def test_an_image_that_changes_between_plan_and_encoding_fails_its_clips_only(
     comment = json.loads(read_comment(project.run_dir.path / cat["file"]) or "")
     assert comment["image"] == "cat.png"
     assert str(tmp_path) not in json.dumps(comment)
+
+
+def test_a_worker_that_sees_an_image_otherwise_than_the_plan_fails_its_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of another version on another machine would."""
+    project = Project(tmp_path)
+    Image.new("RGBA", (16, 16), (255, 0, 0, 90)).save(tmp_path / "cat.png")
+    project.write("id,prompt,image", "cat,a cat,cat.png")
+    model = replace(project.config().model, name="tiny_i2v", task=Task.i2v)
+    monkeypatch.setattr(phase, "look", lambda _: Look((16, 16), None, ()))
+
+    assert project.run(InProcessExecutor, model=model) == 3
+
+    assert "was planned with image_conversion=white.v1, and this worker finds None" in str(
+        project.records()[0]["error_message"]
+    )
+    assert any("transparent parts, put on white: cat.png" in line for line in project.said)
+
+
+def test_weights_that_are_found_damaged_while_they_are_loaded_are_refused_and_blame_no_clip(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise Refused("checkpoint/tokenizer: its files are damaged; fetch them again.")
+
+    shutil.rmtree(project.run_dir.path)
+    monkeypatch.setattr(encoders, "load_component", damaged)
+
+    with pytest.raises(Refused, match="are damaged"):
+        project.run(InProcessExecutor)
+
+    assert project.records() == []
 
 
 def test_more_seeds_find_every_text_in_the_cache(project: Project) -> None:

@@ -20,7 +20,8 @@ from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Note
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.run import loop, supervisor
+from hv15_batch.run import _loop as loop
+from hv15_batch.run import _supervisor as supervisor
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status
@@ -516,7 +517,7 @@ def test_memory_that_a_smaller_profile_takes_is_no_growth(project: Project) -> N
     class ClimbsDown(executors):  # type: ignore[valid-type, misc]
         def submit(self, job: Job) -> None:
             if job.clip.row_id == "owl":
-                self._events.append(Note("out of memory while denoising: going on with stream"))
+                self._events.append(Note("out of memory while denoising: continuing with stream"))
             super().submit(job)
 
     assert project.run(ClimbsDown, retry=RetryConfig(max_ram_growth_gib=2.0)) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,16 @@ from typing import Any
 
 import pytest
 import yaml
+from fakes.pages import read_data
 from fakes.runs import FakeExecutor, FakeRenderer, Project, read_csv
 from omegaconf import OmegaConf
 
 from hv15_batch.config.settings import (
     OF_ONE_COMMAND,
     Config,
+    ManifestColumns,
     OffloadConfig,
+    OtherColumns,
     RetryConfig,
     SamplingConfig,
     VideoConfig,
@@ -30,7 +34,8 @@ from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import OffloadKind, Recipe, Weights
 from hv15_batch.record import ClipRecord, asked_record
-from hv15_batch.run import preflight, session
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import session
 from hv15_batch.rundir.stored import (
     as_omegaconf,
     latest_settings,
@@ -582,16 +587,70 @@ def test_settings_that_are_no_yaml_are_refused_with_their_path(project: Project)
     assert refusal(project).startswith(f"{path}: not readable as settings of this version (")
 
 
-def test_two_rows_that_make_the_same_clip_are_refused_with_both_lines(project: Project) -> None:
+def test_a_clip_of_two_rows_is_rendered_once_and_both_ids_are_known(project: Project) -> None:
     project.write("id,prompt,seed", "cat,a cat,1 2", "dog,a dog,1", "tom,a cat,2")
+    note = "Rendered once, though asked for again: 1 clip, once more: line 4 as line 2"
+
+    assert project.run(dry_run=True) == 0
+    assert note in project.said
+    assert project.run() == 0
+
+    assert note in project.said[:3]
+    assert sorted(job.rsplit("_", 1)[0] for job in project.did()) == [
+        "denoise cat_s1", "denoise cat_s2", "denoise dog_s1",
+    ]  # fmt: skip
+    assert [record["row_id"] for record in project.records()].count("tom") == 0
+    table = read_csv(project.run_dir.clips_table)
+    assert [(row["row_id"], row["other_ids"]) for row in table if row["seed"] == "2"] == [
+        ("cat", "tom")
+    ]
+    for only, count in {"tom": 1, "cat": 2, "cat,tom": 2, "dog": 1}.items():
+        assert project.run(only=only, force=True) == 0
+        assert len(project.did()) == count
+    with pytest.raises(Refused, match="no row has that id; ids are"):
+        project.run(only="tim")
+
+
+def test_the_second_id_of_a_clip_holds_no_secret_either(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_0123456789")
+    project.write("id,prompt", "cat,a cat", "hf_planted_0123456789,a cat")
 
     message = refusal(project)
 
-    assert message == (
-        f"{project.manifest}:4: seed=2: makes the same clip as line 2; remove one of them, or "
-        "change its seed or settings."
-    )
-    assert not project.run_dir.path.exists()
+    assert ": holds the value of HF_TOKEN, which would be in log, video and page" in message
+    assert "hf_planted_0123456789" not in message
+
+
+def test_a_page_shows_and_finds_a_clip_by_the_ids_of_all_its_rows(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "tom,a cat")
+    project.run()
+
+    (clip,) = read_data(project.run_dir.path)["clips"]
+    assert (clip["rowId"], clip["otherIds"]) == ("cat", ["tom"])
+
+
+def test_a_run_is_resumed_and_made_again_from_its_page_with_the_columns_it_was_read_with(
+    project: Project,
+) -> None:
+    project.write("Caption,mood", "a cat,calm", "# a dog --seed 5,wild")
+    columns = ManifestColumns(prompt="Caption")
+    other = OtherColumns.tag
+    assert project.run(manifest_columns=columns, manifest_other=other, manifest_literal=True) == 0
+
+    stored = latest_settings(project.run_dir)
+
+    assert stored.manifest_columns == columns
+    assert (stored.manifest_other, stored.manifest_literal) == (other, True)
+    assert {json.loads(record["tags"])["tag_mood"] for record in project.records()} == {
+        "calm",
+        "wild",
+    }
+    for clip in read_data(project.run_dir.path)["clips"]:
+        words = shlex.split(clip["command"])
+        assert {"manifest_literal=true", "manifest_other=tag"} < set(words)
+        assert "manifest_columns.prompt=Caption" in words
 
 
 def test_a_typed_default_that_every_row_beats_is_refused(project: Project) -> None:
@@ -684,9 +743,7 @@ def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
 
     assert project.run() == 0
     assert project.said[1].startswith("done: 2 clips rendered")
-    assert project.said[-1] == (
-        "plan.csv, clips.csv and the page are not up to date (No space left on device)"
-    )
+    assert project.said[-1] == "clips.csv is not up to date (No space left on device)"
 
 
 # -- the lock ---------------------------------------------------------------------------------
@@ -739,7 +796,7 @@ def test_a_run_leaves_its_settings_machine_and_manifest_beside_the_clips(
     names = {p.name for p in project.run_dir.path.iterdir()}
     assert names == {
         "clips", "latents", "thumbs", "log", "embeddings", "runs", "assets",
-        "index.html", "status.json", "plan.csv", "plan.parquet", "clips.csv", ".lock",
+        "index.html", "status.json", "plan.csv", "clips.csv", ".lock",
     }  # fmt: skip
     (folder,) = project.run_dir.runs.iterdir()
     assert {p.name for p in folder.iterdir()} == {
@@ -757,14 +814,18 @@ def test_temporary_files_of_a_killed_run_are_swept_and_a_users_hidden_file_stays
     project.run(limit=1)
     root = project.run_dir.path
     left = [root / ".77.plan.csv", project.run_dir.clips / ".77.dog.mp4"]
-    left += [project.run_dir.log / ".x.parquet", project.run_dir.latents / ".78.a.safetensors"]
-    for path in [*left, root / ".gitignore"]:
+    left += [
+        project.run_dir.log / f".{'0a' * 8}.x.parquet",
+        project.run_dir.latents / ".78.a.safetensors",
+    ]
+    mine = [root / ".gitignore", project.run_dir.log / ".x.parquet", project.run_dir.clips / ".m"]
+    for path in [*left, *mine]:
         path.write_text("half", encoding="utf-8")
 
     project.run()
 
     assert not any(path.exists() for path in left)
-    assert (root / ".gitignore").exists()
+    assert all(path.exists() for path in mine)
 
 
 def test_clips_csv_has_one_line_per_current_clip(project: Project) -> None:

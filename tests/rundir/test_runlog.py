@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import re
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -31,6 +33,7 @@ from hv15_batch.rundir.log import (
     SEGMENT_ROWS,
     RunLog,
     bring_to_current_schema,
+    foreign_note,
     read_last_attempts,
     read_records,
     segments,
@@ -38,14 +41,16 @@ from hv15_batch.rundir.log import (
 from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
 
 RUN_ID = "20261122T000000-0000-abcd"
+OLD = "20250101T000000-0000-aaaa-0000.parquet"
+"""A segment of an earlier run."""
 
 COLUMNS = """
 run_id clip_id row_id row_index attempt repeat settings_sha256 denoise_sha256 manifest_sha256
 started_at finished_at
 prompt negative_prompt image seed height width num_frames num_inference_steps guidance_scale
-flow_shift fps tags attention_backend_requested off_recipe
+flow_shift fps tags attention_backend_requested off_recipe cache
 model repo revision weights task dtype attention_backend mask_free compiled offload vae_tile_size
-decode_device num_text_tokens num_glyph_tokens num_video_tokens
+decode_device num_text_tokens num_glyph_tokens num_video_tokens num_computed_steps
 load_seconds encode_seconds encode_cached denoise_seconds step_seconds decode_seconds write_seconds
 total_seconds is_cold denoise_attempt
 peak_vram_allocated_bytes peak_vram_reserved_bytes
@@ -268,13 +273,13 @@ def test_benchmark_repetitions_are_no_attempts(tmp_path: Path) -> None:
 
 def test_a_segment_of_an_older_version_is_brought_to_the_current_one(tmp_path: Path) -> None:
     old = {"settings_sha256": "a", "attempt": 3, "status": "ok", "gone_column": 7, "fps": 24}
-    write_segment(tmp_path / "old-0000.parquet", [old], None)
+    write_segment(tmp_path / OLD, [old], 0)
     RunLog(tmp_path, RUN_ID).append(a_record(1))
     before = (tmp_path / f"{RUN_ID}-0000.parquet").read_bytes()
 
     assert bring_to_current_schema(tmp_path) == 1
 
-    schema = pq.read_schema(tmp_path / "old-0000.parquet")
+    schema = pq.read_schema(tmp_path / OLD)
     assert schema.equals(arrow_schema(), check_metadata=True)
     assert (tmp_path / f"{RUN_ID}-0000.parquet").read_bytes() == before
     frame = pd.read_parquet(tmp_path).set_index("settings_sha256")
@@ -284,7 +289,7 @@ def test_a_segment_of_an_older_version_is_brought_to_the_current_one(tmp_path: P
 
 
 def test_a_segment_of_an_older_version_is_read_before_it_is_brought_up(tmp_path: Path) -> None:
-    write_segment(tmp_path / "old-0000.parquet", [{"settings_sha256": "a", "attempt": 1}], 0)
+    write_segment(tmp_path / OLD, [{"settings_sha256": "a", "attempt": 1}], 0)
 
     (row,) = read_last_attempts(tmp_path, ["status", "file_bytes"])
 
@@ -296,18 +301,18 @@ def test_a_segment_without_the_reasons_of_throttling_keeps_its_figures(tmp_path:
     reasons = {f"throttle_{name}_seconds" for name in ("power", "thermal", "hardware", "other")}
     old = {k: v for k, v in vars(a_record(throttle_seconds=7.5)).items() if k not in reasons}
     schema = pa.schema([f for f in arrow_schema() if f.name in old], {"schema_version": "1"})
-    path = tmp_path / "old-0000.parquet"
+    path = tmp_path / OLD
     pq.write_table(pa.Table.from_pylist([old], schema=schema), path)
 
     assert bring_to_current_schema(tmp_path) == 1
 
     (row,) = read_records(tmp_path).to_pylist()
     assert row == old | dict.fromkeys(reasons)
-    assert pq.read_schema(path).metadata[b"schema_version"] == b"2"
+    assert pq.read_schema(path).metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
 
 
 def test_a_segment_of_a_newer_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "new-0000.parquet"
+    path = tmp_path / OLD
     write_segment(path, [{"settings_sha256": "a"}], SCHEMA_VERSION + 1)
 
     for read in (bring_to_current_schema, read_records, read_last_attempts):
@@ -336,11 +341,72 @@ def test_a_truncated_segment_is_refused_with_what_to_do(tmp_path: Path, size: in
 
 
 def test_a_column_of_an_impossible_type_is_refused_with_its_segment(tmp_path: Path) -> None:
-    path = tmp_path / "odd-0000.parquet"
+    path = tmp_path / OLD
     write_segment(path, [{"settings_sha256": "a", "attempt": "two"}], 0)
 
     with pytest.raises(LogSchemaError, match="not a readable log segment"):
         bring_to_current_schema(tmp_path)
+
+
+FOREIGN = pa.table({"prompt": ["mine"], "settings_sha256": ["a"], "attempt": [1]})
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [
+        ("mine.parquet", {}),
+        ("mine.parquet", {"schema_version": "1"}),
+        ("mine-0000.parquet", {}),
+        (OLD.replace(".parquet", " (copy).parquet"), {"schema_version": "1"}),
+        (OLD, {}),
+        (OLD, {"pandas": "{}"}),
+    ],
+)
+def test_a_foreign_parquet_file_is_neither_read_nor_changed_and_is_named(
+    tmp_path: Path, name: str, metadata: dict[str, str]
+) -> None:
+    pq.write_table(FOREIGN.replace_schema_metadata(metadata), tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    RunLog(tmp_path, RUN_ID).append(a_record(1))
+
+    assert bring_to_current_schema(tmp_path) == 0
+    assert read_records(tmp_path).num_rows == 1
+    assert len(read_last_attempts(tmp_path)) == 1
+
+    assert (tmp_path / name).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f"{RUN_ID}-0000.parquet"])
+    note = foreign_note(tmp_path)
+    assert note is not None
+    assert note.startswith(f"{tmp_path}: {name}: not written by hv15-batch as part of this log; ")
+    assert "\n" not in note
+
+
+def test_a_log_without_foreign_files_has_nothing_to_say_of_them(tmp_path: Path) -> None:
+    assert foreign_note(tmp_path / "log") is None
+    RunLog(tmp_path, RUN_ID).append(a_record(1))
+    write_segment(tmp_path / OLD, [{"settings_sha256": "a", "attempt": 1}], 0)
+    (tmp_path / f".{'0' * 16}.{RUN_ID}-0001.parquet").touch()
+
+    assert foreign_note(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_log_that_the_disk_does_not_read_is_not_to_be_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    RunLog(tmp_path, RUN_ID).append(a_record())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "[Errno] as Arrow words it")
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(LogSchemaError) as caught:
+        bring_to_current_schema(tmp_path)
+
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}/{RUN_ID}-0000.parquet: cannot be read (")
+    assert os.strerror(number) in text
+    assert "move it out" not in text
 
 
 def test_every_field_says_its_unit_and_source() -> None:

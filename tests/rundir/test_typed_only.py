@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fakes.runs import Project
 from hv15_batch.config.settings import (
     TYPED_ONLY,
     Config,
+    ManifestColumns,
     NotifyConfig,
     RuntimeConfig,
     each_setting,
@@ -39,6 +40,7 @@ INWARD = {
     "time_limit": "a time",
     "window": "a time",
     "sweep_value": "a column of the log",
+    **{f"manifest_columns.{c.name}": "a column of the manifest" for c in fields(ManifestColumns)},
     "model.name": "a name for messages and log",
     "model.revision": "a commit of a repository that is the option's own or typed",
     "sampling.seeds": "numbers",

@@ -30,10 +30,10 @@ from fakes.command import Answer
 
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.record import FAILED, SUSPECT, ClipRecord
-from hv15_batch.run.progress import Progress
+from hv15_batch.run._progress import Progress
 from hv15_batch.rundir import status as status_file
 from hv15_batch.rundir.status import StatusFile, format_progress, read_status
-from hv15_batch.status import watch
+from hv15_batch.status import _watch as watch
 from hv15_batch.status.command import main
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)
@@ -700,6 +700,15 @@ def test_a_card_is_read_again_and_again_with_one_initialisation() -> None:
     assert nvml.inits == 1
     reader.close()
     assert nvml.inits == 0
+
+
+def test_an_error_that_is_not_the_drivers_is_null_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: 1 / 0)
+    assert GpuHealthReader("GPU-1", nvml).read() == GpuHealth()
+
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert GpuHealthReader("GPU-1").read() == GpuHealth()
 
 
 def test_what_a_card_does_not_tell_is_null_and_no_error() -> None:

@@ -1,4 +1,4 @@
-"""The examples of docs/analysis.md, run as they stand; docs/log.md is what the schema says."""
+"""The examples of docs/analysis.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
-from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema, format_schema_table
+from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = re.findall(
@@ -89,11 +89,3 @@ def test_without_the_examples_readers_drop_the_newer_columns_or_stop_as_the_page
     assert not set(LATE_COLUMNS) & set(pd.read_parquet(log).columns)
     with pytest.raises(pl.exceptions.SchemaError):
         pl.read_parquet(log / "[0-9]*.parquet")
-
-
-def test_the_page_of_columns_is_current() -> None:
-    written = (DOCS / "log.md").read_text(encoding="utf-8")
-
-    assert written == format_schema_table(), "python -m hv15_batch.rundir.schema > docs/log.md"
-    for name in arrow_schema().names:
-        assert f"| `{name}` |" in written

@@ -58,7 +58,7 @@ def test_settings_that_hydra_cannot_print_are_refused(command: Command) -> None:
     )
 
 
-def test_without_an_argument_machine_weights_and_three_commands_are_shown(
+def test_without_an_argument_machine_weights_and_commands_are_shown(
     command: Command, tmp_path: Path
 ) -> None:
     answer = command()
@@ -66,7 +66,7 @@ def test_without_an_argument_machine_weights_and_three_commands_are_shown(
     assert (answer.code, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert lines[0] == (
-        "Card: none visible; the demo models run on the CPU, real ones can be planned"
+        "Card: none visible; the demo models run on the CPU, full-size ones can be planned"
     )
     assert [line.split(":")[0] for line in lines[1:5]] == [
         "RAM",
@@ -75,7 +75,7 @@ def test_without_an_argument_machine_weights_and_three_commands_are_shown(
         "Next",
     ]
     assert lines[3] == "Weights on disk: none"
-    assert answer.out.count("hv15-batch ") == 3
+    assert answer.out.count("hv15-batch ") == 4
     assert list(tmp_path.iterdir()) == []
 
 

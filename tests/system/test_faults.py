@@ -31,19 +31,23 @@ from safetensors import safe_open
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import FileCheck
-from hv15_batch.dispatch.child import make_renderer
+from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
-from hv15_batch.engine import ladder, render
-from hv15_batch.engine import write as clip_writer
+from hv15_batch.engine import _ladder as ladder
+from hv15_batch.engine import _write as clip_writer
+from hv15_batch.engine import render
+from hv15_batch.engine._quality import QualityMeter
 from hv15_batch.engine.encode import phase as encode_phase
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.forecast.disk import DiskNeed
 from hv15_batch.forecast.stalls import Patience
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.record import ClipRecord
-from hv15_batch.run import preflight, recovery, session
-from hv15_batch.run import run as one_run
+from hv15_batch.run import _preflight as preflight
+from hv15_batch.run import _recovery as recovery
+from hv15_batch.run import _run as one_run
+from hv15_batch.run import session
 from hv15_batch.rundir import paths as rundir
 
 Command = Callable[..., Answer]
@@ -131,7 +135,6 @@ SHORTAGE = torch.OutOfMemoryError("CUDA out of memory (planted)")
 BEFORE_LATENTS = ("encode", "denoise", "write_latents")
 AFTER_LATENTS = (
     "decode_frames",
-    "write_thumbnail",
     "write_video",
     "check_video",
 )
@@ -193,7 +196,7 @@ def full_disk_at(patch: pytest.MonkeyPatch, place: str, times: int = 1_000_000) 
     return refused
 
 
-@pytest.mark.parametrize("place", ["/embeddings/", "/latents/", "/thumbs/", "/clips/"])
+@pytest.mark.parametrize("place", ["/embeddings/", "/latents/", "/clips/"])
 def test_a_disk_that_is_full_for_a_clip_fails_it_and_leaves_no_part_of_it(
     project: Project, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -209,6 +212,57 @@ def test_a_disk_that_is_full_for_a_clip_fails_it_and_leaves_no_part_of_it(
     assert not Path(refused[0]).exists()
 
     assert project.run(InProcessExecutor) == 0
+    check_files(project)
+
+
+def test_a_disk_that_is_full_for_a_thumbnail_costs_the_thumbnail(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        refused = full_disk_at(patch, "/thumbs/", times=1)
+        assert project.run(InProcessExecutor) == 0
+
+    (thumbnail,) = refused
+    clip_id = by_row(project)["cat"]["clip_id"]
+    assert f"{clip_id} has no thumbnail ({NO_SPACE.strerror})" in capsys.readouterr().out
+    assert not Path(thumbnail).exists()
+    check_files(project)
+
+
+# -- what is secondary in the worker ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("planted"), SHORTAGE, MemoryError()], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize(
+    ("place", "name", "lost"),
+    [
+        (clip_writer, "write_thumbnail", ()),
+        (QualityMeter, "_add", ("luma_mean", "clipped_pixel_share", "quality_flag")),
+        (QualityMeter, "_quality", ("luma_mean", "clipped_pixel_share", "quality_flag")),
+        (render, "work_columns", ("num_text_tokens", "num_video_tokens")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_only_measured_or_shown_of_a_clip_costs_no_clip(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    name: str,
+    lost: tuple[str, ...],
+    error: Exception,
+) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, name, fail)
+
+    assert project.run(InProcessExecutor) == 0
+
+    assert set(statuses(project).values()) == {"ok"}
+    assert all(record[column] is None for record in project.records() for column in lost)
+    assert all(record["denoise_seconds"] is not None for record in project.records())
     check_files(project)
 
 
@@ -244,17 +298,17 @@ def test_a_disk_that_is_full_for_status_json_costs_nothing_but_the_status(
     assert project.strays() == []
 
 
-@pytest.mark.parametrize("place", ["clips.csv", "index.html"])
+@pytest.mark.parametrize(
+    ("place", "what"), [("clips.csv", "clips.csv"), ("index.html", "the page")]
+)
 def test_a_disk_that_is_full_for_tables_and_page_is_said_and_does_not_change_the_outcome(
-    project: Project, monkeypatch: pytest.MonkeyPatch, place: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, place: str, what: str
 ) -> None:
     with monkeypatch.context() as patch:
         full_disk_at(patch, place)
         assert project.run() == 0
 
-    assert project.said[-1] == (
-        f"plan.csv, clips.csv and the page are not up to date ({NO_SPACE.strerror})"
-    )
+    assert project.said[-1] == f"{what} is not up to date ({NO_SPACE.strerror})"
     assert project.strays() == []
     assert project.run() == 0
     assert project.run_dir.page.exists()
@@ -615,7 +669,7 @@ def test_a_run_directory_that_is_moved_during_a_run_stops_it_and_goes_on_there(
 def sticky_renderer(spec: ExecutorSpec) -> Any:
     """The real renderer on a card that one clip breaks: after it every call fails."""
     renderer = make_renderer(spec)
-    from hv15_batch.engine import ladder
+    from hv15_batch.engine import _ladder as ladder
 
     real, broken = ladder.denoise, []
 
@@ -632,7 +686,7 @@ def sticky_renderer(spec: ExecutorSpec) -> Any:
 
 def always_sticky_renderer(spec: ExecutorSpec) -> Any:
     renderer = make_renderer(spec)
-    from hv15_batch.engine import ladder
+    from hv15_batch.engine import _ladder as ladder
 
     error = RuntimeError("CUDA error: unspecified launch failure")
     ladder.denoise = failing_for_dog(ladder.denoise, error)

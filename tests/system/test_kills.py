@@ -332,6 +332,48 @@ def test_after_five_kills_of_the_tiny_model_every_clip_decodes_and_is_there_once
     assert night.kills.total() == TINY_KILLS_EACH
 
 
+CHUNKS = 48
+OF_OPERATIONS = (
+    *(("parent", victim) for victim in ("parent", "both")),
+    *(("child", victim) for victim in VICTIMS),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "victim", "first"),
+    [
+        *sampled([(*who, n) for who in OF_OPERATIONS[:2] for n in range(1, CHUNKS + 1)], 1),
+        *sampled([(*who, n) for who in OF_OPERATIONS[2:] for n in range(1, CHUNKS + 1)], 2),
+    ],
+)
+def test_after_a_kill_at_any_operation_on_a_file_the_next_run_makes_what_is_missing(
+    tmp_path: Path, side: str, victim: str, first: int
+) -> None:
+    """Each `CHUNKS`-th operation from `first` on, each in a run directory of its own."""
+    number = first
+    while True:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        night = Night(folder, "fake", random.Random(number))
+        night.add_rows(1)
+
+        code = night.run(Kill(victim, f"{side} operation", number))
+
+        assert code in (0, 3, 4, -9), f"operation {number}: exit code {code}\n{night.said()}"
+        if not night.kills:
+            assert code == 0, night.said()  # it has fewer operations than that
+            night.check_end()
+            assert number > FEWEST_OPERATIONS[side], "the operations are no longer seen"
+            return
+        assert night.run(None) == 0, f"operation {number}\n{night.said()}"
+        night.check_end()
+        number += CHUNKS
+
+
+FEWEST_OPERATIONS = {"parent": 60, "child": 10}
+
+
 def test_the_suite_kills_two_hundred_times_and_at_every_named_point() -> None:
     named = named_kills()
     planned = [named[n::RUN_DIRECTORIES] for n in range(RUN_DIRECTORIES)]

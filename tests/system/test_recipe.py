@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.command import Answer
+from fakes.manifests import LITERAL
 from fakes.runs import read_csv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from hv15_batch.manifest.read import read_manifest
 from hv15_batch.media.video import read_comment, write_video
 from hv15_batch.model.architectures import definition_sha256
 from hv15_batch.model.options import model_options
+from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.variant import Task
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.log import RunLog
@@ -150,8 +152,9 @@ def test_a_prompt_arrives_as_it_was(
 
     words, _ = recipe(command, "clip.mp4", "--out", f"again{suffix}")
 
-    (row,) = read_manifest(Path(f"again{suffix}"), Task.t2v).rows
+    (row,) = read_manifest(Path(f"again{suffix}"), Task.t2v, LITERAL).rows
     assert (row.prompt, row.negative_prompt) == (prompt, f" {prompt}")
+    assert ("manifest_literal=true" in words) == ("--seed" in prompt)
     (plan,) = planned(command, *words)
     assert plan["settings_sha256"] == tag["settings_sha256"]
 
@@ -336,7 +339,6 @@ def test_it_is_a_module_too(tmp_path: Path, tag: dict[str, Any]) -> None:
 
 def i2v(tag: dict[str, Any], photo: Path, **changes: Any) -> dict[str, Any]:
     """The tag of a clip that was made from a picture."""
-    from hv15_batch.model.shapes import bucket_size
     from hv15_batch.rundir.publish import sha256_of_file
 
     model = model_options()[changes.get("model", "tiny_i2v")]
@@ -397,6 +399,25 @@ def test_a_first_frame_that_is_gone_or_another_one_is_named(
     (tmp_path / photo.name).write_bytes(photo.read_bytes())
     (plan,) = planned(command, *words)
     assert plan["settings_sha256"] == asked["settings_sha256"]
+
+
+def test_a_transparent_first_frame_gives_the_same_clip_or_says_that_it_is_seen_otherwise(
+    command: Command, tmp_path: Path, tag: dict[str, Any]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    clear = tmp_path / "clips" / "clear.png"
+    Image.new("RGBA", (40, 60), (200, 0, 0, 90)).save(clear)
+    now, before = (i2v(tag, clear, image_conversion=name) for name in ("white.v1", None))
+    write_tagged(tmp_path / "clips" / "now.mp4", now)
+    write_tagged(tmp_path / "clips" / "before.mp4", before)
+
+    words, answer = recipe(command, "clips/now.mp4")
+    assert "First frame" not in answer.out
+    (plan,) = planned(command, *words)
+    assert plan["settings_sha256"] == now["settings_sha256"]
+
+    words, answer = recipe(command, "clips/before.mp4")
+    assert "made it RGB by the plain conversion, and this version by white.v1" in answer.out
 
 
 # -- what a tag does not decide ---------------------------------------------------------------
@@ -483,6 +504,8 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"video": {"codec": "h264"}}, "in its tag must have codec, crf, preset, embed_metadata"),
         ({"image": "../secret.png"}, "image=../secret.png in its tag must be a file's name"),
         ({"cache": "fast"}, "cache=fast in its tag is not supported"),
+        ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
+        ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
         ({"more": 1}, "more=1 in its tag is missing, or not known here"),
         ({"weights": ["tiny"]}, 'weights=["tiny"] in its tag must be one of'),
     ],

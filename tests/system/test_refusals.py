@@ -152,13 +152,14 @@ REFUSED: dict[tuple[str, ...], str] = {
         "example total_seconds."
     ),
     ("prompts.csv", "rendr"): (
-        "'rendr': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, references, compare, recipe, prefetch. See hv15-batch --help."
+        "'rendr': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
+        "key=value nor one of the words report, status, references, compare, recipe, convert, "
+        "prefetch, doctor. See hv15-batch --help."
     ),
     ("satus",): (
-        "'satus': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one "
-        "of the words report, status, references, compare, recipe, prefetch. Did you mean status? "
-        "See hv15-batch --help."
+        "'satus': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
+        "key=value nor one of the words report, status, references, compare, recipe, convert, "
+        "prefetch, doctor. Did you mean status? See hv15-batch --help."
     ),
     ("prompts.csv", "only="): (
         "only=: names no row; give ids, for example only=a,b, or leave it out for all rows."
@@ -167,8 +168,9 @@ REFUSED: dict[tuple[str, ...], str] = {
         "only= ,: names no row; give ids, for example only=a,b, or leave it out for all rows."
     ),
     ("=",): (
-        "'=': neither a manifest (.csv, .jsonl, .ndjson, .parquet, .txt) nor key=value nor one of "
-        "the words report, status, references, compare, recipe, prefetch. See hv15-batch --help."
+        "'=': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
+        "key=value nor one of the words report, status, references, compare, recipe, convert, "
+        "prefetch, doctor. See hv15-batch --help."
     ),
     ("prompts.csv", "--limit=1"): (
         f"--limit=1: there is no such flag. Did you mean limit=1? {FLAGS}"

@@ -17,7 +17,7 @@ from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.dispatch.protocol import ExecutorSpec
-from hv15_batch.engine.latents import DenoisedClip
+from hv15_batch.engine._latents import DenoisedClip
 from hv15_batch.engine.render import ClipRenderer
 
 Command = Callable[..., Answer]

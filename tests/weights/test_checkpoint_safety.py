@@ -96,7 +96,7 @@ def test_a_checkpoint_that_has_pickles_only_is_refused_and_says_what_to_do(
         "diffusion_pytorch_model.bin is a pickle, which can run code when it is loaded, and never "
         "is: save the model again as safetensors"
     ]
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+    with pytest.raises(Refused, match="diffusion_pytorch_model"):
         load_component("vae", tiny(Project(tmp_path)), at(folder), CPU)
     assert not mine.exists()
 

@@ -22,6 +22,7 @@ from fakes.checkpoint import (
     snapshot,
     write,
 )
+from fakes.screen import Screen
 from huggingface_hub import HfApi, errors
 
 from hv15_batch.config.settings import Config
@@ -34,7 +35,7 @@ from hv15_batch.weights.checkpoint import (
     cache_root,
     resolve_checkpoint,
 )
-from hv15_batch.weights.hub import DOWNLOAD_WAITS_SECONDS, LOOK_UP_WAITS_SECONDS
+from hv15_batch.weights.hub import DOWNLOAD_WAITS_SECONDS, LOOK_UP_WAITS_SECONDS, open_hub
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +293,23 @@ def test_prefetch_says_when_nothing_needs_downloading(tmp_path: Path) -> None:
 )
 def test_every_argument_passed_to_the_hub_exists_there(method: str, arguments: set[str]) -> None:
     assert arguments <= set(inspect.signature(getattr(HfApi, method)).parameters)
+
+
+@pytest.mark.parametrize(("term", "seconds"), [("xterm", 0.1), ("dumb", 60.0)])
+def test_the_bars_of_a_download_follow_the_width_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, term: str, seconds: float
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(HfApi, "snapshot_download", lambda self, *_, **named: given.update(named))
+    monkeypatch.setenv("TERM", term)
+
+    open_hub().snapshot_download("a/b", revision=COMMIT, cache_dir="c", allow_patterns=[])
+    with Screen(45) as screen:
+        bar = given["tqdm_class"](total=9, desc="Fetching 9 files", file=screen)
+        screen.resize(30)
+        bar.refresh()
+        bar.close()
+        lines = screen.lines()
+
+    assert (bar.mininterval, bool(bar.dynamic_ncols)) == (seconds, True)
+    assert max(map(len, lines)) <= 30

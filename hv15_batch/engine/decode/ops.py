@@ -1,6 +1,6 @@
 """The decoder's memory-bound operations in plain torch, for any device and dtype.
 
-Frames are [T, H, W, C] with channels last throughout. `vae_triton` holds the same functions as
+Frames are [T, H, W, C] with channels last throughout. `ops_triton` holds the same functions as
 fused kernels; `ops_for` picks.
 """
 

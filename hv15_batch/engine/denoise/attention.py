@@ -234,7 +234,8 @@ def _probe(
 ) -> str | None:
     """Run the backend once on a few tokens of these heads; return its error or None.
 
-    More honest than a list: what a backend accepts depends on device, type, packages and mask.
+    A trial is more reliable than a list: what a backend accepts depends on device, type, packages
+    and mask.
     """
     mask = None
     try:

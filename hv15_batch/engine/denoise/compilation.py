@@ -43,7 +43,7 @@ def num_compilations() -> int:
 def is_compiled(transformer: Any) -> bool:
     """Whether every block runs compiled, read back from what is called for its forward.
 
-    False too where torch was told to compile nothing (TORCHDYNAMO_DISABLE=1).
+    False too where TORCHDYNAMO_DISABLE=1 switches torch's compiler off.
     """
     return all(_is_compiled(block.forward) for block in transformer.transformer_blocks)
 

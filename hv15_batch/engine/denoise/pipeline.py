@@ -17,12 +17,14 @@ from PIL import Image
 
 from hv15_batch.clip import Clip, ClipSettings
 from hv15_batch.config.settings import Config
+from hv15_batch.engine._measure import StepClock
 from hv15_batch.engine.denoise.attention import apply_attention, is_mask_free
 from hv15_batch.engine.denoise.compilation import compile_blocks
+from hv15_batch.engine.denoise.step_cache import CachedBlocks
 from hv15_batch.engine.device import execution_device
 from hv15_batch.engine.encode.cache import Conditioning, ImageEmbedding, TextEmbedding
 from hv15_batch.engine.load.components import check_checkpoint, load_component
-from hv15_batch.engine.measure import StepClock
+from hv15_batch.model.step_cache import parse_step_cache
 from hv15_batch.model.variant import Task
 from hv15_batch.weights.checkpoint import Checkpoint
 
@@ -34,8 +36,10 @@ class Denoised:
     latents: torch.Tensor
     """[1, 32, (num_frames - 1) / 4 + 1, height / 16, width / 16], on the device and in the type of
     the transformer; may hold non-finite values, which the caller has to check."""
+    num_computed_steps: int
+    """Steps that ran the transformer's blocks: fewer than all with a static cache."""
     step_seconds: list[float]
-    """Each step, from its first forward to that of the next one; the last one to the end."""
+    """Each step, from its first forward to the first of the next step; the last one to the end."""
 
 
 class _GivenTexts:
@@ -62,8 +66,8 @@ class _GivenTexts:
     ) -> tuple[torch.Tensor, ...]:
         """Return the given tensors in the type and on the device of the transformer.
 
-        Stock reshapes them with `view(..., -1)`, which an embedding of no glyph tokens does not
-        allow (diffusers 0.42.1).
+        Plain diffusers reshapes them with `view(..., -1)`, which an embedding of no glyph tokens
+        does not allow (diffusers 0.42.1).
         """
         given = (prompt_embeds, prompt_embeds_mask, prompt_embeds_2, prompt_embeds_mask_2)
         tensors = tuple(tensor for tensor in given if tensor is not None)
@@ -180,6 +184,9 @@ def denoise(
         pipe.scheduler.config, shift=settings.flow_shift
     )
     clock = StepClock(pipe.given_device)
+    cached = None
+    if settings.cache is not None:
+        cached = CachedBlocks(pipe.transformer, parse_step_cache(settings.cache))
     started = 0
 
     def begin_step() -> None:
@@ -187,9 +194,11 @@ def denoise(
         clock.mark()
         if started:
             on_step(started, steps)
+        if cached is not None:
+            cached.begin_step(started)
         started += 1
 
-    with _each_step(pipe, begin_step):
+    with _each_step(pipe, begin_step), nullcontext() if cached is None else cached.applied():
         (latents,) = pipe(
             **_arguments(pipe, settings, conditioning),
             num_frames=settings.num_frames,
@@ -201,7 +210,8 @@ def denoise(
     clock.mark()
     assert started == steps, (started, steps)
     on_step(steps, steps)
-    return Denoised(latents, clock.seconds())
+    computed = steps if cached is None else cached.num_computed
+    return Denoised(latents, computed, clock.seconds())
 
 
 @contextmanager

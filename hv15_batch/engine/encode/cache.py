@@ -19,8 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hv15_batch.clip import ClipSettings
+from hv15_batch.files import check_regular, parse_json
 from hv15_batch.rundir.publish import publishing
+from hv15_batch.units import GIB
 
+MAX_EMBEDDING_BYTES = GIB
+"""A text of 1000 tokens has 14 MB in 32 bits."""
 FORMAT_VERSION = 1
 """Bumped when the meaning of a cached file changes: all entries are then made again."""
 
@@ -108,8 +112,18 @@ def text_key(text: str, encoders: EncoderIdentity) -> str:
     )
 
 
-def image_key(image_sha256: str, height: int, width: int, encoders: EncoderIdentity) -> str:
-    """Return the cache key of a first frame in its bucket of height x width pixels."""
+def image_key(
+    image_sha256: str,
+    height: int,
+    width: int,
+    encoders: EncoderIdentity,
+    conversion: str | None = None,
+) -> str:
+    """Return the cache key of a first frame in its bucket of height x width pixels.
+
+    `conversion` is left out where it is None, so that entries of earlier versions hold.
+    """
+    parts = {} if conversion is None else {"conversion": conversion}
     return _key(
         kind="image",
         encoders=vars(encoders),
@@ -117,6 +131,7 @@ def image_key(image_sha256: str, height: int, width: int, encoders: EncoderIdent
         bucket=[height, width],
         # transformers resizes for SigLIP with torchvision where that is installed, else Pillow.
         torchvision=importlib.util.find_spec("torchvision") is not None,
+        **parts,
     )
 
 
@@ -183,9 +198,9 @@ class EmbeddingCache:
         texts = [self.read_text(text_key(text, encoders)) for text in clip_texts(settings)]
         image = None
         if settings.image_sha256 is not None:
-            image = self.read_image(
-                image_key(settings.image_sha256, settings.height, settings.width, encoders)
-            )
+            size = settings.height, settings.width
+            conversion = settings.image_conversion
+            image = self.read_image(image_key(settings.image_sha256, *size, encoders, conversion))
             if image is None:
                 return None
         prompt, negative = texts[0], texts[1] if len(texts) > 1 else None
@@ -198,20 +213,21 @@ class EmbeddingCache:
 
     def _read(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, int]] | None:
         try:
+            check_regular(self._path(key), MAX_EMBEDDING_BYTES)
             with safe_open(self._path(key), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             if metadata["sha256"] != _tensors_sha256(tensors):
                 return None
-            return tensors, json.loads(metadata["numbers"])
+            numbers = parse_json(metadata["numbers"])
+            return (tensors, numbers) if isinstance(numbers, dict) else None
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
     def _write(self, key: str, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
-        self.folder.mkdir(exist_ok=True)
-        with publishing(self._path(key)) as temporary:
+        with publishing(self._path(key), makes_folder=True) as temporary:
             # Not save_file, whose files only their owner may read.
             temporary.write_bytes(save(tensors, metadata))
 

@@ -16,7 +16,7 @@ from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
     extract_glyph_texts,
     format_text_input,
 )
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.device import execution_device
@@ -30,11 +30,19 @@ from hv15_batch.engine.encode.cache import (
 )
 from hv15_batch.engine.encode.stream import InputRecorder, StreamedTextEncoder
 from hv15_batch.engine.load.components import check_checkpoint, load_component
-from hv15_batch.media.image import open_image
+from hv15_batch.media.conversion import open_upright
 from hv15_batch.weights.checkpoint import Checkpoint
 
 GROUP_SIZE = 64
 """Prompts per pass over a streamed encoder's weights: their states take 0.5 GiB of the card."""
+
+
+_IN_WORDS = {
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the glyph encoder",
+    "image_encoder": "the image encoder",
+    "vae": "the VAE",
+}
 
 
 class Encoders:
@@ -180,6 +188,7 @@ def load_encoders(
     *,
     vae: Any | None = None,
     streams_text_encoder: bool = False,
+    on_load: Callable[[str], None] = lambda _: None,
 ) -> Encoders:
     """Return the encoders of a model; their weights are read when first needed.
 
@@ -188,6 +197,7 @@ def load_encoders(
         checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already, on the device where it is to encode.
         streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
+        on_load: is told in words what is loaded now; what takes no time is not told.
 
     Raises:
         Refused: the checkpoint does not fit the model option.
@@ -197,16 +207,12 @@ def load_encoders(
     host = torch.device("cpu")
 
     def load(name: str) -> Any:
+        if name in _IN_WORDS:
+            on_load(_IN_WORDS[name])
         is_streamed = streams_text_encoder and name == "text_encoder"
         return load_component(name, config, checkpoint, host if is_streamed else device)
 
     return Encoders(load, device, vae, streams_text_encoder)
-
-
-def open_upright(data: bytes) -> Image.Image:
-    """Return an image as RGB, turned as its EXIF orientation says; the manifest's limits hold."""
-    with open_image(data) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _valid(embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,16 @@ import torch
 from hv15_batch.clip import Clip
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Encoded, Event, ExecutorSpec, Note, RendererBroken, Stepped
+from hv15_batch.dispatch.protocol import (
+    Encoded,
+    Event,
+    ExecutorSpec,
+    Loading,
+    Note,
+    RendererBroken,
+    Stepped,
+)
+from hv15_batch.engine._measure import StageMeter
 from hv15_batch.engine.device import device_fault
 from hv15_batch.engine.encode.cache import (
     Conditioning,
@@ -27,8 +36,9 @@ from hv15_batch.engine.encode.cache import (
     text_key,
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
-from hv15_batch.engine.measure import StageMeter
 from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.errors import Refused
+from hv15_batch.media.conversion import look
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
@@ -88,7 +98,7 @@ class EncodePhase:
         gc.collect()
 
     def _encode_texts(self, texts: dict[str, str], total: int, emit: Emit) -> None:
-        encoders = self._encoders()
+        encoders = self._encoders(emit)
         embeddings = encoders.encode_texts(list(texts.values()))
         try:
             for number, (key, text) in enumerate(texts.items(), 1):
@@ -99,6 +109,8 @@ class EncodePhase:
                         self._cache.write_text(key, embedding)
                     self._encoded[key] = meter
                     self._warn_of_lost_tokens(text, embedding.num_lost_tokens, emit)
+                except Refused:  # the checkpoint is damaged, for all texts alike
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                     # A generator that raised is spent: the remaining texts need a new one.
@@ -109,7 +121,8 @@ class EncodePhase:
 
     def _encode_images(self, images: dict[str, Clip], done: int, total: int, emit: Emit) -> None:
         """After the texts: text and image encoders and the VAE need not be there together."""
-        encoders = self._encoders(vae=self._load_vae())
+        emit(Loading("the VAE"))
+        encoders = self._encoders(emit, vae=self._load_vae())
         try:
             for number, (key, clip) in enumerate(images.items(), done + 1):
                 meter = self._make_meter()
@@ -117,6 +130,8 @@ class EncodePhase:
                     with meter.stage(ENCODE), self._placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
+                except Refused:
+                    raise
                 except Exception as error:
                     self._remember(key, error)
                 emit(Encoded(number, total))
@@ -133,12 +148,13 @@ class EncodePhase:
         if fault := device_fault(self._device, type(error).__name__, str(error)):
             raise RendererBroken(f"the worker can no longer use the device ({fault})", None)
 
-    def _encoders(self, vae: Any = None) -> Encoders:
+    def _encoders(self, emit: Emit, vae: Any = None) -> Encoders:
         return load_encoders(
             self._config,
             self._checkpoint,
             vae=vae,
             streams_text_encoder=self._streams_text_encoder,
+            on_load=lambda what: emit(Loading(what)),
         )
 
     def _missing(self, clips: Sequence[Clip]) -> tuple[dict[str, str], dict[str, Clip]]:
@@ -176,12 +192,21 @@ class EncodePhase:
         if hashlib.sha256(data).hexdigest() != settings.image_sha256:
             name = Path(clip.image_path).name
             raise ValueError(f"{name} has changed since the run began; run again")
+        conversion = look(data).conversion
+        if conversion != settings.image_conversion:  # a worker with another version of the code
+            raise ValueError(
+                f"{Path(clip.image_path).name} was planned with image_conversion="
+                f"{settings.image_conversion}, and this worker finds {conversion}; give all "
+                "machines the same version of hv15_batch and Pillow"
+            )
         self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
     def _image_key(self, clip: Clip) -> str:
         settings = clip.settings
         assert settings.image_sha256 is not None
-        return image_key(settings.image_sha256, settings.height, settings.width, self._identity)
+        size = settings.height, settings.width
+        conversion = settings.image_conversion
+        return image_key(settings.image_sha256, *size, self._identity, conversion)
 
     def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
         """Return the cached embeddings, and whether all of them were on disk already.

@@ -6,9 +6,11 @@ writes one and prints its folder.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from hv15_batch.engine.load.random_weights import (
     build_scheduler,
     tokenizers,
 )
+from hv15_batch.errors import NO_LOCKS
 from hv15_batch.model.architectures import (
     MODULES,
     TINY_GAINS,
@@ -38,7 +41,10 @@ from hv15_batch.model.architectures import (
 )
 from hv15_batch.model.options import small_model
 from hv15_batch.model.variant import ModelConfig, Task, Weights
+from hv15_batch.weights.configs import read_object
+from hv15_batch.weights.files import has_sizes
 
+_PARTIAL = "partial"
 CONTENTS = "checkpoint.json"
 """File in a checkpoint that lists the others with their sizes; written last."""
 
@@ -65,24 +71,48 @@ def ensure_checkpoint(model: ModelConfig, root: Path) -> Path:
     if is_complete(folder):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{folder.name}.lock"):  # the kernel releases that of a dead process
+    with _lock(root / f".{folder.name}.lock"):
         if not is_complete(folder):
             # Only the holder of the lock writes, so what is there was left by a killed process.
-            temporary = root / f".{folder.name}.partial"
-            for leftover in (temporary, folder):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            write_checkpoint(model, temporary)
-            temporary.rename(folder)
+            for leftover in (*root.glob(f".{folder.name}.*partial"), folder):
+                _remove(leftover)
+            with tempfile.TemporaryDirectory(f".{_PARTIAL}", f".{folder.name}.", root) as temporary:
+                written = Path(temporary) / folder.name
+                write_checkpoint(model, written)
+                written.rename(folder)
     return folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock; where the file system has none, go without: a rename lets one writer win."""
+    lock = FileLock(path)  # the kernel releases that of a dead process
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(leftover: Path) -> None:
+    """Remove a folder with what is in it; of a link only the link."""
+    if leftover.is_symlink():
+        leftover.unlink()
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
 
 
 def is_complete(folder: Path) -> bool:
     """Return whether a checkpoint is there with every file at its size."""
     try:
-        sizes = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return has_sizes(folder, read_object(folder / CONTENTS))
+    except (OSError, ValueError):
         return False
 
 

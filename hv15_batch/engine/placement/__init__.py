@@ -1,1 +1,1 @@
-"""Where weights live while a stage runs."""
+"""Where weights are kept while a stage runs."""

@@ -1,4 +1,4 @@
-"""Offload profiles: where transformer and VAE live in each phase of a clip."""
+"""Offload profiles: where transformer and VAE are kept in each phase of a clip."""
 
 from __future__ import annotations
 

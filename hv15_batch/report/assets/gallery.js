@@ -164,7 +164,7 @@
     var row = make("section", "row");
     row.style.setProperty("--clips", clips.length);
     var head = make("div", "row-head");
-    var title = make("h3", "", clips[0].rowId);
+    var title = make("h3", "", [clips[0].rowId].concat(clips[0].otherIds).join(", "));
     head.appendChild(title);
     var playable = clips.filter(function (clip) { return clip.file && clip.isPlayable; });
     if (playable.length > 1) head.appendChild(playAll(clips[0], playable));

@@ -31,7 +31,7 @@
     if (!texts.has(clip)) {
       // Of an id's hash, in which any digit would be found, only the whole is looked for.
       var parts = [clip.prompt, clip.id.replace(HASH, ""), clip.rowId, clip.seed, clip.image, clip.problem];
-      parts = parts.concat(chips(clip.tags, ": "), chips(clip.differences, " "));
+      parts = parts.concat(clip.otherIds, chips(clip.tags, ": "), chips(clip.differences, " "));
       texts.set(clip, parts.join("\n").toLowerCase());
     }
     return texts.get(clip);

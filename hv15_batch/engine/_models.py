@@ -1,0 +1,124 @@
+"""The loaded models of a worker: VAE and denoising pipeline, each once, and their device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hv15_batch.config.settings import Config
+from hv15_batch.engine.denoise.attention import (
+    apply_attention,
+    attention_backend_of,
+    is_mask_free,
+)
+from hv15_batch.engine.denoise.compilation import is_compiled
+from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
+from hv15_batch.engine.placement.placement import Placement
+from hv15_batch.machine.machine import read_ram
+from hv15_batch.model.attention import NATIVE
+from hv15_batch.model.shapes import TRANSFORMER_BYTES
+from hv15_batch.units import GIB
+from hv15_batch.weights.checkpoint import Checkpoint
+
+
+class LoadedModels:
+    """Loads VAE and denoising pipeline when they are first needed, and keeps them.
+
+    A clip with saved latents needs no transformer, so nothing is loaded before that.
+    """
+
+    def __init__(self, config: Config, checkpoint: Checkpoint, placement: Placement) -> None:
+        """Load nothing yet.
+
+        Args:
+            config: decides model, type, attention and compilation.
+            checkpoint: its files are read, or its random weights made.
+            placement: takes charge of what is loaded.
+        """
+        self.placement = placement
+        self._config = config
+        self._checkpoint = checkpoint
+        self._vae: Any = None
+        self._denoiser: Denoiser | None = None
+        self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
+        self._load_seconds: float | None = None
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether both are loaded."""
+        return self._vae is not None and self._denoiser is not None
+
+    def missing(self, for_denoising: bool) -> str:
+        """Return in words what is loaded when it is needed next."""
+        parts = ["the VAE"] if self._vae is None else []
+        if for_denoising and self._denoiser is None:
+            parts.insert(0, "the transformer")
+        return " and ".join(parts) or "nothing"
+
+    def vae(self) -> Any:
+        """Return the VAE."""
+        if self._vae is None:
+            with self._loading():
+                self._vae = load_vae(self._config, self._checkpoint, self.placement.loading_device)
+                self.placement.hold_vae(self._vae)
+        return self._vae
+
+    def denoiser(self, on_torch_attention: bool = False) -> Denoiser:
+        """Return the pipeline, with torch's own attention or with the one that was asked for.
+
+        Raises:
+            Refused: the checkpoint does not fit the model, or the attention cannot run here.
+        """
+        runtime = self._config.runtime
+        if self._denoiser is None:
+            vae = self.vae()
+            self._attention = runtime.attention_backend
+            with self._loading():
+                self._denoiser = load_denoiser(
+                    self._config,
+                    self._checkpoint,
+                    vae=vae,
+                    loading_device=self.placement.loading_device,
+                )
+                self.placement.hold_transformer(self._denoiser.transformer)
+        attention = NATIVE if on_torch_attention else runtime.attention_backend
+        if attention != self._attention:
+            transformer = self._denoiser.transformer
+            apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
+            self._attention = attention
+        return self._denoiser
+
+    def step_down(self) -> bool:
+        """Change to the next smaller profile; the transformer is loaded again when it is needed.
+
+        Returns:
+            False where there is no smaller profile.
+        """
+        self._denoiser = None
+        _, available = read_ram()
+        return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
+
+    def take_load_seconds(self) -> float | None:
+        """Return what loading took since the last call; None where nothing was loaded."""
+        seconds, self._load_seconds = self._load_seconds, None
+        return seconds
+
+    def in_effect(self) -> dict[str, Any]:
+        """Return the log's columns on what denoises, read back from the live pipeline."""
+        assert self._denoiser is not None
+        transformer = self._denoiser.transformer
+        return {
+            "dtype": str(transformer.dtype).removeprefix("torch."),
+            "attention_backend": attention_backend_of(transformer),
+            "mask_free": is_mask_free(transformer),
+            "compiled": is_compiled(transformer),
+            "offload": self.placement.describe(),
+        }
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._load_seconds = (self._load_seconds or 0.0) + time.perf_counter() - begin

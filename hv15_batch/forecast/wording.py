@@ -1,0 +1,75 @@
+"""A forecast in words: seconds of a clip of each size, by stage, and what comes once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hv15_batch.forecast.forecast import Forecast
+from hv15_batch.forecast.seconds import ClipCost, write_seconds
+from hv15_batch.model.shapes import Shape
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.units import counted
+
+MAX_SIZES = 3
+"""Sizes with a line of their own, those that take longest in all."""
+
+
+def by_size(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[list[PlannedClip]]:
+    """Return the clips by what decides their time, what takes longest in all first."""
+    sizes: dict[Shape, list[PlannedClip]] = {}
+    for planned in todo:
+        sizes.setdefault(Shape.of(planned.clip.settings), []).append(planned)
+    return sorted(
+        sizes.values(), key=lambda clips: sum(map(forecast.clip_seconds, clips)), reverse=True
+    )
+
+
+def size_lines(forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]]) -> list[str]:
+    """Return a line for each size of several: a mean over them is the time of no clip."""
+    if len(sizes) == 1:
+        return []
+    lines = []
+    for clips in sizes[:MAX_SIZES]:
+        shape = Shape.of(clips[0].clip.settings)
+        cost = forecast.clip_cost(shape)
+        lines.append(
+            f"{len(clips):>6} x {shape.height}x{shape.width} {counted(shape.num_frames, 'frame')}, "
+            f"{counted(shape.num_inference_steps, 'step')}{_also(shape)}: "
+            f"{cost.seconds:.0f} s per warm clip, {_stage_words(cost)}"
+        )
+    if rest := sizes[MAX_SIZES:]:
+        seconds = [forecast.clip_cost(clips[0].clip.settings).seconds for clips in rest]
+        lines.append(
+            f"{sum(map(len, rest)):>6} x {counted(len(rest), 'more size')}: "
+            f"{min(seconds):.0f} to {max(seconds):.0f} s per warm clip"
+        )
+    return lines
+
+
+def _also(shape: Shape) -> str:
+    return " with guidance" * shape.has_guidance + " from an image" * shape.has_image
+
+
+def _stage_words(cost: ClipCost) -> str:
+    return (
+        f"denoise {cost.denoise_seconds:.1f} s ({cost.denoise_flop / 1e15:.1f} PFLOP) and decode "
+        f"{cost.decode_seconds:.1f} s ({cost.decode_flop / 1e15:.1f})"
+    )
+
+
+def stages_line(forecast: Forecast, todo: Sequence[PlannedClip], is_one_size: bool) -> str:
+    """Return the time by stage: of a clip, where all have one size, and of what comes once."""
+    start = forecast.start
+    num_denoised = sum(not p.is_from_latents for p in todo)
+    cost = forecast.clip_cost(todo[0].clip.settings)
+    if not num_denoised:
+        cost = replace(cost, denoise_seconds=0.0, denoise_flop=0.0)
+    clip = f"a clip {_stage_words(cost)}; " * is_one_size
+    once = [f"start and load {start.load_seconds:.0f} s", f"encode {start.encode_seconds:.0f} s"]
+    if start.compile_seconds:
+        once.append(f"compile {start.compile_seconds:.0f} s")
+    once.append(f"last write {write_seconds(todo[-1].clip.settings):.0f} s")
+    num_decoded = len(todo) - num_denoised
+    saved = f"; {num_decoded} of {len(todo)} only decoded, from their latents" * bool(num_decoded)
+    return f"Stages: {clip}once {', '.join(once)}{saved}"

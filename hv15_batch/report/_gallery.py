@@ -1,0 +1,237 @@
+"""Clips as the gallery shows them: JSON-able, with large numbers as text for JavaScript."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from hv15_batch.config.settings import TYPED_ONLY, Config
+from hv15_batch.figures.facts import different_facts, tags_of
+from hv15_batch.manifest.columns import KNOWN_COLUMNS
+from hv15_batch.model.attention import is_fetched
+from hv15_batch.model.options import model_options
+from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
+from hv15_batch.report._read import FILE_MISSING, RunData
+from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
+
+PLAYABLE_SUFFIX = ".mp4"
+_PICK_COLUMNS = tuple(
+    name
+    for name in columns("asked")
+    if name in KNOWN_COLUMNS and name not in ("prompt", "seed", "image")
+)
+"""Columns of a manifest that a starred clip fills; those left out the page fills by itself."""
+
+
+def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return every clip and variant, row by row in the manifest's order."""
+    clips = [(clip, False) for clip in run.clips] + [(clip, True) for clip in run.variants]
+    clips.sort(key=lambda pair: pair[0]["row_index"] or 0)  # Stable: variants come last.
+    return [_view(run, clip, is_variant, common) for clip, is_variant in clips]
+
+
+def _view(
+    run: RunData, clip: Mapping[str, Any], is_variant: bool, common: Mapping[str, str]
+) -> dict[str, Any]:
+    finished_at = clip["finished_at"]
+    can_be_picked = clip["status"] in DONE_STATUSES
+    return {
+        "id": clip["clip_id"],
+        "row": clip["row_index"],
+        "rowId": clip["row_id"],
+        "otherIds": (clip.get("other_ids") or "").split(),
+        "prompt": clip["prompt"] or "",
+        "image": clip["image"] or "",
+        "seed": str(clip["seed"]),
+        "status": clip["status"],
+        "isDone": clip["status"] in DONE_STATUSES,
+        "problem": problem(clip),
+        "seconds": attempt_seconds(clip),
+        "facts": _measured(clip),
+        "isCold": bool(clip["is_cold"]),
+        "isFromLatents": not is_denoised_here(clip),
+        "finished": finished_at.timestamp() if finished_at is not None else None,
+        "file": quote(clip["file"]) if clip["file"] else None,
+        "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
+        "poster": quote(clip["thumb"]) if clip["thumb"] else None,
+        "isVariant": is_variant,
+        "differences": different_facts(clip, common),
+        "tags": tags_of(clip),
+        "command": clip_command(run, clip),
+        "pick": _pick(run, clip) if can_be_picked else None,
+        "pickWords": pick_words(run, clip) if can_be_picked else None,
+        "variant": clip["model"] or "",
+    }
+
+
+def problem(clip: Mapping[str, Any]) -> str:
+    """Return what went wrong with a clip, or which flag makes it suspect; empty when nothing."""
+    if clip["status"] == FILE_MISSING:
+        return "rendered, but its file is gone or was renamed; run again to make it"
+    error = ": ".join(p for p in (clip["error_type"], clip["error_message"]) if p)
+    return error or clip["quality_flag"] or ""
+
+
+def _measured(clip: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the last attempt at a clip cost, as text; what was not measured is left out."""
+    seconds = attempt_seconds(clip)
+    values = {
+        "s": seconds and format_seconds(seconds),
+        "GiB": clip["peak_vram_reserved_bytes"] and format_gib(clip["peak_vram_reserved_bytes"]),
+        "Wh": clip["energy_joules"] and format_watt_hours(clip["energy_joules"]),
+    }
+    return {unit: text for unit, text in values.items() if text}
+
+
+def _pick(run: RunData, clip: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cells of a manifest row that renders this clip again.
+
+    The size of a clip with a first frame follows from the image, and may not be given.
+    """
+    cells = {name: clip[name] for name in _PICK_COLUMNS if clip[name] is not None}
+    if clip["image"]:
+        cells = {name: v for name, v in cells.items() if name not in ("height", "width")}
+        cells["image"] = _image_path(run, clip["image"])
+    tags = {f"tag_{name}": value for name, value in tags_of(clip).items()}
+    return {name: format_setting(value) for name, value in (cells | tags).items()}
+
+
+def _image_path(run: RunData, image: str) -> str:
+    """Return a first frame's absolute path: picks are saved in another folder than the manifest."""
+    folder = Path(run.last_settings.get("manifest") or "").parent
+    return str(folder / Path(image).expanduser())
+
+
+_NOT_OF_A_ROW = ("runtime", "video")
+_READING = ("manifest_literal", "manifest_other")
+"""How the manifest is read: settings at the top, beside the section `manifest_columns`."""
+_SECTIONS = ("sampling", "override", "manifest_columns", *_NOT_OF_A_ROW)
+_LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
+"""The seed is the clip's own; the card is one that a dry run predicts for."""
+
+
+def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
+    """Return what to type to make this clip, and only it, in a new folder; shell-quoted.
+
+    It renders from the manifest copy of that run: the manifest itself may have been edited. Where
+    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere.
+
+    What decides what is fetched or run is never copied from what is stored: in its place stands
+    `...`, which is refused, so that whoever pastes the command types it.
+
+    Returns:
+        None where the run that made the clip left no settings.
+    """
+    run_id, row_id = clip["run_id"], clip["logged_row_id"]
+    settings = run.settings.get(run_id or "")
+    if not settings or not settings["manifest"] or not settings["model"]["name"] or row_id is None:
+        return None
+    again = f"{run.directory.path}.again/{clip['clip_id']}"
+    words = [
+        *_source(run, clip, settings),
+        f"override.seeds={clip['seed']}",
+        *_typed_settings(settings),
+        f"run_dir={again}",
+    ]
+    return " ".join(["hv15-batch", *map(shlex.quote, words)])
+
+
+def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
+    """Return the settings that a manifest of this clip cannot hold, shell-quoted.
+
+    They are the model, and what was typed of `offload`, `runtime` and `video`.
+    """
+    settings = run.settings.get(clip["run_id"] or "")
+    if not settings or not settings["model"]["name"]:
+        return shlex.quote(f"model={clip['model']}")
+    words = _typed_settings(settings, _NOT_OF_A_ROW)
+    return " ".join(map(shlex.quote, words))
+
+
+def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what names the row: a manifest and an id."""
+    manifest = str(settings["manifest"])
+    if not clip["image"]:
+        copy = f"manifest{Path(manifest).suffix}"
+        manifest = str(run.directory.run_folder(clip["run_id"]) / copy)
+    yield f"manifest={manifest}"
+    yield _only(clip["logged_row_id"])
+
+
+def _only(row_id: str) -> str:
+    """Return `only=` as it is typed; a row may be called null."""
+    return 'only="null"' if row_id == "null" else f"only={row_id}"
+
+
+def _typed_settings(
+    settings: Mapping[str, Any], sections: Collection[str] = _SECTIONS
+) -> Iterator[str]:
+    """Yield the settings that differ from what they would be if not typed, as they are typed."""
+    model = settings["model"]
+    yield f"model={model['name']}"
+    stored = dict(model)
+    if model["weights"] != "pretrained" or model["repo"] != _option(model["name"])["repo"]:
+        del stored["revision"]  # follows from what is built or lies there
+    yield from _differences("model", stored, _option(model["name"]))
+    kind = settings["offload"]["kind"]
+    if kind != "auto":
+        yield f"offload={kind}"
+    defaults = _defaults()
+    if sections is _SECTIONS:
+        for name in _READING:
+            value, default = settings.get(name), getattr(Config(), name)
+            if value is not None and value != getattr(default, "name", default):
+                yield f"{name}={_typed(value)}"
+    for section in sections:
+        yield from _differences(section, settings.get(section) or {}, defaults[section])
+
+
+def _differences(
+    prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Iterator[str]:
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, Mapping):
+            yield from _differences(key, value, defaults.get(name) or {})
+        elif value != defaults.get(name) and key not in _LEFT_OUT:
+            yield f"{key}={'...' if _must_be_typed(key, value) else _typed(value)}"
+
+
+def _must_be_typed(key: str, value: Any) -> bool:
+    """Whether a stored value would decide what is fetched or run."""
+    if key == "runtime.attention_backend":
+        return is_fetched(str(value))
+    return key in TYPED_ONLY
+
+
+def _typed(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def _option(name: str) -> dict[str, Any]:
+    option = model_options().get(name)
+    if option is None:  # an option of another version
+        return {"repo": None}
+    plain: dict[str, Any] = msgspec.to_builtins(option)
+    return plain
+
+
+@cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    config = Config()
+    return {
+        section: {
+            name: getattr(value, "name", value)  # enums are stored by name
+            for name, value in vars(getattr(config, section)).items()
+        }
+        for section in _SECTIONS
+    }

@@ -1,0 +1,371 @@
+"""The dry run's table: what would be rendered, how, and why.
+
+At most 24 lines, and one for each thing to be told of the manifest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import glyph_texts
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import Refused
+from hv15_batch.files import check_regular
+from hv15_batch.forecast.calibrate import read_log_rows
+from hv15_batch.forecast.cheaper import cheaper_ways
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.seconds import write_seconds
+from hv15_batch.forecast.wording import by_size, size_lines, stages_line
+from hv15_batch.machine.cards import EXAMPLE
+from hv15_batch.machine.machine import Machine
+from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.step_cache import parse_step_cache
+from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.run.schedule import Rules, check_window
+from hv15_batch.units import (
+    GIB,
+    MIB,
+    Say,
+    counted,
+    format_duration,
+    format_gib,
+    shortened,
+)
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.weights.configs import MAX_VOCABULARY_BYTES
+
+MAX_SETTINGS = 4
+MAX_REASONS = 2
+MAX_EXAMPLES = 3
+MAX_REASON_CHARACTERS = 160
+MAX_PROMPT_TOKENS = 1000
+"""The pipeline cuts longer prompts without a word (`tokenizer_max_length`)."""
+TEMPLATE_TAIL_TOKENS = 5
+"""`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
+
+
+def print_dry_run(
+    manifest: Manifest,
+    planned: Sequence[PlannedClip],
+    checkpoint: Checkpoint,
+    beaten: Mapping[str, int],
+    plan_bytes: int,
+    say: Say,
+) -> None:
+    """Print what a run would do, grouped by equal settings.
+
+    Args:
+        manifest: What was read.
+        planned: The clips that the run would be about.
+        checkpoint: Weights as they are on this machine.
+        beaten: Typed `sampling.*` values and how many rows have their own.
+        plan_bytes: What the run would leave on the disk.
+        say: Prints a line.
+    """
+    say(
+        f"{manifest.name}: {counted(len(manifest.rows), 'row')}, {counted(len(planned), 'clip')}: "
+        f"{_format_states([p.state for p in planned]) or 'none'}"
+    )
+    for note in manifest.notes:
+        say(note)
+    if not planned:
+        return
+    model = planned[0].clip.settings.model
+    say(f"Model: {model}, {_format_weights(checkpoint)}")
+    for line in (
+        *_settings_lines(planned),
+        *_reason_lines(planned),
+        *_beaten_lines(beaten),
+        *_glyph_lines(planned),
+        *_off_recipe_lines(planned),
+        _tokens_line(planned, checkpoint),
+        f"Disk: about {_format_bytes(plan_bytes)} for what is to be rendered",
+    ):
+        say(line)
+
+
+def count_prompt_tokens(
+    planned: Sequence[PlannedClip], checkpoint: Checkpoint
+) -> dict[str, int] | None:
+    """Return tokens per prompt, or None when no tokenizer is on disk.
+
+    The template's tail, which the log's `num_text_tokens` counts too, is left out.
+    """
+    if checkpoint.folder is None:
+        return None
+    file = checkpoint.folder / "tokenizer" / "tokenizer.json"
+    if not file.is_file():
+        return None
+    return _count_tokens(file, frozenset(p.clip.settings.prompt for p in planned))
+
+
+@lru_cache(maxsize=1)
+def _count_tokens(file: Path, prompts: frozenset[str]) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        check_regular(file, MAX_VOCABULARY_BYTES)
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own for them
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise Refused(
+            f"{file}: the tokenizer is damaged ({str(reason)[:200]}); delete it and fetch or copy "
+            "it again."
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    texts = list(prompts)
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return {text: len(e.ids) for text, e in zip(texts, encoded, strict=True)}
+
+
+# -- lines ------------------------------------------------------------------------------------
+
+
+def _format_states(states: Sequence[State]) -> str:
+    counts = Counter(states)
+    return ", ".join(f"{counts[s]} {s.name}" for s in State if counts[s])
+
+
+def _format_weights(checkpoint: Checkpoint) -> str:
+    if checkpoint.kind is CheckpointKind.random:
+        return "random weights: nothing is downloaded, and the clips are noise"
+    if checkpoint.kind is CheckpointKind.tiny:
+        return "built on this machine in seconds: the clips are noise on purpose"
+    if checkpoint.kind is CheckpointKind.demo:
+        return "part of this package, written as a checkpoint on this machine in seconds"
+    revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
+    what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
+    there = (
+        "on disk"
+        if checkpoint.folder
+        else "not on disk: fetched at the start of a run, which no time below has in it"
+    )
+    return f"{what} at {revision}, {there}"
+
+
+_shown = attrgetter(
+    *("height", "width", "num_frames", "fps"),
+    *("num_inference_steps", "guidance_scale", "flow_shift", "cache"),
+)
+"""What of a clip's settings a line of the table says."""
+
+
+def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    groups: dict[tuple[Any, ...], list[State]] = {}
+    for p in planned:
+        groups.setdefault(_shown(p.clip.settings), []).append(p.state)
+    largest = sorted(groups.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"{len(states):>6} x {_format_settings(*settings)} ({_format_states(states)})"
+        for settings, states in largest[:MAX_SETTINGS]
+    ]
+    rest = largest[MAX_SETTINGS:]
+    if rest:
+        clips = sum(len(states) for _, states in rest)
+        lines.append(f"{clips:>6} x {len(rest)} more settings")
+    return lines
+
+
+def _format_settings(
+    height: int,
+    width: int,
+    frames: int,
+    fps: float,
+    steps: int,
+    guidance: float,
+    shift: float,
+    cache: str | None,
+) -> str:
+    computed = ""
+    if cache is not None:
+        computed = f" ({parse_step_cache(cache).num_computed(steps)} computed, the others reused)"
+    return (
+        f"{height}x{width} {counted(frames, 'frame')} at {fps:g} fps, "
+        f"{counted(steps, 'step')}{computed}, guidance {guidance:g}, shift {shift:g}"
+    )
+
+
+def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    reasons = Counter((p.state, p.reason) for p in planned if p.reason and not p.is_done)
+    common = reasons.most_common()
+    lines = [
+        f"{count:>6} {state.name}: {shortened(reason, MAX_REASON_CHARACTERS)}"
+        for (state, reason), count in common[:MAX_REASONS]
+    ]
+    if len(common) > MAX_REASONS:
+        clips = sum(count for _, count in common[MAX_REASONS:])
+        lines.append(f"{clips:>6} for {len(common) - MAX_REASONS} more reasons")
+    return lines
+
+
+def _beaten_lines(beaten: Mapping[str, int]) -> list[str]:
+    if not beaten:
+        return []
+    each = ", ".join(f"sampling.{name} in {counted(rows, 'row')}" for name, rows in beaten.items())
+    names = ", ".join(f"override.{name}" for name in beaten)
+    return [f"Rows with a value of their own, which wins: {each}; {names} would replace it"]
+
+
+def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    texts = [glyph_texts(p.clip.settings.prompt) for p in planned]
+    clips = sum(map(bool, texts))
+    if not clips:
+        return []
+    each = list(dict.fromkeys(text for found in texts for text in found))
+    some = ", ".join(f'"{shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
+    more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
+    return [
+        f"Glyphs: quoted text, written into the picture, in {counted(clips, 'clip')}: {some}{more}"
+    ]
+
+
+def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
+    clips = sum(p.clip.off_recipe for p in planned)
+    if not clips:
+        return []
+    return [f"Off the checkpoint's recipe: {counted(clips, 'clip')} (runtime.allow_off_recipe)"]
+
+
+def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
+    tokens = count_prompt_tokens(planned, checkpoint)
+    if tokens is None:
+        return "Tokens: counted once the tokenizer is on disk"
+    line = f"Tokens: at most {max(tokens.values())} in a prompt, the chat template's left out"
+    limit = MAX_PROMPT_TOKENS - TEMPLATE_TAIL_TOKENS
+    long = [p.clip for p in planned if tokens[p.clip.settings.prompt] > limit]
+    if not long:
+        return line
+    return (
+        f"{line}; WARNING: {counted(len(long), 'clip')} with over {limit}, whose rest the model "
+        f"never sees, first {long[0].row_id} in line {long[0].line}"
+    )
+
+
+def _format_bytes(number: int) -> str:
+    return f"{format_gib(number, 2)} GiB" if number >= GIB else f"{number / MIB:.1f} MiB"
+
+
+_WEEK = timedelta(days=6)
+"""A weekday names a moment up to so far ahead."""
+Replan = Callable[[Config], Sequence[PlannedClip]]
+"""Returns what the same command would render with other settings; Refused if it is refused."""
+
+
+def predict_run(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    log_folder: Path,
+    rules: Rules,
+    replan: Replan,
+) -> tuple[Forecast | None, list[str]]:
+    """Return the forecast, and what the dry run says of time and memory.
+
+    These are three lines, one for each of several sizes, one for each rule, and one where a
+    deadline will be missed.
+
+    Args:
+        config: Settings.
+        todo: What is to be rendered.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        rules: Deadlines and window.
+        replan: Says what milder settings would render.
+
+    Raises:
+        Refused: `runtime.card` is unknown, or a clip is longer than `window`.
+    """
+    forecast = make_forecast(config, todo, machine, log_folder)
+    if forecast is None:
+        if config.model.weights.is_small or not todo:
+            return None, []
+        return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
+    longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
+    check_window(rules.window, [(f"the longest of {len(todo)} clips", longest)])
+    finishes = list(rules.finishes(forecast.lengths(todo)))
+    seconds = forecast.total_seconds(todo)
+    sizes = by_size(forecast, todo)
+    warm = f", {forecast.clip_seconds(todo[0]):.0f} s per warm clip" * (len(sizes) == 1)
+    lines = [
+        f"Time: {format_duration(seconds)} in all{warm}, "
+        f"done {format_moment(finishes[-1], rules)} ({forecast.basis})",
+        *size_lines(forecast, sizes),
+        stages_line(forecast, todo, len(sizes) == 1),
+        f"Memory: {forecast.offload.reason}",
+        *_rule_lines(rules, finishes),
+    ]
+    ends = rules.ends()
+    if ends and finishes[-1] > min(ends):
+        fitting = sum(finish <= min(ends) for finish in finishes)
+        lines.append(
+            _cheaper_line(config, todo, machine, log_folder, rules, replan, forecast.basis)
+            or "Cheaper: no setting tried here is fast enough"
+            + (f"; limit={fitting} fits" if fitting else ", and not one clip fits")
+        )
+    return forecast, lines
+
+
+def format_moment(moment: datetime, rules: Rules) -> str:
+    """Return a moment on the clock, with its date where the weekday alone would mislead."""
+    is_near = moment - rules.clock.now() < _WEEK
+    return f"{moment:%a %H:%M}" if is_near else f"{moment:%a %d %b %Y %H:%M}"
+
+
+def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
+    """Return how many clips will be finished by when, and when the last one."""
+    now, total, lines = rules.clock.now(), len(finishes), []
+    for deadline, end in zip(rules.deadlines, rules.ends(), strict=True):
+        count = sum(finish <= end for finish in finishes)
+        setting = "" if deadline.moment else f" ({deadline.setting})"
+        lines.append(f"Until {format_moment(end, rules)}{setting}: {count} of {total} clips")
+    if rules.window is not None:
+        closing = rules.window.current(now)[1]
+        nights = len({rules.window.current(finish - timedelta(seconds=1)) for finish in finishes})
+        first = sum(finish <= closing for finish in finishes)
+        lines.append(
+            f"Window {rules.window.setting.partition('=')[2]}: {first} of {total} clips by "
+            f"{closing:%a %H:%M}, all {total} on {finishes[-1]:%a %d %b %H:%M} "
+            f"({nights} {'window' if nights == 1 else 'windows'})"
+        )
+    return lines
+
+
+def _cheaper_line(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    log_folder: Path,
+    rules: Rules,
+    replan: Replan,
+    basis: str,
+) -> str | None:
+    """Return the mildest settings with which all will be done in time; None where none are found.
+
+    Each is planned as if its words had been typed: what would be refused is not offered. What its
+    time rests on is said where that is not the `basis` of what was asked.
+    """
+    end, rows = min(rules.ends()), read_log_rows(log_folder)
+    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
+        try:
+            clips = replan(way.config)
+            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
+        except Refused:
+            continue  # refused, or no profile fits
+        if forecast is None:
+            continue  # nothing would be left to do
+        *_, last = rules.finishes(forecast.lengths(clips))
+        if last <= end:
+            other = "" if forecast.basis == basis else f" ({forecast.basis})"
+            length = format_duration(forecast.total_seconds(clips))
+            return (
+                f"Cheaper: {way.words} would take {length}, "
+                f"done {format_moment(last, rules)}{other}"
+            )
+    return None

@@ -1,0 +1,329 @@
+"""The loop: hand clips to the executor, take records, log, status, stop rules.
+
+No torch. What is decided here is which clip is next and when to stop; how a clip is rendered is
+the executor's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from hv15_batch.clip import Clip
+from hv15_batch.dispatch.protocol import (
+    GPU_LOST,
+    Declined,
+    Died,
+    Encoded,
+    EncodingEnded,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Loading,
+    Note,
+    Stepped,
+)
+from hv15_batch.errors import (
+    ADVICE,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    Refused,
+    Secondary,
+)
+from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
+from hv15_batch.run._progress import Progress
+from hv15_batch.run._recovery import Current, Recovery, record_of_lost
+from hv15_batch.run._run import Run
+from hv15_batch.run._signals import Demand, Signals
+from hv15_batch.run._supervisor import Supervisor, lost_gpu
+from hv15_batch.run.outcome import Outcome, StopRun
+from hv15_batch.run.schedule import Stop, Wait
+from hv15_batch.rundir.log import RunLog
+
+POLL_SECONDS = 0.2
+WAIT_SECONDS = 0.5
+"""Between two looks at clock, pause file and signals while nothing is rendered."""
+SIGNAL_GRACE_SECONDS = 0.3
+"""A signal to the whole process group may reach the executor before it reaches the parent."""
+
+_NEW_WORKER = Loading("PyTorch")
+"""What a worker is busy with before it can tell anything."""
+
+
+class Watcher(Protocol):
+    """Follows a run: each clip that is handed over, and each event once."""
+
+    def submitted(self, job: Job) -> None:
+        """Take note that a clip is handed over."""
+
+    def heard(self, event: Event) -> None:
+        """Take an event; a record is logged before."""
+
+
+class Loop:
+    """Renders the clips of a run."""
+
+    def __init__(
+        self,
+        run: Run,
+        executor: Supervisor,
+        progress: Progress,
+        watchers: Sequence[Watcher] = (),
+        received: list[int] | None = None,
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            run: what is to be rendered, and what was decided for it.
+            executor: renders; a dead one is replaced.
+            progress: shows what happens.
+            watchers: follow the run beside the run's pace and `progress`, after these.
+            received: see `Signals`; None where only the system sends some.
+        """
+        self._run = run
+        self._executor = executor
+        self._log = RunLog(run.run_dir.log, run.run_id)
+        self._progress = progress
+        self._current = Current()
+        # The first two decide what happens; one that only shows or tells it must not.
+        self._watchers: tuple[Watcher, ...] = (self._current, run.pace)
+        self._onlookers = [
+            (each, Secondary(f"{type(each).__name__} missed an event of the run"))
+            for each in (progress, *watchers)
+        ]
+        self._known = run.known_columns()
+        self._recovery = Recovery(run.config.retry)
+        self._records: dict[Key, ClipRecord] = {}
+        self._signals = Signals(run.pace, run.clock, received)
+        self._stop_reason: str | None = None
+        self.has_logged = False
+        """Whether the log has a record of this run."""
+
+    def render(self) -> Outcome:
+        """Render all clips in their order.
+
+        Raises:
+            Refused: the executor cannot carry out the settings here.
+        """
+        todo = self._run.todo.to_render
+        queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
+        with self._signals:
+            try:
+                if self._may_start(queue):
+                    self._executor.start()
+                    self._tell(_NEW_WORKER)
+                    self._encode([p.clip for p in todo if not p.is_from_latents])
+                    self._progress.rendering(len(todo))
+                self._render(queue)
+                self._executor.close()
+            except StopRun as stop:
+                records = list(self._records.values())
+                return Outcome(stop.exit_code, stop.state, stop.message, records)
+            finally:
+                self._executor.kill()
+        records = list(self._records.values())
+        failed = sum(r.status == FAILED for r in records)
+        message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
+        if failed:
+            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+        return Outcome(EXIT_OK, "done", "", records)
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def _encode(self, clips: list[Clip]) -> None:
+        """Let the executor encode what these clips need; what fails there fails its clips.
+
+        After a second death each clip is encoded in its own turn: one that kills the executor is
+        then found and skipped.
+        """
+        if not clips:
+            return
+        for is_last_try in (False, True):
+            self._executor.encode(clips)  # what is encoded stays on the disk
+            event = self._next_event()
+            if isinstance(event, EncodingEnded):
+                break
+            assert isinstance(event, Died), event
+            if is_last_try and not event.was_up:
+                raise StopRun(EXIT_STOPPED, "stopped", self._recovery.unfit(event.reason))
+            self._progress.say(f"{event.reason} while encoding; starting another one")
+            self._executor.replace()
+            self._tell(_NEW_WORKER)
+            if is_last_try:
+                self._progress.say("each clip is encoded in its own turn from here on")
+
+    def _render(self, queue: list[Job]) -> None:
+        """Render the jobs from the end of the queue."""
+        self._submit_next(queue)
+        while self._current or self._current.rendering:
+            event = self._next_event()
+            if isinstance(event, Finished):
+                self._recovery.finished(event.job, event.record)
+            elif isinstance(event, Died):
+                queue += self._bury(event)
+                if self._may_start(queue):
+                    self._replace(event.reason)
+            self._submit_next(queue)
+        if self._stop_reason:
+            raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
+        if queue:
+            assert self._signals.demand, f"{len(queue)} clips were never rendered"
+            self._stop_interrupted()
+
+    def _may_start(self, queue: list[Job]) -> bool:
+        """Whether the next clip is to be started now.
+
+        Waits where the gate says so, once there is no current clip; those are finished first.
+        """
+        waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
+        while queue and not self._signals.demand and not self._stop_reason:
+            verdict = self._run.gate(queue[-1])
+            if verdict is None:
+                if waited:
+                    self._progress.resuming()
+                return True
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._current or self._current.rendering:
+                break
+            if verdict != waited:
+                self._executor.close()
+                self._progress.waiting(waited := verdict)
+            self._run.clock.sleep(WAIT_SECONDS)
+        return False
+
+    def _submit_next(self, queue: list[Job]) -> None:
+        """Hand over the next clip, unless there is a reason to wait or to stop."""
+        if not queue or self._current.rendering:
+            return
+        reason = self._executor.recycle_reason
+        is_alone = self._recovery.must_be_alone({queue[-1].key, *self._current.keys})
+        if self._current and (is_alone or reason):
+            return  # first what is being written
+        if self._may_start(queue):
+            if not self._executor.is_up:
+                self._executor.start()  # after a wait
+                self._tell(_NEW_WORKER)
+            elif reason:
+                self._progress.say(f"The worker is replaced {reason}.")
+                self._executor.recycle()
+                self._tell(_NEW_WORKER)
+            job = queue.pop()
+            for watcher in self._watchers:
+                watcher.submitted(job)
+            for onlooker, guard in self._onlookers:
+                with guard:
+                    onlooker.submitted(job)
+            self._executor.submit(job)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _next_event(self) -> Event:
+        """Return the next event that the loop must act on; the watchers hear of each."""
+        while True:
+            self._obey_signals()
+            event = self._executor.poll(POLL_SECONDS)
+            self._progress.tick()
+            if isinstance(event, Declined):
+                raise Refused(event.message)
+            if isinstance(event, Died):
+                time.sleep(SIGNAL_GRACE_SECONDS)
+                self._obey_signals()
+                if self._signals.demand is Demand.soon:
+                    self._stop_interrupted()  # nobody is left to finish it
+                if lost := lost_gpu(self._run.offload.gpu):
+                    event = replace(event, reason=lost, error_type=GPU_LOST)
+            if event is not None:
+                self._tell(event)
+            if not isinstance(event, Note | Loading | Encoded | Stepped | None):
+                return event
+
+    def _tell(self, event: Event) -> None:
+        """Give an event to all who follow the run; a record is logged first."""
+        if isinstance(event, Finished):
+            job, record = event.job, event.record
+            self._append(record)
+            self._records[job.key] = replace(record, prompt=None, negative_prompt=None)
+        for watcher in self._watchers:
+            watcher.heard(event)
+        for onlooker, guard in self._onlookers:
+            with guard:
+                onlooker.heard(event)
+
+    def _append(self, record: ClipRecord) -> None:
+        try:
+            self._log.append(record)
+        except OSError as error:
+            # The clip's file is there; without a row it is made again from its latents.
+            message = f"the log could not be written ({error.strerror})"
+            advice = ADVICE.get(error.errno or 0)
+            if advice is not None and error.errno != errno.ENOSPC:  # that one needs no more words
+                message += f"; {advice.text}"
+            raise StopRun(EXIT_STOPPED, "stopped", message) from error
+        self.has_logged = True
+
+    def _bury(self, event: Died) -> list[Job]:
+        """Log what a dead executor left as failed; return what to try again, last first.
+
+        At once: from latents that is cheap, and a clip that kills its executor is skipped before
+        another one dies.
+        """
+        rendering, lost = self._current.rendering, self._current.let_go()
+        if not event.was_up:  # it never had them
+            self._recovery.died(event, lost, rendering)
+            return [held.job for held in lost][::-1]
+        self._recovery.died(event, lost, rendering)
+        again = []
+        for held in lost:
+            record = event.record if held.job.key == rendering else None
+            why = (FAILED, event.error_type, event.reason)
+            record = record or record_of_lost(held, self._known, *why)
+            self._tell(Finished(held.job, record))
+            job = self._recovery.another_attempt(held)
+            if job is None:
+                self._recovery.ended(record)
+                self._progress.say(f"{record.clip_id} is skipped: it ended its worker each time")
+            else:
+                again.append(job)
+        return again[::-1]
+
+    def _replace(self, reason: str) -> None:
+        if message := self._recovery.hopeless(reason):
+            raise StopRun(EXIT_STOPPED, "stopped", message)
+        self._progress.say(f"{reason}; starting another one")
+        self._executor.replace()
+        self._tell(_NEW_WORKER)
+
+    # -- signals ------------------------------------------------------------------------------
+
+    def _obey_signals(self) -> None:
+        """Stop where a signal asks for it now; say when it asks for it soon.
+
+        Raises:
+            StopRun: to be obeyed at once.
+        """
+        if self._signals.end_now(self._current.jobs):
+            self._stop_interrupted()
+        if line := self._signals.news(self._current.jobs):
+            self._progress.say(line)
+
+    def _stop_interrupted(self) -> None:
+        """End at once; log the current clips as interrupted.
+
+        Raises:
+            StopRun: always.
+        """
+        self._executor.kill()
+        name = self._signals.cause.name
+        for lost in self._current.let_go():
+            why = (name, "stopped by the user")
+            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+            self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
+        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -1,0 +1,292 @@
+"""Before anything is touched: is there room, may it be written, is everything there?
+
+What makes every clip impossible is refused; what only makes the last ones impossible is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
+from hv15_batch.forecast.disk import DiskNeed, disk_need
+from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.media.conversion import note_lines
+from hv15_batch.model.shapes import (
+    IMAGE_ENCODER_BYTES,
+    SMALL_ENCODERS_BYTES,
+    TEXT_ENCODER_BYTES,
+    TRANSFORMER_BYTES,
+    TRANSFORMER_REST_BYTES,
+    VAE_BYTES,
+)
+from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.run.prepare import Asked, Todo, lacks_weights
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.units import MIB, format_gib
+from hv15_batch.weights.checkpoint import (
+    LICENCE,
+    Checkpoint,
+    CheckpointKind,
+    cache_root,
+    store_folder,
+    tiny_root,
+)
+from hv15_batch.weights.files import find_licences
+from hv15_batch.weights.hub import hub_cache_folder
+
+_PROBE_BYTES = MIB
+"""Written and thrown away: a quota shows in no figure of the disk."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look at disk, permissions and weights found."""
+
+    refusals: tuple[str, ...]
+    """Why nothing could be rendered, each with what to do."""
+    notes: tuple[str, ...]
+    """What the user should know before a night of it."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Something that a run puts into a folder."""
+
+    folder: Path
+    what: str
+    bytes: int
+    remedy: str
+    """The variable that names another folder."""
+
+    @property
+    def written_by(self) -> str:
+        """The same, where the folder cannot be written: the wider of two that nobody has set."""
+        is_hub = self.remedy == "HF_HUB_CACHE" and self.remedy not in os.environ
+        return "HF_HOME" if is_hub else self.remedy
+
+
+def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
+    """Return what to tell before a run begins.
+
+    Args:
+        asked: Settings, weights and run directory.
+        todo: What is to be rendered.
+        offload: The profile chosen.
+
+    Raises:
+        Refused: not even the first clips could be rendered.
+    """
+    findings = find_hindrances(asked, todo, offload)
+    if findings.refusals:
+        raise Refused("\n".join(findings.refusals))
+    return findings.notes
+
+
+def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None) -> Findings:
+    """Look at disk, permissions and licence before weights are fetched or a file is written.
+
+    Nothing is left behind: what is written to try is a file without a name.
+
+    Args:
+        asked: Settings, weights and run directory.
+        todo: What is to be rendered.
+        offload: The profile chosen; None where that is not known.
+    """
+    config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
+    need = disk_need(todo.to_render, config)
+    others = []
+    if lacks_weights(asked):
+        others.append(_weights_claim(config, checkpoint))
+    if offload is OffloadKind.stream_disk:
+        others.append(_blocks_claim())
+    refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
+    refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
+    refusals += _cache_faults(asked)
+    shortages, notes = _disk_findings(config, run_dir, need, others)
+    notes += licence_notes(checkpoint) + _place_notes(run_dir)
+    rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
+    told = ((row.image or "", note) for row in rows for note in row.image_notes)
+    notes += note_lines(told)
+    return Findings(tuple(fault for fault in (*refusals, *shortages) if fault), tuple(notes))
+
+
+def disk_fault(path: Path, need: DiskNeed) -> str | None:
+    """Return why no further clip is started: the disk could not hold it, and what is in writing."""
+    free = free_disk_bytes(path)
+    if free >= need.next_bytes:
+        return None
+    return (
+        f"disk full: {format_gib(free, 2)} GiB free at {path}, and the next clip needs "
+        f"{format_gib(need.next_bytes, 2)} to be written safely"
+    )
+
+
+_OURS = (CheckpointKind.tiny, CheckpointKind.demo)
+"""Under this package's own licence."""
+
+
+def licence_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return a line where weights are here without the licence that they are under."""
+    if checkpoint.folder is None or checkpoint.kind in _OURS:
+        return []
+    if find_licences(checkpoint.folder):
+        return []
+    return [f"Licence: no licence file lies beside the weights in {checkpoint.folder}; {LICENCE}"]
+
+
+# -- disk -------------------------------------------------------------------------------------
+
+
+def _disk_findings(
+    config: Config, run_dir: RunDir, need: DiskNeed, others: Sequence[_Claim]
+) -> tuple[list[str], list[str]]:
+    """Return what is refused and what is said about free disk, disk by disk."""
+    refusals, notes = [], []
+    free = free_disk_bytes(run_dir.path)
+    here = [claim for claim in others if _is_same_disk(claim.folder, run_dir.path)]
+    room = free - sum(claim.bytes for claim in here)
+    beside = "".join(f", beside {format_gib(c.bytes, 2)} GiB of {c.what}" for c in here)
+    if room < need.start_bytes:
+        refusals.append(
+            f"run_dir={run_dir.path}: {format_gib(free, 2)} GiB free on its disk, and the first "
+            f"clips need {format_gib(need.start_bytes, 2)} GiB to be written safely{beside}; free "
+            "some, or name a folder on another disk with run_dir=DIR."
+        )
+    elif (clips := need.count_clips(room)) < len(need.clip_bytes):
+        latents = ", keep_latents=false" if config.keep_latents else ""
+        notes.append(
+            f"WARNING: the disk of {run_dir.path} has {format_gib(free, 2)} GiB free and the whole "
+            f"plan needs about {format_gib(need.plan_bytes, 2)} GiB{beside}: the run will stop "
+            f"after about {clips} of {len(need.clip_bytes)} clips, with code 4; free some before "
+            "then, or use "
+            f"limit={clips}{latents} or run_dir=DIR on another disk."
+        )
+    for claim in others:
+        free = free_disk_bytes(claim.folder)
+        if claim not in here and free < claim.bytes:
+            refusals.append(
+                f"the disk of {existing_parent(claim.folder)} has {format_gib(free, 2)} GiB free, "
+                f"and {format_gib(claim.bytes, 2)} GiB of {claim.what} go there; free some, or set "
+                f"{claim.remedy} to a folder on a larger disk."
+            )
+    return refusals, notes
+
+
+def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
+    """Return the download, by the sizes of the classes: the hub is not asked yet."""
+    total = TRANSFORMER_BYTES + VAE_BYTES
+    total += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+    if config.model.task is Task.i2v:
+        total += IMAGE_ENCODER_BYTES
+    folder = hub_cache_folder()
+    blobs = store_folder(folder, checkpoint.repo) / "blobs"
+    there = 0
+    with suppress(OSError):
+        there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
+    return _Claim(folder, "weights to be fetched", max(total - there, 0), "HF_HUB_CACHE")
+
+
+def _blocks_claim() -> _Claim:
+    num_bytes = TRANSFORMER_BYTES - TRANSFORMER_REST_BYTES
+    what = "the transformer's blocks (offload=stream_disk)"
+    return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
+
+
+def _place_notes(run_dir: RunDir) -> list[str]:
+    """Return a line for each folder of the run that is a link."""
+    return [
+        f"{run_dir.path / name} is a link to {target}: files are written there, and what an "
+        "interrupted run leaves there is not cleared away."
+        for name, target in run_dir.linked_folders()
+    ]
+
+
+def _is_same_disk(one: Path, other: Path) -> bool:
+    return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
+
+
+# -- permissions ------------------------------------------------------------------------------
+
+
+def _cache_faults(asked: Asked) -> list[str | None]:
+    """Return why what a worker writes outside of the run directory could not be written.
+
+    Each of these would end every worker before its first clip, or fail every clip.
+    """
+    config, checkpoint = asked.config, asked.checkpoint
+    is_tiny = checkpoint.kind is CheckpointKind.tiny
+    places: list[tuple[Path, str]] = []
+    if is_tiny and checkpoint.folder is None:
+        places.append((tiny_root(), "XDG_CACHE_HOME"))
+    if lacks_weights(asked):
+        places.append((cache_root() / "checkpoints", "XDG_CACHE_HOME"))
+    if not is_tiny:
+        places.append((_triton_cache(), "TRITON_CACHE_DIR"))
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError as error:
+        return [
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one "
+            "that can."
+        ]
+    if not is_tiny and config.runtime.compile:
+        kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
+    return [_write_fault(folder, variable, 0) for folder, variable in places]
+
+
+def _triton_cache() -> Path:
+    """Return where Triton keeps kernels.
+
+    Source: triton.knobs.cache_knobs: TRITON_CACHE_DIR, or below TRITON_HOME or the home folder.
+    """
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    return Path(folder or Path(home) / ".triton" / "cache")
+
+
+def _run_dir_fault(run_dir: RunDir) -> str | None:
+    """Return the first reason why a run could not write where it has to."""
+    whole, *parts = run_dir.written_folders()
+    faults = itertools.chain(
+        (_write_fault(whole, "run_dir", _PROBE_BYTES),),
+        (_write_fault(folder, "run_dir", 0) for folder in parts if folder.is_dir()),
+    )
+    return next(filter(None, faults), None)
+
+
+def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
+    """Return why no file can be made in a folder, or in the nearest one above it that is there.
+
+    Tried, not asked: neither mode bits nor free blocks show a quota, a squashed root or an
+    immutable folder.
+    """
+    is_new = True
+    try:
+        is_new = not folder.exists()
+        with tempfile.TemporaryFile(dir=existing_parent(folder)) as file:
+            file.write(b"\0" * num_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return f"{name}={folder}: its disk is full; free some space, then run again."
+        advice = ADVICE.get(error.errno or 0)
+        is_sick = advice is not None and advice.exit_code == EXIT_STOPPED
+        if advice is not None and is_sick and error.errno != errno.EDQUOT:
+            return f"{name}={folder}: {error.strerror}; {advice.text}."
+        verb = "made" if is_new else "written"
+        setting = "with run_dir=DIR" if name == "run_dir" else f"with the variable {name}"
+        return (
+            f"{name}={folder}: cannot be {verb} ({error.strerror}); name a folder that can be "
+            f"written {setting}."
+        )
+    return None

@@ -1,0 +1,372 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, status.json.
+
+Reads nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TextIO
+
+from hv15_batch.dispatch.protocol import (
+    Died,
+    Encoded,
+    Event,
+    Finished,
+    Job,
+    Loading,
+    Note,
+    Stepped,
+)
+from hv15_batch.errors import Secondary
+from hv15_batch.forecast.pace import Pace
+from hv15_batch.machine.machine import free_disk_bytes
+from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
+from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds
+from hv15_batch.redaction import redacted, shown
+from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
+from hv15_batch.run.schedule import Wait
+from hv15_batch.rundir.status import IDLE_STATES, StatusFile
+from hv15_batch.status.bars import Bars
+from hv15_batch.status.terminal import can_redraw
+from hv15_batch.units import format_duration, format_gib
+
+_NO_CLIP = {"clip_id": None, "stage": None, "step": None, "steps": None, "loading": None}
+_NO_ETA = {"eta_p50": None, "eta_p90": None, "eta_basis": None}
+
+
+Rendering = tuple[str | None, int | None]
+"""A clip, or one repetition of it in a benchmark."""
+
+
+LOADING_SECONDS = 2.0
+"""Loading that takes longer is told of in lines where nobody sees the seconds pass."""
+LEFT_SECONDS = 5.0
+"""The time left is worked out this often."""
+
+_P = ParamSpec("_P")
+
+
+def _shown(method: Callable[Concatenate[Progress, _P], None]) -> Callable[..., None]:
+    """Let a failure to show something cost nothing but that: see `Secondary`."""
+
+    @wraps(method)
+    def guarded(self: Progress, *args: _P.args, **named: _P.kwargs) -> None:
+        with self.guard:
+            method(self, *args, **named)
+
+    return guarded
+
+
+def _from_now(seconds: float) -> datetime:
+    return datetime.now().astimezone() + timedelta(seconds=seconds)
+
+
+class Progress:
+    """Counts clips and shows them."""
+
+    def __init__(
+        self,
+        status_file: Path,
+        run_id: str,
+        total: int,
+        done: int,
+        out: TextIO | None = None,
+        *,
+        again: Collection[Rendering] = (),
+        type_again: Sequence[str] = (),
+        pace: Pace | None = None,
+        ends_after: Callable[[float], datetime] = _from_now,
+        gpu_uuid: str | None = None,
+        listen: Listen | None = None,
+    ) -> None:
+        """Begin with `done` of `total` clips finished by earlier runs.
+
+        Args:
+            status_file: Where other processes read how far the run is.
+            run_id: This run.
+            total: Clips of the manifest.
+            done: Those of them that were finished before.
+            out: Where to show it; None means stdout.
+            again: Those of them that this run renders again.
+            type_again: Names of settings that `resume=` does not know.
+            pace: Knows when all will be done, and has heard of a clip before this has; None where
+                nobody asks.
+            ends_after: Returns when work of so many seconds will be done; `window` makes that
+                later.
+            gpu_uuid: The card that is watched; None for none.
+            listen: Takes what happens as events, and then nothing is shown; None for nobody.
+        """
+        self._out = out or sys.stdout
+        self._listen = listen
+        self._bars = Bars(self._out) if listen is None and can_redraw(self._out) else None
+        self.guard = Secondary("something of the run could not be shown")
+        self._loading: tuple[str, float] | None = None
+        self._is_loading_told = False
+        self._number = 0  # clips that have ended
+        self._left_shown_at = 0.0
+        self._pace = pace
+        self._health = GpuHealthReader(gpu_uuid)
+        self._folder = status_file.parent
+        self._ends_after = ends_after
+        self._failed: set[Rendering] = set()
+        self._suspect: set[Rendering] = set()
+        self._done: set[Rendering] = set(again)
+        self._ended: set[Rendering] = set()
+        self._num_todo = 0
+        self._done_before = done - len(self._done)  # not touched by this run
+        self._state = self._state_before = "encoding"
+        values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
+        self._status = StatusFile(status_file, values, self._sample)
+
+    @_shown
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bars."""
+        text = shown(text)
+        if self._listen is not None:
+            self._listen(Message(text))
+            return
+        with suppress(OSError):  # a full disk, or nobody listens: the night's work goes on
+            if self._bars is not None:
+                self._bars.print(text)
+            else:
+                print(text, file=self._out, flush=True)
+
+    @_shown
+    def submitted(self, job: Job) -> None:
+        """Show that a clip is handed over."""
+        self.started(job.clip.clip_id)
+
+    @_shown
+    def heard(self, event: Event) -> None:
+        """Show an event of the worker."""
+        if self._loading is not None and not isinstance(event, Note):
+            self._loaded(is_there=not isinstance(event, Died))
+        match event:
+            case Note():
+                self.say(event.text)
+            case Loading(what):
+                self.loading(what)
+            case Encoded():
+                self.encoding(event.done, event.total)
+            case Stepped(clip_id, stage, step, steps):
+                self.stepped(clip_id, stage, step, steps)
+            case Finished(_, record):
+                self._ended.add((record.clip_id, record.repeat))
+                self.finished_clip(record, len(self._ended), self._num_todo)
+            case _:
+                pass
+
+    @_shown
+    def loading(self, what: str) -> None:
+        """Show that something is loaded from now on: what, and how long it takes."""
+        self._loading, self._is_loading_told = (what, time.monotonic()), False
+        if self._bars is not None:
+            self._bars.show_loading(what)
+        self._status.update(loading=what)
+
+    def _loaded(self, is_there: bool) -> None:
+        assert self._loading is not None
+        (what, since), self._loading = self._loading, None
+        seconds = time.monotonic() - since
+        if self._bars is not None:
+            self._bars.clear_current()
+        elif self._is_loading_told and is_there:
+            self.say(f"loaded {what} in {format_duration(seconds)}")
+        self._status.update(loading=None)
+
+    @_shown
+    def tick(self) -> None:
+        """Let seconds pass on the screen; called again and again while nothing happens."""
+        now = time.monotonic()
+        if self._bars is not None:
+            if now - self._left_shown_at >= LEFT_SECONDS:
+                self._show_clips()
+            self._bars.tick()
+        elif self._loading is not None and not self._is_loading_told:
+            what, since = self._loading
+            if now - since >= LOADING_SECONDS:
+                self._is_loading_told = True
+                self.say(f"loading {what}")
+
+    @_shown
+    def encoding(self, done: int, total: int) -> None:
+        """Show that another text or image is encoded."""
+        if self._state != "encoding":
+            return  # a damaged entry, made again in the middle of a run
+        if self._bars is not None:
+            self._bars.show_whole(ENCODE, done, total)
+        elif done == total:
+            self.say(f"encoded {total} {'text or image' if total == 1 else 'texts and images'}")
+        self._status.update(stage=ENCODE, step=done, steps=total)
+
+    @_shown
+    def rendering(self, todo: int) -> None:
+        """Show that clips are rendered from now on."""
+        self._num_todo = todo
+        self._state = "rendering"
+        self._show_clips()
+        self._status.update(state=self._state, stage=None, step=None, steps=None)
+
+    @_shown
+    def started(self, clip_id: str) -> None:
+        """Show that a clip is in the executor's hands."""
+        if self._bars is not None:
+            self._bars.show_stage(clip_id, "start")
+        self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
+
+    @_shown
+    def waiting(self, wait: Wait) -> None:
+        """Show that nothing is rendered now, why, and until when."""
+        self.say(wait.line)
+        if self._bars is not None:
+            self._bars.clear_current()
+        self._state_before = self._state_before if self._state in IDLE_STATES else self._state
+        self._state = wait.state
+        moment = wait.until.isoformat(timespec="seconds") if wait.until else None
+        what = {"state": wait.state, "message": wait.reason, "goes_on_at": moment, **_NO_CLIP}
+        self._status.update(**what)
+
+    @_shown
+    def resuming(self) -> None:
+        """Show that a wait is over."""
+        self.say("Resuming.")
+        self._state = self._state_before
+        self._status.update(state=self._state, message="", goes_on_at=None)
+
+    @_shown
+    def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
+        """Show a denoising step or another stage of the current clip."""
+        if self._bars is not None:
+            self._bars.show_steps(clip_id, stage, step, steps)
+        if self._listen is not None:
+            self._listen(Stepped(clip_id, stage, step, steps))
+        self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
+
+    @_shown
+    def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
+        """Show an ended attempt."""
+        self._count(record)
+        self.say(_line(record, number, todo))
+        self._number = number
+        if self._bars is not None:
+            self._bars.clear_current(record.clip_id)
+        self._show_clips()
+        self._status.update(
+            done=self._num_done,
+            failed=len(self._failed),
+            suspect=len(self._suspect),
+            seconds_per_clip=self._pace.seconds_per_clip if self._pace else None,
+            **self._expected_end(),
+        )
+        if self._listen is not None:
+            self._listen(ClipFinished(record, number, todo))
+
+    @_shown
+    def interrupted(self, clip_id: str, repeat: int | None) -> None:
+        """Take note that a current clip is not finished, whatever was there before."""
+        self._done.discard((clip_id, repeat))
+        self._status.update(done=self._num_done)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what status.json says now."""
+        return self._status.snapshot()
+
+    @_shown
+    def end(self, state: str, message: str = "") -> None:
+        """Close the bars and write the last status."""
+        self._state = state
+        self._status.close(
+            state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
+        )
+        self._health.close()
+        if self._bars is not None:
+            self._bars.close()
+
+    def _count(self, record: ClipRecord) -> None:
+        """Count clips, not attempts: one that failed may be tried again."""
+        rendering = (record.clip_id, record.repeat)
+        self._failed.discard(rendering)
+        self._done.discard(rendering)
+        self._suspect.discard(rendering)
+        if record.status == FAILED:
+            self._failed.add(rendering)
+            return
+        self._done.add(rendering)
+        if record.status == SUSPECT:
+            self._suspect.add(rendering)
+
+    @property
+    def _num_done(self) -> int:
+        return self._done_before + len(self._done)
+
+    def _sample(self) -> dict[str, Any]:
+        """Return what changes by itself: the card, the disk, and an end that moves away."""
+        try:
+            free = free_disk_bytes(self._folder)
+        except OSError:
+            free = None
+        return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+
+    def _expected_end(self) -> dict[str, Any]:
+        is_going_on = self._state in ("encoding", "rendering", "waiting")
+        left = self._pace.left() if self._pace is not None and is_going_on else None
+        if left is None:
+            return dict(_NO_ETA)
+        p50, p90 = (
+            self._ends_after(seconds).isoformat(timespec="seconds")
+            for seconds in (left.p50_seconds, left.p90_seconds)
+        )
+        return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
+
+    def _show_clips(self) -> None:
+        if self._bars is None or self._state != "rendering":
+            return
+        self._left_shown_at = time.monotonic()
+        is_known = self._pace is not None and 0 < self._number < self._num_todo
+        left = self._pace.left() if self._pace is not None and is_known else None
+        words = f"about {format_duration(left.p50_seconds)} left" if left is not None else ""
+        self._bars.show_whole("clips", self._number, self._num_todo, words)
+
+
+def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:
+    return {
+        "state": "encoding",
+        "run_id": run_id,
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "total": total,
+        "done": done,
+        "failed": 0,
+        "suspect": 0,
+        **_NO_CLIP,
+        "seconds_per_clip": None,
+        **_NO_ETA,
+        **asdict(GpuHealth()),
+        "free_disk_bytes": None,
+        "message": "",
+        "goes_on_at": None,
+    }
+
+
+def _line(record: ClipRecord, number: int, todo: int) -> str:
+    head = f"[{number}/{todo}] {record.clip_id}"
+    if record.status == FAILED:
+        return f"{head} failed: {format_error(record)}"
+    seconds, parts = attempt_seconds(vars(record)), []
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
+    if record.peak_vram_reserved_bytes is not None:
+        parts.append(f"{format_gib(record.peak_vram_reserved_bytes)} GiB")
+    if record.status == SUSPECT:
+        parts.append(f"suspect: {record.quality_flag}")
+    return f"{head} {', '.join(parts)}"

@@ -1,0 +1,250 @@
+"""What a worker has now, what is lost with it, and the counts that decide what comes next.
+
+These are deaths, bad clips and memory growth. No torch and no processes: who calls says what
+happened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from hv15_batch.clock import utc_now
+from hv15_batch.config.settings import RetryConfig
+from hv15_batch.dispatch.protocol import (
+    GPU_LOST,
+    Died,
+    Event,
+    Finished,
+    Job,
+    Key,
+    Note,
+    Ready,
+    Stepped,
+)
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.record import DECODE, FAILED, OK, SUSPECT, ClipRecord, asked_record
+from hv15_batch.units import GIB, format_gib
+
+MIN_DEATHS_TO_STOP = 2
+
+
+@dataclass
+class Held:
+    """A clip that was handed over and has no record yet."""
+
+    job: Job
+    since: datetime
+    has_latents: bool = False
+    """It is being decoded or written; its latents are saved."""
+
+
+class Current:
+    """Follows the events of one executor."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._held: dict[Key, Held] = {}
+        self.rendering: Key | None = None
+        """The clip after which the executor has not said `Ready`, finished or not."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def keys(self) -> set[Key]:
+        """The clips without a record."""
+        return set(self._held)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The same, in the order of handing over."""
+        return [held.job for held in self._held.values()]
+
+    def submitted(self, job: Job) -> None:
+        """Remember a clip that is handed over."""
+        self._held[job.key] = Held(job, utc_now())
+        self.rendering = job.key
+
+    def heard(self, event: Event) -> None:
+        """Follow an event."""
+        match event:
+            case Finished(job):
+                self._held.pop(job.key, None)  # maybe before `Ready`
+            case Stepped(stage=stage) if stage == DECODE:
+                self._note_latents()
+            case Ready():
+                self._note_latents()
+                self.rendering = None
+            case _:
+                pass
+
+    def _note_latents(self) -> None:
+        if self.rendering in self._held:
+            self._held[self.rendering].has_latents = True
+
+    def let_go(self) -> list[Held]:
+        """Return what an executor leaves behind, in the order of handing over, and forget it."""
+        held, self._held = list(self._held.values()), {}
+        self.rendering = None
+        return held
+
+
+def record_of_lost(
+    lost: Held, known: Mapping[str, Any], status: str, error_type: str, message: str
+) -> ClipRecord:
+    """Return the record of an attempt that left none of its own."""
+    return asked_record(
+        lost.job.clip,
+        **known,
+        attempt=lost.job.attempt,
+        repeat=lost.job.repeat,
+        status=status,
+        error_type=error_type,
+        error_message=message,
+        started_at=lost.since,
+        finished_at=utc_now(),
+    )
+
+
+class Recovery:
+    """Counts deaths and bad clips of a run."""
+
+    def __init__(self, retry: RetryConfig) -> None:
+        """Begin with a run without any."""
+        self._retry = retry
+        self._blamed: Counter[Key] = Counter()
+        self._lost: list[frozenset[Key]] = []  # at each death since a clip was finished
+        self._tried_alone: set[Key] = set()
+        self._bad_in_a_row = 0
+        self._last_bad = ""
+
+    def first_attempt(self, planned: PlannedClip) -> Job:
+        """Return this run's first attempt at a clip; suspects get torch's own attention."""
+        last = planned.last
+        is_suspect = last is not None and last["status"] == SUSPECT
+        return Job(
+            planned.clip,
+            planned.attempts + 1,
+            planned.use_latents,
+            planned.repeat,
+            on_torch_attention=is_suspect and self._retry.suspect and planned.repeat is None,
+        )
+
+    def died(self, event: Died, lost: Sequence[Held], rendering: Key | None) -> None:
+        """Count a death.
+
+        What was only being written is not blamed, unless it was alone. A lost card, or a worker
+        that never came up, is no clip's fault.
+        """
+        is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
+        suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
+        self._lost.append(frozenset(suspects))
+        self._blamed.update(suspects & {rendering} or suspects)
+
+    def another_attempt(self, lost: Held) -> Job | None:
+        """Return the next attempt at a clip whose worker died; None where it is skipped."""
+        job = lost.job
+        if self._blamed[job.key] >= self._retry.max_attempts:
+            self._tried_alone.discard(job.key)
+            return None
+        self._tried_alone.add(job.key)
+        use_latents = job.use_latents or lost.has_latents
+        return replace(job, attempt=job.attempt + 1, use_latents=use_latents)
+
+    def must_be_alone(self, keys: set[Key]) -> bool:
+        """Whether these are not to be current together: one of them was at a death.
+
+        If its worker dies again, it is clear which clip is the cause.
+        """
+        return len(keys) > 1 and not keys.isdisjoint(self._tried_alone)
+
+    def finished(self, job: Job, record: ClipRecord) -> None:
+        """Count an attempt that ended, well or not: the worker works."""
+        self._lost.clear()
+        self._tried_alone.discard(job.key)
+        self.ended(record)
+
+    def ended(self, record: ClipRecord) -> None:
+        """Count a clip's last attempt."""
+        if record.status == OK:
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        what = record.error_type if record.status == FAILED else record.quality_flag
+        self._last_bad = f"{record.clip_id}: {what}"
+
+    def hopeless(self, reason: str) -> str | None:
+        """Return why the run is to stop: workers die in a row and no one clip can be the cause.
+
+        One clip that kills its worker is lost at every death; it is skipped after its
+        attempts, and the next clip gets its chance.
+        """
+        if len(self._lost) < MIN_DEATHS_TO_STOP or frozenset.intersection(*self._lost):
+            return None
+        return (
+            f"{reason}, {len(self._lost)} times without a clip in between; look at run.log, "
+            "nvidia-smi and dmesg for the cause"
+        )
+
+    @staticmethod
+    def unfit(reason: str) -> str:
+        """Return why the run is to stop where no worker comes up."""
+        return f"{reason}, twice before its first clip; look at run.log for the cause"
+
+    def too_many_bad(self) -> str | None:
+        """Return why the run is to stop for its clips' sake, or None."""
+        if self._bad_in_a_row < self._retry.max_consecutive_bad:
+            return None
+        return (
+            f"{self._bad_in_a_row} clips in a row failed or are suspect (the last one "
+            f"{self._last_bad}); look at the page and at run.log for their common cause, and "
+            "raise retry.max_consecutive_bad if there is none"
+        )
+
+
+class Recycling:
+    """Decides when a worker that still works is replaced."""
+
+    def __init__(self, retry: RetryConfig) -> None:
+        """Begin without a worker."""
+        self._retry = retry
+        self.new_worker()
+
+    def new_worker(self) -> None:
+        """Count from zero."""
+        self._clips = 0
+        self._base_bytes: int | None = None
+        self._grown_bytes = 0
+
+    def submitted(self) -> None:
+        """Count a clip."""
+        self._clips += 1
+
+    def heard(self, event: Event, resident_bytes: Callable[[], int | None]) -> None:
+        """Measure after each clip; a change of profile moves weights to the host for good."""
+        if isinstance(event, Note):
+            self._base_bytes, self._grown_bytes = None, 0
+        if not isinstance(event, Finished):
+            return
+        now = resident_bytes() if self._retry.max_ram_growth_gib is not None else None
+        if now is not None:
+            self._base_bytes = now if self._base_bytes is None else self._base_bytes
+            self._grown_bytes = now - self._base_bytes
+
+    @property
+    def reason(self) -> str | None:
+        """Why the worker is to be replaced before its next clip, or None."""
+        most = self._retry.max_clips_per_worker
+        if most is not None and self._clips >= most:
+            return f"after {self._clips} clips (retry.max_clips_per_worker={most})"
+        growth = self._retry.max_ram_growth_gib
+        if growth is not None and self._grown_bytes >= growth * GIB:
+            return (
+                f"holding {format_gib(self._grown_bytes)} GiB more than after its first clip "
+                f"(retry.max_ram_growth_gib={growth:g})"
+            )
+        return None

@@ -1,0 +1,131 @@
+"""One run: what is asked, what is left to do, and what is decided once before its first clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hv15_batch import __version__
+from hv15_batch.clock import Clock
+from hv15_batch.config.settings import Config
+from hv15_batch.dispatch.protocol import ExecutorSpec, Job
+from hv15_batch.forecast.disk import DiskNeed, disk_need
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload
+from hv15_batch.forecast.pace import Pace, make_pace
+from hv15_batch.machine.machine import Machine
+from hv15_batch.run._preflight import disk_fault
+from hv15_batch.run.prepare import Asked, Todo
+from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
+from hv15_batch.rundir.paths import RunDir
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has something to render."""
+
+    asked: Asked
+    todo: Todo
+    machine: Machine
+    rules: Rules
+    offload: OffloadChoice
+    """Chosen once; what is refused, predicted and handed to workers goes by it."""
+    forecast: Forecast | None
+    """None where nothing is known of the card."""
+    pace: Pace
+    disk: DiskNeed
+    run_id: str = ""
+    """Given once the run directory is locked."""
+    system_sha256: str = ""
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return self.asked.config
+
+    @property
+    def run_dir(self) -> RunDir:
+        """Where it renders to."""
+        return self.asked.run_dir
+
+    @property
+    def clock(self) -> Clock:
+        """Counts from the start of the command."""
+        return self.rules.clock
+
+    def spec(self, lock_descriptor: int | None) -> ExecutorSpec:
+        """Return what its workers need to know once."""
+        return ExecutorSpec(
+            config=self.config,
+            run_dir=self.run_dir.path,
+            run_id=self.run_id,
+            manifest_sha256=self.asked.manifest.sha256,
+            checkpoint=self.asked.checkpoint,
+            hostname=self.machine.hostname,
+            system_sha256=self.system_sha256,
+            offload=self.offload.kind,
+            budget_bytes=self.offload.budget_bytes,
+            gpu=self.offload.gpu,
+            streams_text_encoder=self.offload.streams_text_encoder,
+            lock_descriptor=lock_descriptor,
+        )
+
+    def known_columns(self) -> dict[str, Any]:
+        """Return what the parent knows of an attempt that left no record of its own."""
+        return {
+            "run_id": self.run_id,
+            "manifest_sha256": self.asked.manifest.sha256,
+            "repo": self.asked.checkpoint.repo,
+            "task": self.config.model.task.name,
+            "hostname": self.machine.hostname,
+            "system_sha256": self.system_sha256,
+            "hv15_batch_version": __version__,
+        }
+
+    def gate(self, job: Job) -> Verdict:
+        """Return what is to be done before a clip: the disk decides, then the clock."""
+        if fault := disk_fault(self.run_dir.path, self.disk):
+            return Stop(fault)
+        return Schedule(self.rules, self.run_dir.pause, self.pace.clip_seconds)(job)
+
+
+def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
+    """Return the run that renders these clips here; None where there is nothing to render.
+
+    Raises:
+        Refused: no offload profile fits the card.
+    """
+    if not todo.to_render:
+        return None
+    # `runtime.card` is for the dry run alone.
+    config = replace(asked.config, runtime=replace(asked.config.runtime, card=None))
+    forecast = make_forecast(config, todo.to_render, machine, asked.run_dir.log)
+    offload = forecast.offload if forecast is not None else None
+    if offload is None:
+        offload = choose_offload(config, [p.clip.settings for p in todo.to_render], machine)
+    return Run(
+        asked,
+        todo,
+        machine,
+        rules,
+        offload,
+        forecast,
+        make_pace(forecast, asked.run_dir, rules.clock, todo.to_render),
+        disk_need(todo.to_render, asked.config),
+    )
+
+
+def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
+    """Return a run with the clips that are left once nobody else can render any.
+
+    They can only have become fewer: what was decided for more of them stands.
+    """
+    if not todo.to_render:
+        return None
+    return replace(
+        run,
+        asked=asked,
+        todo=todo,
+        pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render),
+        disk=disk_need(todo.to_render, asked.config),
+    )

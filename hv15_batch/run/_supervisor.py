@@ -1,0 +1,166 @@
+"""Keeps one executor at work: starts it, finds out when it stalls, replaces and recycles it.
+
+No torch. Which clip is next, and when to stop, is the loop's business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hv15_batch.clip import Clip
+from hv15_batch.config.settings import RetryConfig
+from hv15_batch.dispatch.protocol import (
+    WORKER_STALLED,
+    Died,
+    Event,
+    Executor,
+    ExecutorSpec,
+    Job,
+    Note,
+)
+from hv15_batch.forecast.stalls import Patience, StallWatch
+from hv15_batch.machine.nvml import Gpu, read_gpus
+from hv15_batch.model.variant import OffloadKind
+from hv15_batch.run._recovery import Recycling
+from hv15_batch.run._run import Run
+
+logger = logging.getLogger(__name__)
+
+_MAX_TICK_SECONDS = 5.0
+"""A longer wait for an event was the parent's own: it was stopped (Ctrl-Z), or starved."""
+
+
+class Supervisor:
+    """Is an executor to the loop, whichever worker stands behind it at the moment."""
+
+    def __init__(
+        self,
+        make_executor: Callable[[OffloadKind | None], Executor],
+        retry: RetryConfig,
+        stalls: StallWatch,
+    ) -> None:
+        """Begin without a worker; `start` starts one.
+
+        Args:
+            make_executor: Called for each worker, with the profile that an earlier one had to
+                change to, or None.
+            retry: Decides when a worker is recycled.
+            stalls: Decides when a worker counts as dead.
+        """
+        self._make_executor = make_executor
+        self._stalls = stalls
+        self._recycling = Recycling(retry)
+        self._executor: Executor | None = None
+        self._offload: OffloadKind | None = None
+
+    def start(self) -> None:
+        """Bring a new worker up; returns at once."""
+        self._recycling.new_worker()
+        self._stalls.new_worker()
+        self._executor = self._make_executor(self._offload)
+        self._executor.start()
+
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """See `dispatch.protocol.Executor.encode`."""
+        assert self._executor is not None
+        self._stalls.encoding()
+        self._executor.encode(clips)
+
+    def submit(self, job: Job) -> None:
+        """See `dispatch.protocol.Executor.submit`."""
+        assert self._executor is not None
+        self._stalls.submitted(job)
+        self._recycling.submitted()
+        self._executor.submit(job)
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        """Return the next event; a worker that stalls is ended, which is the event `Died`."""
+        assert self._executor is not None
+        begin = time.monotonic()
+        event = self._executor.poll(timeout_seconds)
+        if event is None:
+            seconds = min(time.monotonic() - begin, _MAX_TICK_SECONDS)
+            if reason := self._stalls.waited(seconds):
+                self._executor.kill()
+                return Died(reason, WORKER_STALLED)
+            return None
+        if isinstance(event, Note) and event.offload is not None:
+            self._offload = event.offload
+        self._stalls.heard(event)
+        self._recycling.heard(event, self._executor.resident_bytes)
+        return event
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a worker; without one the card is free."""
+        return self._executor is not None
+
+    @property
+    def recycle_reason(self) -> str | None:
+        """Why this worker is to be replaced before its next clip, or None."""
+        return self._recycling.reason
+
+    def recycle(self) -> None:
+        """Replace a worker that has no clip."""
+        logger.info("the worker is replaced %s", self.recycle_reason)
+        self.close()
+        self.start()
+
+    def replace(self) -> None:
+        """Replace a dead worker."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """End the worker in order; all its events have been taken."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        if self._executor is not None:
+            self._executor.kill()
+            self._executor = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """How workers of a run are started, and how long they may be silent."""
+
+    make_executor: Callable[[ExecutorSpec], Executor]
+    patience: Patience
+    lock_descriptor: int | None
+    """Of the run directory's lock: it passes on when parent and worker are gone."""
+
+
+def make_supervisor(run: Run, start: Start) -> Supervisor:
+    """Return the supervisor of a run's workers, which are numbered from 0."""
+    spec = run.spec(start.lock_descriptor)
+    numbers = itertools.count()
+    retry, runtime = spec.config.retry, spec.config.runtime
+    stalls = StallWatch(retry.stall_factor, start.patience, run.pace, runtime.compile)
+
+    def make_executor(offload: OffloadKind | None) -> Executor:
+        run.pace.started_worker()
+        worker_id = f"local-{next(numbers)}"
+        return start.make_executor(
+            replace(spec, worker_id=worker_id, offload=offload or spec.offload)
+        )
+
+    return Supervisor(make_executor, retry, stalls)
+
+
+def lost_gpu(card: Gpu | None) -> str | None:
+    """Return that the driver lists a card no more, or None; asked after a death.
+
+    Args:
+        card: `ExecutorSpec.gpu`; None where it renders on the CPU.
+    """
+    if card is None or card.uuid in {gpu.uuid for gpu in read_gpus()}:
+        return None
+    return f"the GPU is lost: the driver no longer lists {card.name} ({card.uuid})"

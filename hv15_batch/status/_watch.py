@@ -1,0 +1,148 @@
+"""`hv15-batch status --watch`: the same lines again and again, in place on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from hv15_batch.clock import utc_now
+from hv15_batch.errors import EXIT_OK, EXIT_SIGINT, Refused
+from hv15_batch.redaction import one_line, show, shown
+from hv15_batch.rundir.status import (
+    ACTIVE_STATES,
+    Holder,
+    Status,
+    current_run,
+    format_progress,
+    is_gone,
+)
+from hv15_batch.status.show import format_start, format_status
+from hv15_batch.status.terminal import can_redraw, fit, laid_out, num_rows, size_of
+
+__all__ = ("fit", "watch")
+
+WATCH_SECONDS = 2.0
+START_SECONDS = 4.0
+"""A run that was just typed is waited for so long: it reads and plans before it has the lock."""
+
+_UP = "\x1b[{}A"
+_END_OF_LINE = "\x1b[K"
+_END_OF_SCREEN = "\x1b[J"
+_HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+def watch(run_dir: Path, out: TextIO | None = None) -> int:
+    """Show the status of a run until it has ended, and return 0; 130 after Ctrl-C.
+
+    On a terminal the lines are drawn over in one go. Elsewhere a line is written when a clip, the
+    state or a count has changed, and all of them at the end. A run that has just been started is
+    waited for: what lies there is that of the run before.
+
+    Raises:
+        Refused: there is no status, or it can't be understood.
+    """
+    out = out or sys.stdout
+    seen = _Watched(run_dir)
+    try:
+        _redraw(seen, out) if can_redraw(out) else _follow(seen, out)
+    except KeyboardInterrupt:
+        print(file=out)  # the prompt begins a line of its own
+        return EXIT_SIGINT
+    return EXIT_OK
+
+
+class _Watched:
+    """The run of a directory that is at work, was last, or is about to start."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._deadline: float | None = time.monotonic() + START_SECONDS
+
+    def look(self) -> Status | Holder:
+        """Return what is there now; waits for a first run where there is none yet."""
+        while True:
+            try:
+                return current_run(self.run_dir)
+            except Refused:
+                if not self._may_start():
+                    raise
+            time.sleep(WATCH_SECONDS / 4)
+
+    def has_ended(self, seen: Status | Holder) -> bool:
+        """Whether nothing more will happen, also no start of a run that was just typed."""
+        if isinstance(seen, Holder) or (seen.state in ACTIVE_STATES and not is_gone(seen)):
+            self._deadline = None
+            return False
+        return not self._may_start()
+
+    def _may_start(self) -> bool:
+        return self._deadline is not None and time.monotonic() < self._deadline
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a run has not been seen at work yet."""
+        return self._may_start()
+
+
+def _redraw(watched: _Watched, out: TextIO) -> None:
+    drawn = 0
+    out.write(_HIDE_CURSOR)
+    try:
+        while True:
+            seen = watched.look()
+            has_ended = watched.has_ended(seen)
+            columns, rows = size_of(out)
+            lines = [
+                part
+                for line in shown(_text(watched.run_dir, seen)).split("\n")
+                for part in laid_out(line, columns - 1)
+            ]
+            if not has_ended:  # the last lines stay, all of them
+                lines = lines[: max(rows - 1, 1)]
+            # One write for all: no moment at which the screen is empty.
+            up = _UP.format(min(drawn, rows - 1)) if drawn else ""
+            body = "".join(f"{line}{_END_OF_LINE}\n" for line in lines)
+            out.write(f"\r{up}{body}{_END_OF_SCREEN}")
+            out.flush()
+            drawn = sum(num_rows(line, columns) for line in lines)
+            if has_ended:
+                return
+            time.sleep(WATCH_SECONDS / 4 if watched.is_waiting else WATCH_SECONDS)
+    finally:
+        out.write(_SHOW_CURSOR)
+        out.flush()
+
+
+def _text(run_dir: Path, seen: Status | Holder) -> str:
+    if isinstance(seen, Holder):
+        return format_start(run_dir, seen, utc_now())
+    return format_status(run_dir, seen, utc_now())
+
+
+def _follow(watched: _Watched, out: TextIO) -> None:
+    shown: object = None
+    while True:
+        seen = watched.look()
+        if watched.has_ended(seen):
+            show(_text(watched.run_dir, seen), file=out)
+            return
+        if isinstance(seen, Status) and not watched.is_waiting:
+            news = (seen.state, seen.done, seen.failed, seen.suspect, seen.clip_id)
+            if news != shown:
+                shown = news
+                show(_line(seen), file=out)
+        time.sleep(WATCH_SECONDS / 4 if watched.is_waiting else WATCH_SECONDS)
+
+
+def _line(status: Status) -> str:
+    counts = format_progress(
+        total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
+    )
+    parts = [f"{utc_now().astimezone():%H:%M:%S} {counts}", one_line(status.state)]
+    if status.clip_id:
+        parts[-1] += f" {one_line(status.clip_id)}"
+    if status.eta_p50 is not None:
+        parts.append(f"end {status.eta_p50}")
+    return ", ".join(parts)

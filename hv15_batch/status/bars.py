@@ -1,0 +1,187 @@
+"""Bars at the foot of a terminal: one for all clips, one for what is done to the current clip.
+
+tqdm words the lines. They are placed here: both are drawn in one go by the width of the moment, and
+the cursor rests at the start of the first. So a terminal that is made narrower, and breaks the
+lines that are there, does not leave parts of them behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from hv15_batch.record import DENOISE
+from hv15_batch.status.terminal import fit, size_of
+
+_ERASE = "\r\x1b[J"
+"""Back to the start of the line, and all that follows is gone."""
+_UP = "\x1b[A"
+_REDRAW_SECONDS = 1.0
+"""Elapsed seconds are drawn again this often while nothing happens."""
+_METER = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
+_NARROW_METER = "{desc} {n_fmt}/{total_fmt} {elapsed}{postfix}"
+_NAME_COLUMNS, _BAR_COLUMNS = 10, 10
+"""What a name and a bar have at least; where there is less, the line has no bar."""
+
+
+class Bars:
+    """The two lines, and what is printed above them."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        """Draw nothing yet.
+
+        Args:
+            out: A terminal whose lines can be redrawn.
+            clock: Seconds since any moment.
+        """
+        self._out = out
+        self._clock = clock
+        self._whole: _Bar | None = None
+        self._current: _Bar | None = None
+        self._num_drawn = 0
+        self._drawn_at = 0.0
+        self._is_ascii = not _takes_blocks(out)
+
+    def print(self, text: str) -> None:
+        """Print lines above the bars."""
+        self._write(f"{_ERASE}{text}\n")
+
+    def show_whole(self, what: str, done: int, total: int, left: str = "") -> None:
+        """Show how many of all are done, and how much time is left in words."""
+        if self._whole is None or (self._whole.name, self._whole.total) != (what, total):
+            self._whole = _Bar(what, "", done, total, self._clock())
+        self._whole.done, self._whole.left = done, left
+        self._draw()
+
+    def show_steps(self, name: str, stage: str, step: int, steps: int) -> None:
+        """Show a stage of a clip; each clip and each stage begins at zero.
+
+        Denoising is heard of first when a step has ended: its seconds are those of the clip.
+        """
+        now, bar = self._clock(), self._current
+        if bar is None or (bar.name, bar.stage, bar.total) != (name, stage, steps):
+            is_begun = bar is not None and bar.name == name and stage == DENOISE
+            since = bar.since if bar is not None and is_begun else now
+            bar = self._current = _Bar(name, stage, step, steps, now, since)
+        bar.step(step, now)
+        self._draw()
+
+    def show_stage(self, name: str, stage: str) -> None:
+        """Show what is done to a clip where nobody counts, with the seconds that it takes."""
+        self._current = _Bar(name, stage, 0, 1, self._clock())
+        self._draw()
+
+    def show_loading(self, what: str) -> None:
+        """Show what is being loaded, from now on with the seconds that it takes."""
+        self._current = _Bar(f"loading {what}", "", 0, 0, self._clock())
+        self._draw()
+
+    def clear_current(self, name: str | None = None) -> None:
+        """Show nothing of a clip; with a name only if it is that one."""
+        if self._current is not None and name in (None, self._current.name):
+            self._current = None
+            self._draw()
+
+    def tick(self) -> None:
+        """Draw the seconds again; called often."""
+        if self._num_drawn and self._clock() - self._drawn_at >= _REDRAW_SECONDS:
+            self._draw()
+
+    def close(self) -> None:
+        """Leave the bar of all clips where it is, and go below it."""
+        self._current = None
+        if self._num_drawn:
+            last = self._lines()
+            self._num_drawn = 0
+            self._whole = None
+            self._out.write(_ERASE + "".join(f"{line}\n" for line in last))
+            self._out.flush()
+        self._whole = None
+
+    def _draw(self) -> None:
+        self._write(_ERASE)
+
+    def _write(self, before: str) -> None:
+        lines = self._lines()
+        # One write for all: no moment at which the bars are gone.
+        body = "\n".join(lines) + _UP * (len(lines) - 1) + "\r" if lines else ""
+        self._num_drawn, self._drawn_at = len(lines), self._clock()
+        self._out.write(before + body)
+        self._out.flush()
+
+    def _lines(self) -> list[str]:
+        columns, rows = size_of(self._out)
+        now = self._clock()
+        bars = [bar for bar in (self._whole, self._current) if bar is not None]
+        # One column less: no terminal wraps then. A terminal of one row has no room to go back.
+        return [bar.line(columns - 1, now, self._is_ascii) for bar in bars[: max(rows - 1, 1)]]
+
+
+class _Bar:
+    """One line: so many of so many, since when, and how fast."""
+
+    def __init__(
+        self,
+        name: str,
+        stage: str,
+        done: int,
+        total: int,
+        now: float,
+        since: float | None = None,
+    ) -> None:
+        self.name, self.stage, self.total = name, stage, total
+        self.done = done
+        self.left = ""
+        self.since = now if since is None else since
+        self._first = self._last = (done, now)
+
+    def step(self, done: int, now: float) -> None:
+        """Take a step; the pace is that between the first and the last one of this bar."""
+        self.done = done
+        self._last = (done, now)
+
+    def line(self, columns: int, now: float, is_ascii: bool) -> str:
+        """Return the line, at most so many columns wide."""
+        elapsed = now - self.since
+        seconds = tqdm.format_interval(elapsed)
+        if not self.total:  # loading
+            return fit(f"{self.name} {seconds}", columns)
+        if self.stage and self.stage != DENOISE:  # nobody counts in it
+            rest = f" {self.stage} {seconds}"
+            return fit(f"{fit(self.name, max(columns - len(rest), 1))}{rest}", columns)
+        stage = f" {self.stage}" if self.stage else ""
+        postfix = self._pace() if self.stage else self.left
+        rest = f"{stage} {self.done}/{self.total} {seconds}" + f", {postfix}" * bool(postfix)
+        room = columns - len(rest) - len(" ||") - _BAR_COLUMNS
+        has_bar = room >= min(_NAME_COLUMNS, len(self.name))
+        name = fit(self.name, max(room if has_bar else columns - len(rest), 1))
+        meter = tqdm.format_meter(
+            self.done,
+            self.total,
+            elapsed,
+            ncols=columns,
+            prefix=f"{name}{stage}",
+            ascii=is_ascii,
+            bar_format=_METER if has_bar else _NARROW_METER,
+            postfix=postfix,
+        )
+        return fit(str(meter), columns)
+
+    def _pace(self) -> str:
+        """Return the mean of the steps so far, as tqdm words it; empty before the second one."""
+        (first, began), (last, ended) = self._first, self._last
+        if last <= first or ended <= began:
+            return ""
+        seconds = (ended - began) / (last - first)
+        return f"{seconds:.2f}s/it" if seconds >= 1 else f"{1 / seconds:.2f}it/s"
+
+
+def _takes_blocks(out: TextIO) -> bool:
+    try:
+        "█▏…".encode(getattr(out, "encoding", None) or "ascii")
+    except (UnicodeError, LookupError):
+        return False
+    return True
