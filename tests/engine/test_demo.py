@@ -28,6 +28,7 @@ from hv15_batch.model.architectures import (
 from hv15_batch.model.options import small_model
 from training.drawing import render
 from training.pixels import canvas
+from training.prompts import plain_caption
 from training.reading import read_clip
 from training.world import sample_scenes
 
@@ -121,7 +122,8 @@ def test_a_clip_goes_on_from_its_first_frame(root: Path) -> None:
     frame, _, _ = render(scene, canvas(1, "cpu", frames=1))
     pixels = ((frame[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0)
 
-    video = rendered(pipeline, "It grows.", image=Image.fromarray(pixels.numpy()))
+    picture = Image.fromarray(pixels.numpy())
+    video = rendered(pipeline, plain_caption(scene, 0), image=picture)
 
     error = (video[:, 0] - frame[0, :, 0]).square().mean() / 4
     assert video.shape == (3, 25, 128, 192)
