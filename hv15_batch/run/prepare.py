@@ -122,7 +122,7 @@ def prepare(
     if checkpoint.revision is None:
         config = _with_remembered_revision(config, run_dir)
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(manifest, config, checkpoint.revision)
+    clips = make_clips(manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
     check_no_secrets(config, manifest, clips)
     if note := repeats_note(manifest, clips):
         manifest = replace(manifest, notes=(*manifest.notes, note))
@@ -207,7 +207,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     checkpoint = asked.checkpoint
     if config.model != asked.config.model:
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(asked.manifest, config, checkpoint.revision)
+    clips = make_clips(asked.manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
     changed = replace(asked, config=config, checkpoint=checkpoint, clips=clips)
     return plan_against_log(changed).to_render
 
@@ -262,7 +262,9 @@ def offline_fault(asked: Asked) -> str | None:
 def with_weights(asked: Asked, say: Say) -> Asked:
     """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
     checkpoint = fetch(asked.config.model, say=say)
-    clips = make_clips(asked.manifest, asked.config, checkpoint.revision)
+    clips = make_clips(
+        asked.manifest, asked.config, checkpoint.revision, checkpoint.transformer_sha256
+    )
     return replace(asked, checkpoint=checkpoint, clips=clips)
 
 

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -42,6 +42,7 @@ from hv15_batch.weights.hub import (
     hub_cache_folder,
     open_hub,
 )
+from hv15_batch.weights.transformer import OwnTransformer, find_transformer
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,7 @@ SPARE_BYTES = GIB
 """Disk that must stay free after a download."""
 _MAX_REF_BYTES = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TRANSFORMER_WEIGHTS = re.compile(r"transformer/[^/]*\.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -80,6 +82,23 @@ class Checkpoint:
     folder: Path | None
     """Where the files are, when they are complete; None when they are missing, or random."""
     kind: CheckpointKind
+    transformer: OwnTransformer | None = None
+    """In place of the one in `folder`."""
+
+    @property
+    def transformer_sha256(self) -> str | None:
+        """Content of a transformer of one's own; None without one."""
+        return None if self.transformer is None else self.transformer.sha256
+
+    def component(self, name: str) -> Path:
+        """Return the folder of a component's files.
+
+        Raises:
+            Refused: as `files`.
+        """
+        if name == "transformer" and self.transformer is not None:
+            return self.transformer.folder
+        return self.files() / name
 
     @property
     def is_random(self) -> bool:
@@ -139,6 +158,19 @@ def resolve_checkpoint(
     Raises:
         Refused: a local folder that is missing, incomplete or of another kind of model.
     """
+    found = _resolve(model, say, hub_cache)
+    if model.transformer_file is None:
+        return found
+    if found.is_random:
+        raise Refused(
+            f"model.transformer_file={model.transformer_file} with model.weights=random: leave one "
+            "of them out."
+        )
+    return replace(found, transformer=find_transformer(model, cache_root(), say))
+
+
+def _resolve(model: ModelConfig, say: Say, hub_cache: Path | None) -> Checkpoint:
+    """Return the checkpoint of an option, a transformer of one's own left aside."""
     if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
         revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value
@@ -211,12 +243,20 @@ def fetch(
         sleep=sleep,
     )
     commit = str(info.sha)
-    files = {f.rfilename: f for f in info.siblings if is_loaded(f.rfilename)}
+    own = model.transformer_file is not None
+    files = {
+        f.rfilename: f
+        for f in info.siblings
+        if is_loaded(f.rfilename) and not (own and _TRANSFORMER_WEIGHTS.match(f.rfilename))
+    }
     folder = store_folder(hub_cache, found.repo) / "snapshots" / commit
     _announce(found.repo, commit, files, folder, hub_cache, say)
     ask_hub(
         lambda: api.snapshot_download(
-            found.repo, revision=commit, cache_dir=str(hub_cache), allow_patterns=PATTERNS
+            found.repo,
+            revision=commit,
+            cache_dir=str(hub_cache),
+            allow_patterns=[*files, *LICENCE_NAMES] if own else PATTERNS,
         ),
         found.repo,
         commit,
@@ -224,15 +264,15 @@ def fetch(
         DOWNLOAD_WAITS_SECONDS,
         sleep,
     )
-    _verify(found.repo, folder, files, check_sha256, say)
+    _verify(found.repo, folder, files, check_sha256, say, own)
     check_task(folder, model, found.repo)
     _record(model, commit, {name: file.size for name, file in files.items()})
     say(f"complete and verified: {folder}")
-    return Checkpoint(found.repo, commit, folder, CheckpointKind.hub)
+    return replace(found, revision=commit, folder=folder)
 
 
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
-    faults = find_faults(folder)
+    faults = find_faults(folder, without=_replaced(model.transformer_file is not None))
     if faults:
         is_damaged = not all(" is missing" in fault for fault in faults)
         raise Refused(
@@ -261,7 +301,8 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
         sizes = record.get("snapshots", {}).get(commit)
         is_recorded = bool(sizes) and has_sizes(folder, sizes)
         # A size says nothing of what is inside; what has some MiB was read when it was fetched.
-        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded):
+        without = _replaced(model.transformer_file is not None)
+        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded, without):
             check_task(folder, model, repo)
         else:
             folder = None
@@ -340,7 +381,14 @@ def _announce(
         )
 
 
-def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
+def _replaced(has_own: bool) -> tuple[str, ...]:
+    """Return the components whose weights are not needed."""
+    return ("transformer",) if has_own else ()
+
+
+def _verify(
+    repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say, has_own: bool
+) -> None:
     """Check sizes, hashes when asked, and that the files make a checkpoint."""
     paths = {folder / name: file for name, file in files.items()}
     bad = [p for p, file in paths.items() if not has_sizes(p.parent, {p.name: file.size})]
@@ -354,7 +402,7 @@ def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, 
             f"{len(bad)} of the files of {repo} are not what the hub has: "
             f"{_some([str(path.resolve()) for path in bad])}; delete them and run again."
         )
-    faults = find_faults(folder)
+    faults = find_faults(folder, without=_replaced(has_own))
     if faults:
         damaged = {folder / fault.split(" ")[0] for fault in faults}
         stored = sorted(str(path.resolve()) for path in damaged if path.is_file())
