@@ -33,7 +33,8 @@ from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
 from hv15_batch.rundir.stored import check_owner, earlier_settings
 from hv15_batch.units import Say
-from hv15_batch.weights.checkpoint import Checkpoint, fetch, resolve_checkpoint
+from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
+from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
 
 
