@@ -16,6 +16,7 @@ import csv
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -100,28 +101,31 @@ def score(asked: dict[str, str], reading: Reading) -> dict[str, bool]:
 def asked_of(row: dict[str, str]) -> dict[str, str]:
     """Return what the tags of a row of clips.csv ask for."""
     tags = json.loads(row["tags"])
-    return {name: str(tags.get(name) or "") for name in NAMES}
+    return {name: str(tags.get(f"tag_{name}") or "") for name in NAMES}
 
 
-def read_runs(folders: list[Path]) -> list[dict[str, object]]:
-    """Return a row for each finished clip of run directories: prompt, what was asked and read."""
-    rows: list[dict[str, object]] = []
+def read_runs(folders: list[Path], pictures: Path) -> list[dict[str, Any]]:
+    """Return a row for each finished clip of run directories: what is right and what was read.
+
+    Args:
+        folders: run directories.
+        pictures: folder to which the first frames' names are relative.
+    """
+    rows = []
     for folder in folders:
         with (folder / "clips.csv").open(encoding="utf-8", newline="") as file:
-            clips = [
-                row for row in csv.DictReader(file) if row["file"] and row["status"] != "failed"
-            ]
+            clips = [row for row in csv.DictReader(file) if row["status"] in ("ok", "suspect")]
         for row in clips:
             asked = asked_of(row)
             frames = read_frames(folder / row["file"])
             reading = read_clip(frames, len(asked["word"]))
             right = score(asked, reading)
             read = {name: getattr(reading, name) for name in NAMES}
-            wrong = {k: (asked.get(k), read.get(k)) for k, ok in right.items() if not ok}
-            rows.append(
-                {"prompt": row["prompt"], "seed": row["seed"], "right": right, "wrong": wrong}
-            )
-            print(row["seed"], row["prompt"], wrong or "", flush=True)
+            first = psnr_of_first(frames, pictures / row["image"]) if row["image"] else None
+            clip = {"prompt": row["prompt"], "seed": row["seed"], "first_frame_psnr": first}
+            rows.append({**clip, "right": right, "read": read})
+            wrong = [f"{k}: {read.get(k, 'wrong')}" for k, ok in right.items() if not ok]
+            print(row["seed"], row["prompt"], "|", ", ".join(wrong), flush=True)
     return rows
 
 
@@ -158,6 +162,7 @@ def main() -> None:
     arguments.add_argument("what", choices=("manifest", "read", "check"))
     arguments.add_argument("paths", nargs="*", type=Path)
     arguments.add_argument("--images", action="store_true", help="also draw first frames")
+    arguments.add_argument("--pictures", type=Path, default=Path(), help="folder of first frames")
     arguments.add_argument("--scenes", type=int, default=64)
     arguments.add_argument("--json", type=Path, help="where each clip's reading goes")
     chosen = arguments.parse_args()
@@ -168,7 +173,7 @@ def main() -> None:
         print(f"drawn scenes\n{check(chosen.scenes, 0)}\n")
         print(f"the same, asked for what another scene shows\n{check(chosen.scenes, 7)}")
     else:
-        rows = read_runs(chosen.paths)
+        rows = read_runs(chosen.paths, chosen.pictures)
         if chosen.json:
             chosen.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(table([row["right"] for row in rows]))

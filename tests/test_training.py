@@ -16,9 +16,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipImageProcessorPil
 
+from hv15_batch.engine.load.demo import build_demo_component
 from hv15_batch.engine.load.random_weights import tokenizers
+from hv15_batch.model.architectures import read_architecture
+from hv15_batch.model.options import small_model
 from training import fused, vae_forward
 from training.drawing import render
+from training.export import load_packaged
 from training.image import IMAGE_SIZE, IMAGE_TOKENS, build_image_encoder, encode_images
 from training.lettering import read_letters
 from training.models import Models, targets, tokenize
@@ -226,6 +230,19 @@ def test_the_probe_learns_what_prompts_say_and_where_letters_stand() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.35 * losses[0]
+
+
+def test_training_can_go_on_from_the_weights_of_the_package() -> None:
+    models = Models()
+    load_packaged(models)
+    model = small_model("demo_i2v")
+    for part in ("transformer", "text_encoder", "text_encoder_2", "image_encoder"):
+        component = build_demo_component(part, model, read_architecture("demo"))
+        whole = component.state_dict()
+        for name, value in getattr(models, part).state_dict().items():
+            kept = whole[name][tuple(slice(size) for size in value.shape)]
+            used = kept.abs().sum(-1) > 0 if "embed" in name or "shared" in name else ...
+            assert torch.equal(value[used], kept[used]), name
 
 
 class _NoCopiesFromHost(TorchDispatchMode):

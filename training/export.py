@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hv15_batch.model.architectures import DEMO_FOLDER
 
@@ -43,6 +44,24 @@ def pack(
         weights.pop("encoder.embed_tokens.weight", None)  # the same tensor under another name
         packed[part] = weights
     return packed
+
+
+def load_packaged(models: nn.Module) -> None:
+    """Take over the weights of the package, to train on from them.
+
+    Args:
+        models: `training.models.Models`; its probe and the rows left out stay as they are.
+    """
+    state = models.state_dict()
+    for part in PARTS:
+        packed = load_file(DEMO_FOLDER / f"{part}.safetensors")
+        for key, value in packed.items():
+            if not key.endswith(".rows"):
+                rows = packed.get(key + ".rows")
+                into = state[f"{part}.{key}"]
+                into[slice(None) if rows is None else rows.long()] = value.float()
+    state["text_encoder_2.encoder.embed_tokens.weight"] = state["text_encoder_2.shared.weight"]
+    models.load_state_dict(state)
 
 
 def used_rows() -> dict[str, list[int]]:

@@ -69,12 +69,13 @@ def read_clip(video: torch.Tensor, letters: int) -> Reading:
     frames = (video.transpose(0, 1)[::STEP] + 1) / 2
     small = F.avg_pool2d(frames, HALF)
     place = _read_place(frames)
-    masks = _color_masks(small, _novelty(small, place))
-    if letters:  # the sign is no object
+    visible = torch.ones(small.shape[-2:])
+    if letters:  # what is behind the sign is not known
         stop = (SIGN_ROW + 1) * 16 // HALF + 3
-        masks[:, :, :stop, : (SIGN_COLUMN + letters) * 16 // HALF + 3] = 0
+        visible[:stop, : (SIGN_COLUMN + letters) * 16 // HALF + 3] = 0
+    masks = _color_masks(small, _novelty(small, place)) * visible
     color, coarse = _find(masks)
-    shape, track, turns = _fit(masks[:, color], coarse)
+    shape, track, turns = _fit(masks[:, color], visible, coarse)
     read = read_letters(video[None, :, FRAMES // 2], SIGN_ROW, SIGN_COLUMN, MAX_LETTERS)[0]
     return Reading(
         color=list(COLORS)[color],
@@ -131,7 +132,7 @@ def _color_masks(small: torch.Tensor, novelty: torch.Tensor) -> torch.Tensor:
         ),
     )
     hue, saturation = sector * 60, chroma / (high + 1e-6)
-    new = ((novelty - 0.02) / 0.05).clamp(0, 1)
+    new = ((novelty - 0.035) / 0.05).clamp(0, 1)
     away = torch.stack([((hue - h + 180) % 360 - 180).abs() for h in HUES.values()])
     nearest = away.argmin(0)
     names = list(HUES)
@@ -197,19 +198,23 @@ def _outlines(shape: int, turns: tuple[float, ...]) -> torch.Tensor:
     return torch.stack(every)
 
 
-def _fit(mask: torch.Tensor, coarse: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+def _fit(
+    mask: torch.Tensor, visible: torch.Tensor, coarse: torch.Tensor
+) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Return the shape, its track [N, 3] and its turn in each frame, radians [N].
 
-    The score is the overlap of a mask with a filled outline: both over either.
+    The score is the overlap of a mask with a filled outline, both over either, where it is visible:
+    within the picture and not behind the sign.
     """
     results = []
-    crops, corners = _crops(mask, coarse)
+    crops, middles = _crops(mask, coarse)
+    seen, _ = _crops(visible.expand_as(mask), coarse)
     for number, name in enumerate(SHAPES):
         parts = SYMMETRY[name]
         count = {1: 1, 3: 8, 4: 6, 5: 5}[parts] if name != "heart" else 16
         full = 2 * math.pi / parts
         turns = tuple(full * i / count for i in range(count))
-        results.append(_fit_shape(crops, corners, _outlines(number, turns), turns))
+        results.append(_fit_shape(crops, seen, middles, _outlines(number, turns), turns))
     scores = torch.stack([score for score, _, _ in results])
     shape = int(scores.sum(1).argmax())
     return shape, results[shape][1], results[shape][2]
@@ -227,19 +232,30 @@ def _crops(mask: torch.Tensor, coarse: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _fit_shape(
-    crops: torch.Tensor, middles: torch.Tensor, outlines: torch.Tensor, turns: tuple[float, ...]
+    crops: torch.Tensor,
+    seen: torch.Tensor,
+    middles: torch.Tensor,
+    outlines: torch.Tensor,
+    turns: tuple[float, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     size, reach = (96, 96), 12
-    spectrum = torch.fft.rfft2(crops, s=size)
+    side = 2 * reach + 1
     kernels = torch.fft.rfft2(outlines, s=size).conj()
-    area, covered = outlines.sum((1, 2)), crops.sum((1, 2))
+    whole = outlines.sum((1, 2)).view(-1, 1, 1)
+
+    def shared(picture: torch.Tensor) -> torch.Tensor:
+        """Return what outlines have in common with a picture, for shifts up to `reach`."""
+        product = torch.fft.irfft2(torch.fft.rfft2(picture, s=size) * kernels, s=size)
+        return torch.roll(product, (reach, reach), (1, 2))[:, :side, :side]
+
     scores, places, angles = [], [], []
-    for frame, total, middle in zip(spectrum, covered, middles, strict=True):
-        both = torch.fft.irfft2(frame * kernels, s=size)
-        both = torch.roll(both, (reach, reach), (1, 2))[:, : 2 * reach + 1, : 2 * reach + 1]
-        overlap = both / (area.view(-1, 1, 1) + total - both)
+    for crop, there, middle in zip(crops, seen, middles, strict=True):
+        both, area = shared(crop), whole
+        if not bool(there.all()):
+            area = shared(there)
+        overlap = both / (area + crop.sum() - both)
+        overlap = torch.where(area > 0.4 * whole, overlap, 0.0)
         best = int(overlap.argmax())
-        side = 2 * reach + 1
         kind, dy, dx = best // side**2, best // side % side - reach, best % side - reach
         scores.append(overlap.max())
         radius = FINE[kind // len(turns)]

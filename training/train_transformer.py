@@ -1,7 +1,7 @@
 """Trains text encoder, glyph encoder and transformer of the demo models.
 
-    python -m training.train_transformer OUT --vae training/checkpoints
-    python -m training.train_transformer OUT --vae training/checkpoints --resume OLD
+    python -m training.train_transformer OUT
+    python -m training.train_transformer OUT --resume OLD
 
 Flow matching on the VAE's latents of the made-up world: first on first frames, then on clips, last
 also from first frame to clip, for which a batch is text-to-video or image-to-video as a whole. A
@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from hv15_batch.model.architectures import DEMO_FOLDER
 from training import vae_forward
 from training.drawing import render
+from training.export import load_packaged
 from training.graphs import record
 from training.image import encode_images
 from training.lettering import read_letters
@@ -86,6 +88,8 @@ class TransformerSitting(Sitting):
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Take the arguments of `main`."""
         self.models = Models()
+        if arguments.packaged:
+            load_packaged(self.models)
         self.stages = SMALL_STAGES if arguments.small else STAGES
         super().__init__(arguments, self.models, is_matrix)
         self.vae = build_vae().to(self.device).eval().requires_grad_(False)
@@ -258,10 +262,12 @@ def _write_sheet(video: torch.Tensor, file: Path) -> None:
 def main() -> None:
     """Read the arguments and train."""
     arguments = parser(__doc__, rate=1.5e-3, seconds=1400, total=1400)
-    arguments.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    arguments.add_argument("--vae", type=Path, default=DEMO_FOLDER, help="folder of the VAE")
     arguments.add_argument("--clips", type=int, default=9216, help="encoded on each card")
     arguments.add_argument("--renew", type=int, default=20, help="steps per 16 new clips")
     arguments.add_argument("--seed", type=int, default=0, help="added to that of the scenes")
+    packaged = "begin with the weights of the package"
+    arguments.add_argument("--packaged", action="store_true", help=packaged)
     arguments.add_argument("--compile", action="store_true", help="compile the blocks first")
     arguments.add_argument("--frames-until", type=float, default=0.17, help="share of the plan")
     arguments.add_argument("--images-from", type=float, default=0.6, help="share of the plan")

@@ -1,6 +1,6 @@
 """Measures whether the VAE is good enough for anything to be trained on its latents.
 
-    python -m training.vae_gate training/checkpoints
+    python -m training.vae_gate hv15_batch/model/demo
 
 The gate: 30 dB on whole clips, and letters read by template in 98 % of reconstructions.
 """
@@ -115,18 +115,20 @@ def write_strip(
 
 
 def main() -> None:
-    """Measure the VAE in a folder, write its strip beside it, exit 1 if it misses the gate."""
+    """Measure the VAE in a folder, exit 1 if it misses the gate."""
     from training.train_vae import build_vae
 
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--clips", type=int, default=48)
+    arguments.add_argument("--picture", type=Path, help="where a strip of clips goes")
     chosen = arguments.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae, file = build_vae().to(device).eval(), chosen.folder / "vae.safetensors"
     figures = gate(vae, file, device, chosen.clips)
     print(figures, "passed" if passes(figures) else "missed")
-    write_strip(vae, file, chosen.folder / "vae.png", device)
+    if chosen.picture:
+        write_strip(vae, file, chosen.picture, device)
     if not passes(figures):
         raise SystemExit(1)
 
