@@ -97,6 +97,8 @@ class ClipSettings:
     quantisation: str | None = None
     cache: str | None = None
     """`every:start:end` of a static step cache; None computes every step."""
+    transformer_sha256: str | None = added(None)
+    """Content of `model.transformer_file`; None without one."""
     image_conversion: str | None = added(None)
     """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hv15_batch.config.settings import Config
 from hv15_batch.units import format_gib
-from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import Hub
 
 
@@ -32,7 +33,7 @@ def prefetch(
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        Refused: as `weights.checkpoint.fetch` does.
+        Refused: as `weights.fetch.fetch` does.
     """
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)

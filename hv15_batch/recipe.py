@@ -113,7 +113,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
         )
     cells = _cells(tag, option.task)
     _check_cells(cells, tag)
-    notes = [*_backend_note(tag), *_weights_notes(tag, option)]
+    notes = [*_backend_note(tag), *_weights_notes(tag, option), *_transformer_note(tag)]
     if option.task is Task.i2v:
         assert tag.image is not None
         image = _find_image(tag)
@@ -239,6 +239,15 @@ def _backend_note(tag: ClipTag) -> Iterator[str]:
             f"Attention: it was rendered with {backend}, which fetches code from the Hugging Face "
             "hub and runs it; a tag never decides that. To have it, add "
             f"runtime.attention_backend={backend}."
+        )
+
+
+def _transformer_note(tag: ClipTag) -> Iterator[str]:
+    sha256 = tag.settings.transformer_sha256
+    if sha256 is not None:
+        yield (
+            f"Transformer: it was rendered with a file of its own (SHA-256 {sha256}); a tag never "
+            "decides which file is read. To have it, add model.transformer_file=FILE."
         )
 
 

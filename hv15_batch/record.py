@@ -138,6 +138,9 @@ class ClipRecord:
     cache: str | None = _asked(
         "static step cache as every:start:end; null computes every step", groups=True
     )
+    transformer_sha256: str | None = _asked(
+        "content of model.transformer_file; null without one", groups=True
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -343,6 +346,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             tags=json.dumps(clip.tags, ensure_ascii=False, sort_keys=True),
             attention_backend_requested=settings.attention_backend,
             off_recipe=clip.off_recipe,
+            transformer_sha256=settings.transformer_sha256,
             cache=settings.cache,
             model=settings.model,
             revision=settings.revision,

@@ -36,18 +36,23 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
-        _note_clip_faults(manifest, _asked_clips(manifest, config, None), config, faults)
+        _note_clip_faults(manifest, _asked_clips(manifest, config, None, None), config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
 
-def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tuple[Clip, ...]:
+def make_clips(
+    manifest: Manifest,
+    config: Config,
+    revision: str | None,
+    transformer_sha256: str | None = None,
+) -> tuple[Clip, ...]:
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
 
     Raises:
         ManifestError: all faults that need the settings as well as the row.
     """
-    asked = _asked_clips(manifest, config, revision)
+    asked = _asked_clips(manifest, config, revision, transformer_sha256)
     faults = Faults(manifest.name)
     _note_clip_faults(manifest, asked, config, faults)
     if faults:
@@ -55,12 +60,17 @@ def make_clips(manifest: Manifest, config: Config, revision: str | None) -> tupl
     return tuple(_merged(asked, manifest))
 
 
-def resolve_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
+def resolve_clips(
+    manifest: Manifest,
+    config: Config,
+    revision: str | None,
+    transformer_sha256: str | None = None,
+) -> list[Clip]:
     """Return every clip that the rows ask for once, refused or not.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    return _merged(_asked_clips(manifest, config, revision), manifest)
+    return _merged(_asked_clips(manifest, config, revision, transformer_sha256), manifest)
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
@@ -113,7 +123,9 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     return merged
 
 
-def _asked_clips(manifest: Manifest, config: Config, revision: str | None) -> list[Clip]:
+def _asked_clips(
+    manifest: Manifest, config: Config, revision: str | None, transformer_sha256: str | None
+) -> list[Clip]:
     """Return what each row asks for, also what another has asked for already."""
     override_seeds, default_seeds = _configured_seeds(config)
     video = hashed_values(config.video)
@@ -126,7 +138,7 @@ def _asked_clips(manifest: Manifest, config: Config, revision: str | None) -> li
                 *row.image_size, config.model.target_size
             )
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, video, config, revision))
+            clips.append(_clip(row, seed, values, video, config, revision, transformer_sha256))
     return clips
 
 
@@ -185,6 +197,7 @@ def _clip(
     video: dict[str, Any],
     config: Config,
     revision: str | None,
+    transformer_sha256: str | None,
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
@@ -205,6 +218,7 @@ def _clip(
         video=video,
         model=config.model.name,
         revision=revision,
+        transformer_sha256=transformer_sha256,
         weights=config.model.weights.name,
         dtype=effective_dtype(config).name,
         attention_backend=config.runtime.attention_backend,

@@ -192,8 +192,8 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     for key, value, allowed in choices:
         if not isinstance(value, str) or value not in allowed:
             raise _refused(name, key, value, f"must be one of {', '.join(allowed)}")
-    revision, image_sha256 = values["revision"], values["image_sha256"]
-    for key, value in (("revision", revision), ("image_sha256", image_sha256)):
+    hashes = {key: values[key] for key in ("revision", "image_sha256", "transformer_sha256")}
+    for key, value in hashes.items():
         if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
             raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
     if values["quantisation"] is not None:

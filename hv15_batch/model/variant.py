@@ -126,6 +126,9 @@ class ModelConfig:
     """Name of the option."""
     repo: str | None = field(default=None, metadata={"typed_only": True})
     """Hub id, or a local folder in diffusers layout. Null for the tiny and the demo models."""
+    transformer_file: str | None = field(default=None, metadata={"typed_only": True})
+    """A transformer of your own in one file: Tencent's, Comfy-Org's or diffusers' layout, in bf16,
+    fp16 or scaled fp8. Encoders and VAE stay those of the option."""
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained

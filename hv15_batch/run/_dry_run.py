@@ -136,10 +136,11 @@ def _format_states(states: Sequence[State]) -> str:
 def _format_weights(checkpoint: Checkpoint) -> str:
     if checkpoint.kind is CheckpointKind.random:
         return "random weights: nothing is downloaded, and the clips are noise"
+    own = _format_own(checkpoint)
     if checkpoint.kind is CheckpointKind.tiny:
-        return "built on this machine in seconds: the clips are noise on purpose"
+        return f"built on this machine in seconds: the clips are noise on purpose{own}"
     if checkpoint.kind is CheckpointKind.demo:
-        return "part of this package, written as a checkpoint on this machine in seconds"
+        return f"part of this package, written as a checkpoint on this machine in seconds{own}"
     revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
     what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
     there = (
@@ -147,7 +148,16 @@ def _format_weights(checkpoint: Checkpoint) -> str:
         if checkpoint.folder
         else "not on disk: fetched at the start of a run, which no time below has in it"
     )
-    return f"{what} at {revision}, {there}"
+    return f"{what} at {revision}, {there}{_format_own(checkpoint)}"
+
+
+def _format_own(checkpoint: Checkpoint) -> str:
+    own = checkpoint.transformer
+    if own is None:
+        return ""
+    size = format_gib(own.num_bytes)
+    there = "converted" if own.is_made else f"to be converted once ({size} GiB)"
+    return f"; transformer {own.path.name} ({own.kind}), {there}"
 
 
 _shown = attrgetter(

@@ -32,13 +32,13 @@ from hv15_batch.run.prepare import Asked, Todo, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.checkpoint import (
-    LICENCE,
     Checkpoint,
     CheckpointKind,
     cache_root,
     store_folder,
     tiny_root,
 )
+from hv15_batch.weights.fetch import LICENCE
 from hv15_batch.weights.files import find_licences
 from hv15_batch.weights.hub import hub_cache_folder
 

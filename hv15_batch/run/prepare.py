@@ -33,7 +33,8 @@ from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
 from hv15_batch.rundir.stored import check_owner, earlier_settings
 from hv15_batch.units import Say
-from hv15_batch.weights.checkpoint import Checkpoint, fetch, resolve_checkpoint
+from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
+from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
 
 
@@ -122,7 +123,7 @@ def prepare(
     if checkpoint.revision is None:
         config = _with_remembered_revision(config, run_dir)
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(manifest, config, checkpoint.revision)
+    clips = make_clips(manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
     check_no_secrets(config, manifest, clips)
     if note := repeats_note(manifest, clips):
         manifest = replace(manifest, notes=(*manifest.notes, note))
@@ -207,7 +208,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     checkpoint = asked.checkpoint
     if config.model != asked.config.model:
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(asked.manifest, config, checkpoint.revision)
+    clips = make_clips(asked.manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
     changed = replace(asked, config=config, checkpoint=checkpoint, clips=clips)
     return plan_against_log(changed).to_render
 
@@ -262,7 +263,9 @@ def offline_fault(asked: Asked) -> str | None:
 def with_weights(asked: Asked, say: Say) -> Asked:
     """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
     checkpoint = fetch(asked.config.model, say=say)
-    clips = make_clips(asked.manifest, asked.config, checkpoint.revision)
+    clips = make_clips(
+        asked.manifest, asked.config, checkpoint.revision, checkpoint.transformer_sha256
+    )
     return replace(asked, checkpoint=checkpoint, clips=clips)
 
 

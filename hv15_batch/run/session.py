@@ -56,6 +56,7 @@ from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
 from hv15_batch.units import Say
+from hv15_batch.weights.transformer import make_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ def run(
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, say)
         _say_all(licence_notes(asked.checkpoint), say)
+    if run is not None and asked.checkpoint.transformer is not None:
+        make_transformer(asked.checkpoint.transformer, config.model, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -18,42 +17,22 @@ from typing import Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json, read_text
-from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.units import GIB, format_gib
-from hv15_batch.weights.configs import LOADED_SUFFIXES
 from hv15_batch.weights.files import (
-    LICENCE_NAMES,
     check_task,
     content_sha256,
-    file_sha256s,
-    file_sizes,
     find_faults,
     has_sizes,
-    is_loaded,
     write_json,
 )
 from hv15_batch.weights.hub import (
-    DOWNLOAD_WAITS_SECONDS,
-    Hub,
-    ask_hub,
-    check_online,
     hub_cache_folder,
-    open_hub,
 )
+from hv15_batch.weights.transformer import OwnTransformer, find_transformer
 
 Say = Callable[[str], None]
 
-PATTERNS = [f"*{suffix}" for suffix in LOADED_SUFFIXES] + list(LICENCE_NAMES)
-"""What is downloaded: the licence too; never pickled weights (.bin, .pt), which can run code."""
-LICENCE = (
-    "the weights have their own licence (Tencent Hunyuan Community License, whose territory leaves "
-    "out the European Union, the United Kingdom and South Korea); read it at "
-    "https://huggingface.co/tencent/HunyuanVideo-1.5"
-)
-SPARE_BYTES = GIB
-"""Disk that must stay free after a download."""
 _MAX_REF_BYTES = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -80,6 +59,23 @@ class Checkpoint:
     folder: Path | None
     """Where the files are, when they are complete; None when they are missing, or random."""
     kind: CheckpointKind
+    transformer: OwnTransformer | None = None
+    """In place of the one in `folder`."""
+
+    @property
+    def transformer_sha256(self) -> str | None:
+        """Content of a transformer of one's own; None without one."""
+        return None if self.transformer is None else self.transformer.sha256
+
+    def component(self, name: str) -> Path:
+        """Return the folder of a component's files.
+
+        Raises:
+            Refused: as `files`.
+        """
+        if name == "transformer" and self.transformer is not None:
+            return self.transformer.folder
+        return self.files() / name
 
     @property
     def is_random(self) -> bool:
@@ -139,6 +135,19 @@ def resolve_checkpoint(
     Raises:
         Refused: a local folder that is missing, incomplete or of another kind of model.
     """
+    found = _resolve(model, say, hub_cache)
+    if model.transformer_file is None:
+        return found
+    if found.is_random:
+        raise Refused(
+            f"model.transformer_file={model.transformer_file} with model.weights=random: leave one "
+            "of them out."
+        )
+    return replace(found, transformer=find_transformer(model, cache_root(), say))
+
+
+def _resolve(model: ModelConfig, say: Say, hub_cache: Path | None) -> Checkpoint:
+    """Return the checkpoint of an option, a transformer of one's own left aside."""
     if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
         revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value
@@ -166,78 +175,13 @@ def resolve_checkpoint(
         ) from error
 
 
-def fetch(
-    model: ModelConfig,
-    *,
-    say: Say,
-    hub: Hub | None = None,
-    hub_cache: Path | None = None,
-    environ: Mapping[str, str] = os.environ,
-    sleep: Callable[[float], None] = time.sleep,
-    check_sha256: bool = False,
-) -> Checkpoint:
-    """Return a model's checkpoint, downloading what is missing of it, and record its commit.
-
-    An interrupted download resumes where it was. Nothing happens for weights that are complete,
-    and none are downloaded for tiny, demo and random ones.
-
-    Args:
-        model: The model option.
-        say: Prints a line for the user.
-        hub: Stands for the hub; None for `huggingface_hub.HfApi()`.
-        hub_cache: Cache of huggingface_hub; None for its own.
-        environ: Environment; HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE are read.
-        sleep: Waits between attempts.
-        check_sha256: Also read every weight file and compare its hash with the hub's.
-
-    Raises:
-        Refused: offline, disk short, refused by the hub, no network, or damaged files.
-    """
-    hub_cache = hub_cache or hub_cache_folder()
-    found = resolve_checkpoint(model, say=say, hub_cache=hub_cache)
-    if found.kind is not CheckpointKind.hub:
-        return found
-    if found.folder is not None and found.revision is not None and not check_sha256:
-        _record(model, found.revision, file_sizes(found.folder))
-        return found
-    check_online(model.name, environ)
-    api = hub or open_hub()
-    wanted = found.revision or model.revision
-    info = ask_hub(
-        lambda: api.model_info(found.repo, revision=wanted, files_metadata=True),
-        found.repo,
-        wanted,
-        say,
-        sleep=sleep,
-    )
-    commit = str(info.sha)
-    files = {f.rfilename: f for f in info.siblings if is_loaded(f.rfilename)}
-    folder = store_folder(hub_cache, found.repo) / "snapshots" / commit
-    _announce(found.repo, commit, files, folder, hub_cache, say)
-    ask_hub(
-        lambda: api.snapshot_download(
-            found.repo, revision=commit, cache_dir=str(hub_cache), allow_patterns=PATTERNS
-        ),
-        found.repo,
-        commit,
-        say,
-        DOWNLOAD_WAITS_SECONDS,
-        sleep,
-    )
-    _verify(found.repo, folder, files, check_sha256, say)
-    check_task(folder, model, found.repo)
-    _record(model, commit, {name: file.size for name, file in files.items()})
-    say(f"complete and verified: {folder}")
-    return Checkpoint(found.repo, commit, folder, CheckpointKind.hub)
-
-
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
-    faults = find_faults(folder)
+    faults = find_faults(folder, without=replaced(model.transformer_file is not None))
     if faults:
         is_damaged = not all(" is missing" in fault for fault in faults)
         raise Refused(
             f"model.repo={folder} is not a complete checkpoint in diffusers layout: "
-            f"{_some(faults)}; name the folder that holds model_index.json"
+            f"{some(faults)}; name the folder that holds model_index.json"
             + (", and copy or fetch again what is damaged." if is_damaged else ".")
         )
     check_task(folder, model, str(folder))
@@ -261,7 +205,8 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
         sizes = record.get("snapshots", {}).get(commit)
         is_recorded = bool(sizes) and has_sizes(folder, sizes)
         # A size says nothing of what is inside; what has some MiB was read when it was fetched.
-        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded):
+        without = replaced(model.transformer_file is not None)
+        if (is_recorded or not sizes) and not find_faults(folder, not is_recorded, without):
             check_task(folder, model, repo)
         else:
             folder = None
@@ -309,7 +254,7 @@ def _read_record(repo: str) -> dict[str, Any]:
     return record
 
 
-def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
+def record_fetched(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
     """Note what was fetched; the commit becomes the default unless one was typed in full."""
     repo = str(model.repo)
     record = _read_record(repo)
@@ -321,46 +266,11 @@ def _record(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
     write_json(_record_file(repo), record)
 
 
-def _announce(
-    repo: str, commit: str, files: dict[str, Any], folder: Path, hub_cache: Path, say: Say
-) -> None:
-    """Say what comes from where to where, and refuse a disk that is too small."""
-    total = sum(file.size for file in files.values())
-    missing = sum(f.size for name, f in files.items() if not has_sizes(folder, {name: f.size}))
-    free = free_disk_bytes(hub_cache)
-    sizes = f"{format_gib(total)} GiB, {format_gib(missing)} GiB to download"
-    say(f"{repo} at {commit[:12]}: {len(files)} files, {sizes}")
-    say(f"into {hub_cache} ({format_gib(free)} GiB free)")
-    say(LICENCE)
-    if missing and missing + SPARE_BYTES > free:
-        raise Refused(
-            f"the disk of {existing_parent(hub_cache)} has {format_gib(free)} GiB free and {repo} "
-            f"needs {format_gib(missing)} GiB and {format_gib(SPARE_BYTES)} GiB to spare; free "
-            "some, or set HF_HUB_CACHE to a folder on a larger disk."
-        )
+def replaced(has_own: bool) -> tuple[str, ...]:
+    """Return the components whose weights are not needed."""
+    return ("transformer",) if has_own else ()
 
 
-def _verify(repo: str, folder: Path, files: dict[str, Any], check_sha256: bool, say: Say) -> None:
-    """Check sizes, hashes when asked, and that the files make a checkpoint."""
-    paths = {folder / name: file for name, file in files.items()}
-    bad = [p for p, file in paths.items() if not has_sizes(p.parent, {p.name: file.size})]
-    if check_sha256 and not bad:
-        wanted = {path: file.lfs.sha256 for path, file in paths.items() if file.lfs is not None}
-        found = file_sha256s(list(wanted), cache_root() / "file_sha256.json", say)
-        bad = [path for path, sha256 in wanted.items() if found[path] != sha256]
-    if bad:
-        # The hub's cache holds links: only without the file behind it is one downloaded again.
-        raise Refused(
-            f"{len(bad)} of the files of {repo} are not what the hub has: "
-            f"{_some([str(path.resolve()) for path in bad])}; delete them and run again."
-        )
-    faults = find_faults(folder)
-    if faults:
-        damaged = {folder / fault.split(" ")[0] for fault in faults}
-        stored = sorted(str(path.resolve()) for path in damaged if path.is_file())
-        advice = f"; delete {_some(stored)} and run again" if stored else ""
-        raise Refused(f"{repo} is not a complete checkpoint: {_some(faults)}{advice}.")
-
-
-def _some(faults: list[str]) -> str:
+def some(faults: list[str]) -> str:
+    """Return the first faults, and how many more there are."""
     return "; ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +53,9 @@ HASH_ALOUD_BYTES = 256 * MIB
 """From this size on hashing takes long enough to be announced."""
 
 
-def find_faults(folder: Path, reads_vocabularies: bool = True) -> list[str]:
+def find_faults(
+    folder: Path, reads_vocabularies: bool = True, without: Collection[str] = ()
+) -> list[str]:
     """Return what is missing, damaged or dangerous in a checkpoint, empty when it is complete.
 
     Every component of `model_index.json` is looked at, of safetensors files header and length.
@@ -61,6 +63,7 @@ def find_faults(folder: Path, reads_vocabularies: bool = True) -> list[str]:
     Args:
         folder: The checkpoint.
         reads_vocabularies: Whether JSON of some MiB is read too, for a tenth of a second.
+        without: Components whose weights are not needed.
     """
     try:
         index = read_object(folder / "model_index.json")
@@ -73,12 +76,18 @@ def find_faults(folder: Path, reads_vocabularies: bool = True) -> list[str]:
     return [
         fault
         for component in _components(index)
-        for fault in component_faults(folder, component, index[component], reads_vocabularies)
+        for fault in component_faults(
+            folder, component, index[component], reads_vocabularies, component not in without
+        )
     ]
 
 
 def component_faults(
-    folder: Path, component: str, entry: Any, reads_vocabularies: bool = True
+    folder: Path,
+    component: str,
+    entry: Any,
+    reads_vocabularies: bool = True,
+    needs_weights: bool = True,
 ) -> list[str]:
     """Return what `find_faults` does of one component.
 
@@ -87,13 +96,14 @@ def component_faults(
         component: Its name in `model_index.json`.
         entry: [library, class] there.
         reads_vocabularies: Whether JSON of some MiB is read too.
+        needs_weights: Whether its weights are read; False where others take their place.
     """
     dangers = class_fault(component, entry), kernel_fault(folder, component)
     faults = [danger for danger in dangers if danger is not None]
     if not component.isidentifier():
         return faults  # its files may be anywhere
     faults += file_faults(folder, component, reads_vocabularies)
-    if component in WEIGHTS:
+    if component in WEIGHTS and needs_weights:
         faults += _weight_faults(folder, component)
     for names in SETTINGS.get(component, ()):
         if not any((folder / component / name).is_file() for name in names):

@@ -15,7 +15,8 @@ import pytest
 
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import ModelConfig, Task
-from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, fetch
+from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
+from hv15_batch.weights.fetch import fetch
 
 REPO = "owner/name"
 COMMIT = "1" * 40

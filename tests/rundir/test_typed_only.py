@@ -26,6 +26,7 @@ from hv15_batch.status.show import type_again_text
 
 REACHING = {
     "model.repo": "is downloaded",
+    "model.transformer_file": "is a file that is read",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
     "runtime.attention_backend": "downloads and runs a kernel of the hub",

@@ -29,12 +29,12 @@ from hv15_batch.config.settings import Config
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.prefetch import prefetch
 from hv15_batch.weights.checkpoint import (
-    LICENCE,
     Checkpoint,
     CheckpointKind,
     cache_root,
     resolve_checkpoint,
 )
+from hv15_batch.weights.fetch import LICENCE
 from hv15_batch.weights.hub import DOWNLOAD_WAITS_SECONDS, LOOK_UP_WAITS_SECONDS, open_hub
 
 

@@ -78,7 +78,11 @@ def load_component(name: str, config: Config, checkpoint: Checkpoint, device: to
     entry = read_json(folder / "model_index.json", str(folder)).get(name)
     if not isinstance(entry, list):
         raise Refused(f"{folder}: model_index.json names no {name}; fetch the checkpoint again.")
-    if faults := component_faults(folder, name, entry, reads_vocabularies=False):
+    place = checkpoint.component(name)
+    faults = component_faults(
+        folder, name, entry, reads_vocabularies=False, needs_weights=place == folder / name
+    )
+    if faults:
         raise Refused(f"{folder}: {'; '.join(faults[:3])}; {_FETCH_AGAIN}.")
     library, class_name = entry
     with _damage(folder, "model_index.json"):
@@ -93,7 +97,7 @@ def load_component(name: str, config: Config, checkpoint: Checkpoint, device: to
             return component
     with _damage(folder, name):
         network, found = cls.from_pretrained(
-            folder / name,
+            place,
             **safely,
             use_safetensors=True,
             device_map={"": device},

@@ -1,0 +1,133 @@
+"""A transformer of your own in place of a checkpoint's: one file, converted once.
+
+Torch-free. The encoders and the VAE stay those of the model option.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from hv15_batch.errors import Refused
+from hv15_batch.files import make_beside
+from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.model.architectures import component_arguments, read_architecture, size_of
+from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
+from hv15_batch.units import GIB, format_gib
+from hv15_batch.weights.files import WEIGHTS, file_sha256s
+from hv15_batch.weights.single_file import SingleFile, open_single_file
+from hv15_batch.weights.write import diffusers_bytes, write_diffusers
+
+_CLASS = "HunyuanVideo15Transformer3DModel"
+_WEIGHTS_FILE = f"{WEIGHTS['transformer']}.safetensors"
+
+
+@dataclass(frozen=True)
+class OwnTransformer:
+    """What `model.transformer_file` names."""
+
+    path: Path
+    sha256: str
+    """Of the file's bytes: part of a clip's identity."""
+    kind: str
+    """For people, for example `Comfy-Org layout, bf16`."""
+    num_bytes: int
+    """In diffusers' layout."""
+    folder: Path
+    """Where diffusers finds it, once it is made."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it was converted before."""
+        return (self.folder / "config.json").is_file()
+
+
+def find_transformer(model: ModelConfig, cache: Path, say: Callable[[str], None]) -> OwnTransformer:
+    """Return the transformer that `model.transformer_file` names, without converting it.
+
+    Args:
+        model: The model option, with `transformer_file`.
+        cache: This project's cache folder.
+        say: Told when the file is hashed, which takes a while the first time.
+
+    Raises:
+        Refused: no whole transformer, or one that does not fit the model option.
+    """
+    typed = f"model.transformer_file={model.transformer_file}"
+    path = Path(os.path.abspath(os.path.expanduser(model.transformer_file or "")))
+    file = open_single_file(path, typed)
+    _check_fits(file, model, typed)
+    sha256 = file_sha256s([path], cache / "file_sha256.json", say)[path]
+    # The same file may be used under options of another size or task, which is in its settings.
+    name = f"{sha256[:16]}-{model.task.name}-{model.target_size}"
+    folder = cache / "transformers" / name
+    return OwnTransformer(path, sha256, file.kind, diffusers_bytes(file), folder)
+
+
+def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str], None]) -> None:
+    """Convert a file into its folder, unless that was done before; two processes may call this.
+
+    Raises:
+        Refused: its disk is too small, or the file was changed meanwhile.
+    """
+    if own.is_made:
+        return
+    own.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(own.folder.parent / f".{own.folder.name}.lock"):
+        if own.is_made:
+            return
+        free = free_disk_bytes(existing_parent(own.folder))
+        if own.num_bytes + GIB > free:
+            raise Refused(
+                f"{own.folder.parent}: {format_gib(own.num_bytes)} GiB and 1 GiB to spare are "
+                f"needed for the converted transformer, and {format_gib(free)} GiB are free; free "
+                "some, or set XDG_CACHE_HOME to a folder on a larger disk."
+            )
+        say(f"converting {own.path.name} once: {format_gib(own.num_bytes)} GiB in {own.folder}")
+        file = open_single_file(own.path, str(own.path))
+        shutil.rmtree(own.folder, ignore_errors=True)
+        own.folder.mkdir()
+        temporary = make_beside(own.folder / _WEIGHTS_FILE)
+        with temporary.open("wb") as target:
+            write_diffusers(file, target)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.rename(own.folder / _WEIGHTS_FILE)
+        # Last: a folder with a configuration is whole.
+        config = make_beside(own.folder / "config.json")
+        config.write_text(json.dumps({"_class_name": _CLASS, **_arguments(model)}, indent=1))
+        config.rename(own.folder / "config.json")
+
+
+def _arguments(model: ModelConfig) -> dict[str, Any]:
+    return component_arguments("transformer", model, read_architecture(size_of(model.weights)))
+
+
+def _check_fits(file: SingleFile, model: ModelConfig, typed: str) -> None:
+    """Check that a transformer is of the architecture of a model option.
+
+    Raises:
+        Refused: naming the first value that differs.
+    """
+    wanted: Mapping[str, Any] = _arguments(model)
+    if file.config["use_meanflow"] and model.task is Task.t2v:
+        raise Refused(f"{typed}: step-distilled: {STEP_DISTILLED_T2V}.")
+    if file.config["use_meanflow"] != model.recipe.meanflow:
+        kind = "step-distilled" if file.config["use_meanflow"] else "not step-distilled"
+        raise Refused(
+            f"{typed}: {kind} (MeanFlow), and model={model.name} is made for the other kind; "
+            "choose the model option made for it."
+        )
+    for name, found in file.config.items():
+        if name in wanted and wanted[name] != found:
+            raise Refused(
+                f"{typed}: its {name} is {found}, and model={model.name} has {wanted[name]}; "
+                "choose the model option made for it."
+            )
