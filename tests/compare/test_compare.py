@@ -509,7 +509,9 @@ def test_the_newest_settings_of_a_row_count_unless_the_plan_names_others(
     out, _ = compare(command)
     assert "bit-identical" not in out.splitlines()[0]
 
-    runs[1].run_dir.plan.write_text("settings_sha256\nplanned\n", encoding="utf-8")
+    runs[1].run_dir.plan.write_text(
+        "clip_id,row_index,seed,settings_sha256\nfox_s0,0,0,planned\n", encoding="utf-8"
+    )
     out, _ = compare(command)
 
     assert "bit-identical latents" in out.splitlines()[0]

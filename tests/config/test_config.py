@@ -118,7 +118,8 @@ def test_overrides_have_the_fields_of_sampling_and_nothing_else() -> None:
 
     for section in ("sampling", "override"):
         inside = tuple(n.split(".")[1] for n in names if n.startswith(f"{section}."))
-        assert inside == SAMPLING_FIELDS
+        cache = ("cache", "cache_every", "cache_start", "cache_end")
+        assert inside == (*SAMPLING_FIELDS, *cache)
 
 
 # -- refusals ---------------------------------------------------------------------------------

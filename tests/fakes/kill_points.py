@@ -71,7 +71,7 @@ class Trap:
         self._file = folder / "kill.json"
         self._kill = Kill(**json.loads(self._file.read_text())) if self._file.exists() else None
         self._calls = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # to spoil a file is an operation too
         self._last = threading.local()
 
     def reach(self, point: str, spoil: Callable[[], None] = lambda: None) -> None:

@@ -164,7 +164,7 @@ def test_a_text_log_that_cannot_be_opened_or_written_is_one_line(
     monkeypatch.setattr(type(project.run_dir), "run_log", lambda *_: Path("/dev/null/run.log"))
     assert project.run(force=True) == 3
     assert [line for line in project.said if "run.log lacks" in line] == [
-        "run.log lacks lines (Not a directory)"
+        "run.log lacks lines (File exists)"
     ]
 
 

@@ -294,7 +294,7 @@ def test_a_fault_of_the_program_is_shown_whole(fake_runs: FakeRuns, command: Com
     ("error", "code", "message"),
     [
         (PermissionError(13, "Permission denied", "x"), 2, "x: Permission denied; correct the "),
-        (OSError(30, "Read-only file system", "x"), 2, "x: Read-only file system; correct the "),
+        (OSError(30, "Read-only file system", "x"), 2, "x: Read-only file system; this file "),
         (OSError(28, "No space left on device", "x"), 4, "x: No space left on device; free some "),
     ],
 )

@@ -31,6 +31,7 @@ from hv15_batch.rundir.schema import arrow_schema
 
 Command = Callable[..., Answer]
 SECONDS = 60
+SEGMENT = "20261122T000000-0000-abcd-0000.parquet"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -154,7 +155,7 @@ def rows(**columns: Any) -> pa.Table:
 def test_a_segment_of_more_rows_than_a_log_has_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pq.write_table(rows(prompt=["x"] * 2_000), tmp_path / "a.parquet")
+    pq.write_table(rows(prompt=["x"] * 2_000), tmp_path / SEGMENT)
     monkeypatch.setattr(log, "MAX_SEGMENT_ROWS", 1_000)
 
     with pytest.raises(LogSchemaError, match=r"it claims 2,000 rows and .* move it out"):
@@ -165,8 +166,8 @@ def test_a_small_segment_that_unpacks_to_much_is_refused_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "x" * 1_000_000
-    pq.write_table(rows(prompt=[text] * 400, error_message=["y"] * 400), tmp_path / "a.parquet")
-    assert (tmp_path / "a.parquet").stat().st_size < 5_000_000
+    pq.write_table(rows(prompt=[text] * 400, error_message=["y"] * 400), tmp_path / SEGMENT)
+    assert (tmp_path / SEGMENT).stat().st_size < 5_000_000
     monkeypatch.setattr(log, "MAX_TABLE_BYTES", 100_000_000)
 
     with pytest.raises(LogSchemaError, match="it unpacks to more than"):
@@ -176,7 +177,7 @@ def test_a_small_segment_that_unpacks_to_much_is_refused_while_it_is_read(
 def test_batches_give_the_same_rows_as_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pq.write_table(rows(prompt=[f"{n}" for n in range(300)]), tmp_path / "a.parquet")
+    pq.write_table(rows(prompt=[f"{n}" for n in range(300)]), tmp_path / SEGMENT)
     whole = read_records(tmp_path)
     monkeypatch.setattr(log, "MAX_TABLE_BYTES", whole.nbytes + 1)  # the product is more
 
@@ -187,7 +188,7 @@ def test_batches_give_the_same_rows_as_the_whole(
 def test_a_segment_with_a_column_twice_or_of_another_type_is_refused(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
     for table in (twice, pa.table({"seed": ["no number"]}), pa.table({"attempt": [[1]]})):
-        pq.write_table(table, tmp_path / "a.parquet")
+        pq.write_table(table, tmp_path / SEGMENT)
 
         with pytest.raises(LogSchemaError, match="not a readable log segment"):
             read_records(tmp_path)
@@ -195,21 +196,21 @@ def test_a_segment_with_a_column_twice_or_of_another_type_is_refused(tmp_path: P
 
 @pytest.mark.exhaustive
 def test_no_damage_of_a_segment_is_more_than_a_message(tmp_path: Path) -> None:
-    pq.write_table(rows(prompt=["a", "b"], seed=[1, 2]), tmp_path / "a.parquet")
-    whole = (tmp_path / "a.parquet").read_bytes()
+    pq.write_table(rows(prompt=["a", "b"], seed=[1, 2]), tmp_path / SEGMENT)
+    whole = (tmp_path / SEGMENT).read_bytes()
     dice = random.Random(SEED)
     for _ in range(400):
         data = bytearray(whole)
         for _ in range(dice.randint(1, 6)):
             # The footer, where counts and sizes are claimed, is at the end.
             data[-dice.randrange(1, min(len(data), 3_000))] = dice.randrange(256)
-        (tmp_path / "a.parquet").write_bytes(data)
+        (tmp_path / SEGMENT).write_bytes(data)
         with no_hang(), suppress(LogSchemaError):
             read_records(tmp_path)
 
 
 def test_segments_are_looked_at_by_kind_before_they_are_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.parquet")
+    os.mkfifo(tmp_path / SEGMENT)
 
     assert segments(tmp_path)
     with no_hang(), pytest.raises(LogSchemaError, match="is a pipe and no regular file"):

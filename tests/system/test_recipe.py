@@ -503,7 +503,7 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"attention_backend": "evil"}, "attention_backend=evil in its tag must be one of auto"),
         ({"video": {"codec": "h264"}}, "in its tag must have codec, crf, preset, embed_metadata"),
         ({"image": "../secret.png"}, "image=../secret.png in its tag must be a file's name"),
-        ({"cache": "fast"}, "cache=fast in its tag is not supported"),
+        ({"cache": "fast"}, "cache=fast in its tag must be every:start:end"),
         ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
         ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
         ({"more": 1}, "more=1 in its tag is missing, or not known here"),
