@@ -188,7 +188,9 @@ def test_batches_give_the_same_rows_as_the_whole(
 def test_a_segment_with_a_column_twice_or_of_another_type_is_refused(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
     for table in (twice, pa.table({"seed": ["no number"]}), pa.table({"attempt": [[1]]})):
-        pq.write_table(table, tmp_path / SEGMENT)
+        ours = table.append_column("settings_sha256", pa.array(["a"]))
+        ours = ours.replace_schema_metadata({"schema_version": "3"})
+        pq.write_table(ours, tmp_path / SEGMENT)
 
         with pytest.raises(LogSchemaError, match="not a readable log segment"):
             read_records(tmp_path)
