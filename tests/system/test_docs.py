@@ -83,6 +83,7 @@ def write_manifest(folder: Path) -> None:
         r"^```csv\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.M | re.S
     )
     (folder / "prompts.csv").write_text(manifest, encoding="utf-8")
+    (folder / "ball.txt").write_text("A red ball bounces in a green meadow.\n", encoding="utf-8")
     script = folder / "tell.sh"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
