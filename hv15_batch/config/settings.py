@@ -233,8 +233,8 @@ class RetryConfig:
     """Replace the worker when it holds this much more RAM (GiB) than after its first clip; null
     sets no limit."""
     stall_factor: float = at_least(10.0, 2)
-    """A worker that takes this many times the expected time for a step or stage counts as dead: after
-    two minutes at the earliest, half an hour for loading, encoding and the first clip of a size."""
+    """A worker that takes this many times the expected time for a step or stage counts as dead.
+    After two minutes at the earliest; half an hour to load, encode and render a size first."""
     max_consecutive_bad: int = at_least(5, 1)
     """Stop the run after this many failed or suspect clips in a row."""
 
