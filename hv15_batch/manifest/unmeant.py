@@ -59,6 +59,11 @@ _ITEM = re.compile(r"\s*(?:([0-9]{1,6})[.)]|[-*+\u2022\u2023\u25aa\u2013\u2014])
 MIN_LIST = 3
 """So many prompts that all are items of a list are one."""
 
+MARKS = re.compile(
+    r"[<({#:_'\"\u201c\u00ab\u2013\u2014]|--|\s-|BREAK|\A\s*[-0-9*+\u2022\u2023\u25aa]"
+)
+"""Every pattern above and below needs one of these, so most prompts are looked at once only."""
+
 _NOTES = {
     "in quotation marks as a whole, all of which is text to be written into the picture": _WHOLE,
     "in quotation marks as a whole, which stay part of it": re.compile(
@@ -121,6 +126,8 @@ class Unmeant:
         if self._literal or not isinstance(prompt, str):
             return False
         self._num_prompts += 1
+        if not self._is_text and not MARKS.search(prompt):
+            return False
         if self._is_text and self._num_prompts == 1:
             self._check_kind(record.line, prompt)
         found = self._rule(prompt)

@@ -7,7 +7,10 @@ import time
 
 import pytest
 from fakes.manifests import LITERAL, faults_of, read
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from hv15_batch.manifest import unmeant
 from hv15_batch.manifest.unmeant import is_unmeant
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -246,3 +249,58 @@ def test_a_prompt_of_a_million_characters_is_looked_at_in_time(piece: str) -> No
 
     assert [row.prompt for row in rows] == [prompt]
     assert time.process_time() - started < 3
+
+
+PIECES = [
+    "a cat",
+    " ",
+    "\n",
+    "-",
+    "--w 8",
+    "\u2014s 3",
+    "1.",
+    "*",
+    "\u2022",
+    "#",
+    "//",
+    "<lora:a:1>",
+    "__b__",
+    "Negative prompt:",
+    "Steps: 4, S",
+    "(",
+    ":1.2)",
+    "BREAK",
+    "{",
+    "|",
+    "}",
+    '"',
+    "'",
+    "\u201c",
+    "\u201d",
+    "\xab",
+    "\xbb",
+    ",",
+    "embedding:x",
+    "prompt",
+    ":",
+    "-ar 16",
+]
+
+
+@settings(
+    max_examples=1_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.sampled_from(PIECES),
+        max_size=6,
+    )
+)
+def test_a_prompt_without_marks_is_found_by_no_pattern(parts: list[str]) -> None:
+    prompt = "".join(parts)
+    if not unmeant.MARKS.search(prompt):
+        assert unmeant.unmeant_rule(prompt) is None
+        assert unmeant._ITEM.match(prompt) is None
+        assert not any(pattern.search(prompt) for pattern in unmeant._NOTES.values())
