@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
@@ -211,5 +211,28 @@ def _canonical_sha256(value: dict[str, Any]) -> str:
 
 def glyph_texts(prompt: str) -> list[str]:
     """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
-    found = [a or b for a, b in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
-    return list(dict.fromkeys(found))
+    if '"' not in prompt and "“" not in prompt:
+        return []
+    return list(dict.fromkeys(text for line in prompt.split("\n") for text in _quoted(line)))
+
+
+_OPENING = re.compile('["“]')
+
+
+def _quoted(line: str) -> Iterator[str]:
+    """Yield what the pipeline's own `"(.*?)"|“(.*?)”` finds in a line, in linear time.
+
+    A prompt may have a million characters, and an expression looks for the end of each anew.
+    """
+    position, unclosed = 0, set()
+    while opening := _OPENING.search(line, position):
+        position = opening.end()
+        closing = '"' if opening[0] == '"' else "”"
+        if closing in unclosed:
+            continue
+        end = line.find(closing, position)
+        if end < 0:
+            unclosed.add(closing)
+            continue
+        yield line[position:end]
+        position = end + 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hv15_batch.clip import ClipSettings, added, hashed_values
+from hv15_batch.clip import ClipSettings, added, glyph_texts, hashed_values
 from hv15_batch.config.settings import VideoConfig
 
 GOLDEN: list[dict[str, Any]] = json.loads(
@@ -74,3 +77,13 @@ def test_a_new_video_setting_at_its_default_changes_no_hash() -> None:
     assert same.settings_sha256() == settings.settings_sha256()
     assert other.settings_sha256() != settings.settings_sha256()
     assert other.denoise_sha256() == settings.denoise_sha256()
+
+
+@given(st.text(alphabet='ab"“”\n ', max_size=30))
+def test_glyph_texts_are_those_of_the_pipelines_expression(prompt: str) -> None:
+    found = [a or b for a, b in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
+    assert glyph_texts(prompt) == list(dict.fromkeys(found))
+
+
+def test_a_million_quotation_marks_take_no_time() -> None:
+    assert glyph_texts("“" * 1_000_000) == []
