@@ -155,7 +155,7 @@ REFUSED: list[tuple[Config, str]] = [
     (
         Config(model=ModelConfig(name="tiny_t2v", weights=Weights.random)),
         "model.weights=random with model=tiny_t2v: it has no repository; leave model.weights out "
-        "for a tiny model, and set model.repo for any other.",
+        "for a tiny or demo model, and set model.repo for any other.",
     ),
     (
         Config(model=replace(tiny_model("tiny_t2v"), repo="/nope")),

@@ -215,7 +215,7 @@ def test_what_executes_or_fetches_is_typed_and_no_reader_takes_it_from_a_run(
         raise AssertionError("a process or a download")
 
     plant(folder, change)
-    monkeypatch.setattr("hv15_batch.weights.checkpoint.open_hub", never)
+    monkeypatch.setattr("hv15_batch.weights.fetch.open_hub", never)
     monkeypatch.setattr("hv15_batch.run._notify.subprocess.Popen", never)
     answers = read_all(folder, command)
 
