@@ -14,6 +14,7 @@ from pathlib import Path
 from hv15_batch.clock import utc_now
 from hv15_batch.config.messages import Parser
 from hv15_batch.errors import Refused
+from hv15_batch.files import MAX_JSON_BYTES, read_text
 from hv15_batch.redaction import printable_json, show
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             return watch(run_dir)
         if arguments.json:
             read_status(run_dir)
-            show(printable_json(RunDir(run_dir).status.read_text(encoding="utf-8")), end="")
+            show(printable_json(read_text(RunDir(run_dir).status, MAX_JSON_BYTES)), end="")
             return 0
         if isinstance(status := current_run(run_dir), Holder):
             if not (arguments.pause or arguments.unpause):

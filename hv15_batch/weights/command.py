@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from hv15_batch.errors import EXIT_OK, Refused
+from hv15_batch.files import make_beside
 from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.units import GIB, Say, format_gib
 from hv15_batch.weights.single_file import SingleFile, open_single_file
@@ -60,11 +60,14 @@ def convert_file(file: SingleFile, out: Path, say: Say) -> None:
         )
     say(f"writing {format_gib(needed)} GiB")
     try:
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".convert-") as temporary:
-            write_diffusers(file, temporary)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-            os.link(temporary.name, out)  # unlike a rename, fails where the name is taken
+        temporary = make_beside(out)
+        try:
+            with temporary.open("wb") as target:
+                write_diffusers(file, target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.link(temporary, out)  # unlike a rename, fails where the name is taken
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"--out {out}: cannot be written ({error.strerror}).") from error
-    out.chmod(0o644)

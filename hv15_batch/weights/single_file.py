@@ -5,9 +5,7 @@ Only the header is read here. Torch-free.
 
 from __future__ import annotations
 
-import json
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hv15_batch.errors import Refused
-from hv15_batch.units import MIB
+from hv15_batch.files import check_regular, open_regular, parse_json
+from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.layouts import Layout, Part, Shape, layout_of, parts, prefix_of, shapes
 
 WHOLE_TYPES = {"BF16": 2, "F16": 2, "F32": 4}
 """Types that are kept as they are, and their bytes."""
 FP8_TYPES = ("F8_E4M3", "F8_E5M2")
+_MAX_BYTES = 1024 * GIB
 _MAX_HEADER_BYTES = 100 * MIB
 """As in the safetensors library."""
 _SUPER_RESOLUTION_CHANNELS = 98
@@ -58,8 +58,6 @@ class SingleFile:
     """By name without the file's prefix."""
     scales: dict[str, Stored]
     """Of a weight in 8 bits, by the weight's name."""
-    is_as_is: bool
-    """Diffusers' own names and 16 or 32 bits: there is nothing to convert."""
 
     @property
     def kind(self) -> str:
@@ -97,8 +95,7 @@ def open_single_file(path: Path, typed: str) -> SingleFile:
     _check_names(named, wanted, typed)
     _check_types(named, scales, typed)
     _check_shapes(named, wanted, shapes(config), typed)
-    is_as_is = layout is Layout.diffusers and not prefix and not scales
-    return SingleFile(path, layout, config, wanted, named, scales, is_as_is)
+    return SingleFile(path, layout, config, wanted, named, scales)
 
 
 def read_header(path: Path, typed: str) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -108,8 +105,7 @@ def read_header(path: Path, typed: str) -> tuple[dict[str, Stored], dict[str, st
         Refused: no regular file, or not a whole safetensors file.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise Refused(f"{typed}: not a regular file; name a .safetensors file.")
+        check_regular(path, _MAX_BYTES)
         if path.suffix == ".gguf":
             raise Refused(
                 f"{typed}: GGUF is not supported; name the bf16, fp16 or scaled fp8 .safetensors "
@@ -117,11 +113,11 @@ def read_header(path: Path, typed: str) -> tuple[dict[str, Stored], dict[str, st
             )
         with safe_open(path, framework="np"):  # the library checks that it is whole
             pass
-        with path.open("rb") as file:
+        with open_regular(path, _MAX_BYTES) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER_BYTES:
                 raise Refused(f"{typed}: its header claims {length} bytes; fetch the file again.")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except SafetensorError as error:
         raise Refused(
             f"{typed}: cut short or not safetensors ({error}); fetch the file again."

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from hv15_batch.errors import Refused
-from hv15_batch.files import make_beside
+from hv15_batch.files import check_is_file, make_beside
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.model.architectures import component_arguments, read_architecture, size_of
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, ModelConfig, Task
@@ -26,6 +26,7 @@ from hv15_batch.weights.single_file import SingleFile, open_single_file
 from hv15_batch.weights.write import diffusers_bytes, write_diffusers
 
 _CLASS = "HunyuanVideo15Transformer3DModel"
+_HASHES = "file_sha256.json"
 _WEIGHTS_FILE = f"{WEIGHTS['transformer']}.safetensors"
 
 
@@ -64,11 +65,15 @@ def find_transformer(model: ModelConfig, cache: Path, say: Callable[[str], None]
     path = Path(os.path.abspath(os.path.expanduser(model.transformer_file or "")))
     file = open_single_file(path, typed)
     _check_fits(file, model, typed)
-    sha256 = file_sha256s([path], cache / "file_sha256.json", say)[path]
+    sha256 = file_sha256s([path], cache / _HASHES, say)[path]
     # The same file may be used under options of another size or task, which is in its settings.
     name = f"{sha256[:16]}-{model.task.name}-{model.target_size}"
     folder = cache / "transformers" / name
     return OwnTransformer(path, sha256, file.kind, diffusers_bytes(file), folder)
+
+
+def _hashes_file(own: OwnTransformer) -> Path:
+    return own.folder.parents[1] / _HASHES
 
 
 def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str], None]) -> None:
@@ -99,7 +104,10 @@ def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str
             write_diffusers(file, target)
             target.flush()
             os.fsync(target.fileno())
+        check_is_file(temporary)
         temporary.rename(own.folder / _WEIGHTS_FILE)
+        if file_sha256s([own.path], _hashes_file(own), say)[own.path] != own.sha256:
+            raise Refused(f"{own.path}: was changed while it was read; run again.")
         # Last: a folder with a configuration is whole.
         config = make_beside(own.folder / "config.json")
         config.write_text(json.dumps({"_class_name": _CLASS, **_arguments(model)}, indent=1))

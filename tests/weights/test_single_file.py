@@ -221,7 +221,7 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     for name, message in (
         ("cut.safetensors", "cut short or not safetensors"),
         ("model.gguf", "GGUF is not supported"),
-        ("pipe.safetensors", "not a regular file"),
+        ("pipe.safetensors", "is a pipe and no regular file"),
         ("none.safetensors", "No such file"),
     ):
         with pytest.raises(Refused, match=message):
