@@ -18,6 +18,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
+from hv15_batch.weights.transformer import make_transformer
 
 SMALL = ("model=tiny_t2v", "override.num_frames=5", "override.num_inference_steps=2")
 
@@ -100,3 +101,18 @@ def test_random_weights_and_a_file_are_refused(
 
     assert answer.code == 2
     assert "leave one of them out" in answer.err
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = saved(tmp_path / "tiny.safetensors", original(tensors))
+    own = resolve_checkpoint(option(file)).transformer
+    assert own is not None
+    saved(file, original({name: tensor + 1 for name, tensor in tensors.items()}))
+
+    with pytest.raises(Refused, match="was changed while it was read"):
+        make_transformer(own, option(file), lambda _: None)
+
+    assert not own.is_made
