@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes.command import Answer
+from fakes.hangs import no_hang
 from fakes.runs import Project
 from fakes.samples import SEED, sampled
 
@@ -30,29 +30,10 @@ from hv15_batch.rundir.log import read_records, segments
 from hv15_batch.rundir.schema import arrow_schema
 
 Command = Callable[..., Answer]
-SECONDS = 60
 SEGMENT = "20261122T000000-0000-abcd-0000.parquet"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-
-
-class Hangs(BaseException):
-    """It takes longer than a minute."""
-
-
-@contextmanager
-def no_hang() -> Iterator[None]:
-    def ring(*_: Any) -> None:
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 FILES = {

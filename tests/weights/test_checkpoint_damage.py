@@ -6,11 +6,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from fakes.checkpoint import (
     write,
 )
 from fakes.command import Answer
+from fakes.hangs import no_hang
 from fakes.runs import Project
 from fakes.samples import SEED, sampled
 
@@ -59,7 +58,6 @@ FILES = (
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 )
-SECONDS = 60
 """After which a case counts as hanging."""
 Damage = Callable[[Path, random.Random], None]
 
@@ -209,24 +207,6 @@ CASES = [
     )
     for number in range(8 if damage in (other_value, other_header, flip) else 1)
 ]
-
-
-class Hangs(BaseException):
-    """Not an `Exception`, which a library or the program would take for a damage."""
-
-
-@contextmanager
-def no_hang(seconds: int = SECONDS) -> Iterator[None]:
-    def ring(*_: Any) -> None:
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
