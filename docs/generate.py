@@ -110,7 +110,9 @@ def settings_page() -> str:
         about = inspect.cleandoc(owner.__doc__ or "").split("\n")[0]
         parts += [f"\n## {title}\n\n{about}\n\n"]
         if title == "`override.*`":
-            parts += ["The fields of `sampling`. A value here takes precedence over the manifest's cells.\n"]
+            parts += [
+                "The fields of `sampling`. A value here takes precedence over the manifest.\n"
+            ]
             continue
         rows = list(_settings(owner, prefix))
         parts += [table(("setting", "type", "default", "allowed", "meaning"), rows)]

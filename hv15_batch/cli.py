@@ -159,7 +159,7 @@ def _prefetch(job: Job) -> int:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk, or a reader who has left: the run goes on
+    with suppress(OSError):  # a full disk, or a reader who has left: the run continues
         show(text)
 
 

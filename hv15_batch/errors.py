@@ -113,7 +113,7 @@ def system_message(error: OSError) -> str:
 
 
 class Secondary:
-    """Within it: what never decides how a run ends. Its failure is one line, and the run goes on.
+    """Within it: what never decides how a run ends. Its failure is one line, and the run continues.
 
     That holds for pages, tables, thumbnails, notices, status, text log, telemetry and measures of
     quality. It takes every `Exception`: a full disk, a library that is missing, a fault of this

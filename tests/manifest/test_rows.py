@@ -204,6 +204,6 @@ def test_an_image_is_required_for_image_to_video_and_its_size_is_not_given() -> 
 
 def test_an_image_is_refused_for_text_to_video() -> None:
     assert faults_of("p.csv", "prompt,image\na,b.png\n") == (
-        "p.csv:2: image=b.png: a text-to-video model takes no image; leave the cell empty, or use "
+        "p.csv:2: image=b.png: a text-to-video model uses no image; leave the cell empty, or use "
         "an image-to-video model (model=480p_i2v).",
     )
