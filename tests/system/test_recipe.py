@@ -506,7 +506,7 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"cache": "fast"}, "cache=fast in its tag must be every:start:end"),
         ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
         ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
-        ({"more": 1}, "more=1 in its tag is missing, or not known here"),
+        ({"more": 1}, "more=1 in its tag is missing or unknown"),
         ({"weights": ["tiny"]}, 'weights=["tiny"] in its tag must be one of'),
     ],
 )

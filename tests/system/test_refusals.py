@@ -227,8 +227,8 @@ REFUSED: dict[tuple[str, ...], str] = {
         "pipeline on the CPU use model=demo_t2v, to check the manifest and plan use dry_run=true."
     ),
     ("prompts.csv", "model=tiny_t2v", "sampling.seeds=1,x"): (
-        "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is not one; write them like "
-        "7, like 1 2 5, like 1,2,5 or like 0..3"
+        "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is not one; write them "
+        "like 7, like 1 2 5, like 1,2,5 or like 0..3"
     ),
 }
 
@@ -420,8 +420,8 @@ def test_a_typed_default_that_every_row_beats_is_refused_and_override_named(
 
     assert (answer.code, answer.err) == (
         2,
-        "sampling.num_frames=13: every row of p.csv has its own value, which takes precedence; to replace "
-        "them all use override.num_frames=13.\n",
+        "sampling.num_frames=13: every row of p.csv has its own value, which takes precedence; to "
+        "replace them all use override.num_frames=13.\n",
     )
 
 
