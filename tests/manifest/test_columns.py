@@ -93,7 +93,7 @@ def test_no_wrong_hint_is_given(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "where"),
-    [("resolution", "two columns, height and width"), ("duration", "num_frames, and counts")],
+    [("resolution", "two columns, height and width"), ("duration", "num_frames, in frames")],
 )
 def test_what_has_no_column_of_its_own_is_told_where_it_goes(name: str, where: str) -> None:
     (fault,) = faults_of("p.csv", f"prompt,{name}\na,1\n")

@@ -199,7 +199,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "too many clips": (
         "p.csv", "prompt,seed\n" + "a,0..9999\n" * 102,
-        ("p.csv:102: seed=0..9999: a manifest makes at most 1,000,000 clips, and here they are "
+        ("p.csv:102: seed=0..9999: a manifest makes at most 1,000,000 clips, and this one makes "
          "more; split it into several.",),
     ),
     "ids": (

@@ -336,7 +336,7 @@ def test_a_truncated_segment_is_refused_with_what_to_do(tmp_path: Path, size: in
 
     assert str(caught.value).startswith(f"{path}: not a readable log segment (")
     assert str(caught.value).endswith(
-        "); move it out of the folder: then its clips are rendered again, or decoded again from "
+        "); move it out of the folder; then its clips are rendered again, or decoded again from "
         "their latents."
     )
 
@@ -378,7 +378,7 @@ def test_a_foreign_parquet_file_is_neither_read_nor_changed_and_is_named(
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f"{RUN_ID}-0000.parquet"])
     note = foreign_note(tmp_path)
     assert note is not None
-    assert note.startswith(f"{tmp_path}: {name}: not written by hv15-batch as part of this log; ")
+    assert note.startswith(f"{tmp_path}: {name}: not part of this log, so hv15-batch ignores it; ")
     assert "\n" not in note
 
 
