@@ -27,7 +27,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import parse_step_cache
-from hv15_batch.model.variant import check_recipe
+from hv15_batch.model.variant import check_recipe, off_advice
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
 from hv15_batch.units import (
@@ -252,7 +252,9 @@ def _is_allowed_off_recipe(clip: Clip) -> bool:
     option, asked = model_options().get(clip.settings.model), clip.settings
     if not clip.off_recipe or option is None:
         return clip.off_recipe
-    return check_recipe(option, asked.num_inference_steps, asked.guidance_scale) is not None
+    steps = asked.num_inference_steps
+    is_told = bool(off_advice(option, steps, asked.num_frames, asked.flow_shift))
+    return not is_told or check_recipe(option, steps, asked.guidance_scale) is not None
 
 
 def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:

@@ -176,8 +176,8 @@ def _check_hub_file(source: HubFile) -> None:
         raise Refused(f"{key}.repo={source.repo}: must be a hub id of the form owner/name.")
     if source.file is None or not _HUB_FILE.fullmatch(source.file):
         raise Refused(
-            f"{key}.file={source.file}: must name a .safetensors file of {source.repo}, for example "
-            "model.safetensors; a file of this machine is model.transformer_file=FILE."
+            f"{key}.file={source.file}: must name a .safetensors file of {source.repo}, for "
+            "example model.safetensors; a file of this machine is model.transformer_file=FILE."
         )
     if source.sha256 is not None and not _SHA256.fullmatch(source.sha256):
         raise Refused(f"{key}.sha256={source.sha256}: must be 64 digits of 0-9 a-f, or null.")
