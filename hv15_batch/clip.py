@@ -98,7 +98,7 @@ class ClipSettings:
     cache: str | None = None
     """`every:start:end` of a static step cache; None computes every step."""
     transformer_sha256: str | None = added(None)
-    """Content of `model.transformer_file`; None without one."""
+    """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
     image_conversion: str | None = added(None)
     """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 

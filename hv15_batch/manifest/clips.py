@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
-from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe
+from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe, off_advice
+from hv15_batch.units import counted
 
 MAX_EXAMPLES = 3
 
@@ -90,6 +92,19 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     clips_text = "1 clip" if len(repeated) == 1 else f"{len(repeated):,} clips"
     times = "once more" if len(pairs) == 1 else f"{len(pairs):,} times more"
     return f"Rendered once, though asked for again: {clips_text}, {times}: {some}{more}"
+
+
+def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
+    """Return a line for each way in which clips go beyond what the weights were made for."""
+    counts = Counter(text for clip in clips for text in _off_advice(clip.settings, model))
+    return [
+        f"WARNING: off the recipe of {model.name} in {counted(count, 'clip')}: {text}"
+        for text, count in counts.items()
+    ]
+
+
+def _off_advice(settings: ClipSettings, model: ModelConfig) -> list[str]:
+    return off_advice(model, settings.num_inference_steps, settings.num_frames, settings.flow_shift)
 
 
 def _repeat_text(clip: Clip, line: int, unit: str) -> str:
@@ -241,6 +256,8 @@ def _clip(
         cache=values["cache"],
         **shared,
     )
+    is_refused = check_recipe(model, steps, guidance_scale) is not None
+    is_off_recipe = is_refused or bool(_off_advice(settings, model))
     return make_clip(
         row_id=row.id,
         row_index=row.index,
@@ -249,7 +266,7 @@ def _clip(
         image=row.image,
         image_path=row.image_path,
         tags=row.tags,
-        off_recipe=check_recipe(model, steps, guidance_scale) is not None,
+        off_recipe=is_off_recipe,
     )
 
 
@@ -302,7 +319,8 @@ def _note_off_recipe(
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
         found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
-        assert found is not None
+        if found is None:
+            continue  # told, not refused
         name, reason = found
         rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
         value = getattr(settings, name)

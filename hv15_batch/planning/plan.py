@@ -198,7 +198,8 @@ def settings_conflict(
         if before.model.task is not config.model.task:
             continue  # the manifest was read for this task: for the other it would be refused
         replaced: list[tuple[Clip, Clip]] = []
-        for clip in resolve_clips(manifest, before, before.model.revision):
+        sha256 = before.model.transformer_hub.sha256 if before.model.has_hub_transformer else None
+        for clip in resolve_clips(manifest, before, before.model.revision, sha256):
             now = todo.get((clip.row_index, clip.settings.seed))
             record = history.by_settings.get(clip.settings_sha256)
             is_done = record is not None and record["status"] in DONE_STATUSES
