@@ -25,16 +25,16 @@ MAX_EXAMPLES = 3
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
-    """Read a manifest; where a row has a fault, those of the clips are told with it.
+    """Read a manifest; faults of rows and faults of their clips are reported together.
 
     Args:
-        path: The file, which need not exist where there is `content`.
+        path: The file; with `content` it need not exist.
         config: Settings.
-        content: What the file will hold, as `manifest.frame.frame_content` returns it.
+        content: The future content of the file, as `manifest.frame.frame_content` returns it.
 
     Raises:
         Refused: There is no such file, or it is no manifest at all.
-        ManifestError: all faults of all rows, and of the clips that the good rows make.
+        ManifestError: All faults of all rows, and of the clips of good rows.
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
@@ -52,7 +52,7 @@ def make_clips(
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
 
     Raises:
-        ManifestError: all faults that need the settings as well as the row.
+        ManifestError: All faults that depend on settings and rows together.
     """
     asked = _asked_clips(manifest, config, revision, transformer_sha256)
     faults = Faults(manifest.name)
@@ -68,7 +68,7 @@ def resolve_clips(
     revision: str | None,
     transformer_sha256: str | None = None,
 ) -> list[Clip]:
-    """Return every clip that the rows ask for once, refused or not.
+    """Return every clip of the rows once, also those that would be refused.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
@@ -76,11 +76,11 @@ def resolve_clips(
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
-    """Return which clips are asked for more than once, in a line; None where none is.
+    """Return a line about clips that the manifest has more than once, or None.
 
     Args:
-        manifest: Its rows.
-        clips: What `make_clips` made of them.
+        manifest: The rows.
+        clips: Clips of `make_clips`.
     """
     repeated = [clip for clip in clips if clip.other_lines]
     if not repeated:
@@ -91,7 +91,7 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     more = f" and {len(pairs) - MAX_EXAMPLES:,} more" if len(pairs) > MAX_EXAMPLES else ""
     clips_text = "1 clip" if len(repeated) == 1 else f"{len(repeated):,} clips"
     times = "once more" if len(pairs) == 1 else f"{len(pairs):,} times more"
-    return f"Rendered once, though asked for again: {clips_text}, {times}: {some}{more}"
+    return f"Repeated in the manifest, rendered once: {clips_text}, {times}: {some}{more}"
 
 
 def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
@@ -114,10 +114,10 @@ def _repeat_text(clip: Clip, line: int, unit: str) -> str:
 
 
 def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
-    """Return each clip once, where it is asked for first, with the ids of all rows that do so.
+    """Return each clip once, at its first place, with the ids of all its rows.
 
-    It is named by the first id that a row gives it, and else by the first row's derived one. Labels
-    of later rows fill those that the first has not.
+    Its name is the first id that a row gives, or the derived id of the first row. Labels that the
+    first row lacks come from later rows.
     """
     rows = manifest.rows
     groups: dict[str, list[Clip]] = {}
@@ -141,7 +141,7 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
 def _asked_clips(
     manifest: Manifest, config: Config, revision: str | None, transformer_sha256: str | None
 ) -> list[Clip]:
-    """Return what each row asks for, also what another has asked for already."""
+    """Return the clips of each row, repeated ones included."""
     override_seeds, default_seeds = _configured_seeds(config)
     shared = _shared_settings(config, revision, transformer_sha256)
     caches: dict[int, str | None] = {}
@@ -167,21 +167,21 @@ def _asked_clips(
 def check_typed_sampling(
     manifest: Manifest, config: Config, typed: Iterable[str]
 ) -> dict[str, int]:
-    """Return how many rows beat each typed `sampling.*` value.
+    """Return for each typed `sampling.*` how many rows have their own value.
 
     Raises:
-        Refused: every row beats it, so that typing it had no effect.
+        Refused: Every row has one, so the typed value would have no effect.
     """
     beaten: dict[str, int] = {}
     for name in typed:
         if getattr(config.override, name) is not None:
-            continue  # replaces typed and cell alike
+            continue  # replaces both
         count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
         if count and count == len(manifest.rows):
             value = getattr(config.sampling, name)
             raise Refused(
                 f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
-                f"wins; to replace them all use override.{name}={value}."
+                f"takes precedence; to replace them all use override.{name}={value}."
             )
         if count:
             beaten[name] = count
@@ -189,7 +189,7 @@ def check_typed_sampling(
 
 
 def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the seeds of `override` (empty where there are none) and of `sampling`."""
+    """Return the seeds of `override`, which may be empty, and of `sampling`."""
     parsed: list[tuple[int, ...]] = []
     for section, value in (("override", config.override), ("sampling", config.sampling)):
         try:
@@ -274,7 +274,7 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
     """Return the static cache of a clip with so many steps; None computes every step.
 
     Raises:
-        Refused: the model is step-distilled, or the cache does not fit the steps.
+        Refused: The model is step-distilled, or the cache does not fit the steps.
     """
 
     def chosen(name: str) -> Any:
@@ -292,7 +292,7 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
     if config.model.distillation is Distillation.step:
         raise Refused(
             f"sampling.cache=static with model={config.model.name}: a step-distilled model has few "
-            "steps, and none of them can stand for another; leave the cache out."
+            "steps, and each of them must be computed; leave the cache out."
         )
     return make_step_cache(steps, *(chosen(name) for name in _CACHE_BOUNDS))
 
@@ -314,7 +314,7 @@ def _note_off_recipe(
     """Note each row that uses a distilled model off its recipe.
 
     Raises:
-        Refused: it is the command or the model option that says so, not a row.
+        Refused: The value comes from the command or the model option, and not from a row.
     """
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
@@ -342,7 +342,7 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
 
 
 def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
-    """Note each row whose id another row has that makes other clips."""
+    """Note each row with the id of another row that makes other clips."""
     first: dict[str, Row] = {}
     pairs = [
         (row, other)
