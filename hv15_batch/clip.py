@@ -99,7 +99,7 @@ class ClipSettings:
     cache: str | None = None
     """`every:start:end` of a static step cache; None computes every step."""
     transformer_sha256: str | None = added(None)
-    """Content of `model.transformer_file`; None without one."""
+    """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
 
@@ -113,10 +113,11 @@ class ClipSettings:
 
     def hashes(self) -> tuple[str, str]:
         """Return `settings_sha256` and `denoise_sha256`."""
-        settings = hashed_values(self)
-        whole = _canonical_sha256(settings)
-        del settings["fps"], settings["video"]
-        return whole, _canonical_sha256(settings)
+        whole = _CANONICAL.encode({"schema": SCHEMA, **hashed_values(self)})
+        # Quotes inside a string are escaped, so these members are found nowhere else.
+        denoise = whole.replace(f',"fps":{_CANONICAL.encode(self.fps)}', "", 1)
+        denoise = denoise.replace(f',"video":{_CANONICAL.encode(self.video)}', "", 1)
+        return _sha256(whole), _sha256(denoise)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""
@@ -205,16 +206,16 @@ def _clip_id(row_id: str, seed: int, settings_sha256: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _canonical_sha256(value: dict[str, Any]) -> str:
-    text = _CANONICAL.encode({"schema": SCHEMA, **value})
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def glyph_texts(prompt: str) -> list[str]:
     """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
-    if '"' not in prompt and "“" not in prompt:
-        return []
-    return list(dict.fromkeys(text for line in prompt.split("\n") for text in _quoted(line)))
+    lines = prompt.split("\n")
+    if "“" not in prompt:
+        return list(dict.fromkeys(text for line in lines for text in line.split('"')[1:-1:2]))
+    return list(dict.fromkeys(text for line in lines for text in _quoted(line)))
 
 
 _OPENING = re.compile('["“]')

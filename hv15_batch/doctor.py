@@ -191,7 +191,7 @@ def present_models() -> tuple[list[str], list[str]]:
         if model.weights is not Weights.pretrained:
             continue
         try:
-            if resolve_checkpoint(model).folder is not None:
+            if not resolve_checkpoint(model).is_missing:
                 present.append(model.name)
         except Refused as refusal:
             faults.append(str(refusal))

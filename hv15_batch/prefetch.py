@@ -13,6 +13,7 @@ from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import Hub
+from hv15_batch.weights.transformer import make_transformer
 
 
 def prefetch(
@@ -38,8 +39,13 @@ def prefetch(
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
     name = f"model={model.name}"
+    own = checkpoint.transformer
+    if own is not None:
+        make_transformer(own, model, say)
+        say(f"transformer {own.path} ({own.kind}), SHA-256 {own.sha256}, converted: {own.folder}")
     if checkpoint.kind in (CheckpointKind.tiny, CheckpointKind.demo):
-        say(f"{name} is built on this machine in seconds: nothing to download.")
+        rest = "nothing to download" if own is None else "nothing else to download"
+        say(f"{name} is built on this machine in seconds: {rest}.")
     elif checkpoint.kind is CheckpointKind.random:
         say(f"{name} model.weights=random is built on the device: nothing to download.")
     else:

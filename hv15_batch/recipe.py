@@ -33,7 +33,7 @@ from hv15_batch.model.architectures import definition_sha256, size_of
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
-from hv15_batch.model.variant import Dtype, ModelConfig, Task, Weights
+from hv15_batch.model.variant import Dtype, HubFile, ModelConfig, Task, Weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 
@@ -194,6 +194,9 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
         "model.revision": (_revision(tag, option), option.revision),
         "runtime.dtype": (asked.dtype, option.dtype.name),
     }
+    if option.transformer_hub.file is not None and asked.transformer_sha256 is not None:
+        content = asked.transformer_sha256, option.transformer_hub.sha256
+        values["model.transformer_hub.sha256"] = content
     if not is_fetched(asked.attention_backend):
         backend = RuntimeConfig().attention_backend
         values["runtime.attention_backend"] = (asked.attention_backend, backend)
@@ -244,7 +247,14 @@ def _backend_note(tag: ClipTag) -> Iterator[str]:
 
 def _transformer_note(tag: ClipTag) -> Iterator[str]:
     sha256 = tag.settings.transformer_sha256
-    if sha256 is not None:
+    option = model_options().get(tag.settings.model)
+    hub = option.transformer_hub if option else HubFile()
+    if sha256 is not None and hub.file is not None:
+        yield (
+            f"Transformer: its file has the SHA-256 {sha256}. If {hub.file} of {hub.repo} is "
+            "refused as another one, add model.transformer_file=FILE with the file that has it."
+        )
+    elif sha256 is not None:
         yield (
             f"Transformer: it was rendered with a file of its own (SHA-256 {sha256}); a tag never "
             "decides which file is read. To use it, add model.transformer_file=FILE."

@@ -24,6 +24,7 @@ from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
 from hv15_batch.config.messages import WORDS
 from hv15_batch.config.settings import Config, ManifestColumns
 from hv15_batch.errors import Refused
+from hv15_batch.model.variant import HubFile
 
 _COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
 _TEXT_KEYS = ("run_dir", "resume", "only", "notify.command", *_COLUMN_KEYS)
@@ -34,6 +35,8 @@ _SWEPT_TEXT_KEYS = (
     "override.negative_prompt",
     "model.repo",
     "model.revision",
+    "model.transformer_file",
+    *(f"model.transformer_hub.{part.name}" for part in fields(HubFile)),
 )
 """The same, but commas separate values in a sweep."""
 _SEED_KEYS = ("sampling.seeds", "override.seeds")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
-from hv15_batch.model.variant import Distillation, Task, check_recipe
+from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe, off_advice
+from hv15_batch.units import counted
 
 MAX_EXAMPLES = 3
 
@@ -92,6 +94,19 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     return f"Repeated in the manifest, rendered once: {clips_text}, {times}: {some}{more}"
 
 
+def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
+    """Return a line for each way in which clips go beyond what the weights were made for."""
+    counts = Counter(text for clip in clips for text in _off_advice(clip.settings, model))
+    return [
+        f"WARNING: off the recipe of {model.name} in {counted(count, 'clip')}: {text}"
+        for text, count in counts.items()
+    ]
+
+
+def _off_advice(settings: ClipSettings, model: ModelConfig) -> list[str]:
+    return off_advice(model, settings.num_inference_steps, settings.num_frames, settings.flow_shift)
+
+
 def _repeat_text(clip: Clip, line: int, unit: str) -> str:
     if line == clip.line:
         return f"seed {clip.settings.seed} twice in {unit} {line}"
@@ -128,17 +143,24 @@ def _asked_clips(
 ) -> list[Clip]:
     """Return the clips of each row, repeated ones included."""
     override_seeds, default_seeds = _configured_seeds(config)
-    video = hashed_values(config.video)
+    shared = _shared_settings(config, revision, transformer_sha256)
+    caches: dict[int, str | None] = {}
+    values_of = _values_of_rows(config)
     clips: list[Clip] = []
     for row in manifest.rows:
-        values = _row_values(row, config)
+        values = values_of(row)
+        steps = values["num_inference_steps"]
+        if steps not in caches:
+            cache = step_cache_of(config, steps)
+            caches[steps] = None if cache is None else str(cache)
+        values["cache"] = caches[steps]
         if config.model.task is Task.i2v:
             assert row.image_size is not None
             values["height"], values["width"] = bucket_size(
                 *row.image_size, config.model.target_size
             )
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, video, config, revision, transformer_sha256))
+            clips.append(_clip(row, seed, values, shared, config.model))
     return clips
 
 
@@ -177,31 +199,47 @@ def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]
     return parsed[0], parsed[1] or (0,)
 
 
-def _row_values(row: Row, config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in SAMPLING_FIELDS:
-        if name == "seeds":
-            continue
-        for source in (config.override, row, config.sampling, config.model.default_sampling):
-            value = getattr(source, name)
-            if value is not None:
+_VALUE_FIELDS = tuple(name for name in SAMPLING_FIELDS if name != "seeds")
+
+
+def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
+    """Return what gives the sampling values of a row, in the order of precedence."""
+    configured: dict[str, Any] = {}
+    for source in (config.model.default_sampling, config.sampling, config.override):
+        found = ((name, getattr(source, name)) for name in _VALUE_FIELDS)
+        configured |= {name: value for name, value in found if value is not None}
+    free = tuple(name for name in _VALUE_FIELDS if getattr(config.override, name) is None)
+
+    def values_of(row: Row) -> dict[str, Any]:
+        values = dict(configured)
+        for name in free:
+            if (value := getattr(row, name)) is not None:
                 values[name] = value
-                break
-    return values
+        return values
+
+    return values_of
+
+
+def _shared_settings(
+    config: Config, revision: str | None, transformer_sha256: str | None
+) -> dict[str, Any]:
+    """Return the `ClipSettings` that all clips of a run have in common."""
+    return {
+        "video": hashed_values(config.video),
+        "model": config.model.name,
+        "revision": revision,
+        "transformer_sha256": transformer_sha256,
+        "weights": config.model.weights.name,
+        "dtype": effective_dtype(config).name,
+        "attention_backend": config.runtime.attention_backend,
+    }
 
 
 def _clip(
-    row: Row,
-    seed: int,
-    values: dict[str, Any],
-    video: dict[str, Any],
-    config: Config,
-    revision: str | None,
-    transformer_sha256: str | None,
+    row: Row, seed: int, values: dict[str, Any], shared: dict[str, Any], model: ModelConfig
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
-    cache = step_cache_of(config, steps)
     settings = ClipSettings(
         prompt=row.prompt,
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
@@ -215,15 +253,11 @@ def _clip(
         guidance_scale=guidance_scale,
         flow_shift=float(values["flow_shift"]),
         fps=float(values["fps"]),
-        video=video,
-        model=config.model.name,
-        revision=revision,
-        transformer_sha256=transformer_sha256,
-        weights=config.model.weights.name,
-        dtype=effective_dtype(config).name,
-        attention_backend=config.runtime.attention_backend,
-        cache=None if cache is None else str(cache),
+        cache=values["cache"],
+        **shared,
     )
+    is_refused = check_recipe(model, steps, guidance_scale) is not None
+    is_off_recipe = is_refused or bool(_off_advice(settings, model))
     return make_clip(
         row_id=row.id,
         row_index=row.index,
@@ -232,7 +266,7 @@ def _clip(
         image=row.image,
         image_path=row.image_path,
         tags=row.tags,
-        off_recipe=check_recipe(config.model, steps, guidance_scale) is not None,
+        off_recipe=is_off_recipe,
     )
 
 
@@ -285,7 +319,8 @@ def _note_off_recipe(
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
         found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
-        assert found is not None
+        if found is None:
+            continue  # told, not refused
         name, reason = found
         rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
         value = getattr(settings, name)
@@ -308,14 +343,18 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
 
 def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
     """Note each row with the id of another row that makes other clips."""
+    first: dict[str, Row] = {}
+    pairs = [
+        (row, other)
+        for row in manifest.rows
+        if row.id_given and (other := first.setdefault(row.id.lower(), row)) is not row
+    ]
+    if not pairs:
+        return
     made: dict[int, set[str]] = {}
     for clip in clips:
         made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
-    first: dict[str, Row] = {}
-    for row in manifest.rows:
-        if not row.id_given:
-            continue
-        other = first.setdefault(row.id.lower(), row)
+    for row, other in pairs:
         if not made.get(row.index, set()) <= made.get(other.index, set()):
             where = f"{faults.unit} {other.line}"
             faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))

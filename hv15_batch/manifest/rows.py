@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hv15_batch.config.checks import check_sampling_value
 from hv15_batch.manifest._paths import path_fault
@@ -52,6 +52,14 @@ MAX_SLUG_CHARACTERS = 24
 _parse_side = partial(parse_whole, allowed="a multiple of 16", usual=480)
 _parse_num_frames = partial(parse_whole, allowed="4n+1", usual=121)
 
+_SAMPLING_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "height": _parse_side,
+    "width": _parse_side,
+    "num_frames": _parse_num_frames,
+    "num_inference_steps": parse_whole,
+    **dict.fromkeys(("guidance_scale", "flow_shift", "fps"), parse_real),
+}
+
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -81,15 +89,15 @@ class Row:
     """Conversion beyond plain RGB, see `media.conversion`."""
     image_notes: tuple[str, ...]
     """Notes for the user about the first frame."""
-    height: int | None
-    width: int | None
-    num_frames: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    flow_shift: float | None
-    fps: float | None
     tags: dict[str, str]
     """The filled `tag_*` cells by the full name of their column."""
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    fps: float | None = None
 
 
 Content = tuple[str, str | None]
@@ -145,13 +153,7 @@ class RowReader:
             image_size=frame.size if frame else None,
             image_conversion=frame.conversion if frame else None,
             image_notes=frame.notes if frame else (),
-            height=self._sampling(record, "height", _parse_side),
-            width=self._sampling(record, "width", _parse_side),
-            num_frames=self._sampling(record, "num_frames", _parse_num_frames),
-            num_inference_steps=self._sampling(record, "num_inference_steps", parse_whole),
-            guidance_scale=self._sampling(record, "guidance_scale", parse_real),
-            flow_shift=self._sampling(record, "flow_shift", parse_real),
-            fps=self._sampling(record, "fps", parse_real),
+            **self._sampling(record),
             tags=self._tags(record),
         )
 
@@ -192,19 +194,23 @@ class RowReader:
             )
         return seeds
 
-    def _sampling(
-        self, record: Record, column: str, parse: Callable[[Any], Parsed]
-    ) -> Parsed | None:
-        value = record.cells.get(column)
-        if value is None:
-            return None
+    def _sampling(self, record: Record) -> dict[str, Any]:
+        """Return the sampling values that the row has cells for, by column."""
+        return {
+            column: self._sampling_value(record, column)
+            for column in _SAMPLING_PARSERS
+            if column in record.cells
+        }
+
+    def _sampling_value(self, record: Record, column: str) -> Any:
+        value = record.cells[column]
         # Many rows share a value. Only text is remembered, because 1, 1.0 and true are equal.
         key = (column, value) if isinstance(value, str) else None
         if key in self._accepted:
-            return cast("Parsed", self._accepted[key])
+            return self._accepted[key]
 
-        def parse_and_check(value: Any) -> Parsed:
-            number = parse(value)
+        def parse_and_check(value: Any) -> Any:
+            number = _SAMPLING_PARSERS[column](value)
             rule = check_sampling_value(column, number, self._task)
             if rule:
                 raise ValueError(rule)

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import glyph_texts
+from hv15_batch.clip import Clip, glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular
@@ -25,7 +25,9 @@ from hv15_batch.forecast.wording import by_size, size_lines, stages_line
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import parse_step_cache
+from hv15_batch.model.variant import check_recipe, off_advice
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run.schedule import Rules, check_window
 from hv15_batch.units import (
@@ -152,7 +154,9 @@ def _format_weights(checkpoint: Checkpoint) -> str:
 
 
 def _format_own(checkpoint: Checkpoint) -> str:
-    own = checkpoint.transformer
+    own, lacking = checkpoint.transformer, checkpoint.lacking
+    if lacking is not None:
+        return f"; transformer {lacking.repo}/{lacking.file}, not on disk: fetched at the start"
     if own is None:
         return ""
     size = format_gib(own.num_bytes)
@@ -235,10 +239,20 @@ def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
 
 
 def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
-    clips = sum(p.clip.off_recipe for p in planned)
+    clips = sum(_is_allowed_off_recipe(p.clip) for p in planned)
     if not clips:
         return []
     return [f"Off the checkpoint's recipe: {counted(clips, 'clip')} (runtime.allow_off_recipe)"]
+
+
+def _is_allowed_off_recipe(clip: Clip) -> bool:
+    """Whether it needed `runtime.allow_off_recipe`; what is only told is among the notes."""
+    option, asked = model_options().get(clip.settings.model), clip.settings
+    if not clip.off_recipe or option is None:
+        return clip.off_recipe
+    steps = asked.num_inference_steps
+    is_told = bool(off_advice(option, steps, asked.num_frames, asked.flow_shift))
+    return not is_told or check_recipe(option, steps, asked.guidance_scale) is not None
 
 
 def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:

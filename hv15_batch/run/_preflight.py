@@ -27,7 +27,7 @@ from hv15_batch.model.shapes import (
     TRANSFORMER_REST_BYTES,
     VAE_BYTES,
 )
-from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.model.variant import OffloadKind, Task, Weights
 from hv15_batch.run.prepare import Asked, Todo, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
@@ -102,9 +102,8 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
     """
     config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
     need = disk_need(todo.to_render, config)
-    others = []
-    if lacks_weights(asked):
-        others.append(_weights_claim(config, checkpoint))
+    others = _weights_claims(config, checkpoint) if lacks_weights(asked) else []
+    others += _conversion_claims(config, checkpoint)
     if offload is OffloadKind.stream_disk:
         others.append(_blocks_claim())
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
@@ -169,29 +168,55 @@ def _disk_findings(
             "then, or type "
             f"limit={clips}{latents} or run_dir=DIR on another disk."
         )
-    for claim in others:
+    elsewhere = [claim for claim in others if claim not in here]
+    while elsewhere:
+        claim = elsewhere[0]
+        same = [other for other in elsewhere if _is_same_disk(other.folder, claim.folder)]
+        elsewhere = [other for other in elsewhere if other not in same]
         free = free_disk_bytes(claim.folder)
-        if claim not in here and free < claim.bytes:
+        if free < sum(other.bytes for other in same):
+            each = " and ".join(f"{format_gib(c.bytes, 2)} GiB of {c.what}" for c in same)
             refusals.append(
                 f"the disk of {existing_parent(claim.folder)} has {format_gib(free, 2)} GiB free, "
-                f"and {format_gib(claim.bytes, 2)} GiB of {claim.what} go there; free some, or set "
-                f"{claim.remedy} to a folder on a larger disk."
+                f"and {each} go there; free some, or set "
+                f"{' and '.join(dict.fromkeys(c.remedy for c in same))} to a folder on a larger "
+                "disk."
             )
     return refusals, notes
 
 
-def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
-    """Return the size of the download, computed from the model's classes without the hub."""
-    total = TRANSFORMER_BYTES + VAE_BYTES
-    total += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
-    if config.model.task is Task.i2v:
-        total += IMAGE_ENCODER_BYTES
-    folder = hub_cache_folder()
-    blobs = store_folder(folder, checkpoint.repo) / "blobs"
-    there = 0
+def _weights_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
+    """Return the downloads, by the sizes of the classes: the hub is not asked yet."""
+    model, total = config.model, 0
+    if checkpoint.folder is None and model.weights is Weights.pretrained:
+        needed = VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+        needed += IMAGE_ENCODER_BYTES * (model.task is Task.i2v)
+        needed += TRANSFORMER_BYTES * (not model.replaces_transformer)
+        total += max(needed - _bytes_there(checkpoint.repo), 0)
+    if checkpoint.lacking is not None and not model.weights.is_small:
+        total += max(TRANSFORMER_BYTES - _bytes_there(str(checkpoint.lacking.repo)), 0)
+    return [_Claim(hub_cache_folder(), "weights to be fetched", total, "HF_HUB_CACHE")]
+
+
+def _bytes_there(repo: str) -> int:
+    """Return what the hub's cache holds of a repository, unfinished downloads included."""
+    blobs = store_folder(hub_cache_folder(), repo) / "blobs"
     with suppress(OSError):
-        there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
-    return _Claim(folder, "weights to be fetched", max(total - there, 0), "HF_HUB_CACHE")
+        return sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
+    return 0
+
+
+def _conversion_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
+    """Return what a transformer in one file becomes, unless it was converted before."""
+    own, needed = checkpoint.transformer, 0
+    if own is not None and not own.is_made:
+        needed = own.num_bytes
+    elif checkpoint.lacking is not None and not config.model.weights.is_small:
+        needed = TRANSFORMER_BYTES
+    if not needed:
+        return []
+    folder = cache_root() / "transformers"
+    return [_Claim(folder, "the converted transformer", needed, "XDG_CACHE_HOME")]
 
 
 def _blocks_claim() -> _Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,17 @@ from hv15_batch.figures.frame import arrow_series
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
+from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.redaction import printable
-from hv15_batch.run._dry_run import count_prompt_tokens, predict_run, print_dry_run
+from hv15_batch.run._dry_run import (
+    count_prompt_tokens,
+    format_moment,
+    predict_run,
+    print_dry_run,
+)
 from hv15_batch.run._preflight import find_hindrances
 from hv15_batch.run.prepare import (
     Asked,
@@ -28,7 +35,7 @@ from hv15_batch.run.prepare import (
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.units import Say
+from hv15_batch.units import Say, format_duration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -122,6 +129,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     log = asked.run_dir.log
     forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
     tell(*told)
+    if forecast is not None:
+        tell(_uncertainty_line(forecast, todo.to_render, rules))
     choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
     refusals: list[str] = []
     if todo.to_render:
@@ -141,6 +150,20 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         forecast=forecast,
         prompt_tokens=count_prompt_tokens(todo.clips, checkpoint) or {},
     )
+
+
+def _uncertainty_line(forecast: Forecast, todo: Sequence[PlannedClip], rules: Rules) -> str:
+    """Return how wrong the time may be, and how many clips are finished by when at worst."""
+    found = uncertainty(forecast, todo)
+    slow = [(of * found.factor, write * found.factor) for of, write in forecast.lengths(todo)]
+    finishes = list(rules.finishes(slow))
+    parts = [
+        f"{found.words}: {format_duration(forecast.total_seconds(todo) * found.factor)} in all"
+    ]
+    for end in rules.ends():
+        count = sum(finish <= end for finish in finishes)
+        parts.append(f"{count} of {len(todo)} clips until {format_moment(end, rules)}")
+    return f"Uncertainty: {', '.join(parts)}"
 
 
 def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:

@@ -14,10 +14,16 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.cells import ManifestError, format_fault
-from hv15_batch.manifest.clips import check_typed_sampling, make_clips, read_rows, repeats_note
+from hv15_batch.manifest.clips import (
+    advice_notes,
+    check_typed_sampling,
+    make_clips,
+    read_rows,
+    repeats_note,
+)
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.attention import backend_fault
-from hv15_batch.model.variant import Weights
+from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
@@ -120,13 +126,13 @@ def prepare(
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
     checkpoint = resolve_checkpoint(config.model)
-    if checkpoint.revision is None:
-        config = _with_remembered_revision(config, run_dir)
+    if checkpoint.revision is None or checkpoint.lacking is not None:
+        config = _with_remembered_weights(config, checkpoint, run_dir)
         checkpoint = resolve_checkpoint(config.model)
     clips = make_clips(manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
     check_no_secrets(config, manifest, clips)
-    if note := repeats_note(manifest, clips):
-        manifest = replace(manifest, notes=(*manifest.notes, note))
+    notes = [repeats_note(manifest, clips), *advice_notes(clips, config.model)]
+    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
     is_in_sweep = sweep is not None
     return Asked(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
 
@@ -184,7 +190,7 @@ def find_manifest(typed: str) -> Path:
 def _is_known_here(asked: Asked, history: History) -> bool:
     """Whether an earlier run with exactly these settings finished a clip in this directory."""
     now = asked.config
-    model = replace(now.model, revision=asked.checkpoint.revision)
+    model = with_content(now.model, asked.checkpoint)
     known = any(
         (before.model, before.sampling, before.override, before.video)
         == (model, now.sampling, now.override, now.video)
@@ -247,7 +253,8 @@ def check_device(config: Config, machine: Machine) -> None:
 def lacks_weights(asked: Asked) -> bool:
     """Return whether weights have to be fetched before anything can be rendered."""
     is_hub_model = asked.config.model.weights is Weights.pretrained
-    return is_hub_model and asked.checkpoint.folder is None
+    lacks_checkpoint = is_hub_model and asked.checkpoint.folder is None
+    return lacks_checkpoint or asked.checkpoint.lacking is not None
 
 
 def offline_fault(asked: Asked) -> str | None:
@@ -270,15 +277,30 @@ def with_weights(asked: Asked, say: Say) -> Asked:
     return replace(asked, checkpoint=checkpoint, clips=clips)
 
 
-def _with_remembered_revision(config: Config, run_dir: RunDir) -> Config:
-    """Return the settings with the revision that this run directory was last rendered with.
+def with_content(model: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """Return a model with the revision, and the hash of another transformer, that it stands for."""
+    hub = model.transformer_hub
+    if model.has_hub_transformer:
+        hub = replace(hub, sha256=checkpoint.transformer_sha256)
+    return replace(model, revision=checkpoint.revision, transformer_hub=hub)
 
-    This is for a hub model whose revision is not typed and whose files are no longer on disk. The
-    hub's newest commit would render all clips again.
+
+def _with_remembered_weights(config: Config, found: Checkpoint, run_dir: RunDir) -> Config:
+    """Return the settings with the weights that this run directory was last rendered with.
+
+    For a hub model without a revision, or a transformer without a hash, of which nothing is on disk
+    any more: the newest one would render everything again.
     """
+    model = config.model
     for earlier in earlier_settings(run_dir):
-        if earlier.model.repo == config.model.repo:
-            return replace(config, model=replace(config.model, revision=earlier.model.revision))
+        if earlier.model.repo == model.repo:
+            if found.revision is None:
+                model = replace(model, revision=earlier.model.revision)
+            hub, before = model.transformer_hub, earlier.model.transformer_hub
+            if found.lacking is not None and (hub.repo, hub.file) == (before.repo, before.file):
+                hub = replace(hub, sha256=hub.sha256 or before.sha256)
+                model = replace(model, transformer_hub=hub)
+            return replace(config, model=model)
     return config
 
 

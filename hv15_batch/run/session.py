@@ -46,6 +46,7 @@ from hv15_batch.run.prepare import (
     lacks_weights,
     plan_against_log,
     prepare,
+    with_content,
     with_weights,
 )
 from hv15_batch.run.schedule import Rules, check_window, read_rules
@@ -259,7 +260,7 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
         asked.config,
         manifest=str(manifest.path),
         run_dir=str(asked.run_dir.path),
-        model=replace(asked.config.model, revision=asked.checkpoint.revision),
+        model=with_content(asked.config.model, asked.checkpoint),
     )
     write_settings(folder, stored)
 

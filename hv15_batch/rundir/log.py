@@ -127,10 +127,10 @@ def bring_to_current_schema(log_folder: Path) -> int:
     schema = arrow_schema()
     rewritten = 0
     for path in segments(log_folder):
-        with _open_segment(path) as (file, version):
+        with _open_segment(path) as (file, written, version):
             if version is None or version == SCHEMA_VERSION:
                 continue  # foreign, or current
-            table = _columns(file, schema)
+            table = _columns(file, written, schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
         rewritten += 1
@@ -168,7 +168,7 @@ def _is_segment(path: Path) -> bool:
     if not _SEGMENT.fullmatch(path.name):
         return False
     try:
-        with _open_segment(path) as (_, version):
+        with _open_segment(path) as (_, _, version):
             return version is not None
     except LogSchemaError:  # damaged or newer: reading it reports that
         return True
@@ -180,13 +180,13 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _read_segment(path: Path, schema: pa.Schema) -> pa.Table | None:
-    with _open_segment(path) as (file, version):
-        return None if version is None else _columns(file, schema)
+    with _open_segment(path) as (file, written, version):
+        return None if version is None else _columns(file, written, schema)
 
 
 @contextmanager
-def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
-    """Open a segment and yield it with its schema version; None for a foreign file."""
+def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, pa.Schema, int | None]]:
+    """Open a segment and yield it with its schema and schema version (None for a foreign file)."""
     try:
         check_regular(path, MAX_SEGMENT_BYTES)
         with pq.ParquetFile(
@@ -195,17 +195,17 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
             thrift_container_size_limit=_THRIFT_ITEMS,
         ) as file:
             _check_size(file.metadata)
-            metadata = file.schema_arrow.metadata or {}
-            stated = metadata.get(b"schema_version")
+            written = file.schema_arrow  # made anew each time it is asked for
+            stated = (written.metadata or {}).get(b"schema_version")
             version = None
-            if stated is not None and "settings_sha256" in file.schema_arrow.names:
+            if stated is not None and "settings_sha256" in written.names:
                 version = int(stated)
             if version is not None and version > SCHEMA_VERSION:
                 raise LogSchemaError(
                     f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
                     "update hv15_batch to the version that wrote it."
                 )
-            yield file, version
+            yield file, written, version
     except LogSchemaError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
@@ -234,7 +234,7 @@ def _check_size(metadata: pq.FileMetaData) -> None:
         raise ValueError(f"it claims {num_rows:,} rows and {num_bytes:,} bytes")
 
 
-def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+def _read_limited(file: pq.ParquetFile, written: pa.Schema, names: list[str]) -> pa.Table:
     """Return columns of a segment; read it in batches if it could be too large for memory."""
     metadata = file.metadata
     sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
@@ -246,14 +246,13 @@ def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
         if num_bytes > MAX_TABLE_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_TABLE_BYTES // GIB} GiB")
         batches.append(batch)
-    fields = [file.schema_arrow.field(name) for name in names]
-    return pa.Table.from_batches(batches, pa.schema(fields))
+    return pa.Table.from_batches(batches, pa.schema([written.field(name) for name in names]))
 
 
-def _columns(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
+def _columns(file: pq.ParquetFile, written: pa.Schema, schema: pa.Schema) -> pa.Table:
     """Return a segment's rows in a schema; columns that it lacks are null."""
-    present = set(file.schema_arrow.names)
-    table = _read_limited(file, [name for name in schema.names if name in present])
+    present = set(written.names)
+    table = _read_limited(file, written, [name for name in schema.names if name in present])
     columns = [
         table[f.name].cast(f.type)
         if f.name in present

@@ -118,7 +118,11 @@ class RunDir:
 
     def saved_latents(self) -> set[str]:
         """Return the `denoise_sha256` of all saved latents."""
-        return {path.stem for path in self.latents.glob("[!.]*.safetensors")}
+        suffix = ".safetensors"
+        names: list[str] = []
+        with suppress(OSError):  # none yet, or not readable: they are denoised again
+            names = os.listdir(self.latents)
+        return {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
 
     def relative(self, path: Path) -> str:
         """Return a path as the log stores it."""

@@ -180,6 +180,7 @@ def _typed_only_in_use(config: Config) -> list[str]:
     option = model_options().get(config.model.name)
     if option is not None:
         defaults.model.repo = option.repo
+        defaults.model.transformer_hub = option.transformer_hub
     if not is_fetched(config.runtime.attention_backend):
         defaults.runtime.attention_backend = config.runtime.attention_backend
     return [

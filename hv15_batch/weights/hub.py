@@ -83,6 +83,7 @@ def ask_hub(
     say: Say,
     waits: tuple[int, ...] = LOOK_UP_WAITS_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
+    setting: str = "model",
 ) -> Answer:
     """Return what `call` returns, trying again while the network or the hub falters.
 
@@ -93,6 +94,7 @@ def ask_hub(
         say: Told of each further attempt.
         waits: Seconds between attempts; one attempt more than there are waits.
         sleep: Waits.
+        setting: Whose `repo` and `revision` are asked for, for messages.
 
     Raises:
         Refused: refused by the hub, unreachable after all attempts, or the disk is full; the
@@ -108,7 +110,7 @@ def ask_hub(
             return call()
         except (transport, OSError, RuntimeError, xet, errors.HFValidationError) as error:
             if wait is None or not _is_passing(error):
-                raise Refused(_explain(error, repo, revision)) from error
+                raise Refused(_explain(error, repo, revision, setting)) from error
             say(f"{_first_line(error)}; trying again in {wait} s; the downloaded part is kept")
         sleep(wait)
     raise AssertionError("the last attempt returns or raises")
@@ -126,7 +128,7 @@ def _is_passing(error: Exception) -> bool:
     return getattr(error, "errno", None) not in _DISK_ERRORS
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> str:
+def _explain(error: Exception, repo: str, revision: str | None, setting: str) -> str:
     """Return the fault and what to do, in one message."""
     from huggingface_hub import errors
 
@@ -139,13 +141,13 @@ def _explain(error: Exception, repo: str, revision: str | None) -> str:
             "account, log in here with `hf auth login`, then run the same command again."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"model.revision={revision} does not exist in {repo}; see {page}/commits/main."
+        return f"{setting}.revision={revision} does not exist in {repo}; see {page}/commits/main."
     if isinstance(error, errors.HFValidationError):
-        return f"model.repo={repo!r} is not a hub id of the form owner/name."
+        return f"{setting}.repo={repo!r} is not a hub id of the form owner/name."
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"the hub knows no repository {repo}: check model.repo; if it is private, log in with "
-            "`hf auth login` first."
+            f"the hub knows no repository {repo}: check {setting}.repo; if it is private, log in "
+            "with `hf auth login` first."
         )
     if status == 401:
         return (

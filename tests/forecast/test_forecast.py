@@ -344,6 +344,8 @@ def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
         "override.num_frames=61",
         "model=480p_t2v_distilled",
         "model=480p_t2v_distilled override.num_inference_steps=50 override.guidance_scale=1",
+        "model=480p_t2v_4step",
+        "model=480p_t2v_4step override.num_inference_steps=4 override.guidance_scale=1",
         "override.height=320 override.width=576",
     ]
     short = replace(guided, height=720, width=1280, num_frames=61)

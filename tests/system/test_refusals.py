@@ -17,10 +17,10 @@ MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 PRESETS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 OFFLOADS = sorted(path.stem for path in (conf_dir() / "offload").glob("*.yaml"))
 STEP_DISTILLED_T2V = (
-    "There is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
-    "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
-    "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, or "
-    "model=480p_t2v_distilled."
+    "Tencent has published no step-distilled text-to-video checkpoint: theirs is 480p "
+    "image-to-video (MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its "
+    "frames would be wrong without an error; use model=480p_t2v_4step (LightX2V's weights), "
+    "model=480p_t2v_distilled, or model=480p_i2v_step_distilled with an image in every row."
 )
 FLAGS = (
     "The flags are --dry-run, -m (a sweep), --cfg job (the settings), --help and --version; all "

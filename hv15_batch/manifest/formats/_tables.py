@@ -59,9 +59,11 @@ def read_table(lines: Lines, columns: Columns, faults: Faults, usual: str) -> It
     places = columns.read_header(lines.record_number, header)
     nameless = [place for place, name in enumerate(header) if place and not name]
     for cells in records:
-        if not any(cell.strip() for cell in cells):
+        if not any(map(str.strip, cells)):
             continue  # a blank line, or one of separators alone
-        rule = _cells_rule(cells, header, nameless, NAMES[separator])
+        rule = None
+        if nameless or len(cells) != len(header):
+            rule = _cells_rule(cells, header, nameless, NAMES[separator])
         if rule is None and len(places) > 1 and not columns.reading.literal:
             rule = _comment_rule(cells)
         if rule:
