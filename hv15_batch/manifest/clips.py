@@ -18,10 +18,19 @@ from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
-from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe, off_advice
-from hv15_batch.units import counted
+from hv15_batch.model.variant import (
+    Distillation,
+    ModelConfig,
+    Task,
+    check_recipe,
+    off_advice,
+    unknown_words,
+)
+from hv15_batch.units import counted, shortened
 
 MAX_EXAMPLES = 3
+MAX_WORDS = 8
+MAX_WORD_CHARACTERS = 20
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
@@ -94,17 +103,37 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     return f"Repeated in the manifest, rendered once: {clips_text}, {times}: {some}{more}"
 
 
-def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
+def advice_notes(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
     """Return a line for each way in which clips go beyond what the weights were made for."""
     counts = Counter(text for clip in clips for text in _off_advice(clip.settings, model))
     return [
         f"WARNING: off the recipe of {model.name} in {counted(count, 'clip')}: {text}"
         for text, count in counts.items()
-    ]
+    ] + _unknown_words_note(clips, model)
+
+
+def _unknown_words_note(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
+    """Return at most one line, about words that a small vocabulary lacks."""
+    if not model.advice.words:
+        return []
+    found = {clip.clip_id: unknown_words(model, clip.settings.prompt) for clip in clips}
+    words = list(dict.fromkeys(word for each in found.values() for word in each))
+    if not words:
+        return []
+    some = ", ".join(shortened(word, MAX_WORD_CHARACTERS) for word in words[:MAX_WORDS])
+    more = f" and {len(words) - MAX_WORDS:,} more" if len(words) > MAX_WORDS else ""
+    clips_text = counted(sum(map(bool, found.values())), "clip")
+    return [f"WARNING: words that {model.name} was not trained on in {clips_text}: {some}{more}"]
 
 
 def _off_advice(settings: ClipSettings, model: ModelConfig) -> list[str]:
-    return off_advice(model, settings.num_inference_steps, settings.num_frames, settings.flow_shift)
+    size = (settings.height, settings.width)
+    steps, frames, shift = (
+        settings.num_inference_steps,
+        settings.num_frames,
+        settings.flow_shift,
+    )
+    return off_advice(model, steps, frames, shift, size)
 
 
 def _repeat_text(clip: Clip, line: int, unit: str) -> str:
