@@ -100,7 +100,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "prompt beyond the limit in JSON": (
         "p.jsonl", json.dumps({"prompt": "a" * 1_000_001}),
         ("p.jsonl:1: prompt=" + "a" * 59 + "…: a cell holds at most 1,000,000 characters and this "
-         "one 1,000,001; shorten it.",),
+         "one has 1,000,001; shorten it.",),
     ),
     "ragged rows": (
         "p.csv", "prompt,seed\na cat, a dog,1\nb\nc,1\n",
