@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Queue
@@ -174,7 +175,7 @@ def make_rows(
     read_on: str = "cpu",
     end: float = math.inf,
 ) -> list[Row]:
-    """Render settings and look at their clips; after each row `quality.json` and `.md` are written.
+    """Render settings and look at their clips; the tables are written after each.
 
     Args:
         settings: rows of the table, in its order.
@@ -209,7 +210,7 @@ def make_rows(
         begun = {setting.name for setting in futures.values()}
         waiting = [setting for setting in settings if setting.name not in begun]
         rendered = {setting.name for setting in waiting}
-        for future in [None, *as_completed(futures)]:
+        for future in chain([None], as_completed(futures)):
             if future is not None:
                 future.result()
                 rendered.add(futures[future].name)
@@ -228,11 +229,14 @@ def make_rows(
 
 
 def write_results(rows: Sequence[Row], folder: Path) -> None:
-    """Write the table as `quality.md` and `quality.json`."""
+    """Write the tables: `quality.md` and `.json`, and of guidance and steps `curves.*`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "quality.md").write_text(markdown(rows) + "\n", encoding="utf-8")
-    stored = json.dumps(summary(rows), indent=1, allow_nan=False)
-    (folder / "quality.json").write_text(stored + "\n", encoding="utf-8")
+    curves = [row for row in rows if row.setting in CURVES]
+    for name, part in (("quality", [r for r in rows if r not in curves]), ("curves", curves)):
+        if part:
+            stored = json.dumps(summary(part), indent=1, allow_nan=False)
+            (folder / f"{name}.json").write_text(stored + "\n", encoding="utf-8")
+            (folder / f"{name}.md").write_text(markdown(part) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -246,9 +250,9 @@ def main() -> None:
     arguments.add_argument("--clips", type=int, default=2 * PROMPTS, help="at most, of a setting")
     arguments.add_argument("--minutes", type=float, default=math.inf, help="then none is begun")
     arguments.add_argument(
-        "--jobs", type=int, help="runs at once; default: one for each core or, on a card, two"
+        "--jobs", type=int, help="runs at once; default: as many as the cores carry"
     )
-    arguments.add_argument("--readers", type=int, default=2)
+    arguments.add_argument("--readers", type=int, default=2, help="processes that read clips")
     arguments.add_argument("--read-on", default="cpu", choices=("cpu", "cuda"))
     arguments.add_argument("--results", type=Path, help="folder for the table, if not OUT")
     chosen = arguments.parse_args()
@@ -268,7 +272,7 @@ def main() -> None:
         results=chosen.results,
         only=chosen.only or ["*"],
         clips=chosen.clips,
-        jobs=chosen.jobs or max(1, cores if chosen.cpu else cores // 2),
+        jobs=chosen.jobs or max(1, cores if chosen.cpu else cores * 3 // 8),
         readers=chosen.readers,
         read_on=chosen.read_on,
         end=time.monotonic() + 60 * chosen.minutes,

@@ -22,7 +22,7 @@ import torch
 from obedience import PROMPTS, asked_of, read_frames, score, write_manifest
 from pandas import isna
 
-from hv15_batch import read_log
+from hv15_batch import Refused, read_log
 from training.reading import read_clip
 
 ATTRIBUTES = ("color", "place", "direction", "motion", "shape", "letters")
@@ -108,7 +108,11 @@ def render(setting: Setting, out: Path, clips: int, free: Queue[set[int]], end: 
             run.wait(None if math.isinf(end) else max(end - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             run.terminate()  # the clip in hand is logged as interrupted
-            run.wait(60)
+            try:
+                run.wait(60)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
         finally:
             free.put(cores)
 
@@ -123,13 +127,20 @@ def finished(folder: Path) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: (int(row["seed"]), int(row["row_index"])))
 
 
-def reason_of(said: Path) -> str:
-    """Return the last line that a run printed, without its paths."""
+def reason_of(out: Path, setting: Setting) -> str:
+    """Return why a setting has no clips: the last error of its log, or the last line printed."""
     try:
-        lines = [line for line in said.read_text(encoding="utf-8").splitlines() if line.strip()]
+        errors = read_log(out / setting.folder)["error_message"].dropna()
+        if len(errors):
+            return str(errors.iloc[-1]).splitlines()[0]
+    except Refused:  # no run was begun
+        pass
+    try:
+        said = (out / f"{setting.folder}.txt").read_text(encoding="utf-8")
     except FileNotFoundError:
         return "not run yet"
-    return lines[-1].strip() if lines else "stopped before it said anything"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else "stopped before it said anything"
 
 
 def write_spread_manifest(out: Path, model: str) -> None:
@@ -196,7 +207,8 @@ class Looks:
         """
         folder = self._out / setting.folder
         rows = {(row["row_id"], row["seed"]): row for row in finished(folder)[:clips]}
-        reason = "" if len(rows) >= clips else reason_of(self._out / f"{setting.folder}.txt")
+        reason = "" if len(rows) == clips else f"{len(rows)} of {clips} clips"
+        reason = reason if rows else reason_of(self._out, setting)
         beside = {(row["row_id"], row["seed"]): row["file"] for row in finished(self._out / other)}
         files = {key: folder / row["file"] for key, row in rows.items()}
         others = {

@@ -1,7 +1,7 @@
 """Pictures of what guidance, steps, seeds and an empty prompt do to clips of the demo models.
 
 python benchmarks/quality.py OUT --curves
-python benchmarks/quality_pictures.py curves OUT/quality.json docs/guidance_and_steps.png
+python benchmarks/quality_pictures.py curves OUT/curves.json docs/guidance_and_steps.png
 python benchmarks/quality_pictures.py seeds OUT docs/seeds.webp       # renders on the CPU
 """
 
@@ -202,7 +202,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Do what the first word says."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("what", choices=("curves", "seeds"))
-    arguments.add_argument("source", type=Path, help="quality.json, or a folder to render to")
+    arguments.add_argument("source", type=Path, help="curves.json, or a folder to render to")
     arguments.add_argument("file", type=Path, help="the picture")
     chosen = arguments.parse_args(words)
     (draw_curves if chosen.what == "curves" else draw_seeds)(chosen.source, chosen.file)
