@@ -28,7 +28,7 @@ from queue import Queue
 from typing import Any
 
 from obedience import PROMPTS
-from quality_clips import Looks, Row, Setting, begin_reader, render, write_spread_manifest
+from quality_clips import NOT_YET, Looks, Row, Setting, begin_reader, render, write_spread_manifest
 
 from hv15_batch.model.attention import KERNELS
 
@@ -130,10 +130,16 @@ def markdown(rows: Sequence[Row]) -> str:
         what = [effect["dtype"], effect["attention_backend"], effect["offload"]]
         cells = [row.setting.name, ", ".join(filter(None, what)), str(len(row.clips)), *counts]
         lines.append(f"| {' | '.join([*cells, *quality, same_frames(row, rows)])} |")
-    missing = [f"- {row.setting.name}: {row.reason}" for row in rows if row.reason]
-    return "\n".join(
-        [*lines, *(["", "Not run, or not to the end:", "", *missing] if missing else [])]
-    )
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:  # what to install is in the JSON
+            why = row.reason.partition(";")[0]
+            words = [f"{word}: " for word in row.setting.words if why.startswith(f"{word}: ")]
+            reasons.setdefault(why.removeprefix("".join(words)), []).append(row.setting.name)
+    if reasons:
+        lines += ["", "Not run, or not to the end:", ""]
+    lines += [f"- {', '.join(names)}: {why}." for why, names in reasons.items()]
+    return "\n".join(lines)
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -220,7 +226,7 @@ def make_rows(
                 waiting.remove(setting)
                 other = folders.get(setting.beside, "")
                 row = looks.look(setting, numbers[setting.name], other)
-                if row.clips or setting.name in begun:
+                if row.clips or setting.name in begun or row.reason != NOT_YET:
                     rows[setting.name] = row
                     table = [rows[s.name] for s in settings if s.name in rows]
                     write_results(table, results or out)

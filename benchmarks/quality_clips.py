@@ -26,6 +26,7 @@ from hv15_batch import Refused, read_log
 from training.reading import read_clip
 
 ATTRIBUTES = ("color", "place", "direction", "motion", "shape", "letters")
+NOT_YET = "not run yet"
 IN_EFFECT = ("dtype", "attention_backend", "mask_free", "compiled", "offload", "cache")
 MACHINE = ("gpu_name", "driver_version", "torch_version", "diffusers_version", "hv15_batch_version")
 WORDS = ("video.codec=ffv1", "keep_latents=false", "sampling.seeds=0,1")
@@ -138,7 +139,7 @@ def reason_of(out: Path, setting: Setting) -> str:
     try:
         said = (out / f"{setting.folder}.txt").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return "not run yet"
+        return NOT_YET
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else "stopped before it said anything"
 

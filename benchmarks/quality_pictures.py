@@ -117,6 +117,8 @@ def draw_panel(
     # The higher guidance lies below, so that equal lines show both.
     for shift, guidance in enumerate(reversed(lines)):
         points = [at(*point) for point in lines[guidance]]
+        if not points:
+            continue
         pen.line(points, COLOURS[guidance], (4 - shift) * SCALE, joint="curve")
         for x, y in points:
             radius = (4.5 - shift) * SCALE
