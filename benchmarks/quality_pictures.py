@@ -79,7 +79,7 @@ def draw_curves(results: Path, file: Path) -> None:
         (row["clips"] for row in found.values() if row["name"].startswith("guid")), default=0
     )
     draw_legend(image, len(panels), f"{clips} clips for each point")
-    image.resize(size, Image.Resampling.LANCZOS).quantize(64).save(file, optimize=True)
+    image.resize(size, Image.Resampling.LANCZOS).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size} bytes")
 
 
