@@ -110,7 +110,9 @@ def settings_page() -> str:
         about = inspect.cleandoc(owner.__doc__ or "").split("\n")[0]
         parts += [f"\n## {title}\n\n{about}\n\n"]
         if title == "`override.*`":
-            parts += ["The fields of `sampling`. A value here beats the manifest's cells.\n"]
+            parts += [
+                "The fields of `sampling`. A value here takes precedence over the manifest.\n"
+            ]
             continue
         rows = list(_settings(owner, prefix))
         parts += [table(("setting", "type", "default", "allowed", "meaning"), rows)]
@@ -224,7 +226,14 @@ def models_page() -> str:
     ]
     other = [_model_row(o) for o in options.values() if o.weights is not Weights.pretrained]
     hubs = [
-        (code(option.name), code(option.repo), code((option.revision or "")[:12]))
+        (
+            code(option.name),
+            code(option.repo),
+            code((option.revision or "")[:12]),
+            code(
+                "/".join(filter(None, (option.transformer_hub.repo, option.transformer_hub.file)))
+            ),
+        )
         for option in options.values()
         if option.repo
     ]
@@ -238,7 +247,7 @@ def models_page() -> str:
             "\n## Small models of the same classes\n\n",
             table(head, other),
             "\n## Where the weights come from\n\n",
-            table(("`model=`", "Hugging Face repository", "commit"), hubs),
+            table(("`model=`", "Hugging Face repository", "commit", "transformer from"), hubs),
         )
     )
 
@@ -252,6 +261,10 @@ image-to-video model takes its size from the first frame.
 _MODELS_FOOT = """
 These values are the defaults of a row. A distilled model accepts only the steps and guidance that
 it was made for. `runtime.allow_off_recipe=true` permits others, and the log records it.
+
+Tencent has published no few-step text-to-video model. `480p_t2v_4step` has the transformer of
+LightX2V. It accepts other steps, shifts and lengths, and the run warns of them: 121 frames are 1.5
+times as long as the clips that it was trained on.
 """
 
 
@@ -265,6 +278,10 @@ def _model_row(option: ModelConfig) -> tuple[str, ...]:
     }[option.distillation]
     if recipe.steps:
         made_for += ", " + " or ".join(map(str, recipe.steps)) + " steps"
+    elif option.advice.steps is not None:
+        made_for += f", {option.advice.steps} steps"
+    if option.advice.max_frames is not None:
+        made_for += f", up to {option.advice.max_frames} frames"
     if recipe.draft_steps:
         made_for += ", " + " or ".join(map(str, recipe.draft_steps)) + " for drafts"
     return (
@@ -353,6 +370,14 @@ column is in every segment of this version. A value that was not measured is nul
 is rounded. The Parquet files describe each column in the same words:
 `pyarrow.parquet.read_schema(FILE).field("denoise_seconds").metadata`. How to read segments of
 several versions: [Reading the log](analysis.md).
+
+## Warm, cold, suspect
+
+- A **cold** clip includes work that later clips do not repeat: it is a worker's first, it compiles
+  or loads a model, or it is a benchmark's warm-up. Its `is_cold` is true.
+- All other clips are **warm**. Seconds per clip are always a median of warm clips.
+- A **suspect** clip is finished, but its frames are black, flat, frozen or clipped.
+  [Settings](settings.md#quality) has the limits. How a clip looks is not judged.
 """
 
 

@@ -139,7 +139,8 @@ class ClipRecord:
         "static step cache as every:start:end; null computes every step", groups=True
     )
     transformer_sha256: str | None = _asked(
-        "content of model.transformer_file; null without one", groups=True
+        "content of the file of another transformer than the repository's; null without one",
+        groups=True,
     )
     # in effect
     model: str | None = _effect("model option", groups=True)

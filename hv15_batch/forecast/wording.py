@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hv15_batch.forecast.forecast import Forecast
-from hv15_batch.forecast.seconds import ClipCost, write_seconds
+from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import counted
@@ -45,6 +45,38 @@ def size_lines(forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]]) -> li
             f"{min(seconds):.0f} to {max(seconds):.0f} s per warm clip"
         )
     return lines
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How wrong a forecast may be."""
+
+    factor: float
+    """Seconds at worst, over the predicted ones."""
+    words: str
+    """Why, and how much."""
+
+
+_CALIBRATED = Uncertainty(1.05, "calibrated predictions were up to 5 % off on an H100")
+_OF_OTHER_SIZES = Uncertainty(
+    1.25, "only far larger or smaller clips were measured; 25 % more is assumed at worst"
+)
+_MEASURED_KIND = Uncertainty(1.1, "without a log, predictions were up to 8 % off on an H100")
+_UNKNOWN_KIND = "{card} was never measured; twice as long is assumed at worst"
+"""docs/prediction.md has the measurements."""
+
+
+def uncertainty(forecast: Forecast, todo: Sequence[PlannedClip]) -> Uncertainty:
+    """Return how wrong the predicted seconds of these clips may be, by their basis."""
+    shapes = {Shape.of(p.clip.settings) for p in todo}
+    basis = min(forecast.clip_cost(shape).basis for shape in shapes)
+    if basis is CostBasis.calibrated:
+        return _CALIBRATED
+    if basis is CostBasis.scaled:
+        return _OF_OTHER_SIZES
+    if forecast.card.is_hopper:
+        return _MEASURED_KIND
+    return Uncertainty(2.0, _UNKNOWN_KIND.format(card=forecast.card.name))
 
 
 def _also(shape: Shape) -> str:

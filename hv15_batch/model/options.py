@@ -29,8 +29,9 @@ def model_options() -> dict[str, ModelConfig]:
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
         option = msgspec.yaml.decode(path.read_bytes(), type=ModelConfig)
         # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
-        sampling, recipe = replace(option.default_sampling), replace(option.recipe)
-        options[path.stem] = replace(option, default_sampling=sampling, recipe=recipe)
+        parts = ("default_sampling", "recipe", "transformer_hub", "advice")
+        own = {name: replace(getattr(option, name)) for name in parts}
+        options[path.stem] = replace(option, **own)
     return options
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 STEP_DISTILLED_T2V = (
-    "there is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
-    "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
-    "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, "
-    "or model=480p_t2v_distilled"
+    "Tencent has published no step-distilled text-to-video checkpoint: theirs is 480p "
+    "image-to-video (MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its "
+    "frames would be wrong without an error; use model=480p_t2v_4step (LightX2V's weights), "
+    "model=480p_t2v_distilled, or model=480p_i2v_step_distilled with an image in every row"
 )
 
 
@@ -25,6 +25,24 @@ def check_recipe(
         kind = "CFG" if model.distillation is Distillation.cfg else "step"
         return "num_inference_steps", f"{model.name} is {kind}-distilled for {_steps(recipe)}"
     return None
+
+
+def off_advice(
+    model: ModelConfig, num_inference_steps: int, num_frames: int, flow_shift: float
+) -> list[str]:
+    """Return what a clip has that the weights were not made for, a text for each; not refused."""
+    advice, found = model.advice, []
+    if advice.steps is not None and num_inference_steps != advice.steps:
+        found.append(f"{num_inference_steps} steps: made for {advice.steps}")
+    if advice.max_frames is not None and num_frames > advice.max_frames:
+        times = num_frames / advice.max_frames
+        found.append(
+            f"{num_frames} frames: trained on up to {advice.max_frames}, and this is {times:.1f} "
+            "times as long"
+        )
+    if advice.flow_shift is not None and flow_shift != advice.flow_shift:
+        found.append(f"flow_shift {flow_shift:g}: made for {advice.flow_shift:g}")
+    return found
 
 
 def _steps(recipe: Recipe) -> str:
@@ -119,6 +137,32 @@ class Recipe:
 
 
 @dataclass
+class Advice:
+    """What a checkpoint was made for where other values are told and not refused; null: any."""
+
+    steps: int | None = None
+    """Number of inference steps."""
+    max_frames: int | None = None
+    """Most frames of a clip in its training."""
+    flow_shift: float | None = None
+    """Shift of the scheduler."""
+
+
+@dataclass
+class HubFile:
+    """A transformer in one file of another repository than the encoders and the VAE."""
+
+    repo: str | None = field(default=None, metadata={"typed_only": True})
+    """Hub id; null where the transformer is that of `model.repo`."""
+    file: str | None = field(default=None, metadata={"typed_only": True})
+    """Name of the file there, as `model.transformer_file` takes it."""
+    revision: str | None = field(default=None, metadata={"typed_only": True})
+    """Commit; null means the one that `prefetch` recorded."""
+    sha256: str | None = None
+    """Of the file's content; another content is refused. Null means any; a run stores it."""
+
+
+@dataclass
 class ModelConfig:
     """One model variant: one YAML under `conf/model/`."""
 
@@ -129,6 +173,7 @@ class ModelConfig:
     transformer_file: str | None = field(default=None, metadata={"typed_only": True})
     """A transformer of your own in one file: Tencent's, Comfy-Org's or diffusers' layout, in bf16,
     fp16 or scaled fp8. Encoders and VAE stay those of the option."""
+    transformer_hub: HubFile = field(default_factory=HubFile)
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained
@@ -144,3 +189,15 @@ class ModelConfig:
     default_sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     recipe: Recipe = field(default_factory=Recipe, compare=False)
     """A limit on what may be asked; not part of what makes two models equal."""
+    advice: Advice = field(default_factory=Advice, compare=False)
+
+    @property
+    def has_hub_transformer(self) -> bool:
+        """Whether the transformer is a file of `transformer_hub`."""
+        is_random = self.weights is Weights.random
+        return self.transformer_hub.file is not None and not (self.transformer_file or is_random)
+
+    @property
+    def replaces_transformer(self) -> bool:
+        """Whether the transformer in `repo` is not the one that renders."""
+        return self.transformer_file is not None or self.has_hub_transformer

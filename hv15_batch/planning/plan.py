@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,8 @@ def settings_conflict(
         if before.model.task is not config.model.task:
             continue  # the manifest was read for this task: for the other it would be refused
         replaced: list[tuple[Clip, Clip]] = []
-        for clip in resolve_clips(manifest, before, before.model.revision):
+        sha256 = before.model.transformer_hub.sha256 if before.model.has_hub_transformer else None
+        for clip in resolve_clips(manifest, before, before.model.revision, sha256):
             now = todo.get((clip.row_index, clip.settings.seed))
             record = history.by_settings.get(clip.settings_sha256)
             is_done = record is not None and record["status"] in DONE_STATUSES
@@ -265,7 +268,7 @@ def _fault(
         return "never tried"
     if last["status"] in (FAILED, INTERRUPTED):
         return f"{last['status']} before: {last['error_type'] or 'stopped'}"
-    name = Path(last["file"] or "").name
+    name = os.path.basename(last["file"] or "")
     size = files.get(name)
     if size is None:
         return "its file is missing"
@@ -288,16 +291,17 @@ def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
     for p in planned:
         keyed.append((take[p.clip.row_index], p.clip.row_index, p))
         take[p.clip.row_index] += 1
-    return [p for _, _, p in sorted(keyed, key=lambda item: item[:2])]
+    return [p for _, _, p in sorted(keyed, key=itemgetter(0, 1))]
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     sizes = {}
-    for entry in folder.iterdir():
-        with suppress(OSError):  # gone since it was listed, a link to nowhere, or not readable
-            status = entry.stat()
-            if stat.S_ISREG(status.st_mode):
-                sizes[entry.name] = status.st_size
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):  # gone since it was listed, a link to nowhere, not readable
+                status = entry.stat()
+                if stat.S_ISREG(status.st_mode):
+                    sizes[entry.name] = status.st_size
     return sizes

@@ -14,7 +14,7 @@ from typing import Any
 
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import Task
+from hv15_batch.model.variant import Distillation, Task
 from hv15_batch.references._implied import (
     SIZES,
     SWEPT_FRAMES,
@@ -249,8 +249,12 @@ def _model(reference: Reference, settings: Mapping[str, Any]) -> list[Difference
 
 
 def _usual_option(task: Task) -> str:
-    """Return the first model option of a task that takes any number of steps."""
-    options = [o for o in model_options().values() if o.task is task and not o.recipe.steps]
+    """Return the first model option of a task that is not distilled."""
+    options = [
+        o
+        for o in model_options().values()
+        if o.task is task and o.distillation is Distillation.none
+    ]
     return options[0].name
 
 

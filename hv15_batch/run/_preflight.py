@@ -1,6 +1,6 @@
-"""Before anything is touched: is there room, may it be written, is everything there?
+"""Checks before anything is touched: free disk, permissions, licence.
 
-What makes every clip impossible is refused; what only makes the last ones impossible is said.
+A run is refused if no clip could be rendered, and warned if only the last ones could not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hv15_batch.model.shapes import (
     TRANSFORMER_REST_BYTES,
     VAE_BYTES,
 )
-from hv15_batch.model.variant import OffloadKind, Task
+from hv15_batch.model.variant import OffloadKind, Task, Weights
 from hv15_batch.run.prepare import Asked, Todo, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
@@ -43,7 +43,7 @@ from hv15_batch.weights.files import find_licences
 from hv15_batch.weights.hub import hub_cache_folder
 
 _PROBE_BYTES = MIB
-"""Written and thrown away: a quota shows in no figure of the disk."""
+"""Written and deleted, because the free space of a disk does not show a quota."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Findings:
     refusals: tuple[str, ...]
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
-    """What the user should know before a night of it."""
+    """What the user should know before the night."""
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """Something that a run puts into a folder."""
+    """Something large that a run writes into a folder."""
 
     folder: Path
     what: str
@@ -68,21 +68,21 @@ class _Claim:
 
     @property
     def written_by(self) -> str:
-        """The same, where the folder cannot be written: the wider of two that nobody has set."""
+        """The variable to name if the folder cannot be written: the wider one if neither is set."""
         is_hub = self.remedy == "HF_HUB_CACHE" and self.remedy not in os.environ
         return "HF_HOME" if is_hub else self.remedy
 
 
 def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
-    """Return what to tell before a run begins.
+    """Return the notes to print before a run starts.
 
     Args:
         asked: Settings, weights and run directory.
-        todo: What is to be rendered.
-        offload: The profile chosen.
+        todo: The clips to render.
+        offload: The chosen profile.
 
     Raises:
-        Refused: not even the first clips could be rendered.
+        Refused: Not even the first clips could be rendered.
     """
     findings = find_hindrances(asked, todo, offload)
     if findings.refusals:
@@ -93,18 +93,17 @@ def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str,
 def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None) -> Findings:
     """Look at disk, permissions and licence before weights are fetched or a file is written.
 
-    Nothing is left behind: what is written to try is a file without a name.
+    Nothing is left behind, because the test files have no name.
 
     Args:
         asked: Settings, weights and run directory.
-        todo: What is to be rendered.
-        offload: The profile chosen; None where that is not known.
+        todo: The clips to render.
+        offload: The chosen profile; None if it is not known.
     """
     config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
     need = disk_need(todo.to_render, config)
-    others = []
-    if lacks_weights(asked):
-        others.append(_weights_claim(config, checkpoint))
+    others = _weights_claims(config, checkpoint) if lacks_weights(asked) else []
+    others += _conversion_claims(config, checkpoint)
     if offload is OffloadKind.stream_disk:
         others.append(_blocks_claim())
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
@@ -119,7 +118,7 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
 
 
 def disk_fault(path: Path, need: DiskNeed) -> str | None:
-    """Return why no further clip is started: the disk could not hold it, and what is in writing."""
+    """Return why no further clip may start: the disk has no room for it and those being written."""
     free = free_disk_bytes(path)
     if free >= need.next_bytes:
         return None
@@ -134,7 +133,7 @@ _OURS = (CheckpointKind.tiny, CheckpointKind.demo)
 
 
 def licence_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return a line where weights are here without the licence that they are under."""
+    """Return a line if the weights are on disk without their licence."""
     if checkpoint.folder is None or checkpoint.kind in _OURS:
         return []
     if find_licences(checkpoint.folder):
@@ -148,7 +147,7 @@ def licence_notes(checkpoint: Checkpoint) -> list[str]:
 def _disk_findings(
     config: Config, run_dir: RunDir, need: DiskNeed, others: Sequence[_Claim]
 ) -> tuple[list[str], list[str]]:
-    """Return what is refused and what is said about free disk, disk by disk."""
+    """Return refusals and notes about free space, disk by disk."""
     refusals, notes = [], []
     free = free_disk_bytes(run_dir.path)
     here = [claim for claim in others if _is_same_disk(claim.folder, run_dir.path)]
@@ -166,32 +165,58 @@ def _disk_findings(
             f"WARNING: the disk of {run_dir.path} has {format_gib(free, 2)} GiB free and the whole "
             f"plan needs about {format_gib(need.plan_bytes, 2)} GiB{beside}: the run will stop "
             f"after about {clips} of {len(need.clip_bytes)} clips, with code 4; free some before "
-            "then, or use "
+            "then, or type "
             f"limit={clips}{latents} or run_dir=DIR on another disk."
         )
-    for claim in others:
+    elsewhere = [claim for claim in others if claim not in here]
+    while elsewhere:
+        claim = elsewhere[0]
+        same = [other for other in elsewhere if _is_same_disk(other.folder, claim.folder)]
+        elsewhere = [other for other in elsewhere if other not in same]
         free = free_disk_bytes(claim.folder)
-        if claim not in here and free < claim.bytes:
+        if free < sum(other.bytes for other in same):
+            each = " and ".join(f"{format_gib(c.bytes, 2)} GiB of {c.what}" for c in same)
             refusals.append(
                 f"the disk of {existing_parent(claim.folder)} has {format_gib(free, 2)} GiB free, "
-                f"and {format_gib(claim.bytes, 2)} GiB of {claim.what} go there; free some, or set "
-                f"{claim.remedy} to a folder on a larger disk."
+                f"and {each} go there; free some, or set "
+                f"{' and '.join(dict.fromkeys(c.remedy for c in same))} to a folder on a larger "
+                "disk."
             )
     return refusals, notes
 
 
-def _weights_claim(config: Config, checkpoint: Checkpoint) -> _Claim:
-    """Return the download, by the sizes of the classes: the hub is not asked yet."""
-    total = TRANSFORMER_BYTES + VAE_BYTES
-    total += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
-    if config.model.task is Task.i2v:
-        total += IMAGE_ENCODER_BYTES
-    folder = hub_cache_folder()
-    blobs = store_folder(folder, checkpoint.repo) / "blobs"
-    there = 0
+def _weights_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
+    """Return the downloads, by the sizes of the classes: the hub is not asked yet."""
+    model, total = config.model, 0
+    if checkpoint.folder is None and model.weights is Weights.pretrained:
+        needed = VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+        needed += IMAGE_ENCODER_BYTES * (model.task is Task.i2v)
+        needed += TRANSFORMER_BYTES * (not model.replaces_transformer)
+        total += max(needed - _bytes_there(checkpoint.repo), 0)
+    if checkpoint.lacking is not None and not model.weights.is_small:
+        total += max(TRANSFORMER_BYTES - _bytes_there(str(checkpoint.lacking.repo)), 0)
+    return [_Claim(hub_cache_folder(), "weights to be fetched", total, "HF_HUB_CACHE")]
+
+
+def _bytes_there(repo: str) -> int:
+    """Return what the hub's cache holds of a repository, unfinished downloads included."""
+    blobs = store_folder(hub_cache_folder(), repo) / "blobs"
     with suppress(OSError):
-        there = sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
-    return _Claim(folder, "weights to be fetched", max(total - there, 0), "HF_HUB_CACHE")
+        return sum(p.stat().st_size for p in blobs.iterdir()) if blobs.is_dir() else 0
+    return 0
+
+
+def _conversion_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
+    """Return what a transformer in one file becomes, unless it was converted before."""
+    own, needed = checkpoint.transformer, 0
+    if own is not None and not own.is_made:
+        needed = own.num_bytes
+    elif checkpoint.lacking is not None and not config.model.weights.is_small:
+        needed = TRANSFORMER_BYTES
+    if not needed:
+        return []
+    folder = cache_root() / "transformers"
+    return [_Claim(folder, "the converted transformer", needed, "XDG_CACHE_HOME")]
 
 
 def _blocks_claim() -> _Claim:
@@ -204,7 +229,7 @@ def _place_notes(run_dir: RunDir) -> list[str]:
     """Return a line for each folder of the run that is a link."""
     return [
         f"{run_dir.path / name} is a link to {target}: files are written there, and what an "
-        "interrupted run leaves there is not cleared away."
+        "interrupted run leaves there is not removed."
         for name, target in run_dir.linked_folders()
     ]
 
@@ -217,9 +242,9 @@ def _is_same_disk(one: Path, other: Path) -> bool:
 
 
 def _cache_faults(asked: Asked) -> list[str | None]:
-    """Return why what a worker writes outside of the run directory could not be written.
+    """Return faults of the folders that a worker writes outside the run directory.
 
-    Each of these would end every worker before its first clip, or fail every clip.
+    Each fault would end every worker before its first clip, or fail every clip.
     """
     config, checkpoint = asked.config, asked.checkpoint
     is_tiny = checkpoint.kind is CheckpointKind.tiny
@@ -234,8 +259,8 @@ def _cache_faults(asked: Asked) -> list[str | None]:
         temporary = Path(tempfile.gettempdir())
     except OSError as error:
         return [
-            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one "
-            "that can."
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
+            "folder that can."
         ]
     if not is_tiny and config.runtime.compile:
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
@@ -264,10 +289,10 @@ def _run_dir_fault(run_dir: RunDir) -> str | None:
 
 
 def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
-    """Return why no file can be made in a folder, or in the nearest one above it that is there.
+    """Return why no file can be made in a folder, or in its nearest parent that exists.
 
-    Tried, not asked: neither mode bits nor free blocks show a quota, a squashed root or an
-    immutable folder.
+    A file is really written, because mode bits and free blocks do not show a quota, a squashed
+    root or an immutable folder.
     """
     is_new = True
     try:

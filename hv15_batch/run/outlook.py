@@ -1,7 +1,8 @@
-"""What a run would do, in which profile and how long: for the dry run and for Python."""
+"""What a run would do, with which profile and for how long: for the dry run and for Python."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,17 @@ from hv15_batch.figures.frame import arrow_series
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
+from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.redaction import printable
-from hv15_batch.run._dry_run import count_prompt_tokens, predict_run, print_dry_run
+from hv15_batch.run._dry_run import (
+    count_prompt_tokens,
+    format_moment,
+    predict_run,
+    print_dry_run,
+)
 from hv15_batch.run._preflight import find_hindrances
 from hv15_batch.run.prepare import (
     Asked,
@@ -28,7 +35,7 @@ from hv15_batch.run.prepare import (
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.units import Say
+from hv15_batch.units import Say, format_duration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -43,24 +50,24 @@ class Plan:
     clips: tuple[PlannedClip, ...]
     """Every clip of the manifest with state, reason and settings, in the order of rendering."""
     todo: tuple[PlannedClip, ...]
-    """Those that the run would render; in a benchmark each repetition of them."""
+    """Clips that the run would render; in a benchmark each repetition of them."""
     lines: tuple[str, ...]
     """What the dry run prints."""
     refusals: tuple[str, ...]
-    """Why a run would be refused here and now; empty where it would not."""
+    """Why a run would be refused here and now; empty if it would start."""
     offload: str | None
-    """The profile: resident, stream, model or stream_disk; None where no card is known."""
+    """The profile: resident, stream, model or stream_disk; None without a known card."""
     peak_bytes: int | None
     """Predicted peak on the card, CUDA's own part included; None without a forecast."""
     seconds: float | None
     """Predicted seconds of the whole run; None without a forecast."""
     forecast: Forecast | None
-    """What seconds and peak rest on; None for a tiny or demo model, and without a known card."""
+    """The basis of seconds and peak; None for a tiny or demo model, and without a known card."""
     prompt_tokens: dict[str, int]
-    """Tokens by prompt; empty where no tokenizer is on the disk."""
+    """Tokens by prompt; empty if no tokenizer is on the disk."""
 
     def to_frame(self) -> DataFrame:
-        """Return the plan as plan.csv has it, a row for each clip: seconds, pixels, hex hashes."""
+        """Return the columns of plan.csv, a row for each clip: seconds, pixels, hex hashes."""
         import pandas as pd
 
         predict = self.forecast.stage_seconds if self.forecast else None
@@ -86,14 +93,14 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     """Return what a run would do; nothing is written.
 
     Args:
-        asked: What is asked.
+        asked: The request.
         rules: When it may render.
         say: Takes each line of the dry run as it is known, before a refusal too.
 
     Raises:
-        Refused: settings that repeat finished work, a clip longer than `window`, an unknown
-            card, or a profile that does not fit.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The settings would repeat finished work, a clip is longer than `window`, the
+            card is unknown, or the profile does not fit.
+        LogSchemaError: The log of the run directory cannot be read.
     """
     config, checkpoint = asked.config, asked.checkpoint
     todo = plan_against_log(asked)
@@ -122,6 +129,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     log = asked.run_dir.log
     forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
     tell(*told)
+    if forecast is not None:
+        tell(_uncertainty_line(forecast, todo.to_render, rules))
     choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
     refusals: list[str] = []
     if todo.to_render:
@@ -143,8 +152,22 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     )
 
 
+def _uncertainty_line(forecast: Forecast, todo: Sequence[PlannedClip], rules: Rules) -> str:
+    """Return how wrong the time may be, and how many clips are finished by when at worst."""
+    found = uncertainty(forecast, todo)
+    slow = [(of * found.factor, write * found.factor) for of, write in forecast.lengths(todo)]
+    finishes = list(rules.finishes(slow))
+    parts = [
+        f"{found.words}: {format_duration(forecast.total_seconds(todo) * found.factor)} in all"
+    ]
+    for end in rules.ends():
+        count = sum(finish <= end for finish in finishes)
+        parts.append(f"{count} of {len(todo)} clips until {format_moment(end, rules)}")
+    return f"Uncertainty: {', '.join(parts)}"
+
+
 def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
-    """Return the profile of a tiny or demo model; of another one it is not known without a card."""
+    """Return the profile of a tiny or demo model; None for others, which need a card."""
     if not asked.config.model.weights.is_small:
         return None
     return choose_offload(asked.config, [p.clip.settings for p in todo.to_render], machine)

@@ -18,12 +18,13 @@ from typing import Any
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json, read_text
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
-from hv15_batch.model.variant import ModelConfig, Weights
+from hv15_batch.model.variant import HubFile, ModelConfig, Weights
 from hv15_batch.weights.files import (
     check_task,
     content_sha256,
     find_faults,
     has_sizes,
+    is_whole,
     write_json,
 )
 from hv15_batch.weights.hub import (
@@ -35,6 +36,8 @@ Say = Callable[[str], None]
 
 _MAX_REF_BYTES = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HUB_FILE = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)*[A-Za-z0-9_][\w.-]*\.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -61,11 +64,20 @@ class Checkpoint:
     kind: CheckpointKind
     transformer: OwnTransformer | None = None
     """In place of the one in `folder`."""
+    lacking: HubFile | None = None
+    """The file with that transformer, where it is not on this machine."""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether something has to be fetched, or a small model written."""
+        return self.folder is None or self.lacking is not None
 
     @property
     def transformer_sha256(self) -> str | None:
-        """Content of a transformer of one's own; None without one."""
-        return None if self.transformer is None else self.transformer.sha256
+        """Content of the file with another transformer; None without one, or while unknown."""
+        if self.transformer is not None:
+            return self.transformer.sha256
+        return None if self.lacking is None else self.lacking.sha256
 
     def component(self, name: str) -> Path:
         """Return the folder of a component's files.
@@ -135,19 +147,81 @@ def resolve_checkpoint(
     Raises:
         Refused: a local folder that is missing, incomplete or of another kind of model.
     """
+    _check_hub_file(model.transformer_hub)
     found = _resolve(model, say, hub_cache)
     if model.transformer_file is None:
+        if model.has_hub_transformer:
+            return _with_hub_transformer(found, model, hub_cache or hub_cache_folder(), say)
         return found
     if found.is_random:
         raise Refused(
             f"model.transformer_file={model.transformer_file} with model.weights=random: leave one "
             "of them out."
         )
-    return replace(found, transformer=find_transformer(model, cache_root(), say))
+    path = Path(os.path.abspath(os.path.expanduser(model.transformer_file)))
+    typed = f"model.transformer_file={model.transformer_file}"
+    return replace(found, transformer=find_transformer(path, typed, model, cache_root(), say))
+
+
+def _check_hub_file(source: HubFile) -> None:
+    """Check that a file of a repository is named as one.
+
+    Raises:
+        Refused: naming the setting.
+    """
+    key = "model.transformer_hub"
+    if source == HubFile(sha256=source.sha256):
+        return
+    if source.repo is None or not _HUB_ID.fullmatch(source.repo):
+        raise Refused(f"{key}.repo={source.repo}: must be a hub id of the form owner/name.")
+    if source.file is None or not _HUB_FILE.fullmatch(source.file):
+        raise Refused(
+            f"{key}.file={source.file}: must name a .safetensors file of {source.repo}, for "
+            "example model.safetensors; a file of this machine is model.transformer_file=FILE."
+        )
+    if source.sha256 is not None and not _SHA256.fullmatch(source.sha256):
+        raise Refused(f"{key}.sha256={source.sha256}: must be 64 digits of 0-9 a-f, or null.")
+
+
+def _with_hub_transformer(
+    found: Checkpoint, model: ModelConfig, hub_cache: Path, say: Say
+) -> Checkpoint:
+    """Return a checkpoint with the transformer of `model.transformer_hub`, or that it lacks it.
+
+    Raises:
+        Refused: the file is of another kind of model, or of another content than is asked for.
+    """
+    source = model.transformer_hub
+    commit = hub_file_commit(source, hub_cache)
+    path = hub_file_path(source, hub_cache, commit) if commit else None
+    if path is None or not is_whole(path):
+        return replace(found, lacking=source)
+    typed = f"{source.repo}: {path}"
+    own = find_transformer(path, typed, model, cache_root(), say)
+    if source.sha256 not in (None, own.sha256):
+        raise Refused(
+            f"{typed}: the SHA-256 of its content is {own.sha256}, and "
+            f"model.transformer_hub.sha256={source.sha256}; name the commit that has it with "
+            "model.transformer_hub.revision=COMMIT, or use the content that is here with "
+            "model.transformer_hub.sha256=null."
+        )
+    return replace(found, transformer=own)
+
+
+def hub_file_commit(source: HubFile, hub_cache: Path) -> str | None:
+    """Return the commit of a file's repository that is used here; None where none is known."""
+    repo = str(source.repo)
+    record = _read_record(repo)
+    return _commit(store_folder(hub_cache, repo), source.revision or record.get("commit") or "main")
+
+
+def hub_file_path(source: HubFile, hub_cache: Path, commit: str) -> Path:
+    """Return where a file of a repository lies once it is fetched."""
+    return store_folder(hub_cache, str(source.repo)) / "snapshots" / commit / str(source.file)
 
 
 def _resolve(model: ModelConfig, say: Say, hub_cache: Path | None) -> Checkpoint:
-    """Return the checkpoint of an option, a transformer of one's own left aside."""
+    """Return the checkpoint of an option, another transformer left aside."""
     if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
         revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value
@@ -176,7 +250,7 @@ def _resolve(model: ModelConfig, say: Say, hub_cache: Path | None) -> Checkpoint
 
 
 def _resolve_local(folder: Path, model: ModelConfig, say: Say) -> Checkpoint:
-    faults = find_faults(folder, without=replaced(model.transformer_file is not None))
+    faults = find_faults(folder, without=replaced(model.replaces_transformer))
     if faults:
         is_damaged = not all(" is missing" in fault for fault in faults)
         raise Refused(
@@ -205,7 +279,7 @@ def _resolve_hub(model: ModelConfig, hub_cache: Path) -> Checkpoint:
         sizes = record.get("snapshots", {}).get(commit)
         is_recorded = bool(sizes) and has_sizes(folder, sizes)
         # A size says nothing of what is inside; what has some MiB was read when it was fetched.
-        without = replaced(model.transformer_file is not None)
+        without = replaced(model.replaces_transformer)
         if (is_recorded or not sizes) and not find_faults(folder, not is_recorded, without):
             check_task(folder, model, repo)
         else:
@@ -254,15 +328,22 @@ def _read_record(repo: str) -> dict[str, Any]:
     return record
 
 
-def record_fetched(model: ModelConfig, commit: str, sizes: dict[str, int]) -> None:
-    """Note what was fetched; the commit becomes the default unless one was typed in full."""
-    repo = str(model.repo)
+def record_fetched(repo: str, revision: str | None, commit: str, sizes: dict[str, int]) -> None:
+    """Note what was fetched; the commit becomes the default unless one was asked for in full.
+
+    Args:
+        repo: Hub id.
+        revision: As it was asked for.
+        commit: What it stood for.
+        sizes: Of the files that are there, by name; empty notes the commit alone.
+    """
     record = _read_record(repo)
-    if model.revision is None or not _COMMIT.fullmatch(model.revision):
+    if revision is None or not _COMMIT.fullmatch(revision):
         record["commit"] = commit
     record["repo"] = repo
     record["fetched_at"] = datetime.now(timezone.utc).isoformat()
-    record.setdefault("snapshots", {})[commit] = sizes
+    if sizes:
+        record.setdefault("snapshots", {})[commit] = sizes
     write_json(_record_file(repo), record)
 
 

@@ -1,6 +1,6 @@
-"""The files of a checkpoint in diffusers layout: are they all there, whole, and for this task?
+"""Checks that the files of a checkpoint in diffusers layout are complete and fit the task.
 
-Reads JSON and the headers of safetensors files; no weight is loaded, and torch neither.
+It reads JSON and the headers of safetensors files. It loads neither weights nor torch.
 """
 
 from __future__ import annotations
@@ -259,12 +259,12 @@ def _weight_faults(folder: Path, component: str) -> list[str]:
         path = folder / component / name
         if not path.is_file():
             faults.append(f"{component}/{name} is missing")
-        elif not _is_whole(path):
+        elif not is_whole(path):
             faults.append(f"{component}/{name} is cut short or not safetensors")
     return faults
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Return whether a safetensors file has a valid header and the length that this states."""
     try:
         with safe_open(path, framework="np"):

@@ -1,4 +1,4 @@
-"""Asking the Hugging Face hub: what is used of it, when to ask again, and what refusals mean."""
+"""The Hugging Face hub: its methods that are used here, repeated attempts, and its refusals."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 LOOK_UP_WAITS_SECONDS = (2, 5)
-"""Pauses between attempts at a question: without a network one knows it soon."""
+"""Pauses between attempts at a look-up; short, because a missing network shows soon."""
 DOWNLOAD_WAITS_SECONDS = (5, 15, 45, 120)
 """Pauses between attempts at a download, which resumes where it was."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY_REQUESTS = 429
 TYPED_BAR_SECONDS = 60.0
-"""Between two states of a bar where each is a line of its own."""
+"""Pause between two states of a bar if each is a line of its own."""
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that are used here."""
 
     def model_info(self, repo_id: str, *, revision: str | None, files_metadata: bool) -> Any:
         """Return the commit (`sha`) and the files (`siblings`) of a repository."""
@@ -38,7 +38,7 @@ class Hub(Protocol):
 
 
 def open_hub() -> Hub:
-    """Return the real hub, whose bars fit a terminal that is made narrower."""
+    """Return the real hub, with bars that fit a terminal that is made narrower."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import tqdm as hub_bar
 
@@ -83,6 +83,7 @@ def ask_hub(
     say: Say,
     waits: tuple[int, ...] = LOOK_UP_WAITS_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
+    setting: str = "model",
 ) -> Answer:
     """Return what `call` returns, trying again while the network or the hub falters.
 
@@ -93,6 +94,7 @@ def ask_hub(
         say: Told of each further attempt.
         waits: Seconds between attempts; one attempt more than there are waits.
         sleep: Waits.
+        setting: Whose `repo` and `revision` are asked for, for messages.
 
     Raises:
         Refused: refused by the hub, unreachable after all attempts, or the disk is full; the
@@ -108,8 +110,8 @@ def ask_hub(
             return call()
         except (transport, OSError, RuntimeError, xet, errors.HFValidationError) as error:
             if wait is None or not _is_passing(error):
-                raise Refused(_explain(error, repo, revision)) from error
-            say(f"{_first_line(error)}; trying again in {wait} s, what is downloaded is kept")
+                raise Refused(_explain(error, repo, revision, setting)) from error
+            say(f"{_first_line(error)}; trying again in {wait} s; the downloaded part is kept")
         sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
@@ -126,12 +128,12 @@ def _is_passing(error: Exception) -> bool:
     return getattr(error, "errno", None) not in _DISK_ERRORS
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> str:
-    """Return what went wrong and what to do, in one message."""
+def _explain(error: Exception, repo: str, revision: str | None, setting: str) -> str:
+    """Return the fault and what to do, in one message."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo}"
-    again = "what is downloaded is kept, and the same command goes on"
+    again = "the downloaded part is kept, and the same command resumes"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return (
@@ -139,13 +141,13 @@ def _explain(error: Exception, repo: str, revision: str | None) -> str:
             "account, log in here with `hf auth login`, then run the same command again."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"model.revision={revision} does not exist in {repo}; see {page}/commits/main."
+        return f"{setting}.revision={revision} does not exist in {repo}; see {page}/commits/main."
     if isinstance(error, errors.HFValidationError):
-        return f"model.repo={repo!r} is not a hub id of the form owner/name."
+        return f"{setting}.repo={repo!r} is not a hub id of the form owner/name."
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"the hub knows no repository {repo}: check model.repo; if it is private, log in with "
-            "`hf auth login` first."
+            f"the hub knows no repository {repo}: check {setting}.repo; if it is private, log in "
+            "with `hf auth login` first."
         )
     if status == 401:
         return (

@@ -1,6 +1,7 @@
-"""A transformer of your own in place of a checkpoint's: one file, converted once.
+"""A transformer in place of a checkpoint's: one file, converted once.
 
-Torch-free. The encoders and the VAE stay those of the model option.
+Torch-free. The file is the user's own, or one of another repository. The encoders and the VAE stay
+those of the model option.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _WEIGHTS_FILE = f"{WEIGHTS['transformer']}.safetensors"
 
 @dataclass(frozen=True)
 class OwnTransformer:
-    """What `model.transformer_file` names."""
+    """What `model.transformer_file` or `model.transformer_hub` names."""
 
     path: Path
     sha256: str
@@ -50,19 +51,21 @@ class OwnTransformer:
         return (self.folder / "config.json").is_file()
 
 
-def find_transformer(model: ModelConfig, cache: Path, say: Callable[[str], None]) -> OwnTransformer:
-    """Return the transformer that `model.transformer_file` names, without converting it.
+def find_transformer(
+    path: Path, typed: str, model: ModelConfig, cache: Path, say: Callable[[str], None]
+) -> OwnTransformer:
+    """Return the transformer in a file, without converting it.
 
     Args:
-        model: The model option, with `transformer_file`.
+        path: The file, absolute.
+        typed: The file as the user knows it, for messages.
+        model: The model option that it is to be used with.
         cache: This project's cache folder.
         say: Told when the file is hashed, which takes a while the first time.
 
     Raises:
         Refused: no whole transformer, or one that does not fit the model option.
     """
-    typed = f"model.transformer_file={model.transformer_file}"
-    path = Path(os.path.abspath(os.path.expanduser(model.transformer_file or "")))
     file = open_single_file(path, typed)
     _check_fits(file, model, typed)
     sha256 = file_sha256s([path], cache / _HASHES, say)[path]

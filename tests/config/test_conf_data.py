@@ -16,7 +16,9 @@ from hv15_batch.errors import Refused
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import (
+    Advice,
     Dtype,
+    HubFile,
     ModelConfig,
     OffloadKind,
     Recipe,
@@ -46,6 +48,7 @@ PUBLISHED = {
 }
 TINY = ("tiny_i2v", "tiny_i2v_step_distilled", "tiny_t2v")
 DEMO = ("demo_i2v", "demo_t2v")
+FOUR_STEP = "480p_t2v_4step"
 
 
 def read_model(name: str) -> ModelConfig:
@@ -71,8 +74,22 @@ def compose_config(tmp_path: Path, *overrides: str) -> Config:
     return config
 
 
-def test_the_models_are_the_eight_published_three_tiny_and_two_demo_ones() -> None:
-    assert MODELS == sorted([*PUBLISHED, *TINY, *DEMO])
+def test_the_models_are_the_published_ones_a_four_step_one_and_small_ones() -> None:
+    assert MODELS == sorted([*PUBLISHED, FOUR_STEP, *TINY, *DEMO])
+
+
+def test_the_four_step_model_is_the_transformer_of_lightx2v_in_the_base_repository() -> None:
+    """Source: the card and the configuration of lightx2v/Hy1.5-Distill-Models."""
+    model, base = read_model(FOUR_STEP), read_model("480p_t2v")
+
+    assert (model.repo, model.revision, model.task) == (base.repo, base.revision, base.task)
+    assert model.transformer_hub == HubFile(
+        "lightx2v/Hy1.5-Distill-Models", "hy1.5_t2v_480p_lightx2v_4step.safetensors"
+    )
+    assert model.default_sampling == SamplingDefaults(480, 848, 121, 4, 1.0, 5.0, 24.0, "")
+    assert model.advice == Advice(steps=4, max_frames=81, flow_shift=5.0)
+    assert model.replaces_transformer
+    assert not base.replaces_transformer
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,7 +117,9 @@ RECIPES = {
 def test_a_model_has_the_published_recipe_of_its_distillation(name: str) -> None:
     option = model_options()[name]
 
-    assert option.recipe == RECIPES[option.distillation.name]
+    # LightX2V's model takes other numbers of steps, which are told.
+    own = Recipe([], [], guidance=1.0) if name == FOUR_STEP else None
+    assert option.recipe == (own or RECIPES[option.distillation.name])
     assert option == read_model(name)
     assert option.recipe == read_model(name).recipe
 
@@ -109,7 +128,8 @@ def test_known_revisions_are_whole_commits() -> None:
     revisions = {name: read_model(name).revision for name in MODELS}
 
     known = {name for name, revision in revisions.items() if revision is not None}
-    assert known == {"480p_t2v", "480p_t2v_distilled", "480p_i2v_step_distilled", "720p_i2v"}
+    t2v = {"480p_t2v", "480p_t2v_distilled", FOUR_STEP}
+    assert known == {*t2v, "480p_i2v_step_distilled", "720p_i2v"}
     assert all(len(revisions[name] or "") == 40 for name in known)
 
 
@@ -134,8 +154,13 @@ def test_a_model_is_named_as_its_file_and_passes_its_own_checks(name: str) -> No
 def test_a_model_file_says_every_setting_itself(name: str) -> None:
     written = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
 
-    # A transformer of one's own is no option's.
-    assert set(written) == {f.name for f in dataclasses.fields(ModelConfig)} - {"transformer_file"}
+    # A transformer of one's own is no option's, and only one option has another repository's.
+    left_out = {"transformer_file"}
+    if name != FOUR_STEP:
+        left_out |= {"transformer_hub", "advice"}
+    assert set(written) == {f.name for f in dataclasses.fields(ModelConfig)} - left_out
+    if "advice" in written:
+        assert set(written["advice"]) == {field.name for field in dataclasses.fields(Advice)}
     assert set(written["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
     assert set(written["default_sampling"]) == {
         field.name for field in dataclasses.fields(SamplingDefaults)
@@ -169,6 +194,7 @@ def test_a_preset_begins_with_its_command_line_and_is_short(name: str) -> None:
 
 PRESETS = {
     "h200_vllm_omni": ("480p_t2v", "auto", {"width": 832}),
+    "rtx4090_200_clips": (FOUR_STEP, "auto", {}),
     "rtx4090_14gb": ("480p_t2v", "stream", {}),
     "rtx4090_24gb": ("480p_t2v", "resident", {}),
     "rtx4090_standard": ("480p_t2v", "auto", {}),

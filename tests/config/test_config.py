@@ -133,10 +133,10 @@ STEP = replace(
     recipe=Recipe(meanflow=True),
 )
 REASON = (
-    "there is no step-distilled text-to-video checkpoint: the published one is 480p image-to-video "
-    "(MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its frames would be "
-    "wrong without an error; use model=480p_i2v_step_distilled with an image in every row, or "
-    "model=480p_t2v_distilled."
+    "Tencent has published no step-distilled text-to-video checkpoint: theirs is 480p "
+    "image-to-video (MeanFlow), and the text-to-video pipeline never passes it timestep_r, so its "
+    "frames would be wrong without an error; use model=480p_t2v_4step (LightX2V's weights), "
+    "model=480p_t2v_distilled, or model=480p_i2v_step_distilled with an image in every row."
 )
 REFUSED: list[tuple[Config, str]] = [
     (
@@ -196,7 +196,7 @@ REFUSED: list[tuple[Config, str]] = [
     ),
     (
         Config(model=T2V, override=SamplingConfig(height=0)),
-        "override.height=0: must be a multiple of 16; the least is 16.",
+        "override.height=0: must be a multiple of 16; the smallest is 16.",
     ),
     (
         Config(model=T2V, override=SamplingConfig(num_frames=120)),

@@ -82,8 +82,8 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def snapshot(hub_cache: Path, commit: str = COMMIT) -> Path:
-    return hub_cache / "models--owner--name" / "snapshots" / commit
+def snapshot(hub_cache: Path, commit: str = COMMIT, repo: str = REPO) -> Path:
+    return hub_cache / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
 
 
 def hub_model(**changes: Any) -> ModelConfig:
@@ -100,7 +100,9 @@ class FakeHub:
         troubles: tuple[Exception | None, ...] = (),
         listed_size: int | None = None,
         is_damaging: bool = False,
+        repo: str = REPO,
     ) -> None:
+        self.repo = repo
         self.files = layout() if files is None else files
         self.commit = commit
         self.troubles = list(troubles)
@@ -116,7 +118,7 @@ class FakeHub:
 
     def model_info(self, repo_id: str, *, revision: str | None, files_metadata: bool) -> Any:
         self._call("model_info", revision)
-        assert repo_id == REPO
+        assert repo_id == self.repo
         assert files_metadata
         siblings = [
             SimpleNamespace(
@@ -134,7 +136,7 @@ class FakeHub:
         self, repo_id: str, *, revision: str, cache_dir: str, allow_patterns: list[str]
     ) -> str:
         self._call("snapshot_download", revision)
-        folder = snapshot(Path(cache_dir), revision)
+        folder = snapshot(Path(cache_dir), revision, repo_id)
         for name, content in self.files.items():
             if not any(fnmatch(name, pattern) for pattern in allow_patterns):
                 continue
@@ -143,8 +145,27 @@ class FakeHub:
             blob.write_bytes(content[:-1] if self.is_damaging else content)
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(blob)
+            if not link.is_symlink():
+                link.symlink_to(blob)
         return str(folder)
+
+
+class FakeHubs:
+    """A hub with several repositories."""
+
+    def __init__(self, *hubs: FakeHub) -> None:
+        self.hubs = {hub.repo: hub for hub in hubs}
+
+    def model_info(self, repo_id: str, *, revision: str | None, files_metadata: bool) -> Any:
+        hub = self.hubs[repo_id]
+        return hub.model_info(repo_id, revision=revision, files_metadata=files_metadata)
+
+    def snapshot_download(
+        self, repo_id: str, *, revision: str, cache_dir: str, allow_patterns: list[str]
+    ) -> str:
+        return self.hubs[repo_id].snapshot_download(
+            repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=allow_patterns
+        )
 
 
 class NoHub:

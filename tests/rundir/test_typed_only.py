@@ -27,6 +27,9 @@ from hv15_batch.status.show import type_again_text
 REACHING = {
     "model.repo": "is downloaded",
     "model.transformer_file": "is a file that is read",
+    "model.transformer_hub.repo": "is downloaded from",
+    "model.transformer_hub.file": "is downloaded",
+    "model.transformer_hub.revision": "is downloaded",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
     "runtime.attention_backend": "downloads and runs a kernel of the hub",
@@ -44,6 +47,7 @@ INWARD = {
     **{f"manifest_columns.{c.name}": "a column of the manifest" for c in fields(ManifestColumns)},
     "model.name": "a name for messages and log",
     "model.revision": "a commit of a repository that is the option's own or typed",
+    "model.transformer_hub.sha256": "a hash that a file must have",
     "sampling.seeds": "numbers",
     "sampling.negative_prompt": "text for the encoder",
     "override.seeds": "numbers",
@@ -113,7 +117,7 @@ def test_what_a_run_used_of_them_is_typed_again_or_the_resume_is_refused(
 
     words = " ".join(f"{name}=..." for name in names)
     assert str(refused.value) == (
-        f"resume={project.run_dir.path}: the run before it used {', '.join(names)}, which decides "
+        f"resume={project.run_dir.path}: the last run used {', '.join(names)}, which decides "
         "what is run or fetched on this machine and is never taken from a stored configuration; "
         f"read {file}, and type it: hv15-batch resume={project.run_dir.path} {words}"
     )
