@@ -18,6 +18,7 @@ from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
@@ -198,17 +199,29 @@ def settings_conflict(
         if before.model.task is not config.model.task:
             continue  # the manifest was read for this task: for the other it would be refused
         replaced: list[tuple[Clip, Clip]] = []
-        sha256 = before.model.transformer_hub.sha256 if before.model.has_hub_transformer else None
-        for clip in resolve_clips(manifest, before, before.model.revision, sha256):
-            now = todo.get((clip.row_index, clip.settings.seed))
-            record = history.by_settings.get(clip.settings_sha256)
-            is_done = record is not None and record["status"] in DONE_STATUSES
-            if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
-                replaced.append((clip, now))
+        for sha256 in _transformers(before.model, history):
+            for clip in resolve_clips(manifest, before, before.model.revision, sha256):
+                now = todo.get((clip.row_index, clip.settings.seed))
+                record = history.by_settings.get(clip.settings_sha256)
+                is_done = record is not None and record["status"] in DONE_STATUSES
+                if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
+                    replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
             return f"{difference}; {len(replaced)} clips"
     return None
+
+
+def _transformers(model: ModelConfig, history: History) -> list[str | None]:
+    """Return the SHA-256 of each single-file transformer that a run with this model may have used.
+
+    A run stores the path of `model.transformer_file`; the log has the contents.
+    """
+    if model.has_hub_transformer:
+        return [model.transformer_hub.sha256]
+    if model.transformer_file is None:
+        return [None]
+    return sorted({r["transformer_sha256"] for r in history.by_settings.values()} - {None})
 
 
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
