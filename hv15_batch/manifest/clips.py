@@ -128,12 +128,8 @@ def _unknown_words_note(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
 
 def _off_advice(settings: ClipSettings, model: ModelConfig) -> list[str]:
     size = (settings.height, settings.width)
-    steps, frames, shift = (
-        settings.num_inference_steps,
-        settings.num_frames,
-        settings.flow_shift,
-    )
-    return off_advice(model, steps, frames, shift, size)
+    steps, frames = settings.num_inference_steps, settings.num_frames
+    return off_advice(model, steps, frames, settings.flow_shift, size)
 
 
 def _repeat_text(clip: Clip, line: int, unit: str) -> str:

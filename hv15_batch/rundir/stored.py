@@ -202,9 +202,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def earlier_settings(run_dir: RunDir) -> list[Config]:
-    """Return the settings of earlier runs, newest first, without repetitions.
-
-    Their `model.revision` is the one that was rendered.
+    """Return the settings of earlier runs with the rendered revision, newest first, each once.
 
     Raises:
         Refused: A file is not readable as this version's settings.
