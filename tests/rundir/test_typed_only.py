@@ -48,6 +48,7 @@ INWARD = {
     "model.name": "a name for messages and log",
     "model.revision": "a commit of a repository that is the option's own or typed",
     "model.transformer_hub.sha256": "a hash that a file must have",
+    "model.advice.words": "words that a prompt is compared with",
     "sampling.seeds": "numbers",
     "sampling.negative_prompt": "text for the encoder",
     "override.seeds": "numbers",
