@@ -99,6 +99,8 @@ class ClipSettings:
     """`every:start:end` of a static step cache; None computes every step."""
     transformer_sha256: str | None = added(None)
     """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
+    loras: tuple[tuple[str, float], ...] | None = added(None)
+    """SHA-256 of each LoRA's file and its scale, sorted; None without any."""
     image_conversion: str | None = added(None)
     """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
 
@@ -133,6 +135,23 @@ class ClipSettings:
 
 
 @dataclass(frozen=True)
+class ClipLora:
+    """A LoRA of one clip."""
+
+    path: str
+    """Absolute."""
+    sha256: str
+    scale: float
+    num_bytes: int = 0
+    """What it takes beside the weights, in 16 bits."""
+
+
+def loras_text(loras: tuple[tuple[str, float], ...] | None) -> str | None:
+    """Return `ClipSettings.loras` as the log has it: JSON, or None."""
+    return None if loras is None else json.dumps(loras)
+
+
+@dataclass(frozen=True)
 class Clip:
     """One clip to be rendered."""
 
@@ -152,6 +171,8 @@ class Clip:
     """Absolute path of the first frame."""
     tags: dict[str, str]
     off_recipe: bool
+    loras: tuple[ClipLora, ...] = ()
+    """Where those of `settings.loras` are, in the same order."""
     other_ids: tuple[str, ...] = ()
     """Ids of further rows that ask for this very clip, in the manifest's order."""
     other_lines: tuple[int, ...] = ()
@@ -179,6 +200,7 @@ def make_clip(
     image_path: str | None,
     tags: dict[str, str],
     off_recipe: bool,
+    loras: tuple[ClipLora, ...] = (),
 ) -> Clip:
     """Return the clip of these settings, with its hashes and its name."""
     settings_sha256, denoise_sha256 = settings.hashes()
@@ -194,6 +216,7 @@ def make_clip(
         image_path=image_path,
         tags=tags,
         off_recipe=off_recipe,
+        loras=loras,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
@@ -22,6 +25,34 @@ from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_reci
 from hv15_batch.units import counted
 
 MAX_EXAMPLES = 3
+NO_LORAS: Mapping[str, ClipLora] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """The content of the weights that clips are made with."""
+
+    revision: str | None
+    transformer_sha256: str | None
+    loras: Mapping[str, ClipLora]
+    """By absolute path; one that is not here is known by its path alone."""
+
+    def loras_of(self, row: Row, config: Config) -> tuple[ClipLora, ...]:
+        """Return the LoRAs of a row, those of its cell or else of the settings, by content."""
+        asked = row.loras
+        if asked is None:
+            asked = tuple((lora_path(lora.path), lora.scale) for lora in config.model.loras)
+        found = [
+            replace(self.loras.get(path, ClipLora(path, path, 1.0)), scale=float(scale))
+            for path, scale in asked
+            if scale
+        ]
+        return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
+
+
+def lora_path(typed: str) -> str:
+    """Return the absolute path of a LoRA that is typed as a setting."""
+    return os.path.abspath(os.path.expanduser(typed))
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
@@ -38,7 +69,8 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
-        _note_clip_faults(manifest, _asked_clips(manifest, config, None, None), config, faults)
+        asked = _asked_clips(manifest, config, KnownWeights(None, None, NO_LORAS))
+        _note_clip_faults(manifest, asked, config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -48,14 +80,23 @@ def make_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> tuple[Clip, ...]:
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
+
+    Args:
+        manifest: Its rows.
+        config: Settings.
+        revision: Of the checkpoint.
+        transformer_sha256: Of another transformer's file.
+        loras: The LoRA files of rows and settings by absolute path.
 
     Raises:
         ManifestError: all faults that need the settings as well as the row.
     """
-    asked = _asked_clips(manifest, config, revision, transformer_sha256)
+    asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
     faults = Faults(manifest.name)
+    _note_same_loras(manifest, asked, faults)
     _note_clip_faults(manifest, asked, config, faults)
     if faults:
         raise ManifestError(faults.messages)
@@ -67,12 +108,14 @@ def resolve_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> list[Clip]:
     """Return every clip that the rows ask for once, refused or not.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    return _merged(_asked_clips(manifest, config, revision, transformer_sha256), manifest)
+    weights = KnownWeights(revision, transformer_sha256, loras)
+    return _merged(_asked_clips(manifest, config, weights), manifest)
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
@@ -138,9 +181,7 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     return merged
 
 
-def _asked_clips(
-    manifest: Manifest, config: Config, revision: str | None, transformer_sha256: str | None
-) -> list[Clip]:
+def _asked_clips(manifest: Manifest, config: Config, weights: KnownWeights) -> list[Clip]:
     """Return what each row asks for, also what another has asked for already."""
     override_seeds, default_seeds = _configured_seeds(config)
     video = hashed_values(config.video)
@@ -153,7 +194,7 @@ def _asked_clips(
                 *row.image_size, config.model.target_size
             )
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, video, config, revision, transformer_sha256))
+            clips.append(_clip(row, seed, values, video, config, weights))
     return clips
 
 
@@ -211,9 +252,9 @@ def _clip(
     values: dict[str, Any],
     video: dict[str, Any],
     config: Config,
-    revision: str | None,
-    transformer_sha256: str | None,
+    weights: KnownWeights,
 ) -> Clip:
+    loras = weights.loras_of(row, config)
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
     cache = step_cache_of(config, steps)
@@ -232,8 +273,9 @@ def _clip(
         fps=float(values["fps"]),
         video=video,
         model=config.model.name,
-        revision=revision,
-        transformer_sha256=transformer_sha256,
+        revision=weights.revision,
+        transformer_sha256=weights.transformer_sha256,
+        loras=tuple((lora.sha256, lora.scale) for lora in loras) or None,
         weights=config.model.weights.name,
         dtype=effective_dtype(config).name,
         attention_backend=config.runtime.attention_backend,
@@ -250,6 +292,7 @@ def _clip(
         image_path=row.image_path,
         tags=row.tags,
         off_recipe=is_off_recipe,
+        loras=loras,
     )
 
 
@@ -322,6 +365,21 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
     if getattr(config.sampling, name) is not None:
         return f"sampling.{name}"
     return f"model.default_sampling.{name}"
+
+
+def _note_same_loras(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
+    """Note each row whose LoRAs are one file under two names.
+
+    Raises:
+        Refused: it is the settings that name them.
+    """
+    for clip in {clip.row_index: clip for clip in clips if len(clip.loras) > 1}.values():
+        for one, other in itertools.pairwise(clip.loras):
+            if one.sha256 == other.sha256:
+                rule = f"{one.path} and {other.path} are the same file; remove one"
+                if manifest.rows[clip.row_index].loras is None:
+                    raise Refused(f"model.loras: {rule}.")
+                faults.add(clip.line, "loras", os.path.basename(one.path), rule)
 
 
 def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
