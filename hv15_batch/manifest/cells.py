@@ -311,7 +311,7 @@ def _seed_range(part: Any) -> range:
 MAX_LORAS = 16
 MAX_LORA_SCALE = 100.0
 NO_LORAS = "none"
-_LORA = re.compile(r'(?:"([^"]+)"|([^\s"]+?))(?::([^\s:"]+))?(?:\s+|\Z)')
+_LORA = re.compile(r'(?:"([^"]+)"|([^\s"]+?))(?::([^\s:"/\\]+))?(?:\s+|\Z)')
 _LORA_FORM = (
     "name files as path or path:scale, with spaces between them and a path with spaces in double "
     'quotes, such as a.safetensors:0.8 "my b.safetensors"; or none'

@@ -142,6 +142,22 @@ def test_a_file_that_was_changed_fails_its_clips(folder: Path, tmp_path: Path) -
         LoraSet(pipe.transformer, CPU).set([lora])
 
 
+def test_a_set_that_fails_half_way_leaves_nothing_behind(
+    folder: Path, latents_of: Denoise, base: torch.Tensor, tmp_path: Path
+) -> None:
+    pipe = loaded(folder)
+    made = loras.adapter(weights_of(pipe))
+    file = loras.saved_lora(tmp_path / "a.safetensors", loras.diffusers(made))
+    adapters = LoraSet(pipe.transformer, CPU)
+    pipe.transformer.proj_out.__class__ = type("Other", (torch.nn.Linear,), {})
+
+    with pytest.raises(ValueError, match="a LoRA changes a Other, which is not supported"):
+        adapters.set([clip_lora(file)])
+
+    adapters.set([])
+    assert torch.equal(latents_of(pipe), base)
+
+
 def test_streamed_blocks_take_a_lora_and_give_it_back(
     folder: Path, latents_of: Denoise, base: torch.Tensor, tmp_path: Path
 ) -> None:

@@ -103,9 +103,13 @@ class LoraSet:
         for file, scale in files:
             for module, pair in _read_pairs(file, scale):
                 pairs.setdefault(module, []).append(pair)
-        for name, found in pairs.items():
-            module = self._transformer.get_submodule(name)
-            self._change(module, *(torch.cat(part) for part in zip(*found, strict=True)))
+        try:
+            for name, found in pairs.items():
+                module = self._transformer.get_submodule(name)
+                self._change(module, *(torch.cat(part) for part in zip(*found, strict=True)))
+        except BaseException:  # memory may run out half-way
+            self._clear()
+            raise
         self._loras = tuple(loras)
         self.num_matched = sum(file.num_matched for file, _ in files)
         self.num_unmatched = sum(len(file.unmatched) for file, _ in files)
