@@ -151,7 +151,7 @@ def test_a_set_that_fails_half_way_leaves_nothing_behind(
     adapters = LoraSet(pipe.transformer, CPU)
     pipe.transformer.proj_out.__class__ = type("Other", (torch.nn.Linear,), {})
 
-    with pytest.raises(ValueError, match="a LoRA changes a Other, which is not supported"):
+    with pytest.raises(ValueError, match="of the class Other, which is not supported"):
         adapters.set([clip_lora(file)])
 
     adapters.set([])
