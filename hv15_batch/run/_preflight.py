@@ -168,11 +168,18 @@ def _disk_findings(
             "then, or use "
             f"limit={clips}{latents} or run_dir=DIR on another disk."
         )
-    elsewhere = [claim for claim in others if claim not in here]
-    while elsewhere:
-        claim = elsewhere[0]
-        same = [other for other in elsewhere if _is_same_disk(other.folder, claim.folder)]
-        elsewhere = [other for other in elsewhere if other not in same]
+    disks: list[list[_Claim]] = []
+    for claim in others:
+        if claim in here:
+            continue
+        for same in disks:
+            if _is_same_disk(same[0].folder, claim.folder):
+                same.append(claim)
+                break
+        else:
+            disks.append([claim])
+    for same in disks:
+        claim = same[0]
         free = free_disk_bytes(claim.folder)
         if free < sum(other.bytes for other in same):
             each = " and ".join(f"{format_gib(c.bytes, 2)} GiB of {c.what}" for c in same)
