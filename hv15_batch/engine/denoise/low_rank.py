@@ -117,7 +117,9 @@ class LoraSet:
     def _change(self, module: nn.Module, down: torch.Tensor, up: torch.Tensor) -> None:
         plain = type(module)
         if plain not in _WITH_LOW_RANK:
-            raise ValueError(f"a LoRA changes a module of the class {plain.__name__}, which is not supported")
+            raise ValueError(
+                f"a LoRA changes a module of the class {plain.__name__}, which is not supported"
+            )
         dtype = self._transformer.dtype
         module.low_rank_down = down.to(self._device, dtype)
         module.low_rank_up = up.to(self._device, dtype)
