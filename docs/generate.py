@@ -110,7 +110,9 @@ def settings_page() -> str:
         about = inspect.cleandoc(owner.__doc__ or "").split("\n")[0]
         parts += [f"\n## {title}\n\n{about}\n\n"]
         if title == "`override.*`":
-            parts += ["The fields of `sampling`. A value here beats the manifest's cells.\n"]
+            parts += [
+                "The fields of `sampling`. A value here takes precedence over the manifest.\n"
+            ]
             continue
         rows = list(_settings(owner, prefix))
         parts += [table(("setting", "type", "default", "allowed", "meaning"), rows)]
@@ -368,6 +370,14 @@ column is in every segment of this version. A value that was not measured is nul
 is rounded. The Parquet files describe each column in the same words:
 `pyarrow.parquet.read_schema(FILE).field("denoise_seconds").metadata`. How to read segments of
 several versions: [Reading the log](analysis.md).
+
+## Warm, cold, suspect
+
+- A **cold** clip includes work that later clips do not repeat: it is a worker's first, it compiles
+  or loads a model, or it is a benchmark's warm-up. Its `is_cold` is true.
+- All other clips are **warm**. Seconds per clip are always a median of warm clips.
+- A **suspect** clip is finished, but its frames are black, flat, frozen or clipped.
+  [Settings](settings.md#quality) has the limits. How a clip looks is not judged.
 """
 
 

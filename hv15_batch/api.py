@@ -62,23 +62,22 @@ __all__ = (
     "render",
 )
 DEFAULT_ROWS_DIR = Path("outputs") / "rows"
-"""Run directory of rows from a DataFrame, where `run_dir` names none."""
+"""Default run directory of rows from a DataFrame."""
 _PREPARATION_SECONDS = 10.0
-"""A run that is asked to end before it has started is waited for so long: it may be in a download,
-and ends when that is over, before it renders."""
+"""Wait at most this long for a run that must end before it has started. A download ends first."""
 
 
 def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = None) -> Config:
-    """Return the settings that the same words have on the command line.
+    """Return the settings of the same words on the command line.
 
     Args:
-        overrides: `key=value` each, as text and with the same rules; a word that ends like a
-            manifest is the manifest. `resume=DIR` gives the stored settings of that run, with all
-            other words on top.
-        config_dir: Folder with options of your own (`model/mine.yaml`), beside those shipped.
+        overrides: `key=value` each, as text and with the same rules. A word with a manifest's
+            suffix names the manifest. `resume=DIR` gives the stored settings of that run, and the
+            other words replace some of them.
+        config_dir: Folder with options of your own (`model/mine.yaml`), beside ours.
 
     Raises:
-        Refused: a word, value or option that is refused; the message says what to do.
+        Refused: A word, value or option is refused; the message says what to do.
 
     Example:
         >>> config = load_config("prompts.csv", "model=tiny_t2v", "override.num_frames=9")
@@ -111,8 +110,8 @@ def plan(config: Config, rows: DataFrame | None = None) -> Plan:
         rows: The manifest's rows, see `render`.
 
     Raises:
-        Refused: refused; as `ManifestError` with every fault of every row.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The run would be refused; `ManifestError` has every fault of every row.
+        LogSchemaError: The log of the run directory cannot be read.
 
     Example:
         >>> config = load_config("prompts.csv", "model=tiny_t2v")
@@ -126,16 +125,16 @@ def plan(config: Config, rows: DataFrame | None = None) -> Plan:
 
 
 def render(config: Config, rows: DataFrame | None = None) -> Generator[Event, None, None]:
-    """Render what is to be rendered, and yield what happens; the last event is `Finished`.
+    """Render the clips that are not done, and yield events; the last one is `Finished`.
 
-    The run begins when the first event is asked for, and goes on beside the code that takes the
-    events, in a thread of its own. It prints nothing. A generator that is closed early (`break`,
+    The run starts with the first `next`. It has its own thread, so it does not wait for the code
+    that takes the events. It prints nothing. A generator that is closed early (`break`,
     `close()`) or interrupted ends the run in order: a clip that is only being written is finished,
     any other is logged as interrupted, and the next call resumes. A script needs no main guard.
 
     Args:
-        config: Of `load_config`, or a `Config` of your own. A row's cell wins over `sampling.*`
-            here without a word; `override.*` wins over both.
+        config: Of `load_config`, or a `Config` of your own. A row's cell takes precedence over
+            `sampling.*`, here without a message; `override.*` over both.
         rows: The manifest as a DataFrame, with the columns and rules of a file; missing values are
             empty cells, and paths in `image` start at the working directory. It is stored as
             `rows.jsonl` in the run directory, by default `outputs/rows`, so that
@@ -143,9 +142,9 @@ def render(config: Config, rows: DataFrame | None = None) -> Generator[Event, No
             their order; finished ones are not rendered again.
 
     Raises:
-        Refused: refused before a clip was rendered; as `ManifestError` with every fault of
-            every row: `rows: row 3: num_frames=120: ...`, rows counted from 1.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The run was refused before a clip was rendered. `ManifestError` has every fault
+            of every row: `rows: row 3: num_frames=120: ...`, rows counted from 1.
+        LogSchemaError: The log of the run directory cannot be read.
 
     Example:
         >>> config = load_config("prompts.csv", "model=tiny_t2v")
@@ -169,14 +168,14 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
         all_attempts: Every attempt instead, oldest first, repetitions of benchmarks included.
 
     Returns:
-        The log's columns with their Arrow types (docs/log.md: bytes and seconds, null where not
+        The log's columns with their Arrow types (docs/log.md: bytes and seconds, null if not
         measured), then `run_dir` (absolute path), then a column for each setting in which the runs
         of these rows differ, by its dotted name: `runtime.compile`, `offload.kind`. A clip of the
         current manifest that was never tried has no row.
 
     Raises:
-        Refused: a folder is no run directory, or none is named.
-        LogSchemaError: a log cannot be read.
+        Refused: A folder is no run directory, or none is named.
+        LogSchemaError: A log cannot be read.
 
     Example:
         >>> log = read_log("outputs/prompts")
@@ -196,7 +195,7 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
 
 
 def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | None]:
-    """Return the settings with the manifest that rows become, and what it will hold."""
+    """Return the settings with the path of the rows' manifest, and its content."""
     if config.resume is not None:
         raise Refused(
             f'resume={config.resume}: load the settings of a run with load_config("resume=DIR").'
@@ -204,7 +203,7 @@ def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | 
     if rows is None:
         return config, None
     if config.manifest is not None:
-        raise Refused(f"manifest={config.manifest}: and rows are given too; leave one out.")
+        raise Refused(f"manifest={config.manifest}: rows are given too; leave one out.")
     path = Path(os.path.abspath(os.path.expanduser(config.run_dir or DEFAULT_ROWS_DIR)))
     manifest = RunDir(path).rows
     content = frame_content(rows, reading_of(config))
@@ -212,7 +211,7 @@ def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | 
 
 
 def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
-    """Carry out a run in a thread, and yield what it tells."""
+    """Carry out a run in a thread, and yield its events."""
     told: SimpleQueue[Event | BaseException | None] = SimpleQueue()
     received: list[int] = []
     has_started = threading.Event()
@@ -232,7 +231,7 @@ def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
             told.put(None)
 
     def end() -> None:
-        """Let the run end, and wait for it; who interrupts the wait lets it end at once."""
+        """End the run and wait for it. Interrupting the wait ends it at once."""
         while thread.is_alive():
             received.append(signal.SIGTERM)
             try:
@@ -243,7 +242,7 @@ def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
 
     thread = threading.Thread(target=work, name="hv15_batch-run", daemon=True)
     thread.start()
-    atexit.register(end)  # a generator that somebody still holds when Python ends
+    atexit.register(end)  # for a generator that is still open when Python ends
     try:
         last = Finished(Outcome(EXIT_OK, "done"))
         while (event := told.get()) is not None:
@@ -260,21 +259,21 @@ def _events(run: Callable[..., int]) -> Generator[Event, None, None]:
         atexit.unregister(end)
 
 
-# -- jobs of the command line -----------------------------------------------------------------
+# -- runs of the command line -----------------------------------------------------------------
 
 
 def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
-    """Render one job, print what happens, and return the exit code.
+    """Carry out one run, print its progress, and return the exit code.
 
     Args:
-        job: Settings and what was typed.
+        job: Settings and typed words.
         say: Prints a line.
-        clock: Shared by all jobs of a sweep, and with it `until` and `time_limit`.
+        clock: Shared by all runs of a sweep, and with it `until` and `time_limit`.
         typed_line: The command line without secrets; run.log begins with it.
 
     Raises:
-        Refused: refused.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The run is refused.
+        LogSchemaError: The log of the run directory cannot be read.
     """
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
@@ -284,7 +283,7 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
 
 
 def measure(job: Job) -> float | None:
-    """Return the median of `sweep_value` over the clips of a job that has run."""
+    """Return the median of `sweep_value` over the clips of a finished run."""
     config = _settings_of(job)
     assert config.sweep_value is not None
     run_dir = find_run_dir(config, _sweep_of(job))
@@ -293,11 +292,11 @@ def measure(job: Job) -> float | None:
 
 
 def _settings_of(job: Job) -> Config:
-    """Return the settings of a job, with those of the run that it resumes and its own folder."""
+    """Return the settings of a run, with those of the run that it resumes and its own folder."""
     config = job.config if job.config.resume is None else _resumed(job)
     sweep = _sweep_of(job)
     if sweep is not None and config.run_dir is not None:
-        # One folder for all jobs of a sweep would mix their settings.
+        # One folder for all runs of a sweep would mix their settings.
         return replace(config, run_dir=str(Path(config.run_dir) / sweep))
     return config
 
@@ -307,10 +306,10 @@ def _sweep_of(job: Job) -> str | None:
 
 
 def _resumed(job: Job) -> Config:
-    """Return the stored settings of a run with what was typed now on top.
+    """Return the stored settings of a run, with typed ones in their place.
 
     Raises:
-        Refused: there is no such run, or what was typed contradicts it.
+        Refused: There is no such run, or a typed setting contradicts it.
     """
     run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
     for key in ("manifest", "run_dir", "experiment"):

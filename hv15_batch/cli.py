@@ -1,4 +1,4 @@
-"""The command line: words, jobs, and errors to exit codes. What is slow is imported when needed."""
+"""The command line: subcommands, runs, and exit codes of errors. Slow imports wait until needed."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ hv15-batch resume=outputs/prompts         resume a run with its manifest and set
 hv15-batch recipe clip.mp4 [--out FILE]   manifest and command that render a clip again
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
-hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; of several a comparison too
-hv15-batch prompts.csv window=22:00-07:00 only by night; also until=07:00 time_limit=8h
-hv15-batch status [RUN_DIR] [--watch]     progress and time left; without a name the latest run
+hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; for several runs a comparison too
+hv15-batch prompts.csv window=22:00-07:00 render by night only; also until=07:00 time_limit=8h
+hv15-batch status [RUN_DIR] [--watch]     progress and time left; default: the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
 hv15-batch references [RUN_DIR ...]       published numbers: confirmed, or what differs
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
-hv15-batch prefetch model=480p_t2v        say size and folder, download, verify
+hv15-batch prefetch model=480p_t2v        print size and folder, download, verify
 hv15-batch convert FILE [--out FILE]      a single-file transformer to diffusers' layout
 hv15-batch doctor                         what this machine lacks, and what to type
 
 Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
-Help with a word: hv15-batch report --help, and so on.
+Help for a subcommand: hv15-batch report --help, and so on.
 Exit codes: 0 all done, 2 refused, 3 some clips failed, 4 stopped early, 130/143 interrupted.
 """
 
@@ -52,8 +52,8 @@ Exit codes: 0 all done, 2 refused, 3 some clips failed, 4 stopped early, 130/143
 PREFETCH_HELP = """\
 usage: hv15-batch prefetch [model=NAME] [model.repo=HUB_ID]
 
-Have the weights of a model on the disk: say size, folder and free disk, download, verify.
-Later runs with it need no network.
+Fetch the weights of a model: print size, folder and free disk, download, verify.
+Later runs of the model need no network.
 
 example: hv15-batch prefetch model=480p_t2v_distilled
 """
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         code = report_error(error)
         if code is None:
-            raise  # no user error: a fault of this program, shown whole
+            raise  # a fault of this program, shown with its traceback
         return code
 
 
@@ -98,13 +98,13 @@ def _dispatch(arguments: list[str]) -> int:
 
     if word == "prefetch":
         return run_jobs(rest, _prefetch, say=_say)
-    # Word by word: the quotes of a shell would tear a secret apart.
+    # Word by word, because quotes of a shell could split a secret.
     line = shlex.join(["hv15-batch", *map(redacted, arguments)])
     return run_jobs(arguments, partial(_render, clock=Clock(), typed_line=line), _measure, _say)
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
-    """Run a word that renders nothing and has a command line of its own."""
+    """Run a subcommand with its own command line."""
     try:
         if word == "report":
             from hv15_batch.report.command import main as report
@@ -133,11 +133,11 @@ def _run_reader(word: str, arguments: list[str]) -> int:
         from hv15_batch.status.command import main as status
 
         return status(arguments)
-    except SystemExit as stop:  # of argparse: 2 for a bad argument, 0 after --help
+    except SystemExit as stop:  # from argparse: 2 for a bad argument, 0 after --help
         return EXIT_REFUSED if stop.code else EXIT_OK
 
 
-# -- jobs: what is done with one composed configuration ---------------------------------------
+# -- runs -------------------------------------------------------------------------------------
 
 
 def _render(job: Job, clock: Clock, typed_line: str) -> int:
@@ -159,7 +159,7 @@ def _prefetch(job: Job) -> int:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk, or a reader who has left: the run goes on
+    with suppress(OSError):  # a full disk or a closed pipe must not end the run
         show(text)
 
 
@@ -167,7 +167,7 @@ def _say(text: str) -> None:
 
 
 class _Lossy(io.FileIO):
-    """A standard stream: what cannot be written is lost, and no error."""
+    """A standard stream that drops what cannot be written."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -177,11 +177,11 @@ class _Lossy(io.FileIO):
 
 
 def _open_standard_streams() -> None:
-    """Let the work go on where nobody takes what it prints: closed, full, or gone."""
+    """Replace standard streams, so that closed or full ones do not end a run."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file to be opened would get its number, and its output
+        except OSError:  # closed: the next opened file would get its number and its output
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _lossy(sys.stdout, 1), _lossy(sys.stderr, 2)
 
@@ -199,9 +199,9 @@ def entry() -> NoReturn:
     """Console script: exit with the code of `main`."""
     _open_standard_streams()
     if sys.argv[1:2] == ["status"]:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it only prints: ends with its reader
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it only prints, so it ends with its reader
     sys.excepthook = print_redacted
     code = main()
-    # What is left is the interpreter's own end: a late Ctrl-C must not make it look interrupted.
+    # Only the interpreter's end is left, so a late Ctrl-C must not change the exit code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

@@ -1,6 +1,6 @@
-"""A clip: one row of the manifest with one seed, what is asked of it and its identity.
+"""A clip: one row of the manifest with one seed, its settings and its identity.
 
-Plain picklable values: a `Clip` travels from the torch-free parent to the executor.
+Its values are plain and picklable: a `Clip` goes from the torch-free parent to the executor.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from functools import cache
 from typing import Any
 
 SCHEMA = 1
-"""Version of what is hashed; a change makes every clip a new one."""
+"""Version of the hashed settings; a change makes every clip a new one."""
 _ADDED = "added after schema 1"
 _LEAVES = (str, int, float, bool, dict, type(None))
 
 
 def added(default: Any) -> Any:
-    """Return a field that came after schema 1, in a section of settings that is hashed.
+    """Return a field that was added after schema 1 to hashed settings.
 
-    It is left out of the hash while it equals its default, so clips made before it keep their
-    name. The default never changes; another meaning gets a new name.
+    The hash leaves the field out while it has its default, so earlier clips keep their name. The
+    default never changes; another meaning gets a new name.
 
     Args:
-        default: a value, or a function that makes one (`list`).
+        default: A value, or a function that makes one (`list`).
     """
     if callable(default):
         return field(default_factory=default, metadata={_ADDED: True})
@@ -35,9 +35,10 @@ def added(default: Any) -> Any:
 
 
 def hashed_values(section: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that count for a clip's identity; enums by their name.
+    """Return the fields of a dataclass that identify a clip; enums by their name.
 
-    Nested sections are treated alike. Fields made with `added` are left out at their default.
+    Nested sections are treated in the same way. Fields made with `added` are left out at their
+    default.
     """
     values = {
         name: value if type(value) in _LEAVES else _plain(value)
@@ -51,7 +52,7 @@ def hashed_values(section: Any) -> dict[str, Any]:
 
 @cache
 def _added_fields(section: Hashable) -> dict[str, Any]:
-    """Return the fields that came after schema 1 and their defaults."""
+    """Return the fields that were added after schema 1, and their defaults."""
     return {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(section)  # type: ignore[arg-type]  # a class, which mypy calls unhashable
@@ -67,15 +68,15 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What is asked of a clip: everything that may change its file, and nothing else.
+    """The settings that identify a clip: everything requested that may change its file.
 
-    Not here, on purpose: the effective attention backend, mask-free, compilation, offload, tile
-    plan, machine, row id and place in the manifest. Those are logged.
+    The effective attention backend, mask-free, compilation, offload, tile plan, machine, row id and
+    place in the manifest do not identify it. They are logged.
     """
 
     prompt: str
     negative_prompt: str | None
-    """None without classifier-free guidance, where it has no effect."""
+    """None without classifier-free guidance, because it has no effect then."""
     image_sha256: str | None
     seed: int
     height: int
@@ -102,26 +103,27 @@ class ClipSettings:
     loras: tuple[tuple[str, float], ...] | None = added(None)
     """SHA-256 of each LoRA's file and its scale, sorted; None without any."""
     image_conversion: str | None = added(None)
-    """How the first frame becomes RGB where it takes more than that, see `media.conversion`."""
+    """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
         return self.hashes()[0]
 
     def denoise_sha256(self) -> str:
-        """Return the same less fps and `video`: clips that share it share their latents."""
+        """Return the same hash without fps and `video`. Clips that share it share their latents."""
         return self.hashes()[1]
 
     def hashes(self) -> tuple[str, str]:
         """Return `settings_sha256` and `denoise_sha256`."""
-        settings = hashed_values(self)
-        whole = _canonical_sha256(settings)
-        del settings["fps"], settings["video"]
-        return whole, _canonical_sha256(settings)
+        whole = _CANONICAL.encode({"schema": SCHEMA, **hashed_values(self)})
+        # Quotes inside a string are escaped, so these members are found nowhere else.
+        denoise = whole.replace(f',"fps":{_CANONICAL.encode(self.fps)}', "", 1)
+        denoise = denoise.replace(f',"video":{_CANONICAL.encode(self.video)}', "", 1)
+        return _sha256(whole), _sha256(denoise)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""
-        return dict(vars(self))  # asdict copies deeply, at ten times the price
+        return dict(vars(self))  # asdict copies deeply and takes ten times as long
 
     @property
     def has_guidance(self) -> bool:
@@ -130,7 +132,7 @@ class ClipSettings:
 
     @property
     def has_image(self) -> bool:
-        """Whether it begins with a given frame."""
+        """Whether its first frame is given."""
         return self.image_sha256 is not None
 
 
@@ -153,7 +155,7 @@ def loras_text(loras: tuple[tuple[str, float], ...] | None) -> str | None:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to be rendered."""
+    """One clip to render."""
 
     clip_id: str
     """`<row id>_s<seed>_<first 8 of settings_sha256>`: names the file."""
@@ -174,17 +176,17 @@ class Clip:
     loras: tuple[ClipLora, ...] = ()
     """Where those of `settings.loras` are, in the same order."""
     other_ids: tuple[str, ...] = ()
-    """Ids of further rows that ask for this very clip, in the manifest's order."""
+    """Ids of further rows with exactly this clip, in the manifest's order."""
     other_lines: tuple[int, ...] = ()
-    """Where it is asked for again; a line comes as often as it does so."""
+    """Lines that repeat this clip; a line comes once for each repetition."""
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Every row id that it goes by; the first one names the file."""
+        """All its row ids; the first one names the file."""
         return (self.row_id, *self.other_ids)
 
     def named(self, row_id: str) -> Clip:
-        """Return the same clip under the id of another row."""
+        """Return the same clip, named by the id of another row."""
         return replace(
             self, row_id=row_id, clip_id=_clip_id(row_id, self.settings.seed, self.settings_sha256)
         )
@@ -227,25 +229,25 @@ def _clip_id(row_id: str, seed: int, settings_sha256: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _canonical_sha256(value: dict[str, Any]) -> str:
-    text = _CANONICAL.encode({"schema": SCHEMA, **value})
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def glyph_texts(prompt: str) -> list[str]:
     """Return the quoted texts (straight or curly) that drive the glyph encoder, each once."""
-    if '"' not in prompt and "“" not in prompt:
-        return []
-    return list(dict.fromkeys(text for line in prompt.split("\n") for text in _quoted(line)))
+    lines = prompt.split("\n")
+    if "“" not in prompt:
+        return list(dict.fromkeys(text for line in lines for text in line.split('"')[1:-1:2]))
+    return list(dict.fromkeys(text for line in lines for text in _quoted(line)))
 
 
 _OPENING = re.compile('["“]')
 
 
 def _quoted(line: str) -> Iterator[str]:
-    """Yield what the pipeline's own `"(.*?)"|“(.*?)”` finds in a line, in linear time.
+    """Yield the matches of the pipeline's `"(.*?)"|“(.*?)”` in a line, in linear time.
 
-    A prompt may have a million characters, and an expression looks for the end of each anew.
+    The expression itself takes quadratic time, and a prompt may have a million characters.
     """
     position, unclosed = 0, set()
     while opening := _OPENING.search(line, position):

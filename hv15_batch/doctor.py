@@ -1,4 +1,4 @@
-"""`hv15-batch doctor`, and without a word: what this machine has and lacks, and what to type."""
+"""`hv15-batch doctor` and plain `hv15-batch`: what this machine has and lacks, and what to type."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ _WEIGHTS_BYTES = 33 * 10**9 + GIB
 
 
 class Verdict(Enum):
-    """What a finding means for rendering a full-size model."""
+    """The meaning of a finding for a full-size model."""
 
     ok = "ok"
     note = "note"
-    """It renders, and something could be better."""
+    """It renders, and something could be improved."""
     stops = "stops"
-    """No full-size model renders before this is mended."""
+    """No full-size model renders until this is fixed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     text: str
     advice: str = ""
-    """What to do or type; empty where nothing is wrong."""
+    """What to do or type; empty if nothing is wrong."""
 
 
 def main(argv: Sequence[str], say: Say = print) -> int:
-    """Print what is found on this machine; return 0, or 2 where no full-size model can render."""
+    """Print the findings; return 0, or 2 if no full-size model can render here."""
     parser = argparse.ArgumentParser(
         prog="hv15-batch doctor",
-        description="Look at driver, PyTorch, attention kernels, memory, disk and weights; say "
+        description="Check driver, PyTorch, attention kernels, memory, disk and weights; print "
         "what stops a full-size model from rendering, and what to type.",
         epilog="example: hv15-batch doctor",
     )
@@ -72,11 +72,11 @@ def main(argv: Sequence[str], say: Say = print) -> int:
 
 
 def findings(machine: Machine, software: dict[str, Any]) -> Iterator[Finding]:
-    """Yield what is found, in the order in which it would stop a run.
+    """Yield the findings, in the order in which they would stop a run.
 
     Args:
-        machine: That is looked at.
-        software: As `machine.system.system_facts` has it.
+        machine: The machine.
+        software: The software in `machine.system.system_facts`.
     """
     yield from card_findings(machine)
     yield _torch(machine, software)
@@ -87,7 +87,7 @@ def findings(machine: Machine, software: dict[str, Any]) -> Iterator[Finding]:
 
 
 def card_findings(machine: Machine) -> Iterator[Finding]:
-    """Yield a finding for each card, or the one that there is none."""
+    """Yield a finding for each card, or one that there is none."""
     if not machine.gpus:
         yield Finding(
             Verdict.stops,
@@ -104,7 +104,7 @@ def card_findings(machine: Machine) -> Iterator[Finding]:
             advice = "480x848 with 121 frames needs 8 GiB; fewer frames may fit: see --dry-run"
             yield Finding(Verdict.note, text, advice)
         elif find_card(gpu.name) is None:
-            advice = "its speed is not in the table of cards: times are known after a first run"
+            advice = "its speed is unknown: times are predicted after a first run"
             yield Finding(Verdict.note, text, advice)
         else:
             yield Finding(Verdict.ok, text)
@@ -146,7 +146,7 @@ def _compiler() -> Finding:
 
 
 def ram_finding(machine: Machine) -> Finding:
-    """Return what is found of the host's memory."""
+    """Return the finding about RAM."""
     text = (
         f"RAM: {format_gib(machine.ram_available_bytes)} of "
         f"{format_gib(machine.ram_total_bytes)} GiB available"
@@ -158,7 +158,7 @@ def ram_finding(machine: Machine) -> Finding:
 
 
 def disk_and_weights() -> Iterator[Finding]:
-    """Yield what is found of the disk here, of that for weights, and of the weights on it."""
+    """Yield findings about the disk here, the disk for weights, and the weights on it."""
     cache = hub_cache_folder()
     present, faults = present_models()
     text = (
@@ -185,7 +185,7 @@ def disk_and_weights() -> Iterator[Finding]:
 
 
 def present_models() -> tuple[list[str], list[str]]:
-    """Return the full-size models whose weights are on the disk, and what is wrong with others."""
+    """Return the full-size models with weights on the disk, and the faults of incomplete ones."""
     present, faults = [], []
     for model in model_options().values():
         if model.weights is not Weights.pretrained:

@@ -1,4 +1,4 @@
-"""Exit codes, errors that reach a user as a message, advice by errno, and what ends no run."""
+"""Exit codes, errors with a message for the user, advice by errno, and secondary work."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Refused(ValueError):
 
 
 class LogSchemaError(ValueError):
-    """A segment that this version can't read."""
+    """This version cannot read a segment of the log."""
 
 
-# -- what the system answers ------------------------------------------------------------------
+# -- errors of the system ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ ADVICE = {
     errno.ENFILE: _FILES,
     errno.EROFS: Advice(
         "this file system is read-only: name a folder on another one, or mount it for writing; "
-        "where it became so by itself, dmesg says why",
+        "if that happened by itself, dmesg has the reason",
         EXIT_REFUSED,
     ),
     errno.EACCES: _PATH,
@@ -93,45 +93,45 @@ ADVICE = {
     errno.ENAMETOOLONG: _PATH,
     errno.EINVAL: _PATH,
     errno.ELOOP: Advice(
-        "a link is in the place of a file or folder of ours: remove the link", EXIT_REFUSED
+        "a link has the name of a file or folder of the run: remove the link", EXIT_REFUSED
     ),
 }
-"""The one place that knows what a number of the system means for a user."""
+"""Advice by errno."""
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-"""What a file system answers that has no file locks (`flock`)."""
+"""Errors of a file system without file locks (`flock`)."""
 
 
 def system_message(error: OSError) -> str:
-    """Return what the system said and what to do about it, as the end of a sentence."""
+    """Return the system's error and what to do about it, as the end of a sentence."""
     advice = ADVICE.get(error.errno or 0)
     reason = error.strerror or str(error)
     return f"{reason}; {advice.text}" if advice else reason
 
 
-# -- what never decides how a run ends ----------------------------------------------------------
+# -- secondary work -----------------------------------------------------------------------------
 
 
 class Secondary:
-    """Within it: what never decides how a run ends. Its failure is one line, and the run goes on.
+    """A block whose failure becomes one line, while the run continues.
 
-    That holds for pages, tables, thumbnails, notices, status, text log, telemetry and measures of
-    quality. It takes every `Exception`: a full disk, a library that is missing, a fault of this
-    program. The line comes once, however often the same failure comes back.
+    It guards pages, tables, thumbnails, notices, status, text log, telemetry and measures of
+    quality. It catches every `Exception`: a full disk, a missing library, a fault of this program.
+    A failure that repeats prints its line once.
     """
 
     def __init__(self, loss: str, tell: Callable[[str], None] | None = None) -> None:
-        """Say what is lost by a failure.
+        """Take what a failure costs.
 
         Args:
             loss: A clause such as `the page is not up to date`; the reason follows in brackets.
-            tell: Shows the line to the user; None where run.log is enough.
+            tell: Prints the line for the user; None if run.log is enough.
         """
         self._loss = loss
         self._tell = tell
         self._told: set[str] = set()
         self.error: Exception | None = None
-        """Of the last time; None where it went well. Without its traceback, which holds tensors."""
+        """Error of the last use, or None. It has no traceback, which would keep tensors alive."""
 
     def __enter__(self) -> Secondary:
         self.error = None
@@ -149,9 +149,9 @@ class Secondary:
         line = f"{self._loss} ({reason_of(error)})"
         if line not in self._told:
             self._told.add(line)
-            with suppress(Exception):  # who tells of it may be what fails
+            with suppress(Exception):  # reporting may fail as well
                 is_known = isinstance(error, (OSError, Refused, LogSchemaError))
-                if logger.hasHandlers():  # else it would go to stderr
+                if logger.hasHandlers():  # otherwise it would go to stderr
                     info = None if is_known else (type(error), error, traceback)
                     logger.warning("%s", line, exc_info=info)
                 if self._tell is not None:
@@ -160,7 +160,7 @@ class Secondary:
 
 
 def reason_of(error: Exception) -> str:
-    """Return why something failed, on one line: the system's words, or class and message."""
+    """Return the reason of an error on one line: the system's message, or class and message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""`hv15-batch prefetch model=...`: have the weights on disk, verified, before a run needs them."""
+"""`hv15-batch prefetch model=...`: fetches and verifies weights before a run needs them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def prefetch(
     hub_cache: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Fetch and verify what `config.model` needs, and return the exit code 0.
+    """Fetch and verify the weights of `config.model`, and return the exit code 0.
 
     Args:
         config: Settings; only `model` matters.
         say: Prints a line for the user.
-        hub: Stands for the hub; None for the real one.
+        hub: Replaces the hub; None for the real one.
         hub_cache: Cache of huggingface_hub; None for its own.
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        Refused: as `weights.fetch.fetch` does.
+        Refused: Like `weights.fetch.fetch`.
     """
     model = config.model
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
@@ -44,10 +44,10 @@ def prefetch(
         make_transformer(own, model, say)
         say(f"transformer {own.path} ({own.kind}), SHA-256 {own.sha256}, converted: {own.folder}")
     if checkpoint.kind in (CheckpointKind.tiny, CheckpointKind.demo):
-        rest = "nothing needs downloading" if own is None else "nothing else needs downloading"
+        rest = "nothing to download" if own is None else "nothing else to download"
         say(f"{name} is built on this machine in seconds: {rest}.")
     elif checkpoint.kind is CheckpointKind.random:
-        say(f"{name} model.weights=random is built on the device: nothing needs downloading.")
+        say(f"{name} model.weights=random is built on the device: nothing to download.")
     else:
         say(f"{_size(checkpoint)} in {checkpoint.folder}, revision {checkpoint.revision}")
         say(f"Runs with {name} need no network from now on.")

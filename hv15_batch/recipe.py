@@ -1,7 +1,7 @@
 """`hv15-batch recipe clip.mp4`: a manifest and the command that render a clip again, from its tag.
 
-They are written and printed for a person to run. What would be fetched because the tag says so is
-not among the settings: it is named beside them, for that person to type.
+A person runs the command. Settings of the tag that would cause a download are not part of it. They
+are printed beside it, so that the person decides.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What renders a clip again."""
+    """A row and settings that render a clip again."""
 
     cells: dict[str, Any]
-    """Of the manifest's one row, by column."""
+    """Cells of the manifest's one row, by column."""
     settings: tuple[str, ...]
-    """To be typed beside the manifest."""
+    """Settings to type with the manifest."""
     notes: tuple[str, ...]
-    """What is left for a person to decide or to find, one line each."""
+    """What a person must decide or find, one line each."""
 
 
 def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
     """Write the manifest and print the command; return the exit code.
 
     Raises:
-        Refused: the tag cannot be used, or the manifest cannot be written.
+        Refused: The tag cannot be used, or the manifest cannot be written.
     """
     arguments = _parser().parse_args(argv)
     tag = read_clip_tag(arguments.clip)
@@ -85,24 +85,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="manifest to be written, .csv or .jsonl; without it <name of the clip>.csv here",
+        help="manifest to write, .csv or .jsonl; default: <name of the clip>.csv in this folder",
     )
     return parser
 
 
-# -- what the tag asks for --------------------------------------------------------------------
+# -- the settings in the tag ------------------------------------------------------------------
 
 
 def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
     """Return the row, the settings and the notes of a clip.
 
     Args:
-        tag: of the clip.
-        folder: where the manifest will lie, absolute; the cell of a first frame starts there.
+        tag: Tag of the clip.
+        folder: Absolute folder of the manifest; the path of a first frame starts there.
 
     Raises:
-        Refused: the tag asks for what no command may.
-        ManifestError: it asks for what no manifest may.
+        Refused: The tag has a setting that no command may have.
+        ManifestError: The tag has a value that no manifest may have.
     """
     option = model_options().get(tag.settings.model)
     assert option is not None  # the tag's model is one of the options
@@ -132,7 +132,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
 
 
 def _cells(tag: ClipTag, task: Task) -> dict[str, Any]:
-    """Return the cells of the row, less its first frame."""
+    """Return the cells of the row without its first frame."""
     asked = tag.settings
     cells = {
         "id": re.sub(r"_s[0-9]+_[0-9a-f]{8}\Z", "", tag.clip_id),
@@ -155,11 +155,11 @@ def _cells(tag: ClipTag, task: Task) -> dict[str, Any]:
 
 
 def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
-    """Check the cells as those of a manifest, and that they give the clip's settings again.
+    """Check the cells like those of a manifest, and that reading them gives the same settings.
 
     Raises:
-        ManifestError: a cell is none that a manifest may have.
-        Refused: a value would be read as another.
+        ManifestError: A cell is not allowed in a manifest.
+        Refused: A value would be read as another one.
     """
     faults = Faults(tag.name)
     row = RowReader(Task.t2v, tag.path.parent, faults).read(0, Record(line=1, cells=cells))
@@ -177,10 +177,10 @@ def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
 
 
 def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
-    """Yield the settings that differ from what they are when not typed, the model always.
+    """Yield the settings that differ from their defaults, and always the model.
 
     Raises:
-        Refused: one of them would be refused.
+        Refused: One of them would be refused.
     """
     asked = tag.settings
     config = Config(
@@ -221,7 +221,7 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
 
 
 def _negative_prompt(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
-    """Yield the setting that stands for an empty negative prompt where the default is another."""
+    """Yield the setting for an empty negative prompt if the default is not empty."""
     asked = tag.settings.negative_prompt
     if asked is None or not is_empty(asked) or asked == option.default_sampling.negative_prompt:
         return
@@ -233,7 +233,7 @@ def _typed(value: Any) -> str:
     return text.lower() if isinstance(value, bool) else text
 
 
-# -- what the tag does not decide -------------------------------------------------------------
+# -- notes: what a person decides -------------------------------------------------------------
 
 
 def _backend_note(tag: ClipTag) -> Iterator[str]:
@@ -241,7 +241,7 @@ def _backend_note(tag: ClipTag) -> Iterator[str]:
     if is_fetched(backend):
         yield (
             f"Attention: it was rendered with {backend}, which fetches code from the Hugging Face "
-            "hub and runs it; a tag never decides that. To have it, add "
+            "hub and runs it; a tag never decides that. To use it, add "
             f"runtime.attention_backend={backend}."
         )
 
@@ -258,7 +258,7 @@ def _transformer_note(tag: ClipTag) -> Iterator[str]:
     elif sha256 is not None:
         yield (
             f"Transformer: it was rendered with a file of its own (SHA-256 {sha256}); a tag never "
-            "decides which file is read. To have it, add model.transformer_file=FILE."
+            "decides which file is read. To use it, add model.transformer_file=FILE."
         )
 
 
@@ -280,7 +280,7 @@ def _revision(tag: ClipTag, option: ModelConfig) -> str | None:
 
 
 def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
-    """Yield which weights a person has to name, or cannot have here."""
+    """Yield which weights a person must name, or cannot get here."""
     asked = tag.settings
     if asked.weights != Weights.pretrained.name:
         here = definition_sha256(size_of(Weights[asked.weights]), option)
@@ -296,7 +296,7 @@ def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
             words.append(f"model.revision={asked.revision}")
         yield (
             f"Weights: they came from {tag.repo!r}, which is not the repository of "
-            f"model={option.name}; a tag never decides what is loaded. To have them, add "
+            f"model={option.name}; a tag never decides what is loaded. To use them, add "
             f"{' '.join(words)}."
         )
 
@@ -314,7 +314,7 @@ def _find_image(tag: ClipTag) -> Path | None:
 
 
 def _conversion_note(tag: ClipTag, image: Path) -> Iterator[str]:
-    """Yield that the clip was made from other pixels than this version sees in the file."""
+    """Yield a line if this version converts the first frame in another way than the clip's run."""
     try:
         here = read_first_frame(str(image)).conversion
     except ValueError as error:
@@ -340,7 +340,7 @@ def _places_of_run(tag: ClipTag) -> Iterator[Path]:
     try:
         manifest = stored_values(run_dir.run_folder(run_dir.run_ids()[-1])).get("manifest")
         rows = read_last_attempts(run_dir.log, ("image",))
-    except (Refused, LogSchemaError):  # of another version: then a person names the image
+    except (Refused, LogSchemaError):  # of another version; a person must name the image
         return
     if not isinstance(manifest, str):
         return
@@ -353,11 +353,11 @@ def _places_of_run(tag: ClipTag) -> Iterator[Path]:
 
 
 def _as_text(cells: Mapping[str, Any], suffix: str) -> str:
-    """Return a manifest of one row; what is read from it is what was given."""
+    """Return a manifest of one row; reading it gives these cells."""
     if suffix == ".jsonl":
         return json.dumps(cells, ensure_ascii=False) + "\n"
     text = io.StringIO()
-    # All text in quotes: the writer leaves a lone CR without them, and no reader takes that.
+    # All text in quotes, because the writer would leave a lone CR without them.
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(cells)
     writer.writerow(cells.values())
@@ -365,16 +365,16 @@ def _as_text(cells: Mapping[str, Any], suffix: str) -> str:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet.
+    """Write a new file.
 
     Raises:
-        Refused: it is there, or cannot be written.
+        Refused: It exists, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
     except FileExistsError:
-        raise Refused(f"{path}: is there already; name another file with --out FILE.") from None
+        raise Refused(f"{path}: exists already; name another file with --out FILE.") from None
     except OSError as error:
         raise Refused(
             f"{path}: cannot be written ({error.strerror}); name another file with --out FILE."
@@ -382,7 +382,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _as_word(path: Path) -> str:
-    """Return the manifest as it is typed: a bare name where that is no flag and no setting."""
+    """Return the manifest as a word to type; as a path if its name is a flag or a setting."""
     name = str(path)
     return f"manifest={name}" if name.startswith("-") or "=" in name else name
 

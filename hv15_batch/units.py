@@ -1,4 +1,4 @@
-"""Bytes, seconds, energy, shares and values as a person reads them: rounded here only."""
+"""Formats bytes, seconds, energy, shares and values for people. Only this module rounds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NOT_MEASURED = "\N{EN DASH}"
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return seconds with one decimal, two below ten; a dash where nothing was measured."""
+    """Return seconds with one decimal, two below ten; a dash if not measured."""
     if seconds is None:
         return NOT_MEASURED
     return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.2f}"
 
 
 def format_gib(num_bytes: float | None, decimals: int = 1) -> str:
-    """Return bytes as a number of GiB (1024³), or a dash where nothing was measured."""
+    """Return bytes as a number of GiB (1024³), or a dash if not measured."""
     return NOT_MEASURED if num_bytes is None else f"{num_bytes / GIB:.{decimals}f}"
 
 
@@ -34,12 +34,12 @@ def format_watt_hours(joules: float | None) -> str:
 
 
 def format_share(share: float | None, decimals: int = 1) -> str:
-    """Return a share as per cent, or a dash where it is not known."""
+    """Return a share as per cent, or a dash if unknown."""
     return NOT_MEASURED if share is None else f"{share:.{decimals}%}"
 
 
 def format_number(value: float | None) -> str:
-    """Return a number with four significant digits, or a dash where nothing was measured."""
+    """Return a number with four significant digits, or a dash if not measured."""
     return NOT_MEASURED if value is None else f"{value:.4g}"
 
 
@@ -49,7 +49,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def shortened(text: str, max_characters: int) -> str:
-    """Return a text on one line, its end cut off where it is longer."""
+    """Return a text on one line, cut at the end if it is too long."""
     text = " ".join(text.split())
     return text if len(text) <= max_characters else f"{text[: max_characters - 1]}…"
 
@@ -68,7 +68,7 @@ MAX_SHOWN_CHARACTERS = 60
 
 
 def printable(character: str) -> str:
-    """Return a character as a terminal may see it: no control sequence of a manifest gets there."""
+    """Return a character for a terminal; control characters are escaped."""
     if character.isprintable():
         return character
     return character.encode("unicode_escape").decode()
@@ -90,7 +90,7 @@ def format_value(value: Any) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
+    """Return a duration for people, e.g. `45 s`, `12 min`, `6 h 30 min`, `2 d 3 h`."""
     if seconds < 59.5:
         return f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)

@@ -248,13 +248,13 @@ def test_every_fault_of_every_row_is_told_by_row(folder: Path) -> None:
         (frame(prompt=pd.Series(["\ud800"], dtype="object")), "half of a surrogate pair"),
         (
             pd.DataFrame([["a", "b"]], columns=["prompt", "prompt"]),
-            "rows: row 1: column=prompt: a name stands for one column, and 1 and 2 share it",
+            "rows: row 1: column=prompt: a name belongs to one column, and 1 and 2 share it",
         ),
         (
             frame(id=["a"], prompt=["b"]).set_index("id", drop=False),
-            "rows: row 1: column=id: a name stands for one column, and 1 and 2 share it",
+            "rows: row 1: column=id: a name belongs to one column, and 1 and 2 share it",
         ),
-        ([{"prompt": "a"}], "rows=list: must be a pandas DataFrame; make one of it."),
+        ([{"prompt": "a"}], "rows=list: must be a pandas DataFrame; convert it to one."),
     ],
 )
 def test_rows_that_are_no_manifest_are_refused(folder: Path, rows: Any, expected: str) -> None:
@@ -266,7 +266,7 @@ def test_a_manifest_and_rows_are_one_too_many(folder: Path) -> None:
 
     message = refusal(lambda: api.render(config, frame(prompt=["a"])))
 
-    assert message == "manifest=p.csv: and rows are given too; leave one out."
+    assert message == "manifest=p.csv: rows are given too; leave one out."
 
 
 # -- events -----------------------------------------------------------------------------------

@@ -60,12 +60,17 @@ class Reading:
 
 
 def read_clip(video: torch.Tensor, letters: int) -> Reading:
-    """Read a clip.
+    """Read a clip, on the device that it is on.
 
     Args:
         video: [3, 25, 128, 192] in -1..1.
         letters: how many to read from the sign.
     """
+    with video.device:  # what is made here is made there
+        return _read_clip(video, letters)
+
+
+def _read_clip(video: torch.Tensor, letters: int) -> Reading:
     frames = (video.transpose(0, 1)[::STEP] + 1) / 2
     small = F.avg_pool2d(frames, HALF)
     place = _read_place(frames)
@@ -88,14 +93,17 @@ def read_clip(video: torch.Tensor, letters: int) -> Reading:
 
 
 @cache
-def _bank(place: int) -> torch.Tensor:
-    """Return empty pictures of a place: [N, 3, 64, 96] in 0..1."""
+def _bank(place: int, device: torch.device) -> torch.Tensor:
+    """Return empty pictures of a place, drawn on the CPU: [N, 3, 64, 96] in 0..1."""
     number = 160
-    scenes = sample_scenes(number, torch.Generator().manual_seed(place), places=(place,) * number)
-    moments = canvas(number, "cpu", frames=2)
-    moments.t = moments.t * (FRAMES - 1)
-    images = draw_place(scenes, moments, (place,) * number)
-    return F.avg_pool2d(images.transpose(1, 2).flatten(0, 1).clamp(0, 1), HALF)
+    with torch.device("cpu"):
+        generator = torch.Generator().manual_seed(place)
+        scenes = sample_scenes(number, generator, places=(place,) * number)
+        moments = canvas(number, "cpu", frames=2)
+        moments.t = moments.t * (FRAMES - 1)
+        images = draw_place(scenes, moments, (place,) * number)
+        small = F.avg_pool2d(images.transpose(1, 2).flatten(0, 1).clamp(0, 1), HALF)
+    return small.to(device)
 
 
 def _read_place(frames: torch.Tensor) -> int:
@@ -103,7 +111,7 @@ def _read_place(frames: torch.Tensor) -> int:
     seen = F.avg_pool2d(frames, 16).median(0).values.flatten()
     far = []
     for place in range(len(PLACES)):
-        known = F.avg_pool2d(_bank(place), 16 // HALF).flatten(1)
+        known = F.avg_pool2d(_bank(place, frames.device), 16 // HALF).flatten(1)
         # Cells hidden by the object or the sign are far from every place: they are cut off.
         far.append((known - seen).abs().clamp(max=0.25).mean(1).min().item())
     return far.index(min(far))
@@ -111,7 +119,7 @@ def _read_place(frames: torch.Tensor) -> int:
 
 def _novelty(small: torch.Tensor, place: int) -> torch.Tensor:
     """Return how far pixels are from every picture of the place: [N, 64, 96]."""
-    bank = _bank(place)
+    bank = _bank(place, small.device)
     rows = []
     for frame in small:
         difference = (bank - frame).abs().mean(1, keepdim=True)
@@ -148,9 +156,9 @@ def _color_masks(small: torch.Tensor, novelty: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _discs() -> torch.Tensor:
+def _discs(device: torch.device) -> torch.Tensor:
     """Return a disc less the ring around it for each radius: [R, 1, 65, 65]."""
-    at = torch.arange(-32, 33) * float(HALF)
+    at = torch.arange(-32, 33, device=device) * float(HALF)
     y, x = torch.meshgrid(at, at, indexing="ij")
     far = (x * x + y * y).sqrt()
     kernels = []
@@ -169,7 +177,7 @@ def _find(masks: torch.Tensor) -> tuple[int, torch.Tensor]:
     flat = masks.reshape(-1, 1, height, width)
     size = (height + 64, width + 64)
     spectrum = torch.fft.rfft2(flat, s=size)
-    kernels = torch.fft.rfft2(_discs().flip(-1, -2), s=size)[:, 0]
+    kernels = torch.fft.rfft2(_discs(masks.device).flip(-1, -2), s=size)[:, 0]
     scores = torch.fft.irfft2(spectrum * kernels, s=size)[..., 32:-32, 32:-32]
     # A large disc that is filled as well as a small one is the better answer.
     scores = scores * torch.tensor([r**0.5 for r in RADII]).view(1, -1, 1, 1)
@@ -183,9 +191,9 @@ def _find(masks: torch.Tensor) -> tuple[int, torch.Tensor]:
 
 
 @cache
-def _outlines(shape: int, turns: tuple[float, ...]) -> torch.Tensor:
+def _outlines(shape: int, turns: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return filled outlines: [radii x turns, 81, 81], in the middle of the picture."""
-    at = torch.arange(-40, 41) * float(HALF)
+    at = torch.arange(-40, 41, device=device) * float(HALF)
     y, x = torch.meshgrid(-at, at, indexing="ij")
     every = []
     for radius in FINE:
@@ -193,7 +201,7 @@ def _outlines(shape: int, turns: tuple[float, ...]) -> torch.Tensor:
             cos, sin = math.cos(turn), math.sin(turn)
             px, py = (cos * x - sin * y) / radius, (sin * x + cos * y) / radius
             grid = (px[None, None, None], py[None, None, None])
-            distance = _distance(torch.tensor([shape]), *grid)[0, 0, 0]
+            distance = _distance(torch.tensor([shape], device=device), *grid)[0, 0, 0]
             every.append((0.5 - distance * radius / HALF).clamp(0, 1))
     return torch.stack(every)
 
@@ -214,7 +222,9 @@ def _fit(
         count = {1: 1, 3: 8, 4: 6, 5: 5}[parts] if name != "heart" else 16
         full = 2 * math.pi / parts
         turns = tuple(full * i / count for i in range(count))
-        results.append(_fit_shape(crops, seen, middles, _outlines(number, turns), turns))
+        results.append(
+            _fit_shape(crops, seen, middles, _outlines(number, turns, mask.device), turns)
+        )
     scores = torch.stack([score for score, _, _ in results])
     shape = int(scores.sum(1).argmax())
     return shape, results[shape][1], results[shape][2]

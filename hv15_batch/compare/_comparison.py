@@ -12,7 +12,7 @@ from hv15_batch.compare._quality import Quality, measure_pair, pair_line
 from hv15_batch.compare._quality import quality_lines as lines_of_quality
 from hv15_batch.compare._ratios import Costs, Ratio, compare_costs
 from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, group_rows
-from hv15_batch.units import format_gib
+from hv15_batch.units import counted, format_gib
 
 Say = Callable[[str], None]
 
@@ -221,5 +221,5 @@ def _count_line(comparison: Comparison) -> str:
     parts = [f"{len(comparison.known)} of {len(matched.pairs)} pairs compared"]
     for count, name in ((matched.only_in_a, "A"), (matched.only_in_b, "B")):
         if count:
-            parts.append(f"{count} clips only in {name}")
+            parts.append(f"{counted(count, 'clip')} only in {name}")
     return ", ".join(parts)

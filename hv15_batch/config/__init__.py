@@ -1,1 +1,1 @@
-"""Settings: what may be set, what is refused, and how typed words become a `Config`."""
+"""All settings, their checks, and the way from typed words to a `Config`."""

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep end, told by files: a launcher may run them anywhere."""
+"""Reports how the runs of a sweep end, by files, because a launcher may run them anywhere."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def temporary_folder() -> Iterator[str]:
     """Yield a folder for the files of Hydra and of a sweep; it is removed afterwards.
 
     Raises:
-        Refused: no folder for temporary files can be written.
+        Refused: No folder for temporary files can be written.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="hv15_batch-", ignore_cleanup_errors=True)
     except OSError as error:
         raise Refused(
-            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one "
-            "that can."
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
+            "folder that can."
         ) from error
     with folder as name:
         yield name
@@ -39,12 +39,12 @@ def temporary_folder() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who began a sweep, as its jobs find it in whichever process they run."""
+    """The process and thread that started a sweep, for its runs in any process."""
 
     pid: int
     thread: int
     stderr: tuple[int, int] | None
-    """Device and file that it shows its errors on."""
+    """Device and inode of its stderr."""
 
     @classmethod
     def here(cls) -> Caller:
@@ -56,67 +56,69 @@ class Caller:
         return cls(os.getpid(), threading.get_ident(), stderr)
 
     def check_job(self) -> None:
-        """Check, in the job, that a job can render where its launcher runs it.
+        """Check, in a run of the sweep, that it can render where its launcher has put it.
 
         Raises:
-            Refused: it can't, and why.
+            Refused: It cannot; the message has the reason.
         """
         if multiprocessing.current_process().daemon:
             raise Refused(
-                "hydra/launcher: runs its jobs in daemonic processes, which may not start the "
+                "hydra/launcher: it uses daemonic processes, which may not start the "
                 f"worker that renders; {_ELSEWHERE}."
             )
         here = Caller.here()
         if here.pid == self.pid and here.thread != self.thread:
             raise Refused(
-                "hydra/launcher: runs its jobs in threads of one process, which share signals, "
+                "hydra/launcher: it uses threads of one process, which share signals, "
                 f"text log and settings of Hydra; {_ELSEWHERE}."
             )
 
     @property
     def sees_job(self) -> bool:
-        """Whether what this job prints is seen where the sweep was typed; asked in the job."""
+        """Whether the sweep's terminal shows the output of this run; called in the run."""
         return self.stderr == Caller.here().stderr
 
 
 @dataclass(frozen=True)
 class End:
-    """How one job ended."""
+    """How one run of a sweep ended."""
 
     code: int
     has_value: bool = False
-    """It gave what `sweep_value` asks for."""
+    """It has a value for `sweep_value`."""
     line: str = ""
-    """What the user should read of it, if it ran where nobody sees what it printed."""
+    """A line for the user, if the run's own output is not seen."""
 
 
 class Ends:
-    """A folder with a file for each job: first that it has begun, then how it ended."""
+    """A folder with a file for each run: first that it has started, then how it ended."""
 
     def __init__(self, folder: str) -> None:
-        """Take a folder, which a job on another machine may not see: then it tells nothing."""
+        """Take a folder. A run on another machine may not see it, and then reports nothing."""
         self._folder = Path(folder)
 
     def begin(self) -> Path:
-        """Tell that a job has begun; return its file."""
+        """Report that a run has started; return its file."""
         path = self._folder / f"{uuid.uuid4().hex}.{_BEGUN}"
         if self._folder.is_dir():
             path.touch()
         return path
 
     def tell(self, begun: Path, end: End) -> None:
-        """Tell how it ended: whole or not at all."""
+        """Report how it ended; the file is replaced as a whole."""
         if begun.is_file():
             begun.write_text(json.dumps(end.line), encoding="utf-8")
             begun.rename(begun.with_suffix(f".{end.code}.{end.has_value:d}"))
 
     def read(self) -> list[End]:
-        """Return how the jobs ended, those that were killed as stopped."""
+        """Return how the runs ended; killed ones count as stopped."""
         ends = []
         for path in sorted(self._folder.iterdir()):
             _, *parts = path.name.split(".")
             if parts == [_BEGUN]:
-                ends.append(End(EXIT_STOPPED, line="a job of the sweep ended without a word"))
+                ends.append(
+                    End(EXIT_STOPPED, line="a run of the sweep ended and did not report how")
+                )
             else:
                 line = json.loads(path.read_text(encoding="utf-8"))
                 ends.append(End(int(parts[0]), parts[1] == "1", line))

@@ -1,4 +1,4 @@
-"""Checks of the settings: bounds, and what contradicts each other."""
+"""Checks of the settings: bounds, and settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Re
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
 SAMPLING_FIELDS = tuple(name for name in _SAMPLING_BOUNDS if not name.startswith("cache"))
-"""What a row, a command and a model option may all say; a cache is the command's alone."""
+"""Values that a row, a command and a model option may have; only a command has a cache."""
 _USUAL_RECIPES = {
     Distillation.cfg: "{steps: [50], guidance: 1.0}",
     Distillation.step: "{steps: [8, 12], draft_steps: [4], guidance: 1.0, meanflow: true}",
 }
-"""As YAML. Source: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 README."""
+"""Recipes as YAML. Source: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 README."""
 
 
 def effective_dtype(config: Config) -> Dtype:
-    """Return the type that is asked for: `runtime.dtype`, or else the model option's."""
+    """Return `runtime.dtype`, or the model option's type."""
     return config.runtime.dtype or config.model.dtype
 
 
@@ -37,7 +37,7 @@ def check_config(config: Config) -> None:
     """Check what can be checked without the manifest.
 
     Raises:
-        Refused: naming the key, its value, what is allowed and what to do.
+        Refused: The message names the key, its value, what is allowed and what to do.
     """
     model = config.model
     if model.task is Task.t2v and (model.recipe.meanflow or _names_meanflow(model.repo)):
@@ -45,8 +45,8 @@ def check_config(config: Config) -> None:
     if model.distillation in _USUAL_RECIPES and model.recipe == Recipe():
         raise Refused(
             f"model.recipe with {model.name}: a model with distillation: {model.distillation.name} "
-            "needs the steps and the guidance that it was made for; add them to its YAML, as those "
-            f"of HunyuanVideo-1.5 have them: recipe: {_USUAL_RECIPES[model.distillation]}"
+            "needs the steps and the guidance that it was made for; add them to its YAML, for "
+            f"example those of HunyuanVideo-1.5: recipe: {_USUAL_RECIPES[model.distillation]}"
         )
     if model.weights.is_small and model.repo is not None:
         option = model_options().get(model.name)
@@ -86,31 +86,31 @@ def check_config(config: Config) -> None:
 
 
 def _names_meanflow(repo: str | None) -> bool:
-    """Whether a repository is called after a MeanFlow option: refused before 16 GiB are fetched."""
+    """Whether a repository's name says MeanFlow, so that it is refused before a download."""
     options = model_options().values() if repo else ()
     return any(o.recipe.meanflow and o.name in (repo or "") for o in options)
 
 
 def check_number(key: str, value: float | None, typed: str) -> None:
-    """Check a number that was typed elsewhere than in the settings, by the bounds of a setting.
+    """Check a number that was typed as a flag, by the bounds of a setting.
 
     Args:
         key: The setting.
-        value: What was typed; None is the default.
-        typed: What it is called there.
+        value: The number; None is the default.
+        typed: Name of the flag.
 
     Raises:
-        Refused: it is out of bounds.
+        Refused: It is out of bounds.
     """
     bounds = {name: metadata for name, _, metadata in each_setting(Config())}
     check_bounds(typed, value, bounds[key])
 
 
 def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Check a value against the bounds in a field's metadata, where it has any.
+    """Check a value against the bounds in a field's metadata, if there are any.
 
     Raises:
-        Refused: it is out of them, infinite or not a number.
+        Refused: It is out of bounds, infinite or not a number.
     """
     if fault := _bounds_fault(value, bounds):
         shown = f"{value:g}" if isinstance(value, float) else value
@@ -118,7 +118,7 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 
 
 def _bounds_fault(value: Any, bounds: Mapping[str, Any]) -> str | None:
-    """Return what is allowed and what to do where a value is out of bounds, else None."""
+    """Return what is allowed and what to do if a value is out of bounds, else None."""
     if value is None or "about" not in bounds:
         return None
     least, most, about = bounds["min"], bounds["max"], str(bounds["about"])
@@ -135,7 +135,7 @@ def _check_sampling(config: Config) -> None:
     """Check every sampling value of the command, the experiment and the model option."""
     defaults = {**asdict(config.model.default_sampling), "seeds": None}
     if config.model.task is Task.i2v:
-        # What the model was made for; the size of a clip follows from its image.
+        # A default of the model; the size of a clip follows from its image.
         defaults |= {"height": None, "width": None}
     sections = {
         "sampling": asdict(config.sampling),
@@ -152,7 +152,7 @@ def _check_sampling(config: Config) -> None:
 def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
     """Return what is wrong with a sampling value and what to do, or None.
 
-    One rule for manifest cells and for `sampling.*` and `override.*`.
+    The rule is the same for manifest cells, `sampling.*` and `override.*`.
     """
     if value is None or name in ("seeds", "negative_prompt"):
         return None
@@ -183,18 +183,17 @@ def _nearest(value: int, step: int, offset: int) -> str:
     least = offset or step
     below = (value - offset) // step * step + offset
     if below < least:
-        return f"the least is {least}"
+        return f"the smallest is {least}"
     return f"nearest are {below} and {below + step}"
 
 
 def parse_command(command: Any) -> tuple[str, ...]:
-    """Return program and arguments of `notify.command`; empty where there is none.
+    """Return program and arguments of `notify.command`; empty without one.
 
-    A text is split once, as a shell splits words and without anything else that a shell does; a
-    list is taken as it is.
+    A text is split into words like a shell does, and nothing is expanded. A list is taken as it is.
 
     Raises:
-        Refused: neither, or the program isn't there.
+        Refused: It is neither, or there is no such program.
     """
     if command is None:
         return ()
@@ -215,7 +214,7 @@ def parse_command(command: Any) -> tuple[str, ...]:
     program = shutil.which(os.path.expanduser(words[0]))
     if program is None:
         raise Refused(
-            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, "
+            f"notify.command={command!r}: {words[0]!r} is no program on this machine; install it, "
             "give its whole path, or set notify.command=null."
         )
     return (os.path.abspath(program), *words[1:])
@@ -225,9 +224,9 @@ def check_sweep_value(column: str) -> None:
     """Check that a column of the log holds numbers.
 
     Raises:
-        Refused: there is no such column, or it holds something else.
+        Refused: There is no such column, or it holds no numbers.
     """
-    # Hydra's grammar and Arrow: only a sweep with a value waits for them.
+    # Imported here, because Hydra's grammar and Arrow are slow to import.
     from hv15_batch.config.words import suggestion
     from hv15_batch.record import ClipRecord
 

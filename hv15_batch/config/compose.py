@@ -1,8 +1,8 @@
-"""Hydra behind one function: from words to typed settings, once or for each job of a sweep.
+"""Hydra behind one function: from words to typed settings, once or for each run of a sweep.
 
-The only module that uses what is inside Hydra. Beside `compose` that is its argument parser and the
-methods of its one `Hydra` object: they keep sweepers, launchers and completion as they are.
-`tests/config/test_hydra.py` has what is relied on.
+Only this module uses Hydra's internals: its argument parser and the methods of its `Hydra` object,
+beside `compose`. So its sweepers, launchers and completion work unchanged.
+`tests/config/test_hydra.py` tests these internals.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ _SHORT = {"--multirun": "-m"}
 
 @dataclass(frozen=True)
 class Job:
-    """One composed configuration and what was typed to get it."""
+    """One composed configuration, and the words that were typed for it."""
 
     config: Config
     typed: dict[str, str]
-    """Settings that were typed, with their values as text; in a sweep those of this job."""
+    """Settings that were typed, with their values as text; in a sweep those of this run."""
     swept: tuple[str, ...]
     """Settings with several values; empty outside a sweep."""
 
     @property
     def swept_values(self) -> list[str]:
-        """The values of the swept settings in this job."""
+        """The values of the swept settings in this run."""
         return [self.typed[key] for key in self.swept]
 
 
 Run = Callable[[Job], int]
-"""Carries out a job and returns its exit code. A launcher of other processes pickles it."""
+"""Carries out a run and returns its exit code. Launchers may pickle it."""
 Measure = Callable[[Job], float | None]
-"""Returns what `sweep_value` asks for of a job that has run; None where there is nothing."""
+"""Returns the `sweep_value` of a finished run; None if it has none."""
 
 
 def run_jobs(
@@ -88,13 +88,13 @@ def run_jobs(
     measure: Measure = lambda _: None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Compose the settings and run the job, or each job of a sweep; return the worst code.
+    """Compose the settings and carry out the run, or each run of a sweep; return the worst code.
 
-    One job that fails does not end a sweep; an interrupted one does.
+    A run that fails does not end a sweep; an interrupted one does.
 
     Raises:
-        Refused: words that are no settings.
-        hydra.errors.HydraException: settings that cannot be composed.
+        Refused: A word is no setting.
+        hydra.errors.HydraException: The settings cannot be composed.
     """
     flags, parser = _read_flags(arguments)
     with _hydra(flags.config_dir) as hydra:
@@ -115,7 +115,7 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
     """Return the flags, all other words as `overrides`, and Hydra's parser that read them.
 
     Raises:
-        Refused: there is no such flag, or its value is not one of those allowed.
+        Refused: There is no such flag, or its value is not allowed.
     """
     parser = get_args_parser()
     parser.add_argument("--dry-run", action="store_true", help="Check, resolve and predict")
@@ -134,7 +134,7 @@ def _read_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, argparse.
         shown = [_SHORT.get(n) or f"{n}={_value(flags, n)}".removesuffix("=True") for n in modes]
         raise Refused(f"{' '.join(shown)}: only one of -m, --cfg and --info at a time.")
     if flags.resolve and not flags.cfg:
-        raise Refused("--resolve: goes with --cfg job; leave it out.")
+        raise Refused("--resolve: works with --cfg job only; leave it out.")
     if flags.dry_run:
         flags.overrides.append("dry_run=true")
     return flags, parser
@@ -153,7 +153,7 @@ def _refuse(message: str) -> NoReturn:
 
 @contextmanager
 def _hydra(config_dir: str | None) -> Iterator[Any]:
-    """Yield the `Hydra` object that `compose` uses too, with a folder of the user's behind ours."""
+    """Yield the `Hydra` object of `compose`, with the user's folder searched after ours."""
     ConfigStore.instance().store(name="config_schema", node=Config)
     outer = GlobalHydra.instance().hydra  # of an application that calls this one
     GlobalHydra.instance().clear()
@@ -172,17 +172,17 @@ def _add_folder(hydra: Any, config_dir: str) -> None:
     folder = conf_folder(config_dir)
     path = hydra.config_loader.get_search_path()
     path.prepend(PROVIDER, f"file://{folder}", SearchPathQuery(provider="schema"))
-    hydra.config_loader = ConfigLoaderImpl(path)  # which reads the path once
+    hydra.config_loader = ConfigLoaderImpl(path)  # it reads the path once
     limit_sources(hydra.config_loader.repository.get_sources(), folder)
 
 
 def _complete(hydra: Any, words: Sequence[str]) -> int:
-    """Print a script for completion, or what completes a line; return the exit code.
+    """Print a script for completion, or the completions of a line; return the exit code.
 
     Raises:
-        Refused: it is asked for in another way than a shell does.
+        Refused: The call is not that of a shell.
     """
-    if "COMP_LINE" in os.environ:  # Hydra's plugins read it; they do not know our own words
+    if "COMP_LINE" in os.environ:  # Hydra's plugins read it and do not know our subcommands
         *before, last = os.environ["COMP_LINE"].split(" ")
         ours = (*MANIFEST_SUFFIXES, "--dry-run", "prefetch")
         line = [word for word in before if not word.lower().endswith(ours)]
@@ -201,7 +201,7 @@ def _complete(hydra: Any, words: Sequence[str]) -> int:
 def _show(
     hydra: Any, flags: argparse.Namespace, parser: argparse.ArgumentParser, typed: Typed
 ) -> int:
-    """Print the settings, or what Hydra tells of itself; return the exit code."""
+    """Print the settings, or Hydra's information about itself; return the exit code."""
     overrides = [*typed.overrides, *(f"{key}={_quoted(text)}" for key, text in typed.texts.items())]
     try:
         if flags.cfg:
@@ -222,7 +222,7 @@ def _quoted(text: str | None) -> str:
 
 
 def _folder_settings(folder: str) -> list[str]:
-    """Return settings that keep Hydra's files in a folder; last, so that they win."""
+    """Return settings that keep Hydra's files in a folder. They come last and take precedence."""
     quoted = _quoted(folder)
     return [
         f"hydra.run.dir={quoted}",
@@ -237,7 +237,7 @@ def _folder_settings(folder: str) -> list[str]:
 
 
 def _run_once(typed: Typed, run: Run) -> int:
-    with temporary_folder() as folder:  # for a log file of Hydra's
+    with temporary_folder() as folder:  # for Hydra's log file
         overrides = [*typed.overrides, *_folder_settings(folder)]
         composed = compose(_CONFIG, overrides, return_hydra_config=True)
         with read_write(composed), open_dict(composed):
@@ -248,7 +248,7 @@ def _run_once(typed: Typed, run: Run) -> int:
 
 
 def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
-    """Return what these words ask of one run; raises as `run_jobs` does."""
+    """Return the configuration of one run from these words; raise like `run_jobs`."""
     typed = read_words(words, is_sweep=False)
     with _hydra(config_dir):
         composed = compose(_CONFIG, list(typed.overrides), return_hydra_config=True)
@@ -257,13 +257,13 @@ def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
 
 
 def _resolved(composed: DictConfig, texts: dict[str, str | None]) -> Config:
-    """Return `to_config` of a composition that has Hydra's node, which `${hydra:...}` reads."""
+    """Return `to_config` of a composition with Hydra's node, for `${hydra:...}`."""
     hydra_config = HydraConfig.instance()
     outer = hydra_config.cfg  # of an application that calls this one
     hydra_config.set_config(composed)
     ours = composed.copy()
     with read_write(ours), open_dict(ours):
-        del ours["hydra"]  # part of it is for a running application alone
+        del ours["hydra"]  # parts of it need a running application
     try:
         return to_config(ours, texts)
     finally:
@@ -271,10 +271,10 @@ def _resolved(composed: DictConfig, texts: dict[str, str | None]) -> Config:
 
 
 def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:
-    """Return the typed settings of a composed configuration, texts as they were typed.
+    """Return the `Config` of a composed configuration, texts as they were typed.
 
     Raises:
-        omegaconf.errors.OmegaConfBaseException: a value is of the wrong type or missing.
+        omegaconf.errors.OmegaConfBaseException: A value is of the wrong type or missing.
     """
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
@@ -292,7 +292,7 @@ def to_config(composed: DictConfig, texts: dict[str, str | None]) -> Config:
 
 def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[str], None]) -> int:
     with temporary_folder() as folder:
-        # A sweep writes multirun.yaml into its directory, whatever is configured.
+        # A sweep always writes multirun.yaml into its directory.
         overrides = [*typed.overrides, *_folder_settings(folder), "hydra.mode=MULTIRUN"]
         base = hydra.compose_config(
             _CONFIG, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
@@ -323,25 +323,25 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
             if refusal_of(error) is not None or any(end.code == EXIT_FAULT for end in told):
                 raise
             if is_measured and told and not any(end.has_value for end in told):
-                show(f"sweep_value={column}: no job gave a value ({error}).", file=sys.stderr)
+                show(f"sweep_value={column}: no run gave a value ({error}).", file=sys.stderr)
                 return max(end.code for end in told)
             if is_measured and told:
                 raise
             launcher = base.hydra.runtime.choices["hydra/launcher"]
             why = f"hydra/launcher={launcher}: {reason_of(error)}"
             if not told:
-                raise Refused(f"{why}; no job has begun: use another launcher.") from error
+                raise Refused(f"{why}; no run has started: use another launcher.") from error
             show(why, file=sys.stderr)
         told = ends.read()
         for line in dict.fromkeys(end.line for end in told if end.line):
             show(line, file=sys.stderr)
         codes = [end.code for end in told] + list(_codes(returned))
-        result = Path(folder) / "optimization_results.yaml"  # of Optuna's, Ax's and Nevergrad's
+        result = Path(folder) / "optimization_results.yaml"  # of Optuna, Ax and Nevergrad
         if result.is_file():
             say(f"Result of the sweep:\n{result.read_text(encoding='utf-8').rstrip()}")
     if not codes:
         print(
-            "The jobs ran on a machine that does not see the folder for temporary files here, and "
+            "The runs were on a machine that does not see this machine's temporary folder, and "
             "the sweeper does not return how they ended; set TMPDIR to a folder that both see.",
             file=sys.stderr,
         )
@@ -350,7 +350,7 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
 
 
 def _codes(returned: Any) -> Iterator[int]:
-    """Yield the exit codes in what a sweeper returned: `JobReturn`s, in lists, or nothing."""
+    """Yield the exit codes in a sweeper's result: `JobReturn`s in lists, or nothing."""
     if isinstance(returned, JobReturn):
         if isinstance(returned.return_value, int):
             yield returned.return_value
@@ -367,16 +367,16 @@ def _run_job(
     ends: str,
     caller: Caller,
 ) -> float | None:
-    """Run one job of a sweep; a launcher may call it in another process.
+    """Carry out one run of a sweep; a launcher may call this in another process.
 
     Returns:
-        The exit code, or what was measured in its place; None where nothing was.
+        The exit code, or the run's `sweep_value`; None if it has none.
     """
     begun = Ends(ends).begin()
     value: float | None = None
     overrides = HydraConfig.get().overrides.task
     values = typed.values(overrides)
-    # A sweeper may vary what nobody typed, for example `hydra.sweeper.params` of a preset.
+    # A sweeper may vary settings that were not typed, for example `hydra.sweeper.params`.
     known = {*map(key_of, typed.overrides), *typed.texts}
     swept = (*typed.swept, *(key for key in map(key_of, overrides) if key not in known))
     words = " ".join(f"{key}={values[key]}" for key in swept)
@@ -388,12 +388,12 @@ def _run_job(
         if measure is not None and code == EXIT_OK:
             value = measure(job)
     except Exception as error:
-        told = report_error(error, f"In the job {words}:" if words else "")
+        told = report_error(error, f"In the run {words}:" if words else "")
         if told is None:
             Ends(ends).tell(begun, End(EXIT_FAULT))
-            raise  # Hydra keeps it until the other jobs of the sweep have run
+            raise  # Hydra keeps it until the other runs of the sweep have ended
         code, line = told, f": {redacted(str(error))}"
-    line = "" if caller.sees_job else f"In the job {words}: exit code {code}{line}"
+    line = "" if caller.sees_job else f"In the run {words}: exit code {code}{line}"
     Ends(ends).tell(begun, End(code, value is not None, line))
     if code >= EXIT_SIGINT:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Files that are taken for manifests, and the way out for each kind that is none."""
+"""Suffixes of manifests, and what to do with each other kind of file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", "
 VIDEO_SUFFIXES = (".mp4", ".mkv")
 
 MAX_COMPARED_NAMES = 10_000
-"""Names in a folder that are compared with a misspelt one."""
+"""At most this many names of a folder are compared with a misspelt one."""
 SIMILARITY = 0.7
 """Names less alike than this (difflib's ratio) are not suggested."""
 
-_TEXT = "write its prompts into a .txt, one on a line without marks, and name that"
+_TEXT = "write its prompts into a .txt, one on a line without bullets or numbers, and name that"
 _WAYS_OUT: dict[str, str] = {
     **dict.fromkeys(
         (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers"),
@@ -57,13 +57,13 @@ _WAYS_OUT: dict[str, str] = {
         (".text", ".prompt", ".prompts", ".list", ".lst"),
         "rename this file to .txt if each line is a prompt",
     ),
-    "": "rename this file so that it says what it is",
+    "": "give this file the suffix of its format",
 }
 _STREAM = re.compile(r"-|/dev/(stdin|fd/[0-9]+)|/proc/[^/]+/fd/[0-9]+")
 
 
 def stream_fault(path: str) -> str | None:
-    """Return what to do in the place of reading standard input or another stream, or None."""
+    """Return what to do instead of reading standard input or another stream, or None."""
     if _STREAM.fullmatch(path) is None:
         return None
     return (
@@ -73,16 +73,16 @@ def stream_fault(path: str) -> str | None:
 
 
 def suffix_fault(path: str) -> str:
-    """Return what is allowed and what to do where a file's suffix is none of a manifest's."""
+    """Return what is allowed and what to do if a file has another suffix than a manifest."""
     way = _WAYS_OUT.get(Path(path).suffix.lower(), "rename it if it is one of these")
     way = way.replace("%s", shlex.quote(path))
     return f"a manifest ends in {', '.join(MANIFEST_SUFFIXES)}; {way}"
 
 
 def word_fault(word: str) -> str | None:
-    """Return why a word of the command line names no manifest though it may be meant to, or None.
+    """Return why a word that may be meant as a manifest is none, or None.
 
-    It is a stream, a file of another kind, or nearly the name of a manifest that is there.
+    It is a stream, a file of another kind, or resembles the name of an existing manifest.
     """
     if fault := stream_fault(word):
         return fault
@@ -99,7 +99,7 @@ def word_fault(word: str) -> str | None:
 
 
 def near_manifest(path: Path) -> str | None:
-    """Return the manifest in the same folder whose name is nearest, as a path; None without one."""
+    """Return the path of the manifest with the nearest name in the same folder, or None."""
     names = manifests_in(path.parent)
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=SIMILARITY)
     near = near or [name for name in names if Path(name).stem == path.stem]  # another suffix
@@ -107,10 +107,10 @@ def near_manifest(path: Path) -> str | None:
 
 
 def manifests_in(folder: Path) -> list[str]:
-    """Return the names in a folder that end like manifests; empty where it cannot be read."""
+    """Return the names in a folder with a manifest's suffix; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in islice(entries, MAX_COMPARED_NAMES)]
     except (OSError, ValueError):
-        return []  # the folder is missing too: then there is nothing to suggest
+        return []  # the folder does not exist either, so there is nothing to suggest
     return sorted(name for name in found if Path(name).suffix.lower() in MANIFEST_SUFFIXES)

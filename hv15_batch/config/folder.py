@@ -13,14 +13,14 @@ from hv15_batch.errors import Refused
 from hv15_batch.files import MAX_YAML_BYTES, check_yaml, read_text
 
 PROVIDER = "command-line"
-"""What Hydra is told of where the folder comes from."""
+"""Hydra's name for the origin of the folder."""
 
 
 def conf_folder(typed: str) -> str:
     """Return the folder of `--config-dir`, absolute.
 
     Raises:
-        Refused: there is none.
+        Refused: There is no such folder.
     """
     folder = os.path.abspath(typed)
     if not os.path.isdir(folder):
@@ -32,8 +32,8 @@ def limit_sources(sources: Iterable[Any], folder: str) -> None:
     """Let Hydra read the files of a user's folder only within limits.
 
     Args:
-        sources: of its configuration, those with `PROVIDER` being the folder.
-        folder: absolute.
+        sources: Sources of its configuration; the folder has the provider `PROVIDER`.
+        folder: Absolute path.
     """
     for source in sources:
         if source.provider == PROVIDER:
@@ -41,10 +41,10 @@ def limit_sources(sources: Iterable[Any], folder: str) -> None:
 
 
 def _load(load: Callable[..., Any], folder: str, config_path: str) -> Any:
-    """Load a file as Hydra does, once it is known that it can be.
+    """Load a file like Hydra does, after a check of its limits.
 
     Raises:
-        Refused: it is no regular file, too large, too deep, or grows by its aliases.
+        Refused: It is no regular file, too large, too deep, or grows by its aliases.
     """
     name = config_path if config_path.endswith((".yaml", ".yml")) else f"{config_path}.yaml"
     file = os.path.join(folder, name)
@@ -52,9 +52,9 @@ def _load(load: Callable[..., Any], folder: str, config_path: str) -> Any:
         try:
             check_yaml(read_text(file, MAX_YAML_BYTES))
         except OSError as error:
-            raise Refused(f"{file}: it cannot be read ({error.strerror}); name another.") from error
+            raise Refused(f"{file}: cannot be read ({error.strerror}); name another.") from error
         except ValueError as error:
             if isinstance(error.__cause__, yaml.YAMLError):
-                return load(config_path)  # which names the line
-            raise Refused(f"{file}: it is no configuration ({error}); correct it.") from error
+                return load(config_path)  # its error names the line
+            raise Refused(f"{file}: no configuration ({error}); correct it.") from error
     return load(config_path)

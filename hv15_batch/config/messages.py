@@ -1,4 +1,4 @@
-"""What a user is told when a command is refused: one message on stderr and an exit code."""
+"""The message and the exit code of a refused command."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hv15_batch.model.variant import STEP_DISTILLED_T2V
 from hv15_batch.redaction import show, shown
 
 WORDS = ("report", "status", "references", "compare", "recipe", "convert", "prefetch", "doctor")
-"""The subcommands. Here, where the command line finds them without importing Hydra."""
+"""The subcommands. They are here so that the command line finds them without importing Hydra."""
 _FULL_ERROR = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
-"""What Hydra says in the place of the reason why a plugin or what it names cannot be had."""
-# What OmegaConf says of a value, and what is said here.
+"""Hydra prints this instead of the reason why a plugin cannot be loaded."""
+# Messages of OmegaConf, and ours.
 _VALUE_RULES = (
     (r"could not be converted to Integer", "must be a whole number"),
     (r"could not be converted to Float", "must be a number"),
@@ -31,10 +31,10 @@ _VALUE_RULES = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the words of a subcommand; what it says of them may quote the names of files."""
+    """Parses the words of a subcommand; its messages may quote file names."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and end."""
+        """Print the fault and exit."""
         super().error(shown(message))
 
 
@@ -42,14 +42,14 @@ def report_error(error: Exception, heading: str = "") -> int | None:
     """Print a user error and return its exit code; None for any other error.
 
     Args:
-        error: What was raised.
-        heading: A line that is printed before it; empty for none.
+        error: The exception.
+        heading: A line to print before it; empty for none.
     """
     refusal = refusal_of(error)
     if refusal is None:
         return None
     message, code = refusal
-    with suppress(OSError):  # nobody listens any more; the exit code still says it
+    with suppress(OSError):  # stderr is closed; the exit code remains
         text = f"{heading}\n{message}" if heading else message
         show(text, file=sys.stderr)
     return code
@@ -77,7 +77,7 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
 
 
 def hydra_message(error: Exception) -> str:
-    """Return what Hydra or OmegaConf refused, without their internals, and what to do."""
+    """Return a message of Hydra or OmegaConf without their internals, and what to do."""
     from hydra.errors import MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -102,7 +102,7 @@ def hydra_message(error: Exception) -> str:
 
 
 def _fault_in_file(name: str, error: Any) -> str:
-    """Return what is wrong with a key of a YAML, from what OmegaConf raised."""
+    """Return the fault of a key in a YAML, from an error of OmegaConf."""
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
     from hv15_batch.config.words import unknown_setting
@@ -111,7 +111,7 @@ def _fault_in_file(name: str, error: Any) -> str:
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         value = re.search(r"[Vv]alue '(.*?)'|value: (.*)", str(error))
         shown = f"={value[1] if value[1] is not None else value[2]}" if value else ""
-        if not key:  # OmegaConf does not say which
+        if not key:  # OmegaConf does not name it
             return f"a section{shown}: a section has members; write them below it, indented."
         return f"{key}{shown}: {_value_rule(str(error))}."
     if key == "experiment" == name.partition("/")[0]:
@@ -123,7 +123,7 @@ def _fault_in_file(name: str, error: Any) -> str:
 
 
 def _yaml_message(error: Any) -> str:
-    """Return where a file is no YAML, and why."""
+    """Return the place and the reason of a fault in YAML."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:  # a character that YAML forbids
         return f"{' '.join(str(error).split())}; take it out."
@@ -139,13 +139,14 @@ def _value_rule(cause: str) -> str:
 
 
 def _missing(name: str, options: list[str], text: str) -> str:
-    """Return which option, or which entry of a defaults list, there is not."""
+    """Return which option, or which entry of a defaults list, does not exist."""
     group, _, option = name.rpartition("/")
     if options:
         return _unknown_option(group, option, options)
     parent = re.match(r"In '(.+?)':", text)
     where = f"{parent[1]}.yaml: " if parent else ""
-    return f"{where}its defaults list names {name}, which there is not; correct it or add the file."
+    rule = "and there is no such file; correct it or add the file"
+    return f"{where}its defaults list names {name}, {rule}."
 
 
 def _unknown_option(group: str, option: str, options: list[str]) -> str:
@@ -159,7 +160,7 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
 
 
 def _is_meanflow_of_another_task(near: str, typed: str) -> bool:
-    """Whether a name that is no option says another task than the MeanFlow option next to it."""
+    """Whether an unknown name has another task than the MeanFlow option that resembles it."""
     option = model_options().get(near)
     return option is not None and option.recipe.meanflow and option.task.value not in typed.lower()
 

@@ -1,7 +1,7 @@
-"""What is typed: settings in Hydra's grammar, texts as they are, and what is neither.
+"""Typed words: settings in Hydra's grammar, free texts, and words that are neither.
 
-Hydra's grammar is for values that have a structure: numbers, lists, sweeps. Free text never goes
-through it: the dataclass gets it as it was typed.
+Hydra's grammar parses numbers, lists and sweeps. Free text does not go through it: the dataclass
+gets the text as it was typed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hv15_batch.model.variant import HubFile
 
 _COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
 _TEXT_KEYS = ("run_dir", "resume", "only", "notify.command", *_COLUMN_KEYS)
-"""Settings that are text, commas included. A list, which begins with a bracket, is one of Hydra."""
+"""Settings that are text, commas included. A value in brackets is a list of Hydra's grammar."""
 _SWEPT_TEXT_KEYS = (
     "manifest",
     "sampling.negative_prompt",
@@ -42,7 +42,7 @@ _SWEPT_TEXT_KEYS = (
 _SEED_KEYS = ("sampling.seeds", "override.seeds")
 """Text where commas separate seeds; in a sweep they separate values."""
 _NO_PRESET = "[]"
-"""What Hydra takes for `experiment=null`."""
+"""Hydra's form of `experiment=null`."""
 
 _HYDRA_GROUPS = (
     *("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"),
@@ -56,33 +56,33 @@ _HYDRA_SETTINGS = (
     "hydra.job_logging.",
     "hydra.hydra_logging.",
 )
-"""Of Hydra's own those that change nothing that is decided here."""
+"""Settings of Hydra that may be typed."""
 _HYDRA_SPACE = tuple(
     f"hydra.sweeper.{name}" for name in ("params", "search_space", "custom_search_space")
 )
-"""What is swept, past every check of settings and past the names of the jobs' folders."""
+"""Swept settings that would bypass the checks and the names of the runs' folders."""
 _HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _HYDRA_OURS = (*_HYDRA_FOLDERS, "hydra.job.name")
-"""May be typed, as scripts that call Hydra's applications do; what is set here wins."""
+"""May be typed, as scripts of Hydra's applications do, and are then replaced by ours."""
 _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'(?:\\.|[^'\\])*'", re.DOTALL)
 _KEY_LIKE = re.compile(r"[+~]*[A-Za-z_][\w./@:]*=")
 
 
 @dataclass(frozen=True)
 class Typed:
-    """What was typed, checked against the settings that there are."""
+    """The typed words, checked against the known settings."""
 
     overrides: tuple[str, ...]
     """Settings in Hydra's grammar."""
     texts: dict[str, str | None]
-    """Settings that are set by hand, as they were typed."""
+    """Free texts, as they were typed."""
     swept: tuple[str, ...]
     """Settings with several values; empty outside a sweep."""
 
     def values(self, overrides: Sequence[str]) -> dict[str, str]:
-        """Return every typed setting as text, with these overrides in the place of its own.
+        """Return every typed setting as text, with these overrides instead of its own.
 
-        Hydra's own settings are none of ours.
+        Hydra's settings are left out.
         """
         texts = {key: "null" if text is None else text for key, text in self.texts.items()}
         ours = (word for word in overrides if not _parse(word).is_hydra_override())
@@ -90,12 +90,12 @@ class Typed:
 
 
 def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
-    """Return the settings that were typed; refuse words that are none, all at once.
+    """Return the typed settings; refuse all unknown words at once.
 
-    A word that ends like a manifest is the manifest; a leading `+` changes nothing.
+    A word with a manifest's suffix names the manifest; a leading `+` changes nothing.
 
     Raises:
-        Refused: naming each such word and the nearest setting.
+        Refused: The message names each unknown word and the nearest setting.
     """
     overrides: list[str] = []
     texts: dict[str, str | None] = {}
@@ -122,7 +122,7 @@ def read_words(words: Sequence[str], is_sweep: bool) -> Typed:
     if swept and resumed is not None:
         raise Refused(
             f"resume={resumed}: resumes one run, and {', '.join(swept)} makes a sweep; "
-            "leave resume= out and name the manifest: the jobs have folders of their own."
+            "leave resume= out and name the manifest: each run of a sweep has its own folder."
         )
     return Typed(tuple(map(_for_hydra, overrides)), texts, swept)
 
@@ -149,7 +149,7 @@ def _is_text(key: str, value: str, is_sweep: bool) -> bool:
 
 
 def _as_text(key: str, value: str) -> str | None:
-    """Return what a value means: itself, without quotes that enclose all of it; None for null."""
+    """Return a value without enclosing quotes; None for null."""
     if value == "null":
         return None
     if _LITERAL.fullmatch(value) is None:
@@ -164,7 +164,7 @@ def _check_one_folder(word: str, is_sweep: bool) -> None:
     is_one = _LITERAL.fullmatch(value) is not None or Path(value).is_dir()
     if key == "run_dir" and is_sweep and "," in value and not is_one:
         raise Refused(
-            f"{word}: the jobs of a sweep have folders of their own below one run_dir; name one "
+            f"{word}: the runs of a sweep have their own folders below one run_dir; name one "
             f"folder (with a comma in its name: run_dir='\"{value}\"')."
         )
 
@@ -176,7 +176,7 @@ def _check_overrides(words: Sequence[str], is_sweep: bool) -> tuple[str, ...]:
     """Return the swept settings.
 
     Raises:
-        Refused: naming each word that is no setting, and the nearest one.
+        Refused: The message names each word that is no setting, and the nearest one.
     """
     faults, swept = [], []
     for word in words:
@@ -208,7 +208,7 @@ def value_of(word: str) -> str:
 
 
 def _for_hydra(word: str) -> str:
-    """Return a setting as Hydra takes it: no preset is an empty list of them."""
+    """Return a setting in Hydra's form: no preset is an empty list."""
     if key_of(word) != "experiment":
         return word
     return re.sub(r"(?<=[=,])\s*null\s*(?=$|,)", _NO_PRESET, word, flags=re.IGNORECASE)
@@ -241,7 +241,7 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
     elif key not in known:
         return unknown_setting(key)
     if key == "sweep_value" and value is not None and not is_sweep:
-        return "goes with a sweep; add -m, or leave it out."
+        return "works in a sweep only; add -m, or leave it out."
     if key == "sweep_value" and isinstance(value, Sweep):
         return "must be one column of the log."
     if override.is_sweep_override() and not is_sweep:
@@ -250,17 +250,17 @@ def _fault(override: Override, is_sweep: bool) -> str | None:
 
 
 def _hydra_fault(override: Override) -> str | None:
-    """Return why one of Hydra's own settings cannot be honoured, or None."""
+    """Return why a setting of Hydra is refused, or None."""
     key, value = override.key_or_group, override.value()
     is_change = override.type is OverrideType.CHANGE and override.package is None
     if key.startswith(_HYDRA_SPACE):
-        return "what is swept is typed as a setting, for example override.flow_shift=5,7."
+        return "type swept settings directly, for example override.flow_shift=5,7."
     is_known = key in (*_HYDRA_GROUPS, *_HYDRA_OURS) or key.startswith(_HYDRA_SETTINGS)
     if not is_change or not is_known:
         known = (*_HYDRA_GROUPS, *(f"{n}*" if n.endswith(".") else n for n in _HYDRA_SETTINGS))
         return (
-            f"of Hydra's own settings only {', '.join(known)} may be typed; a folder is named with "
-            "run_dir=DIR, and a sweep is -m."
+            f"of Hydra's own settings only {', '.join(known)} may be typed; name a folder with "
+            "run_dir=DIR, and type -m for a sweep."
         )
     if isinstance(value, Sweep):
         return "must be one value."
@@ -301,11 +301,11 @@ _REMOVED = {
     "verify": "render into a second run_dir= and run hv15-batch compare RUN_A RUN_B",
     "report.public": "the .md and .csv of benchmark, comparison and compare hold nothing private",
 }
-"""Settings of earlier versions, and what takes their place."""
+"""Settings of earlier versions, and what to type instead."""
 
 
 def unknown_setting(key: str) -> str:
-    """Return that there is no such setting, and the nearest, or what took its place."""
+    """Return that there is no such setting, and the nearest one or its replacement."""
     if key in _REMOVED:
         return f"this setting is gone; {_REMOVED[key]}."
     hidden = ("model.",) if key.startswith("manifest") else ("model.", "manifest_columns.")
@@ -314,9 +314,9 @@ def unknown_setting(key: str) -> str:
 
 
 def unknown_word(word: str, following: Iterator[str]) -> str:
-    """Return that a word is none, and what may have been meant; `following` are those after it."""
+    """Return that a word is unknown, and what may be meant; `following` are the words after it."""
     if word.startswith("~") and not word.startswith("~/"):
-        return f"{word}: a setting cannot be taken away; leave it out, or set it to null."
+        return f"{word}: a setting cannot be removed; leave it out, or set it to null."
     if fault := word_fault(word):
         return f"manifest={word}: {fault}{'' if fault.endswith('?') else '.'}"
     return (
@@ -360,8 +360,8 @@ def _is_switch(key: str) -> bool:
 def suggestion(typed: str, known: Sequence[str]) -> str:
     """Return e.g. ` Did you mean override.num_frames?`, or nothing.
 
-    Nearest first: in the typed section, a slip of the fingers; anywhere, the same last part
-    (`num_frames`), a piece of it (`frames`), a slip in the whole name or in the last part.
+    The nearest come first: a typing error in the same section; then, in any section, the same last
+    part (`num_frames`), a piece of it (`frames`), a typing error in the name or its last part.
     """
     typed = typed.lower()
     section, _, last = typed.rpartition(".")
@@ -380,11 +380,11 @@ def suggestion(typed: str, known: Sequence[str]) -> str:
 
 
 REFUSED_FLAGS = ("--run", "--config-path", "--config-name", "--experimental-rerun")
-"""They replace the configuration as a whole, read a pickled one, or are what happens anyway."""
+"""They replace the whole configuration, read a pickled one, or change nothing."""
 
 
 def unknown_flag(name: str, arguments: Sequence[str]) -> str:
-    """Return that there is no such flag, and what may have been meant."""
+    """Return that there is no such flag, and what may be meant."""
     names = [word.partition("=")[0] for word in arguments]
     place = names.index(name) if name in names else len(names)  # typed as its short form
     word = "".join(arguments[place : place + 1]) or name

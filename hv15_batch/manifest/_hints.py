@@ -1,7 +1,7 @@
-"""What a column of another tool means here: by meaning first, then by a slip of the fingers.
+"""Hints for unknown columns: the names of other tools first, then typing errors.
 
-A wrong hint is worse than none: a column that means something else must never be suggested, so
-names are not compared by likeness alone (`weight` is one letter from `height`).
+A wrong hint is worse than none, so names are not compared by similarity alone: `weight` is one
+letter from `height`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 _SEPARATORS = re.compile(r"[\s_\-\ufeff\u200b]+")
 MAX_NAME_CHARACTERS = 64
-"""A longer name is not looked at: columns have short ones."""
+"""A longer name is not compared, because names of columns are short."""
 
 _SYNONYMS: dict[str, str] = {
     "prompt": "caption captions text texts prompts videoprompt textprompt videocaption inputprompt "
@@ -43,17 +43,17 @@ _SYNONYMS: dict[str, str] = {
 }
 _MEANINGS = {word: known for known, words in _SYNONYMS.items() for word in words.split()}
 
-_SIZE = "a size stands in two columns, height and width"
-_SECONDS = "a length stands in num_frames, and counts frames: 24 a second and one"
+_SIZE = "a size has two columns, height and width"
+_SECONDS = "the length is num_frames, in frames: 24 for each second, plus one"
 _ADVICE = {
     **dict.fromkeys(("size", "resolution", "videosize", "imagesize", "dimensions", "wh"), _SIZE),
     **dict.fromkeys(("duration", "seconds", "videoduration", "durationseconds"), _SECONDS),
 }
 
 MIN_SLIP_CHARACTERS = 5
-"""Shorter names are too near to other words: `speed` is one letter from `seed`."""
+"""Shorter names resemble too many words: `speed` is one letter from `seed`."""
 LONG_CHARACTERS = 9
-"""From here on a name has room for two slips."""
+"""From this length on a name may have two typing errors."""
 
 
 def folded(name: str) -> str:
@@ -62,10 +62,10 @@ def folded(name: str) -> str:
 
 
 def meaning(name: str, known_columns: Collection[str]) -> str | None:
-    """Return the known column that a foreign name means, or None where that is not sure.
+    """Return the known column that a foreign name means, or None if that is not sure.
 
     Args:
-        name: As the file has it.
+        name: The name in the file.
         known_columns: All columns that a manifest may have.
     """
     if len(name) > MAX_NAME_CHARACTERS:
@@ -86,14 +86,14 @@ def meaning(name: str, known_columns: Collection[str]) -> str | None:
 
 
 def advice(name: str) -> str | None:
-    """Return where the content of a column belongs that no single column here can take."""
+    """Return advice for a column that no single known column can replace, or None."""
     return _ADVICE.get(folded(name))
 
 
 def _is_slip(typed: str, word: str, *, swaps_only: bool = False) -> bool:
     """Whether `typed` is `word` with a letter too few, too many, wrong, or two swapped.
 
-    The first letter is hardly ever the wrong one, and it keeps `weight` from `height`.
+    The first letter must be equal, so that `weight` is not taken for `height`.
     """
     if min(len(word), len(typed)) < MIN_SLIP_CHARACTERS:
         return False
@@ -105,7 +105,7 @@ def _is_slip(typed: str, word: str, *, swaps_only: bool = False) -> bool:
 
 
 def _distance(one: str, other: str) -> int:
-    """Return how many letters are to be added, removed, changed or swapped with the next one.
+    """Return how many letters must be added, removed, changed or swapped with the next one.
 
     Source: the optimal string alignment distance, see Damerau, doi:10.1145/363958.363994.
     """

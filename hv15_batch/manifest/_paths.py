@@ -1,4 +1,4 @@
-"""Paths that lead nowhere here though they are meant well: named with the fix, never translated."""
+"""Paths that do not exist here: each fault comes with the fix, and no path is translated."""
 
 from __future__ import annotations
 
@@ -17,49 +17,47 @@ _SHARE = re.compile(r"\\\\[^\\/]+[\\/].*", re.DOTALL)
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/).*", re.DOTALL)
 
 MAX_NAMES = 10_000
-"""Names in a folder that are compared with one that is not there."""
+"""At most this many names of a folder are compared with a missing one."""
 
 
 def path_fault(path: str, folder: str = "") -> str | None:
-    """Return what a path that leads nowhere is meant to be, and what to do; None where it is there.
+    """Return why a path does not exist here, and what to write instead; None if it exists.
 
     Args:
-        path: As it was typed, relative to `folder` or absolute.
-        folder: Where a relative one starts.
+        path: The path as typed, relative to `folder` or absolute.
+        folder: The folder where a relative path starts.
 
     Returns:
-        `what is allowed; what to do`, or None where the file is there or nothing is known of it.
+        `what is allowed; what to do`; None if the file exists or no reason is known.
     """
     try:
         if os.path.lexists(os.path.join(folder, path)):
             return None
     except ValueError:
-        return None  # a NUL, which the check of the cell tells
+        return None  # a NUL, which the check of the cell reports
     if _URL.fullmatch(path):
         if path.startswith("file://"):
-            return f"a path is no address; write {path.removeprefix('file://') or '/'}"
+            return f"must be a path and no address; write {path.removeprefix('file://') or '/'}"
         return "a manifest names files only, and this is an address; download it and name the file"
     foreign = foreign_path(path)
     if foreign is not None:
         return foreign
     plain = path.strip().strip("\"'").strip()
     if plain != path and plain and os.path.lexists(os.path.join(folder, plain)):
-        return f"a path stands without quotation marks and spaces around it; write {plain}"
+        return f"a path has no quotation marks or spaces around it; write {plain}"
     if "\\" in path:
         slashed = path.replace("\\", "/")
         return f"folders are separated by /, and here by backslashes; write {slashed}"
     if path.startswith("~"):
-        return (
-            f"a path is written out, and ~ is not replaced here; write {os.path.expanduser(path)}"
-        )
+        return f"~ is not replaced in a manifest; write {os.path.expanduser(path)}"
     return _near_fault(path, folder)
 
 
 def foreign_path(path: str) -> str | None:
-    """Return what a path of Windows is called here, and what to do; None for another path."""
+    """Return the path on this system for a path of Windows; None for other paths."""
     if match := _WSL.fullmatch(path):
         here = "/" + match[1].replace("\\", "/")
-        return f"this is a path of Windows for a file of this system; write {here}"
+        return f"this is the path under Windows of a file of this system; write {here}"
     if match := _DRIVE.fullmatch(path):
         here = f"/mnt/{match[1].lower()}/" + match[2].replace("\\", "/")
         return f"this is a path of Windows, and under WSL the drive is a folder; write {here}"
@@ -72,7 +70,7 @@ def foreign_path(path: str) -> str | None:
 
 
 def _near_fault(path: str, folder: str) -> str | None:
-    """Return which file is there whose name differs in case, in normalisation or in its suffix."""
+    """Return which file exists with other case, Unicode composition or suffix."""
     parent, name = os.path.split(os.path.join(folder, path))
     there = _existing(parent)
     if there is None:
@@ -95,11 +93,11 @@ def _near_fault(path: str, folder: str) -> str | None:
             "names are compared letter by letter, and the file's accents are composed in another "
             f"way (Unicode); copy the name from the folder: {shown}"
         )
-    return f"upper and lower case count in names, and the file is called {shown}; write that"
+    return f"names are case-sensitive, and the file is called {shown}; write that"
 
 
 def _existing(folder: str) -> str | None:
-    """Return a folder as it is called on the disk; None where there is none even nearly so."""
+    """Return a folder's name on the disk; None if no folder has a similar one."""
     if os.path.isdir(folder or "."):
         return folder
     parent, name = os.path.split(folder)
@@ -122,5 +120,5 @@ def _names(folder: str) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Return what is equal for names that differ in case or in normalisation only."""
+    """Return a form that is equal for names that differ only in case or Unicode composition."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,7 +1,7 @@
-"""Cells of a manifest: what each kind of value may be, and how a fault is worded.
+"""Cells of a manifest: the parser of each kind of value, and the wording of faults.
 
-Every parser takes a cell as text (CSV) or as the value that JSON or Parquet held, and raises a
-`ValueError` that reads `what is allowed; what to do`. One rule for all formats.
+Every parser takes a cell as text (CSV) or as a value of JSON or Parquet. It raises a `ValueError`
+that reads `what is allowed; what to do`. The rules are the same for all formats.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SEPARATORS = re.compile(r"\s*,\s*|\s+")
 
 ROWS = "rows"
-"""Name of a manifest that is no file: the rows of a DataFrame."""
+"""Name of a manifest that is the rows of a DataFrame."""
 
 Parsed = TypeVar("Parsed")
 
@@ -46,14 +46,14 @@ _NUMBERS = re.compile(r"[0-9]+")
 
 
 MAX_SINGLE_FAULTS = 4
-"""Faults of one cause that are told one by one, each with its value; more become one message."""
+"""So many faults of one cause have a message each, with the value; more become one message."""
 
 MAX_SHOWN_LINES = 5
-"""Line numbers that such a message holds."""
+"""Number of lines that such a message names."""
 
 
 class _Cause:
-    """Faults that have one cause: the first few, and how many there are."""
+    """Faults of one cause: the first few, and their number."""
 
     def __init__(self) -> None:
         self._first: list[tuple[int, int, str]] = []
@@ -79,7 +79,7 @@ def format_places(lines: Sequence[int], count: int, unit: str = "line") -> str:
     Args:
         lines: The first of them.
         count: How many there are.
-        unit: What a number counts: `line` or `row`.
+        unit: `line` or `row`.
     """
     each = list(dict.fromkeys(lines[:MAX_SHOWN_LINES]))
     more = f" and {count - len(each):,} more" if count > len(each) else ""
@@ -94,7 +94,7 @@ class Faults:
         self.manifest = manifest
         """Path of the manifest as the user typed it, or `ROWS`."""
         self.unit = "row" if manifest == ROWS else "line"
-        """What a number counts, from 1."""
+        """The unit of line numbers, which start at 1."""
         self._causes: dict[tuple[str, str], _Cause] = {}
         self._num_found = 0
 
@@ -104,7 +104,7 @@ class Faults:
 
     @property
     def messages(self) -> list[str]:
-        """One for each fault or frequent cause, by line, and within one as they were found."""
+        """A message for each fault or frequent cause, by line, then in the order of discovery."""
         found = [told for cause in self._causes.values() for told in cause.messages(self.unit)]
         return [message for _, _, message in sorted(found)]
 
@@ -112,7 +112,7 @@ class Faults:
         """Note a fault; `rule` reads `what is allowed; what to do`."""
         place = f"{self.manifest}:" + (f" row {line}" if self.manifest == ROWS else str(line))
         message = f"{place}: {column}={format_value(value)}: {rule}."
-        # Of one cause are rules that differ in the cell itself and in numbers that follow from it.
+        # Rules have one cause if they differ only in the cell and in numbers that follow from it.
         text = rule
         if isinstance(value, str) and value and value in rule:
             text = rule.replace(f" {value} ", " ")
@@ -124,7 +124,7 @@ class Faults:
     def try_cell(
         self, line: int, column: str, value: Any, parse: Callable[[Any], Parsed]
     ) -> Parsed | None:
-        """Return the parsed cell; None where it is empty, or refused and noted."""
+        """Return the parsed cell; None if it is empty, or refused and noted."""
         if is_empty(value):
             return None
         try:
@@ -169,7 +169,7 @@ def parse_text(value: Any) -> str:
         )
     if len(value) > MAX_CELL_CHARACTERS:
         raise ValueError(
-            f"a cell holds at most {MAX_CELL_CHARACTERS:,} characters and this one "
+            f"a cell holds at most {MAX_CELL_CHARACTERS:,} characters and this one has "
             f"{len(value):,}; shorten it"
         )
     if "\0" in value:
@@ -199,12 +199,12 @@ def parse_id(value: Any) -> str:
     """Return a row's id.
 
     Raises:
-        ValueError: It cannot name a file everywhere, or would be taken for a temporary one.
+        ValueError: It is not allowed as a file name everywhere, or looks like a temporary file.
     """
     if isinstance(value, str):
         text = value.strip()
     else:
-        number = _WHOLE.fullmatch(_number_text(value))  # 7.0, as pandas writes it, is 7
+        number = _WHOLE.fullmatch(_number_text(value))  # pandas writes 7 as 7.0
         text = number[1] + number[2] if number else ""
     if not _ID.fullmatch(text):
         raise ValueError(
@@ -221,8 +221,8 @@ def parse_whole(value: Any, allowed: str = "a whole number of 1 or more", usual:
 
     Args:
         value: The cell.
-        allowed: What the column takes, for the message: that is checked by the caller.
-        usual: An example of it.
+        allowed: The column's rule for the message; the caller checks it.
+        usual: An example for the message.
 
     Raises:
         ValueError: It is anything else: a fraction, a boolean, `nan`, text.
@@ -247,7 +247,7 @@ def parse_real(value: Any) -> float:
 
 
 def _number_text(value: Any) -> str:
-    """Return a number as text in decimal notation; what is no number becomes `nan`."""
+    """Return a number as text in decimal notation; anything else becomes `nan`."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool):
@@ -260,7 +260,7 @@ def _number_text(value: Any) -> str:
 
 
 def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Return the seeds that a cell, or `sampling.seeds`, stands for; repeated ones as they stand.
+    """Return the seeds of a cell or of `sampling.seeds`, repeated ones included.
 
     Args:
         value: An integer, a list of integers, or text: `7`, `1 2 5`, `1,2,5`, `0..3` (inclusive).
@@ -285,7 +285,7 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
 def _check_seed_count(count: int) -> None:
     if count > MAX_SEEDS_PER_ROW:
         raise ValueError(
-            f"a row takes at most {MAX_SEEDS_PER_ROW:,} seeds, and here are {count:,}; "
+            f"a row has at most {MAX_SEEDS_PER_ROW:,} seeds, and this one has {count:,}; "
             "use fewer, or several rows"
         )
 
@@ -302,7 +302,7 @@ def _seed_range(part: Any) -> range:
                 f"a range of seeds goes up, and {text} goes down; write {last}..{first}"
             )
     else:
-        raise ValueError(f"{SEED_RULE}, and {format_value(part)} is none; {SEED_FORMS}")
+        raise ValueError(f"{SEED_RULE}, and {format_value(part)} is not one; {SEED_FORMS}")
     if last > MAX_SEED:
         raise ValueError(f"{SEED_RULE}, and {last} is larger; use a smaller one")
     return range(first, last + 1)
@@ -379,7 +379,7 @@ class ManifestError(Refused):
         """Every fault: `file:line: column=value: what is allowed; what to do.`"""
 
     def __str__(self) -> str:
-        """Return what is printed."""
+        """Return the printed text."""
         lines = list(self.faults[:MAX_SHOWN_FAULTS])
         rest = len(self.faults) - len(lines)
         return "\n".join([*lines, f"and {rest:,} more"] if rest else lines)

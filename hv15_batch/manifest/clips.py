@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
@@ -19,53 +18,26 @@ from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
+from hv15_batch.manifest.weights import NO_LORAS, KnownWeights
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
 from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe, off_advice
 from hv15_batch.units import counted
 
 MAX_EXAMPLES = 3
-NO_LORAS: Mapping[str, ClipLora] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class KnownWeights:
-    """The content of the weights that clips are made with."""
-
-    revision: str | None
-    transformer_sha256: str | None
-    loras: Mapping[str, ClipLora]
-    """By absolute path; one that is not here is known by its path alone."""
-
-    def loras_of(self, row: Row, config: Config) -> tuple[ClipLora, ...]:
-        """Return the LoRAs of a row, those of its cell or else of the settings, by content."""
-        asked = row.loras
-        if asked is None:
-            asked = tuple((lora_path(lora.path), lora.scale) for lora in config.model.loras)
-        found = [
-            replace(self.loras.get(path, ClipLora(path, path, 1.0)), scale=float(scale))
-            for path, scale in asked
-            if scale
-        ]
-        return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
-
-
-def lora_path(typed: str) -> str:
-    """Return the absolute path of a LoRA that is typed as a setting."""
-    return os.path.abspath(os.path.expanduser(typed))
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
-    """Read a manifest; where a row has a fault, those of the clips are told with it.
+    """Read a manifest; faults of rows and faults of their clips are reported together.
 
     Args:
-        path: The file, which need not exist where there is `content`.
+        path: The file; with `content` it need not exist.
         config: Settings.
-        content: What the file will hold, as `manifest.frame.frame_content` returns it.
+        content: The future content of the file, as `manifest.frame.frame_content` returns it.
 
     Raises:
         Refused: There is no such file, or it is no manifest at all.
-        ManifestError: all faults of all rows, and of the clips that the good rows make.
+        ManifestError: All faults of all rows, and of the clips of good rows.
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
@@ -92,7 +64,7 @@ def make_clips(
         loras: The LoRA files of rows and settings by absolute path.
 
     Raises:
-        ManifestError: all faults that need the settings as well as the row.
+        ManifestError: All faults that depend on settings and rows together.
     """
     asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
     faults = Faults(manifest.name)
@@ -110,7 +82,7 @@ def resolve_clips(
     transformer_sha256: str | None = None,
     loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> list[Clip]:
-    """Return every clip that the rows ask for once, refused or not.
+    """Return every clip of the rows once, also those that would be refused.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
@@ -119,11 +91,11 @@ def resolve_clips(
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
-    """Return which clips are asked for more than once, in a line; None where none is.
+    """Return a line about clips that the manifest has more than once, or None.
 
     Args:
-        manifest: Its rows.
-        clips: What `make_clips` made of them.
+        manifest: The rows.
+        clips: Clips of `make_clips`.
     """
     repeated = [clip for clip in clips if clip.other_lines]
     if not repeated:
@@ -134,7 +106,7 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     more = f" and {len(pairs) - MAX_EXAMPLES:,} more" if len(pairs) > MAX_EXAMPLES else ""
     clips_text = "1 clip" if len(repeated) == 1 else f"{len(repeated):,} clips"
     times = "once more" if len(pairs) == 1 else f"{len(pairs):,} times more"
-    return f"Rendered once, though asked for again: {clips_text}, {times}: {some}{more}"
+    return f"Repeated in the manifest, rendered once: {clips_text}, {times}: {some}{more}"
 
 
 def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
@@ -157,10 +129,10 @@ def _repeat_text(clip: Clip, line: int, unit: str) -> str:
 
 
 def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
-    """Return each clip once, where it is asked for first, with the ids of all rows that do so.
+    """Return each clip once, at its first place, with the ids of all its rows.
 
-    It is named by the first id that a row gives it, and else by the first row's derived one. Labels
-    of later rows fill those that the first has not.
+    Its name is the first id that a row gives, or the derived id of the first row. Labels that the
+    first row lacks come from later rows.
     """
     rows = manifest.rows
     groups: dict[str, list[Clip]] = {}
@@ -182,40 +154,48 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
 
 
 def _asked_clips(manifest: Manifest, config: Config, weights: KnownWeights) -> list[Clip]:
-    """Return what each row asks for, also what another has asked for already."""
+    """Return the clips of each row, repeated ones included."""
     override_seeds, default_seeds = _configured_seeds(config)
-    video = hashed_values(config.video)
+    shared = _shared_settings(config, weights)
+    caches: dict[int, str | None] = {}
+    values_of = _values_of_rows(config)
     clips: list[Clip] = []
     for row in manifest.rows:
-        values = _row_values(row, config)
+        values = values_of(row)
+        steps = values["num_inference_steps"]
+        if steps not in caches:
+            cache = step_cache_of(config, steps)
+            caches[steps] = None if cache is None else str(cache)
+        values["cache"] = caches[steps]
         if config.model.task is Task.i2v:
             assert row.image_size is not None
             values["height"], values["width"] = bucket_size(
                 *row.image_size, config.model.target_size
             )
+        loras = weights.loras_of(row, config)
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, video, config, weights))
+            clips.append(_clip(row, seed, values, shared, config.model, loras))
     return clips
 
 
 def check_typed_sampling(
     manifest: Manifest, config: Config, typed: Iterable[str]
 ) -> dict[str, int]:
-    """Return how many rows beat each typed `sampling.*` value.
+    """Return for each typed `sampling.*` how many rows have their own value.
 
     Raises:
-        Refused: every row beats it, so that typing it had no effect.
+        Refused: Every row has one, so the typed value would have no effect.
     """
     beaten: dict[str, int] = {}
     for name in typed:
         if getattr(config.override, name) is not None:
-            continue  # replaces typed and cell alike
+            continue  # replaces both
         count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
         if count and count == len(manifest.rows):
             value = getattr(config.sampling, name)
             raise Refused(
                 f"sampling.{name}={value}: every row of {manifest.name} has its own value, which "
-                f"wins; to replace them all use override.{name}={value}."
+                f"takes precedence; to replace them all use override.{name}={value}."
             )
         if count:
             beaten[name] = count
@@ -223,7 +203,7 @@ def check_typed_sampling(
 
 
 def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the seeds of `override` (empty where there are none) and of `sampling`."""
+    """Return the seeds of `override`, which may be empty, and of `sampling`."""
     parsed: list[tuple[int, ...]] = []
     for section, value in (("override", config.override), ("sampling", config.sampling)):
         try:
@@ -233,31 +213,50 @@ def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]
     return parsed[0], parsed[1] or (0,)
 
 
-def _row_values(row: Row, config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in SAMPLING_FIELDS:
-        if name == "seeds":
-            continue
-        for source in (config.override, row, config.sampling, config.model.default_sampling):
-            value = getattr(source, name)
-            if value is not None:
+_VALUE_FIELDS = tuple(name for name in SAMPLING_FIELDS if name != "seeds")
+
+
+def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
+    """Return what gives the sampling values of a row, in the order of precedence."""
+    configured: dict[str, Any] = {}
+    for source in (config.model.default_sampling, config.sampling, config.override):
+        found = ((name, getattr(source, name)) for name in _VALUE_FIELDS)
+        configured |= {name: value for name, value in found if value is not None}
+    free = tuple(name for name in _VALUE_FIELDS if getattr(config.override, name) is None)
+
+    def values_of(row: Row) -> dict[str, Any]:
+        values = dict(configured)
+        for name in free:
+            if (value := getattr(row, name)) is not None:
                 values[name] = value
-                break
-    return values
+        return values
+
+    return values_of
+
+
+def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
+    """Return the `ClipSettings` that all clips of a run have in common."""
+    return {
+        "video": hashed_values(config.video),
+        "model": config.model.name,
+        "revision": weights.revision,
+        "transformer_sha256": weights.transformer_sha256,
+        "weights": config.model.weights.name,
+        "dtype": effective_dtype(config).name,
+        "attention_backend": config.runtime.attention_backend,
+    }
 
 
 def _clip(
     row: Row,
     seed: int,
     values: dict[str, Any],
-    video: dict[str, Any],
-    config: Config,
-    weights: KnownWeights,
+    shared: dict[str, Any],
+    model: ModelConfig,
+    loras: tuple[ClipLora, ...],
 ) -> Clip:
-    loras = weights.loras_of(row, config)
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
-    cache = step_cache_of(config, steps)
     settings = ClipSettings(
         prompt=row.prompt,
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
@@ -271,18 +270,12 @@ def _clip(
         guidance_scale=guidance_scale,
         flow_shift=float(values["flow_shift"]),
         fps=float(values["fps"]),
-        video=video,
-        model=config.model.name,
-        revision=weights.revision,
-        transformer_sha256=weights.transformer_sha256,
+        cache=values["cache"],
         loras=tuple((lora.sha256, lora.scale) for lora in loras) or None,
-        weights=config.model.weights.name,
-        dtype=effective_dtype(config).name,
-        attention_backend=config.runtime.attention_backend,
-        cache=None if cache is None else str(cache),
+        **shared,
     )
-    is_refused = check_recipe(config.model, steps, guidance_scale) is not None
-    is_off_recipe = is_refused or bool(_off_advice(settings, config.model))
+    is_refused = check_recipe(model, steps, guidance_scale) is not None
+    is_off_recipe = is_refused or bool(_off_advice(settings, model))
     return make_clip(
         row_id=row.id,
         row_index=row.index,
@@ -300,7 +293,7 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
     """Return the static cache of a clip with so many steps; None computes every step.
 
     Raises:
-        Refused: the model is step-distilled, or the cache does not fit the steps.
+        Refused: The model is step-distilled, or the cache does not fit the steps.
     """
 
     def chosen(name: str) -> Any:
@@ -318,7 +311,7 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
     if config.model.distillation is Distillation.step:
         raise Refused(
             f"sampling.cache=static with model={config.model.name}: a step-distilled model has few "
-            "steps, and none of them can stand for another; leave the cache out."
+            "steps, and each of them must be computed; leave the cache out."
         )
     return make_step_cache(steps, *(chosen(name) for name in _CACHE_BOUNDS))
 
@@ -340,7 +333,7 @@ def _note_off_recipe(
     """Note each row that uses a distilled model off its recipe.
 
     Raises:
-        Refused: it is the command or the model option that says so, not a row.
+        Refused: The value comes from the command or the model option, and not from a row.
     """
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
@@ -383,15 +376,19 @@ def _note_same_loras(manifest: Manifest, clips: Iterable[Clip], faults: Faults) 
 
 
 def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
-    """Note each row whose id another row has that makes other clips."""
+    """Note each row with the id of another row that makes other clips."""
+    first: dict[str, Row] = {}
+    pairs = [
+        (row, other)
+        for row in manifest.rows
+        if row.id_given and (other := first.setdefault(row.id.lower(), row)) is not row
+    ]
+    if not pairs:
+        return
     made: dict[int, set[str]] = {}
     for clip in clips:
         made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
-    first: dict[str, Row] = {}
-    for row in manifest.rows:
-        if not row.id_given:
-            continue
-        other = first.setdefault(row.id.lower(), row)
+    for row, other in pairs:
         if not made.get(row.index, set()) <= made.get(other.index, set()):
             where = f"{faults.unit} {other.line}"
             faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))

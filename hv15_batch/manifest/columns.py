@@ -1,4 +1,4 @@
-"""A manifest's columns: their names here, and what the names in a file mean."""
+"""A manifest's columns: the known ones, and the meaning of the names in a file."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ KNOWN_COLUMNS = tuple(vars(ManifestColumns()))
 """`prompt`, `id`, `seed` and so on, as docs/manifest.md lists them."""
 
 TAG_PREFIX = "tag_"
-"""Begins the name of a column that is the user's own label."""
+"""Prefix of columns that are labels of the user."""
 
 MAX_COLUMNS = 1_000
 MAX_NAMED = 8
-"""Columns that a message names; the rest is counted."""
+"""A message names at most this many columns and counts the rest."""
 
 _FOLDED = {folded(name): name for name in KNOWN_COLUMNS}
 _TAG = re.compile(r"\s*tag[\s_-](.*)", re.IGNORECASE | re.DOTALL)
 
-# The row index as pandas writes it: to_csv, the same read back and written again, to_parquet.
+# Names of the row index of pandas: to_csv, read and written again, to_parquet.
 _INDEX_COLUMN = re.compile(r"|Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
 
 
 class Unreadable(Exception):
-    """The rest of the file makes no sense; the fault has been noted."""
+    """The rest of the file cannot be read; the fault has been noted."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a manifest is to be read, as the settings say it."""
+    """The settings for reading a manifest."""
 
     literal: bool = False
     """Prompts that look like comments, options or lists are taken as they are typed."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """The name in the file, by the known column that it stands for."""
+    """Names in the file, by known column."""
     other: OtherColumns = OtherColumns.refuse
 
 
 def reading_of(config: Config) -> Reading:
-    """Return how the settings want a manifest to be read.
+    """Return the settings for reading a manifest.
 
     Raises:
-        Refused: one column of the file is to stand for two.
+        Refused: One column of the file is named for two known ones.
     """
     names = {known: name for known, name in vars(config.manifest_columns).items() if name}
     taken: dict[str, str] = {}
@@ -59,14 +59,14 @@ def reading_of(config: Config) -> Reading:
         other = taken.setdefault(name, known)
         if other != known:
             raise Refused(
-                f"manifest_columns.{known}={name}: a column stands for one thing, and "
-                f"manifest_columns.{other} takes the same; name another or leave one out."
+                f"manifest_columns.{known}={name}: a column has one meaning, and "
+                f"manifest_columns.{other} names the same; name another or leave one out."
             )
     return Reading(config.manifest_literal, names, config.manifest_other)
 
 
 class Columns:
-    """The columns of one file: which of them are read, and under which name."""
+    """The columns of one file: which are read, and their known names."""
 
     def __init__(self, reading: Reading, faults: Faults) -> None:
         self.reading = reading
@@ -74,16 +74,16 @@ class Columns:
         self._names: dict[str, str | None] = {}
         self._unknown: dict[str, int] = {}
         self._others: list[str] = []
-        """Names in the file that `manifest_other` let pass."""
+        """Unknown names in the file that `manifest_other` allows."""
         self._labels: set[str] = set()
-        """Names here of those that became labels."""
+        """Labels that they became."""
 
     def is_expected(self, name: str) -> bool:
-        """Whether a name is one of a manifest's columns, or is plainly meant as one."""
+        """Whether a name is a known column, or clearly means one."""
         return self._known(name) is not None or meaning(name, KNOWN_COLUMNS) is not None
 
     def read_header(self, line: int, header: Sequence[str]) -> list[tuple[int, str]]:
-        """Return (place, name here) of the columns to be read, and note those that cannot be.
+        """Return (place, known name) of the columns to read, and note the faults of others.
 
         Raises:
             Unreadable: There is no `prompt`, so that no row can be checked.
@@ -99,7 +99,7 @@ class Columns:
             first = places.setdefault(_key(known), place)
             if first != place:
                 self._note_twice(line, name, header[first], f"{first + 1} and {place + 1}")
-        # Where nothing is known the first line is no header, and its words are no columns.
+        # Without a known name the first line is no header, so its words are not reported.
         has_header = bool(places) or any(map(self.is_expected, header))
         self.finish(line, header, has_header=has_header)
         if "prompt" not in places:
@@ -116,7 +116,7 @@ class Columns:
         return [(place, self._names[header[place]] or "") for place in places.values()]
 
     def read_members(self, line: int, record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the cells of a JSON object under their names here; None where a fault is noted.
+        """Return the cells of a JSON object under their known names; None if a fault is noted.
 
         Raises:
             Unreadable: All objects together have too many names.
@@ -139,11 +139,11 @@ class Columns:
         if "prompt" not in cells and any(
             name in self._unknown and self._hint(name, cells) == "prompt" for name in record
         ):
-            return None  # the fault is the column's, and told once
+            return None  # a fault of the column, reported once
         return self.with_labels(cells) if is_good else None
 
     def with_labels(self, cells: dict[str, Any]) -> dict[str, Any]:
-        """Return cells under their names here; lists and objects that became labels are text."""
+        """Return cells under their known names; lists and objects in labels become text."""
         for name in self._labels & cells.keys():
             if isinstance(cells[name], (list, dict)):
                 cells[name] = json.dumps(cells[name], ensure_ascii=False, default=str)
@@ -152,7 +152,7 @@ class Columns:
     def finish(
         self, line: int = 1, header: Sequence[str] | None = None, *, has_header: bool = True
     ) -> None:
-        """Note what is known once all names are: unknown columns, and settings without a column."""
+        """Note faults that need all names: unknown columns, and settings without a column."""
         present = {known for known in self._names.values() if known is not None}
         for column, name in self.reading.names.items():
             if column not in present:
@@ -167,7 +167,7 @@ class Columns:
         for name, at in self._unknown.items():
             hint = self._hint(name, present)
             known = _FOLDED.get(folded(name))
-            if known is not None:  # an unknown one only where another column is to stand for it
+            if known is not None:  # unknown only because another column replaces it
                 word = _mapping(known, self.reading.names[known])
                 rule = f"{word} takes another column in its place"
                 self._faults.add(at, "column", name, f"{rule}; remove or rename this one")
@@ -182,7 +182,7 @@ class Columns:
 
     @property
     def notes(self) -> list[str]:
-        """What `manifest_other` did, in a line; empty where there was nothing to do."""
+        """A line about the effect of `manifest_other`; empty without one."""
         if not self._others:
             return []
         how = "Left out" if self.reading.other is OtherColumns.ignore else "Taken as labels"
@@ -212,7 +212,7 @@ class Columns:
         self._names[name] = known
 
     def _known(self, name: str) -> str | None:
-        """Return the column that a name stands for, or None."""
+        """Return the known column of a name, or None."""
         names = self.reading.names
         for column, given in names.items():
             if name == given or folded(name) == folded(given):
@@ -229,18 +229,18 @@ class Columns:
 
     def _note_twice(self, line: int, name: str, first: str, where: str) -> None:
         both = f", {first} and {name}" if first != name else ""
-        rule = f"a name stands for one column, and {where} share it{both}"
+        rule = f"a name belongs to one column, and {where} share it{both}"
         self._faults.add(line, "column", name, f"{rule}; rename or remove one")
 
     def _check_count(self, line: int, header: Sequence[str], count: int) -> None:
         if count > MAX_COLUMNS:
-            rule = f"a manifest has at most {MAX_COLUMNS:,} columns, and this one {count:,}"
+            rule = f"a manifest has at most {MAX_COLUMNS:,} columns, and this one has {count:,}"
             self._faults.add(line, "header", header[0], f"{rule}; remove some")
             raise Unreadable
 
 
 def _key(known: str) -> str:
-    """Return what is equal for two names of one column: labels too differ by more than case."""
+    """Return a form that is equal for two names of one column; labels ignore case too."""
     return known.casefold() if known.startswith(TAG_PREFIX) else known
 
 
@@ -264,7 +264,7 @@ def _misnamed_rule(name: str, hint: str | None) -> str:
 
 
 def _mapping(known: str, name: str) -> str:
-    """Return the setting that makes a column stand for a known one, as a shell takes it."""
+    """Return the setting that names a column for a known one, quoted for a shell."""
     return shlex.quote(f"manifest_columns.{known}={name}")
 
 

@@ -1,6 +1,6 @@
-"""A pandas DataFrame as a manifest: its rows as JSON Lines, which then are read like any file.
+"""A pandas DataFrame as a manifest: its rows become JSON Lines, which are read like any file.
 
-So the rows pass the same checks, and a run resumes from what it has written.
+So the rows pass the same checks, and a run resumes from the written file.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def frame_content(rows: DataFrame, reading: Reading) -> bytes:
     """Return the rows as JSON Lines, UTF-8: one line for each, a member for each column.
 
     Levels of the index that have a name are columns too. Paths in the column `image` start at the
-    working directory and become absolute. What a cell may hold is checked when the lines are read.
+    working directory and become absolute. Cells are checked when the lines are read.
 
     Args:
         rows: The rows.
-        reading: How the settings want their columns to be read.
+        reading: The settings for reading columns.
 
     Raises:
-        Refused: it is no DataFrame.
-        ManifestError: there is no column `prompt`, or two columns have one name.
+        Refused: It is no DataFrame.
+        ManifestError: There is no column `prompt`, or two columns have one name.
     """
     import pandas as pd
 
     if not isinstance(rows, pd.DataFrame):
         kind = type(rows).__name__
-        raise Refused(f"rows={kind}: must be a pandas DataFrame; make one of it.")
+        raise Refused(f"rows={kind}: must be a pandas DataFrame; convert it to one.")
     levels = [n for n, name in enumerate(rows.index.names) if name is not None]
     names = [str(rows.index.names[n]) for n in levels] + [str(name) for name in rows.columns]
     known = _known_names(names, reading)
@@ -50,11 +50,11 @@ def frame_content(rows: DataFrame, reading: Reading) -> bytes:
 
 
 def _known_names(names: Sequence[str], reading: Reading) -> dict[int, str]:
-    """Return what each column means; unknown ones are reported with the cells.
+    """Return the meaning of each column; unknown ones are reported with the cells.
 
     Raises:
-        ManifestError: There is no `prompt`, or two columns have one name, as lines of JSON could
-            not show.
+        ManifestError: There is no `prompt`, or two columns have one name, which JSON cannot
+            express.
     """
     faults = Faults(ROWS)
     try:
@@ -69,13 +69,13 @@ def _known_names(names: Sequence[str], reading: Reading) -> dict[int, str]:
 def _line(cells: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(cells, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: the check of the cell says so
+    except UnicodeEncodeError:  # half of a surrogate pair, which the check of the cell reports
         text = json.dumps(cells).encode()
     return text + b"\n"
 
 
 def _cells(column: str, values: Iterable[Any]) -> list[Any]:
-    """Return the cells of a column as JSON has them."""
+    """Return the cells of a column as values for JSON."""
     import numpy as np
 
     dtype: Any = getattr(values, "dtype", None)  # of pandas' own kinds a wrapper
@@ -92,9 +92,9 @@ def _cells(column: str, values: Iterable[Any]) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of numpy or pandas as Python's own; None where it is missing.
+    """Return a value of numpy or pandas as Python's own; None if it is missing.
 
-    What JSON has no form for becomes an object, which no column takes, labels excepted.
+    Other values become an object, which only labels accept.
     """
     import numpy as np
     import pandas as pd

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hv15_batch.config.checks import check_sampling_value
 from hv15_batch.manifest._paths import path_fault
@@ -33,26 +33,34 @@ from hv15_batch.model.variant import Task
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as the file holds it."""
+    """One row of the file, unchecked."""
 
     line: int
     """Where the record starts, from 1 (the header is 1 in CSV); in Parquet the row from 1."""
     cells: dict[str, Any]
-    """Text in CSV and .txt, any JSON or Arrow value otherwise; absent where the file has none."""
+    """Text in CSV and .txt, any JSON or Arrow value otherwise; absent if the file has none."""
 
 
 MAX_ROWS = 1_000_000
 
 MAX_CLIPS = 1_000_000
-"""Seeds given in the manifest, over all rows: they are held in memory."""
+"""Most seeds of all rows together, because they are held in memory."""
 
 MAX_REMEMBERED = 1_000
-"""Accepted numbers kept, so that the same text is checked once."""
+"""Number of accepted texts that are remembered, so that each is checked once."""
 
 MAX_SLUG_CHARACTERS = 24
 
 _parse_side = partial(parse_whole, allowed="a multiple of 16", usual=480)
 _parse_num_frames = partial(parse_whole, allowed="4n+1", usual=121)
+
+_SAMPLING_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "height": _parse_side,
+    "width": _parse_side,
+    "num_frames": _parse_num_frames,
+    "num_inference_steps": parse_whole,
+    **dict.fromkeys(("guidance_scale", "flow_shift", "fps"), parse_real),
+}
 
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 
@@ -80,33 +88,33 @@ class Row:
     image_size: tuple[int, int] | None
     """(height, width) in pixels, after the EXIF orientation is applied."""
     image_conversion: str | None
-    """What is done beyond making it RGB, see `media.conversion`."""
+    """Conversion beyond plain RGB, see `media.conversion`."""
     image_notes: tuple[str, ...]
-    """What a person should know of the first frame."""
-    height: int | None
-    width: int | None
-    num_frames: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    flow_shift: float | None
-    fps: float | None
+    """Notes for the user about the first frame."""
     loras: tuple[tuple[str, float], ...] | None
     """Absolute path and scale of each LoRA; empty for none."""
     tags: dict[str, str]
     """The filled `tag_*` cells by the full name of their column."""
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    fps: float | None = None
 
 
 Content = tuple[str, str | None]
-"""Prompt and SHA-256 of the first frame: rows that differ in them make different clips."""
+"""Prompt and SHA-256 of the first frame. Rows that differ in them make different clips."""
 
 
 def id_rule(given: str, first: str, where: str) -> str:
-    """Return what is wrong with an id that another row has, and what to do.
+    """Return the fault of an id that another row has already, and what to do.
 
     Args:
         given: The id.
         first: How the other row spells it.
-        where: Which row that is, such as `line 2`.
+        where: Place of the other row, such as `line 2`.
     """
     same = "it" if first == given else f"{first}, which a disk may take for the same name,"
     return f"an id is unique, and {where} has {same} already; change one of the two"
@@ -125,7 +133,7 @@ class RowReader:
 
     @property
     def has_too_many_clips(self) -> bool:
-        """Whether the rows so far make more than `MAX_CLIPS`: then seeds are no longer read."""
+        """Whether the rows so far make more than `MAX_CLIPS`. Then seeds are no longer read."""
         return self._num_clips > MAX_CLIPS
 
     def read(self, index: int, record: Record) -> Row:
@@ -149,14 +157,8 @@ class RowReader:
             image_size=frame.size if frame else None,
             image_conversion=frame.conversion if frame else None,
             image_notes=frame.notes if frame else (),
-            height=self._sampling(record, "height", _parse_side),
-            width=self._sampling(record, "width", _parse_side),
-            num_frames=self._sampling(record, "num_frames", _parse_num_frames),
-            num_inference_steps=self._sampling(record, "num_inference_steps", parse_whole),
-            guidance_scale=self._sampling(record, "guidance_scale", parse_real),
-            flow_shift=self._sampling(record, "flow_shift", parse_real),
-            fps=self._sampling(record, "fps", parse_real),
             loras=self._loras(record),
+            **self._sampling(record),
             tags=self._tags(record),
         )
 
@@ -174,7 +176,7 @@ class RowReader:
     def _id(self, record: Record, content: Content) -> str | None:
         """Return the row's own id; refuse one that a row of other content has already.
 
-        Rows that may make the same clips keep it: `clips` knows, once the settings are resolved.
+        Rows that may make the same clips keep it; `clips` checks them with the settings.
         """
         given = self._cell(record, "id", parse_id)
         if given is None:
@@ -191,25 +193,29 @@ class RowReader:
         seeds = self._cell(record, "seed", parse_seeds)
         self._num_clips += len(seeds) if seeds else 1
         if self.has_too_many_clips:
-            rule = f"a manifest makes at most {MAX_CLIPS:,} clips, and here they are more"
+            rule = f"a manifest makes at most {MAX_CLIPS:,} clips, and this one makes more"
             self._faults.add(
                 record.line, "seed", record.cells.get("seed"), f"{rule}; split it into several"
             )
         return seeds
 
-    def _sampling(
-        self, record: Record, column: str, parse: Callable[[Any], Parsed]
-    ) -> Parsed | None:
-        value = record.cells.get(column)
-        if value is None:
-            return None
-        # Most rows of a column say the same, and only text tells 1 from 1.0 and true.
+    def _sampling(self, record: Record) -> dict[str, Any]:
+        """Return the sampling values that the row has cells for, by column."""
+        return {
+            column: self._sampling_value(record, column)
+            for column in _SAMPLING_PARSERS
+            if column in record.cells
+        }
+
+    def _sampling_value(self, record: Record, column: str) -> Any:
+        value = record.cells[column]
+        # Many rows share a value. Only text is remembered, because 1, 1.0 and true are equal.
         key = (column, value) if isinstance(value, str) else None
         if key in self._accepted:
-            return cast("Parsed", self._accepted[key])
+            return self._accepted[key]
 
-        def parse_and_check(value: Any) -> Parsed:
-            number = parse(value)
+        def parse_and_check(value: Any) -> Any:
+            number = _SAMPLING_PARSERS[column](value)
             rule = check_sampling_value(column, number, self._task)
             if rule:
                 raise ValueError(rule)
@@ -224,7 +230,7 @@ class RowReader:
         value = record.cells.get("image")
         if self._task is Task.t2v:
             if not is_empty(value):
-                rule = "a text-to-video model takes no image; leave the cell empty, or use an"
+                rule = "a text-to-video model uses no image; leave the cell empty, or use an"
                 self._faults.add(
                     record.line, "image", value, f"{rule} image-to-video model (model=480p_i2v)"
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hv15_batch.manifest._hints import folded, meaning
@@ -22,7 +23,7 @@ LITERAL = "type manifest_literal=true if it is meant as it stands"
 # No pattern here takes more than linear time: a prompt may have a million characters.
 # Text in quotation marks is what the model writes into the picture.
 _QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
-_WHOLE = re.compile(r'\A\s*(?:"[^"]*"|“[^”]*”)\s*\Z')
+_WHOLE = re.compile(r'\s*(?:"[^"]*"|“[^”]*”)\s*\Z')
 
 _COMMENT = re.compile(r"\s*(?:#(?![0-9])|//|;|<!--|/\*)")
 """A line that is a comment in one tool or another; `#1` is a number."""
@@ -55,6 +56,8 @@ The names are those of musubi-tuner, kohya, Midjourney, Pika and the model's own
 before any other word is prose.
 """
 
+_RULE_MARKS = ("-", "\u2013", "\u2014", "<", "__", "Negative prompt:", "Steps: ")
+"""What is surely not meant holds one of these; a prompt seldom does."""
 _DASH = re.compile(r"--|[\u2013\u2014]|\s-")
 """Every option has one; a prompt seldom does, and this is found ten times as fast."""
 _ITEM = re.compile(r"\s*(?:([0-9]{1,6})[.)]|[-*+\u2022\u2023\u25aa\u2013\u2014])\s+\S")
@@ -66,24 +69,28 @@ MARKS = re.compile(
 )
 """Every pattern above and below needs one of these, so most prompts are looked at once only."""
 
-_NOTES = {
-    "in quotation marks as a whole, all of which is text to be written into the picture": _WHOLE,
+_NOTES: dict[str, Callable[[str], re.Match[str] | None]] = {
+    "in quotation marks as a whole, all of which is text to be written into the picture": (
+        _WHOLE.match
+    ),
     "in quotation marks as a whole, which stay part of it": re.compile(
-        r"\A\s*(?:'[^']*'|«[^»]*»)\s*\Z"
-    ),
+        r"\s*(?:'[^']*'|«[^»]*»)\s*\Z"
+    ).match,
     "in quotation marks with a comma behind, like items of a list in code": re.compile(
-        r"\A\s*(?:\"[^\"]*\"|'[^']*')\s*,\s*\Z"
-    ),
+        r"\s*(?:\"[^\"]*\"|'[^']*')\s*,\s*\Z"
+    ).match,
     "with weights such as (word:1.3), which are read as text": re.compile(
         r"\([^()]{0,100}[^\d\s()][^()]{0,20}:\s?[0-9]?\.[0-9]{1,4}\)|\(\([^()]+\)\)"
-    ),
-    "with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)"),
-    "with choices such as {red|blue}, which are read as text": re.compile(r"\{[^{}|]*\|[^{}]*\}"),
-    "with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w"),
-    "like comments, with # in front": re.compile(r"\A\s*#(?![0-9])"),
+    ).search,
+    "with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)").search,
+    "with choices such as {red|blue}, which are read as text": re.compile(
+        r"\{[^{}|]*\|[^{}]*\}"
+    ).search,
+    "with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w").search,
+    "like comments, with # in front": re.compile(r"\s*#(?![0-9])").match,
     "with a label such as Prompt: in front": re.compile(
-        r"\A\s*(?:positive )?prompt\s*[0-9]*\s*:", re.IGNORECASE
-    ),
+        r"\s*(?:positive )?prompt\s*[0-9]*\s*:", re.IGNORECASE
+    ).match,
 }
 """What is reported, and how it is found; of several the first one that fits is told."""
 _NEEDLES = {
@@ -183,8 +190,8 @@ class Unmeant:
             done = self._told[_LIST_NOTE].count if _LIST_NOTE in self._told else 0
             self._is_list &= item[1] is None or int(item[1]) in (done, done + 1)
             self._tell(_LIST_NOTE, line, prompt)
-        for what, pattern in _NOTES.items():
-            if _NEEDLES.get(what, "") in prompt and pattern.search(prompt):
+        for what, finds in _NOTES.items():
+            if _NEEDLES.get(what, "") in prompt and finds(prompt):
                 self._tell(what, line, prompt)
                 return
 
@@ -223,7 +230,9 @@ def unmeant_rule(prompt: str) -> str | None:
     Args:
         prompt: Of any format; what stands in quotation marks inside it is text by intention.
     """
-    text = prompt if _WHOLE.search(prompt) else _QUOTED.sub(" ", prompt)
+    if not any(mark in prompt for mark in _RULE_MARKS):
+        return None
+    text = prompt if _WHOLE.match(prompt) else _QUOTED.sub(" ", prompt)
     if _DASH.search(text) and _OPTION.search(text):
         return (
             "a prompt is text, and options like --w 832 would be read as words; write them into "
@@ -237,7 +246,7 @@ def unmeant_rule(prompt: str) -> str | None:
             "a prompt is text, and a wildcard like __animal__ would be read as words; write what "
             f"it stands for, or {LITERAL}"
         )
-    if ":" in text and _INFOTEXT.search(text):
+    if _INFOTEXT.search(text):
         return (
             "a prompt is text, and lines like Negative prompt: and Steps: would be read as words; "
             f"write them into columns, or {LITERAL}"

@@ -1,1 +1,1 @@
-"""What files hold: first frames, videos, and the settings in a video's comment."""
+"""First frames, videos, and the settings in a video's comment."""

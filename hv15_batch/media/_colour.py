@@ -1,6 +1,6 @@
-"""What an image file says of its colours, and their way to sRGB.
+"""The colours that an image file states, and their conversion to sRGB.
 
-LittleCMS computes, through Pillow; gamma and primaries in numbers become a profile for it first.
+Pillow's LittleCMS converts. Gamma and primaries in numbers are first made into a profile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SAME_LEVELS = 2
-"""A profile that moves no colour by more levels of 255 is sRGB, however it was written."""
+"""A profile that moves no colour by more levels of 255 counts as sRGB."""
 USUAL_GAMMA = 1 / 2.2
 GAMMA_TOLERANCE = 0.05
 """A gAMA as near as this to 1/2.2 means sRGB. Source: libpng 1.6 png.c, PNG_GAMMA_THRESHOLD."""
@@ -25,7 +25,7 @@ SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 """x, y of white, red, green and blue. Source: ITU-R BT.709-6, table 1."""
 
 BROKEN = "a colour profile that is broken or of another kind of image, taken as sRGB"
-CMYK_WITHOUT = "CMYK without a colour profile, whose colours are approximate"
+CMYK_WITHOUT = "CMYK without a colour profile, so the colours are approximate"
 
 _CLASSES = ("scnr", "mntr", "prtr", "spac")
 _PRIMARIES = {
@@ -33,40 +33,40 @@ _PRIMARIES = {
     9: (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
     12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
-"""Of cICP: BT.709, BT.2020, Display P3. Source: ITU-T H.273, table 2."""
+"""Primaries of cICP: BT.709, BT.2020, Display P3. Source: ITU-T H.273, table 2."""
 _GAMMAS: dict[int, float | None] = {4: 1 / 2.2, 5: 1 / 2.8, 8: 1.0, 13: None}
-"""Of cICP; None is the curve of sRGB. Source: ITU-T H.273, table 3."""
+"""Gammas of cICP; None is the curve of sRGB. Source: ITU-T H.273, table 3."""
 _BRADFORD = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
 _D50 = (0.9642, 1.0, 0.8249)
-"""White of profiles and the adaptation to it. Source: ICC.1:2022, 7.2.16 and annex E."""
+"""White of profiles, and the adaptation to it. Source: ICC.1:2022, 7.2.16 and annex E."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What is to be done about the colours of one image."""
+    """How to convert the colours of one image."""
 
     profile: bytes | None = None
-    """ICC profile to convert from; None where they are sRGB or taken as such."""
+    """ICC profile to convert from; None if they are sRGB or taken as sRGB."""
     gamma: float | None = None
-    """Of grey that is to be converted without a profile: the sample is light to this power."""
+    """Gamma of grey to convert without a profile: the sample is light to this power."""
     note: str | None = None
-    """What a person should know."""
+    """A note for the user."""
 
     @property
     def are_converted(self) -> bool:
-        """Whether anything is done about them."""
+        """Whether they are converted."""
         return self.profile is not None or self.gamma is not None
 
 
 def stated_colours(image: Image.Image, data: bytes) -> Colours:
-    """Return what a file says, the most precise word first: cICP, profile, sRGB, gAMA and cHRM.
+    """Return the colours that a file states: cICP, else profile, else sRGB, else gAMA and cHRM.
 
     Args:
-        image: opened and not yet decoded: what stands behind the picture does not count.
-        data: the whole file.
+        image: Opened and not decoded yet; chunks after the picture do not count.
+        data: The whole file.
 
     Raises:
-        ValueError: the picture is HDR.
+        ValueError: The picture is HDR.
     """
     info, is_grey = image.info, _is_grey(image.mode)
     numbers = _cicp(data) if image.format == "PNG" else None
@@ -96,7 +96,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 def _use_of(profile: bytes, mode: str) -> str | None:
     """Return "convert", None for a profile that is sRGB, or `BROKEN`.
 
-    A grey picture may have a profile of colours, which holds for red, green and blue alike.
+    A grey picture may have a profile of colours, which then applies to red, green and blue.
     """
     from PIL import ImageCms
 
@@ -134,7 +134,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
-    # A table of 33 steps, which LittleCMS makes for speed, is too coarse for the darks of grey.
+    # LittleCMS would use a table of 33 steps, which is too coarse for dark greys.
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     return ImageCms.buildTransform(_opened(profile), srgb, mode, "RGB", flags=flags)
 
@@ -191,7 +191,7 @@ def _from_cicp(numbers: tuple[int, int, int, int], is_grey: bool) -> Colours:
 
 
 def _cicp(data: bytes) -> tuple[int, int, int, int] | None:
-    """Return the four numbers of a PNG's cICP, which stands before the picture; None without."""
+    """Return the four numbers of a PNG's cICP, which comes before the picture, or None."""
     place = 8
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -209,10 +209,10 @@ def matrix_profile(xy: tuple[float, ...], gamma: float | None) -> bytes:
 
     Args:
         xy: x, y of white, red, green and blue.
-        gamma: as gAMA has it: the sample is light to this power; None for the curve of sRGB.
+        gamma: As in gAMA: the sample is light to this power; None for the curve of sRGB.
 
     Raises:
-        ArithmeticError, ValueError, struct.error: no colours have these numbers.
+        ArithmeticError, ValueError, struct.error: No colours have these numbers.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Files that are named as first frames and are none: what they are, and the command that helps."""
+"""Files that cannot be first frames: their kind, and the command that converts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BRANDS: tuple[tuple[bytes, str, str], ...] = (
     (rb"crx ", "a raw photograph", ""),
     (rb"....", "a video", _VIDEO),
 )
-"""What `ftyp` names first. Source: ISO/IEC 14496-12, 4.3; registered brands of MP4RA."""
+"""First brand in `ftyp`. Source: ISO/IEC 14496-12, 4.3; registered brands of MP4RA."""
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (rb"II[*+]\0|MM\0[*+]", "a TIFF image (or a raw photograph)", "magick {first} {png}"),
     (rb"GIF8[79]a", "a GIF image", "magick {first} {png}"),
@@ -37,16 +37,16 @@ _PEEK = 4096
 
 
 def foreign_fault(data: bytes, path: str) -> str | None:
-    """Return what a file is and what to do, e.g. `this is a HEIC image; convert it: magick ...`.
+    """Return a file's kind and what to do, e.g. `this is a HEIC image; convert it: magick ...`.
 
-    None where it is not known; what it is follows from its first bytes and never from its name.
+    The kind follows from the first bytes, whatever the name. None if it is unknown.
     """
     if not data:
         return "this file is empty; copy or download it again"
     if data[4:8] == b"ftyp":
         return _told(_BRANDS, data[8:12], path)
     if _HTML.match(data):
-        return "this is a web page, as of a download that failed; download the image itself"
+        return "this is a web page, probably a failed download; download the image itself"
     if _SVG.match(data) and b"<svg" in data[:_PEEK].lower():
         return _fault("an SVG drawing", "rsvg-convert -w 1280 {file} -o {png}", path)
     return _told(_BEGINNINGS, data[:64], path)
@@ -77,5 +77,5 @@ def _fault(kind: str, command: str, path: str) -> str:
 
 
 def _word(name: str) -> str:
-    """Return a file's name as a word of a command, also where it begins like an option."""
+    """Return a file's name as a word of a command, also if it begins like an option."""
     return shlex.quote(f"./{name}" if name.startswith("-") else name)

@@ -17,16 +17,16 @@ MAX_IMAGE_BYTES = 64 * MIB
 MAX_IMAGE_PIXELS = 64_000_000
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Others are named and refused: TIFF, AVIF and the like depend on how Pillow was built."""
+"""Others are refused, because TIFF, AVIF and so on depend on how Pillow was built."""
 FORMAT_RULE = "must be a PNG, JPEG, WEBP or BMP image"
 
 
 class RefusedImage(ValueError):
-    """An image that Pillow can read and this project will not."""
+    """An image that Pillow can read and this project refuses."""
 
 
 def read_image_bytes(path: str) -> bytes:
-    """Return the bytes of an image file; a link may lead to it from anywhere.
+    """Return the bytes of an image file; links to it are followed.
 
     Raises:
         ValueError: It is missing, not readable, no regular file or too large.
@@ -40,7 +40,7 @@ def read_image_bytes(path: str) -> bytes:
         ) from None
     except TooLarge as error:
         raise ValueError(
-            f"an image file has at most {MAX_IMAGE_BYTES // MIB} MiB, and this one "
+            f"an image file has at most {MAX_IMAGE_BYTES // MIB} MiB, and this one has "
             f"{error.num_bytes:,} bytes; save it smaller or as JPEG"
         ) from None
     except OSError as error:
@@ -75,7 +75,7 @@ def open_image(data: bytes) -> Image.Image:
     # A phone's JPEG may carry a second picture (MPO); the first is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise RefusedImage(
-            f"an image is a still one, and this one has {getattr(image, 'n_frames', 2)} frames; "
+            f"an image has one frame, and this one has {getattr(image, 'n_frames', 2)} frames; "
             "save the frame you want as PNG"
         )
     return image
@@ -83,6 +83,6 @@ def open_image(data: bytes) -> Image.Image:
 
 def _too_many_pixels(found: str) -> str:
     return (
-        f"an image has at most {MAX_IMAGE_PIXELS // 1_000_000} megapixels, and this one {found}; "
-        "scale it down (frames have under 1 megapixel)"
+        f"an image has at most {MAX_IMAGE_PIXELS // 1_000_000} megapixels, and this one has "
+        f"{found}; scale it down (frames have under 1 megapixel)"
     )

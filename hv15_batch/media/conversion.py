@@ -1,7 +1,7 @@
 """An image file as a person sees it on opening it: 8 bits, sRGB, nothing transparent, upright.
 
-The one way from bytes to pixels: the parent plans by it and the worker encodes by it. What is done
-beyond the plain conversion to RGB has a name, which is part of a clip's identity.
+The parent plans and the worker encodes with this one conversion. Its steps beyond plain RGB have
+names, which are part of a clip's identity.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GREY16, SRGB, WHITE = "grey16.v1", "srgb.v1", "white.v1"
-"""What may be done, in this order. What one of them does never changes: another way gets `.v2`."""
+"""The conversions, in order. A conversion never changes; another way gets the name `.v2`."""
 CONVERSIONS = frozenset(
     "+".join(step for step, is_done in zip((GREY16, SRGB, WHITE), done, strict=True) if is_done)
     for done in product((False, True), repeat=3)
     if any(done)
 )
-"""Every value of `image_conversion` beside None, which is the plain conversion to RGB."""
+"""All values of `image_conversion`; None is the plain conversion to RGB."""
 _NOTES = {
     GREY16: "16 bits of grey, brought to 8",
     SRGB: "colours of another space than sRGB, converted to it",
@@ -34,7 +34,7 @@ _NOTES = {
 }
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "I;16", "I")
 _SIXTEEN_BITS = ("I;16", "I")
-"""Modes in which Pillow has the 16-bit grey of a PNG; those of colours it brings to 8 itself."""
+"""Pillow's modes for 16-bit grey of a PNG. It converts 16-bit colours to 8 bits itself."""
 
 _GREY_LEVELS = {"L;2": 4, "L;4": 16}
 
@@ -42,32 +42,32 @@ ORIENTATION = 0x0112
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that turn the picture by a quarter. Source: EXIF 2.32, tag 0x0112."""
 PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""Where a PNG may hold an orientation; Pillow decodes the whole picture to look for one."""
+"""Chunks of a PNG that may hold an orientation. Pillow decodes the whole picture to find one."""
 PNG_PACKED_MARKS = (b"zTXt", b"iTXt", b"iCCP")
-"""What may unpack to too much: found on opening before the picture, on decoding behind it."""
+"""Chunks that may unpack to too much: read on opening before the picture, on decoding after it."""
 MAX_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What planning needs to know of an image."""
+    """The facts about an image that planning needs."""
 
     size: tuple[int, int]
     """(height, width) in pixels, after the EXIF orientation is applied."""
     conversion: str | None
-    """One of `CONVERSIONS`; None where it is only made RGB."""
+    """One of `CONVERSIONS`; None for plain RGB."""
     notes: tuple[str, ...]
-    """What a person should know, each as what the image has: `transparent parts, put on white`."""
+    """Notes for the user, for example `transparent parts, put on white`."""
 
 
 def look(data: bytes) -> Look:
-    """Check all of an image and return how it is seen.
+    """Check an image completely and return its size and conversion.
 
-    All of it because a truncated file opens like any other and would fail only in the night.
+    A truncated file opens without an error and would fail only in the night.
 
     Raises:
-        ValueError: it is too large, moves or is HDR.
-        OSError and others of Pillow's: it is no such image, or broken.
+        ValueError: It is too large, moves or is HDR.
+        OSError and others of Pillow: It is of another kind, or broken.
     """
     with open_image(data) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,11 +77,11 @@ def look(data: bytes) -> Look:
         width, height = image.size
         swaps = False
         if form == "PNG" and not may_be_transparent and _is_plain_png(data):
-            # The checksum of every chunk, 3 ms for 2.3 MB where decoding takes 58 ms.
+            # Checks the checksum of every chunk: 3 ms for 2.3 MB; decoding takes 58 ms.
             image.verify()
         else:
             swaps = image.getexif().get(ORIENTATION) in SWAPPING_ORIENTATIONS
-            # JPEG only: an eighth of the size is decoded, which still reads the whole file.
+            # JPEG only: decodes to an eighth of the size, which still reads the whole file.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
         is_transparent = may_be_transparent and _transparency(image, form) is not None
@@ -92,11 +92,11 @@ def look(data: bytes) -> Look:
 
 
 def open_upright(data: bytes) -> Image.Image:
-    """Return an image as RGB, as a person sees it: `look` says what that takes.
+    """Return an image as RGB, as a person sees it.
 
     Raises:
-        ValueError: it is too large, moves or is HDR.
-        OSError and others of Pillow's: it is no such image, or broken.
+        ValueError: It is too large, moves or is HDR.
+        OSError and others of Pillow: It is of another kind, or broken.
     """
     from PIL import Image, ImageOps
 
@@ -106,7 +106,7 @@ def open_upright(data: bytes) -> Image.Image:
         cover = _transparency(image, form)
         if image.mode in _SIXTEEN_BITS:
             image = _to_8_bits(image, colours.gamma)
-        elif image.mode in ("1", "L", "LA"):  # L, for a profile of grey
+        elif image.mode in ("1", "L", "LA"):  # L for a grey profile
             image = image.convert("L")
             if colours.gamma is not None:
                 image = image.point([_corrected(v / 255, colours.gamma) for v in range(256)])
@@ -121,7 +121,7 @@ def open_upright(data: bytes) -> Image.Image:
 
 
 def note_lines(notes: Iterable[tuple[str, str]]) -> list[str]:
-    """Return what to say of first frames that are not simply RGB, a line for each kind.
+    """Return the notes about first frames, a line for each kind.
 
     Args:
         notes: (cell of the manifest, one of its notes).
@@ -139,10 +139,10 @@ def note_lines(notes: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _colours(image: Image.Image, data: bytes) -> Colours:
-    """Return what an image says of its colours, once its kind of pixels is known.
+    """Return the colours that an image states, after a check of its kind of pixels.
 
     Raises:
-        RefusedImage: Pillow has not all bits of its pixels, or the picture is HDR.
+        RefusedImage: Pillow drops bits of its pixels, or the picture is HDR.
     """
     if image.mode not in _MODES:
         raise RefusedImage(
@@ -155,7 +155,7 @@ def _colours(image: Image.Image, data: bytes) -> Colours:
             "a PNG of 16 bits has its transparency in a channel, and this one in a colour (tRNS); "
             "save it as RGBA"
         )
-    # A PNG's transparent grey is a sample as it is stored, and Pillow's pixels are 0..255.
+    # A PNG stores its transparent grey as a raw sample, and Pillow's pixels are 0..255.
     if image.mode == "L" and packing in _GREY_LEVELS and "transparency" in image.info:
         image.info["transparency"] *= 255 // (_GREY_LEVELS[packing] - 1)
     try:
@@ -165,7 +165,7 @@ def _colours(image: Image.Image, data: bytes) -> Colours:
 
 
 def _packing(image: Image.Image) -> str:
-    """Return how pixels are stored, as Pillow calls it; empty where it does not say."""
+    """Return Pillow's name of the stored pixels; empty if it has none."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0][3]) if tiles else ""
 
@@ -176,7 +176,7 @@ def _steps(has_16_bits: bool, colours: Colours, is_transparent: bool) -> list[st
 
 
 def _transparency(image: Image.Image, form: str | None) -> Image.Image | None:
-    """Return how opaque a decoded image is, 0..255 a pixel; None where it is so everywhere."""
+    """Return the opacity of each pixel, 0..255; None if all are opaque."""
     key = image.info.get("transparency")
     if image.mode in ("LA", "RGBA"):
         cover = image.getchannel("A")
@@ -192,12 +192,12 @@ def _transparency(image: Image.Image, form: str | None) -> Image.Image | None:
     else:
         cover = image.convert("RGBA").getchannel("A")
     lowest, highest = cover.getextrema()
-    # Programs that know no alpha leave it 0 in a BMP, which viewers then show as opaque.
+    # Some programs leave alpha at 0 in a BMP, and viewers show it as opaque.
     return None if lowest == 255 or (form == "BMP" and highest == 0) else cover
 
 
 def _to_8_bits(image: Image.Image, gamma: float | None) -> Image.Image:
-    """Return 16 bits of grey as 8, rounded; a gamma of their own is taken off before."""
+    """Return 16 bits of grey as 8, rounded, after a gamma of their own was removed."""
     import numpy as np
     from PIL import Image
 

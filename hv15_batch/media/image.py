@@ -1,4 +1,4 @@
-"""First frames that a manifest names: whether they can be used, their hash and their size.
+"""First frames in a manifest: their check, hash and size.
 
 Pillow is imported with the first image only.
 """
@@ -37,7 +37,7 @@ MAX_ASPECT_RATIO = 4
 Source: huggingface/diffusers 0.42.1 hunyuan_video1_5/image_processor.py generate_crop_size_list.
 """
 
-# What Pillow's decoders raise on malformed files, beside OSError.
+# Pillow's decoders raise these on malformed files, beside OSError.
 _DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, ArithmeticError,
     NotImplementedError, AttributeError, RuntimeError, struct.error,
@@ -46,7 +46,7 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class FirstFrame:
-    """An image file that can be rendered from."""
+    """An image file that can be a first frame."""
 
     path: str
     """Absolute."""
@@ -55,13 +55,13 @@ class FirstFrame:
     size: tuple[int, int]
     """(height, width) in pixels, after the EXIF orientation is applied."""
     conversion: str | None
-    """What is done beyond making it RGB, one of `conversion.CONVERSIONS`."""
+    """Conversion beyond plain RGB, one of `conversion.CONVERSIONS`."""
     notes: tuple[str, ...]
-    """What a person should know of it."""
+    """Notes for the user."""
 
 
 class FirstFrames:
-    """Images of one manifest; each file is read once however many rows name it."""
+    """Images of one manifest; each file is read once, even if several rows name it."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -90,10 +90,10 @@ class FirstFrames:
 def read_first_frame(path: str) -> FirstFrame:
     """Read and hash one image, and check all of it.
 
-    All of it because a truncated file opens like any other and would fail only in the night.
+    A truncated file opens without an error and would fail only in the night.
 
     Raises:
-        ValueError: It is missing, no plain file, too large, too long, or not such an image.
+        ValueError: It is missing, not a regular file, too large, too long, or of another kind.
     """
     data = read_image_bytes(path)
     try:

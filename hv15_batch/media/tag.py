@@ -23,11 +23,11 @@ from hv15_batch.model.variant import Dtype, Task, Weights
 from hv15_batch.units import MIB, format_value
 
 MAX_TAG_CHARACTERS = 16 * MIB
-"""Above what a prompt and a negative prompt of the longest come to."""
+"""More than the longest prompt and negative prompt need."""
 
 _SETTINGS = frozenset(f.name for f in fields(ClipSettings))
 _NEEDED = frozenset(f.name for f in fields(ClipSettings) if f.default is MISSING)
-"""All others came later, and a tag without them was made with their defaults."""
+"""Required keys. Others were added later; a tag without them was made with their defaults."""
 _FACTS = {
     "schema": int,
     "hv15_batch_version": str,
@@ -40,24 +40,24 @@ _FACTS = {
 }
 _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
-"""Of schema 1; what is added to `_VIDEO` later may be missing, as above."""
+"""Required keys of `video`; later ones may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
 @dataclass(frozen=True)
 class ClipTag:
-    """What a clip's file says of itself; types and names are checked, not yet the sampling."""
+    """The settings in a clip's file. Types and names are checked; the sampling is checked later."""
 
     path: Path
     """Absolute."""
     name: str
-    """As the user typed it, for messages."""
+    """The file as the user typed it, for messages."""
     settings: ClipSettings
     video: VideoConfig
-    """Its `video` section, with defaults where the tag is older than a setting."""
+    """Its `video` section, with defaults for settings that are newer than the tag."""
     settings_sha256: str
-    """As the tag has it, and as its settings give it."""
+    """Hash in the tag, which is also the hash of its settings."""
     clip_id: str
     repo: str
     """Hub id, or the name of a local folder; for messages only."""
@@ -73,11 +73,11 @@ def read_clip_tag(name: str) -> ClipTag:
     """Return the tag of a clip.
 
     Args:
-        name: of the file, as typed.
+        name: The file, as typed.
 
     Raises:
-        Refused: there is no such file, it has no tag of this project, or one of another schema,
-            or one that was edited.
+        Refused: There is no such file, it has no tag of this project, or the tag has another
+            schema or was edited.
     """
     path = Path(os.path.expanduser(name)).absolute()
     values = _read_json(path, name)
@@ -89,7 +89,7 @@ def read_clip_tag(name: str) -> ClipTag:
         )
     needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys()
     for key in sorted((needed - values.keys()) | (values.keys() - known)):
-        raise _refused(name, key, values.get(key), "is missing, or not known here")
+        raise _refused(name, key, values.get(key), "is missing or unknown")
     values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
     _check_facts(values, name)
     _check_choices(values, name)
@@ -120,7 +120,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     """Return the JSON object in a file's comment, which has a schema and a version.
 
     Raises:
-        Refused: there is none, or it is another program's.
+        Refused: There is none, or it is another program's.
     """
     from hv15_batch.media.video import read_comment
 
@@ -153,10 +153,10 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _check_facts(values: dict[str, Any], name: str) -> None:
-    """Check the types of all that is not a manifest's cell.
+    """Check the types of the settings that are not cells of a manifest.
 
     Raises:
-        Refused: naming the first that is wrong.
+        Refused: The message names the first wrong one.
     """
     for key, kind in _FACTS.items():
         if not _is_a(values[key], kind):
@@ -171,16 +171,16 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
     if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
         raise _refused(name, "image", image, "must be a file's name without a folder")
     if (image is None) != (values["image_sha256"] is None):
-        raise _refused(name, "image_sha256", values["image_sha256"], "goes with an image")
+        raise _refused(name, "image_sha256", values["image_sha256"], "needs an image beside it")
     if (image is None) != (values["task"] != Task.i2v.name):
-        raise _refused(name, "task", values["task"], "goes with an image where it is i2v")
+        raise _refused(name, "task", values["task"], "needs an image if it is i2v, and only then")
 
 
 def _check_choices(values: dict[str, Any], name: str) -> None:
-    """Check what becomes a setting against what there is: nothing else of a tag may become one.
+    """Check that each setting in the tag has a known value.
 
     Raises:
-        Refused: naming the first that is wrong.
+        Refused: The message names the first wrong one.
     """
     models = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
     choices: tuple[tuple[str, Any, tuple[str, ...]], ...] = (

@@ -1,6 +1,7 @@
 """Frames to a verified video file and back, with PyAV.
 
-Knows containers and colours only: the caller chooses the path, publishes it and reads the clock.
+This module handles containers and colours. The caller chooses and publishes the path, and measures
+time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hv15_batch.files import check_regular
 from hv15_batch.units import GIB
 
 MAX_VIDEO_BYTES = 1024 * GIB
-"""Of any size, but no pipe."""
+"""Limit for a video: in effect any size, but no pipe."""
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 """uint8 [F, H, W, 3], RGB."""
@@ -51,7 +52,7 @@ _READ_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm",
 }
-"""A file is data: one that is really a playlist must not make FFmpeg open other files or hosts."""
+"""A playlist that poses as a video must not make FFmpeg open other files or hosts."""
 
 # AREA is the mean of each 2x2 block, and ACCURATE_RND keeps every plane within rounding of the
 # BT.709 formula; swscale's default (bilinear) is up to 30 levels off in chroma on sharp detail.
@@ -73,9 +74,9 @@ def file_suffix(codec: VideoCodec) -> str:
 
 
 def frame_rate(fps: float) -> Fraction:
-    """Return the exact rate that `fps` stands for, in frames per second.
+    """Return the exact rate of `fps`, in frames per second.
 
-    A rate typed as a rounded decimal of n*1000/1001 (23.976, 29.97) is that fraction.
+    A rounded decimal of n*1000/1001 (23.976, 29.97) becomes that fraction.
     """
     for rate in _NTSC_RATES:
         if abs(fps - rate) < _NTSC_TOLERANCE:
@@ -94,14 +95,14 @@ def write_video(
 
     Args:
         frames: uint8 [F, H, W, 3] RGB; goes to the encoder one frame at a time.
-        path: file to write; an existing one is replaced.
-        fps: frames per second.
-        video: codec and its settings.
-        comment: text for the container's `comment` tag, or None.
+        path: File to write; an existing one is replaced.
+        fps: Frames per second.
+        video: Codec and its settings.
+        comment: Text for the container's `comment` tag, or None.
 
     Raises:
-        ValueError: frames of another shape or type, a comment that no file can hold.
-        OSError: the file cannot be written, with its errno (a full disk is ENOSPC).
+        ValueError: Frames have another shape or type, or no file can hold the comment.
+        OSError: The file cannot be written, with its errno (a full disk is ENOSPC).
     """
     _check_frames(frames)
     if comment is not None:
@@ -186,11 +187,11 @@ def _check_comment(comment: str) -> None:
 
 
 def check_video(path: Path, *, num_frames: int, height: int, width: int, fps: float) -> None:
-    """Read a file back, decoding every frame, and check that it is what was written.
+    """Read a file back, decode every frame, and check that it is what was written.
 
     Raises:
-        ValueError: naming the file and every difference, or that it cannot be read.
-        OSError: the file cannot be opened.
+        ValueError: It differs or cannot be read; the message names every difference.
+        OSError: The file cannot be opened.
     """
     with _open_video(path) as container:
         faults = _find_faults(container, num_frames, height, width, frame_rate(fps))
@@ -205,7 +206,7 @@ def _find_faults(
         return ["it has no video stream"]
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
-    # By default damaged frames are patched up and counted as good ones.
+    # By default FFmpeg repairs damaged frames and counts them as good.
     stream.codec_context.options = {"err_detect": "explode"}
     sizes: set[tuple[int, int]] = set()
     count = 0
@@ -229,8 +230,8 @@ def read_frames(path: Path) -> Iterator[Frames]:
     """Yield the frames of a file one by one, as uint8 [H, W, 3] RGB.
 
     Raises:
-        ValueError: the file is no video, or is damaged.
-        OSError: the file cannot be opened.
+        ValueError: The file is no video, or is damaged.
+        OSError: The file cannot be opened.
     """
     with _open_video(path) as container:
         if not container.streams.video:
@@ -243,11 +244,11 @@ def read_frames(path: Path) -> Iterator[Frames]:
 
 
 def read_comment(path: Path) -> str | None:
-    """Return the container's `comment` tag, or None where there is none.
+    """Return the container's `comment` tag, or None without one.
 
     Raises:
-        ValueError: the file is no video.
-        OSError: the file cannot be opened.
+        ValueError: The file is no video.
+        OSError: The file cannot be opened.
     """
     with _open_video(path) as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}
@@ -256,7 +257,7 @@ def read_comment(path: Path) -> str | None:
 
 @contextmanager
 def _open_video(path: Path) -> Iterator[InputContainer]:
-    """Open a file; what FFmpeg cannot make sense of, then or later, is a ValueError."""
+    """Open a file; errors of FFmpeg, then or later, become a ValueError."""
     try:
         check_regular(path, MAX_VIDEO_BYTES)
         with av.open(str(path), options=_READ_OPTIONS) as container:

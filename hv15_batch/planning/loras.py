@@ -11,8 +11,8 @@ from hv15_batch.clip import ClipLora
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import MAX_LORA_SCALE, Faults, ManifestError
-from hv15_batch.manifest.clips import lora_path
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import lora_path
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, cache_root
 from hv15_batch.weights.configs import read_object

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora, ClipSettings, loras_text
 from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.errors import Refused
-from hv15_batch.manifest.clips import NO_LORAS, lora_path, resolve_clips
+from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import NO_LORAS, lora_path
+from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
@@ -198,21 +202,33 @@ def settings_conflict(
         if before.model.task is not config.model.task:
             continue  # the manifest was read for this task: for the other it would be refused
         replaced: list[tuple[Clip, Clip]] = []
-        sha256 = before.model.transformer_hub.sha256 if before.model.has_hub_transformer else None
         known = dict(loras)
         for lora in before.model.loras:
             path = lora_path(lora.path)
             known[path] = ClipLora(path, lora.sha256 or path, 1.0)
-        for clip in resolve_clips(manifest, before, before.model.revision, sha256, known):
-            now = todo.get((clip.row_index, clip.settings.seed))
-            record = history.by_settings.get(clip.settings_sha256)
-            is_done = record is not None and record["status"] in DONE_STATUSES
-            if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
-                replaced.append((clip, now))
+        for sha256 in _transformers(before.model, history):
+            for clip in resolve_clips(manifest, before, before.model.revision, sha256, known):
+                now = todo.get((clip.row_index, clip.settings.seed))
+                record = history.by_settings.get(clip.settings_sha256)
+                is_done = record is not None and record["status"] in DONE_STATUSES
+                if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
+                    replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
             return f"{difference}; {len(replaced)} clips"
     return None
+
+
+def _transformers(model: ModelConfig, history: History) -> list[str | None]:
+    """Return the SHA-256 of each single-file transformer that a run with this model may have used.
+
+    A run stores the path of `model.transformer_file`; the log has the contents.
+    """
+    if model.has_hub_transformer:
+        return [model.transformer_hub.sha256]
+    if model.transformer_file is None:
+        return [None]
+    return sorted({r["transformer_sha256"] for r in history.by_settings.values()} - {None})
 
 
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
@@ -274,7 +290,7 @@ def _fault(
         return "never tried"
     if last["status"] in (FAILED, INTERRUPTED):
         return f"{last['status']} before: {last['error_type'] or 'stopped'}"
-    name = Path(last["file"] or "").name
+    name = os.path.basename(last["file"] or "")
     size = files.get(name)
     if size is None:
         return "its file is missing"
@@ -305,16 +321,17 @@ def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
     for p in planned:
         keyed.append((take[p.clip.row_index], p.clip.row_index, p))
         take[p.clip.row_index] += 1
-    return [p for _, _, p in sorted(keyed, key=lambda item: item[:2])]
+    return [p for _, _, p in sorted(keyed, key=itemgetter(0, 1))]
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     sizes = {}
-    for entry in folder.iterdir():
-        with suppress(OSError):  # gone since it was listed, a link to nowhere, or not readable
-            status = entry.stat()
-            if stat.S_ISREG(status.st_mode):
-                sizes[entry.name] = status.st_size
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):  # gone since it was listed, a link to nowhere, not readable
+                status = entry.stat()
+                if stat.S_ISREG(status.st_mode):
+                    sizes[entry.name] = status.st_size
     return sizes

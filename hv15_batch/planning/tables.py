@@ -6,6 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _SETTINGS = (
     *("seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
     *("flow_shift", "fps", "model"),
 )
+_settings_of = attrgetter(*_SETTINGS)
 _OWN_TYPES = {
     "other_ids": pa.string(),
     "line": pa.int64(),
@@ -82,7 +84,7 @@ def publish_plan(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(PLAN_COLUMNS)
-    writer.writerows([row.get(name) for name in PLAN_COLUMNS] for row in rows)
+    writer.writerows(map(itemgetter(*PLAN_COLUMNS), rows))
     data = text.getvalue().encode()
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return False
@@ -149,7 +151,7 @@ def _plan_row(
     is_from_latents = p.is_from_latents and not p.is_done
     cost = None if predict is None or p.is_done else predict(settings)
     return {
-        **{name: getattr(settings, name) for name in _SETTINGS},
+        **dict(zip(_SETTINGS, _settings_of(settings), strict=True)),
         "clip_id": clip.clip_id,
         "row_id": clip.row_id,
         "other_ids": " ".join(clip.other_ids),

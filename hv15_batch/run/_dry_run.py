@@ -1,6 +1,6 @@
 """The dry run's table: what would be rendered, how, and why.
 
-At most 24 lines, and one for each thing to be told of the manifest.
+It has at most 24 lines, and one for each note about the manifest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_REASONS = 2
 MAX_EXAMPLES = 3
 MAX_REASON_CHARACTERS = 160
 MAX_PROMPT_TOKENS = 1000
-"""The pipeline cuts longer prompts without a word (`tokenizer_max_length`)."""
+"""The pipeline cuts longer prompts and does not warn (`tokenizer_max_length`)."""
 TEMPLATE_TAIL_TOKENS = 5
 """`<|im_end|>`, newline and the assistant's header, which follow the prompt and count too."""
 
@@ -64,10 +64,10 @@ def print_dry_run(
 
     Args:
         manifest: What was read.
-        planned: The clips that the run would be about.
+        planned: The clips that the command selects.
         checkpoint: Weights as they are on this machine.
         beaten: Typed `sampling.*` values and how many rows have their own.
-        plan_bytes: What the run would leave on the disk.
+        plan_bytes: Size of the files that the run would leave on the disk.
         say: Prints a line.
     """
     say(
@@ -87,7 +87,7 @@ def print_dry_run(
         *_glyph_lines(planned),
         *_off_recipe_lines(planned),
         _tokens_line(planned, checkpoint),
-        f"Disk: about {_format_bytes(plan_bytes)} for what is to be rendered",
+        f"Disk: about {_format_bytes(plan_bytes)} for the clips to render",
     ):
         say(line)
 
@@ -97,7 +97,7 @@ def count_prompt_tokens(
 ) -> dict[str, int] | None:
     """Return tokens per prompt, or None when no tokenizer is on disk.
 
-    The template's tail, which the log's `num_text_tokens` counts too, is left out.
+    The end of the chat template is not counted; the log's `num_text_tokens` counts it too.
     """
     if checkpoint.folder is None:
         return None
@@ -148,7 +148,7 @@ def _format_weights(checkpoint: Checkpoint) -> str:
     there = (
         "on disk"
         if checkpoint.folder
-        else "not on disk: fetched at the start of a run, which no time below has in it"
+        else "not on disk: fetched at the start of a run; the times below do not include that"
     )
     return f"{what} at {revision}, {there}{_format_own(checkpoint)}"
 
@@ -168,7 +168,7 @@ _shown = attrgetter(
     *("height", "width", "num_frames", "fps"),
     *("num_inference_steps", "guidance_scale", "flow_shift", "cache"),
 )
-"""What of a clip's settings a line of the table says."""
+"""The settings of a clip that a line of the table shows."""
 
 
 def _settings_lines(planned: Sequence[PlannedClip]) -> list[str]:
@@ -224,7 +224,7 @@ def _beaten_lines(beaten: Mapping[str, int]) -> list[str]:
         return []
     each = ", ".join(f"sampling.{name} in {counted(rows, 'row')}" for name, rows in beaten.items())
     names = ", ".join(f"override.{name}" for name in beaten)
-    return [f"Rows with a value of their own, which wins: {each}; {names} would replace it"]
+    return [f"Rows use their own value: {each}; {names} would replace it"]
 
 
 def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
@@ -235,9 +235,7 @@ def _glyph_lines(planned: Sequence[PlannedClip]) -> list[str]:
     each = list(dict.fromkeys(text for found in texts for text in found))
     some = ", ".join(f'"{shortened(text, 40)}"' for text in each[:MAX_EXAMPLES])
     more = f" and {len(each) - MAX_EXAMPLES} more" if len(each) > MAX_EXAMPLES else ""
-    return [
-        f"Glyphs: quoted text, written into the picture, in {counted(clips, 'clip')}: {some}{more}"
-    ]
+    return [f"Glyphs: quoted text, drawn as lettering, in {counted(clips, 'clip')}: {some}{more}"]
 
 
 def _off_recipe_lines(planned: Sequence[PlannedClip]) -> list[str]:
@@ -260,15 +258,15 @@ def _is_allowed_off_recipe(clip: Clip) -> bool:
 def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
     tokens = count_prompt_tokens(planned, checkpoint)
     if tokens is None:
-        return "Tokens: counted once the tokenizer is on disk"
-    line = f"Tokens: at most {max(tokens.values())} in a prompt, the chat template's left out"
+        return "Tokens: not counted, because the tokenizer is not on disk yet"
+    line = f"Tokens: at most {max(tokens.values())} in a prompt, without the chat template"
     limit = MAX_PROMPT_TOKENS - TEMPLATE_TAIL_TOKENS
     long = [p.clip for p in planned if tokens[p.clip.settings.prompt] > limit]
     if not long:
         return line
     return (
-        f"{line}; WARNING: {counted(len(long), 'clip')} with over {limit}, whose rest the model "
-        f"never sees, first {long[0].row_id} in line {long[0].line}"
+        f"{line}; WARNING: {counted(len(long), 'clip')} with over {limit}; the model never "
+        f"sees the rest; the first is {long[0].row_id} in line {long[0].line}"
     )
 
 
@@ -277,7 +275,7 @@ def _format_bytes(number: int) -> str:
 
 
 _WEEK = timedelta(days=6)
-"""A weekday names a moment up to so far ahead."""
+"""Up to this far ahead a weekday is clear without a date."""
 Replan = Callable[[Config], Sequence[PlannedClip]]
 """Returns what the same command would render with other settings; Refused if it is refused."""
 
@@ -290,18 +288,18 @@ def predict_run(
     rules: Rules,
     replan: Replan,
 ) -> tuple[Forecast | None, list[str]]:
-    """Return the forecast, and what the dry run says of time and memory.
+    """Return the forecast, and the dry run's lines about time and memory.
 
-    These are three lines, one for each of several sizes, one for each rule, and one where a
+    There are three lines, one for each size if there are several, one for each rule, and one if a
     deadline will be missed.
 
     Args:
         config: Settings.
-        todo: What is to be rendered.
+        todo: The clips to render.
         machine: This one.
         log_folder: Where logs of the same card are looked for.
         rules: Deadlines and window.
-        replan: Says what milder settings would render.
+        replan: Returns what the command would render with cheaper settings.
 
     Raises:
         Refused: `runtime.card` is unknown, or a clip is longer than `window`.
@@ -310,7 +308,7 @@ def predict_run(
     if forecast is None:
         if config.model.weights.is_small or not todo:
             return None, []
-        return None, [f"Time: no card here that is in the table; runtime.card={EXAMPLE} predicts"]
+        return None, [f"Time: no known card here; runtime.card={EXAMPLE} predicts for that one"]
     longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
     check_window(rules.window, [(f"the longest of {len(todo)} clips", longest)])
     finishes = list(rules.finishes(forecast.lengths(todo)))
@@ -337,13 +335,13 @@ def predict_run(
 
 
 def format_moment(moment: datetime, rules: Rules) -> str:
-    """Return a moment on the clock, with its date where the weekday alone would mislead."""
+    """Return a moment as weekday and time, with its date if it is over six days ahead."""
     is_near = moment - rules.clock.now() < _WEEK
     return f"{moment:%a %H:%M}" if is_near else f"{moment:%a %d %b %Y %H:%M}"
 
 
 def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
-    """Return how many clips will be finished by when, and when the last one."""
+    """Return for each rule how many clips will be finished in time."""
     now, total, lines = rules.clock.now(), len(finishes), []
     for deadline, end in zip(rules.deadlines, rules.ends(), strict=True):
         count = sum(finish <= end for finish in finishes)
@@ -370,10 +368,10 @@ def _cheaper_line(
     replan: Replan,
     basis: str,
 ) -> str | None:
-    """Return the mildest settings with which all will be done in time; None where none are found.
+    """Return the smallest change of settings with which all clips end in time, or None.
 
-    Each is planned as if its words had been typed: what would be refused is not offered. What its
-    time rests on is said where that is not the `basis` of what was asked.
+    Each change is planned as if it had been typed, so that no refused one is offered. The line
+    names the basis of its prediction if it differs from `basis`.
     """
     end, rows = min(rules.ends()), read_log_rows(log_folder)
     for way in cheaper_ways(config, [p.clip.settings for p in todo]):

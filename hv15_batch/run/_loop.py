@@ -1,7 +1,6 @@
 """The loop: hand clips to the executor, take records, log, status, stop rules.
 
-No torch. What is decided here is which clip is next and when to stop; how a clip is rendered is
-the executor's business.
+No torch. The loop decides which clip is next and when to stop. The executor renders the clip.
 """
 
 from __future__ import annotations
@@ -47,22 +46,22 @@ from hv15_batch.rundir.log import RunLog
 
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 0.5
-"""Between two looks at clock, pause file and signals while nothing is rendered."""
+"""Pause between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
 
 _NEW_WORKER = Loading("PyTorch")
-"""What a worker is busy with before it can tell anything."""
+"""What a new worker loads before its first event."""
 
 
 class Watcher(Protocol):
     """Follows a run: each clip that is handed over, and each event once."""
 
     def submitted(self, job: Job) -> None:
-        """Take note that a clip is handed over."""
+        """Learn that a clip was handed to the executor."""
 
     def heard(self, event: Event) -> None:
-        """Take an event; a record is logged before."""
+        """Receive an event; its record is already logged."""
 
 
 class Loop:
@@ -76,21 +75,21 @@ class Loop:
         watchers: Sequence[Watcher] = (),
         received: list[int] | None = None,
     ) -> None:
-        """Wire it up.
+        """Make a loop.
 
         Args:
-            run: what is to be rendered, and what was decided for it.
-            executor: renders; a dead one is replaced.
-            progress: shows what happens.
-            watchers: follow the run beside the run's pace and `progress`, after these.
-            received: see `Signals`; None where only the system sends some.
+            run: The clips to render, and what was decided for them.
+            executor: Renders; a dead one is replaced.
+            progress: Shows what happens.
+            watchers: Others that follow the run, after its pace and `progress`.
+            received: See `Signals`; None if only the system sends signals.
         """
         self._run = run
         self._executor = executor
         self._log = RunLog(run.run_dir.log, run.run_id)
         self._progress = progress
         self._current = Current()
-        # The first two decide what happens; one that only shows or tells it must not.
+        # These two decide what happens. The onlookers only show it, so their faults are caught.
         self._watchers: tuple[Watcher, ...] = (self._current, run.pace)
         self._onlookers = [
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
@@ -108,7 +107,7 @@ class Loop:
         """Render all clips in their order.
 
         Raises:
-            Refused: the executor cannot carry out the settings here.
+            Refused: The executor cannot use these settings on this machine.
         """
         todo = self._run.todo.to_render
         queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
@@ -136,15 +135,15 @@ class Loop:
     # -- phases -------------------------------------------------------------------------------
 
     def _encode(self, clips: list[Clip]) -> None:
-        """Let the executor encode what these clips need; what fails there fails its clips.
+        """Let the executor encode what these clips need. What fails here fails again with its clip.
 
-        After a second death each clip is encoded in its own turn: one that kills the executor is
-        then found and skipped.
+        After a second death each clip is encoded just before it is rendered. So a clip that kills
+        the executor is found and skipped.
         """
         if not clips:
             return
         for is_last_try in (False, True):
-            self._executor.encode(clips)  # what is encoded stays on the disk
+            self._executor.encode(clips)  # finished encodings stay on the disk
             event = self._next_event()
             if isinstance(event, EncodingEnded):
                 break
@@ -155,7 +154,7 @@ class Loop:
             self._executor.replace()
             self._tell(_NEW_WORKER)
             if is_last_try:
-                self._progress.say("each clip is encoded in its own turn from here on")
+                self._progress.say("from here on each clip is encoded just before it is rendered")
 
     def _render(self, queue: list[Job]) -> None:
         """Render the jobs from the end of the queue."""
@@ -176,9 +175,9 @@ class Loop:
             self._stop_interrupted()
 
     def _may_start(self, queue: list[Job]) -> bool:
-        """Whether the next clip is to be started now.
+        """Whether the next clip may start now.
 
-        Waits where the gate says so, once there is no current clip; those are finished first.
+        Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
         self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
@@ -206,7 +205,7 @@ class Loop:
         reason = self._executor.recycle_reason
         is_alone = self._recovery.must_be_alone({queue[-1].key, *self._current.keys})
         if self._current and (is_alone or reason):
-            return  # first what is being written
+            return  # the clip that is being written is finished first
         if self._may_start(queue):
             if not self._executor.is_up:
                 self._executor.start()  # after a wait
@@ -226,7 +225,7 @@ class Loop:
     # -- events -------------------------------------------------------------------------------
 
     def _next_event(self) -> Event:
-        """Return the next event that the loop must act on; the watchers hear of each."""
+        """Return the next event that the loop must act on. Watchers get every event."""
         while True:
             self._obey_signals()
             event = self._executor.poll(POLL_SECONDS)
@@ -246,7 +245,7 @@ class Loop:
                 return event
 
     def _tell(self, event: Event) -> None:
-        """Give an event to all who follow the run; a record is logged first."""
+        """Log the event's record, if it has one, and pass the event to all watchers."""
         if isinstance(event, Finished):
             job, record = event.job, event.record
             self._append(record)
@@ -261,22 +260,22 @@ class Loop:
         try:
             self._log.append(record)
         except OSError as error:
-            # The clip's file is there; without a row it is made again from its latents.
+            # The clip has a file and no row, so the next run decodes it again from its latents.
             message = f"the log could not be written ({error.strerror})"
             advice = ADVICE.get(error.errno or 0)
-            if advice is not None and error.errno != errno.ENOSPC:  # that one needs no more words
+            if advice is not None and error.errno != errno.ENOSPC:  # needs no further advice
                 message += f"; {advice.text}"
             raise StopRun(EXIT_STOPPED, "stopped", message) from error
         self.has_logged = True
 
     def _bury(self, event: Died) -> list[Job]:
-        """Log what a dead executor left as failed; return what to try again, last first.
+        """Log the clips of a dead executor as failed; return those to try again, last first.
 
-        At once: from latents that is cheap, and a clip that kills its executor is skipped before
-        another one dies.
+        They are tried at once. A clip with latents needs only decoding, and a clip that kills its
+        executor is skipped before it can harm others.
         """
         rendering, lost = self._current.rendering, self._current.let_go()
-        if not event.was_up:  # it never had them
+        if not event.was_up:  # it never received them
             self._recovery.died(event, lost, rendering)
             return [held.job for held in lost][::-1]
         self._recovery.died(event, lost, rendering)
@@ -289,7 +288,7 @@ class Loop:
             job = self._recovery.another_attempt(held)
             if job is None:
                 self._recovery.ended(record)
-                self._progress.say(f"{record.clip_id} is skipped: it ended its worker each time")
+                self._progress.say(f"{record.clip_id} is skipped: its worker died each time")
             else:
                 again.append(job)
         return again[::-1]
@@ -304,10 +303,10 @@ class Loop:
     # -- signals ------------------------------------------------------------------------------
 
     def _obey_signals(self) -> None:
-        """Stop where a signal asks for it now; say when it asks for it soon.
+        """Stop if a signal demands it now; print a line if it demands it soon.
 
         Raises:
-            StopRun: to be obeyed at once.
+            StopRun: The run ends now.
         """
         if self._signals.end_now(self._current.jobs):
             self._stop_interrupted()
@@ -318,7 +317,7 @@ class Loop:
         """End at once; log the current clips as interrupted.
 
         Raises:
-            StopRun: always.
+            StopRun: Always.
         """
         self._executor.kill()
         name = self._signals.cause.name

@@ -1,4 +1,4 @@
-"""Notices to the user: when, what, and the command that takes them."""
+"""Notices to the user: when, what, and the command that gets them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hv15_batch.units import MIB, Say
 logger = logging.getLogger(__name__)
 
 MAX_OUTPUT_CHARACTERS = 4000
-"""Of a command's output, kept for run.log."""
+"""So much of a command's output goes to run.log."""
 MAX_OUTPUT_BYTES = MIB
 """A command that prints more is killed: its output is held in memory."""
 MAX_VALUE_CHARACTERS = 2000
@@ -45,16 +45,16 @@ class Notifier:
 
         Args:
             command: Program and arguments; empty for none.
-            timeout_seconds: After that the command and what it started is killed.
+            timeout_seconds: After this time the command and its child processes are killed.
         """
         self._command = command
         self._timeout_seconds = timeout_seconds
         self._running: list[_Notice] = []
         self.fault: str | None = None
-        """What went wrong last; None as long as all went well."""
+        """The last fault; None if there was none."""
 
     def tell(self, event: str, values: Mapping[str, object]) -> None:
-        """Run the command with `HV15_EVENT` and these values; returns at once.
+        """Run the command with `HV15_EVENT` and these values; return at once.
 
         Args:
             event: What happened.
@@ -82,7 +82,7 @@ class Notifier:
             self._running.append(notice)
 
     def wait(self) -> None:
-        """Wait for what is still running, at most its timeout; Ctrl-C ends it at once."""
+        """Wait for running commands, at most their timeout; Ctrl-C ends them at once."""
         deadline = time.monotonic() + self._timeout_seconds + 2 * _KILL_SECONDS
         try:
             for notice in self._running:
@@ -92,7 +92,7 @@ class Notifier:
                 notice.kill()
 
     def _report(self, event: str, fault: str | None, output: str) -> None:
-        # Secrets first: one that is cut in two, or has other spaces, would not be recognised.
+        # Secrets first: a secret that is cut, or has other spaces, would not be recognised.
         text = " ".join(redacted(output).split())[:MAX_OUTPUT_CHARACTERS]
         text = f": {text}" if text else ""
         if fault is None:
@@ -122,10 +122,10 @@ class _Notice:
             self.thread.join(max(timeout_seconds, 0.0))
 
     def run(self) -> tuple[str | None, str]:
-        """Return what went wrong, or None, and the beginning of what the command printed."""
+        """Return the fault or None, and the beginning of the command's output."""
         try:
-            # A file and no pipe: what the command leaves running may hold it open, and nobody has
-            # to read. In memory: news of a full disk must get out.
+            # A file instead of a pipe: a process that the command leaves behind may hold it open.
+            # In memory, because the news may be that the disk is full.
             with open(os.memfd_create("notice"), "w+b", buffering=0) as output:
                 fault = self._run(output)
                 output.seek(0)
@@ -135,8 +135,9 @@ class _Notice:
             return f"could not be started ({error}{hint})", ""
 
     def _run(self, output: FileIO) -> str | None:
-        # close_fds: neither the directory's lock nor the worker's pipe may live on in it.
-        # A session of its own: Ctrl-C in the terminal is not for it, and it dies as a group.
+        # close_fds: the command must not inherit the directory's lock or the worker's pipe.
+        # A session of its own: Ctrl-C in the terminal does not reach it, and it is killed as a
+        # group.
         self._process = process = subprocess.Popen(
             self._command,
             env=self._environ,
@@ -162,21 +163,21 @@ class _Notice:
         return fault
 
     def kill(self) -> None:
-        """End the command and what it started."""
+        """Kill the command and its child processes."""
         if self._process is not None and self._process.returncode is None:
             with suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _fault(code: int) -> str | None:
-    """Return what an exit code says, as `subprocess` gives it; None for 0."""
+    """Return the meaning of an exit code of `subprocess`; None for 0."""
     if code < 0:
         return f"ended by signal {-code}"
     return f"exit code {code}" if code else None
 
 
 def _clean(value: object) -> str:
-    """Return a value as the environment can hold it: no control characters, not too long."""
+    """Return a value for the environment: without control characters, not too long."""
     if value is None:
         return ""
     if isinstance(value, Path):
@@ -190,11 +191,11 @@ def _clean(value: object) -> str:
 
 
 FAILURE_SECONDS = 600.0
-"""A failure is told at once, further ones at most this often, with their number."""
+"""The first failure is reported at once, later ones at most this often, with their number."""
 
 
 class Notices:
-    """Decides what is news in one run."""
+    """Decides which events of a run are news."""
 
     def __init__(
         self,
@@ -204,13 +205,13 @@ class Notices:
         say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin with a run.
+        """Follow a run.
 
         Args:
             notifier: Runs the command.
             run_dir: Of the run.
-            snapshot: Returns what status.json says.
-            say: Shows a line to the user: where the command does not work.
+            snapshot: Returns the content of status.json.
+            say: Prints a line for the user if the command does not work.
             clock: Seconds since any moment.
         """
         self._notifier = notifier
@@ -232,7 +233,7 @@ class Notices:
             self.finished(event.record)
 
     def finished(self, record: ClipRecord) -> None:
-        """Take an ended attempt: tell the first clip, and failures."""
+        """Receive an ended attempt; report the first clip and failures."""
         if record.status == FAILED:
             self._untold.append(record)
         elif not self._has_clip:
@@ -242,7 +243,7 @@ class Notices:
         self._show_fault()
 
     def end(self, state: str, message: str, exit_code: int) -> None:
-        """Tell how the run ended, and wait for that."""
+        """Report how the run ended, and wait for the command."""
         is_over = exit_code in (EXIT_OK, EXIT_SOME_FAILED)
         values = self._snapshot()
         text = f"{state}: {_counts(values)}" + (f"; {message}" if message else "")
@@ -296,7 +297,7 @@ class Notices:
     def _show_fault(self) -> None:
         if self._notifier.fault is not None and not self._has_said_fault:
             self._has_said_fault = True
-            self._say(f"notify.command: {self._notifier.fault}; the run goes on, see run.log")
+            self._say(f"notify.command: {self._notifier.fault}; the run continues, see run.log")
 
 
 def _first_clip(record: ClipRecord, values: Mapping[str, Any]) -> str:

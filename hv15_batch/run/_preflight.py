@@ -1,6 +1,6 @@
-"""Before anything is touched: is there room, may it be written, is everything there?
+"""Checks before anything is touched: free disk, permissions, licence.
 
-What makes every clip impossible is refused; what only makes the last ones impossible is said.
+A run is refused if no clip could be rendered, and warned if only the last ones could not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from hv15_batch.weights.files import find_licences
 from hv15_batch.weights.hub import hub_cache_folder
 
 _PROBE_BYTES = MIB
-"""Written and thrown away: a quota shows in no figure of the disk."""
+"""Written and deleted, because the free space of a disk does not show a quota."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Findings:
     refusals: tuple[str, ...]
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
-    """What the user should know before a night of it."""
+    """What the user should know before the night."""
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """Something that a run puts into a folder."""
+    """Something large that a run writes into a folder."""
 
     folder: Path
     what: str
@@ -68,21 +68,21 @@ class _Claim:
 
     @property
     def written_by(self) -> str:
-        """The same, where the folder cannot be written: the wider of two that nobody has set."""
+        """The variable to name if the folder cannot be written: the wider one if neither is set."""
         is_hub = self.remedy == "HF_HUB_CACHE" and self.remedy not in os.environ
         return "HF_HOME" if is_hub else self.remedy
 
 
 def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
-    """Return what to tell before a run begins.
+    """Return the notes to print before a run starts.
 
     Args:
         asked: Settings, weights and run directory.
-        todo: What is to be rendered.
-        offload: The profile chosen.
+        todo: The clips to render.
+        offload: The chosen profile.
 
     Raises:
-        Refused: not even the first clips could be rendered.
+        Refused: Not even the first clips could be rendered.
     """
     findings = find_hindrances(asked, todo, offload)
     if findings.refusals:
@@ -93,12 +93,12 @@ def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str,
 def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None) -> Findings:
     """Look at disk, permissions and licence before weights are fetched or a file is written.
 
-    Nothing is left behind: what is written to try is a file without a name.
+    Nothing is left behind, because the test files have no name.
 
     Args:
         asked: Settings, weights and run directory.
-        todo: What is to be rendered.
-        offload: The profile chosen; None where that is not known.
+        todo: The clips to render.
+        offload: The chosen profile; None if it is not known.
     """
     config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
     need = disk_need(todo.to_render, config)
@@ -118,7 +118,7 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
 
 
 def disk_fault(path: Path, need: DiskNeed) -> str | None:
-    """Return why no further clip is started: the disk could not hold it, and what is in writing."""
+    """Return why no further clip may start: the disk has no room for it and those being written."""
     free = free_disk_bytes(path)
     if free >= need.next_bytes:
         return None
@@ -133,7 +133,7 @@ _OURS = (CheckpointKind.tiny, CheckpointKind.demo)
 
 
 def licence_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return a line where weights are here without the licence that they are under."""
+    """Return a line if the weights are on disk without their licence."""
     if checkpoint.folder is None or checkpoint.kind in _OURS:
         return []
     if find_licences(checkpoint.folder):
@@ -147,7 +147,7 @@ def licence_notes(checkpoint: Checkpoint) -> list[str]:
 def _disk_findings(
     config: Config, run_dir: RunDir, need: DiskNeed, others: Sequence[_Claim]
 ) -> tuple[list[str], list[str]]:
-    """Return what is refused and what is said about free disk, disk by disk."""
+    """Return refusals and notes about free space, disk by disk."""
     refusals, notes = [], []
     free = free_disk_bytes(run_dir.path)
     here = [claim for claim in others if _is_same_disk(claim.folder, run_dir.path)]
@@ -165,7 +165,7 @@ def _disk_findings(
             f"WARNING: the disk of {run_dir.path} has {format_gib(free, 2)} GiB free and the whole "
             f"plan needs about {format_gib(need.plan_bytes, 2)} GiB{beside}: the run will stop "
             f"after about {clips} of {len(need.clip_bytes)} clips, with code 4; free some before "
-            "then, or use "
+            "then, or type "
             f"limit={clips}{latents} or run_dir=DIR on another disk."
         )
     disks: list[list[_Claim]] = []
@@ -236,7 +236,7 @@ def _place_notes(run_dir: RunDir) -> list[str]:
     """Return a line for each folder of the run that is a link."""
     return [
         f"{run_dir.path / name} is a link to {target}: files are written there, and what an "
-        "interrupted run leaves there is not cleared away."
+        "interrupted run leaves there is not removed."
         for name, target in run_dir.linked_folders()
     ]
 
@@ -249,9 +249,9 @@ def _is_same_disk(one: Path, other: Path) -> bool:
 
 
 def _cache_faults(asked: Asked) -> list[str | None]:
-    """Return why what a worker writes outside of the run directory could not be written.
+    """Return faults of the folders that a worker writes outside the run directory.
 
-    Each of these would end every worker before its first clip, or fail every clip.
+    Each fault would end every worker before its first clip, or fail every clip.
     """
     config, checkpoint = asked.config, asked.checkpoint
     is_tiny = checkpoint.kind is CheckpointKind.tiny
@@ -266,8 +266,8 @@ def _cache_faults(asked: Asked) -> list[str | None]:
         temporary = Path(tempfile.gettempdir())
     except OSError as error:
         return [
-            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one "
-            "that can."
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
+            "folder that can."
         ]
     if not is_tiny and config.runtime.compile:
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
@@ -296,10 +296,10 @@ def _run_dir_fault(run_dir: RunDir) -> str | None:
 
 
 def _write_fault(folder: Path, name: str, num_bytes: int) -> str | None:
-    """Return why no file can be made in a folder, or in the nearest one above it that is there.
+    """Return why no file can be made in a folder, or in its nearest parent that exists.
 
-    Tried, not asked: neither mode bits nor free blocks show a quota, a squashed root or an
-    immutable folder.
+    A file is really written, because mode bits and free blocks do not show a quota, a squashed
+    root or an immutable folder.
     """
     is_new = True
     try:

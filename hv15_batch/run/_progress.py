@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, status.json.
+"""Shows a run: bars on a terminal, plain lines elsewhere, and status.json.
 
-Reads nothing and decides nothing.
+It decides nothing.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ Rendering = tuple[str | None, int | None]
 
 
 LOADING_SECONDS = 2.0
-"""Loading that takes longer is told of in lines where nobody sees the seconds pass."""
+"""Without a terminal, loading that takes longer prints a line."""
 LEFT_SECONDS = 5.0
-"""The time left is worked out this often."""
+"""The time left is predicted this often."""
 
 _P = ParamSpec("_P")
 
 
 def _shown(method: Callable[Concatenate[Progress, _P], None]) -> Callable[..., None]:
-    """Let a failure to show something cost nothing but that: see `Secondary`."""
+    """Wrap a method so that its failure does not end the run, see `Secondary`."""
 
     @wraps(method)
     def guarded(self: Progress, *args: _P.args, **named: _P.kwargs) -> None:
@@ -89,22 +89,21 @@ class Progress:
         gpu_uuid: str | None = None,
         listen: Listen | None = None,
     ) -> None:
-        """Begin with `done` of `total` clips finished by earlier runs.
+        """Start with `done` of `total` clips finished by earlier runs.
 
         Args:
-            status_file: Where other processes read how far the run is.
+            status_file: Tells other processes how far the run is.
             run_id: This run.
             total: Clips of the manifest.
-            done: Those of them that were finished before.
-            out: Where to show it; None means stdout.
-            again: Those of them that this run renders again.
-            type_again: Names of settings that `resume=` does not know.
-            pace: Knows when all will be done, and has heard of a clip before this has; None where
-                nobody asks.
-            ends_after: Returns when work of so many seconds will be done; `window` makes that
-                later.
-            gpu_uuid: The card that is watched; None for none.
-            listen: Takes what happens as events, and then nothing is shown; None for nobody.
+            done: How many of them were finished before.
+            out: Stream for bars and lines; None means stdout.
+            again: Finished clips that this run renders again.
+            type_again: Names of settings that `resume=` does not take over.
+            pace: Predicts when all clips will be done; gets each event before this does. None
+                predicts nothing.
+            ends_after: Returns when work of so many seconds will be done, `window` included.
+            gpu_uuid: The card to watch; None for none.
+            listen: Receives the events, and nothing is shown; None shows them.
         """
         self._out = out or sys.stdout
         self._listen = listen
@@ -112,7 +111,7 @@ class Progress:
         self.guard = Secondary("something of the run could not be shown")
         self._loading: tuple[str, float] | None = None
         self._is_loading_told = False
-        self._number = 0  # clips that have ended
+        self._number = 0  # ended clips
         self._left_shown_at = 0.0
         self._pace = pace
         self._health = GpuHealthReader(gpu_uuid)
@@ -135,7 +134,7 @@ class Progress:
         if self._listen is not None:
             self._listen(Message(text))
             return
-        with suppress(OSError):  # a full disk, or nobody listens: the night's work goes on
+        with suppress(OSError):  # a full disk or a closed pipe must not end the run
             if self._bars is not None:
                 self._bars.print(text)
             else:
@@ -143,7 +142,7 @@ class Progress:
 
     @_shown
     def submitted(self, job: Job) -> None:
-        """Show that a clip is handed over."""
+        """Show that a clip was handed to the worker."""
         self.started(job.clip.clip_id)
 
     @_shown
@@ -168,7 +167,7 @@ class Progress:
 
     @_shown
     def loading(self, what: str) -> None:
-        """Show that something is loaded from now on: what, and how long it takes."""
+        """Show what is being loaded, and for how long."""
         self._loading, self._is_loading_told = (what, time.monotonic()), False
         if self._bars is not None:
             self._bars.show_loading(what)
@@ -186,7 +185,7 @@ class Progress:
 
     @_shown
     def tick(self) -> None:
-        """Let seconds pass on the screen; called again and again while nothing happens."""
+        """Update the seconds on the screen; called often while nothing happens."""
         now = time.monotonic()
         if self._bars is not None:
             if now - self._left_shown_at >= LEFT_SECONDS:
@@ -200,9 +199,9 @@ class Progress:
 
     @_shown
     def encoding(self, done: int, total: int) -> None:
-        """Show that another text or image is encoded."""
+        """Show that another text or image was encoded."""
         if self._state != "encoding":
-            return  # a damaged entry, made again in the middle of a run
+            return  # a damaged cache entry is encoded again during the run
         if self._bars is not None:
             self._bars.show_whole(ENCODE, done, total)
         elif done == total:
@@ -211,7 +210,7 @@ class Progress:
 
     @_shown
     def rendering(self, todo: int) -> None:
-        """Show that clips are rendered from now on."""
+        """Show that the rendering of clips starts."""
         self._num_todo = todo
         self._state = "rendering"
         self._show_clips()
@@ -219,14 +218,14 @@ class Progress:
 
     @_shown
     def started(self, clip_id: str) -> None:
-        """Show that a clip is in the executor's hands."""
+        """Show that the executor has a clip."""
         if self._bars is not None:
             self._bars.show_stage(clip_id, "start")
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     @_shown
     def waiting(self, wait: Wait) -> None:
-        """Show that nothing is rendered now, why, and until when."""
+        """Show that the run waits, why, and until when."""
         self.say(wait.line)
         if self._bars is not None:
             self._bars.clear_current()
@@ -273,12 +272,12 @@ class Progress:
 
     @_shown
     def interrupted(self, clip_id: str, repeat: int | None) -> None:
-        """Take note that a current clip is not finished, whatever was there before."""
+        """Count a current clip as not finished, even if an earlier run had finished it."""
         self._done.discard((clip_id, repeat))
         self._status.update(done=self._num_done)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what status.json says now."""
+        """Return the content of status.json as of now."""
         return self._status.snapshot()
 
     @_shown
@@ -310,7 +309,7 @@ class Progress:
         return self._done_before + len(self._done)
 
     def _sample(self) -> dict[str, Any]:
-        """Return what changes by itself: the card, the disk, and an end that moves away."""
+        """Return what changes without an event: the card, the disk, the predicted end."""
         try:
             free = free_disk_bytes(self._folder)
         except OSError:

@@ -1,7 +1,7 @@
-"""What a worker has now, what is lost with it, and the counts that decide what comes next.
+"""The clips that a worker has, and the counts that decide what comes next.
 
-These are deaths, bad clips and memory growth. No torch and no processes: who calls says what
-happened.
+The counts are deaths, bad clips and memory growth. No torch and no processes: the caller reports
+what happened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MIN_DEATHS_TO_STOP = 2
 
 @dataclass
 class Held:
-    """A clip that was handed over and has no record yet."""
+    """A clip that a worker has, and that has no record yet."""
 
     job: Job
     since: datetime
@@ -43,20 +43,20 @@ class Held:
 
 
 class Current:
-    """Follows the events of one executor."""
+    """The current clips, by the events of one executor."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without a clip."""
         self._held: dict[Key, Held] = {}
         self.rendering: Key | None = None
-        """The clip after which the executor has not said `Ready`, finished or not."""
+        """The last clip that was handed over, until the executor sends `Ready`."""
 
     def __len__(self) -> int:
         return len(self._held)
 
     @property
     def keys(self) -> set[Key]:
-        """The clips without a record."""
+        """The current clips."""
         return set(self._held)
 
     @property
@@ -73,7 +73,7 @@ class Current:
         """Follow an event."""
         match event:
             case Finished(job):
-                self._held.pop(job.key, None)  # maybe before `Ready`
+                self._held.pop(job.key, None)  # may come before `Ready`
             case Stepped(stage=stage) if stage == DECODE:
                 self._note_latents()
             case Ready():
@@ -87,7 +87,7 @@ class Current:
             self._held[self.rendering].has_latents = True
 
     def let_go(self) -> list[Held]:
-        """Return what an executor leaves behind, in the order of handing over, and forget it."""
+        """Return and forget the current clips, in the order of handing over."""
         held, self._held = list(self._held.values()), {}
         self.rendering = None
         return held
@@ -96,7 +96,7 @@ class Current:
 def record_of_lost(
     lost: Held, known: Mapping[str, Any], status: str, error_type: str, message: str
 ) -> ClipRecord:
-    """Return the record of an attempt that left none of its own."""
+    """Return a record for an attempt whose worker wrote none."""
     return asked_record(
         lost.job.clip,
         **known,
@@ -114,7 +114,7 @@ class Recovery:
     """Counts deaths and bad clips of a run."""
 
     def __init__(self, retry: RetryConfig) -> None:
-        """Begin with a run without any."""
+        """Start at zero."""
         self._retry = retry
         self._blamed: Counter[Key] = Counter()
         self._lost: list[frozenset[Key]] = []  # at each death since a clip was finished
@@ -123,7 +123,7 @@ class Recovery:
         self._last_bad = ""
 
     def first_attempt(self, planned: PlannedClip) -> Job:
-        """Return this run's first attempt at a clip; suspects get torch's own attention."""
+        """Return this run's first attempt at a clip; a suspect clip gets torch's own attention."""
         last = planned.last
         is_suspect = last is not None and last["status"] == SUSPECT
         return Job(
@@ -137,8 +137,8 @@ class Recovery:
     def died(self, event: Died, lost: Sequence[Held], rendering: Key | None) -> None:
         """Count a death.
 
-        What was only being written is not blamed, unless it was alone. A lost card, or a worker
-        that never came up, is no clip's fault.
+        A clip that was only being written is not blamed, unless it was the only one. No clip is
+        blamed for a lost card, or for a worker that never started.
         """
         is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
         suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
@@ -146,7 +146,7 @@ class Recovery:
         self._blamed.update(suspects & {rendering} or suspects)
 
     def another_attempt(self, lost: Held) -> Job | None:
-        """Return the next attempt at a clip whose worker died; None where it is skipped."""
+        """Return the next attempt at a clip after its worker died; None skips the clip."""
         job = lost.job
         if self._blamed[job.key] >= self._retry.max_attempts:
             self._tried_alone.discard(job.key)
@@ -156,14 +156,14 @@ class Recovery:
         return replace(job, attempt=job.attempt + 1, use_latents=use_latents)
 
     def must_be_alone(self, keys: set[Key]) -> bool:
-        """Whether these are not to be current together: one of them was at a death.
+        """Whether these must not be current together, because one of them was current at a death.
 
         If its worker dies again, it is clear which clip is the cause.
         """
         return len(keys) > 1 and not keys.isdisjoint(self._tried_alone)
 
     def finished(self, job: Job, record: ClipRecord) -> None:
-        """Count an attempt that ended, well or not: the worker works."""
+        """Count an attempt that ended, well or not: it shows that the worker works."""
         self._lost.clear()
         self._tried_alone.discard(job.key)
         self.ended(record)
@@ -178,10 +178,10 @@ class Recovery:
         self._last_bad = f"{record.clip_id}: {what}"
 
     def hopeless(self, reason: str) -> str | None:
-        """Return why the run is to stop: workers die in a row and no one clip can be the cause.
+        """Return why the run must stop: workers died in a row, and no single clip explains it.
 
-        One clip that kills its worker is lost at every death; it is skipped after its
-        attempts, and the next clip gets its chance.
+        A clip that kills its worker is current at every death. It is skipped after its attempts,
+        and the next clip is tried.
         """
         if len(self._lost) < MIN_DEATHS_TO_STOP or frozenset.intersection(*self._lost):
             return None
@@ -192,11 +192,11 @@ class Recovery:
 
     @staticmethod
     def unfit(reason: str) -> str:
-        """Return why the run is to stop where no worker comes up."""
+        """Return why the run must stop if no worker starts."""
         return f"{reason}, twice before its first clip; look at run.log for the cause"
 
     def too_many_bad(self) -> str | None:
-        """Return why the run is to stop for its clips' sake, or None."""
+        """Return why the run must stop after too many bad clips in a row, or None."""
         if self._bad_in_a_row < self._retry.max_consecutive_bad:
             return None
         return (
@@ -210,7 +210,7 @@ class Recycling:
     """Decides when a worker that still works is replaced."""
 
     def __init__(self, retry: RetryConfig) -> None:
-        """Begin without a worker."""
+        """Start without a worker."""
         self._retry = retry
         self.new_worker()
 
@@ -225,7 +225,7 @@ class Recycling:
         self._clips += 1
 
     def heard(self, event: Event, resident_bytes: Callable[[], int | None]) -> None:
-        """Measure after each clip; a change of profile moves weights to the host for good."""
+        """Measure RAM after each clip; start over when a change of profile moves weights to RAM."""
         if isinstance(event, Note):
             self._base_bytes, self._grown_bytes = None, 0
         if not isinstance(event, Finished):
@@ -237,7 +237,7 @@ class Recycling:
 
     @property
     def reason(self) -> str | None:
-        """Why the worker is to be replaced before its next clip, or None."""
+        """Why the worker must be replaced before its next clip, or None."""
         most = self._retry.max_clips_per_worker
         if most is not None and self._clips >= most:
             return f"after {self._clips} clips (retry.max_clips_per_worker={most})"

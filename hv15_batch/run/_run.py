@@ -1,4 +1,4 @@
-"""One run: what is asked, what is left to do, and what is decided once before its first clip."""
+"""One run: the request, the clips that are left, and what is decided once before the first clip."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from hv15_batch.rundir.paths import RunDir
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has something to render."""
+    """A run with at least one clip to render."""
 
     asked: Asked
     todo: Todo
     machine: Machine
     rules: Rules
     offload: OffloadChoice
-    """Chosen once; what is refused, predicted and handed to workers goes by it."""
+    """Chosen once. Refusals, predictions and workers use this choice."""
     forecast: Forecast | None
-    """None where nothing is known of the card."""
+    """None for an unknown card."""
     pace: Pace
     disk: DiskNeed
     run_id: str = ""
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def run_dir(self) -> RunDir:
-        """Where it renders to."""
+        """The directory of its files."""
         return self.asked.run_dir
 
     @property
@@ -54,7 +54,7 @@ class Run:
         return self.rules.clock
 
     def spec(self, lock_descriptor: int | None) -> ExecutorSpec:
-        """Return what its workers need to know once."""
+        """Return the settings that each worker gets at its start."""
         return ExecutorSpec(
             config=self.config,
             run_dir=self.run_dir.path,
@@ -71,7 +71,7 @@ class Run:
         )
 
     def known_columns(self) -> dict[str, Any]:
-        """Return what the parent knows of an attempt that left no record of its own."""
+        """Return the columns that the parent fills if an attempt left no record."""
         return {
             "run_id": self.run_id,
             "manifest_sha256": self.asked.manifest.sha256,
@@ -83,17 +83,17 @@ class Run:
         }
 
     def gate(self, job: Job) -> Verdict:
-        """Return what is to be done before a clip: the disk decides, then the clock."""
+        """Return whether a clip may start: the disk decides first, then the clock."""
         if fault := disk_fault(self.run_dir.path, self.disk):
             return Stop(fault)
         return Schedule(self.rules, self.run_dir.pause, self.pace.clip_seconds)(job)
 
 
 def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
-    """Return the run that renders these clips here; None where there is nothing to render.
+    """Return the run that renders these clips here; None if there is nothing to render.
 
     Raises:
-        Refused: no offload profile fits the card.
+        Refused: No offload profile fits the card.
     """
     if not todo.to_render:
         return None
@@ -118,9 +118,9 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
 
 
 def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
-    """Return a run with the clips that are left once nobody else can render any.
+    """Return the run with the clips that are left, now that the directory is locked.
 
-    They can only have become fewer: what was decided for more of them stands.
+    Another run may have finished some meanwhile. Fewer clips change none of the decisions.
     """
     if not todo.to_render:
         return None

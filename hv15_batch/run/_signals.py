@@ -1,4 +1,4 @@
-"""What the user, the terminal or the system asks by signal. Decides nothing about clips."""
+"""Signals from the user, the terminal or the system, and what they demand of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ kills after 10 s and systemd after 90; log, tables and page need a moment too.""
 
 
 class Demand(Enum):
-    """What the signals so far ask for."""
+    """What the signals so far demand."""
 
     after_clip = "after_clip"
     """End when the current clip is finished: one SIGINT."""
@@ -32,25 +32,25 @@ class Demand(Enum):
 
 
 class Signals:
-    """Takes signals while its `with` block runs."""
+    """Receives signals while its `with` block runs."""
 
     def __init__(self, pace: Pace, clock: Clock, received: list[int] | None = None) -> None:
-        """Begin without any.
+        """Start without any.
 
         Args:
             pace: Knows how far the current clips are.
             clock: Measures how long the end may take.
-            received: Signals so far; who adds one asks for what the signal asks for.
+            received: List of signals so far. Code that appends one ends the run like that signal.
         """
         self._pace = pace
         self._clock = clock
         self._told: Demand | None = None
-        self._must_end_at: float | None = None  # on the clock, once a termination is asked for
+        self._must_end_at: float | None = None  # on the clock, after SIGTERM or SIGHUP
         self._received: list[int] = [] if received is None else received
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        """Handle them from now on; in another thread than the main one Python cannot."""
+        """Handle signals from now on. Python can do so in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in HANDLED:
@@ -63,14 +63,14 @@ class Signals:
     def __exit__(
         self, _type: type[BaseException] | None, _error: object, _trace: TracebackType | None
     ) -> None:
-        """Give the handlers back that were there before."""
+        """Restore the earlier handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     @property
     def demand(self) -> Demand | None:
-        """What is asked for; None before the first signal."""
+        """What the run must do; None before the first signal."""
         match [signal.SIGTERM if n == signal.SIGHUP else n for n in self._received]:
             case []:
                 return None
@@ -82,19 +82,19 @@ class Signals:
 
     @property
     def cause(self) -> signal.Signals:
-        """The signal that ends the run; a closed terminal's asks for the same as SIGTERM."""
+        """The signal that ends the run. SIGHUP of a closed terminal counts as SIGTERM."""
         ends = (n for n in self._received if n in (signal.SIGTERM, signal.SIGHUP))
         return signal.Signals(next(ends, signal.SIGINT))
 
     def end_now(self, current: Sequence[Job]) -> bool:
-        """Whether the run ends now, with these current clips."""
+        """Whether the run must end now, given its current clips."""
         demand = self.demand
         if demand is Demand.soon:
             return not self._ends_in_time(current)
         return demand is not None and (not current or demand is Demand.at_once)
 
     def news(self, current: Sequence[Job]) -> str | None:
-        """Return what the user is told of a new demand, once."""
+        """Return a line for the user about a new demand, once."""
         demand = self.demand
         if demand is None or demand is self._told:
             return None
@@ -106,7 +106,7 @@ class Signals:
         return f"Stopping after the current clip{when}; Ctrl-C again stops at once."
 
     def _ends_in_time(self, current: Sequence[Job]) -> bool:
-        """Whether one of the clips is denoised and will be written before the deadline."""
+        """Whether a clip is already denoised and will be written before the deadline."""
         now = self._clock.elapsed_seconds()
         if self._must_end_at is None:
             self._must_end_at = now + TERMINATION_SECONDS
@@ -116,7 +116,7 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that they end."""
+        """Exit code of a run that a signal ends."""
         return EXIT_SIGINT if self.cause is signal.SIGINT else EXIT_SIGTERM
 
     def _take(self, number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""Keeps one executor at work: starts it, finds out when it stalls, replaces and recycles it.
+"""Keeps one executor at work: starts it, notices when it stalls, replaces and recycles it.
 
-No torch. Which clip is next, and when to stop, is the loop's business.
+No torch. The loop decides which clip is next and when to stop.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from hv15_batch.run._run import Run
 logger = logging.getLogger(__name__)
 
 _MAX_TICK_SECONDS = 5.0
-"""A longer wait for an event was the parent's own: it was stopped (Ctrl-Z), or starved."""
+"""After a longer wait the parent itself was stopped (Ctrl-Z) or starved."""
 
 
 class Supervisor:
-    """Is an executor to the loop, whichever worker stands behind it at the moment."""
+    """The loop's executor. It passes everything on to the worker of the moment."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class Supervisor:
         retry: RetryConfig,
         stalls: StallWatch,
     ) -> None:
-        """Begin without a worker; `start` starts one.
+        """Make a supervisor without a worker; `start` starts one.
 
         Args:
-            make_executor: Called for each worker, with the profile that an earlier one had to
-                change to, or None.
+            make_executor: Called for each worker. It gets the profile that an earlier worker had
+                to change to, or None.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
         """
@@ -58,7 +58,7 @@ class Supervisor:
         self._offload: OffloadKind | None = None
 
     def start(self) -> None:
-        """Bring a new worker up; returns at once."""
+        """Start a new worker; returns at once."""
         self._recycling.new_worker()
         self._stalls.new_worker()
         self._executor = self._make_executor(self._offload)
@@ -78,7 +78,7 @@ class Supervisor:
         self._executor.submit(job)
 
     def poll(self, timeout_seconds: float) -> Event | None:
-        """Return the next event; a worker that stalls is ended, which is the event `Died`."""
+        """Return the next event. A worker that stalls is ended, and the event is `Died`."""
         assert self._executor is not None
         begin = time.monotonic()
         event = self._executor.poll(timeout_seconds)
@@ -101,7 +101,7 @@ class Supervisor:
 
     @property
     def recycle_reason(self) -> str | None:
-        """Why this worker is to be replaced before its next clip, or None."""
+        """Why this worker must be replaced before its next clip, or None."""
         return self._recycling.reason
 
     def recycle(self) -> None:
@@ -116,7 +116,7 @@ class Supervisor:
         self.start()
 
     def close(self) -> None:
-        """End the worker in order; all its events have been taken."""
+        """End the worker in order, after all its events were taken."""
         if self._executor is not None:
             self._executor.close()
             self._executor = None
@@ -135,7 +135,7 @@ class Start:
     make_executor: Callable[[ExecutorSpec], Executor]
     patience: Patience
     lock_descriptor: int | None
-    """Of the run directory's lock: it passes on when parent and worker are gone."""
+    """File descriptor of the run directory's lock, which holds until parent and worker are gone."""
 
 
 def make_supervisor(run: Run, start: Start) -> Supervisor:
@@ -156,10 +156,10 @@ def make_supervisor(run: Run, start: Start) -> Supervisor:
 
 
 def lost_gpu(card: Gpu | None) -> str | None:
-    """Return that the driver lists a card no more, or None; asked after a death.
+    """Return a message if the driver no longer lists the card, else None; for use after a death.
 
     Args:
-        card: `ExecutorSpec.gpu`; None where it renders on the CPU.
+        card: `ExecutorSpec.gpu`; None on the CPU.
     """
     if card is None or card.uuid in {gpu.uuid for gpu in read_gpus()}:
         return None

@@ -1,4 +1,4 @@
-"""What a run tells whoever listens, how it ends, and what it says of itself."""
+"""The events of a run, how it ends, and its first and last lines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Started:
-    """The run has its directory, and knows what is to be done."""
+    """The run has its directory and its list of clips."""
 
     run_dir: Path
     """Absolute."""
@@ -50,9 +50,9 @@ class Started:
     num_clips: int
     """Clips of the manifest; repetitions in a benchmark."""
     num_done: int
-    """Those of them that earlier runs have done."""
+    """How many of them earlier runs have done."""
     num_todo: int
-    """Those that this run is to render."""
+    """How many this run will render."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ClipFinished:
     """An attempt at a clip has ended, well or not, and is in the log."""
 
     record: ClipRecord
-    """The log's row: bytes and seconds, None where it was not measured."""
+    """The log's row: bytes and seconds; None if not measured."""
     number: int
     """Clips that this run has finished, this one included."""
     num_todo: int
@@ -78,10 +78,10 @@ Listen = Callable[[Event], None]
 
 
 class StopRun(Exception):
-    """Not an error: the way out of the loop."""
+    """Ends the loop; no error."""
 
     def __init__(self, exit_code: int, state: str, message: str) -> None:
-        """Say how the run ends."""
+        """Take how the run ends."""
         super().__init__(message)
         self.exit_code, self.state, self.message = exit_code, state, message
 
@@ -90,7 +90,7 @@ MAX_SHOWN_FAILURES = 5
 
 
 def headline(run_dir: RunDir, todo: Todo) -> str:
-    """Return the first line of a run: where, and `new` or how many of all clips are done."""
+    """Return the first line of a run: its directory, and `new` or how many clips are done."""
     if not run_dir.run_ids() and not todo.num_done:
         return f"{run_dir.path}: new"
     if todo.repetitions is not None:
@@ -112,7 +112,7 @@ def nothing_to_do(
 
 
 def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None) -> Iterator[str]:
-    """Yield the lines that end a run; of its `Pace` are the seconds."""
+    """Yield the last lines of a run; `seconds_per_clip` comes from its `Pace`."""
     run_dir, manifest = asked.run_dir, asked.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
     yield f"{outcome.state}: {_counts(outcome.records, len(failed), seconds_per_clip)}"
@@ -125,18 +125,17 @@ def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None
         yield f"{outcome.message}; {how}"
         yield from again
         if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
-            yield "That is this job alone; the same command again resumes the whole sweep."
+            yield "That resumes this run only; the same command again resumes the whole sweep."
     if _has_changed(manifest):
         yield (
-            f"{manifest.path.name} has changed since the start; run again to render what is new "
-            "in it."
+            f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
     yield f"Page: {run_dir.page}"
     yield f"Clips: {run_dir.clips}"
 
 
 def _has_changed(manifest: Manifest) -> bool:
-    """Whether the manifest is another one than at the start, or cannot be read any more."""
+    """Whether the manifest has changed since the start, or can no longer be read."""
     try:
         return sha256_of_file(manifest.path) != manifest.sha256
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run would do, in which profile and how long: for the dry run and for Python."""
+"""What a run would do, with which profile and for how long: for the dry run and for Python."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ class Plan:
     clips: tuple[PlannedClip, ...]
     """Every clip of the manifest with state, reason and settings, in the order of rendering."""
     todo: tuple[PlannedClip, ...]
-    """Those that the run would render; in a benchmark each repetition of them."""
+    """Clips that the run would render; in a benchmark each repetition of them."""
     lines: tuple[str, ...]
     """What the dry run prints."""
     refusals: tuple[str, ...]
-    """Why a run would be refused here and now; empty where it would not."""
+    """Why a run would be refused here and now; empty if it would start."""
     offload: str | None
-    """The profile: resident, stream, model or stream_disk; None where no card is known."""
+    """The profile: resident, stream, model or stream_disk; None without a known card."""
     peak_bytes: int | None
     """Predicted peak on the card, CUDA's own part included; None without a forecast."""
     seconds: float | None
     """Predicted seconds of the whole run; None without a forecast."""
     forecast: Forecast | None
-    """What seconds and peak rest on; None for a tiny or demo model, and without a known card."""
+    """The basis of seconds and peak; None for a tiny or demo model, and without a known card."""
     prompt_tokens: dict[str, int]
-    """Tokens by prompt; empty where no tokenizer is on the disk."""
+    """Tokens by prompt; empty if no tokenizer is on the disk."""
 
     def to_frame(self) -> DataFrame:
-        """Return the plan as plan.csv has it, a row for each clip: seconds, pixels, hex hashes."""
+        """Return the columns of plan.csv, a row for each clip: seconds, pixels, hex hashes."""
         import pandas as pd
 
         predict = self.forecast.stage_seconds if self.forecast else None
@@ -93,14 +93,14 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     """Return what a run would do; nothing is written.
 
     Args:
-        asked: What is asked.
+        asked: The request.
         rules: When it may render.
         say: Takes each line of the dry run as it is known, before a refusal too.
 
     Raises:
-        Refused: settings that repeat finished work, a clip longer than `window`, an unknown
-            card, or a profile that does not fit.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The settings would repeat finished work, a clip is longer than `window`, the
+            card is unknown, or the profile does not fit.
+        LogSchemaError: The log of the run directory cannot be read.
     """
     config, checkpoint = asked.config, asked.checkpoint
     todo = plan_against_log(asked)
@@ -167,7 +167,7 @@ def _uncertainty_line(forecast: Forecast, todo: Sequence[PlannedClip], rules: Ru
 
 
 def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
-    """Return the profile of a tiny or demo model; of another one it is not known without a card."""
+    """Return the profile of a tiny or demo model; None for others, which need a card."""
     if not asked.config.model.weights.is_small:
         return None
     settings = [p.clip.settings for p in todo.to_render]

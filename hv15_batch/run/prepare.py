@@ -1,4 +1,4 @@
-"""What a command means, before anything is touched: checks, clips, their states, refusals."""
+"""Works out what a command means before anything is touched: checks, clips, states, refusals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import (
     advice_notes,
     check_typed_sampling,
-    lora_path,
     make_clips,
     read_rows,
     repeats_note,
 )
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import lora_path
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
@@ -48,7 +48,7 @@ from hv15_batch.weights.hub import check_online
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command means, before anything is touched."""
+    """What a command means; nothing is touched yet."""
 
     config: Config
     manifest: Manifest
@@ -58,45 +58,45 @@ class Asked:
     loras: Mapping[str, ClipLora]
     """LoRA files by absolute path."""
     beaten: dict[str, int]
-    """Typed `sampling.*` values and how many rows beat each."""
+    """Typed `sampling.*` values, and how many rows have a value of their own for each."""
     is_in_sweep: bool = False
     typed_line: str = ""
-    """The command line without secrets, for run.log; it is never advice on what to type."""
+    """The command line without secrets, for run.log. It is never printed as advice."""
 
 
 @dataclass(frozen=True)
 class Todo:
-    """Every clip of the manifest with its state, and what this command is about."""
+    """Every clip of the manifest with its state, and those that this command selects."""
 
     clips: list[PlannedClip]
     selected: list[PlannedClip]
     repetitions: Repetitions | None = None
-    """Of a benchmark, which measures instead of making clips."""
+    """The repetitions of a benchmark; None for a run that makes clips."""
 
     @property
     def to_render(self) -> list[PlannedClip]:
-        """What is to be rendered, in order."""
+        """What this run renders, in order."""
         if self.repetitions is not None:
             return self.repetitions.todo
         return [p for p in self.selected if not p.is_done]
 
     @property
     def num_done(self) -> int:
-        """Renderings that earlier runs have done."""
+        """How many of `num_total` earlier runs have done."""
         if self.repetitions is not None:
             return self.repetitions.num_measured
         return sum(p.has_result for p in self.clips)
 
     @property
     def again(self) -> set[tuple[str, int | None]]:
-        """Those of them that are rendered again: by `force`, or because they are suspect."""
+        """Done clips that are rendered again, by `force` or because they are suspect."""
         if self.repetitions is not None:
             return set()
         return {(p.clip.clip_id, p.repeat) for p in self.to_render if p.has_result}
 
     @property
     def num_total(self) -> int:
-        """Renderings in all, done ones and those that this run is not about included."""
+        """All clips, or repetitions of a benchmark, also those that are done or not selected."""
         if self.repetitions is not None:
             return self.repetitions.num_measured + len(self.repetitions.todo)
         return len(self.clips)
@@ -113,11 +113,11 @@ def prepare(
     Args:
         config: All settings.
         typed_sampling: The `sampling.*` keys that were typed on the command line.
-        sweep: Name of this job's folder in a sweep, else None.
-        content: What the manifest will hold, where its rows came from a DataFrame.
+        sweep: Name of this run's folder in a sweep, else None.
+        content: The bytes of the manifest, if its rows came from a DataFrame.
 
     Raises:
-        Refused: naming place, value, what is allowed and what to do.
+        Refused: The message names place, value, what is allowed and what to do.
     """
     check_config(config)
     parse_command(config.notify.command)
@@ -156,7 +156,8 @@ def plan_against_log(asked: Asked) -> Todo:
     """Return every clip with its state; refuse settings that repeat finished work.
 
     Raises:
-        Refused: the command's settings, not the manifest, would render again what is done.
+        Refused: The command's settings would render finished clips again. A changed manifest is
+            not refused.
     """
     config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
@@ -182,8 +183,8 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     """Return the run directory: as typed, else named after the manifest.
 
     Args:
-        config: with a manifest.
-        sweep: name of the job's folder in a sweep, else None.
+        config: Settings that name a manifest.
+        sweep: Name of the run's folder in a sweep, else None.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
@@ -192,7 +193,7 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
 
 
 def find_manifest(typed: str) -> Path:
-    """Return the manifest typed; `manifests/...` also names those that ship with the package."""
+    """Return the path of a typed manifest; `manifests/...` finds those of the package too."""
     path = Path(typed)
     if path.exists() or path.is_absolute() or path.parts[:1] != ("manifests",):
         return path
@@ -204,7 +205,7 @@ def find_manifest(typed: str) -> Path:
 
 
 def _is_known_here(asked: Asked, history: History) -> bool:
-    """Whether an earlier run with these very settings was let in here and finished a clip."""
+    """Whether an earlier run with exactly these settings finished a clip in this directory."""
     now = asked.config
     model = with_content(now.model, asked.checkpoint, asked.loras)
     known = any(
@@ -225,7 +226,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     """Return what the same command would render with other settings.
 
     Raises:
-        Refused: these settings would be refused.
+        Refused: A run with these settings would be refused.
     """
     check_config(config)
     checkpoint = asked.checkpoint
@@ -237,10 +238,10 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
 
 
 def attention_fault(config: Config) -> str | None:
-    """Return why the attention backend asked for cannot run here, or None.
+    """Return why the requested attention backend cannot run here, or None.
 
-    As far as it is known without asking the card, which the worker does before it encodes. A real
-    model is taken to run on a card: on a machine without one the dry run plans for another.
+    The card itself is checked later, by the worker before it encodes. A full-size model is assumed
+    to run on a card, because the dry run on a machine without one plans for another machine.
     """
     return backend_fault(
         config.runtime.attention_backend,
@@ -251,10 +252,10 @@ def attention_fault(config: Config) -> str | None:
 
 
 def check_device(config: Config, machine: Machine) -> None:
-    """Refuse what this machine lacks: a card for a real model, what an attention kernel needs.
+    """Check that there is a card for a full-size model, and what its attention kernel needs.
 
     Raises:
-        Refused: naming what works here.
+        Refused: Something is missing; the message names what works here.
     """
     if fault := attention_fault(config):
         raise Refused(fault)
@@ -274,7 +275,7 @@ def lacks_weights(asked: Asked) -> bool:
 
 
 def offline_fault(asked: Asked) -> str | None:
-    """Return why missing weights could not be fetched by a run from here, or None."""
+    """Return why a run could not fetch the missing weights here, or None."""
     if not lacks_weights(asked):
         return None
     try:
@@ -285,7 +286,7 @@ def offline_fault(asked: Asked) -> str | None:
 
 
 def with_weights(asked: Asked, say: Say) -> Asked:
-    """Fetch missing weights; a revision first learnt there goes into the clips' settings."""
+    """Fetch missing weights. If the hub names the revision, put it into the clips' settings."""
     checkpoint = fetch(asked.config.model, say=say)
     clips = _clips_of(asked.manifest, asked.config, checkpoint, asked.loras)
     return replace(asked, checkpoint=checkpoint, clips=clips)
@@ -326,8 +327,8 @@ def check_no_secrets(config: Config, manifest: Manifest, clips: Iterable[Clip]) 
     """Check that neither settings nor rows hold the value of a secret variable.
 
     Raises:
-        Refused: a setting does.
-        ManifestError: rows do; the messages name them and the variable, never the value.
+        Refused: A setting holds one.
+        ManifestError: Rows hold one; the messages name rows and variable, never the value.
     """
     secrets = secret_values()
     if not secrets:

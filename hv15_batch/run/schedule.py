@@ -1,6 +1,6 @@
 """When a run may render: `until`, `time_limit`, `window` and the file `pause`. No torch.
 
-Times of day are those of this machine's clock on the wall, also where daylight saving moves it.
+Times of day are local time, daylight saving included.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ class Stop:
 
 @dataclass(frozen=True)
 class Wait:
-    """The next clip may be started later; until then the card is released."""
+    """The next clip may start later; until then the card is free."""
 
     state: str
     """waiting or paused, for `status.json`."""
     reason: str
     until: datetime | None = None
-    """None: until somebody acts."""
+    """None if only a user can end the wait."""
 
     @property
     def line(self) -> str:
-        """What the user is told."""
+        """The line for the user."""
         end = f" until {self.until:%a %H:%M}" if self.until else ""
         return f"{self.state.capitalize()}{end} ({self.reason}); the card is free."
 
 
 Verdict = Stop | Wait | None
-"""None: the clip may be started."""
+"""None: the clip may start."""
 
 
 class Schedule:
-    """Decides by the clock, and by the file `pause`, whether the next clip may be started."""
+    """Decides by the clock, and by the file `pause`, whether the next clip may start."""
 
     def __init__(self, rules: Rules, pause: Path, clip_seconds: Callable[[Job], float]) -> None:
-        """Decide by these rules.
+        """Take the rules.
 
         Args:
-            rules: What is asked.
+            rules: Deadlines and window.
             pause: File that pauses the run while it exists.
-            clip_seconds: Returns in how many seconds a job would be finished; 0 when not known.
+            clip_seconds: Returns the seconds that a job would take; 0 if unknown.
         """
         self._rules = rules
         self._clock = rules.clock
@@ -69,7 +69,7 @@ class Schedule:
         self._clip_seconds = clip_seconds
 
     def __call__(self, job: Job) -> Verdict:
-        """Return what is to be done before this clip."""
+        """Return whether this clip may start, must wait, or ends the run."""
         now, seconds = self._clock.now(), self._clip_seconds(job)
         length = f"the next clip takes about {format_duration(seconds)}"
         window = self._rules.window
@@ -94,22 +94,22 @@ class Schedule:
         return None
 
 
-# -- what is asked ----------------------------------------------------------------------------
+# -- settings -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment at which every started clip must be finished."""
+    """A moment by which every started clip must be finished."""
 
     setting: str
     """As typed, e.g. `until=07:00`."""
     moment: datetime | None = None
-    """On the clock."""
+    """Local time; None if `limit_seconds` counts."""
     limit_seconds: float | None = None
-    """Since the start of the command, where there is no moment."""
+    """Seconds from the start of the command; None if `moment` counts."""
 
     def seconds_left(self, clock: Clock) -> float:
-        """Return the seconds until then, below 0 afterwards."""
+        """Return the seconds until the deadline; negative after it."""
         if self.moment is not None:
             return (self.moment - clock.now()).total_seconds()
         assert self.limit_seconds is not None
@@ -118,7 +118,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of each day in which clips are rendered; may cross midnight."""
+    """The part of each day in which clips are rendered. It may cross midnight."""
 
     setting: str
     """As typed, e.g. `window=22:00-07:00`."""
@@ -127,22 +127,22 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Length on a day on which the clock is not moved."""
+        """Length on a day without a change of daylight saving."""
         return ((_minutes(self.closes) - _minutes(self.opens)) * 60) % _DAY_SECONDS
 
     def current(self, now: datetime) -> tuple[datetime, datetime]:
-        """Return when the window that is open now opened and closes, or else the next one's."""
+        """Return begin and end of the window that is open now, else of the next one."""
         today = now.astimezone().date()
         for days in range(-1, 4):
             first = today + timedelta(days=days)
             last = first if self.closes > self.opens else first + timedelta(days=1)
             opening, closing = _moment(first, self.opens), _moment(last, self.closes)
-            if now < closing and opening < closing:  # the clock may skip a short window
+            if now < closing and opening < closing:  # daylight saving may skip a short window
                 return opening, closing
         raise AssertionError(f"{self.setting}: never open")
 
     def begin(self, now: datetime, seconds: float) -> datetime:
-        """Return the first moment, now or later, at which work of that length may begin."""
+        """Return the first moment, now or later, at which work of that length fits."""
         opening, closing = self.current(now)
         moment = max(now, opening)
         if moment + timedelta(seconds=seconds) <= closing:
@@ -152,21 +152,21 @@ class Window:
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings of a command about time, read."""
+    """A command's settings about time, parsed."""
 
     clock: Clock
     deadlines: tuple[Deadline, ...] = ()
     window: Window | None = None
 
     def ends(self) -> list[datetime]:
-        """Return the moments of the deadlines, as things are now."""
+        """Return the moments of the deadlines, seen from now."""
         now = self.clock.now()
         return [
             d.moment or now + timedelta(seconds=d.seconds_left(self.clock)) for d in self.deadlines
         ]
 
     def ends_after(self, seconds: float) -> datetime:
-        """Return when work of that length in all, in many clips, will be done."""
+        """Return when work of that total length, in many clips, will be done."""
         moment, window = self.clock.now(), self.window
         while window is not None:
             opening, closing = window.current(moment)
@@ -178,10 +178,10 @@ class Rules:
         return moment + timedelta(seconds=seconds)
 
     def finishes(self, clips: Iterable[tuple[float, float]]) -> Iterator[datetime]:
-        """Yield when clips will be finished that are rendered one after the other from now on.
+        """Yield when each clip will be finished, if rendered one after another from now on.
 
         Args:
-            clips: Of each the seconds until the next one is started, and those of its writing.
+            clips: For each the seconds until the next one starts, and the seconds of its writing.
         """
         now = self.clock.now()
         for length, writing in clips:
@@ -192,10 +192,10 @@ class Rules:
 
 
 def read_rules(config: Config, clock: Clock) -> Rules:
-    """Return what a command asks about time, counted from the start of its clock.
+    """Return a command's settings about time, counted from the start of its clock.
 
     Raises:
-        Refused: a text that is no time of day, duration or window.
+        Refused: A text is no time of day, duration or window.
     """
     deadlines, started = [], clock.started
     if config.until is not None:
@@ -214,11 +214,11 @@ def check_window(window: Window | None, seconds: Iterable[tuple[str, float]]) ->
     """Refuse a window in which a clip can never be finished.
 
     Args:
-        window: What is asked, if anything.
-        seconds: Names of clips and what each takes.
+        window: The window, or None.
+        seconds: Names of clips, and the seconds that each takes.
 
     Raises:
-        Refused: naming both lengths.
+        Refused: A clip is longer; the message names both lengths.
     """
     if window is None:
         return
@@ -226,7 +226,7 @@ def check_window(window: Window | None, seconds: Iterable[tuple[str, float]]) ->
         if length > window.seconds:
             raise Refused(
                 f"{window.setting}: {what} takes about {format_duration(length)}, longer than the "
-                f"window ({format_duration(window.seconds)}); widen it, or ask for less."
+                f"window ({format_duration(window.seconds)}); widen it, or render shorter clips."
             )
 
 
@@ -265,8 +265,8 @@ def _duration_seconds(text: str) -> float:
 
 
 def _moment(day: date, clock_time: time_of_day) -> datetime:
-    """Return when the clock on the wall shows a time; where it skips it, an hour on."""
-    # By its timestamp: `astimezone` alone takes a time that is skipped for an hour earlier.
+    """Return when local time shows this; an hour later if daylight saving skips it."""
+    # By its timestamp: `astimezone` alone would put a skipped time an hour earlier.
     seconds = datetime.combine(day, clock_time).timestamp()
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone()
 

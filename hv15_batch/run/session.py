@@ -1,4 +1,4 @@
-"""One invocation from settings to exit code: prepare, refuse or run, and say how it ended."""
+"""One run from settings to exit code: prepare it, refuse or render it, and report how it ended."""
 
 from __future__ import annotations
 
@@ -74,28 +74,28 @@ def run(
     content: bytes | None = None,
     listener: Listener | None = None,
 ) -> int:
-    """Carry out one job and return its exit code.
+    """Carry out one run and return its exit code.
 
     Args:
         config: All settings; `manifest` as typed.
         typed_sampling: The `sampling.*` keys that were typed on the command line.
-        sweep: Name of this job's folder in a sweep, else None.
+        sweep: Name of this run's folder in a sweep, else None.
         say: Prints a line for the user.
-        make_executor: What renders.
-        patience: How long a silent worker is given at least.
+        make_executor: Makes the executor that renders.
+        patience: The shortest silence after which a worker counts as dead.
         clock: Counts from the start of the command; None starts one.
         typed_line: The command line without secrets; run.log begins with it.
-        content: What the manifest will hold, where its rows came from a DataFrame.
-        listener: Takes what happens, and then nothing is printed; None for the command line.
+        content: The bytes of the manifest, if its rows came from a DataFrame.
+        listener: Receives the events, and nothing is printed; None prints.
 
     Raises:
-        Refused: refused; nothing was touched.
-        LogSchemaError: the log of the run directory cannot be read.
+        Refused: The run is refused, and nothing was touched.
+        LogSchemaError: The log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
     asked = replace(prepare(config, typed_sampling, sweep, content), typed_line=typed_line)
     run_dir = asked.run_dir
-    set_allocator()  # before the machine is read, so that the log tells it
+    set_allocator()  # before the machine is read, so that the log has it
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
@@ -134,11 +134,11 @@ def run(
 
 @dataclass(frozen=True)
 class Listener:
-    """Who runs a job from Python."""
+    """The Python code that started a run."""
 
     listen: Listen
     received: list[int]
-    """Signals by which it asks the run to end, see `Signals`."""
+    """Signals that it sends to end the run, see `Signals`."""
 
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
@@ -146,7 +146,7 @@ def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
 
 
 def _write_rows(manifest: Manifest) -> None:
-    """Write a manifest whose rows came from a DataFrame, so that `resume=` finds it."""
+    """Write the manifest if its rows came from a DataFrame, so that `resume=` finds it."""
     if manifest.content is not None:
         with publishing(manifest.path) as temporary:
             temporary.write_bytes(manifest.content)
@@ -161,10 +161,10 @@ def _say_all(lines: Iterable[str], say: Say) -> None:
 
 
 def _begin(run: Run, run_id: str, say: Say) -> Run:
-    """Return a run with its id, once its folder is there.
+    """Make the run's folder and return the run with its id.
 
     Raises:
-        Refused: a clip is longer than `window`, or the manifest has gone.
+        Refused: A clip is longer than `window`, or the manifest is gone.
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
@@ -211,10 +211,10 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
 
 
 def _write_first_plan(run: Run, say: Say) -> None:
-    """Write plan.csv. A disk that does not take it takes no clip either: that is told now.
+    """Write plan.csv. If the disk has no room for it, the run ends before the first clip.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     predict = run.forecast.stage_seconds if run.forecast else None
     with _up_to_date("plan.csv", say) as written:
@@ -224,7 +224,7 @@ def _write_first_plan(run: Run, say: Say) -> None:
 
 
 def _progress_of(run: Run, listen: Listen | None) -> Progress:
-    """Return what shows a run; status.json is there from now on."""
+    """Return what shows the run, and write the first status.json."""
     return Progress(
         run.run_dir.status,
         run.run_id,
@@ -240,7 +240,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
 
 
 def _finish(run: Run, outcome: Outcome, say: Say) -> None:
-    """Write tables and page, and say how it ended; what goes wrong there cannot hide that."""
+    """Write tables and page, and report how the run ended, even if tables or page fail."""
     lines: list[str] = []
     with Secondary("the summary is cut off", lines.append):
         lines.extend(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
@@ -270,14 +270,14 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
     except FileNotFoundError as error:
         raise Refused(
-            f"{manifest.path}: has gone since it was read; put it back and run again."
+            f"{manifest.path}: is gone since it was read; put it back and run again."
         ) from error
 
 
 def _write_results(asked: Asked) -> list[str]:
-    """Write plan.csv, clips.csv, the page and a benchmark's tables; return what is said of them.
+    """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
 
-    Each for itself: one that fails is a line, and the others are written.
+    If one of them fails, a line reports it, and the others are still written.
     """
     run_dir = asked.run_dir
     config = replace(asked.config, force=False)
@@ -327,7 +327,7 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
 
 
 def show(asked: Asked, rules: Rules, say: Say) -> int:
-    """Carry out a dry run: say what a run would do, and write its plan."""
+    """Carry out a dry run: print what a run would do, and write its plan."""
     plan = make_plan(asked, rules, say)
     say(f"Every clip: {plan.write()}")
     return EXIT_OK

@@ -1,4 +1,4 @@
-"""The run directory's lock, and who is said to hold it."""
+"""The run directory's lock, and the note of who holds it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hv15_batch.files import read_json
 
 
 class RunLock(FileLock):
-    """A lock that passes on when all processes that have its file open are gone.
+    """A lock that is free again when all processes that have its file open are gone.
 
     The library locks with `flock`, which belongs to the open file: a child that inherits the
     descriptor keeps the lock when its parent is killed.
@@ -31,7 +31,7 @@ class RunLock(FileLock):
 
 
 def holder_facts(run_id: str, since: datetime) -> dict[str, Any]:
-    """Return what the lock's holder leaves for those who are refused."""
+    """Return what the lock's holder writes for runs that are refused."""
     return {
         "pid": os.getpid(),
         "hostname": socket.gethostname(),
@@ -41,9 +41,9 @@ def holder_facts(run_id: str, since: datetime) -> dict[str, Any]:
 
 
 def missing_locks(folder: Path) -> str | None:
-    """Return what the file system of a folder answers where it has no locks; None where it has.
+    """Return the file system's error if a folder cannot be locked; None if it can.
 
-    Tried on a file without a name. What else goes wrong is not this function's to say.
+    A file without a name is locked as a test. Other faults of the folder count as no fault here.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -66,8 +66,8 @@ def held_message(path: Path, holder: Path) -> str:
             f"since {facts['started_at']})"
         )
         if facts["hostname"] == socket.gethostname() and not psutil.pid_exists(facts["pid"]):
-            who = f"a worker that {who} left behind when it was killed"
-            advice = "it still has the card; wait until it has ended, or end it"
+            who = f"a worker of {who}, which was killed"
+            advice = "the worker still holds the card; wait until it has ended, or end it"
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         who = "another process"
     return f"run_dir={path}: in use by {who}; {advice}."

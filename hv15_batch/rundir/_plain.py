@@ -1,7 +1,7 @@
-"""A stored YAML file as plain data: no tags, no aliases, no depths, and texts as they stand.
+"""A stored YAML file as plain data: no tags, no aliases, little depth, and texts unchanged.
 
-A run directory may come from somebody else. What its files say is read and never obeyed: a tag
-makes no object, an alias multiplies nothing, and `${...}` is a text like any other.
+A run directory may come from somebody else, so its files are data only. A tag makes no object, an
+alias is refused, and `${...}` is a text like any other.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NotPlain(ValueError):
-    """A file that is no plain mapping; the message is the reason."""
+    """The file is no plain mapping; the message is the reason."""
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
     Raises:
-        NotPlain: it is no YAML, no mapping, too large, too deep, has aliases or tags of a language,
-            or is no regular file.
-        FileNotFoundError: it is not there.
+        NotPlain: It is no YAML, no mapping, too large or too deep, has aliases or tags of a
+            language, or is no regular file.
+        FileNotFoundError: It does not exist.
     """
     text = _read(path)
     depth = 0

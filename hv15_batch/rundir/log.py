@@ -1,7 +1,7 @@
 """The Parquet log of a run directory: append a record, read them, last attempt per clip.
 
 One writer (the parent). A segment is rewritten whole and renamed after each attempt, so that
-`pandas.read_parquet("<run_dir>/log")` is right at every moment.
+`pandas.read_parquet("<run_dir>/log")` works at every moment.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ SEGMENT_ROWS = 128
 MAX_SEGMENT_BYTES = 256 * MIB
 MAX_SEGMENT_ROWS = 1_000_000
 MAX_TABLE_BYTES = 2 * GIB
-"""What a segment may unpack to: a text that is repeated takes a few bytes in the file."""
+"""Limit for an unpacked segment: a text that is repeated takes only a few bytes in the file."""
 _THRIFT_BYTES = 64 * MIB
 _THRIFT_ITEMS = 1_000_000
-"""What the footer may claim before anything is allocated for it; our own has 200 KiB."""
+"""Limit for the footer, before memory is allocated for it; our own has 200 KiB."""
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*-[0-9]{4,}\.parquet")
-"""`<run_id>-<nnnn>.parquet`. What has another name in the log's folder is none of ours, and neither
-is what lacks a segment's metadata."""
+"""`<run_id>-<nnnn>.parquet`. A file with another name, or without our metadata, is foreign."""
 _MOST_NAMED = 3
 _OF_THE_FILE = (None, errno.EINVAL, errno.EISDIR, errno.EFBIG)
-"""What `files.check_regular` and Arrow say of a file that is no segment."""
+"""Error numbers of `files.check_regular` and Arrow for a file that is no segment."""
 
 
 class RunLog:
     """Appends this run's records to its own segments."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        """Start with no segment; the first record makes the first."""
+        """Start without a segment; the first record makes one."""
         self._folder = folder
         self._run_id = run_id
         self._schema = arrow_schema()
@@ -56,10 +55,10 @@ class RunLog:
         self._table = self._schema.empty_table()
 
     def append(self, record: ClipRecord) -> None:
-        """Make the record part of the log; durable when this returns.
+        """Append the record to the log. It is on the disk when this returns.
 
         Raises:
-            OSError: it could not be written; the log is as before.
+            OSError: It could not be written; the log is as before.
         """
         if self._table.num_rows == SEGMENT_ROWS:
             self._table = self._schema.empty_table()
@@ -74,10 +73,10 @@ class RunLog:
 
 
 def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return all records of a log, columns of the current schema that a segment lacks as null.
+    """Return all records of a log; columns that a segment lacks are null.
 
     Raises:
-        LogSchemaError: a segment is unreadable or written by a newer version.
+        LogSchemaError: A segment is unreadable or written by a newer version.
     """
     schema = arrow_schema()
     if columns is not None:
@@ -92,8 +91,8 @@ def read_last_attempts(
 ) -> list[dict[str, Any]]:
     """Return the last attempt per `settings_sha256`, in the order of first attempts.
 
-    The last is the one with the highest `attempt`: it is counted under the lock, where the
-    clock may be set back. Benchmark repetitions are left out: they make no clip.
+    The last attempt has the highest `attempt`, which is counted under the lock. The clock may be
+    set back. Benchmark repetitions are left out, because they make no clip.
     """
     needed = {"settings_sha256", "attempt", "repeat"}
     wanted = None if columns is None else list(dict.fromkeys([*columns, *sorted(needed)]))
@@ -101,14 +100,14 @@ def read_last_attempts(
 
 
 def read_rows(log_folder: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return all records as dictionaries, oldest segment first; raises as `read_records` does."""
+    """Return all records as dictionaries, oldest segment first; raise like `read_records`."""
     if not segments(log_folder):
-        return []  # before anything of Arrow makes an array, which imports pandas: 0.5 s
+        return []  # before Arrow makes an array, which imports pandas: 0.5 s
     return list(_rows(read_records(log_folder, columns)))
 
 
 def last_attempts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return of these records the last attempt per clip, as `read_last_attempts` does."""
+    """Return the last attempt per clip of these records, like `read_last_attempts`."""
     last: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["repeat"] is not None:
@@ -128,10 +127,10 @@ def bring_to_current_schema(log_folder: Path) -> int:
     schema = arrow_schema()
     rewritten = 0
     for path in segments(log_folder):
-        with _open_segment(path) as (file, version):
+        with _open_segment(path) as (file, written, version):
             if version is None or version == SCHEMA_VERSION:
-                continue  # not ours to change, or current
-            table = _columns(file, schema)
+                continue  # foreign, or current
+            table = _columns(file, written, schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
         rewritten += 1
@@ -139,16 +138,16 @@ def bring_to_current_schema(log_folder: Path) -> int:
 
 
 def segments(log_folder: Path) -> list[Path]:
-    """Return the files of a log that have a segment's name, oldest first."""
+    """Return the files with a segment's name, oldest first."""
     if not log_folder.is_dir():
         return []
     return sorted(p for p in log_folder.glob("*.parquet") if _SEGMENT.fullmatch(p.name))
 
 
 def foreign_note(log_folder: Path) -> str | None:
-    """Return which Parquet files in a log's folder are not its segments; None where all are.
+    """Return a line about Parquet files in a log's folder that are foreign; None without any.
 
-    They are neither read nor changed.
+    Foreign files are neither read nor changed.
     """
     if not log_folder.is_dir():
         return None
@@ -159,19 +158,19 @@ def foreign_note(log_folder: Path) -> str | None:
     named = ", ".join(foreign[:_MOST_NAMED])
     more = f" and {len(foreign) - _MOST_NAMED} more" if len(foreign) > _MOST_NAMED else ""
     return (
-        f"{log_folder}: {named}{more}: not written by hv15-batch as part of this log; left as it "
-        "is and not read, but pandas.read_parquet of the folder would read it: move it elsewhere."
+        f"{log_folder}: {named}{more}: not part of this log, so hv15-batch ignores it; "
+        "pandas.read_parquet would read it with the folder: move it elsewhere."
     )
 
 
 def _is_segment(path: Path) -> bool:
-    """Whether a file has the name of a segment, and its metadata as far as it can be read."""
+    """Whether a file has a segment's name and, if it can be read, a segment's metadata."""
     if not _SEGMENT.fullmatch(path.name):
         return False
     try:
-        with _open_segment(path) as (_, version):
+        with _open_segment(path) as (_, _, version):
             return version is not None
-    except LogSchemaError:  # damaged or newer: whoever reads it says so
+    except LogSchemaError:  # damaged or newer: reading it reports that
         return True
 
 
@@ -181,13 +180,13 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _read_segment(path: Path, schema: pa.Schema) -> pa.Table | None:
-    with _open_segment(path) as (file, version):
-        return None if version is None else _columns(file, schema)
+    with _open_segment(path) as (file, written, version):
+        return None if version is None else _columns(file, written, schema)
 
 
 @contextmanager
-def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
-    """Open a segment and yield it with its schema version; None where it is none of ours."""
+def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, pa.Schema, int | None]]:
+    """Open a segment and yield it with its schema and schema version (None for a foreign file)."""
     try:
         check_regular(path, MAX_SEGMENT_BYTES)
         with pq.ParquetFile(
@@ -196,36 +195,36 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, int | None]]:
             thrift_container_size_limit=_THRIFT_ITEMS,
         ) as file:
             _check_size(file.metadata)
-            metadata = file.schema_arrow.metadata or {}
-            stated = metadata.get(b"schema_version")
+            written = file.schema_arrow  # made anew each time it is asked for
+            stated = (written.metadata or {}).get(b"schema_version")
             version = None
-            if stated is not None and "settings_sha256" in file.schema_arrow.names:
+            if stated is not None and "settings_sha256" in written.names:
                 version = int(stated)
             if version is not None and version > SCHEMA_VERSION:
                 raise LogSchemaError(
                     f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; "
                     "update hv15_batch to the version that wrote it."
                 )
-            yield file, version
+            yield file, written, version
     except LogSchemaError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:  # it is the disk's
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:  # a fault of the disk
             plain = OSError(error.errno, os.strerror(error.errno))
             raise LogSchemaError(f"{path}: cannot be read ({system_message(plain)}).") from error
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         reason = reason[:_MAX_REASON_CHARACTERS]
         raise LogSchemaError(
-            f"{path}: not a readable log segment ({reason}); move it out of the folder: its clips "
-            "are rendered again, or decoded again from their latents."
+            f"{path}: not a readable log segment ({reason}); move it out of the folder; then its "
+            "clips are rendered again, or decoded again from their latents."
         ) from error
 
 
 def _check_size(metadata: pq.FileMetaData) -> None:
-    """Check what a footer claims, before memory is taken for it.
+    """Check the sizes in a footer before memory is allocated for them.
 
     Raises:
-        ValueError: more rows or bytes than any log has.
+        ValueError: It has more rows or bytes than any log.
     """
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
@@ -235,8 +234,8 @@ def _check_size(metadata: pq.FileMetaData) -> None:
         raise ValueError(f"it claims {num_rows:,} rows and {num_bytes:,} bytes")
 
 
-def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
-    """Return columns of a segment; in batches where all of it could be too much for memory."""
+def _read_limited(file: pq.ParquetFile, written: pa.Schema, names: list[str]) -> pa.Table:
+    """Return columns of a segment; read it in batches if it could be too large for memory."""
     metadata = file.metadata
     sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
     if metadata.num_rows * sum(sizes) <= MAX_TABLE_BYTES:  # if each row were all of the file
@@ -247,14 +246,13 @@ def _read_limited(file: pq.ParquetFile, names: list[str]) -> pa.Table:
         if num_bytes > MAX_TABLE_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_TABLE_BYTES // GIB} GiB")
         batches.append(batch)
-    fields = [file.schema_arrow.field(name) for name in names]
-    return pa.Table.from_batches(batches, pa.schema(fields))
+    return pa.Table.from_batches(batches, pa.schema([written.field(name) for name in names]))
 
 
-def _columns(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
-    """Return a segment's rows in a schema, null where it lacks a column."""
-    present = set(file.schema_arrow.names)
-    table = _read_limited(file, [name for name in schema.names if name in present])
+def _columns(file: pq.ParquetFile, written: pa.Schema, schema: pa.Schema) -> pa.Table:
+    """Return a segment's rows in a schema; columns that it lacks are null."""
+    present = set(written.names)
+    table = _read_limited(file, written, [name for name in schema.names if name in present])
     columns = [
         table[f.name].cast(f.type)
         if f.name in present

@@ -1,6 +1,6 @@
 """The run directory: its paths and its lock.
 
-The only module that knows names inside a run directory.
+Only this module knows the names inside a run directory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from hv15_batch.rundir.publish import publish_text
 from hv15_batch.units import GIB
 
 MAX_LATENTS_BYTES = 4 * GIB
-"""A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of them."""
+"""A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of latents."""
 
 _LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
-"""Folder beside a page for what it loads."""
+"""Folder beside a page with the files that it loads."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class RunDir:
 
     @property
     def runs(self) -> Path:
-        """One folder per invocation."""
+        """One folder per run."""
         return self.path / "runs"
 
     @property
     def rows(self) -> Path:
-        """The manifest where its rows came from a DataFrame; JSON Lines."""
+        """The manifest if its rows came from a DataFrame; JSON Lines."""
         return self.path / "rows.jsonl"
 
     @property
@@ -84,7 +84,7 @@ class RunDir:
 
     @property
     def pause(self) -> Path:
-        """While this file exists no further clip is begun."""
+        """While this file exists no further clip starts."""
         return self.path / "pause"
 
     @property
@@ -99,7 +99,7 @@ class RunDir:
 
     @property
     def benchmark_table(self) -> Path:
-        """Timings of a benchmark's repetitions; as Markdown in the `.md` beside it."""
+        """Timings of a benchmark's repetitions; the `.md` beside it has them as Markdown."""
         return self.path / "benchmark.csv"
 
     @property
@@ -109,7 +109,7 @@ class RunDir:
 
     @property
     def lock_holder(self) -> Path:
-        """Who holds the directory's lock, while somebody does."""
+        """The note of who holds the directory's lock, while it is held."""
         return self.path / ".lock.json"
 
     def latents_file(self, denoise_sha256: str) -> Path:
@@ -118,7 +118,11 @@ class RunDir:
 
     def saved_latents(self) -> set[str]:
         """Return the `denoise_sha256` of all saved latents."""
-        return {path.stem for path in self.latents.glob("[!.]*.safetensors")}
+        suffix = ".safetensors"
+        names: list[str] = []
+        with suppress(OSError):  # none yet, or not readable: they are denoised again
+            names = os.listdir(self.latents)
+        return {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
 
     def relative(self, path: Path) -> str:
         """Return a path as the log stores it."""
@@ -128,13 +132,13 @@ class RunDir:
         """Create the folder tree.
 
         Raises:
-            Refused: the disk does not allow it.
+            Refused: The disk does not allow it.
         """
         for folder in self.written_folders():
             self.create_folder(folder)
 
     def create_folder(self, folder: Path | None = None) -> None:
-        """Create one folder, by default the run directory itself; raises as `create` does."""
+        """Create one folder, by default the run directory itself; raise like `create`."""
         try:
             (folder or self.path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -144,12 +148,12 @@ class RunDir:
             ) from error
 
     def check_usable(self) -> None:
-        """Refuse a folder that holds something else than a run.
+        """Refuse a folder that holds other files than those of a run.
 
-        Empty folders of a run are what is left where it ended between making them.
+        Empty folders of a run are accepted: a run may have ended while it made them.
 
         Raises:
-            Refused: the folder exists, is not empty and is no run directory.
+            Refused: The folder exists, is not empty and is no run directory.
         """
         if not self.path.exists():
             return
@@ -177,12 +181,12 @@ class RunDir:
         """Refuse a folder in which no run was started.
 
         Raises:
-            Refused: it is no run directory.
+            Refused: It is no run directory.
         """
         if not self.is_run_dir():
             raise Refused(
                 f"{self.path}: no run directory (it has no log); "
-                "name the folder that a run has printed as its first line."
+                "name the folder that a run prints in its first line."
             )
 
     def written_folders(self) -> tuple[Path, ...]:
@@ -191,19 +195,19 @@ class RunDir:
         return (self.path, *parts)
 
     def sweep_temporary(self) -> int:
-        """Remove what an interrupted write left behind; return how many files. Needs the lock.
+        """Remove files of interrupted writes; return how many. Needs the lock.
 
-        Only files with a name of the form of `files.py`, out of real folders: neither a hidden file
-        of a user nor anything behind a link is touched.
+        Only names in the form of `files.py` and in real folders are removed. Hidden files of a user
+        and files behind a link stay.
         """
         parts = [*self.written_folders()[1:], self.path / ASSETS]
         if not self.runs.is_symlink():
             parts += sorted(self.runs.iterdir())
-        # The run directory itself was typed, and may be a link.
+        # The run directory itself was typed, so it may be a link.
         return sum(map(sweep, [self.path.resolve(), *parts]))
 
     def linked_folders(self) -> list[tuple[str, Path]]:
-        """Return the folders of this run that are links, and where they lead."""
+        """Return the folders of this run that are links, and their targets."""
         parts = self.written_folders()[1:]
         return [(part.name, part.resolve()) for part in parts if part.is_symlink()]
 
@@ -214,15 +218,15 @@ class RunDir:
         The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
-            Refused: another run holds it, and the message says which; or its file system has no
-                locks, or a link is in the place of the lock.
+            Refused: Another run holds it (the message names that run), the file system has no
+                locks, or the lock's file is a link.
         """
         holder = self.lock_holder
         file = self.path / ".lock"
         if fault := self.lock_fault():
             raise Refused(fault)
-        if file.is_symlink():  # not every version of the library minds
-            raise Refused(f"{file}: is a link, where a run locks its folder; remove the link.")
+        if file.is_symlink():  # some versions of the library follow it
+            raise Refused(f"{file}: is a link, and a run locks this file; remove the link.")
         lock = RunLock(file, timeout=0)
         try:
             lock.acquire()
@@ -232,14 +236,14 @@ class RunDir:
             publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
             yield lock.descriptor
         finally:
-            # How the run ended is told by what it did, not by these.
+            # A fault here does not change how the run ended.
             with suppress(OSError):
                 holder.unlink(missing_ok=True)
             with suppress(OSError):
                 lock.release()
 
     def lock_fault(self) -> str | None:
-        """Return why the folder, or where it would be made, cannot be locked; None where it can."""
+        """Return why the folder, or its nearest parent, cannot be locked; None if it can."""
         folder = existing_parent(self.path)
         reason = missing_locks(folder)
         if reason is None:
@@ -253,24 +257,24 @@ class RunDir:
     # -- runs ---------------------------------------------------------------------------------
 
     def run_folder(self, run_id: str) -> Path:
-        """Return the folder of one invocation."""
+        """Return the folder of one run."""
         return self.runs / run_id
 
     def run_log(self, run_id: str) -> Path:
-        """Return the text log of one invocation."""
+        """Return the text log of one run."""
         return self.run_folder(run_id) / "run.log"
 
     def run_ids(self) -> list[str]:
-        """Return the invocations that were started here, oldest first."""
+        """Return the ids of the runs that were started here, oldest first."""
         return sorted(path.parent.name for path in self.runs.glob("*/config.yaml"))
 
     def new_run_id(self) -> str:
-        """Return a name for the next invocation, which sorts after all others."""
+        """Return an id for the next run, which sorts after all others."""
         return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether it is an empty folder, or a link to one that a user has made beforehand."""
+    """Whether it is an empty folder, or a link to one, that a user made beforehand."""
     return folder.is_dir() and (folder.is_symlink() or not any(folder.iterdir()))
 
 
@@ -280,7 +284,7 @@ def resume_command(path: Path) -> str:
 
 
 def default_run_dir(manifest: Path, sweep: str | None) -> Path:
-    """Return outputs/<manifest name>, or the folder of one sweep job below it."""
+    """Return outputs/<manifest name>, or the folder of one run of a sweep below it."""
     name = manifest.stem.lstrip(".") or "manifest"
     if sweep is None:
         return Path("outputs") / name

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside, synced, renamed."""
+"""Writes files whole or not at all: under another name first, then synced and renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hv15_batch.files import check_is_file, make_beside, open_regular
 from hv15_batch.units import GIB, MIB
 
 MAX_HASHED_BYTES = 1024 * GIB
-"""Of a clip or an image; any size, but no pipe."""
+"""Limit for a clip or an image: in effect any size, but no pipe."""
 
 
 @contextmanager
@@ -23,10 +23,10 @@ def publishing(path: Path, is_kept: bool = True, makes_folder: bool = False) -> 
     """Yield an empty file beside `path`; sync and rename it when the block succeeds.
 
     Args:
-        path: What it becomes.
-        is_kept: What is not kept is written and synced in the same way, and then deleted.
-        makes_folder: Make the folder of `path` again where it was deleted while a run goes on; that
-            is not done for the one above it, which may have been moved.
+        path: The final name.
+        is_kept: False writes and syncs the file in the same way, and then deletes it.
+        makes_folder: Make the folder of `path` again if it was deleted during a run. Its parent is
+            not made again, because that may have been moved.
     """
     if makes_folder:
         with suppress(FileExistsError):
@@ -43,7 +43,7 @@ def publishing(path: Path, is_kept: bool = True, makes_folder: bool = False) -> 
             temporary.unlink()
     except BaseException as error:
         if type(error) is OSError and error.filename is None:
-            error.filename = str(path)  # a full disk is noticed by write and fsync, which name none
+            error.filename = str(path)  # write and fsync do not name the file
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -61,10 +61,10 @@ def publish_json(path: Path, value: Any) -> None:
 
 
 def overwrite_json(path: Path, value: Any) -> None:
-    """Write over a small JSON file in the blocks that it has, where no room is left for another.
+    """Overwrite a small JSON file in place, for a disk without room for a second one.
 
     Raises:
-        OSError: it is not there, it is a link, or the text needs more than its blocks.
+        OSError: It does not exist, it is a link, or the text needs more than its blocks.
     """
     data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
     with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
@@ -75,7 +75,7 @@ def overwrite_json(path: Path, value: Any) -> None:
 
 
 def publish_copy(path: Path, original: Path) -> None:
-    """Copy a file as a whole; a full disk is an error about the copy."""
+    """Copy a file as a whole; the error of a full disk names the copy."""
     with publishing(path) as temporary, original.open("rb") as file, temporary.open("wb") as copy:
         copy.writelines(file)
 

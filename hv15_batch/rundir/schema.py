@@ -16,7 +16,7 @@ SCHEMA_VERSION = 4
 """Bumped when a column is added, removed or changes its meaning."""
 
 _STORED = ("about", "unit", "source")
-"""What a segment says of each column."""
+"""The metadata of each column in a segment."""
 
 
 def arrow_schema() -> pa.Schema:

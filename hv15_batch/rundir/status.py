@@ -1,8 +1,8 @@
-"""status.json while a run goes on: a thread writes it, so that the loop never waits for it.
+"""status.json of a run: a thread writes it, so that the loop never waits for the disk.
 
-Two times are in it. `last_event_at` is when the run last got on with something: a step, a stage, a
-clip. `updated_at` is when the file was written, which happens also while nothing does. A run that
-hangs shows an old `last_event_at`, a process that was stopped or lost an old `updated_at`.
+It has two times. `last_event_at` is the time of the last step, stage or clip. `updated_at` is the
+time of writing, which is also refreshed while nothing happens. A run that hangs has an old
+`last_event_at`. A process that was stopped or lost has an old `updated_at`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
 
 LEAST_SECONDS = 1.0
-"""Steps and tiny clips come faster than anyone reads: it is not written more often."""
+"""It is not written more often, because steps and tiny clips come faster than anyone reads."""
 HEARTBEAT_SECONDS = 5.0
 """It is written this often when nothing happens."""
 _JOIN_SECONDS = 2.0
-"""How long the end waits for a disk or a driver that does not answer."""
+"""The end of a run waits at most this long for a disk or driver that does not answer."""
 
 
 class StatusFile:
-    """Values that are shown to other processes."""
+    """The values of status.json."""
 
     def __init__(
         self, path: Path, values: Mapping[str, Any], sample: Callable[[], Mapping[str, Any]]
     ) -> None:
-        """Write the first values, and go on writing in a thread until `close`.
+        """Write the first values, and continue in a thread until `close`.
 
         Args:
             path: `status.json`.
@@ -63,19 +63,19 @@ class StatusFile:
             self._thread.start()
 
     def update(self, **values: Any) -> None:
-        """Take values of something that happened; returns at once."""
+        """Take new values; return at once."""
         with self._values_lock:
             self._values |= {**values, "last_event_at": _now()}
         self._changed.set()
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the values as they are."""
+        """Return a copy of the values."""
         with self._values_lock:
             return dict(self._values)
 
     def close(self, **values: Any) -> None:
         """Write the last values; nothing is written after that."""
-        self._closed.set()  # first: what the thread samples from now on is not taken
+        self._closed.set()  # first, so that later samples of the thread are dropped
         self.update(**values)
         if self._thread.ident is not None:
             self._thread.join(_JOIN_SECONDS)
@@ -104,7 +104,7 @@ class StatusFile:
 
     def _write(self, is_last: bool = False) -> None:
         values = self.snapshot() | {"updated_at": _now()}
-        with self._writing:  # a full disk stops the run where clips and log are written
+        with self._writing:  # a full disk already stops the run when it writes clips or log
             try:
                 publish_json(self._path, values)
             except OSError:
@@ -114,9 +114,9 @@ class StatusFile:
 
 
 def settle(path: Path, total: int) -> None:
-    """Let status.json say that every clip is done, as was found without a run, where it does not.
+    """Write into status.json that every clip is done, if it does not have that yet.
 
-    What a run that was killed has left there, or one that rendered some again, would stay for good.
+    The state of a killed run, or of one that rendered clips again, would stay there otherwise.
     """
     try:
         stored = read_json(path)
@@ -135,12 +135,12 @@ def _now() -> str:
 
 
 IDLE_STATES = ("waiting", "paused")
-"""A living process is behind these, but it renders nothing."""
+"""States of a living process that renders nothing."""
 
 ACTIVE_STATES = ("encoding", "rendering", *IDLE_STATES)
-"""States that a living process is behind."""
+"""States of a living process."""
 MAX_STATUS_BYTES = 1 << 20
-"""Of status.json, which has about one KiB."""
+"""Limit for status.json, which has about one KiB."""
 OUTPUTS = Path("outputs")
 """Where runs are looked for when none is named."""
 
@@ -170,16 +170,16 @@ class Status:
     clip_id: str | None = None
     """Clip being rendered."""
     stage: str | None = None
-    """What is being done to it."""
+    """Its stage: encode, denoise, decode, write."""
     step: int | None = None
-    """Steps of that stage that are finished."""
+    """Finished steps of that stage."""
     steps: int | None = None
     seconds_per_clip: float | None = None
     """Median of this run's warm clips; None before the first."""
     eta_p50: str | None = None
     """Expected end, ISO 8601 with the machine's zone; None when not known."""
     eta_p90: str | None = None
-    """When it will be over with a probability of 90 %."""
+    """Time at which the run is over with a probability of 90 %."""
     eta_basis: str | None = None
     """estimated, calibrated, first_clip or measured: see `forecast.eta.EtaBasis`."""
     temperature_celsius: float | None = None
@@ -191,15 +191,15 @@ class Status:
     free_disk_bytes: int | None = None
     """Of the disk that the run directory is on."""
     last_event_at: str | None = None
-    """When the run last got on with something, ISO 8601, UTC; `updated_at` goes on without it."""
+    """Time of the last step, stage or clip, ISO 8601, UTC."""
     message: str | None = None
     """Why the run ended, waits or is paused."""
     loading: str | None = None
     """What is being loaded, e.g. `the text encoder`; None while nothing is."""
     goes_on_at: str | None = None
-    """When a wait ends, ISO 8601; None where that is not known."""
+    """When a wait ends, ISO 8601; None if unknown."""
     type_again: Sequence[str] = ()
-    """Names of the settings of this run that `resume=` does not know."""
+    """Names of this run's settings that `resume=` does not take over."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
 
@@ -208,12 +208,12 @@ def read_status(run_dir: Path) -> Status:
     """Return the status of a run directory.
 
     Raises:
-        Refused: there is none, or it cannot be understood.
+        Refused: There is none, or it cannot be understood.
     """
     path = RunDir(run_dir).status
     try:
         content = read_bytes(path, MAX_STATUS_BYTES)
-        status = msgspec.json.decode(content, type=Status)  # ignores what is newer
+        status = msgspec.json.decode(content, type=Status)  # ignores unknown fields
         parse_time(status.updated_at)
         for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
             parse_time(moment or status.updated_at)
@@ -224,7 +224,7 @@ def read_status(run_dir: Path) -> Status:
         ) from None
     except OSError as error:
         raise Refused(
-            f"{path}: it cannot be read ({error.strerror}); delete it, and the next run writes a "
+            f"{path}: cannot be read ({error.strerror}); delete it, and the next run writes a "
             "new one."
         ) from error
     except (ValueError, RecursionError) as error:
@@ -236,7 +236,7 @@ def read_status(run_dir: Path) -> Status:
 
 @dataclass(frozen=True)
 class Holder:
-    """The run that holds a run directory's lock, as it says itself."""
+    """The run that holds a run directory's lock, by its own note."""
 
     pid: int
     run_id: str
@@ -249,7 +249,7 @@ _MAX_HOLDER_BYTES = 64 * 1024
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """Return which run holds the lock of a run directory; None where no living one says so."""
+    """Return which living run holds the lock of a run directory, or None."""
     path = RunDir(run_dir).lock_holder
     try:
         if not path.is_file() or path.stat().st_size > _MAX_HOLDER_BYTES:
@@ -262,13 +262,13 @@ def read_holder(run_dir: Path) -> Holder | None:
 
 
 def current_run(run_dir: Path) -> Status | Holder:
-    """Return the status of the run at work, else of the last one.
+    """Return the status of the active run, else of the last one.
 
-    A run that has begun and has not written its status yet is a `Holder`: what lies there is that
-    of the run before.
+    A run that has started and not yet written its status is a `Holder`, because the file is still
+    that of the run before.
 
     Raises:
-        Refused: there is neither, or the status cannot be understood.
+        Refused: There is neither, or the status cannot be understood.
     """
     holder = read_holder(run_dir)
     try:
@@ -281,10 +281,10 @@ def current_run(run_dir: Path) -> Status | Holder:
 
 
 def find_latest_run(outputs: Path) -> Path:
-    """Return the run directory that a run wrote to last, jobs of sweeps included.
+    """Return the run directory that a run wrote to last, runs of sweeps included.
 
     Raises:
-        Refused: there is none.
+        Refused: There is none.
     """
     places = ("*", "*.sweep/*")
     names = (RunDir(outputs).status.name, RunDir(outputs).lock_holder.name)
@@ -300,14 +300,14 @@ def find_latest_run(outputs: Path) -> Path:
 def _written_at(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # a run that ends removes its lock's holder
+    except OSError:  # a run that ends removes its note
         return 0.0
 
 
 def is_gone(status: Status) -> bool:
-    """Whether the status is that of a run at work, but the process behind it has ended.
+    """Whether the status is that of an active run, but its process has ended.
 
-    A process of another machine cannot be seen and counts as there.
+    A process of another machine cannot be seen and counts as alive.
     """
     if status.state not in ACTIVE_STATES:
         return False
@@ -315,21 +315,21 @@ def is_gone(status: Status) -> bool:
 
 
 def _is_process_gone(pid: int, hostname: str | None, seen_at: datetime) -> bool:
-    """Whether a process that was there at a moment is no more; one of another machine never is."""
+    """Whether a process has ended since a moment; one of another machine counts as alive."""
     if hostname not in (None, socket.gethostname()):
         return False
     try:
         process = psutil.Process(pid)
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         started = datetime.fromtimestamp(process.create_time(), timezone.utc)
-    except (psutil.NoSuchProcess, OverflowError, ValueError):  # or no number of a process
+    except (psutil.NoSuchProcess, OverflowError, ValueError):  # or not the number of a process
         return True
-    # A process that began after that moment only has the number of the one that was there.
+    # A process that started after that moment has only taken over the number.
     return is_zombie or started > seen_at + _CLOCK_SLACK
 
 
 def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:
-    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; nothing is said of zero."""
+    """Return e.g. `143 of 200 done, 3 failed, 2 suspect`; zeros are left out."""
     parts = [f"{done} of {total} done"]
     parts += [f"{n} {word}" for n, word in ((failed, "failed"), (suspect, "suspect")) if n]
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Settings of earlier runs: how they are stored, read back, and whose a run directory is."""
+"""Settings of earlier runs: stored, read back, and the manifest that a run directory belongs to."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ FILE = "config.yaml"
 _DELETED = ("verify", "from_clip", "image", "report.public")
 """Settings that earlier versions stored and this one lacks; none of them changed a clip."""
 _SECTIONS = frozenset(f.name for f in fields(Config) if is_dataclass(f.default_factory))
-"""Names of the parts of the settings that have settings of their own."""
+"""Names of the sections of the settings."""
 _MAX_REASON_CHARACTERS = 200
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""A commit, or the hash of a local checkpoint's content: what a run stores as a revision."""
+"""Form of a stored revision: a commit, or the hash of a local checkpoint's content."""
 _MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
 
 
 def write_settings(folder: Path, config: Config) -> None:
-    """Store a run's settings; a folder that has them is a run that was started."""
+    """Store a run's settings. A run counts as started once its folder has them."""
     publish_text(folder / FILE, OmegaConf.to_yaml(as_omegaconf(config)))
 
 
 def withdraw_settings(folder: Path) -> None:
-    """Let a refused run count as never started, so that `resume=` does not take it up."""
+    """Delete the settings of a refused run, so that `resume=` ignores it."""
     (folder / FILE).unlink(missing_ok=True)
 
 
 def as_omegaconf(config: Config) -> DictConfig:
-    """Return settings as OmegaConf holds them, a `${...}` in a text being just text."""
+    """Return settings for OmegaConf; a `${...}` in a text stays text."""
     node: DictConfig = OmegaConf.structured(Config)
     _fill(node, config)
     return node
 
 
 def read_settings(path: Path) -> Config:
-    """Return the settings of an earlier run, texts as they stand: nothing in them is resolved.
+    """Return the settings of an earlier run; nothing in their texts is resolved.
 
     Raises:
-        Refused: the file is not readable as this version's settings.
+        Refused: The file is not readable as this version's settings.
     """
     return _to_config(path, _read_yaml(path))
 
@@ -63,7 +63,7 @@ def stored_values(folder: Path) -> dict[str, Any]:
     """Return the settings in a run's folder as plain values, unchecked, texts as they were typed.
 
     Raises:
-        Refused: the file is missing or no mapping.
+        Refused: The file is missing or no mapping.
     """
     try:
         stored = _read_yaml(folder / FILE)
@@ -83,12 +83,12 @@ def _plain(value: Any) -> Any:
 
 
 def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Config:
-    """Return stored values as settings; of a part what is not there has its default."""
+    """Return stored values as settings; in a part, missing ones have their defaults."""
     node = OmegaConf.structured(Config)
     if is_part:
         node.model.name = ""
     try:
-        # Escaped: an interpolation that somebody has put there is a text, and reads no environment.
+        # Escaped, so that an interpolation in a foreign file stays text and reads no environment.
         merged = OmegaConf.merge(node, OmegaConf.create(literal(stored)))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -105,11 +105,11 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     """Return the settings of the last run in a directory, for `resume=`.
 
     Args:
-        run_dir: Where it was.
+        run_dir: Its directory.
         typed: Names of settings, or of their sections, that are typed now.
 
     Raises:
-        Refused: nothing was ever run there, or it used a setting of `TYPED_ONLY` that is not
+        Refused: No run was started there, or it used a setting of `TYPED_ONLY` that is not
             typed now.
     """
     run_ids = run_dir.run_ids()
@@ -126,7 +126,7 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
         raise Refused(
-            f"resume={run_dir.path}: the run before it used {', '.join(lacking)}, which decides "
+            f"resume={run_dir.path}: the last run used {', '.join(lacking)}, which decides "
             "what is run or fetched on this machine and is never taken from a stored "
             f"configuration; read {file}, and type it: {resume_command(run_dir.path)} {words}"
         )
@@ -141,10 +141,10 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
 
 
 def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
-    """Refuse a stored revision that is none a run stores: a branch decides what is fetched.
+    """Refuse a stored revision that is no commit or hash, because a branch decides what is fetched.
 
     Raises:
-        Refused: naming what to type.
+        Refused: The message has what to type.
     """
     revision, option = config.model.revision, model_options().get(config.model.name)
     if revision is None or _HASH.fullmatch(revision) or (option and revision == option.revision):
@@ -156,9 +156,9 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
 
 
 def to_type_again(config: Config) -> list[str]:
-    """Return the names of what was set and `resume=` does not take over.
+    """Return the names of settings that `resume=` does not take over.
 
-    First what is about one command, then what is never taken from a stored configuration.
+    Those of one command come first, then those that are never taken from a stored configuration.
     """
     defaults = Config()
     once = [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
@@ -166,7 +166,7 @@ def to_type_again(config: Config) -> list[str]:
 
 
 def _typed_only_in_use(config: Config) -> list[str]:
-    """Return the settings of `TYPED_ONLY` that have a value which is not of the package itself."""
+    """Return the settings of `TYPED_ONLY` with a value that does not come from the package."""
     defaults = Config()
     option = model_options().get(config.model.name)
     if option is not None:
@@ -180,7 +180,7 @@ def _typed_only_in_use(config: Config) -> list[str]:
 
 
 def _section(config: Config, name: str) -> tuple[Any, str]:
-    """Return the object that holds the setting of a dotted name, and its name there."""
+    """Return the object that holds a setting with a dotted name, and its name there."""
     *path, key = name.split(".")
     section: Any = config
     for part in path:
@@ -193,12 +193,12 @@ def _value(config: Config, name: str) -> Any:
 
 
 def earlier_settings(run_dir: RunDir) -> list[Config]:
-    """Return the settings of earlier runs, newest first, each way of making clips once.
+    """Return the settings of earlier runs, newest first, without repetitions.
 
     Their `model.revision` is the one that was rendered.
 
     Raises:
-        Refused: a file is not readable as this version's settings.
+        Refused: A file is not readable as this version's settings.
     """
     seen: set[str] = set()
     configs = []
@@ -208,10 +208,12 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
         key = repr([stored.get(name) for name in _MAKES_CLIPS])
         if key not in seen:
             seen.add(key)
-            # A setting that this version lacks can't have made clips that it would make.
+            # Clips of a setting that this version lacks differ from all that it makes.
             config = _to_config(path, _known_part(stored, OmegaConf.structured(Config)))
             if config.model.revision and not _HASH.fullmatch(config.model.revision):
-                config.model.revision = None  # not of a run, which stores commits and hashes
+                config.model.revision = (
+                    None  # not written by a run, which stores commits and hashes
+                )
             configs.append(config)
     return configs
 
@@ -220,7 +222,7 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     """Refuse the run directory of another manifest.
 
     Raises:
-        Refused: naming both.
+        Refused: The message names both.
     """
     run_ids = run_dir.run_ids()
     if not run_ids:
@@ -237,7 +239,7 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
 
 
 def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
-    """Return stored settings without those that this version has no more, or not yet."""
+    """Return stored settings without those that this version no longer has, or not yet."""
     known: dict[str, Any] = {}
     for name in stored.keys() & set(node.keys()):
         value = stored[name]
@@ -252,7 +254,7 @@ def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
 def _is_same_file(one: Path, other: Path) -> bool:
     try:
         return one == other or one.samefile(other)
-    except (OSError, ValueError):  # ValueError: no path at all
+    except (OSError, ValueError):  # ValueError: not a path
         return False
 
 
@@ -286,15 +288,15 @@ def _unreadable(path: Path, reason: str) -> str:
 
 
 RUN_COLUMNS = ("vram_limit_gib", "video", "commit")
-"""`runtime.vram_limit_gib`; codec, CRF and preset in words; the checkout's commit, `and changes`
-where it was dirty. None where that is not known, or not so."""
+"""`runtime.vram_limit_gib`; codec, CRF and preset in words; the checkout's commit, `and changes` if
+it was dirty. None if unknown."""
 
 
 def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Return rows of the log with `run_id` and these columns, `RUN_COLUMNS` among them.
 
     Raises:
-        LogSchemaError: the log cannot be read.
+        LogSchemaError: The log cannot be read.
     """
     logged = dict.fromkeys(["run_id", *(c for c in columns if c not in RUN_COLUMNS)])
     rows: list[dict[str, Any]] = read_records(run_dir.log, list(logged)).to_pylist()
@@ -306,21 +308,21 @@ def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str,
 
 
 def run_ids_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the runs that rows are of."""
+    """Return the `run_id`s of rows."""
     return {row["run_id"] for row in rows if row["run_id"]}
 
 
 def add_run_columns(
     rows: Iterable[dict[str, Any]], columns: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Add `RUN_COLUMNS` to rows with `run_id`, as `columns` has them by run."""
+    """Add the `RUN_COLUMNS` in `columns`, which is by run, to rows with `run_id`."""
     unknown = dict.fromkeys(RUN_COLUMNS)
     for row in rows:
         row |= columns.get(row["run_id"], unknown)
 
 
 def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `RUN_COLUMNS` of a run, from what `run_settings` and `run_system` gave."""
+    """Return `RUN_COLUMNS` of a run, from the results of `run_settings` and `run_system`."""
     video = settings.get("video") or {}
     codec, project = video.get("codec"), system.get("project")
     return {
@@ -331,10 +333,10 @@ def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run as plain values, enums by name, each of its setting's type.
+    """Return the settings of a run as plain values, with the setting's type and enums by name.
 
-    What this version does not know is left out, and what is missing has its default. Empty where
-    they cannot be read.
+    Unknown settings are left out, and missing ones have their defaults. Empty if they cannot be
+    read.
     """
     path = folder / FILE
     try:
@@ -353,19 +355,19 @@ def _by_name(value: Any) -> Any:
 
 
 def run_system(folder: Path) -> dict[str, Any]:
-    """Return `system.json` of a run; empty where it cannot be read."""
+    """Return `system.json` of a run; empty if it cannot be read."""
     try:
         facts = read_json(folder / "system.json")
     except (OSError, ValueError):
         return {}
     if not isinstance(facts, dict):
         return {}
-    # Its sections are objects; what is none of them is not what a run writes.
+    # A run writes objects only, so anything else is foreign.
     return {name: part for name, part in facts.items() if isinstance(part, dict)}
 
 
 def codec_text(codec: str, crf: Any, preset: Any) -> str:
-    """Return how files are encoded; CRF and preset do nothing where that is lossless."""
+    """Return how files are encoded; a lossless codec has neither CRF nor preset."""
     return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
 
 

@@ -1,4 +1,4 @@
-"""run.log: where log records and warnings of a run go, the libraries' included."""
+"""run.log: the log records and warnings of a run, those of libraries included."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from hv15_batch.errors import Secondary
 from hv15_batch.redaction import shown
 
 SYNC_SECONDS = 10.0
-"""Lines are brought to the disk this often, and a warning or an error at once: what a power loss
-takes away is at most that long."""
+"""Lines are synced this often, warnings and errors at once."""
 
 Tell = Callable[[str], None]
 
@@ -27,19 +26,19 @@ class _FileHandler(logging.FileHandler):
         self._synced_at = -math.inf
         self._losing = Secondary("run.log lacks lines")
         self.error: Exception | None = None
-        """Why the first line was lost; None as long as none was."""
+        """Why the first line was lost; None if none was."""
         super().__init__(path, encoding="utf-8")
-        _sync(path.parent)  # the file's name; its lines follow
+        _sync(path.parent)  # the file's name; its lines are synced later
 
     def _open(self) -> TextIOWrapper:
-        """Open the file, through no link, and in a folder that is made again where it is gone."""
+        """Open the file, not through a link; make its folder again if it is gone."""
         path = Path(self.baseFilename)
         if path.parent.parent.parent.is_dir():  # the run directory; it may have been moved
             path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "a", encoding="utf-8", errors=self.errors, opener=_open_no_link)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the lines of a record, and see that they stay."""
+        """Write the lines of a record, and sync them in time."""
         super().emit(record)
         now = time.monotonic()
         if record.levelno >= logging.WARNING or now - self._synced_at >= SYNC_SECONDS:
@@ -48,7 +47,7 @@ class _FileHandler(logging.FileHandler):
 
     def _sync(self) -> None:
         if self.stream is not None:
-            with suppress(OSError, ValueError):  # no disk that can be synced, or closed
+            with suppress(OSError, ValueError):  # a disk that cannot be synced, or a closed file
                 os.fsync(self.stream.fileno())
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -59,13 +58,13 @@ class _FileHandler(logging.FileHandler):
         return False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Lose the line: on a full disk a traceback on the screen for each would help nobody."""
+        """Lose the line, because a traceback for each line on a full disk would help nobody."""
         error = sys.exc_info()[1]
         if self.error is None and isinstance(error, Exception):
             self.error = error.with_traceback(None)
 
     def close(self) -> None:
-        """Close the file; lines that a full disk did not take are lost here too."""
+        """Close the file; lines for which the disk had no room are lost."""
         if self.stream is not None:
             with suppress(OSError, ValueError):
                 self.stream.flush()
@@ -89,22 +88,22 @@ def _sync(folder: Path) -> None:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record, traceback included, as people may see them."""
+        """Return the lines of a record, traceback included, without secrets."""
         return shown(super().format(record))
 
 
 @contextmanager
 def text_log(path: Path, is_alone: bool = True, tell: Tell | None = None) -> Iterator[None]:
-    """Within: this process's log records and warnings go to a file, and nowhere else.
+    """Send this process's log records and warnings to a file only, while the block runs.
 
-    Parent and executor append to the same file, a line at a time. Where the process is not this
-    program's alone, only this package's records go there, and its own logging stays as it is.
-    Lines that cannot be written are lost.
+    Parent and executor append to the same file, a line at a time. Lines that cannot be written are
+    lost.
 
     Args:
         path: The file.
-        is_alone: See above.
-        tell: Takes one line where some are lost.
+        is_alone: False if the process is another program. Then only this package's records go to
+            the file, and the program's own logging stays unchanged.
+        tell: Gets one line if some are lost.
     """
     form = _Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     with _opened(path, tell) as handler:
@@ -115,7 +114,7 @@ def text_log(path: Path, is_alone: bool = True, tell: Tell | None = None) -> Ite
 
 @contextmanager
 def _opened(path: Path, tell: Tell | None) -> Iterator[logging.Handler]:
-    """Yield what writes to the file, or to nowhere; tell at the end that lines are missing."""
+    """Yield a handler for the file, or for nothing; report lost lines at the end."""
     losing = Secondary("run.log lacks lines", tell)
     handler: logging.Handler = logging.NullHandler()
     with losing:

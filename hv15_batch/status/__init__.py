@@ -1,1 +1,1 @@
-"""Progress, for whoever looks in."""
+"""Shows the progress of a run."""

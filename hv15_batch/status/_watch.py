@@ -1,4 +1,4 @@
-"""`hv15-batch status --watch`: the same lines again and again, in place on a terminal."""
+"""`hv15-batch status --watch`: the status again and again, in place on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ("fit", "watch")
 
 WATCH_SECONDS = 2.0
 START_SECONDS = 4.0
-"""A run that was just typed is waited for so long: it reads and plans before it has the lock."""
+"""Wait this long for a run that was just typed: it reads and plans before it has the lock."""
 
 _UP = "\x1b[{}A"
 _END_OF_LINE = "\x1b[K"
@@ -36,32 +36,32 @@ _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 def watch(run_dir: Path, out: TextIO | None = None) -> int:
     """Show the status of a run until it has ended, and return 0; 130 after Ctrl-C.
 
-    On a terminal the lines are drawn over in one go. Elsewhere a line is written when a clip, the
-    state or a count has changed, and all of them at the end. A run that has just been started is
-    waited for: what lies there is that of the run before.
+    On a terminal the lines are redrawn in place. Elsewhere a line is printed when the clip, the
+    state or a count has changed, and the whole status at the end. A run that has just been started
+    is waited for, because the file is still that of the run before.
 
     Raises:
-        Refused: there is no status, or it can't be understood.
+        Refused: There is no status, or it can't be understood.
     """
     out = out or sys.stdout
     seen = _Watched(run_dir)
     try:
         _redraw(seen, out) if can_redraw(out) else _follow(seen, out)
     except KeyboardInterrupt:
-        print(file=out)  # the prompt begins a line of its own
+        print(file=out)  # so that the shell's prompt has its own line
         return EXIT_SIGINT
     return EXIT_OK
 
 
 class _Watched:
-    """The run of a directory that is at work, was last, or is about to start."""
+    """The run of a directory: active, ended, or about to start."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self._deadline: float | None = time.monotonic() + START_SECONDS
 
     def look(self) -> Status | Holder:
-        """Return what is there now; waits for a first run where there is none yet."""
+        """Return the run of now; wait for a first run if there is none yet."""
         while True:
             try:
                 return current_run(self.run_dir)
@@ -71,7 +71,7 @@ class _Watched:
             time.sleep(WATCH_SECONDS / 4)
 
     def has_ended(self, seen: Status | Holder) -> bool:
-        """Whether nothing more will happen, also no start of a run that was just typed."""
+        """Whether the run has ended, and no run that was just typed will start."""
         if isinstance(seen, Holder) or (seen.state in ACTIVE_STATES and not is_gone(seen)):
             self._deadline = None
             return False
@@ -82,7 +82,7 @@ class _Watched:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a run has not been seen at work yet."""
+        """Whether no run has been seen active yet."""
         return self._may_start()
 
 

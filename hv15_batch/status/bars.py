@@ -1,8 +1,8 @@
-"""Bars at the foot of a terminal: one for all clips, one for what is done to the current clip.
+"""Bars at the foot of a terminal: one for all clips, one for the current clip.
 
-tqdm words the lines. They are placed here: both are drawn in one go by the width of the moment, and
-the cursor rests at the start of the first. So a terminal that is made narrower, and breaks the
-lines that are there, does not leave parts of them behind.
+tqdm formats the lines, and this module places them. Both are drawn at once for the current width,
+and the cursor rests at the start of the first. So nothing remains on the screen when a terminal is
+made narrower and wraps them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from hv15_batch.record import DENOISE
 from hv15_batch.status.terminal import fit, size_of
 
 _ERASE = "\r\x1b[J"
-"""Back to the start of the line, and all that follows is gone."""
+"""Moves to the start of the line and erases all that follows."""
 _UP = "\x1b[A"
 _REDRAW_SECONDS = 1.0
 """Elapsed seconds are drawn again this often while nothing happens."""
 _METER = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
 _NARROW_METER = "{desc} {n_fmt}/{total_fmt} {elapsed}{postfix}"
 _NAME_COLUMNS, _BAR_COLUMNS = 10, 10
-"""What a name and a bar have at least; where there is less, the line has no bar."""
+"""Smallest width of a name and a bar; with less room the line has no bar."""
 
 
 class Bars:
-    """The two lines, and what is printed above them."""
+    """The two lines, and the text above them."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         """Draw nothing yet.
@@ -57,9 +57,9 @@ class Bars:
         self._draw()
 
     def show_steps(self, name: str, stage: str, step: int, steps: int) -> None:
-        """Show a stage of a clip; each clip and each stage begins at zero.
+        """Show a stage of a clip; each clip and each stage starts at zero.
 
-        Denoising is heard of first when a step has ended: its seconds are those of the clip.
+        The first event of denoising is the end of a step, so seconds count from the clip's start.
         """
         now, bar = self._clock(), self._current
         if bar is None or (bar.name, bar.stage, bar.total) != (name, stage, steps):
@@ -70,17 +70,17 @@ class Bars:
         self._draw()
 
     def show_stage(self, name: str, stage: str) -> None:
-        """Show what is done to a clip where nobody counts, with the seconds that it takes."""
+        """Show a stage without steps, and its seconds so far."""
         self._current = _Bar(name, stage, 0, 1, self._clock())
         self._draw()
 
     def show_loading(self, what: str) -> None:
-        """Show what is being loaded, from now on with the seconds that it takes."""
+        """Show what is being loaded, and its seconds so far."""
         self._current = _Bar(f"loading {what}", "", 0, 0, self._clock())
         self._draw()
 
     def clear_current(self, name: str | None = None) -> None:
-        """Show nothing of a clip; with a name only if it is that one."""
+        """Remove the line of the current clip; with a name only if it is that clip."""
         if self._current is not None and name in (None, self._current.name):
             self._current = None
             self._draw()
@@ -91,7 +91,7 @@ class Bars:
             self._draw()
 
     def close(self) -> None:
-        """Leave the bar of all clips where it is, and go below it."""
+        """Keep the bar of all clips on the screen, and move below it."""
         self._current = None
         if self._num_drawn:
             last = self._lines()
@@ -106,7 +106,7 @@ class Bars:
 
     def _write(self, before: str) -> None:
         lines = self._lines()
-        # One write for all: no moment at which the bars are gone.
+        # One write, so that the bars do not flicker.
         body = "\n".join(lines) + _UP * (len(lines) - 1) + "\r" if lines else ""
         self._num_drawn, self._drawn_at = len(lines), self._clock()
         self._out.write(before + body)
@@ -116,12 +116,12 @@ class Bars:
         columns, rows = size_of(self._out)
         now = self._clock()
         bars = [bar for bar in (self._whole, self._current) if bar is not None]
-        # One column less: no terminal wraps then. A terminal of one row has no room to go back.
+        # One column less, so that no terminal wraps. With one row there is no room to move back.
         return [bar.line(columns - 1, now, self._is_ascii) for bar in bars[: max(rows - 1, 1)]]
 
 
 class _Bar:
-    """One line: so many of so many, since when, and how fast."""
+    """One line: count, total, start and pace."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Bar:
         seconds = tqdm.format_interval(elapsed)
         if not self.total:  # loading
             return fit(f"{self.name} {seconds}", columns)
-        if self.stage and self.stage != DENOISE:  # nobody counts in it
+        if self.stage and self.stage != DENOISE:  # a stage without steps
             rest = f" {self.stage} {seconds}"
             return fit(f"{fit(self.name, max(columns - len(rest), 1))}{rest}", columns)
         stage = f" {self.stage}" if self.stage else ""
@@ -171,7 +171,7 @@ class _Bar:
         return fit(str(meter), columns)
 
     def _pace(self) -> str:
-        """Return the mean of the steps so far, as tqdm words it; empty before the second one."""
+        """Return the mean pace of the steps in tqdm's form; empty before the second step."""
         (first, began), (last, ended) = self._first, self._last
         if last <= first or ended <= began:
             return ""

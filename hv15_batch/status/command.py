@@ -1,6 +1,6 @@
 """Progress of a run, read from its `status.json`: `hv15-batch status [RUN_DIR]`.
 
-Starts at once: neither torch nor pandas nor the log is touched.
+It starts fast, because it reads neither the log nor imports torch or pandas.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
         if is_active:
             return "no longer paused; the run resumes"
         how = resume_lines(run_dir.path, status.type_again)
-        return "\n".join(["no longer paused; no run is at work", *how])
-    when = "pauses before its next clip" if is_active else "no run is at work; the next one waits"
+        return "\n".join(["no longer paused; no run is active", *how])
+    when = (
+        "pauses before its next clip" if is_active else "no run is active; the next one will wait"
+    )
     return f"{when}; to resume: hv15-batch status {folder} --unpause"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the progress of a run; return 0, or 2 where there is nothing to read."""
+    """Print the progress of a run; return 0, or 2 if there is no run."""
     parser = Parser(
         prog="hv15-batch status",
         description="Print the progress and the expected end of a run.",

@@ -1,4 +1,4 @@
-"""How `hv15-batch status` words things: counts, durations, the expected end, the card, silence."""
+"""The lines of `hv15-batch status`: counts, the expected end, the card, warnings about silence."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from hv15_batch.units import age, format_duration, format_gib, parse_time
 ETA_WORDS = {
     "estimated": "an estimate from vendor figures",
     "calibrated": "predicted from earlier runs on this card",
-    "first_clip": "from the first clip, which warmed up",
+    "first_clip": "from the first clip, which was cold",
     "measured": "from this run's clips",
 }
 """What each `eta_basis` means."""
 QUIET_SECONDS = 120.0
-"""After that long without a step, stage or clip it is said; decoding a long clip takes less."""
+"""After this time without a step, stage or clip a line says so; a long decoding takes less."""
 LOST_SECONDS = 60.0
-"""A living run writes its status every few seconds; after that long it is said that it does not."""
+"""A living run writes its status every few seconds; after this time a line says that it stopped."""
 
 
 def format_eta(status: Status, now: datetime) -> str:
-    """Return how much time is left, until when, and what that rests on."""
+    """Return the time left, the expected end, and the basis of both."""
     assert status.eta_p50 is not None
     end = parse_time(status.eta_p50).astimezone()
     left = format_duration((end - now).total_seconds())
@@ -51,10 +51,10 @@ def format_eta(status: Status, now: datetime) -> str:
 
 
 def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
-    """Return how to resume a run: the command, and what is to be typed again, if anything.
+    """Return how to resume a run: the command, and the settings to type again.
 
     Args:
-        run_dir: Where it is.
+        run_dir: Its directory.
         type_again: `Status.type_again`.
     """
     lines = [f"resume with: {resume_command(run_dir)}"]
@@ -63,9 +63,9 @@ def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
 
 
 def type_again_text(names: Collection[str]) -> str:
-    """Return which settings the run had that `resume=` does not know; empty where there are none.
+    """Return which settings of the run `resume=` does not take over; empty if there are none.
 
-    status.json is data: of the names in it those of settings are shown, and nothing else.
+    status.json may be foreign, so only names of settings are shown.
     """
     once = [name for name in OF_ONE_COMMAND if name in names]
     needed = [name for name in TYPED_ONLY if name in names]
@@ -75,7 +75,7 @@ def type_again_text(names: Collection[str]) -> str:
 
 
 def format_health(status: Status) -> str:
-    """Return how card and disk are; nothing is said of what is not known."""
+    """Return temperature, power, memory and free disk; unknown values are left out."""
     parts = []
     if status.temperature_celsius is not None:
         parts.append(f"{status.temperature_celsius:.0f} °C")
@@ -100,12 +100,12 @@ def format_wait(status: Status) -> str:
 
 
 def silence_lines(status: Status, now: datetime) -> list[str]:
-    """Return what is said of a run that hangs, or whose process or machine does."""
+    """Return a warning if the run, its process or its machine hangs."""
     if (now - parse_time(status.updated_at)).total_seconds() > LOST_SECONDS:
-        return [f"no word from its process for {age(status.updated_at, now)}: stopped, or lost"]
+        return [f"its process has not written for {age(status.updated_at, now)}: stopped, or lost"]
     event = status.last_event_at
     if event is not None and (now - parse_time(event)).total_seconds() > QUIET_SECONDS:
-        return [f"nothing has moved for {age(event, now)}"]
+        return [f"no progress for {age(event, now)}"]
     return []
 
 
@@ -121,7 +121,7 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     ]
     if is_gone(status):
         at = f" at {status.clip_id}" if status.clip_id else ""
-        lines.append(f"interrupted{at}: process {status.pid} is gone, without a last word")
+        lines.append(f"interrupted{at}: process {status.pid} is gone, and wrote no last status")
         lines += resume_lines(path, status.type_again)
     elif status.state in ACTIVE_STATES:
         lines += _active_lines(status, now)
@@ -136,7 +136,7 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
 
 
 def _in_single_lines(status: Status) -> Status:
-    """Return a status whose texts can neither end a line nor begin one: the file may be foreign."""
+    """Return a status with line breaks removed from its texts, because the file may be foreign."""
     texts: dict[str, Any] = {
         name: one_line(value) for name, value in vars(status).items() if isinstance(value, str)
     }
@@ -144,7 +144,7 @@ def _in_single_lines(status: Status) -> Status:
 
 
 def format_start(run_dir: Path, holder: Holder, now: datetime) -> str:
-    """Return what is said of a run that has begun and has written no status yet."""
+    """Return the lines for a run that has started and has not written a status yet."""
     where = (
         ""
         if holder.hostname in (None, socket.gethostname())

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import TextIO
 
 _COMMAND = "hv15-batch "
-"""What a command begins with in a line that is shown."""
+"""A command in a line starts with this."""
 _INDENT = "  "
 
 
 def can_redraw(out: TextIO) -> bool:
-    """Whether lines can be drawn over: it is a terminal, and not one that only types."""
+    """Whether lines can be redrawn: on a terminal that is not dumb."""
     return out.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def size_of(out: TextIO) -> tuple[int, int]:
-    """Return columns and rows of a terminal as they are now; 80 and 24 where it does not tell."""
+    """Return a terminal's columns and rows of now; 80 and 24 if unknown."""
     try:
         columns, rows = os.get_terminal_size(out.fileno())
     except (OSError, ValueError):
@@ -30,7 +30,7 @@ def size_of(out: TextIO) -> tuple[int, int]:
 
 
 def fit(text: str, columns: int) -> str:
-    """Return a line that takes at most so many columns, cut in the middle where it must be."""
+    """Return a line that takes at most so many columns, cut in the middle if necessary."""
     if width(text) <= columns:
         return text
     head, tail = _start(text, columns // 2), _start(text[::-1], (columns - 1) // 2)[::-1]
@@ -40,8 +40,8 @@ def fit(text: str, columns: int) -> str:
 def laid_out(line: str, columns: int) -> list[str]:
     """Return a line as lines of at most so many columns, broken between words.
 
-    A command stands on a line of its own and is never broken: if it is too long the terminal wraps
-    it, so that it can be copied whole. A single word that is too long is cut in the middle.
+    A command has a line of its own and is never broken. A terminal wraps a long one, so that it can
+    be copied whole. A single word that is too long is cut in the middle.
     """
     if width(line) <= columns:
         return [line]
@@ -58,7 +58,7 @@ def num_rows(line: str, columns: int) -> int:
 
 
 def _broken(text: str, columns: int) -> Iterator[str]:
-    """Yield the lines of a text that is broken between words; further ones are indented."""
+    """Yield the lines of a text, broken between words; all but the first are indented."""
     line = ""
     indent = text[: len(text) - len(text.lstrip())]
     for word in text.split():

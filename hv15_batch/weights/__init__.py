@@ -1,1 +1,1 @@
-"""Where weights are: found, fetched, checked, known by content."""
+"""Finds, fetches, checks and identifies weights."""

@@ -1,6 +1,6 @@
-"""The JSON files of a checkpoint: are they of a size, a depth and of numbers that can be loaded?
+"""Checks size, depth and numbers of the JSON files of a checkpoint.
 
-A library that builds a network of a billion layers, because a file says so, never comes back.
+Otherwise a file could make a library build a network of a billion layers, which never ends.
 """
 
 from __future__ import annotations

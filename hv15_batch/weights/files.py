@@ -1,6 +1,6 @@
-"""The files of a checkpoint in diffusers layout: are they all there, whole, and for this task?
+"""Checks that the files of a checkpoint in diffusers layout are complete and fit the task.
 
-Reads JSON and the headers of safetensors files; no weight is loaded, and torch neither.
+It reads JSON and the headers of safetensors files. It loads neither weights nor torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Asking the Hugging Face hub: what is used of it, when to ask again, and what refusals mean."""
+"""The Hugging Face hub: its methods that are used here, repeated attempts, and its refusals."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 LOOK_UP_WAITS_SECONDS = (2, 5)
-"""Pauses between attempts at a question: without a network one knows it soon."""
+"""Pauses between attempts at a look-up; short, because a missing network shows soon."""
 DOWNLOAD_WAITS_SECONDS = (5, 15, 45, 120)
 """Pauses between attempts at a download, which resumes where it was."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY_REQUESTS = 429
 TYPED_BAR_SECONDS = 60.0
-"""Between two states of a bar where each is a line of its own."""
+"""Pause between two states of a bar if each is a line of its own."""
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that are used here."""
 
     def model_info(self, repo_id: str, *, revision: str | None, files_metadata: bool) -> Any:
         """Return the commit (`sha`) and the files (`siblings`) of a repository."""
@@ -38,7 +38,7 @@ class Hub(Protocol):
 
 
 def open_hub() -> Hub:
-    """Return the real hub, whose bars fit a terminal that is made narrower."""
+    """Return the real hub, with bars that fit a terminal that is made narrower."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import tqdm as hub_bar
 
@@ -111,7 +111,7 @@ def ask_hub(
         except (transport, OSError, RuntimeError, xet, errors.HFValidationError) as error:
             if wait is None or not _is_passing(error):
                 raise Refused(_explain(error, repo, revision, setting)) from error
-            say(f"{_first_line(error)}; trying again in {wait} s, what is downloaded is kept")
+            say(f"{_first_line(error)}; trying again in {wait} s; the downloaded part is kept")
         sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
@@ -129,11 +129,11 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _explain(error: Exception, repo: str, revision: str | None, setting: str) -> str:
-    """Return what went wrong and what to do, in one message."""
+    """Return the fault and what to do, in one message."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo}"
-    again = "what is downloaded is kept, and the same command goes on"
+    again = "the downloaded part is kept, and the same command resumes"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return (

@@ -1,4 +1,4 @@
-"""The names of a transformer's tensors in the files that people have, and how they map.
+"""The names of a transformer's tensors in three layouts, and their mapping.
 
 Three layouts are known: that of diffusers, Tencent's original one, and Comfy-Org's, which is the
 original one with query, key and value of the double blocks in one tensor. Torch-free.

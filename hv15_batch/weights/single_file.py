@@ -1,4 +1,4 @@
-"""A transformer in one safetensors file: which layout it has, and whether all of it is there.
+"""A transformer in one safetensors file: its layout, and a check that it is complete.
 
 Only the header is read here. Torch-free.
 """

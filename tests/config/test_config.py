@@ -196,7 +196,7 @@ REFUSED: list[tuple[Config, str]] = [
     ),
     (
         Config(model=T2V, override=SamplingConfig(height=0)),
-        "override.height=0: must be a multiple of 16; the least is 16.",
+        "override.height=0: must be a multiple of 16; the smallest is 16.",
     ),
     (
         Config(model=T2V, override=SamplingConfig(num_frames=120)),

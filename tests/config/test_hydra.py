@@ -322,7 +322,7 @@ def test_where_no_job_gives_a_value_the_sweep_says_so(lamp: Command) -> None:
 
     assert (answer.code, dry.code) == (3, 0)
     for told in (answer, dry):
-        assert "sweep_value=luma_mean: no job gave a value (" in told.err
+        assert "sweep_value=luma_mean: no run gave a value (" in told.err
         assert "Traceback" not in told.err
 
 

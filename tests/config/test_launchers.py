@@ -51,7 +51,7 @@ def test_a_job_whose_process_is_killed_is_a_sweep_that_stopped(
 
     told = capsys.readouterr().err
     assert f"hydra/launcher={launcher}: " in told
-    assert "a job of the sweep ended without a word" in told
+    assert "a run of the sweep ended and did not report how" in told
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_launcher_that_cannot_work_is_refused_with_the_reason(
 def test_a_launcher_that_cannot_begin_is_refused_with_its_own_reason(
     sweep: tuple[str, ...],
 ) -> None:
-    with pytest.raises(Refused, match=r"hydra/launcher=submitit_slurm: .*srun.*no job has begun"):
+    with pytest.raises(Refused, match=r"hydra/launcher=submitit_slurm: .*srun.*no run has started"):
         run_jobs((*sweep, "hydra/launcher=submitit_slurm"), launched.render)
 
 
@@ -86,5 +86,5 @@ def test_what_a_job_says_where_nobody_sees_it_is_said_here(
     assert run_jobs((*sweep, "limit=7", "hydra/launcher=submitit_local"), launched.refuse) == 2
 
     lines = capsys.readouterr().err.splitlines()
-    assert "In the job manifest=cat.csv: exit code 2: limit=7: no." in lines
-    assert "In the job manifest=dog.csv: exit code 2: limit=7: no." in lines
+    assert "In the run manifest=cat.csv: exit code 2: limit=7: no." in lines
+    assert "In the run manifest=dog.csv: exit code 2: limit=7: no." in lines

@@ -82,7 +82,7 @@ def test_one_job_that_fails_does_not_end_a_sweep_and_the_worst_code_counts(
 
     answer = command("-m", "p.csv", "override.num_frames=1,5,9,13")
 
-    assert answer == Answer(4, "", "In the job override.num_frames=5:\nrefused: why.\n")
+    assert answer == Answer(4, "", "In the run override.num_frames=5:\nrefused: why.\n")
     assert fake_runs.sweeps == ["1", "5", "9", "13"]
 
 
@@ -94,7 +94,7 @@ def test_a_refusal_in_a_sweep_names_all_swept_values_and_elsewhere_none(
     swept = command("-m", "p.csv", "model=tiny_t2v,tiny_i2v", "experiment=null", "limit=range(1,2)")
     single = command("-m", "p.csv", "model=tiny_t2v")
 
-    assert swept == Answer(2, "", "In the job model=tiny_t2v limit=1:\nno.\n")
+    assert swept == Answer(2, "", "In the run model=tiny_t2v limit=1:\nno.\n")
     assert single == Answer(2, "", "no.\n")
 
 
@@ -192,8 +192,8 @@ def test_settings_of_hydra_that_cannot_be_honoured_are_refused(
         f"{word}: of Hydra's own settings only hydra/launcher, hydra/sweeper, "
         "hydra/sweeper/sampler, hydra/job_logging, hydra/hydra_logging, hydra.verbose, "
         "hydra.searchpath, hydra.launcher.*, hydra.sweeper.*, hydra.job_logging.*, "
-        "hydra.hydra_logging.* may be typed; a folder is named with run_dir=DIR, and a sweep is "
-        "-m.\n",
+        "hydra.hydra_logging.* may be typed; name a folder with run_dir=DIR, and type -m for a "
+        "sweep.\n",
     )
     assert (fake_runs.configs, list(tmp_path.iterdir())) == ([], [])
 
@@ -228,7 +228,7 @@ def test_hydra_makes_no_folder_that_is_asked_for_in_its_own_settings(
         ("hydra.verbose=true,false", "hydra.verbose=true,false: must be one value."),
         (
             "hydra.sweeper.params.limit=1",
-            "hydra.sweeper.params.limit=1: what is swept is typed as a setting, for example "
+            "hydra.sweeper.params.limit=1: type swept settings directly, for example "
             "override.flow_shift=5,7.",
         ),
     ],

@@ -168,7 +168,7 @@ def test_of_many_sizes_those_that_take_longest_have_a_line(tmp_path: Path) -> No
 def test_without_a_card_the_way_to_predict_is_named(tmp_path: Path) -> None:
     _, lines = predict_run(config(), ONE, without_card(), tmp_path / "log", RULES, no_replan)
 
-    assert lines == ["Time: no card here that is in the table; runtime.card=rtx_4090 predicts"]
+    assert lines == ["Time: no known card here; runtime.card=rtx_4090 predicts for that one"]
 
 
 def log_of_the_4090(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -487,7 +487,7 @@ def test_a_run_is_refused_a_window_in_which_a_clip_is_never_finished(tmp_path: P
 
     assert re.fullmatch(
         r"window=22:00-22:01: cat takes about \d+ min, longer than the window \(1 min\); widen it, "
-        r"or ask for less\.",
+        r"or render shorter clips\.",
         str(refused.value),
     )
 

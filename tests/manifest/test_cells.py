@@ -45,15 +45,15 @@ def test_every_way_to_write_seeds_is_read(value: Any, seeds: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("x", f"seeds are integers from 0 to 2^63-1, and x is none; {SEED_FORMS}"),
-        ("1,,2", f"seeds are integers from 0 to 2^63-1, and '' is none; {SEED_FORMS}"),
-        ("-1", f"seeds are integers from 0 to 2^63-1, and -1 is none; {SEED_FORMS}"),
-        ("1-5", f"seeds are integers from 0 to 2^63-1, and 1-5 is none; {SEED_FORMS}"),
-        ("٣", f"seeds are integers from 0 to 2^63-1, and ٣ is none; {SEED_FORMS}"),
-        (1.5, f"seeds are integers from 0 to 2^63-1, and 1.5 is none; {SEED_FORMS}"),
-        (True, f"seeds are integers from 0 to 2^63-1, and true is none; {SEED_FORMS}"),
-        (None, f"seeds are integers from 0 to 2^63-1, and null is none; {SEED_FORMS}"),
-        ([[1]], f"seeds are integers from 0 to 2^63-1, and [1] is none; {SEED_FORMS}"),
+        ("x", f"seeds are integers from 0 to 2^63-1, and x is not one; {SEED_FORMS}"),
+        ("1,,2", f"seeds are integers from 0 to 2^63-1, and '' is not one; {SEED_FORMS}"),
+        ("-1", f"seeds are integers from 0 to 2^63-1, and -1 is not one; {SEED_FORMS}"),
+        ("1-5", f"seeds are integers from 0 to 2^63-1, and 1-5 is not one; {SEED_FORMS}"),
+        ("٣", f"seeds are integers from 0 to 2^63-1, and ٣ is not one; {SEED_FORMS}"),
+        (1.5, f"seeds are integers from 0 to 2^63-1, and 1.5 is not one; {SEED_FORMS}"),
+        (True, f"seeds are integers from 0 to 2^63-1, and true is not one; {SEED_FORMS}"),
+        (None, f"seeds are integers from 0 to 2^63-1, and null is not one; {SEED_FORMS}"),
+        ([[1]], f"seeds are integers from 0 to 2^63-1, and [1] is not one; {SEED_FORMS}"),
         ([], f"seeds are integers from 0 to 2^63-1, at least one; {SEED_FORMS}"),
         (
             2**63,
@@ -63,7 +63,7 @@ def test_every_way_to_write_seeds_is_read(value: Any, seeds: tuple[int, ...]) ->
         ("3..0", "a range of seeds goes up, and 3..0 goes down; write 0..3"),
         (
             f"0..{2**62}",
-            "a row takes at most 10,000 seeds, and here are 4,611,686,018,427,387,905; "
+            "a row has at most 10,000 seeds, and this one has 4,611,686,018,427,387,905; "
             "use fewer, or several rows",
         ),
     ],
@@ -95,7 +95,7 @@ def test_fifty_faults_are_printed_and_the_rest_counted() -> None:
         ),
         (
             [f"a,{number}x" for number in range(900)],
-            "p.csv:2: seed=0x: seeds are integers from 0 to 2^63-1, and 0x is none; "
+            "p.csv:2: seed=0x: seeds are integers from 0 to 2^63-1, and 0x is not one; "
             f"{SEED_FORMS} (900 rows: lines 2, 3, 4, 5, 6 and 895 more).",
         ),
         (

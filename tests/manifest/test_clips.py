@@ -146,7 +146,7 @@ def test_seeds_that_come_twice_make_one_clip_and_are_told(tmp_path: Path) -> Non
 
     assert [clip.settings.seed for clip in clips] == [7, 8, 0, 1, 2]
     assert repeats_note(manifest, clips) == (
-        "Rendered once, though asked for again: 3 clips, 3 times more: seed 7 twice in line 2, "
+        "Repeated in the manifest, rendered once: 3 clips, 3 times more: seed 7 twice in line 2, "
         "line 4 as line 2, seed 1 twice in line 3"
     )
     assert repeats_note(manifest, clips[2:3]) is None
@@ -313,7 +313,7 @@ def test_an_override_switches_the_cache_off() -> None:
 def test_a_cache_for_a_step_distilled_model_is_refused() -> None:
     config = replace(cached_config(), model=model_options()["480p_i2v_step_distilled"])
 
-    with pytest.raises(Refused, match="none of them can stand for another"):
+    with pytest.raises(Refused, match="each of them must be computed"):
         step_cache_of(config, 12)
 
 

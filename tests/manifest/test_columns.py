@@ -139,7 +139,7 @@ def test_a_mapping_without_its_column_or_beside_the_real_one_is_refused() -> Non
 def test_one_column_cannot_stand_for_two() -> None:
     columns = ManifestColumns(prompt="text", id="text")
 
-    with pytest.raises(Refused, match=r"^manifest_columns\.id=text: a column stands for one thing"):
+    with pytest.raises(Refused, match=r"^manifest_columns\.id=text: a column has one meaning"):
         reading_of(Config(manifest_columns=columns))
 
 

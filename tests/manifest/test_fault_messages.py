@@ -142,12 +142,12 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "column named twice": (
         "p.csv", "prompt,seed,seed\na,1,2\n",
-        ("p.csv:1: column=seed: a name stands for one column, and 2 and 3 share it; "
+        ("p.csv:1: column=seed: a name belongs to one column, and 2 and 3 share it; "
          "rename or remove one.",),
     ),
     "header of commas": (
         "p.csv", "," * 1_000_000 + "\n",
-        ("p.csv:1: header='': a manifest has at most 1,000 columns, and this one 1,000,001; "
+        ("p.csv:1: header='': a manifest has at most 1,000 columns, and this one has 1,000,001; "
          "remove some.",),
     ),
     "label that cannot be printed": (
@@ -157,14 +157,14 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "too many columns": (
         "p.csv", "prompt" + ",tag_a" * 1000 + "\n",
-        ("p.csv:1: header=prompt: a manifest has at most 1,000 columns, and this one 1,001; "
+        ("p.csv:1: header=prompt: a manifest has at most 1,000 columns, and this one has 1,001; "
          "remove some.",),
     ),
     "sizes": (
         "p.csv", "prompt,height,width\na,490,848\nb,-480,0\nc,480,x\n",
         ("p.csv:2: height=490: must be a multiple of 16; nearest are 480 and 496.",
-         "p.csv:3: height=-480: must be a multiple of 16; the least is 16.",
-         "p.csv:3: width=0: must be a multiple of 16; the least is 16.",
+         "p.csv:3: height=-480: must be a multiple of 16; the smallest is 16.",
+         "p.csv:3: width=0: must be a multiple of 16; the smallest is 16.",
          f"p.csv:4: width=x: {SIDE}."),
     ),
     "frames and steps": (
@@ -193,8 +193,8 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "seed": (
         "p.csv", "prompt,seed\na,-1\nb,0..99999999999\n",
-        (f"p.csv:2: seed=-1: seeds are integers from 0 to 2^63-1, and -1 is none; {SEED_FORMS}.",
-         "p.csv:3: seed=0..99999999999: a row takes at most 10,000 seeds, and here are "
+        (f"p.csv:2: seed=-1: seeds are integers from 0 to 2^63-1, and -1 is not one; {SEED_FORMS}.",
+         "p.csv:3: seed=0..99999999999: a row has at most 10,000 seeds, and this one has "
          "100,000,000,000; use fewer, or several rows."),
     ),
     "too many clips": (
@@ -277,7 +277,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
          "p.jsonl:2: prompt='\\ud800': text must be valid Unicode, and character 1 is half of a "
          "surrogate pair; write the character itself.",
          "p.jsonl:2: negative_prompt='a\\x00b': text holds no NUL characters; remove them.",
-         f"p.jsonl:2: seed=true: seeds are integers from 0 to 2^63-1, and true is none; "
+         f"p.jsonl:2: seed=true: seeds are integers from 0 to 2^63-1, and true is not one; "
          f"{SEED_FORMS}.",
          "p.jsonl:2: tag_b={}: a label is a single value; write it as text."),
     ),

@@ -192,7 +192,7 @@ def test_parquet_column_faults_are_those_of_a_header() -> None:
         read_manifest(Path("p.parquet"), Task.t2v)
 
     assert caught.value.faults == (
-        "p.parquet:1: column=id: a name stands for one column, and 2 and 3 share it; "
+        "p.parquet:1: column=id: a name belongs to one column, and 2 and 3 share it; "
         "rename or remove one.",
     )
 

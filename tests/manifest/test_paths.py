@@ -45,11 +45,11 @@ def image_fault(cell: str) -> str:
         ),
         ("https://example.invalid/a.png", "this is an address; download it and name the file."),
         ("s3://bucket/a.png", "this is an address; download it and name the file."),
-        ("file:///home/me/a.png", "a path is no address; write /home/me/a.png."),
+        ("file:///home/me/a.png", "must be a path and no address; write /home/me/a.png."),
         ('"a.png"', "without quotation marks and spaces around it; write a.png."),
         (" a.png ", "without quotation marks and spaces around it; write a.png."),
-        ("A.png", "upper and lower case count in names, and the file is called a.png; write"),
-        ("SUB/b.PNG", "upper and lower case count in names, and the file is called sub/b.png"),
+        ("A.png", "names are case-sensitive, and the file is called a.png; write"),
+        ("SUB/b.PNG", "names are case-sensitive, and the file is called sub/b.png"),
         ("a.jpg", "does not; write a.png if that is meant."),
         ("zzzz.png", "does not; correct the path, which starts at the manifest's folder."),
     ],
@@ -95,11 +95,12 @@ WAYS_OUT = {
     "p.7z": SUFFIXES + "unpack this file and name what was in it.",
     "p.yaml": SUFFIXES + "write its prompts as .jsonl or .csv and name that (settings of your own "
     "are experiment=).",
-    "p.md": SUFFIXES + "write its prompts into a .txt, one on a line without marks, and name that.",
+    "p.md": SUFFIXES
+    + "write its prompts into a .txt, one on a line without bullets or numbers, and name that.",
     "p.feather": SUFFIXES + "write this table as .parquet or .csv and name that.",
     "p.tab": SUFFIXES + "rename this file to .tsv.",
     "p.png": SUFFIXES + "name this picture in the column image of one.",
-    "plain": SUFFIXES + "rename this file so that it says what it is.",
+    "plain": SUFFIXES + "give this file the suffix of its format.",
     "p.dat": SUFFIXES + "rename it if it is one of these.",
 }
 

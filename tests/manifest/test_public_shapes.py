@@ -42,7 +42,7 @@ def test_one_prompt_a_line_with_repeats_and_blank_lines() -> None:
 
     assert prompts == list(SCENES)
     assert note == (
-        "Rendered once, though asked for again: 2 clips, 3 times more: line 5 as line 1, line 8 "
+        "Repeated in the manifest, rendered once: 2 clips, 3 times more: line 5 as line 1, line 8 "
         "as line 1, line 7 as line 3"
     )
 

@@ -179,11 +179,11 @@ def test_unusable_images_are_refused_with_the_reason() -> None:
         "correct the path, which starts at the manifest's folder.",
         f"p.csv:3: image=folder: must be a PNG, JPEG, WEBP or BMP image, and {here}/folder is no "
         "regular file; name an image file.",
-        "p.csv:4: image=heavy.png: an image file has at most 64 MiB, and this one 67,108,865 "
+        "p.csv:4: image=heavy.png: an image file has at most 64 MiB, and this one has 67,108,865 "
         "bytes; save it smaller or as JPEG.",
         "p.csv:5: image=a.gif: must be a PNG, JPEG, WEBP or BMP image, and this is a GIF image; "
         "convert it: magick 'a.gif[0]' a.png.",
-        "p.csv:6: image=big.png: an image has at most 64 megapixels, and this one 9000x9000; "
+        "p.csv:6: image=big.png: an image has at most 64 megapixels, and this one has 9000x9000; "
         "scale it down (frames have under 1 megapixel).",
         "p.csv:7: image=bomb.png: an image has at most 64 megapixels, and this one far more; "
         "scale it down (frames have under 1 megapixel).",
@@ -204,6 +204,6 @@ def test_an_image_is_required_for_image_to_video_and_its_size_is_not_given() -> 
 
 def test_an_image_is_refused_for_text_to_video() -> None:
     assert faults_of("p.csv", "prompt,image\na,b.png\n") == (
-        "p.csv:2: image=b.png: a text-to-video model takes no image; leave the cell empty, or use "
+        "p.csv:2: image=b.png: a text-to-video model uses no image; leave the cell empty, or use "
         "an image-to-video model (model=480p_i2v).",
     )

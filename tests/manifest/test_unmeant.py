@@ -303,4 +303,4 @@ def test_a_prompt_without_marks_is_found_by_no_pattern(parts: list[str]) -> None
     if not unmeant.MARKS.search(prompt):
         assert unmeant.unmeant_rule(prompt) is None
         assert unmeant._ITEM.match(prompt) is None
-        assert not any(pattern.search(prompt) for pattern in unmeant._NOTES.values())
+        assert not any(finds(prompt) for finds in unmeant._NOTES.values())

@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_run_directory_is_refused_and_the_others_are_built(
     captured = capsys.readouterr()
     assert captured.err == (
         f"{tmp_path / 'photos'}: no run directory (it has no log); "
-        "name the folder that a run has printed as its first line.\n"
+        "name the folder that a run prints in its first line.\n"
     )
     assert captured.out == f"{run / 'index.html'}\n"
 

@@ -21,7 +21,7 @@ Command = Callable[..., Answer]
 MAX_LINES = 20
 """Of the whole dry run; the last one, where every clip is, comes from the session."""
 
-NO_TEMPLATE = "the chat template's left out"
+NO_TEMPLATE = "without the chat template"
 
 HUB = Checkpoint("owner/name", "a" * 40, None, CheckpointKind.hub)
 
@@ -71,12 +71,12 @@ def test_the_whole_of_a_small_dry_run(command: Command, tmp_path: Path) -> None:
         "p.csv: 2 rows, 4 clips: 4 new\n"
         "Model: 480p_t2v_distilled, "
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v_distilled at 1abb14f06518, "
-        "not on disk: fetched at the start of a run, which no time below has in it\n"
+        "not on disk: fetched at the start of a run; the times below do not include that\n"
         "     4 x 480x848 121 frames at 24 fps, 50 steps, guidance 1, shift 5 (4 new)\n"
-        'Glyphs: quoted text, written into the picture, in 1 clip: "OPEN"\n'
-        "Tokens: counted once the tokenizer is on disk\n"
-        "Disk: about 24.1 MiB for what is to be rendered\n"
-        "Time: no card here that is in the table; runtime.card=rtx_4090 predicts\n"
+        'Glyphs: quoted text, drawn as lettering, in 1 clip: "OPEN"\n'
+        "Tokens: not counted, because the tokenizer is not on disk yet\n"
+        "Disk: about 24.1 MiB for the clips to render\n"
+        "Time: no known card here; runtime.card=rtx_4090 predicts for that one\n"
         f"Every clip: {tmp_path}/outputs/p/plan.csv\n",
         "",
     )
@@ -141,18 +141,19 @@ def test_the_longest_dry_run_is_twenty_lines(tiny_on_disk: Path) -> None:
         "     1 changed: num_inference_steps 50 -> 0",
         "     1 changed: num_inference_steps 50 -> 1",
         "    28 for 28 more reasons",
-        "Rows with a value of their own, which wins: "
+        "Rows use their own value: "
         + ", ".join(f"sampling.{name} in 3 rows" for name in names)
         + "; "
         + ", ".join(f"override.{name}" for name in names)
         + " would replace it",
-        'Glyphs: quoted text, written into the picture, in 30 clips: "0", "1", "2" and 27 more',
+        'Glyphs: quoted text, drawn as lettering, in 30 clips: "0", "1", "2" and 27 more',
         "Off the checkpoint's recipe: 30 clips (runtime.allow_off_recipe)",
         lines[13],
-        "Disk: about 1.0 MiB for what is to be rendered",
+        "Disk: about 1.0 MiB for the clips to render",
     ]
     assert lines[13].endswith(
-        "WARNING: 30 clips with over 995, whose rest the model never sees, first row0 in line 2"
+        "WARNING: 30 clips with over 995; the model never sees the rest; "
+        "the first is row0 in line 2"
     )
 
 
@@ -187,13 +188,13 @@ def test_a_reason_of_any_length_stays_on_its_line() -> None:
     [
         (
             HUB,
-            "owner/name at aaaaaaaaaaaa, not on disk: fetched at the start of a run, which no time "
-            "below has in it",
+            "owner/name at aaaaaaaaaaaa, not on disk: fetched at the start of a run; the "
+            "times below do not include that",
         ),
         (
             dataclasses.replace(HUB, revision=None),
-            "owner/name at its newest revision, not on disk: fetched at the start of a run, which "
-            "no time below has in it",
+            "owner/name at its newest revision, not on disk: fetched at the start of a run; "
+            "the times below do not include that",
         ),
         (
             dataclasses.replace(HUB, folder=Path("/nowhere")),
@@ -256,8 +257,8 @@ def test_a_prompt_of_too_many_tokens_is_warned_about(
 
     [line] = [line for line in answer.out.splitlines() if line.startswith("Tokens")]
     assert line.startswith(
-        f"Tokens: at most 996 in a prompt, {NO_TEMPLATE}; WARNING: 1 clip with over 995, whose "
-        "rest the model never sees, first yyyyyyyyyyyyyyyyyyyyyyyy-"
+        f"Tokens: at most 996 in a prompt, {NO_TEMPLATE}; WARNING: 1 clip with over 995; the "
+        "model never sees the rest; the first is yyyyyyyyyyyyyyyyyyyyyyyy-"
     )
     assert line.endswith(" in line 2")
 
@@ -271,7 +272,7 @@ def test_a_typed_default_that_some_rows_beat_is_counted(command: Command, tmp_pa
     answer = command("p.csv", "model=tiny_t2v", "sampling.num_frames=13", "--dry-run")
 
     assert (
-        "Rows with a value of their own, which wins: sampling.num_frames in 2 rows; "
+        "Rows use their own value: sampling.num_frames in 2 rows; "
         "override.num_frames would replace it\n"
     ) in answer.out
     assert [line.split(" frames")[0] for line in answer.out.splitlines()[2:5]] == [

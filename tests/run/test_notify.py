@@ -315,7 +315,7 @@ def test_a_command_that_fails_is_shown_to_the_user(
     said = [line for line in capsys.readouterr().out.splitlines() if "notify" in line]
     assert len(said) == 1
     assert said[0].startswith("notify.command: notice ")
-    assert said[0].endswith(": exit code 1; the run goes on, see run.log")
+    assert said[0].endswith(": exit code 1; the run continues, see run.log")
 
 
 HANG = """

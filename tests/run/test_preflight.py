@@ -145,7 +145,7 @@ def test_a_disk_that_is_too_small_for_the_whole_plan_is_said_at_once_and_the_run
     assert project.said[1].startswith(
         f"WARNING: the disk of {project.run_dir.path} has 0.50 GiB free and the whole plan needs "
     )
-    assert "of 40 clips, with code 4; free some before then, or use limit=" in project.said[1]
+    assert "of 40 clips, with code 4; free some before then, or type limit=" in project.said[1]
     assert project.said[1].endswith(", keep_latents=false or run_dir=DIR on another disk.")
 
 
@@ -440,7 +440,7 @@ def test_where_no_temporary_file_can_be_made_the_variable_is_named(
     answer = command(project.manifest, "model=tiny_t2v")
     assert answer.code == 2
     assert answer.err.startswith("no folder for temporary files can be written (No usable ")
-    assert answer.err.endswith("; set TMPDIR to one that can.\n")
+    assert answer.err.endswith("; set TMPDIR to a folder that can.\n")
     assert "set TMPDIR" in refusal(project)  # from Python
 
 

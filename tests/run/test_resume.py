@@ -137,8 +137,8 @@ def test_the_lock_of_a_killed_run_passes_on_only_when_its_worker_is_gone_too(
             _, err = second.communicate(timeout=60)
 
         assert second.returncode == 2
-        assert f": in use by a worker that process {first.pid} on " in err
-        assert "left behind when it was killed; it still has the card; wait until " in err
+        assert f": in use by a worker of process {first.pid} on " in err
+        assert "which was killed; the worker still holds the card; wait until " in err
         worker.resume()  # now its watching thread sees that the parent is gone
         worker.wait(timeout=30)
         with project.run_dir.locked("20261122T000000-0000-abcd") as descriptor:

@@ -176,7 +176,7 @@ def test_of_a_sweep_the_other_jobs_are_named_too(project: Project) -> None:
     assert project.run(signalled(signal.SIGTERM), sweep="resident") == 143
 
     assert project.said[3] == (
-        "That is this job alone; the same command again resumes the whole sweep."
+        "That resumes this run only; the same command again resumes the whole sweep."
     )
 
 
@@ -247,7 +247,7 @@ def test_a_clip_that_ends_its_worker_each_time_is_set_aside_and_the_night_goes_o
     assert record["denoise_seconds"] is None
     out = capsys.readouterr().out
     assert "the worker was ended by SIGKILL; starting another one\n" in out
-    assert f"{record['clip_id']} is skipped: it ended its worker each time\n" in out
+    assert f"{record['clip_id']} is skipped: its worker died each time\n" in out
     assert project.said[1].startswith("failed: 2 clips rendered, 1 failed")
     status = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
     assert (status["done"], status["failed"]) == (2, 1)

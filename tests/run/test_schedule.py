@@ -461,9 +461,9 @@ def test_pause_where_no_run_is_at_work_says_that_the_next_one_waits(
     assert status([str(folder), "--unpause"]) == 0
 
     how = f"hv15-batch status {folder} --unpause"
-    end = ["no longer paused; no run is at work", f"resume with: hv15-batch resume={folder}"]
+    end = ["no longer paused; no run is active", f"resume with: hv15-batch resume={folder}"]
     assert capsys.readouterr().out.splitlines() == [
-        f"no run is at work; the next one waits; to resume: {how}",
+        f"no run is active; the next one will wait; to resume: {how}",
         *end * 2,
     ]
 

@@ -170,7 +170,7 @@ def test_a_manifest_that_goes_while_a_run_starts_is_one_message(
 
     monkeypatch.setattr(session, "system_facts", facts_of_a_slow_start)
 
-    with pytest.raises(Refused, match=r"prompts\.csv: has gone since it was read"):
+    with pytest.raises(Refused, match=r"prompts\.csv: is gone since it was read"):
         project.run()
 
     assert project.run_dir.run_ids() == []
@@ -185,7 +185,7 @@ def test_a_manifest_edited_during_the_run_is_said_and_counts_at_the_next_start(
 
     assert project.run(lambda spec: FakeExecutor(spec, EditsTheManifest)) == 0
     assert (
-        "prompts.csv has changed since the start; run again to render what is new in it."
+        "prompts.csv has changed since the start; run again to render its new clips."
         in project.said
     )
     assert len(project.records()) == 2
@@ -589,7 +589,7 @@ def test_settings_that_are_no_yaml_are_refused_with_their_path(project: Project)
 
 def test_a_clip_of_two_rows_is_rendered_once_and_both_ids_are_known(project: Project) -> None:
     project.write("id,prompt,seed", "cat,a cat,1 2", "dog,a dog,1", "tom,a cat,2")
-    note = "Rendered once, though asked for again: 1 clip, once more: line 4 as line 2"
+    note = "Repeated in the manifest, rendered once: 1 clip, once more: line 4 as line 2"
 
     assert project.run(dry_run=True) == 0
     assert note in project.said

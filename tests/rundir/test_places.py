@@ -134,7 +134,7 @@ def test_a_run_writes_through_no_link_at_a_name_of_its_own(project: Project, nam
     (project.run_dir.path / name).symlink_to(victim)
 
     if name == ".lock":
-        with pytest.raises(Refused, match="is a link, where a run locks its folder; remove"):
+        with pytest.raises(Refused, match="is a link, and a run locks this file; remove"):
             project.run()
     else:
         assert project.run() == 0

@@ -337,8 +337,8 @@ def test_a_truncated_segment_is_refused_with_what_to_do(tmp_path: Path, size: in
 
     assert str(caught.value).startswith(f"{path}: not a readable log segment (")
     assert str(caught.value).endswith(
-        "); move it out of the folder: its clips are rendered again, or decoded again from their "
-        "latents."
+        "); move it out of the folder: then its clips are rendered again, or decoded again from "
+        "their latents."
     )
 
 

@@ -124,7 +124,7 @@ def test_what_a_run_used_of_them_is_typed_again_or_the_resume_is_refused(
 
     words = " ".join(f"{name}=..." for name in names)
     assert str(refused.value) == (
-        f"resume={project.run_dir.path}: the run before it used {', '.join(names)}, which decides "
+        f"resume={project.run_dir.path}: the last run used {', '.join(names)}, which decides "
         "what is run or fetched on this machine and is never taken from a stored configuration; "
         f"read {file}, and type it: hv15-batch resume={project.run_dir.path} {words}"
     )

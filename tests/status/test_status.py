@@ -156,7 +156,7 @@ def test_a_run_whose_process_is_gone_is_called_interrupted_and_says_how_to_resum
     lines = printed(tmp_path, capsys)
 
     assert lines[2:4] == [
-        f"interrupted at cat_s0_11223344: process {ended_pid} is gone, without a last word",
+        f"interrupted at cat_s0_11223344: process {ended_pid} is gone, and wrote no last status",
         f"resume with: hv15-batch resume={tmp_path}",
     ]
     assert "by process" not in lines[4]
@@ -438,8 +438,8 @@ def test_a_run_that_hangs_and_a_process_that_was_stopped_are_told_apart(
     write_status(tmp_path, last_event_at=ago(1))
     working = printed(tmp_path, capsys)
 
-    assert "nothing has moved for 14 min" in hanging
-    assert "no word from its process for 13 min: stopped, or lost" in stopped
+    assert "no progress for 14 min" in hanging
+    assert "its process has not written for 13 min: stopped, or lost" in stopped
     assert len(working) == 5
 
 

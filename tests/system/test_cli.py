@@ -104,7 +104,7 @@ def test_status_and_report_are_words_with_arguments_of_their_own(
 
 def test_prefetch_needs_no_manifest(command: Command) -> None:
     assert command("prefetch", "model=tiny_t2v") == Answer(
-        0, "model=tiny_t2v is built on this machine in seconds: nothing needs downloading.\n", ""
+        0, "model=tiny_t2v is built on this machine in seconds: nothing to download.\n", ""
     )
 
 

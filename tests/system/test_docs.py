@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -29,20 +30,49 @@ HERE = {"prefetch", "doctor"}
 """Refused on a machine without a card that cannot reach the hub."""
 
 
-def shell_lines(page: Path) -> Iterator[str]:
-    """Yield the lines of a page's shell blocks."""
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-        yield from block.splitlines()
+BLOCK = re.compile(
+    r"^```sh\n(?P<lines>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.M | re.S
+)
+"""Shell commands, and what they print where a block of text stands directly below."""
+MANIFEST = re.compile(r'^```csv(?: title="(?P<name>[\w.]+)")?\n(?P<text>.*?)^```', re.M | re.S)
+"""A manifest that a page shows, `prompts.csv` unless it has a title."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A block of commands, and the output that a page shows below it."""
+
+    page: Path
+    lines: tuple[str, ...]
+    output: str
+
+    @property
+    def name(self) -> str:
+        """The page and the first command."""
+        return f"{self.page.name}: {self.lines[0]}"
+
+
+def shell_blocks(page: Path) -> Iterator[re.Match[str]]:
+    """Yield a page's blocks of shell commands."""
+    return BLOCK.finditer(page.read_text(encoding="utf-8"))
 
 
 COMMANDS = sorted(
     {
         shlex.join(shlex.split(line, comments=True))
         for page in PAGES
-        for line in shell_lines(page)
+        for block in shell_blocks(page)
+        if block["output"] is None
+        for line in block["lines"].splitlines()
         if line.startswith(("hv15-batch", "python -m hv15_batch"))
     }
 )
+SHOWN = [
+    Shown(page, tuple(block["lines"].splitlines()), block["output"])
+    for page in PAGES
+    for block in shell_blocks(page)
+    if block["output"] is not None
+]
 
 
 @pytest.fixture(scope="session")
@@ -79,18 +109,22 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_manifest(folder: Path) -> None:
     """Write README's first manifest, and the script that its commands call."""
-    (manifest,) = re.findall(
-        r"^```csv\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.M | re.S
-    )
-    (folder / "prompts.csv").write_text(manifest, encoding="utf-8")
+    write_manifests_of(PAGES[0], folder)
     (folder / "ball.txt").write_text("A red ball bounces in a green meadow.\n", encoding="utf-8")
     script = folder / "tell.sh"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
 
 
+def write_manifests_of(page: Path, folder: Path) -> None:
+    """Write the manifests that a page shows."""
+    for block in MANIFEST.finditer(page.read_text(encoding="utf-8")):
+        (folder / (block["name"] or "prompts.csv")).write_text(block["text"], encoding="utf-8")
+
+
 def test_there_are_commands_to_run() -> None:
     assert len(COMMANDS) > 40
+    assert len(SHOWN) > 5
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -116,6 +150,76 @@ def test_a_command_of_the_pages_runs(
     monkeypatch.chdir(folder)
 
     assert cli.main(words) == expected
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: shown.name)
+def test_a_command_prints_what_the_page_shows(shown: Shown, rendered: Path, tmp_path: Path) -> None:
+    """The tiny model renders, and readers read its run; a dry run is as typed."""
+    dry = any("--dry-run" in line for line in shown.lines)
+    if not dry:
+        shutil.copytree(rendered, tmp_path, dirs_exist_ok=True)
+        for config in tmp_path.glob("outputs/*/runs/*/config.yaml"):
+            text = config.read_text(encoding="utf-8").replace(str(rendered), str(tmp_path))
+            config.write_text(text, encoding="utf-8")
+    write_manifests_of(shown.page, tmp_path)
+
+    done = subprocess.run(
+        ["sh", "-e", "-c", script(shown.lines)],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert_shown(shown.output, done.stdout)
+
+
+def script(lines: tuple[str, ...]) -> str:
+    """Return commands for a shell; `# exit code 2` behind one is what it must end with."""
+    commands = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0] == "hv15-batch":
+            words = [sys.executable, "-m", "hv15_batch", *words[1:]]
+            if words[3] not in WORDS and "--dry-run" not in words:
+                words = [word for word in words if not word.startswith("model=")] + [*TINY]
+        expected = re.search(r"# exit code (\d+)", line)
+        command = shlex.join(words)
+        commands.append(command + (f" || test $? -eq {expected[1]}" if expected else ""))
+    return "\n".join(commands)
+
+
+def assert_shown(shown: str, printed: str) -> None:
+    """Compare output as doctest does: `…` is any text of a line, alone on a line any lines."""
+    parts = re.split(r"(^…\n|…)", shown, flags=re.M)
+    wild = {"…\n": r"(?:.*\n)*", "…": r".*"}
+    pattern = "".join(wild.get(part, re.escape(part)) for part in parts)
+    assert re.fullmatch(pattern, printed.rstrip("\n") + "\n"), f"{shown}\n---\n{printed}"
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "is_equal"),
+    [
+        ("done: 1 clip\n", "done: 1 clip\n", True),
+        ("done: 1 clip\n", "done: 2 clips\n", False),
+        ("[1/1] fox … s\n", "[1/1] fox 20.6 s\n", True),
+        ("[1/1] fox … s\n", "[1/1] cat 20.6 s\n", False),
+        ("first …\n", "first line\nsecond line\n", False),
+        ("first\n…\n", "first\nsecond\nthird\n", True),
+        ("first\n…\nlast\n", "first\nlast\n", True),
+        ("first\n…\nlast\n", "first\nmiddle\n", False),
+    ],
+)
+def test_shown_output_is_compared(shown: str, printed: str, is_equal: bool) -> None:
+    if is_equal:
+        assert_shown(shown, printed)
+    else:
+        with pytest.raises(AssertionError):
+            assert_shown(shown, printed)
 
 
 def test_generated_pages_are_current(generate: ModuleType) -> None:

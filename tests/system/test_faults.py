@@ -615,7 +615,7 @@ def test_a_manifest_that_is_spoilt_during_a_run_does_not_touch_it(
     assert project.run(lambda spec: FakeExecutor(spec, Spoils)) == 0
 
     assert set(statuses(project)) == set(ROWS)
-    assert "prompts.csv has changed since the start; run again to render what is new in it." in (
+    assert "prompts.csv has changed since the start; run again to render its new clips." in (
         project.said
     )
     (folder,) = project.run_dir.runs.iterdir()

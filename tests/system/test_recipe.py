@@ -301,7 +301,7 @@ def test_no_file_is_written_over(command: Command, tmp_path: Path, tag: dict[str
     for words in ([], ["--out", "clip.csv"], ["--out", "link.csv"]):
         name = words[-1] if words else "clip.csv"
         assert command("recipe", "clip.mp4", *words) == Answer(
-            2, "", f"{name}: is there already; name another file with --out FILE.\n"
+            2, "", f"{name}: exists already; name another file with --out FILE.\n"
         )
     assert (tmp_path / "clip.csv").read_text() == "mine"
     assert not (tmp_path / "nowhere.csv").exists()
@@ -456,7 +456,7 @@ def test_a_repository_is_never_taken_from_a_tag(
 
     assert answer.out.splitlines()[1] == (
         f"Weights: they came from {repo!r}, which is not the repository of model=480p_t2v; a tag "
-        f"never decides what is loaded. To have them, add {typed}."
+        f"never decides what is loaded. To use them, add {typed}."
     )
     assert not any(word.startswith(("model.repo", "model.revision")) for word in words)
 
@@ -470,7 +470,7 @@ def test_a_kernel_from_the_hub_is_never_fetched_because_a_tag_says_so(
 
     assert answer.out.splitlines()[1] == (
         "Attention: it was rendered with flash_hub, which fetches code from the Hugging Face hub "
-        "and runs it; a tag never decides that. To have it, add "
+        "and runs it; a tag never decides that. To use it, add "
         "runtime.attention_backend=flash_hub."
     )
     assert not any("attention" in word for word in words)
@@ -506,7 +506,7 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"cache": "fast"}, "cache=fast in its tag must be every:start:end"),
         ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
         ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
-        ({"more": 1}, "more=1 in its tag is missing, or not known here"),
+        ({"more": 1}, "more=1 in its tag is missing or unknown"),
         ({"weights": ["tiny"]}, 'weights=["tiny"] in its tag must be one of'),
     ],
 )

@@ -68,10 +68,10 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "-m", "model=[a],b"): "model=[a],b: must name one option.",
     ("-m", "resume=full", "override.fps=12,24"): (
         "resume=full: resumes one run, and override.fps makes a sweep; leave resume= out and "
-        "name the manifest: the jobs have folders of their own."
+        "name the manifest: each run of a sweep has its own folder."
     ),
     ("-m", "prompts.csv", "run_dir=one,two"): (
-        "run_dir=one,two: the jobs of a sweep have folders of their own below one run_dir; name "
+        "run_dir=one,two: the runs of a sweep have their own folders below one run_dir; name "
         "one folder (with a comma in its name: run_dir='\"one,two\"')."
     ),
     ("prompts.csv", "experiment=null,rtx4090_24gb"): (
@@ -96,7 +96,7 @@ REFUSED: dict[tuple[str, ...], str] = {
         "model=480p_t2v,tiny_t2v: several values are a sweep; add -m to run one after the other."
     ),
     ("prompts.csv", "~limit"): (
-        "~limit: a setting cannot be taken away; leave it out, or set it to null."
+        "~limit: a setting cannot be removed; leave it out, or set it to null."
     ),
     ("prompts.csv", "video@here=1"): "video@here=1: settings are set with key=value.",
     ("prompts.csv", "video.preset=(fast"): (
@@ -114,7 +114,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("prompts.csv", "-m", "--cfg", "job"): (
         "-m --cfg=job: only one of -m, --cfg and --info at a time."
     ),
-    ("prompts.csv", "--resolve"): "--resolve: goes with --cfg job; leave it out.",
+    ("prompts.csv", "--resolve"): "--resolve: works with --cfg job only; leave it out.",
     ("prompts.csv", "--cfg"): "--cfg=: takes one of job, hydra, all; write it after the --cfg.",
     ("prompts.csv", "--cfg", "job", "-p"): (
         "--package=: takes a name; write it after the --package."
@@ -133,7 +133,7 @@ REFUSED: dict[tuple[str, ...], str] = {
         "set; for a shell type -sc install=bash, install=zsh or install=fish."
     ),
     ("prompts.csv", "sweep_value=total_seconds"): (
-        "sweep_value=total_seconds: goes with a sweep; add -m, or leave it out."
+        "sweep_value=total_seconds: works in a sweep only; add -m, or leave it out."
     ),
     ("-m", "prompts.csv", "sweep_value=luma_mean,mfu"): (
         "sweep_value=luma_mean,mfu: must be one column of the log."
@@ -226,8 +226,8 @@ REFUSED: dict[tuple[str, ...], str] = {
         "pipeline on the CPU use model=demo_t2v, to check the manifest and plan use dry_run=true."
     ),
     ("prompts.csv", "model=tiny_t2v", "sampling.seeds=1,x"): (
-        "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is none; write them like "
-        "7, like 1 2 5, like 1,2,5 or like 0..3"
+        "sampling.seeds=1,x: seeds are integers from 0 to 2^63-1, and x is not one; write them "
+        "like 7, like 1 2 5, like 1,2,5 or like 0..3"
     ),
 }
 
@@ -300,12 +300,12 @@ BAD_FILES = {
         "experiment/mine.yaml: a section=3: a section has members; write them below it, indented."
     ),
     ("model", "defaults: [base]"): (
-        "model/mine.yaml: its defaults list names model/base, which there is not; correct it or "
-        "add the file."
+        "model/mine.yaml: its defaults list names model/base, and there is no such file; "
+        "correct it or add the file."
     ),
     ("experiment", "defaults: [/sampling]"): (
-        "experiment/mine.yaml: its defaults list names sampling, which there is not; correct it or "
-        "add the file."
+        "experiment/mine.yaml: its defaults list names sampling, and there is no such file; "
+        "correct it or add the file."
     ),
     ("experiment", "video: \x01"): (
         'unacceptable character #x0001: special characters are not allowed in "{file}", position '
@@ -419,8 +419,8 @@ def test_a_typed_default_that_every_row_beats_is_refused_and_override_named(
 
     assert (answer.code, answer.err) == (
         2,
-        "sampling.num_frames=13: every row of p.csv has its own value, which wins; to replace "
-        "them all use override.num_frames=13.\n",
+        "sampling.num_frames=13: every row of p.csv has its own value, which takes precedence; to "
+        "replace them all use override.num_frames=13.\n",
     )
 
 

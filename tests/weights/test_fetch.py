@@ -181,8 +181,8 @@ def test_a_download_that_breaks_off_goes_on(fetcher: Fetcher) -> None:
     assert found.folder is not None
     assert fetcher.waits == list(DOWNLOAD_WAITS_SECONDS[:2])
     assert fetcher.lines[3:5] == [
-        "ConnectionError: reset; trying again in 5 s, what is downloaded is kept",
-        "HfHubHTTPError: 503 from the hub; trying again in 15 s, what is downloaded is kept",
+        "ConnectionError: reset; trying again in 5 s; the downloaded part is kept",
+        "HfHubHTTPError: 503 from the hub; trying again in 15 s; the downloaded part is kept",
     ]
 
 
@@ -197,8 +197,8 @@ def test_without_network_a_fetch_ends_after_its_attempts(
 
     assert message(lambda: fetcher(hub_model(), hub)) == (
         "cannot reach the hub for owner/name (ConnectionError: no route): check the network, a "
-        "proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); what is downloaded is kept, and the same "
-        "command goes on."
+        "proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); the downloaded part is kept, and the same "
+        "command resumes."
     )
     assert fetcher.waits == list(waits)
 
@@ -277,10 +277,10 @@ def test_prefetch_says_when_nothing_needs_downloading(tmp_path: Path) -> None:
     tiny = ModelConfig(name="tiny_t2v", weights=Weights.tiny)
 
     assert said(tiny, NoHub(), tmp_path) == [
-        "model=tiny_t2v is built on this machine in seconds: nothing needs downloading."
+        "model=tiny_t2v is built on this machine in seconds: nothing to download."
     ]
     assert said(hub_model(weights=Weights.random), NoHub(), tmp_path) == [
-        "model=480p_t2v model.weights=random is built on the device: nothing needs downloading."
+        "model=480p_t2v model.weights=random is built on the device: nothing to download."
     ]
 
 

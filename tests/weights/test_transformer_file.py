@@ -64,6 +64,10 @@ def test_files_of_other_layouts_render_to_the_latents_of_the_checkpoint(
     assert "model.transformer_file" in resumed.err
     again = command("resume=comfy", "model.transformer_file=comfy.safetensors")
     assert (again.code, "1 of 1 done" in again.out) == (0, True)
+    for other_file in ((), ("model.transformer_file=tencent.safetensors",)):
+        refused = command("one.txt", *SMALL, "run_dir=comfy", *other_file)
+        assert refused.code == 2
+        assert "clips are done here with other settings (transformer_sha256" in refused.err
 
 
 def option(file: Path, name: str = "tiny_t2v") -> ModelConfig:

@@ -1,1 +1,1 @@
-"""Files of every format as records: syntax only; what a cell may hold is for `manifest.rows`."""
+"""Files of every format as records. It parses syntax; `manifest.rows` checks the cells."""

@@ -1,4 +1,4 @@
-"""What a file is that is no UTF-8 text: its encoding, as far as its bytes show it, or its kind."""
+"""Guesses the encoding or the kind of a file that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 SAMPLE_BYTES = 65_536
-"""So much of a file is looked at."""
+"""So many bytes of a file are examined."""
 
 FOREIGN_BOMS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -31,11 +31,11 @@ KINDS = {
     b"\x28\xb5\x2f\xfd": "a Zstandard file",
     b"{\\rtf": "an RTF document",
 }
-"""First bytes of files that get a text's suffix by a mistake."""
+"""First bytes of files that get a text's suffix by mistake."""
 
 
 def kind_of(data: bytes) -> str | None:
-    """Return what a file is by its first bytes, where it is no text."""
+    """Return the kind of a file by its first bytes; None for text."""
     return next((kind for mark, kind in KINDS.items() if data.startswith(mark)), None)
 
 
@@ -73,7 +73,7 @@ the bytes of Korean are Chinese characters too.
 """
 
 _MAC_LETTERS = re.compile(rb"[a-z][\x87-\x90\x9f]")
-"""Behind a small letter these are letters in Mac Roman, and marks or nothing in Windows-1252."""
+"""After a small letter these are letters in Mac Roman, and marks or nothing in Windows-1252."""
 
 
 def guess(sample: bytes) -> Encoding:

@@ -34,7 +34,7 @@ class _RefusedJson(ValueError):
 
 
 def read_json_lines(lines: Lines, columns: Columns, faults: Faults) -> Iterator[Record]:
-    """Yield the object of each line; a line that is none is noted as a fault."""
+    """Yield the object of each line; any other line is noted as a fault."""
     decoder = _decoder()
     is_first = True
     for line in lines:
@@ -65,7 +65,7 @@ def read_json_lines(lines: Lines, columns: Columns, faults: Faults) -> Iterator[
 def read_json(lines: Lines, columns: Columns, faults: Faults) -> Iterator[Record]:
     """Yield the objects, or the prompts, of a JSON array; `line` is where each of them starts.
 
-    Objects that stand one behind the other without an array, and a single one, are read too.
+    Objects in a row without an array, and a single object, are read too.
 
     Raises:
         Unreadable: The file is something else, or breaks; the fault has been noted.
@@ -140,9 +140,9 @@ def _item(value: Any, line: int, columns: Columns, faults: Faults) -> Iterator[R
 
 
 def _no_record_rule(text: str, place: int, columns: Columns) -> str | None:
-    """Return what is wrong with a .json file that is no array; None where it is an object or two.
+    """Return the fault of a .json file without an array; None for one or several objects.
 
-    Tools write lists below a name, and pandas whole columns, unless it is told otherwise.
+    Many tools write a list below a name, and pandas by default writes whole columns.
     """
     rule = f"a .json manifest is {_ARRAY}, and this file is something else"
     try:
@@ -175,11 +175,11 @@ def _decoder() -> json.JSONDecoder:
 
 
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
-"""Strings, closed or not, and what nests outside of them."""
+"""Strings, closed or not, and the brackets outside of them."""
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Return where a value of an array ends at the latest; it need not be good JSON.
+    """Return the latest end of a value in an array, which need not be valid JSON.
 
     Raises:
         _RefusedJson: It is nested too deeply, or too long.

@@ -1,4 +1,4 @@
-"""The lines of a text file: how long they may be, and in which encoding."""
+"""The lines of a text file, checked for length and encoding."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Lines:
             self._refuse_nul(data)
         try:
             text = data[start:].decode()
-            # Tools that join files leave a second mark of order behind the first.
+            # Tools that join files leave a second byte order mark after the first.
             return text.lstrip("\ufeff") if start else text
         except UnicodeDecodeError as error:
             first = start + error.start
@@ -112,7 +112,7 @@ class Lines:
                 self._refuse("bytes", f"0x{bom.hex()}", f"{rule}; {SAVE_AS_UTF8}")
         if kind := kind_of(data):
             rule = f"a text file is text, and this one begins like {kind}"
-            action = "open it in the program that it is of, and save it as CSV UTF-8"
+            action = "open it in its program, and save it as CSV UTF-8"
             self._refuse("bytes", f"0x{data[:4].hex()}", f"{rule}; {action}")
 
     def _refuse(self, column: str, value: str, rule: str) -> NoReturn:

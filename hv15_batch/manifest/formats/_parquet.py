@@ -1,4 +1,4 @@
-"""Parquet as records: what the footer says is checked before anything else is read."""
+"""Parquet as records: the sizes in the footer are checked before anything else is read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BATCH_ROWS = 1_024
 MAX_FOOTER_STRING_BYTES = 16 * MIB
 MAX_FOOTER_ITEMS = 1_000_000
 MAX_GROUP_BYTES = GIB
-"""Largest row group once it is unpacked, counted over the columns that are read."""
+"""Largest unpacked row group, counted over the columns that are read."""
 
 
 def read_parquet(file: IO[bytes], columns: Columns, faults: Faults) -> Iterator[Record]:
-    """Yield the rows of a Parquet file, columns without a meaning here left unread.
+    """Yield the rows of a Parquet file; unknown columns are not read.
 
     Raises:
         Unreadable: No row of it can be read; the fault has been noted.
@@ -57,7 +57,7 @@ def read_parquet(file: IO[bytes], columns: Columns, faults: Faults) -> Iterator[
 
 
 def _check_size(parquet: pq.ParquetFile, wanted: Sequence[str], faults: Faults) -> None:
-    """Check what the footer says of the number of rows and of their size.
+    """Check number and size of the rows in the footer.
 
     Raises:
         Unreadable: They are too many or too large; the fault has been noted.

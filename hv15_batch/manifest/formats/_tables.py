@@ -1,4 +1,4 @@
-"""CSV, and the same with semicolons or tabs, as spreadsheets and shells write it."""
+"""CSV with commas, semicolons or tabs, as spreadsheets and shells write it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hv15_batch.manifest.formats._lines import LINE_END_RULE, Lines
 from hv15_batch.manifest.rows import Record
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-"""What separates cells. A bar is known by name only: too many prompts have one."""
+"""Separators of cells. A bar is refused by name, because many prompts have one."""
 
 MAX_HEADER_CHARACTERS = 10_000
-"""How far into a header known names are looked for."""
+"""So much of a header is searched for known names."""
 
 TWICE = 'write a quotation mark inside a quoted cell twice ("")'
 
 _GIVEN_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
-"""First line by which Excel is told the separator."""
+"""First line that names the separator for Excel."""
 _TYPE_LINE = re.compile(r'"?#TYPE\s')
 """First line of PowerShell's Export-Csv before version 6."""
 COMMENT_RULE = (
@@ -35,12 +35,12 @@ def read_table(lines: Lines, columns: Columns, faults: Faults, usual: str) -> It
 
     Args:
         lines: Of the file.
-        columns: What its names mean.
+        columns: Takes the names of its header.
         faults: Where faults are noted.
-        usual: The separator of such a file, where its header does not show another one.
+        usual: The separator, unless the header shows another one.
 
     Raises:
-        Unreadable: The rest cannot be told apart into cells; the fault has been noted.
+        Unreadable: The rest cannot be split into cells; the fault has been noted.
     """
     first = _first_line(lines)
     if first is None:
@@ -59,9 +59,11 @@ def read_table(lines: Lines, columns: Columns, faults: Faults, usual: str) -> It
     places = columns.read_header(lines.record_number, header)
     nameless = [place for place, name in enumerate(header) if place and not name]
     for cells in records:
-        if not any(cell.strip() for cell in cells):
+        if not any(map(str.strip, cells)):
             continue  # a blank line, or one of separators alone
-        rule = _cells_rule(cells, header, nameless, NAMES[separator])
+        rule = None
+        if nameless or len(cells) != len(header):
+            rule = _cells_rule(cells, header, nameless, NAMES[separator])
         if rule is None and len(places) > 1 and not columns.reading.literal:
             rule = _comment_rule(cells)
         if rule:
@@ -73,7 +75,7 @@ def read_table(lines: Lines, columns: Columns, faults: Faults, usual: str) -> It
 
 
 def _first_line(lines: Lines) -> str | None:
-    """Return the next line that holds anything, as the first one of a record; None at the end."""
+    """Return the next line that is not blank, as the start of a record; None at the end."""
     while True:
         lines.start_record()
         line = next(lines, None)
@@ -82,10 +84,10 @@ def _first_line(lines: Lines) -> str | None:
 
 
 def _separator(lines: Lines, columns: Columns, faults: Faults, usual: str) -> str:
-    """Return what separates the names of the header, by which most of them are known.
+    """Return the separator with which most names of the header are known.
 
     Raises:
-        Unreadable: It is nothing that is read here; the fault has been noted.
+        Unreadable: The separator is not supported; the fault has been noted.
     """
     header = lines.record_text[:MAX_HEADER_CHARACTERS]
     counts = {
@@ -120,13 +122,13 @@ def _read_cells(first: str, lines: Lines, faults: Faults, separator: str) -> Ite
 
 
 def _comment_rule(cells: list[str]) -> str | None:
-    """Return what is wrong with a row of which only the first cell says something, or None."""
+    """Return the fault of a comment: a row with a filled first cell only. None for other rows."""
     is_comment = cells[0].lstrip().startswith(("#", "//")) and not any(map(str.strip, cells[1:]))
     return COMMENT_RULE if is_comment else None
 
 
 def _syntax_rule(error: str, separator: str, *, is_multi_line: bool) -> str:
-    """Say in a user's words what Python's csv module has found."""
+    """Return a message for an error of Python's csv module."""
     if "unexpected end" in error:
         return (
             "a quotation mark that opens a cell is closed, and here one is not; close it, and "

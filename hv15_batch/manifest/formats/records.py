@@ -1,4 +1,4 @@
-"""A manifest file as records, told apart by suffix."""
+"""A manifest file as records; the suffix decides how it is read."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class RecordReader:
     def __init__(
         self, path: Path, faults: Faults, reading: Reading, content: bytes | None = None
     ) -> None:
-        """Read nothing yet.
+        """Take the file; nothing is read yet.
 
         Args:
             path: The file.
             faults: Where faults are noted.
-            reading: How the settings want it to be read.
-            content: JSON Lines in the place of the file.
+            reading: The settings for reading it.
+            content: JSON Lines instead of the file.
         """
         self._path = path
         self._faults = faults
         self._content = content
         self._columns = Columns(reading, faults)
         self.sha256 = ""
-        """SHA-256 of the file's bytes, once the iteration has ended without a fault."""
+        """SHA-256 of the file's bytes, after an iteration without a fault."""
 
     @property
     def notes(self) -> list[str]:
-        """What is to be told of the columns, once the iteration has ended."""
+        """Notes about the columns, after the iteration has ended."""
         return self._columns.notes
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the records; what cannot be read is noted as a fault and ends the iteration."""
+        """Yield the records; an unreadable part is noted as a fault and ends the iteration."""
         suffix = self._path.suffix.lower()
         with self._open() as file:
             try:
@@ -82,7 +82,7 @@ class RecordReader:
         """Open the file.
 
         Raises:
-            OSError: It cannot be read, or is no regular file any more.
+            OSError: It cannot be read, or is no longer a regular file.
         """
         if self._content is not None:
             return BytesIO(self._content)
@@ -94,7 +94,7 @@ class RecordReader:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to does not hold it up."""
+    """Open a file without waiting for the writer of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
