@@ -170,8 +170,7 @@ def _typed_only_in_use(config: Config) -> list[str]:
     defaults = Config()
     option = model_options().get(config.model.name)
     if option is not None:
-        defaults.model.repo = option.repo
-        defaults.model.transformer_hub = option.transformer_hub
+        defaults.model = option  # its repository, and that of its transformer
     if not is_fetched(config.runtime.attention_backend):
         defaults.runtime.attention_backend = config.runtime.attention_backend
     return [
