@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
@@ -16,6 +18,7 @@ from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row, id_rule
+from hv15_batch.manifest.weights import NO_LORAS, KnownWeights
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
 from hv15_batch.model.variant import (
@@ -47,7 +50,8 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
-        _note_clip_faults(manifest, _asked_clips(manifest, config, None, None), config, faults)
+        asked = _asked_clips(manifest, config, KnownWeights(None, None, NO_LORAS))
+        _note_clip_faults(manifest, asked, config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -57,14 +61,23 @@ def make_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> tuple[Clip, ...]:
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
+
+    Args:
+        manifest: Its rows.
+        config: Settings.
+        revision: Of the checkpoint.
+        transformer_sha256: Of another transformer's file.
+        loras: The LoRA files of rows and settings by absolute path.
 
     Raises:
         ManifestError: All faults that depend on settings and rows together.
     """
-    asked = _asked_clips(manifest, config, revision, transformer_sha256)
+    asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
     faults = Faults(manifest.name)
+    _note_same_loras(manifest, asked, faults)
     _note_clip_faults(manifest, asked, config, faults)
     if faults:
         raise ManifestError(faults.messages)
@@ -76,12 +89,14 @@ def resolve_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> list[Clip]:
     """Return every clip of the rows once, also those that would be refused.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    return _merged(_asked_clips(manifest, config, revision, transformer_sha256), manifest)
+    weights = KnownWeights(revision, transformer_sha256, loras)
+    return _merged(_asked_clips(manifest, config, weights), manifest)
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
@@ -163,12 +178,10 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     return merged
 
 
-def _asked_clips(
-    manifest: Manifest, config: Config, revision: str | None, transformer_sha256: str | None
-) -> list[Clip]:
+def _asked_clips(manifest: Manifest, config: Config, weights: KnownWeights) -> list[Clip]:
     """Return the clips of each row, repeated ones included."""
     override_seeds, default_seeds = _configured_seeds(config)
-    shared = _shared_settings(config, revision, transformer_sha256)
+    shared = _shared_settings(config, weights)
     caches: dict[int, str | None] = {}
     values_of = _values_of_rows(config)
     clips: list[Clip] = []
@@ -184,8 +197,9 @@ def _asked_clips(
             values["height"], values["width"] = bucket_size(
                 *row.image_size, config.model.target_size
             )
+        loras = weights.loras_of(row, config)
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, shared, config.model))
+            clips.append(_clip(row, seed, values, shared, config.model, loras))
     return clips
 
 
@@ -245,15 +259,13 @@ def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
     return values_of
 
 
-def _shared_settings(
-    config: Config, revision: str | None, transformer_sha256: str | None
-) -> dict[str, Any]:
+def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
     """Return the `ClipSettings` that all clips of a run have in common."""
     return {
         "video": hashed_values(config.video),
         "model": config.model.name,
-        "revision": revision,
-        "transformer_sha256": transformer_sha256,
+        "revision": weights.revision,
+        "transformer_sha256": weights.transformer_sha256,
         "weights": config.model.weights.name,
         "dtype": effective_dtype(config).name,
         "attention_backend": config.runtime.attention_backend,
@@ -261,7 +273,12 @@ def _shared_settings(
 
 
 def _clip(
-    row: Row, seed: int, values: dict[str, Any], shared: dict[str, Any], model: ModelConfig
+    row: Row,
+    seed: int,
+    values: dict[str, Any],
+    shared: dict[str, Any],
+    model: ModelConfig,
+    loras: tuple[ClipLora, ...],
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
@@ -279,6 +296,7 @@ def _clip(
         flow_shift=float(values["flow_shift"]),
         fps=float(values["fps"]),
         cache=values["cache"],
+        loras=tuple((lora.sha256, lora.scale) for lora in loras) or None,
         **shared,
     )
     is_refused = check_recipe(model, steps, guidance_scale) is not None
@@ -292,6 +310,7 @@ def _clip(
         image_path=row.image_path,
         tags=row.tags,
         off_recipe=is_off_recipe,
+        loras=loras,
     )
 
 
@@ -364,6 +383,21 @@ def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
     if getattr(config.sampling, name) is not None:
         return f"sampling.{name}"
     return f"model.default_sampling.{name}"
+
+
+def _note_same_loras(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
+    """Note each row whose LoRAs are one file under two names.
+
+    Raises:
+        Refused: it is the settings that name them.
+    """
+    for clip in {clip.row_index: clip for clip in clips if len(clip.loras) > 1}.values():
+        for one, other in itertools.pairwise(clip.loras):
+            if one.sha256 == other.sha256:
+                rule = f"{one.path} and {other.path} are the same file; remove one"
+                if manifest.rows[clip.row_index].loras is None:
+                    raise Refused(f"model.loras: {rule}.")
+                faults.add(clip.line, "loras", os.path.basename(one.path), rule)
 
 
 def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:

@@ -196,6 +196,18 @@ class HubFile:
 
 
 @dataclass
+class Lora:
+    """A LoRA that is typed for all rows."""
+
+    path: str = "???"
+    """A .safetensors file; a relative path starts in the current folder."""
+    scale: float = 1.0
+    """How strongly it counts; 0 leaves it out."""
+    sha256: str | None = None
+    """Of the file's content, which a run stores; another content is refused."""
+
+
+@dataclass
 class ModelConfig:
     """One model variant: one YAML under `conf/model/`."""
 
@@ -207,6 +219,8 @@ class ModelConfig:
     """A transformer of your own in one file: Tencent's, Comfy-Org's or diffusers' layout, in bf16,
     fp16 or scaled fp8. Encoders and VAE stay those of the option."""
     transformer_hub: HubFile = field(default_factory=HubFile)
+    loras: list[Lora] = field(default_factory=list, metadata={"typed_only": True})
+    """LoRA files for all rows without a `loras` cell: `[{path: a.safetensors, scale: 0.8}]`."""
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained
