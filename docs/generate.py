@@ -107,16 +107,17 @@ def settings_page() -> str:
     """Return the page of every setting: its type, default, bounds and meaning."""
     parts = [NOTICE, _SETTINGS_HEAD]
     for title, owner, prefix in _sections():
+        if title == "`override.*`":
+            parts += [f"\n## {title}\n\n{_OVERRIDE}"]
+            continue
         about = inspect.cleandoc(owner.__doc__ or "").split("\n")[0]
         parts += [f"\n## {title}\n\n{about}\n\n"]
-        if title == "`override.*`":
-            parts += [
-                "The fields of `sampling`. A value here takes precedence over the manifest.\n"
-            ]
-            continue
         rows = list(_settings(owner, prefix))
         parts += [table(("setting", "type", "default", "allowed", "meaning"), rows)]
     return "".join(parts)
+
+
+_OVERRIDE = "The fields of `sampling`. A value here replaces the value of every row; null changes nothing.\n"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -126,9 +127,10 @@ def _names(names: Sequence[str]) -> str:
 _SETTINGS_HEAD = f"""\
 # Settings
 
-Type any of these after `hv15-batch`, for example `hv15-batch prompts.csv runtime.compile=true`, or
-write them into an experiment under `conf/experiment/`. `hv15-batch prompts.csv --cfg job` prints
-every setting with its value. `null` means that nothing was set.
+This page lists every setting. Type any of them after `hv15-batch`, for example
+`hv15-batch prompts.csv runtime.compile=true`, or write them into an experiment under
+`conf/experiment/`. `hv15-batch prompts.csv --cfg job` prints every setting with its value. `null`
+means that nothing was set.
 
 [The life of a clip](life-of-a-clip.md#what-a-clip-is) names the settings that identify a clip: a
 change of one of them makes a new clip.
@@ -136,6 +138,7 @@ change of one of them makes a new clip.
 These settings can start a process, open a socket or cause a download. They count only where you
 type them; `resume=` never takes them from a stored configuration:
 {_names(TYPED_ONLY)}.
+A `runtime.attention_backend` that fetches nothing is taken over.
 
 These settings apply to one command only; `resume=` does not take them over:
 {_names(OF_ONE_COMMAND)}.
@@ -246,7 +249,7 @@ def models_page() -> str:
             _MODELS_FOOT,
             "\n## Small models of the same classes\n\n",
             table(head, other),
-            "\n## Where the weights come from\n\n",
+            _HUBS_HEAD,
             table(("`model=`", "Hugging Face repository", "commit", "transformer from"), hubs),
         )
     )
@@ -255,16 +258,27 @@ def models_page() -> str:
 _MODELS_HEAD = """\
 # Models
 
-One YAML under `conf/model/` is one option of the group `model`. Sizes are height x width. An
-image-to-video model takes its size from the first frame.
+This page lists the models that `model=NAME` chooses. Each is a YAML file under `conf/model/`. Sizes
+are height x width. An image-to-video model takes its size from the first frame.
 """
 _MODELS_FOOT = """
-These values are the defaults of a row. A distilled model accepts only the steps and guidance that
-it was made for. `runtime.allow_off_recipe=true` permits others, and the log records it.
+These values are the defaults of a row. A distilled model of Tencent accepts only the steps and
+guidance that it was made for. `runtime.allow_off_recipe=true` permits others, and the log records
+it.
 
 Tencent has published no few-step text-to-video model. `480p_t2v_4step` has the transformer of
-LightX2V. It accepts other steps, shifts and lengths, and the run warns of them: 121 frames are 1.5
-times as long as the clips that it was trained on.
+LightX2V, made for 4 steps, a shift of 5 and up to 81 frames. Dry run and run warn of other steps,
+shifts and lengths, also of the default of 121 frames. `sampling.num_frames=81` avoids the warning.
+
+Each model of this table takes [LoRA files](manifest.md#lora) that fit its tensors.
+"""
+
+_HUBS_HEAD = """
+## Where the weights come from
+
+`prefetch`, or the first run, fetches them. Without a commit here, the newest one at that time is
+taken and recorded.
+
 """
 
 
@@ -319,7 +333,8 @@ _CARDS_HEAD = """\
 
 Predictions use these vendor figures; none of them was measured by this project.
 `runtime.card=NAME` predicts for a card that you do not have. bf16 is the dense rate with fp32
-accumulation. Other cards can render as well, but the dry run predicts no times for them.
+accumulation; host is the rate between RAM and card. Other cards can render as well, but the dry run
+predicts no times for them.
 """
 
 
@@ -341,6 +356,8 @@ def exit_codes_page() -> str:
 
 _CODES_HEAD = """\
 # Exit codes
+
+A command ends with one of these codes, for scripts to read.
 """
 _CODES_FOOT = """
 After 3, 4, 130 and 143 the same command resumes: finished clips are not rendered again. In a sweep,
@@ -365,11 +382,12 @@ def log_page() -> str:
 _LOG_HEAD = f"""\
 # Columns of the log
 
-Schema version {SCHEMA_VERSION}. One row per attempt, in `log/*.parquet` of a run directory. Every
-column is in every segment of this version. A value that was not measured is null, never 0. Nothing
-is rounded. The Parquet files describe each column in the same words:
+This page explains each column of the log, in schema version {SCHEMA_VERSION}. The log has one row
+per attempt, in `log/*.parquet` of a run directory. Each run writes Parquet files of its own, the
+segments. Every column is in every segment of this version. A value that was not measured is null,
+never 0. Nothing is rounded. The files describe each column in the same words:
 `pyarrow.parquet.read_schema(FILE).field("denoise_seconds").metadata`. How to read segments of
-several versions: [Reading the log](analysis.md).
+several versions: [Read the log](analysis.md).
 
 ## Warm, cold, suspect
 
