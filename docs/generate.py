@@ -117,7 +117,9 @@ def settings_page() -> str:
     return "".join(parts)
 
 
-_OVERRIDE = "The fields of `sampling`. A value here replaces the value of every row; null changes nothing.\n"
+_OVERRIDE = """\
+The fields of `sampling`. A value here replaces that of every row; null replaces nothing.
+"""
 
 
 def _names(names: Sequence[str]) -> str:
