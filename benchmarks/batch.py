@@ -4,10 +4,10 @@
     python benchmarks/batch.py OUT x6 121:8:1      # six clips of each case
 
 Each case is frames:steps:guidance, or height:width:frames:steps:guidance. Before the first case of
-a size a one-step clip of that size is rendered, which takes the cold start. Everything after `--`
-goes to `hv15_batch`. Wall seconds are those between the ends of two clips, so whatever delays the
-next clip counts. Beside them stands the prediction, calibrated by the logs of other runs of the
-same card below OUT's parent folder, as they are before this run.
+a size a clip of that size and one step (with a step cache, ten) is rendered, which takes the cold
+start. Everything after `--` goes to `hv15_batch`. Wall seconds are those between the ends of two
+clips, so whatever delays the next clip counts. Beside them stands the prediction, calibrated by the
+logs of other runs of the same card below OUT's parent folder, as they are before this run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from hv15_batch.forecast.calibrate import COLUMNS, calibrate
 from hv15_batch.forecast.seconds import Execution, predict_clip
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.shapes import Shape
+from hv15_batch.model.step_cache import LEAST_STEPS
 from hv15_batch.rundir.log import read_records
 from hv15_batch.units import GIB
 
 PROMPT = "A teddy bear sits on a bed of soft pillows."
 
 
-def write_manifest(path: Path, cases: list[str], repeat: int = 1) -> None:
+def write_manifest(path: Path, cases: list[str], repeat: int = 1, warm_up_steps: int = 1) -> None:
     seen: set[tuple[str, ...]] = set()
     rows = []
     for case in cases:
@@ -40,7 +41,7 @@ def write_manifest(path: Path, cases: list[str], repeat: int = 1) -> None:
         *size, frames, steps, guidance = ["480", "848", *parts][-5:]
         if (*size, frames) not in seen:
             seen.add((*size, frames))
-            rows.append((f"warmup_{len(rows)}", *size, frames, "1", guidance, "0"))
+            rows.append((f"warmup_{len(rows)}", *size, frames, str(warm_up_steps), guidance, "0"))
         for _ in range(repeat):
             number = str(len(rows))  # equal cases are different clips
             rows.append((f"case_{len(rows)}", *size, frames, steps, guidance, number))
@@ -61,7 +62,8 @@ def main() -> int:
         repeat = int(cases.pop(0)[1:])
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / "cases.csv", cases, repeat)
+    warm_up_steps = LEAST_STEPS if "sampling.cache=static" in more else 1
+    write_manifest(folder / "cases.csv", cases, repeat, warm_up_steps)
     command = [sys.executable, "-m", "hv15_batch", str(folder / "cases.csv"), "order=rows"]
     command += [f"run_dir={folder / 'run'}", *more]
     if not any(word.startswith("model=") for word in more):

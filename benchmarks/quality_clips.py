@@ -26,6 +26,7 @@ from hv15_batch import Refused, read_log
 from training.reading import read_clip
 
 ATTRIBUTES = ("color", "place", "direction", "motion", "shape", "letters")
+_SAME_NOISE = Path(__file__).resolve().parent / "same_noise"
 NOT_YET = "not run yet"
 IN_EFFECT = ("dtype", "attention_backend", "mask_free", "compiled", "offload", "cache")
 MACHINE = ("gpu_name", "driver_version", "torch_version", "diffusers_version", "hv15_batch_version")
@@ -101,8 +102,12 @@ def render(setting: Setting, out: Path, clips: int, free: Queue[set[int]], end: 
     words = [*asked, f"run_dir={out / setting.folder}", *WORDS, *setting.words]
     cores = free.get()
     with (out / f"{setting.folder}.txt").open("w", encoding="utf-8") as said:
+        path = os.pathsep.join([str(_SAME_NOISE), *filter(None, [os.environ.get("PYTHONPATH")])])
         run = subprocess.Popen(
-            [sys.executable, "-m", "hv15_batch", *words], stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "hv15_batch", *words],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
         )
         os.sched_setaffinity(run.pid, cores)  # its worker and threads come later, and inherit it
         try:

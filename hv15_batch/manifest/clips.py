@@ -176,7 +176,7 @@ def check_typed_sampling(
     for name in typed:
         if getattr(config.override, name) is not None:
             continue  # replaces both
-        count = sum(1 for row in manifest.rows if getattr(row, name) is not None)
+        count = sum(getattr(row, name, None) is not None for row in manifest.rows)  # or no column
         if count and count == len(manifest.rows):
             value = getattr(config.sampling, name)
             raise Refused(
