@@ -100,6 +100,8 @@ class ClipSettings:
     """`every:start:end` of a static step cache; None computes every step."""
     transformer_sha256: str | None = added(None)
     """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
+    loras: tuple[tuple[str, float], ...] | None = added(None)
+    """SHA-256 of each LoRA's file and its scale, sorted; None without any."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
 
@@ -135,6 +137,23 @@ class ClipSettings:
 
 
 @dataclass(frozen=True)
+class ClipLora:
+    """A LoRA of one clip."""
+
+    path: str
+    """Absolute."""
+    sha256: str
+    scale: float
+    num_bytes: int = 0
+    """What it takes beside the weights, in 16 bits."""
+
+
+def loras_text(loras: tuple[tuple[str, float], ...] | None) -> str | None:
+    """Return `ClipSettings.loras` as the log has it: JSON, or None."""
+    return None if loras is None else json.dumps(loras)
+
+
+@dataclass(frozen=True)
 class Clip:
     """One clip to render."""
 
@@ -154,6 +173,8 @@ class Clip:
     """Absolute path of the first frame."""
     tags: dict[str, str]
     off_recipe: bool
+    loras: tuple[ClipLora, ...] = ()
+    """Where those of `settings.loras` are, in the same order."""
     other_ids: tuple[str, ...] = ()
     """Ids of further rows with exactly this clip, in the manifest's order."""
     other_lines: tuple[int, ...] = ()
@@ -181,6 +202,7 @@ def make_clip(
     image_path: str | None,
     tags: dict[str, str],
     off_recipe: bool,
+    loras: tuple[ClipLora, ...] = (),
 ) -> Clip:
     """Return the clip of these settings, with its hashes and its name."""
     settings_sha256, denoise_sha256 = settings.hashes()
@@ -196,6 +218,7 @@ def make_clip(
         image_path=image_path,
         tags=tags,
         off_recipe=off_recipe,
+        loras=loras,
     )
 
 

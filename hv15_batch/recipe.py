@@ -114,6 +114,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
     cells = _cells(tag, option.task)
     _check_cells(cells, tag)
     notes = [*_backend_note(tag), *_weights_notes(tag, option), *_transformer_note(tag)]
+    notes += _lora_note(tag)
     if option.task is Task.i2v:
         assert tag.image is not None
         image = _find_image(tag)
@@ -258,6 +259,17 @@ def _transformer_note(tag: ClipTag) -> Iterator[str]:
         yield (
             f"Transformer: it was rendered with a file of its own (SHA-256 {sha256}); a tag never "
             "decides which file is read. To use it, add model.transformer_file=FILE."
+        )
+
+
+def _lora_note(tag: ClipTag) -> Iterator[str]:
+    loras = tag.settings.loras or ()
+    if loras:
+        each = ", ".join(f"SHA-256 {sha256} at scale {scale:g}" for sha256, scale in loras)
+        words = ",".join(f"{{path:FILE,scale:{scale:g}}}" for _, scale in loras)
+        yield (
+            f"LoRA: it was rendered with {each}; a tag never decides which file is read. To have "
+            f"the same, add 'model.loras=[{words}]'."
         )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any, Literal
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, loras_text
 
 OK = "ok"
 SUSPECT = "suspect"
@@ -142,6 +142,9 @@ class ClipRecord:
         "content of the file of another transformer than the repository's; null without one",
         groups=True,
     )
+    loras: str | None = _asked(
+        "LoRA files as JSON, SHA-256 and scale of each; null without any", groups=True
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -163,6 +166,12 @@ class ClipRecord:
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
     num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
+    lora_keys_matched: int | None = _effect(
+        "tensors of the LoRA files that are in effect; null without a LoRA"
+    )
+    lora_keys_unmatched: int | None = _effect(
+        "tensors of the LoRA files that belong to nothing here and are left out"
+    )
     # time
     load_seconds: float | None = _time(
         "loading transformer and VAE; on the first clip of a worker", "second", CLOCK
@@ -348,6 +357,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             attention_backend_requested=settings.attention_backend,
             off_recipe=clip.off_recipe,
             transformer_sha256=settings.transformer_sha256,
+            loras=loras_text(settings.loras),
             cache=settings.cache,
             model=settings.model,
             revision=settings.revision,

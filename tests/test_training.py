@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -111,6 +112,17 @@ def test_prompts_are_words_that_fit() -> None:
     plain = plain_caption(scenes, 0)
     assert any(name in plain for name in COLORS)
     assert any(name in plain for name in SHAPES)
+
+
+@pytest.mark.parametrize("name", ["demo_t2v", "demo_i2v"])
+def test_the_demo_models_know_the_words_of_their_training(name: str) -> None:
+    model, rng = small_model(name), random.Random(0)
+    scenes = sample_scenes(3000, torch.Generator().manual_seed(0), two=0.3)
+    texts = [re.sub('"[^"]*"', " ", caption(scenes, i, rng).lower()) for i in range(3000)]
+
+    assert {word for text in texts for word in re.findall("[a-z]+", text)} == set(
+        model.advice.words.split()
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 5])

@@ -214,7 +214,7 @@ def parse_command(command: Any) -> tuple[str, ...]:
     program = shutil.which(os.path.expanduser(words[0]))
     if program is None:
         raise Refused(
-            f"notify.command={command!r}: {words[0]!r} is no program on this machine; install it, "
+            f"notify.command={command!r}: no program {words[0]!r} can be run here; install it, "
             "give its whole path, or set notify.command=null."
         )
     return (os.path.abspath(program), *words[1:])

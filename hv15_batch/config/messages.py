@@ -155,7 +155,7 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
     hint = f" Did you mean {by_lower[near[0]]}?" if near else ""
     message = f"{group}={option}: there is no such option.{hint} Options: {', '.join(options)}."
     if group == "model" and near and _is_meanflow_of_another_task(by_lower[near[0]], option):
-        message += f"\n{STEP_DISTILLED_T2V[0].upper()}{STEP_DISTILLED_T2V[1:]}."
+        message += f"\n{STEP_DISTILLED_T2V}."
     return message
 
 

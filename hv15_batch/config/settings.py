@@ -99,6 +99,7 @@ class ManifestColumns:
     guidance_scale: str | None = None
     flow_shift: str | None = None
     fps: str | None = None
+    loras: str | None = None
 
 
 @dataclass

@@ -63,7 +63,7 @@ class LocalExecutor:
         self._is_up = False
 
     def start(self) -> None:
-        """Spawn the child; it imports torch while the parent goes on."""
+        """Spawn the child; it imports torch while the parent continues."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         lock = _connection_to(self._spec.lock_descriptor)
@@ -177,10 +177,10 @@ def _without_main_module() -> Iterator[None]:
 
 @contextmanager
 def _plain_start_method() -> Iterator[None]:
-    """Within: a process that is spawned is told a way of starting processes that it knows.
+    """Use a start method that a spawned process knows, while the block runs.
 
-    It is told the one in force here. In a process that loky made, for a launcher of Hydra, that is
-    `loky`, which another Python does not know before it imports it.
+    A spawned process takes over the start method of this one. In a process that loky made for a
+    launcher of Hydra that is `loky`, which another Python does not know before it imports loky.
     """
     method = multiprocessing.get_start_method(allow_none=True)
     if method in (None, *_START_METHODS):

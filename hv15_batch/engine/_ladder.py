@@ -121,7 +121,7 @@ class Ladder:
         emit: Emit,
         on_torch_attention: bool,
     ) -> Denoised:
-        pipe = self._models.denoiser(on_torch_attention)
+        pipe = self._models.denoiser(on_torch_attention, clip.loras)
 
         def on_step(step: int, total: int) -> None:
             emit(Stepped(clip.clip_id, DENOISE, step, total))

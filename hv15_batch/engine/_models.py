@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hv15_batch.clip import ClipLora
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
     apply_attention,
@@ -14,6 +15,7 @@ from hv15_batch.engine.denoise.attention import (
     is_mask_free,
 )
 from hv15_batch.engine.denoise.compilation import is_compiled
+from hv15_batch.engine.denoise.low_rank import LoraSet
 from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
@@ -42,6 +44,7 @@ class LoadedModels:
         self._checkpoint = checkpoint
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
+        self._loras: LoraSet | None = None
         self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
         self._load_seconds: float | None = None
 
@@ -65,11 +68,18 @@ class LoadedModels:
                 self.placement.hold_vae(self._vae)
         return self._vae
 
-    def denoiser(self, on_torch_attention: bool = False) -> Denoiser:
-        """Return the pipeline, with torch's own attention or with the one that was asked for.
+    def denoiser(
+        self, on_torch_attention: bool = False, loras: Sequence[ClipLora] = ()
+    ) -> Denoiser:
+        """Return the pipeline with these LoRAs and no others.
+
+        Args:
+            on_torch_attention: Torch's own attention, whatever was asked for.
+            loras: Of the clip.
 
         Raises:
             Refused: the checkpoint does not fit the model, or the attention cannot run here.
+            ValueError, OSError: a LoRA is not what it was, or cannot be read.
         """
         runtime = self._config.runtime
         if self._denoiser is None:
@@ -83,11 +93,14 @@ class LoadedModels:
                     loading_device=self.placement.loading_device,
                 )
                 self.placement.hold_transformer(self._denoiser.transformer)
+            self._loras = LoraSet(self._denoiser.transformer, self.placement.device)
         attention = NATIVE if on_torch_attention else runtime.attention_backend
         if attention != self._attention:
             transformer = self._denoiser.transformer
             apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
             self._attention = attention
+        assert self._loras is not None
+        self._loras.set(loras)
         return self._denoiser
 
     def step_down(self) -> bool:
@@ -96,7 +109,7 @@ class LoadedModels:
         Returns:
             False where there is no smaller profile.
         """
-        self._denoiser = None
+        self._denoiser = self._loras = None
         _, available = read_ram()
         return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
 
@@ -108,6 +121,7 @@ class LoadedModels:
     def in_effect(self) -> dict[str, Any]:
         """Return the log's columns on what denoises, read back from the live pipeline."""
         assert self._denoiser is not None
+        assert self._loras is not None
         transformer = self._denoiser.transformer
         return {
             "dtype": str(transformer.dtype).removeprefix("torch."),
@@ -115,6 +129,8 @@ class LoadedModels:
             "mask_free": is_mask_free(transformer),
             "compiled": is_compiled(transformer),
             "offload": self.placement.describe(),
+            "lora_keys_matched": self._loras.num_matched,
+            "lora_keys_unmatched": self._loras.num_unmatched,
         }
 
     @contextmanager

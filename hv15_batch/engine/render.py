@@ -123,7 +123,7 @@ class ClipRenderer:
             self._has_rendered = True
             if self._will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
-                self._models.denoiser(job.on_torch_attention)
+                self._models.denoiser(job.on_torch_attention, clip.loras)
             denoised = self._denoised(job, meter, attempt, emit)
             emit(Stepped(clip.clip_id, DECODE, steps, steps))
             with meter.stage(DECODE):

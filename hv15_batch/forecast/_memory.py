@@ -80,6 +80,9 @@ def predict_peaks(
         denoise, beside_decode = transformer, 0
     else:
         denoise, beside_decode = rest + 2 * block, rest
+    # A set of LoRAs stays on the card while it is in effect, whatever moves.
+    loras = execution.lora_bytes * factor
+    denoise, beside_decode = denoise + loras, beside_decode + loras
     decode = beside_decode + _decode_bytes(shape, budget_bytes - beside_decode, factor)
     encode = STREAMED_ENCODER_BYTES * factor
     is_encoder_whole = fits_text_encoder(execution, budget_bytes)

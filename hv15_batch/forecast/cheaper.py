@@ -97,7 +97,7 @@ def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:
     wanted = _kind(replace(own, **changes))
     for option in model_options().values():
         if _kind(option) == wanted:
-            yield replace(option, weights=config.model.weights)
+            yield replace(option, weights=config.model.weights, loras=config.model.loras)
 
 
 def _kind(model: ModelConfig) -> tuple[Any, ...]:

@@ -110,8 +110,11 @@ def make_forecast(
     if card is None or gpu_name is None:
         return None
     settings = [p.clip.settings for p in todo]
-    offload = choose_offload(config, settings, machine_with(card, machine) if name else machine)
-    execution = replace(execution_of(config, card), offload=offload.kind.name)
+    here = machine_with(card, machine) if name else machine
+    loras = lora_bytes(todo)
+    offload = choose_offload(config, settings, here, loras)
+    execution = execution_of(config, card)
+    execution = replace(execution, offload=offload.kind.name, lora_bytes=loras)
     scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
     denoised = [p.clip.settings for p in todo if not p.is_from_latents]
     shapes = list(map(Shape.of, denoised))
@@ -124,6 +127,11 @@ def make_forecast(
     text = _basis_text(card, gpu_name, execution, scales, basis, computes=computes)
     is_calibrated = basis is CostBasis.calibrated
     return Forecast(card, gpu_name, offload, execution, scales, start, text, is_calibrated)
+
+
+def lora_bytes(todo: Sequence[PlannedClip]) -> int:
+    """Return what the largest set of LoRAs takes, in 16 bits."""
+    return max((sum(lora.num_bytes for lora in p.clip.loras) for p in todo), default=0)
 
 
 def _decoding_basis(scales: Scales | None) -> CostBasis:

@@ -47,7 +47,7 @@ class OffloadChoice:
 
 
 def choose_offload(
-    config: Config, settings: Iterable[ClipSettings], machine: Machine
+    config: Config, settings: Iterable[ClipSettings], machine: Machine, lora_bytes: int = 0
 ) -> OffloadChoice:
     """Return the profile typed, or for `auto` the fastest one that fits.
 
@@ -55,6 +55,7 @@ def choose_offload(
         config: Decides profile and `runtime.vram_limit_gib`.
         settings: What is to be rendered; the size that needs most decides.
         machine: Its card and RAM.
+        lora_bytes: Of the largest set of LoRAs, in 16 bits.
 
     Raises:
         Refused: the typed profile, or every profile, needs more memory than there is.
@@ -66,7 +67,7 @@ def choose_offload(
         return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None, None)
     budget = device_budget_bytes(config, gpu.free_bytes)
     card = find_card(gpu.name)
-    execution = execution_of(config, card)
+    execution = replace(execution_of(config, card), lora_bytes=lora_bytes)
     settings = list(settings)
     sizes = list({(s.height, s.width, s.num_frames): s for s in settings}.values())
     fastest_first = _fastest_first(settings, card, execution)

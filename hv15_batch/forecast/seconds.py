@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from hv15_batch.clip import ClipSettings
@@ -201,6 +201,8 @@ class Execution:
     compiled: bool = False
     mask_free: bool = True
     dtype: str = "bfloat16"
+    lora_bytes: int = field(default=0, compare=False)
+    """Of the largest set of LoRAs, in 16 bits."""
 
     @property
     def bytes_factor(self) -> int:
@@ -232,6 +234,8 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
         parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
+    if execution.lora_bytes:
+        parts.append("LoRA, whose products take some time more")
     return "; ".join(parts) or None
 
 

@@ -38,6 +38,7 @@ _SYNONYMS: dict[str, str] = {
     "id": "filename name videoname videoid uid uuid key clipid clipname itemid promptid sampleid "
     "index idx rowid outputname outputfilename savename identifier",
     "seed": "seeds randomseed rngseed noiseseed generatorseed",
+    "loras": "lora lorapath loraweights lorafile adapters adapter loraname lorafiles",
     "fps": "framerate framespersecond videofps outputfps framesrate",
 }
 _MEANINGS = {word: known for known, words in _SYNONYMS.items() for word in words.split()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeVar
@@ -306,6 +306,64 @@ def _seed_range(part: Any) -> range:
     if last > MAX_SEED:
         raise ValueError(f"{SEED_RULE}, and {last} is larger; use a smaller one")
     return range(first, last + 1)
+
+
+MAX_LORAS = 16
+MAX_LORA_SCALE = 100.0
+NO_LORAS = "none"
+_LORA = re.compile(r'(?:"([^"]+)"|([^\s"]+?))(?::([^\s:"/\\]+))?(?:\s+|\Z)')
+_LORA_FORM = (
+    "name files as path or path:scale, with spaces between them and a path with spaces in double "
+    'quotes, such as a.safetensors:0.8 "my b.safetensors"; or none'
+)
+
+
+def parse_loras(value: Any) -> tuple[tuple[str, float], ...]:
+    """Return path and scale of each LoRA that a cell names; empty for `none`.
+
+    Args:
+        value: Text, or a list of objects with `path` and `scale` as JSON has them.
+
+    Raises:
+        ValueError: It is of another form, a scale is no number, or a path stands there twice.
+    """
+    if isinstance(value, list):
+        found = [_lora_of(item) for item in value]
+    else:
+        text = parse_text(value).strip()
+        found = [] if text.lower() == NO_LORAS else list(_loras_of(text))
+    if len(found) > MAX_LORAS:
+        raise ValueError(f"at most {MAX_LORAS} LoRAs work together; name fewer")
+    paths = [path for path, _ in found]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ValueError(f"a file counts once, and {twice} stands here twice; remove one")
+    return tuple(found)
+
+
+def _loras_of(text: str) -> Iterator[tuple[str, float]]:
+    position = 0
+    while position < len(text):
+        match = _LORA.match(text, position)
+        if match is None:
+            raise ValueError(_LORA_FORM)
+        yield match[1] or match[2], 1.0 if match[3] is None else _lora_scale(match[3])
+        position = match.end()
+
+
+def _lora_of(item: Any) -> tuple[str, float]:
+    if not isinstance(item, dict) or not {"path"} <= item.keys() <= {"path", "scale"}:
+        raise ValueError("a list of LoRAs has objects with path and scale; write them so")
+    return parse_text(item["path"]), _lora_scale(item.get("scale", 1.0))
+
+
+def _lora_scale(value: Any) -> float:
+    try:
+        scale = parse_real(value)
+    except ValueError:
+        raise ValueError(f"{format_value(value)} is no scale of a LoRA; {_LORA_FORM}") from None
+    if abs(scale) > MAX_LORA_SCALE:
+        raise ValueError(f"a scale is -{MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}; 1 is usual")
+    return scale
 
 
 MAX_SHOWN_FAULTS = 50

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings, hashed_values, make_clip
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
+from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
-from hv15_batch.manifest.rows import Row, id_rule
+from hv15_batch.manifest.rows import Row
+from hv15_batch.manifest.weights import NO_LORAS, KnownWeights
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
-from hv15_batch.model.variant import Distillation, ModelConfig, Task, check_recipe, off_advice
-from hv15_batch.units import counted
+from hv15_batch.model.variant import (
+    Distillation,
+    ModelConfig,
+    Task,
+    check_recipe,
+    off_advice,
+    unknown_words,
+)
+from hv15_batch.units import counted, shortened
 
 MAX_EXAMPLES = 3
+MAX_WORDS = 8
+MAX_WORD_CHARACTERS = 20
 
 
 def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manifest:
@@ -38,7 +49,8 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
     """
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
-        _note_clip_faults(manifest, _asked_clips(manifest, config, None, None), config, faults)
+        asked = _asked_clips(manifest, config, KnownWeights(None, None, NO_LORAS))
+        note_clip_faults(manifest, asked, config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -48,15 +60,24 @@ def make_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> tuple[Clip, ...]:
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
+
+    Args:
+        manifest: Its rows.
+        config: Settings.
+        revision: Of the checkpoint.
+        transformer_sha256: Of another transformer's file.
+        loras: The LoRA files of rows and settings by absolute path.
 
     Raises:
         ManifestError: All faults that depend on settings and rows together.
     """
-    asked = _asked_clips(manifest, config, revision, transformer_sha256)
+    asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
     faults = Faults(manifest.name)
-    _note_clip_faults(manifest, asked, config, faults)
+    note_same_loras(manifest, asked, faults)
+    note_clip_faults(manifest, asked, config, faults)
     if faults:
         raise ManifestError(faults.messages)
     return tuple(_merged(asked, manifest))
@@ -67,12 +88,14 @@ def resolve_clips(
     config: Config,
     revision: str | None,
     transformer_sha256: str | None = None,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> list[Clip]:
     """Return every clip of the rows once, also those that would be refused.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    return _merged(_asked_clips(manifest, config, revision, transformer_sha256), manifest)
+    weights = KnownWeights(revision, transformer_sha256, loras)
+    return _merged(_asked_clips(manifest, config, weights), manifest)
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
@@ -94,17 +117,33 @@ def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
     return f"Repeated in the manifest, rendered once: {clips_text}, {times}: {some}{more}"
 
 
-def advice_notes(clips: Iterable[Clip], model: ModelConfig) -> list[str]:
+def advice_notes(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
     """Return a line for each way in which clips go beyond what the weights were made for."""
     counts = Counter(text for clip in clips for text in _off_advice(clip.settings, model))
     return [
         f"WARNING: off the recipe of {model.name} in {counted(count, 'clip')}: {text}"
         for text, count in counts.items()
-    ]
+    ] + _unknown_words_note(clips, model)
+
+
+def _unknown_words_note(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
+    """Return at most one line, about words that a small vocabulary lacks."""
+    if not model.advice.words:
+        return []
+    found = {clip.clip_id: unknown_words(model, clip.settings.prompt) for clip in clips}
+    words = list(dict.fromkeys(word for each in found.values() for word in each))
+    if not words:
+        return []
+    some = ", ".join(shortened(word, MAX_WORD_CHARACTERS) for word in words[:MAX_WORDS])
+    more = f" and {len(words) - MAX_WORDS:,} more" if len(words) > MAX_WORDS else ""
+    clips_text = counted(sum(map(bool, found.values())), "clip")
+    return [f"WARNING: words that {model.name} was not trained on in {clips_text}: {some}{more}"]
 
 
 def _off_advice(settings: ClipSettings, model: ModelConfig) -> list[str]:
-    return off_advice(model, settings.num_inference_steps, settings.num_frames, settings.flow_shift)
+    size = (settings.height, settings.width)
+    steps, frames = settings.num_inference_steps, settings.num_frames
+    return off_advice(model, steps, frames, settings.flow_shift, size)
 
 
 def _repeat_text(clip: Clip, line: int, unit: str) -> str:
@@ -138,12 +177,10 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     return merged
 
 
-def _asked_clips(
-    manifest: Manifest, config: Config, revision: str | None, transformer_sha256: str | None
-) -> list[Clip]:
+def _asked_clips(manifest: Manifest, config: Config, weights: KnownWeights) -> list[Clip]:
     """Return the clips of each row, repeated ones included."""
     override_seeds, default_seeds = _configured_seeds(config)
-    shared = _shared_settings(config, revision, transformer_sha256)
+    shared = _shared_settings(config, weights)
     caches: dict[int, str | None] = {}
     values_of = _values_of_rows(config)
     clips: list[Clip] = []
@@ -159,8 +196,9 @@ def _asked_clips(
             values["height"], values["width"] = bucket_size(
                 *row.image_size, config.model.target_size
             )
+        loras = weights.loras_of(row, config)
         for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, shared, config.model))
+            clips.append(_clip(row, seed, values, shared, config.model, loras))
     return clips
 
 
@@ -220,15 +258,13 @@ def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
     return values_of
 
 
-def _shared_settings(
-    config: Config, revision: str | None, transformer_sha256: str | None
-) -> dict[str, Any]:
+def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
     """Return the `ClipSettings` that all clips of a run have in common."""
     return {
         "video": hashed_values(config.video),
         "model": config.model.name,
-        "revision": revision,
-        "transformer_sha256": transformer_sha256,
+        "revision": weights.revision,
+        "transformer_sha256": weights.transformer_sha256,
         "weights": config.model.weights.name,
         "dtype": effective_dtype(config).name,
         "attention_backend": config.runtime.attention_backend,
@@ -236,7 +272,12 @@ def _shared_settings(
 
 
 def _clip(
-    row: Row, seed: int, values: dict[str, Any], shared: dict[str, Any], model: ModelConfig
+    row: Row,
+    seed: int,
+    values: dict[str, Any],
+    shared: dict[str, Any],
+    model: ModelConfig,
+    loras: tuple[ClipLora, ...],
 ) -> Clip:
     guidance_scale = float(values["guidance_scale"])
     steps = values["num_inference_steps"]
@@ -254,6 +295,7 @@ def _clip(
         flow_shift=float(values["flow_shift"]),
         fps=float(values["fps"]),
         cache=values["cache"],
+        loras=tuple((lora.sha256, lora.scale) for lora in loras) or None,
         **shared,
     )
     is_refused = check_recipe(model, steps, guidance_scale) is not None
@@ -267,6 +309,7 @@ def _clip(
         image_path=row.image_path,
         tags=row.tags,
         off_recipe=is_off_recipe,
+        loras=loras,
     )
 
 
@@ -298,63 +341,3 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
 
 
 _CACHE_BOUNDS = ("cache_every", "cache_start", "cache_end")
-
-
-def _note_clip_faults(
-    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
-) -> None:
-    if not config.runtime.allow_off_recipe:
-        _note_off_recipe(manifest, clips, config, faults)
-    _note_shared_ids(manifest, clips, faults)
-
-
-def _note_off_recipe(
-    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
-) -> None:
-    """Note each row that uses a distilled model off its recipe.
-
-    Raises:
-        Refused: The value comes from the command or the model option, and not from a row.
-    """
-    for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
-        settings = clip.settings
-        found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
-        if found is None:
-            continue  # told, not refused
-        name, reason = found
-        rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
-        value = getattr(settings, name)
-        key = _setting_that_gave(name, manifest.rows[index], config)
-        if key is not None:
-            raise Refused(f"{key}={value:g}: {rule}.")
-        faults.add(clip.line, name, value, rule)
-
-
-def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
-    """Return the setting that a row's value comes from; None for its own cell."""
-    if getattr(config.override, name) is not None:
-        return f"override.{name}"
-    if getattr(row, name) is not None:
-        return None
-    if getattr(config.sampling, name) is not None:
-        return f"sampling.{name}"
-    return f"model.default_sampling.{name}"
-
-
-def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
-    """Note each row with the id of another row that makes other clips."""
-    first: dict[str, Row] = {}
-    pairs = [
-        (row, other)
-        for row in manifest.rows
-        if row.id_given and (other := first.setdefault(row.id.lower(), row)) is not row
-    ]
-    if not pairs:
-        return
-    made: dict[int, set[str]] = {}
-    for clip in clips:
-        made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
-    for row, other in pairs:
-        if not made.get(row.index, set()) <= made.get(other.index, set()):
-            where = f"{faults.unit} {other.line}"
-            faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))

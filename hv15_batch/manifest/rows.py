@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hv15_batch.manifest.cells import (
     Parsed,
     is_empty,
     parse_id,
+    parse_loras,
     parse_real,
     parse_seeds,
     parse_tag,
@@ -89,6 +91,8 @@ class Row:
     """Conversion beyond plain RGB, see `media.conversion`."""
     image_notes: tuple[str, ...]
     """Notes for the user about the first frame."""
+    loras: tuple[tuple[str, float], ...] | None
+    """Absolute path and scale of each LoRA; empty for none."""
     tags: dict[str, str]
     """The filled `tag_*` cells by the full name of their column."""
     height: int | None = None
@@ -153,6 +157,7 @@ class RowReader:
             image_size=frame.size if frame else None,
             image_conversion=frame.conversion if frame else None,
             image_notes=frame.notes if frame else (),
+            loras=self._loras(record),
             **self._sampling(record),
             tags=self._tags(record),
         )
@@ -243,6 +248,29 @@ class RowReader:
             if fault is None:
                 raise
             raise ValueError(fault) from None
+
+    def _loras(self, record: Record) -> tuple[tuple[str, float], ...] | None:
+        def parse_and_find(value: Any) -> tuple[tuple[str, float], ...]:
+            found = parse_loras(value)
+            return tuple((self._lora_path(path), scale) for path, scale in found)
+
+        return self._cell(record, "loras", parse_and_find)
+
+    def _lora_path(self, path: str) -> str:
+        """Return the absolute path of a LoRA.
+
+        Raises:
+            ValueError: there is no such file, or it is of another kind.
+        """
+        folder = self._images.folder
+        if fault := path_fault(path, folder):
+            raise ValueError(fault)
+        whole = os.path.abspath(os.path.join(folder, path))
+        if not whole.endswith(".safetensors"):
+            raise ValueError(f"a LoRA is a .safetensors file, and {path} is none; name one")
+        if not os.path.isfile(whole):
+            raise ValueError(f"the file must exist, and {whole} does not; correct the path")
+        return whole
 
     def _tags(self, record: Record) -> dict[str, str]:
         tags = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -92,6 +93,8 @@ def read_clip_tag(name: str) -> ClipTag:
     values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
     _check_facts(values, name)
     _check_choices(values, name)
+    if values["loras"] is not None:
+        values["loras"] = tuple(tuple(pair) for pair in values["loras"])
     settings = ClipSettings(**{key: values[key] for key in _SETTINGS})
     if settings.settings_sha256() != values["settings_sha256"]:
         raise Refused(
@@ -201,12 +204,26 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     cache = values["cache"]
     if cache is not None and not (isinstance(cache, str) and _CACHE.fullmatch(cache)):
         raise _refused(name, "cache", cache, "must be every:start:end, such as 4:11:45")
+    loras = values["loras"]
+    if loras is not None and not (isinstance(loras, list) and loras and all(map(_is_lora, loras))):
+        raise _refused(name, "loras", loras, "must be a list of SHA-256 and scale")
     conversion = values["image_conversion"]
     known = (None,) if values["image"] is None else (None, *CONVERSIONS)
     if conversion not in known:
         raise _refused(name, "image_conversion", conversion, "is not known to this version")
     if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
         raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
+
+
+def _is_lora(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and bool(_HEX.fullmatch(value[0]))
+        and isinstance(value[1], float)
+        and math.isfinite(value[1])
+    )
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -30,7 +30,7 @@ def model_options() -> dict[str, ModelConfig]:
         option = msgspec.yaml.decode(path.read_bytes(), type=ModelConfig)
         # msgspec leaves defaults to the class; `vars` and its own encoder read the instance.
         parts = ("default_sampling", "recipe", "transformer_hub", "advice")
-        own = {name: replace(getattr(option, name)) for name in parts}
+        own = {name: replace(getattr(option, name)) for name in parts} | {"loras": []}
         options[path.stem] = replace(option, **own)
     return options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -28,9 +29,21 @@ def check_recipe(
 
 
 def off_advice(
-    model: ModelConfig, num_inference_steps: int, num_frames: int, flow_shift: float
+    model: ModelConfig,
+    num_inference_steps: int,
+    num_frames: int,
+    flow_shift: float,
+    size: tuple[int, int],
 ) -> list[str]:
-    """Return what a clip has that the weights were not made for, a text for each; not refused."""
+    """Return a text for each setting of a clip that the weights were not made for.
+
+    Args:
+        model: The model option.
+        num_inference_steps: Steps of the clip.
+        num_frames: Frames of the clip.
+        flow_shift: Shift of the scheduler.
+        size: (height, width) of the clip in pixels.
+    """
     advice, found = model.advice, []
     if advice.steps is not None and num_inference_steps != advice.steps:
         found.append(f"{num_inference_steps} steps: made for {advice.steps}")
@@ -42,7 +55,23 @@ def off_advice(
         )
     if advice.flow_shift is not None and flow_shift != advice.flow_shift:
         found.append(f"flow_shift {flow_shift:g}: made for {advice.flow_shift:g}")
+    if advice.size and list(size) != advice.size:
+        height, width = advice.size
+        found.append(f"{size[0]}x{size[1]} pixels: trained at {height}x{width}")
     return found
+
+
+_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def unknown_words(model: ModelConfig, prompt: str) -> list[str]:
+    """Return the words of a prompt outside of quotation marks that were not in the training."""
+    known = set(model.advice.words.split())
+    if not known:
+        return []
+    words = _WORD.findall(_QUOTED.sub(" ", prompt).lower())
+    return [word for word in dict.fromkeys(words) if word not in known]
 
 
 def _steps(recipe: Recipe) -> str:
@@ -138,7 +167,7 @@ class Recipe:
 
 @dataclass
 class Advice:
-    """What a checkpoint was made for where other values are told and not refused; null: any."""
+    """What a checkpoint was made for; other values are reported and not refused. Null is any."""
 
     steps: int | None = None
     """Number of inference steps."""
@@ -146,6 +175,10 @@ class Advice:
     """Most frames of a clip in its training."""
     flow_shift: float | None = None
     """Shift of the scheduler."""
+    size: list[int] = field(default_factory=list)
+    """Height and width of a clip in its training, in pixels; empty is any."""
+    words: str = ""
+    """The words of its training, in lower case; empty is any."""
 
 
 @dataclass
@@ -163,6 +196,18 @@ class HubFile:
 
 
 @dataclass
+class Lora:
+    """A LoRA that is typed for all rows."""
+
+    path: str = "???"
+    """A .safetensors file; a relative path starts in the current folder."""
+    scale: float = 1.0
+    """How strongly it counts; 0 leaves it out."""
+    sha256: str | None = None
+    """Of the file's content, which a run stores; another content is refused."""
+
+
+@dataclass
 class ModelConfig:
     """One model variant: one YAML under `conf/model/`."""
 
@@ -174,6 +219,8 @@ class ModelConfig:
     """A transformer of your own in one file: Tencent's, Comfy-Org's or diffusers' layout, in bf16,
     fp16 or scaled fp8. Encoders and VAE stay those of the option."""
     transformer_hub: HubFile = field(default_factory=HubFile)
+    loras: list[Lora] = field(default_factory=list, metadata={"typed_only": True})
+    """LoRA files for all rows without a `loras` cell: `[{path: a.safetensors, scale: 0.8}]`."""
     revision: str | None = None
     """Commit of the hub repository; null means the one that `prefetch` recorded."""
     weights: Weights = Weights.pretrained

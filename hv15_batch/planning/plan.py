@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -13,11 +13,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, loras_text
 from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import NO_LORAS, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
@@ -149,7 +150,7 @@ def plan_clips(
                 last=last,
             )
         )
-    return _takes_first(planned) if config.order is Order.takes else planned
+    return _by_loras(_takes_first(planned) if config.order is Order.takes else planned)
 
 
 def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
@@ -180,6 +181,7 @@ def settings_conflict(
     config: Config,
     earlier: Iterable[Config],
     history: History,
+    loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> str | None:
     """Return how this command's settings would render again what is done, or None.
 
@@ -193,14 +195,19 @@ def settings_conflict(
         config: this command's settings.
         earlier: settings of earlier runs.
         history: what is done.
+        loras: LoRA files as they are now, by absolute path.
     """
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
     for before in earlier if todo else ():
         if before.model.task is not config.model.task:
             continue  # the manifest was read for this task: for the other it would be refused
         replaced: list[tuple[Clip, Clip]] = []
+        known = dict(loras)
+        for lora in before.model.loras:
+            path = lora_path(lora.path)
+            known[path] = ClipLora(path, lora.sha256 or path, 1.0)
         for sha256 in _transformers(before.model, history):
-            for clip in resolve_clips(manifest, before, before.model.revision, sha256):
+            for clip in resolve_clips(manifest, before, before.model.revision, sha256, known):
                 now = todo.get((clip.row_index, clip.settings.seed))
                 record = history.by_settings.get(clip.settings_sha256)
                 is_done = record is not None and record["status"] in DONE_STATUSES
@@ -236,6 +243,8 @@ def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
     for name, logged in _COMPARED.items():
         before = record[logged]
         now = clip.image if logged == "image" else getattr(clip.settings, name)
+        if name == "loras":
+            now = loras_text(clip.settings.loras)
         if before != now and not (name == "dtype" and before is None):
             shown = "image" if logged == "image" else name
             changes.append(f"{shown} {_value_text(before)} -> {_value_text(now)}")
@@ -295,6 +304,14 @@ def _fault(
         if sha256 != last["file_sha256"]:
             return "its file's SHA-256 is not the logged one"
     return ""
+
+
+def _by_loras(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return clips of the same LoRAs together, so that each set is loaded once."""
+    ranks: dict[Any, int] = {}
+    for p in planned:
+        ranks.setdefault(p.clip.settings.loras, len(ranks))
+    return sorted(planned, key=lambda p: ranks[p.clip.settings.loras])  # stable
 
 
 def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:

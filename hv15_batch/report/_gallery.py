@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -24,7 +25,7 @@ PLAYABLE_SUFFIX = ".mp4"
 _PICK_COLUMNS = tuple(
     name
     for name in columns("asked")
-    if name in KNOWN_COLUMNS and name not in ("prompt", "seed", "image")
+    if name in KNOWN_COLUMNS and name not in ("prompt", "seed", "image", "loras")
 )
 """Columns of a manifest that a starred clip fills; those left out the page fills by itself."""
 
@@ -98,6 +99,10 @@ def _pick(run: RunData, clip: Mapping[str, Any]) -> dict[str, str]:
     if clip["image"]:
         cells = {name: v for name, v in cells.items() if name not in ("height", "width")}
         cells["image"] = _image_path(run, clip["image"])
+    if clip["loras"]:  # the log has their content, and no path
+        scales = [scale for _, scale in json.loads(clip["loras"])]
+        files = (f"FILE{n}.safetensors:{scale:g}" for n, scale in enumerate(scales, 1))
+        cells["loras"] = " ".join(files)
     tags = {f"tag_{name}": value for name, value in tags_of(clip).items()}
     return {name: format_setting(value) for name, value in (cells | tags).items()}
 
@@ -157,7 +162,7 @@ def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
 def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what names the row: a manifest and an id."""
     manifest = str(settings["manifest"])
-    if not clip["image"]:
+    if not clip["image"] and not clip["loras"]:
         copy = f"manifest{Path(manifest).suffix}"
         manifest = str(run.directory.run_folder(clip["run_id"]) / copy)
     yield f"manifest={manifest}"

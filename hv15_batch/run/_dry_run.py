@@ -251,7 +251,8 @@ def _is_allowed_off_recipe(clip: Clip) -> bool:
     if not clip.off_recipe or option is None:
         return clip.off_recipe
     steps = asked.num_inference_steps
-    is_told = bool(off_advice(option, steps, asked.num_frames, asked.flow_shift))
+    size = (asked.height, asked.width)
+    is_told = bool(off_advice(option, steps, asked.num_frames, asked.flow_shift, size))
     return not is_told or check_recipe(option, steps, asked.guidance_scale) is not None
 
 

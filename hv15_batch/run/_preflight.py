@@ -170,9 +170,9 @@ def _disk_findings(
         )
     elsewhere = [claim for claim in others if claim not in here]
     while elsewhere:
-        claim = elsewhere[0]
-        same = [other for other in elsewhere if _is_same_disk(other.folder, claim.folder)]
-        elsewhere = [other for other in elsewhere if other not in same]
+        claim, *rest = elsewhere
+        same = [claim, *(c for c in rest if _is_same_disk(c.folder, claim.folder))]
+        elsewhere = [other for other in rest if other not in same]
         free = free_disk_bytes(claim.folder)
         if free < sum(other.bytes for other in same):
             each = " and ".join(f"{format_gib(c.bytes, 2)} GiB of {c.what}" for c in same)

@@ -10,7 +10,7 @@ from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.forecast import Forecast, lora_bytes, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
@@ -102,7 +102,9 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
     forecast = make_forecast(config, todo.to_render, machine, asked.run_dir.log)
     offload = forecast.offload if forecast is not None else None
     if offload is None:
-        offload = choose_offload(config, [p.clip.settings for p in todo.to_render], machine)
+        clips = todo.to_render
+        settings = [p.clip.settings for p in clips]
+        offload = choose_offload(config, settings, machine, lora_bytes(clips))
     return Run(
         asked,
         todo,

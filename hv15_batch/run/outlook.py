@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hv15_batch.figures.frame import arrow_series
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast
+from hv15_batch.forecast.forecast import Forecast, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.machine import Machine, read_machine
@@ -170,4 +170,5 @@ def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice 
     """Return the profile of a tiny or demo model; None for others, which need a card."""
     if not asked.config.model.weights.is_small:
         return None
-    return choose_offload(asked.config, [p.clip.settings for p in todo.to_render], machine)
+    settings = [p.clip.settings for p in todo.to_render]
+    return choose_offload(asked.config, settings, machine, lora_bytes(todo.to_render))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
@@ -22,9 +22,11 @@ from hv15_batch.manifest.clips import (
     repeats_note,
 )
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import lora_path
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
+from hv15_batch.planning.loras import find_loras
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
@@ -53,6 +55,8 @@ class Asked:
     checkpoint: Checkpoint
     run_dir: RunDir
     clips: tuple[Clip, ...]
+    loras: Mapping[str, ClipLora]
+    """LoRA files by absolute path."""
     beaten: dict[str, int]
     """Typed `sampling.*` values, and how many rows have a value of their own for each."""
     is_in_sweep: bool = False
@@ -129,12 +133,23 @@ def prepare(
     if checkpoint.revision is None or checkpoint.lacking is not None:
         config = _with_remembered_weights(config, checkpoint, run_dir)
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
+    found = find_loras(config, manifest, checkpoint)
+    clips = _clips_of(manifest, config, checkpoint, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [repeats_note(manifest, clips), *advice_notes(clips, config.model)]
+    notes = [repeats_note(manifest, clips), *advice_notes(clips, config.model), *found.notes]
     manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
     is_in_sweep = sweep is not None
-    return Asked(config, manifest, checkpoint, run_dir, clips, beaten, is_in_sweep=is_in_sweep)
+    loras = found.by_path
+    return Asked(
+        config, manifest, checkpoint, run_dir, clips, loras, beaten, is_in_sweep=is_in_sweep
+    )
+
+
+def _clips_of(
+    manifest: Manifest, config: Config, checkpoint: Checkpoint, loras: Mapping[str, ClipLora]
+) -> tuple[Clip, ...]:
+    sha256 = checkpoint.transformer_sha256
+    return make_clips(manifest, config, checkpoint.revision, sha256, loras)
 
 
 def plan_against_log(asked: Asked) -> Todo:
@@ -150,7 +165,9 @@ def plan_against_log(asked: Asked) -> Todo:
     todo = Todo(clips, select(clips, config))
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
-        difference = settings_conflict(asked.manifest, todo.selected, config, earlier, history)
+        difference = settings_conflict(
+            asked.manifest, todo.selected, config, earlier, history, asked.loras
+        )
         if difference:
             raise Refused(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
@@ -190,7 +207,7 @@ def find_manifest(typed: str) -> Path:
 def _is_known_here(asked: Asked, history: History) -> bool:
     """Whether an earlier run with exactly these settings finished a clip in this directory."""
     now = asked.config
-    model = with_content(now.model, asked.checkpoint)
+    model = with_content(now.model, asked.checkpoint, asked.loras)
     known = any(
         (before.model, before.sampling, before.override, before.video)
         == (model, now.sampling, now.override, now.video)
@@ -215,7 +232,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     checkpoint = asked.checkpoint
     if config.model != asked.config.model:
         checkpoint = resolve_checkpoint(config.model)
-    clips = make_clips(asked.manifest, config, checkpoint.revision, checkpoint.transformer_sha256)
+    clips = _clips_of(asked.manifest, config, checkpoint, asked.loras)
     changed = replace(asked, config=config, checkpoint=checkpoint, clips=clips)
     return plan_against_log(changed).to_render
 
@@ -271,18 +288,20 @@ def offline_fault(asked: Asked) -> str | None:
 def with_weights(asked: Asked, say: Say) -> Asked:
     """Fetch missing weights. If the hub names the revision, put it into the clips' settings."""
     checkpoint = fetch(asked.config.model, say=say)
-    clips = make_clips(
-        asked.manifest, asked.config, checkpoint.revision, checkpoint.transformer_sha256
-    )
+    clips = _clips_of(asked.manifest, asked.config, checkpoint, asked.loras)
     return replace(asked, checkpoint=checkpoint, clips=clips)
 
 
-def with_content(model: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
-    """Return a model with the revision, and the hash of another transformer, that it stands for."""
+def with_content(
+    model: ModelConfig, checkpoint: Checkpoint, loras: Mapping[str, ClipLora]
+) -> ModelConfig:
+    """Return a model with the revision and the hashes of further files that it stands for."""
     hub = model.transformer_hub
+    known = [(lora, loras.get(lora_path(lora.path))) for lora in model.loras]
+    hashed = [replace(lora, sha256=found.sha256) if found else lora for lora, found in known]
     if model.has_hub_transformer:
         hub = replace(hub, sha256=checkpoint.transformer_sha256)
-    return replace(model, revision=checkpoint.revision, transformer_hub=hub)
+    return replace(model, revision=checkpoint.revision, transformer_hub=hub, loras=hashed)
 
 
 def _with_remembered_weights(config: Config, found: Checkpoint, run_dir: RunDir) -> Config:

@@ -260,7 +260,7 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
         asked.config,
         manifest=str(manifest.path),
         run_dir=str(asked.run_dir.path),
-        model=with_content(asked.config.model, asked.checkpoint),
+        model=with_content(asked.config.model, asked.checkpoint, asked.loras),
     )
     write_settings(folder, stored)
 

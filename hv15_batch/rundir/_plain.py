@@ -6,12 +6,15 @@ alias is refused, and `${...}` is a text like any other.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hv15_batch.files import read_text
+from hv15_batch.model.variant import Lora
 from hv15_batch.units import MIB
 
 MAX_BYTES = MIB
@@ -61,3 +64,28 @@ def _read(path: Path) -> str:
         raise NotPlain(str(error.strerror)) from error
     except UnicodeDecodeError as error:
         raise NotPlain(str(error)) from error
+
+
+def literal(value: Any) -> Any:
+    """Return stored values with every text escaped so that OmegaConf reads it as it was typed."""
+    if isinstance(value, dict):
+        return {name: literal(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    return escaped(unescaped(value)) if isinstance(value, str) else value
+
+
+def escaped(value: Any) -> Any:
+    """Return a value whose texts OmegaConf reads as they are."""
+    if isinstance(value, (list, tuple)):
+        return [escaped(item) for item in value]
+    if isinstance(value, Lora):
+        return replace(value, path=escaped(value.path))
+    if isinstance(value, str) and "${" in value:
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
+    return value
+
+
+def unescaped(text: str) -> str:
+    """Return a text as it was typed, of one that `escaped` returned."""
+    return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: match[1][::2] + "${", text)

@@ -195,7 +195,7 @@ def _open_segment(path: Path) -> Iterator[tuple[pq.ParquetFile, pa.Schema, int |
             thrift_container_size_limit=_THRIFT_ITEMS,
         ) as file:
             _check_size(file.metadata)
-            written = file.schema_arrow  # made anew each time it is asked for
+            written = file.schema_arrow  # computed at each access
             stated = (written.metadata or {}).get(b"schema_version")
             version = None
             if stated is not None and "settings_sha256" in written.names:

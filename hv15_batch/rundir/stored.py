@@ -17,7 +17,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
-from hv15_batch.rundir._plain import NotPlain, read_mapping
+from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.publish import publish_text
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return _unescaped(value) if isinstance(value, str) else value
+    return unescaped(value) if isinstance(value, str) else value
 
 
 def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Config:
@@ -89,7 +89,7 @@ def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Con
         node.model.name = ""
     try:
         # Escaped, so that an interpolation in a foreign file stays text and reads no environment.
-        merged = OmegaConf.merge(node, OmegaConf.create(_literal(stored)))
+        merged = OmegaConf.merge(node, OmegaConf.create(literal(stored)))
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise Refused(_unreadable(path, (str(error).splitlines() or [""])[0])) from error
@@ -99,15 +99,6 @@ def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Con
     if option is not None and isinstance(model, dict) and "recipe" not in model:
         config.model.recipe = option.recipe  # stored by a version that had it in its code
     return config
-
-
-def _literal(value: Any) -> Any:
-    """Return stored values with every text escaped so that OmegaConf reads it as it was typed."""
-    if isinstance(value, dict):
-        return {name: _literal(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_literal(item) for item in value]
-    return _escaped(_unescaped(value)) if isinstance(value, str) else value
 
 
 def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
@@ -179,8 +170,7 @@ def _typed_only_in_use(config: Config) -> list[str]:
     defaults = Config()
     option = model_options().get(config.model.name)
     if option is not None:
-        defaults.model.repo = option.repo
-        defaults.model.transformer_hub = option.transformer_hub
+        defaults.model = option  # its repository, and that of its transformer
     if not is_fetched(config.runtime.attention_backend):
         defaults.runtime.attention_backend = config.runtime.attention_backend
     return [
@@ -202,9 +192,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def earlier_settings(run_dir: RunDir) -> list[Config]:
-    """Return the settings of earlier runs, newest first, without repetitions.
-
-    Their `model.revision` is the one that was rendered.
+    """Return the settings of earlier runs with the rendered revision, newest first, each once.
 
     Raises:
         Refused: A file is not readable as this version's settings.
@@ -240,9 +228,9 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
     if not isinstance(owner, str | None):
         path = run_dir.run_folder(run_ids[-1]) / FILE
         raise Refused(_unreadable(path, "manifest must be a text"))
-    if owner and not _is_same_file(Path(_unescaped(owner)), manifest):
+    if owner and not _is_same_file(Path(unescaped(owner)), manifest):
         raise Refused(
-            f"run_dir={run_dir.path}: belongs to the manifest {_unescaped(owner)}, not to "
+            f"run_dir={run_dir.path}: belongs to the manifest {unescaped(owner)}, not to "
             f"{manifest}; name another folder with run_dir=DIR."
         )
 
@@ -273,20 +261,7 @@ def _fill(node: DictConfig, value: Any) -> None:
         if hasattr(item, "__dataclass_fields__"):
             _fill(node[field.name], item)
         else:
-            node[field.name] = _escaped(item)
-
-
-def _escaped(value: Any) -> Any:
-    """Return a value with its texts escaped for OmegaConf."""
-    if isinstance(value, (list, tuple)):
-        return [_escaped(item) for item in value]
-    if isinstance(value, str) and "${" in value:
-        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
-    return value
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: match[1][::2] + "${", text)
+            node[field.name] = escaped(item)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

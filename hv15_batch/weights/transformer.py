@@ -113,11 +113,14 @@ def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str
             raise Refused(f"{own.path}: was changed while it was read; run again.")
         # Last: a folder with a configuration is whole.
         config = make_beside(own.folder / "config.json")
-        config.write_text(json.dumps({"_class_name": _CLASS, **_arguments(model)}, indent=1))
+        config.write_text(
+            json.dumps({"_class_name": _CLASS, **transformer_arguments(model)}, indent=1)
+        )
         config.rename(own.folder / "config.json")
 
 
-def _arguments(model: ModelConfig) -> dict[str, Any]:
+def transformer_arguments(model: ModelConfig) -> dict[str, Any]:
+    """Return the configuration that a model option's transformer has."""
     return component_arguments("transformer", model, read_architecture(size_of(model.weights)))
 
 
@@ -127,7 +130,7 @@ def _check_fits(file: SingleFile, model: ModelConfig, typed: str) -> None:
     Raises:
         Refused: naming the first value that differs.
     """
-    wanted: Mapping[str, Any] = _arguments(model)
+    wanted: Mapping[str, Any] = transformer_arguments(model)
     if file.config["use_meanflow"] and model.task is Task.t2v:
         raise Refused(f"{typed}: step-distilled: {STEP_DISTILLED_T2V}.")
     if file.config["use_meanflow"] != model.recipe.meanflow:

@@ -15,6 +15,7 @@ from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import ModelConfig, OffloadKind, Weights
+from hv15_batch.record import columns
 from hv15_batch.units import GIB
 
 NOW = datetime(2026, 11, 22, 22, 0, tzinfo=timezone.utc)
@@ -59,7 +60,7 @@ def row(
             "is_cold": False,
             "weights": "random",
             "task": "t2v",
-            **vars(execution),
+            **{name: v for name, v in vars(execution).items() if name in columns()},
             "denoise_seconds": factor * predicted.denoise_seconds,
             "decode_seconds": decode_factor * predicted.decode_seconds,
             "height": 480,

@@ -53,6 +53,22 @@ def test_the_largest_clip_decides() -> None:
     assert choose_offload(config(), [SETTINGS, large], machine(24)).kind is OffloadKind.stream
 
 
+@pytest.mark.parametrize("kind", ["resident", "model", "stream"])
+def test_loras_take_their_size_of_the_card_in_every_profile(kind: str) -> None:
+    loras = 2 * GIB
+
+    plain = choose_offload(config(kind), [SETTINGS], machine(139)).peaks
+    peaks = choose_offload(config(kind), [SETTINGS], machine(139), loras).peaks
+
+    assert plain is not None
+    assert peaks is not None
+    assert peaks.denoise_bytes - plain.denoise_bytes == loras
+    assert peaks.encode_bytes == plain.encode_bytes
+    assert peaks.decode_bytes >= plain.decode_bytes
+    # Where it no longer fits, the next profile is taken.
+    assert choose_offload(config(), [SETTINGS], machine(24), 4 * GIB).kind is OffloadKind.stream
+
+
 def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
     with pytest.raises(Refused) as refused:
         choose_offload(config("resident"), [SETTINGS], machine(16))

@@ -82,7 +82,7 @@ def test_a_name_of_another_tool_is_told_with_its_meaning(name: str, known: str) 
     [
         *("videopath", "video_path", "weight", "weights", "speed", "light", "style", "scene"),
         *("category", "sequence", "with", "need", "feed", "test", "stage", "stops", "idea"),
-        *("frame", "duration", "size", "resolution", "model", "loras", "join", "score", "source"),
+        *("frame", "duration", "size", "resolution", "model", "join", "score", "source"),
         *("temps", "wide", "eight", "mage", "hit", "fits", "prompter_name", "image_embedding"),
         *("embedded_guidance", "shiftwork", "negation", "timestamp", "x" * 100, "", "\u0301"),
     ],
@@ -93,7 +93,7 @@ def test_no_wrong_hint_is_given(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "where"),
-    [("resolution", "two columns, height and width"), ("duration", "num_frames, and counts")],
+    [("resolution", "two columns, height and width"), ("duration", "num_frames, in frames")],
 )
 def test_what_has_no_column_of_its_own_is_told_where_it_goes(name: str, where: str) -> None:
     (fault,) = faults_of("p.csv", f"prompt,{name}\na,1\n")

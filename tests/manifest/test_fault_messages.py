@@ -100,7 +100,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     "prompt beyond the limit in JSON": (
         "p.jsonl", json.dumps({"prompt": "a" * 1_000_001}),
         ("p.jsonl:1: prompt=" + "a" * 59 + "…: a cell holds at most 1,000,000 characters and this "
-         "one 1,000,001; shorten it.",),
+         "one has 1,000,001; shorten it.",),
     ),
     "ragged rows": (
         "p.csv", "prompt,seed\na cat, a dog,1\nb\nc,1\n",
@@ -199,7 +199,7 @@ BAD_MANIFESTS: dict[str, tuple[str, str | bytes, tuple[str, ...]]] = {
     ),
     "too many clips": (
         "p.csv", "prompt,seed\n" + "a,0..9999\n" * 102,
-        ("p.csv:102: seed=0..9999: a manifest makes at most 1,000,000 clips, and here they are "
+        ("p.csv:102: seed=0..9999: a manifest makes at most 1,000,000 clips, and this one makes "
          "more; split it into several.",),
     ),
     "ids": (

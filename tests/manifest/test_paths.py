@@ -46,8 +46,8 @@ def image_fault(cell: str) -> str:
         ("https://example.invalid/a.png", "this is an address; download it and name the file."),
         ("s3://bucket/a.png", "this is an address; download it and name the file."),
         ("file:///home/me/a.png", "must be a path and no address; write /home/me/a.png."),
-        ('"a.png"', "without quotation marks and spaces around it; write a.png."),
-        (" a.png ", "without quotation marks and spaces around it; write a.png."),
+        ('"a.png"', "a path has no quotation marks or spaces around it; write a.png."),
+        (" a.png ", "a path has no quotation marks or spaces around it; write a.png."),
         ("A.png", "names are case-sensitive, and the file is called a.png; write"),
         ("SUB/b.PNG", "names are case-sensitive, and the file is called sub/b.png"),
         ("a.jpg", "does not; write a.png if that is meant."),
@@ -68,7 +68,7 @@ def test_a_path_that_leads_nowhere_is_told_with_its_fix(cell: str, fix: str) -> 
 def test_a_home_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
 
-    assert image_fault("~/a.png").endswith("~ is not replaced here; write /home/me/a.png.")
+    assert image_fault("~/a.png").endswith("~ is not replaced in a manifest; write /home/me/a.png.")
 
 
 def test_a_name_with_accents_composed_in_another_way_is_told() -> None:

@@ -185,7 +185,7 @@ def test_unusable_images_are_refused_with_the_reason() -> None:
         "convert it: magick 'a.gif[0]' a.png.",
         "p.csv:6: image=big.png: an image has at most 64 megapixels, and this one has 9000x9000; "
         "scale it down (frames have under 1 megapixel).",
-        "p.csv:7: image=bomb.png: an image has at most 64 megapixels, and this one far more; "
+        "p.csv:7: image=bomb.png: an image has at most 64 megapixels, and this one has far more; "
         "scale it down (frames have under 1 megapixel).",
         "p.csv:8: image=long.png: an image is at most 4:1, and this one is 330x64 pixels; crop it.",
     )

@@ -263,6 +263,43 @@ def test_a_prompt_of_too_many_tokens_is_warned_about(
     assert line.endswith(" in line 2")
 
 
+# -- what a small model was trained on ----------------------------------------------------------
+
+
+def test_a_demo_model_warns_of_sizes_and_words_that_it_was_not_trained_on(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text(
+        "prompt,height,num_frames\n"
+        "A cat walks on the grass.,,\n"
+        '"A red ball bounces, with the word ""CATS"".",,\n'
+        "A red ball,256,49\n",
+        encoding="utf-8",
+    )
+
+    answer = command("p.csv", "model=demo_t2v", "--dry-run")
+
+    assert answer.code == 0
+    assert [line for line in answer.out.splitlines() if line.startswith("WARNING")] == [
+        "WARNING: off the recipe of demo_t2v in 1 clip: 49 frames: trained on up to 25, and this "
+        "is 2.0 times as long",
+        "WARNING: off the recipe of demo_t2v in 1 clip: 256x192 pixels: trained at 128x192",
+        "WARNING: words that demo_t2v was not trained on in 1 clip: cat, walks",
+    ]
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_i2v"])
+def test_the_manifests_of_the_demonstration_are_what_its_models_were_trained_on(
+    command: Command, name: str
+) -> None:
+    model = "demo_i2v" if name == "demo_i2v" else "demo_t2v"
+
+    answer = command(f"manifests/{name}.csv", f"model={model}", "--dry-run")
+
+    assert answer.code == 0
+    assert "WARNING" not in answer.out
+
+
 # -- precedence -------------------------------------------------------------------------------
 
 

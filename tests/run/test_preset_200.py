@@ -12,7 +12,7 @@ from fakes.command import Answer
 from hv15_batch.machine import cards
 
 PRESET = (
-    *("manifests/200.csv", "--dry-run", "runtime.card=rtx_4090"),
+    *("manifests/rtx4090_200_clips.csv", "--dry-run", "runtime.card=rtx_4090"),
     "experiment=rtx4090_200_clips",
 )
 

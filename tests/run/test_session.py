@@ -662,7 +662,7 @@ def test_a_typed_default_that_every_row_beats_is_refused(project: Project) -> No
 
     assert str(caught.value) == (
         f"sampling.num_inference_steps=4: every row of {project.manifest} has its own value, "
-        "which wins; to replace them all use override.num_inference_steps=4."
+        "which takes precedence; to replace them all use override.num_inference_steps=4."
     )
 
 

@@ -49,9 +49,10 @@ run_id clip_id row_id row_index attempt repeat settings_sha256 denoise_sha256 ma
 started_at finished_at
 prompt negative_prompt image seed height width num_frames num_inference_steps guidance_scale
 flow_shift fps tags attention_backend_requested off_recipe cache
-transformer_sha256
+transformer_sha256 loras
 model repo revision weights task dtype attention_backend mask_free compiled offload vae_tile_size
 decode_device num_text_tokens num_glyph_tokens num_video_tokens num_computed_steps
+lora_keys_matched lora_keys_unmatched
 load_seconds encode_seconds encode_cached denoise_seconds step_seconds decode_seconds write_seconds
 total_seconds is_cold denoise_attempt
 peak_vram_allocated_bytes peak_vram_reserved_bytes
@@ -336,7 +337,7 @@ def test_a_truncated_segment_is_refused_with_what_to_do(tmp_path: Path, size: in
 
     assert str(caught.value).startswith(f"{path}: not a readable log segment (")
     assert str(caught.value).endswith(
-        "); move it out of the folder: then its clips are rendered again, or decoded again from "
+        "); move it out of the folder; then its clips are rendered again, or decoded again from "
         "their latents."
     )
 
@@ -378,7 +379,7 @@ def test_a_foreign_parquet_file_is_neither_read_nor_changed_and_is_named(
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f"{RUN_ID}-0000.parquet"])
     note = foreign_note(tmp_path)
     assert note is not None
-    assert note.startswith(f"{tmp_path}: {name}: not written by hv15-batch as part of this log; ")
+    assert note.startswith(f"{tmp_path}: {name}: not part of this log, so hv15-batch ignores it; ")
     assert "\n" not in note
 
 

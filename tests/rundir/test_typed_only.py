@@ -21,12 +21,14 @@ from hv15_batch.config.settings import (
 )
 from hv15_batch.errors import Refused
 from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import Lora
 from hv15_batch.rundir.stored import latest_settings, to_type_again, write_settings
 from hv15_batch.status.show import type_again_text
 
 REACHING = {
     "model.repo": "is downloaded",
     "model.transformer_file": "is a file that is read",
+    "model.loras": "are files that are read",
     "model.transformer_hub.repo": "is downloaded from",
     "model.transformer_hub.file": "is downloaded",
     "model.transformer_hub.revision": "is downloaded",
@@ -48,6 +50,7 @@ INWARD = {
     "model.name": "a name for messages and log",
     "model.revision": "a commit of a repository that is the option's own or typed",
     "model.transformer_hub.sha256": "a hash that a file must have",
+    "model.advice.words": "words that a prompt is compared with",
     "sampling.seeds": "numbers",
     "sampling.negative_prompt": "text for the encoder",
     "override.seeds": "numbers",
@@ -84,7 +87,8 @@ def test_every_setting_that_reaches_a_process_a_socket_or_a_download_is_marked()
 
 def test_of_every_setting_that_holds_text_it_is_said_whether_it_reaches_out() -> None:
     assert texts() - set(REACHING) == set(INWARD)
-    assert texts() & set(REACHING) == set(REACHING) - {"notify.timeout_seconds"}
+    no_texts = {"notify.timeout_seconds", "model.loras"}  # a number, and a list
+    assert texts() & set(REACHING) == set(REACHING) - no_texts
 
 
 def store(project: Project, **changes: Any) -> Path:
@@ -102,6 +106,10 @@ USED: list[tuple[dict[str, Any], list[str]]] = [
     ({"runtime": RuntimeConfig(attention_backend="sage_hub")}, ["runtime.attention_backend"]),
     ({"model": OTHER_REPO}, ["model.repo"]),
     ({"model": replace(OTHER_REPO, name="mine")}, ["model.repo"]),
+    (
+        {"model": replace(model_options()[FULL], loras=[Lora("${oc.env:HOME} a.safetensors")])},
+        ["model.loras"],
+    ),
 ]
 
 
@@ -170,7 +178,7 @@ def test_a_resumed_run_has_the_command_that_is_typed_and_no_other(
     assert "notify.command=..." in refused.err
     assert str(stored) not in refused.err
     assert (without.code, without.err) == (0, "")
-    assert "no program 'no-such' can be run here" in unknown.err
+    assert "'no-such' is no program on this machine" in unknown.err
     assert not stored.exists()
 
 

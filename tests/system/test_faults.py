@@ -848,7 +848,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded_and_nothing_is_made(
 
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == (
-        "p.csv:2: image=bomb.png: an image has at most 64 megapixels, and this one far more; "
+        "p.csv:2: image=bomb.png: an image has at most 64 megapixels, and this one has far more; "
         "scale it down (frames have under 1 megapixel).\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bomb.png", "p.csv"]

@@ -211,7 +211,9 @@ def test_python_is_told_the_same(folder: Path) -> None:
     assert any("OPEN\\x1b" in line for line in lines)
     assert messages
     assert all(map(is_harmless, (*lines, *messages)))
-    with pytest.warns(UserWarning, match="not written by hv15-batch") as warned:
+    with pytest.warns(
+        UserWarning, match="not part of this log, so hv15-batch ignores it"
+    ) as warned:
         log = api.read_log("all/one")
     assert all(is_harmless(str(warning.message)) for warning in warned)
     assert MARKED in " ".join(map(str, log["prompt"]))  # data stays exact

@@ -90,8 +90,7 @@ REFUSED: dict[tuple[str, ...], str] = {
         f"{', '.join(PRESETS)}."
     ),
     ("prompts.csv", "model=480p_i2v_step_distilled", "model.task=t2v"): (
-        "model.task=t2v with 480p_i2v_step_distilled: "
-        f"{STEP_DISTILLED_T2V[0].lower()}{STEP_DISTILLED_T2V[1:]}"
+        f"model.task=t2v with 480p_i2v_step_distilled: {STEP_DISTILLED_T2V}"
     ),
     ("prompts.csv", "model=480p_t2v,tiny_t2v"): (
         "model=480p_t2v,tiny_t2v: several values are a sweep; add -m to run one after the other."

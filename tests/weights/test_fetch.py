@@ -155,14 +155,14 @@ def answered(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
         (
             errors.OfflineModeIsEnabled("offline"),
             "cannot reach the hub for owner/name (OfflineModeIsEnabled: offline): check the "
-            "network, a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); what is downloaded is "
-            "kept, and the same command goes on.",
+            "network, a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); the downloaded part "
+            "is kept, and the same command resumes.",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "cannot write the weights of owner/name: OSError: [Errno 28] No space left on device; "
-            "free some disk, or set HF_HUB_CACHE to a folder that can be written; what is "
-            "downloaded is kept, and the same command goes on.",
+            "free some disk, or set HF_HUB_CACHE to a folder that can be written; the "
+            "downloaded part is kept, and the same command resumes.",
         ),
     ],
 )

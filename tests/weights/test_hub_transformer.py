@@ -187,7 +187,7 @@ def test_prefetch_converts_the_file_so_that_a_run_needs_nothing(
     assert lines[-2:] == [
         f"transformer {own.path} (original (Tencent) layout, f32), SHA-256 {own.sha256}, "
         f"converted: {own.folder}",
-        "model=tiny_t2v is built on this machine in seconds: nothing else needs downloading.",
+        "model=tiny_t2v is built on this machine in seconds: nothing else to download.",
     ]
 
 

@@ -169,7 +169,7 @@ def denoise(
 
     Args:
         pipe: its guider and scheduler are replaced by ones of the clip's settings.
-        clip: what is asked.
+        clip: Settings of the clip.
         conditioning: as cached; `negative` and `image` where the clip needs them.
         on_step: called with the steps done and all steps, after each step.
 
@@ -178,7 +178,7 @@ def denoise(
     """
     settings = clip.settings
     steps = settings.num_inference_steps
-    # A checkpoint's guider may be disabled; what is asked counts, and a scale of 1 runs no CFG.
+    # A checkpoint's guider may be disabled. The clip's scale counts, and 1 runs no CFG.
     pipe.guider = pipe.guider.new(guidance_scale=settings.guidance_scale, enabled=True)
     pipe.scheduler = type(pipe.scheduler).from_config(
         pipe.scheduler.config, shift=settings.flow_shift

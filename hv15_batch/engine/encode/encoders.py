@@ -197,7 +197,7 @@ def load_encoders(
         checkpoint: its files are read, or its random weights made.
         vae: a VAE that is loaded already, on the device where it is to encode.
         streams_text_encoder: whether Qwen stays in host memory and runs layer by layer.
-        on_load: is told in words what is loaded now; what takes no time is not told.
+        on_load: gets a text about what is being loaded, unless that takes no time.
 
     Raises:
         Refused: the checkpoint does not fit the model option.

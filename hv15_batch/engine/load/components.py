@@ -29,7 +29,7 @@ PIPELINE_CLASSES = {
 }
 _PASSING_ERRORS = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _MACHINE_WORDS = ("CUDA", "cuda", "can't allocate memory", "not enough memory")
-"""What is said of the card or the memory, and not of files."""
+"""Messages about the card or the memory; all others are about files."""
 _FETCH_AGAIN = (
     "compare the files with their source, and fetch or copy them again: hv15-batch prefetch "
     "downloads what was deleted"

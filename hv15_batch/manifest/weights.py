@@ -1,0 +1,41 @@
+"""The content of the weights that the clips of a manifest are made with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from hv15_batch.clip import ClipLora
+from hv15_batch.config.settings import Config
+from hv15_batch.manifest.rows import Row
+
+NO_LORAS: Mapping[str, ClipLora] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """The content of the weights that clips are made with."""
+
+    revision: str | None
+    transformer_sha256: str | None
+    loras: Mapping[str, ClipLora]
+    """By absolute path; one that is not here is known by its path alone."""
+
+    def loras_of(self, row: Row, config: Config) -> tuple[ClipLora, ...]:
+        """Return the LoRAs of a row, those of its cell or else of the settings, by content."""
+        asked = row.loras
+        if asked is None:
+            asked = tuple((lora_path(lora.path), lora.scale) for lora in config.model.loras)
+        found = [
+            replace(self.loras.get(path, ClipLora(path, path, 1.0)), scale=float(scale))
+            for path, scale in asked
+            if scale
+        ]
+        return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
+
+
+def lora_path(typed: str) -> str:
+    """Return the absolute path of a LoRA that is typed as a setting."""
+    return os.path.abspath(os.path.expanduser(typed))

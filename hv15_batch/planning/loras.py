@@ -1,0 +1,124 @@
+"""The LoRA files that rows and settings name: found, checked and known by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.clip import ClipLora
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import Refused
+from hv15_batch.manifest.cells import MAX_LORA_SCALE, Faults, ManifestError
+from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.weights import lora_path
+from hv15_batch.units import Say
+from hv15_batch.weights.checkpoint import Checkpoint, cache_root
+from hv15_batch.weights.configs import read_object
+from hv15_batch.weights.files import file_sha256s
+from hv15_batch.weights.lora import LoraFile, open_lora, shown_unmatched
+from hv15_batch.weights.transformer import transformer_arguments
+
+
+@dataclass(frozen=True)
+class FoundLoras:
+    """What `find_loras` found."""
+
+    by_path: Mapping[str, ClipLora]
+    """By absolute path, with a scale of 1."""
+    notes: tuple[str, ...]
+    """A line for each file: how many of its tensors count."""
+
+
+def find_loras(
+    config: Config, manifest: Manifest, checkpoint: Checkpoint, say: Say = lambda _: None
+) -> FoundLoras:
+    """Return every LoRA file that is needed, each opened once; only headers are read, and hashes.
+
+    Args:
+        config: `model.loras` counts.
+        manifest: Its `loras` cells count.
+        checkpoint: Whose transformer the files must fit.
+        say: Told when files are hashed, which takes a while the first time.
+
+    Raises:
+        Refused: a file of the settings cannot be used, or every row has its own.
+        ManifestError: files of rows cannot be used; the messages name the rows.
+    """
+    typed = list(_typed(config))
+    if typed and all(row.loras is not None for row in manifest.rows):
+        raise Refused(
+            f"model.loras: every row of {manifest.name} has its own loras, which count; leave "
+            "model.loras out."
+        )
+    if not typed and not any(row.loras for row in manifest.rows):
+        return FoundLoras({}, ())
+    arguments = _transformer_config(config, checkpoint)
+    files: dict[str, LoraFile] = {}
+    for path, name in typed:
+        files[path] = open_lora(Path(path), name, arguments)
+    faults, broken = Faults(manifest.name), dict[str, str]()
+    for row in manifest.rows:
+        for path, scale in row.loras or ():
+            if not scale:
+                continue
+            if path not in files and path not in broken:
+                try:
+                    files[path] = open_lora(Path(path), Path(path).name, arguments)
+                except Refused as refusal:
+                    broken[path] = str(refusal).removesuffix(".").partition(": ")[2]
+            if path in broken:
+                faults.add(row.line, "loras", Path(path).name, broken[path])
+    if faults:
+        raise ManifestError(faults.messages)
+    hashes = file_sha256s(list(map(Path, files)), cache_root() / "file_sha256.json", say)
+    by_path = {
+        path: ClipLora(path, hashes[Path(path)], 1.0, file.num_bytes)
+        for path, file in files.items()
+    }
+    _check_hashes(config, by_path)
+    return FoundLoras(by_path, tuple(map(_note, files.values())))
+
+
+def _typed(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield path and name for messages of each LoRA of the settings that counts.
+
+    Raises:
+        Refused: a scale is out of bounds.
+    """
+    for lora in config.model.loras:
+        if not abs(lora.scale) <= MAX_LORA_SCALE:
+            raise Refused(
+                f"model.loras: scale {lora.scale} of {lora.path}: must be -{MAX_LORA_SCALE:g} to "
+                f"{MAX_LORA_SCALE:g}; 1 is usual."
+            )
+        if lora.scale:
+            yield lora_path(lora.path), f"model.loras: {lora.path}"
+
+
+def _check_hashes(config: Config, by_path: Mapping[str, ClipLora]) -> None:
+    for lora in config.model.loras:
+        found = by_path.get(lora_path(lora.path))
+        if found is not None and lora.sha256 not in (None, found.sha256):
+            raise Refused(
+                f"model.loras: {lora.path}: its SHA-256 is {found.sha256}, and not {lora.sha256} "
+                "as typed; name the file that has it, or leave sha256 out."
+            )
+
+
+def _transformer_config(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.folder is None or checkpoint.transformer is not None:
+        return transformer_arguments(config.model)
+    return read_object(checkpoint.folder / "transformer" / "config.json")
+
+
+def _note(file: LoraFile) -> str:
+    total = file.num_matched + len(file.unmatched)
+    line = f"LoRA {file.path.name}: {file.num_matched} of {total} tensors count"
+    if not file.unmatched:
+        return line
+    return (
+        f"WARNING: {line}; left out, since nothing here has these names: "
+        f"{shown_unmatched(file.unmatched)}"
+    )

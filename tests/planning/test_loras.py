@@ -1,0 +1,288 @@
+"""`loras` cells and `model.loras`: which files they name, what is refused, and what a run makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from fakes import loras
+from fakes.command import Answer
+from safetensors.torch import load_file
+
+from hv15_batch.config.settings import Config
+from hv15_batch.engine.load.tiny import ensure_checkpoint
+from hv15_batch.errors import Refused
+from hv15_batch.manifest.cells import ManifestError, parse_loras
+from hv15_batch.manifest.clips import make_clips
+from hv15_batch.manifest.read import read_manifest
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import Lora, ModelConfig, Task
+from hv15_batch.planning.loras import FoundLoras, find_loras
+from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
+
+SMALL = ("model=tiny_t2v", "override.num_frames=5", "override.num_inference_steps=2")
+
+
+@pytest.fixture(scope="module")
+def weights() -> loras.Tensors:
+    folder = ensure_checkpoint(model_options()["tiny_t2v"], tiny_root())
+    return load_file(next((folder / "transformer").glob("*.safetensors")))
+
+
+@pytest.fixture
+def files(tmp_path: Path, weights: loras.Tensors) -> dict[str, str]:
+    """Two LoRAs in a folder of their own, `in/` beside the manifest; their hashes."""
+    (tmp_path / "in").mkdir()
+    made = {
+        "a.safetensors": loras.musubi(loras.adapter(weights, 0, 0.1)),
+        "my b.safetensors": loras.comfy(loras.adapter(weights, 1, 0.1)),
+    }
+    paths = [loras.saved_lora(tmp_path / "in" / name, t) for name, t in made.items()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def manifest(tmp_path: Path, *cells: str) -> Path:
+    path = tmp_path / "p.csv"
+    lines = [f'cat{n},a cat,"{cell.replace(chr(34), chr(34) * 2)}"' for n, cell in enumerate(cells)]
+    path.write_text("\n".join(["id,prompt,loras", *lines]) + "\n")
+    return path
+
+
+def found(path: Path, *typed: Lora) -> tuple[FoundLoras, list[Any]]:
+    """What a manifest needs, and its clips."""
+    config = Config(model=replace(model_options()["tiny_t2v"], loras=list(typed)))
+    rows = read_manifest(path, Task.t2v)
+    known = find_loras(config, rows, resolve_checkpoint(config.model))
+    clips = make_clips(rows, config, None, None, known.by_path)
+    return known, [clip.settings.loras for clip in clips]
+
+
+@pytest.mark.parametrize(
+    ("cell", "parsed"),
+    [
+        ("a.safetensors", (("a.safetensors", 1.0),)),
+        ("a.safetensors:0.8", (("a.safetensors", 0.8),)),
+        ("a.safetensors:-1  b.safetensors", (("a.safetensors", -1.0), ("b.safetensors", 1.0))),
+        ('"my a.safetensors":0.5 b', (("my a.safetensors", 0.5), ("b", 1.0))),
+        ("none", ()),
+        ("NONE", ()),
+        ([], ()),
+        ([{"path": "a"}, {"path": "b", "scale": 2}], (("a", 1.0), ("b", 2.0))),
+    ],
+)
+def test_a_cell_names_files_and_scales(cell: Any, parsed: Any) -> None:
+    assert parse_loras(cell) == parsed
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("a:x", "x is no scale of a LoRA"),
+        ("a:nan", "is no scale of a LoRA"),
+        ("a:1000", "a scale is -100 to 100; 1 is usual"),
+        ('"a', "name files as path or path:scale"),
+        ('"a"b', "name files as path or path:scale"),
+        ("a a", "a file counts once, and a stands here twice; remove one"),
+        ([{"scale": 1}], "objects with path and scale"),
+        (["a"], "objects with path and scale"),
+        (" ".join(map(str, range(17))), "at most 16 LoRAs work together"),
+        (3, "must be text"),
+    ],
+)
+def test_a_cell_of_another_form_is_refused(cell: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_loras(cell)
+
+
+def test_a_cell_replaces_the_typed_ones_and_starts_at_the_manifest(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = manifest(
+        tmp_path, "", "none", "in/a.safetensors:0", '"in/my b.safetensors":0.5 in/a.safetensors'
+    )
+
+    known, identities = found(path, Lora("../in/a.safetensors", 2.0))
+
+    a, b = files["a.safetensors"], files["my b.safetensors"]
+    assert identities == [((a, 2.0),), None, tuple(sorted([(b, 0.5), (a, 1.0)]))]
+    assert len(known.notes) == 2
+    assert known.notes[0].startswith("LoRA a.safetensors: ")
+
+
+def test_a_clip_without_a_lora_keeps_its_id(tmp_path: Path, files: dict[str, str]) -> None:
+    path = manifest(tmp_path, "", "in/a.safetensors:0.5", "in/a.safetensors:0.6")
+    rows = read_manifest(path, Task.t2v)
+    config = Config(model=model_options()["tiny_t2v"])
+    known = find_loras(config, rows, resolve_checkpoint(config.model))
+
+    with_cells = make_clips(rows, config, None, None, known.by_path)
+    plain = make_clips(read_manifest(manifest(tmp_path, ""), Task.t2v), config, None)
+
+    assert with_cells[0].settings_sha256 == plain[0].settings_sha256
+    assert len({clip.settings_sha256 for clip in with_cells}) == 3
+    assert len({clip.denoise_sha256 for clip in with_cells}) == 3
+
+
+def broken(tmp_path: Path, weights: loras.Tensors, how: str) -> Path:
+    made = loras.adapter(weights)
+    tensors = loras.diffusers(made)
+    key = "transformer.transformer_blocks.1.attn.to_q"
+    if how == "of another model":
+        tensors = {f"blocks.{name}": tensor for name, tensor in tensors.items()}
+    elif how == "of another size":
+        tensors[f"{key}.lora_A.weight"] = torch.zeros(3, 3072)
+    elif how == "half of a pair":
+        del tensors[f"{key}.lora_B.weight"]
+    elif how == "a DoRA":
+        tensors[f"{key}.lora_magnitude_vector"] = torch.ones(64)
+    elif how == "8 bits":
+        tensors[f"{key}.lora_A.weight"] = tensors[f"{key}.lora_A.weight"].to(torch.float8_e4m3fn)
+    elif how == "rank-stabilised":
+        settings = json.dumps({"transformer.use_rslora": True})
+        return loras.saved_lora(
+            tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": settings}
+        )
+    return loras.saved_lora(tmp_path / "x.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("of another model", r"none of its 46 tensors belongs to a LoRA of HunyuanVideo-1\.5"),
+        (
+            "of another size",
+            r"transformer_blocks\.1\.attn\.to_q\.lora_A\.weight \[3, 3072\] and .* do not fit "
+            r"transformer_blocks\.1\.attn\.to_q with 64 outputs and 64 inputs",
+        ),
+        ("half of a pair", r"transformer_blocks\.1\.attn\.to_q lacks its up matrix"),
+        ("a DoRA", r"lora_magnitude_vector is of a DoRA adapter, and only LoRA is supported"),
+        ("8 bits", r"lora_A\.weight is F8_E4M3; known are BF16, F16, F32"),
+        ("rank-stabilised", "its settings have use_rslora=True, which is not supported"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused_by_name(
+    how: str, words: str, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    file = broken(tmp_path, weights, how)
+
+    with pytest.raises(ManifestError, match=r"p\.csv:2: loras=x\.safetensors: .*" + words):
+        found(manifest(tmp_path, "x.safetensors"))
+    with pytest.raises(Refused, match=r"model\.loras: .*x\.safetensors: .*" + words):
+        found(manifest(tmp_path, ""), Lora(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("no.safetensors", "the file must exist"),
+        ("p.csv", "a LoRA is a .safetensors file, and p.csv is none"),
+        ("https://a/b.safetensors", "a manifest names files only, and this is an address"),
+    ],
+)
+def test_a_cell_that_names_no_lora_is_refused_with_its_line(
+    cell: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestError, match=rf"p\.csv:2: loras=.*{words}"):
+        found(manifest(tmp_path, cell))
+
+
+def test_one_file_under_two_names_and_typed_ones_that_never_count_are_refused(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    (tmp_path / "in/copy.safetensors").write_bytes((tmp_path / "in/a.safetensors").read_bytes())
+    twice = "in/a.safetensors in/copy.safetensors"
+
+    with pytest.raises(ManifestError, match=r"copy\.safetensors are the same file; remove one"):
+        found(manifest(tmp_path, twice))
+    with pytest.raises(Refused, match=r"every row of .* has its own loras, which count"):
+        found(manifest(tmp_path, "none"), Lora(str(tmp_path / "in/a.safetensors")))
+    with pytest.raises(Refused, match=r"a\.safetensors: must be -100 to 100"):
+        found(manifest(tmp_path, ""), Lora(str(tmp_path / "in/a.safetensors"), 1e6))
+    with pytest.raises(Refused, match="its SHA-256 is "):
+        found(manifest(tmp_path, ""), Lora(str(tmp_path / "in/a.safetensors"), 1.0, "0" * 64))
+
+
+def test_what_belongs_to_nothing_is_counted_and_told(
+    tmp_path: Path, weights: loras.Tensors
+) -> None:
+    tensors = loras.peft(loras.adapter(weights)) | {"lora_te_x.alpha": torch.ones(1)}
+    loras.saved_lora(tmp_path / "x.safetensors", tensors)
+
+    known, _ = found(manifest(tmp_path, "x.safetensors"))
+
+    assert known.notes == (
+        "WARNING: LoRA x.safetensors: 42 of 43 tensors count; left out, since nothing here has "
+        "these names: lora_te_x.alpha",
+    )
+
+
+def test_the_alpha_that_diffusers_stores_counts(tmp_path: Path, weights: loras.Tensors) -> None:
+    config: ModelConfig = model_options()["tiny_t2v"]
+    settings = json.dumps({"transformer.r": 3, "transformer.lora_alpha": 6})
+    file = loras.saved_lora(
+        tmp_path / "x.safetensors",
+        loras.diffusers(loras.adapter(weights)),
+        {"lora_adapter_metadata": settings},
+    )
+    from hv15_batch.weights.lora import open_lora
+    from hv15_batch.weights.transformer import transformer_arguments
+
+    opened = open_lora(file, "x", transformer_arguments(config))
+
+    assert {pair.alpha for pair in opened.pairs} == {6.0}
+
+
+def test_a_run_renders_rows_by_their_loras_and_logs_them(
+    command: Callable[..., Answer], tmp_path: Path, files: dict[str, str]
+) -> None:
+    path = manifest(tmp_path, "", "in/a.safetensors", "none", '"in/my b.safetensors":0.5', "")
+    typed = "model.loras=[{path:in/a.safetensors,scale:1.0}]"
+    plain = tmp_path / "plain.csv"
+    plain.write_text("id,prompt\ncat2,a cat\n")
+    assert command(plain, *SMALL).code == 0
+
+    answer = command(path, *SMALL, typed, "run_dir=out")
+
+    assert answer.code == 0, answer.err
+    assert "LoRA a.safetensors: " in answer.out
+    log = pd.read_parquet(tmp_path / "out/log").sort_values("started_at")
+    log = log.astype(object).where(log.notna(), None)
+    # Clips of one set follow each other; rows that ask for the same clip share it.
+    assert list(log["row_id"]) == ["cat0", "cat2", "cat3"]
+    a, b = files["a.safetensors"], files["my b.safetensors"]
+    by_row = log.set_index("row_id")
+    assert by_row["loras"].to_dict() == {
+        "cat0": json.dumps([[a, 1.0]]),
+        "cat2": None,
+        "cat3": json.dumps([[b, 0.5]]),
+    }
+    matched = by_row["lora_keys_matched"]
+    assert (matched["cat0"], pd.isna(matched["cat2"])) == (63, True)
+    assert by_row["lora_keys_unmatched"]["cat3"] == 0
+    before = pd.read_parquet(tmp_path / "outputs/plain/log").iloc[0]
+    # After a group with a LoRA, one without renders to the bits of a run without any.
+    assert by_row["latents_sha256"]["cat2"] == before["latents_sha256"]
+    assert by_row["settings_sha256"]["cat2"] == before["settings_sha256"]
+    assert by_row["latents_sha256"].nunique() == 3
+
+    # Which file a LoRA is, a video's tag does not decide.
+    told = command("recipe", tmp_path / "out" / by_row["file"]["cat3"])
+    assert f"LoRA: it was rendered with SHA-256 {b} at scale 0.5; a tag never" in told.out
+    assert "add 'model.loras=[{path:FILE,scale:0.5}]'" in told.out
+
+    refused = command("resume=out")
+    assert "model.loras" in refused.err
+    again = command("resume=out", typed)
+    assert (again.code, "3 of 3 done" in again.out) == (0, True), again.err + again.out
+    other = command(path, *SMALL, "model.loras=[{path:in/a.safetensors,scale:0.9}]", "run_dir=out")
+    assert other.code == 2
+    assert "loras" in other.err
