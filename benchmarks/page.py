@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from page_runs import MEASURED, make_run, record
+from fakes.pages import MEASURED, make_run, record
 from playwright.sync_api import Playwright, sync_playwright
 
 from hv15_batch.report.live import live_page

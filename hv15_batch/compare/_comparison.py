@@ -11,6 +11,7 @@ from hv15_batch.compare._pairs import Matched, Pair, Record, match_runs
 from hv15_batch.compare._quality import Quality, measure_pair, pair_line
 from hv15_batch.compare._quality import quality_lines as lines_of_quality
 from hv15_batch.compare._ratios import Costs, Ratio, compare_costs
+from hv15_batch.figures.facts import noise_notes
 from hv15_batch.figures.groups import GROUP_COLUMNS, Distribution, group_rows
 from hv15_batch.units import counted, format_gib
 
@@ -173,9 +174,8 @@ def warning_lines(comparison: Comparison) -> list[str]:
     for costs in comparison.costs:
         name = f"{costs.name}, " if costs.name else ""
         lines += [f"Warning: {name}{warning}" for warning in costs.warnings]
-    if rows["weights"].a != "pretrained" or rows["weights"].b != "pretrained":
-        lines.append("Note: not the published weights: these clips are noise on purpose")
-    return lines
+    weights = (side["weights"] for pair in comparison.matched.pairs for side in (pair.a, pair.b))
+    return [*lines, *(f"Note: {note}" for note in noise_notes(weights))]
 
 
 def ratio_line(ratio: Ratio, costs: Costs) -> str:

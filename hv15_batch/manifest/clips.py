@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +12,11 @@ from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_cl
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
+from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
-from hv15_batch.manifest.rows import Row, id_rule
+from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, KnownWeights
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
@@ -51,7 +50,7 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
     manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
     if faults:
         asked = _asked_clips(manifest, config, KnownWeights(None, None, NO_LORAS))
-        _note_clip_faults(manifest, asked, config, faults)
+        note_clip_faults(manifest, asked, config, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -77,8 +76,8 @@ def make_clips(
     """
     asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
     faults = Faults(manifest.name)
-    _note_same_loras(manifest, asked, faults)
-    _note_clip_faults(manifest, asked, config, faults)
+    note_same_loras(manifest, asked, faults)
+    note_clip_faults(manifest, asked, config, faults)
     if faults:
         raise ManifestError(faults.messages)
     return tuple(_merged(asked, manifest))
@@ -342,78 +341,3 @@ def step_cache_of(config: Config, steps: int) -> StepCache | None:
 
 
 _CACHE_BOUNDS = ("cache_every", "cache_start", "cache_end")
-
-
-def _note_clip_faults(
-    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
-) -> None:
-    if not config.runtime.allow_off_recipe:
-        _note_off_recipe(manifest, clips, config, faults)
-    _note_shared_ids(manifest, clips, faults)
-
-
-def _note_off_recipe(
-    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
-) -> None:
-    """Note each row that uses a distilled model off its recipe.
-
-    Raises:
-        Refused: The value comes from the command or the model option, and not from a row.
-    """
-    for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
-        settings = clip.settings
-        found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
-        if found is None:
-            continue  # told, not refused
-        name, reason = found
-        rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
-        value = getattr(settings, name)
-        key = _setting_that_gave(name, manifest.rows[index], config)
-        if key is not None:
-            raise Refused(f"{key}={value:g}: {rule}.")
-        faults.add(clip.line, name, value, rule)
-
-
-def _setting_that_gave(name: str, row: Row, config: Config) -> str | None:
-    """Return the setting that a row's value comes from; None for its own cell."""
-    if getattr(config.override, name) is not None:
-        return f"override.{name}"
-    if getattr(row, name) is not None:
-        return None
-    if getattr(config.sampling, name) is not None:
-        return f"sampling.{name}"
-    return f"model.default_sampling.{name}"
-
-
-def _note_same_loras(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
-    """Note each row whose LoRAs are one file under two names.
-
-    Raises:
-        Refused: it is the settings that name them.
-    """
-    for clip in {clip.row_index: clip for clip in clips if len(clip.loras) > 1}.values():
-        for one, other in itertools.pairwise(clip.loras):
-            if one.sha256 == other.sha256:
-                rule = f"{one.path} and {other.path} are the same file; remove one"
-                if manifest.rows[clip.row_index].loras is None:
-                    raise Refused(f"model.loras: {rule}.")
-                faults.add(clip.line, "loras", os.path.basename(one.path), rule)
-
-
-def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
-    """Note each row with the id of another row that makes other clips."""
-    first: dict[str, Row] = {}
-    pairs = [
-        (row, other)
-        for row in manifest.rows
-        if row.id_given and (other := first.setdefault(row.id.lower(), row)) is not row
-    ]
-    if not pairs:
-        return
-    made: dict[int, set[str]] = {}
-    for clip in clips:
-        made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
-    for row, other in pairs:
-        if not made.get(row.index, set()) <= made.get(other.index, set()):
-            where = f"{faults.unit} {other.line}"
-            faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))

@@ -32,6 +32,7 @@ Command = Callable[..., Answer]
 RUN_ID = "20261122T000000-0000-abcd"
 FFV1 = VideoConfig(codec=VideoCodec.ffv1)
 SHAPE = (5, 32, 48, 3)
+WRITTEN = ("compare.md", "compare.html")
 
 
 def picture(seed: int = 0) -> Frames:
@@ -466,6 +467,28 @@ def test_two_cards_are_warned_about(command: Command, runs: tuple[Run, Run]) -> 
     out, _ = compare(command)
 
     assert "Warning: two different cards (NVIDIA X; NVIDIA Y)" in out
+
+
+@pytest.mark.parametrize(
+    ("weights", "words", "others"),
+    [
+        ("tiny", "noise on purpose", "made-up world"),
+        ("random", "noise on purpose: model.weights=random", "made-up world"),
+        ("demo", "trained on a made-up world", "noise"),
+        ("pretrained", "", "Note:"),
+    ],
+)
+def test_clips_of_other_weights_are_called_what_they_are(
+    command: Command, runs: tuple[Run, Run], weights: str, words: str, others: str
+) -> None:
+    for run in runs:
+        run.add("fox", latents_sha256="ab" * 32, total_seconds=2.0, weights=weights)
+
+    out, _ = compare(command)
+
+    for text in (out, *(Path("out", name).read_text(encoding="utf-8") for name in WRITTEN)):
+        assert words in text
+        assert others not in text
 
 
 # -- what belongs together --------------------------------------------------------------------

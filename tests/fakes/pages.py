@@ -16,17 +16,13 @@ import numpy as np
 from hv15_batch.config.settings import Config, VideoConfig
 from hv15_batch.media.video import write_thumbnail, write_video
 from hv15_batch.model.variant import ModelConfig
-from hv15_batch.planning.tables import publish_plan
+from hv15_batch.planning.tables import PLAN_COLUMNS, publish_plan
 from hv15_batch.record import ClipRecord
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import write_settings
 
-PLAN_COLUMNS = (
-    "clip_id", "row_id", "row_index", "line", "state", "reason", "seed", "height", "width",
-    "num_frames", "num_inference_steps", "image", "settings_sha256", "denoise_sha256", "prompt",
-)  # fmt: skip
 RUN_ID = "20261124T230000-0000-aaaa"
 START = datetime(2026, 11, 24, 23, 0, tzinfo=timezone.utc)
 MEASURED: dict[str, Any] = {
