@@ -271,6 +271,7 @@ it.
 Tencent has published no few-step text-to-video model. `480p_t2v_4step` has the transformer of
 LightX2V, made for 4 steps, a shift of 5 and up to 81 frames. Dry run and run warn of other steps,
 shifts and lengths, also of the default of 121 frames. `sampling.num_frames=81` avoids the warning.
+Guidance is refused, as with the other distilled models.
 
 Each model of this table takes [LoRA files](manifest.md#lora) that fit its tensors.
 """
