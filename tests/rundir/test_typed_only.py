@@ -178,7 +178,7 @@ def test_a_resumed_run_has_the_command_that_is_typed_and_no_other(
     assert "notify.command=..." in refused.err
     assert str(stored) not in refused.err
     assert (without.code, without.err) == (0, "")
-    assert "'no-such' is no program on this machine" in unknown.err
+    assert "no program 'no-such' can be run here" in unknown.err
     assert not stored.exists()
 
 
