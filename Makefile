@@ -32,7 +32,7 @@ check: .venv/.installed ## Lint and type-check
 
 docs: .venv/.installed ## Write the pages of the reference from the code, build docs/ as a site in site/
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: .venv/.installed ## Build the wheel
 	$(BIN)/python -m build --wheel --no-isolation

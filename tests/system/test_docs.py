@@ -256,7 +256,7 @@ def test_readme_is_short() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir"]
     built = subprocess.run(
         [*command, str(tmp_path / "site")],
         cwd=ROOT,
