@@ -198,3 +198,23 @@ def test_compiled_blocks_take_a_lora_and_give_it_back(
     expected = latents_of(with_merged(folder, (made, 1.0)))
     assert (changed - expected).abs().max() < 2e-5  # compiled code rounds elsewhere
     assert torch.equal(latents_of(pipe), plain)
+
+
+def test_many_sets_of_changed_modules_are_compiled(
+    folder: Path, latents_of: Denoise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **{**k, "backend": "eager"}))
+    torch.compiler.reset()
+    pipe, plain = loaded(folder, compile=True), loaded(folder)
+    made = loras.adapter(weights_of(plain))
+    names = sorted(name for name in made if name.startswith(loras.BLOCK))
+    sets, expected = LoraSet(pipe.transformer, CPU), LoraSet(plain.transformer, CPU)
+    assert len(names) > 8  # dynamo's own limit
+    for count in range(1, len(names) + 1):
+        part = {name: made[name] for name in names[:count]}
+        file = loras.saved_lora(tmp_path / f"{count}.safetensors", loras.diffusers(part))
+        for each in (sets, expected):
+            each.set([clip_lora(file)])
+
+        assert torch.equal(latents_of(pipe), latents_of(plain))

@@ -19,6 +19,9 @@ from torch._dynamo.utils import counters
 
 from hv15_batch.engine.denoise.attention import is_mask_free
 
+MAX_CODES = 1024
+"""Three for sizes, times the sets of modules that LoRAs change; each block may have its own set."""
+
 
 def compile_blocks(transformer: Any) -> None:
     """Compile each block's forward, all blocks sharing the code of the first.
@@ -26,10 +29,21 @@ def compile_blocks(transformer: Any) -> None:
     Not `compile_repeated_blocks`: that compiles a block's call, hooks and a replaced `forward`
     included, so that streamed blocks could not be compiled.
     """
+    _allow_many_codes()
     mask_free = is_mask_free(transformer)
     for block in transformer.transformer_blocks:
         compiled = torch.compile(block.forward, fullgraph=True)
         block.forward = _with_dynamic_text(compiled, mask_free)
+
+
+def _allow_many_codes() -> None:
+    """Let dynamo keep a code for each set of modules that a LoRA changes, at each size.
+
+    The usual limit is 8, which makes a clip fail here, since blocks are compiled as full graphs.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_CODES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * MAX_CODES)
 
 
 def num_compilations() -> int:
