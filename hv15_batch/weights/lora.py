@@ -208,9 +208,10 @@ def _alpha_of_file(metadata: Mapping[str, str], typed: str) -> float | None:
     plain = {key.rpartition(".")[2]: value for key, value in settings.items()}
     for name in ("use_dora", "use_rslora", "alpha_pattern", "lora_bias"):
         if plain.get(name):
+            value = format_name(str(plain[name])[:40])
             raise Refused(
-                f"{typed}: its settings have {name}={format_name(str(plain[name])[:40])}, which is not "
-                "supported; name a plain LoRA."
+                f"{typed}: its settings have {name}={value}, which is not supported; name a plain "
+                "LoRA."
             )
     alpha = plain.get("lora_alpha")
     if alpha is None:

@@ -196,8 +196,8 @@ def test_a_file_that_changes_a_module_twice_is_refused(
     one = f"{key}.lora_A.weight"
     if how == "two namings":
         tensors = plain | loras.musubi(made)
-        one = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
-        other = "lora_unet_double_blocks_0_img_attn_q.lora_down.weight"
+        one = "transformer.context_embedder.proj_in.lora_A.weight"
+        other = "lora_unet_txt_in_input_embedder.lora_down.weight"
     elif how == "fused and apart":
         q = {name: tensor for name, tensor in plain.items() if name.startswith(key)}
         tensors = q | loras.musubi_comfy(made)
