@@ -375,7 +375,7 @@ def test_a_name_in_a_refusal_is_on_one_short_line_too(name: str, tmp_path: Path)
     assert len(str(caught.value)) < 400
 
 
-def test_the_named_modules_are_those_that_multiply_by_a_matrix(weights: loras.Tensors) -> None:
+def test_the_named_modules_are_those_that_multiply_by_a_matrix() -> None:
     config = model_options()["tiny_t2v"]
     from diffusers import HunyuanVideo15Transformer3DModel
 
