@@ -74,6 +74,16 @@ def printable(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+MAX_NAME_CHARACTERS = 160
+"""A longer name that stands in a file is shortened in a message."""
+
+
+def format_name(name: str) -> str:
+    """Return a name that stands in somebody's file as one short printable line."""
+    start = name[: MAX_NAME_CHARACTERS + 1]
+    return shortened("".join(map(printable, start)), MAX_NAME_CHARACTERS)
+
+
 def format_value(value: Any) -> str:
     """Return a cell as one short printable line."""
     if isinstance(value, str):

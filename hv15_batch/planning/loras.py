@@ -13,10 +13,11 @@ from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import MAX_LORA_SCALE, Faults, ManifestError
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.weights import lora_path
-from hv15_batch.units import Say
+from hv15_batch.units import Say, format_name, format_value
 from hv15_batch.weights.checkpoint import Checkpoint, cache_root
 from hv15_batch.weights.configs import read_object
 from hv15_batch.weights.files import file_sha256s
+from hv15_batch.weights.layouts import SIZE_KEYS
 from hv15_batch.weights.lora import LoraFile, open_lora, shown_unmatched
 from hv15_batch.weights.transformer import transformer_arguments
 
@@ -28,7 +29,7 @@ class FoundLoras:
     by_path: Mapping[str, ClipLora]
     """By absolute path, with a scale of 1."""
     notes: tuple[str, ...]
-    """A line for each file: how many of its tensors count."""
+    """Of each file how many of its tensors count, and whether its alpha is unknown."""
 
 
 def find_loras(
@@ -43,7 +44,8 @@ def find_loras(
         say: Told when files are hashed, which takes a while the first time.
 
     Raises:
-        Refused: a file of the settings cannot be used, or every row has its own.
+        Refused: a file of the settings cannot be used, every row has its own, or the model's
+            config.json lacks a number.
         ManifestError: files of rows cannot be used; the messages name the rows.
     """
     typed = list(_typed(config))
@@ -78,7 +80,7 @@ def find_loras(
         for path, file in files.items()
     }
     _check_hashes(config, by_path)
-    return FoundLoras(by_path, tuple(map(_note, files.values())))
+    return FoundLoras(by_path, tuple(note for file in files.values() for note in _notes(file)))
 
 
 def _typed(config: Config) -> Iterator[tuple[str, str]]:
@@ -110,15 +112,32 @@ def _check_hashes(config: Config, by_path: Mapping[str, ClipLora]) -> None:
 def _transformer_config(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.folder is None or checkpoint.transformer is not None:
         return transformer_arguments(config.model)
-    return read_object(checkpoint.folder / "transformer" / "config.json")
+    path = checkpoint.folder / "transformer" / "config.json"
+    found = read_object(path)
+    for key in SIZE_KEYS:
+        value = found.get(key)
+        is_whole = isinstance(value, int) or (key == "mlp_ratio" and isinstance(value, float))
+        if not is_whole or isinstance(value, bool):
+            what = "is missing" if key not in found else f"is {format_value(value)}"
+            raise Refused(
+                f"{path}: {key} {what}; a LoRA is compared with the model by this number. Fetch "
+                "the checkpoint again, or write the number into this file."
+            )
+    return found
 
 
-def _note(file: LoraFile) -> str:
+def _notes(file: LoraFile) -> Iterator[str]:
     total = file.num_matched + len(file.unmatched)
-    line = f"LoRA {file.path.name}: {file.num_matched} of {total} tensors count"
-    if not file.unmatched:
-        return line
-    return (
-        f"WARNING: {line}; left out, since nothing here has these names: "
-        f"{shown_unmatched(file.unmatched)}"
-    )
+    name = format_name(file.path.name)
+    line = f"LoRA {name}: {file.num_matched} of {total} tensors count"
+    if file.unmatched:
+        line = (
+            f"WARNING: {line}; left out, since nothing here has these names: "
+            f"{shown_unmatched(file.unmatched)}"
+        )
+    yield line
+    if file.lacks_alpha:
+        yield (
+            f"WARNING: LoRA {name}: alpha is not in the file: taken as its rank; write scale "
+            "ALPHA/RANK if alpha is another number"
+        )

@@ -33,6 +33,8 @@ ENDINGS = {
     ".alpha": "alpha",
 }
 """Ends of a tensor's name, and which part of an adapter it is."""
+_LOOKED_UP = {"cond_type_embed.weight"}
+"""A table of rows to choose from, which no input is multiplied by."""
 # ComfyUI's: Tencent's, where they differ by more than separators.
 _ALIASES = (
     ("_mlp_0", "_mlp_fc1"),
@@ -57,12 +59,12 @@ class Target:
 
 
 def target_table(config: Mapping[str, Any]) -> dict[str, tuple[Target, ...]]:
-    """Return what each module with a matrix stands for, by its name with underscores.
+    """Return what each module that multiplies by a matrix stands for, by name with underscores.
 
     Args:
         config: Of the transformer, as in `transformer/config.json`.
     """
-    matrices = {name for name, shape in shapes(config).items() if len(shape) > 1}
+    matrices = {name for name, shape in shapes(config).items() if len(shape) > 1} - _LOOKED_UP
     table: dict[str, list[Target]] = {}
     for layout in Layout:
         for name, part in parts(config, layout).items():

@@ -17,6 +17,14 @@ from typing import Any
 Shape = tuple[int, ...]
 
 
+SIZE_KEYS = (
+    *("num_layers", "num_refiner_layers", "num_attention_heads", "attention_head_dim", "mlp_ratio"),
+    *("in_channels", "out_channels", "patch_size", "patch_size_t"),
+    *("text_embed_dim", "text_embed_2_dim", "image_embed_dim"),
+)
+"""Numbers of a transformer's configuration that `shapes` needs; only `mlp_ratio` may be broken."""
+
+
 class Layout(Enum):
     """How a file names its tensors."""
 
@@ -165,7 +173,8 @@ def shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the shape of each tensor of diffusers' `HunyuanVideo15Transformer3DModel`.
 
     Args:
-        config: Its constructor's arguments, as in `transformer/config.json`.
+        config: Its constructor's arguments, as in `transformer/config.json`; `SIZE_KEYS` and
+            `use_meanflow` count.
     """
     heads, head = config["num_attention_heads"], config["attention_head_dim"]
     width = heads * head

@@ -5,7 +5,6 @@ Only the header is read here. Torch-free.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
+from hv15_batch.files import parse_json
+from hv15_batch.units import format_name, format_value
 from hv15_batch.weights._lora_names import Target, find_targets, split_key, target_table
 from hv15_batch.weights.layouts import Shape, shapes
 from hv15_batch.weights.single_file import WHOLE_TYPES, Stored, read_header
@@ -56,6 +57,11 @@ class LoraFile:
     num_bytes: int
     """In 16 bits, with what several modules share counted for each."""
 
+    @property
+    def lacks_alpha(self) -> bool:
+        """Whether a pair's alpha is nowhere in the file, so that its rank is taken for it."""
+        return any(pair.alpha is None for pair in self.pairs)
+
 
 def open_lora(path: Path, typed: str, config: Mapping[str, Any]) -> LoraFile:
     """Return which modules of a transformer a LoRA's file changes.
@@ -66,8 +72,8 @@ def open_lora(path: Path, typed: str, config: Mapping[str, Any]) -> LoraFile:
         config: Of the transformer, as in `transformer/config.json`.
 
     Raises:
-        Refused: no whole safetensors file, an adapter of another kind, one of another model, or
-            one with half of a pair. The message names the tensor.
+        Refused: no whole safetensors file, an adapter of another kind, one of another model, one
+            with half of a pair, or one that changes a module twice. The message names the tensor.
     """
     if path.suffix != ".safetensors":
         raise Refused(f"{typed}: a LoRA is a .safetensors file; name one.")
@@ -76,7 +82,8 @@ def open_lora(path: Path, typed: str, config: Mapping[str, Any]) -> LoraFile:
         kind = next((k for ending, k in _OTHER_KINDS.items() if name.endswith(ending)), None)
         if kind is not None:
             raise Refused(
-                f"{typed}: {name} is of {kind} adapter, and only LoRA is supported; name a LoRA."
+                f"{typed}: {format_name(name)} is of {kind} adapter, and only LoRA is supported; "
+                "name a LoRA."
             )
     table, target_shapes = target_table(config), shapes(config)
     modules: dict[str, dict[str, str]] = {}
@@ -88,32 +95,58 @@ def open_lora(path: Path, typed: str, config: Mapping[str, Any]) -> LoraFile:
         if split is None or not found:
             unmatched.append(name)
             continue
-        modules.setdefault(split[0], {})[split[1]] = name
+        other = modules.setdefault(split[0], {}).setdefault(split[1], name)
+        if other != name:
+            raise _twice(other, name, typed)
         targets[split[0]] = found
     if not modules:
-        some = ", ".join(sorted(tensors)[:_MAX_SHOWN]) or "none"
+        some = ", ".join(map(format_name, sorted(tensors)[:_MAX_SHOWN])) or "none"
         raise Refused(
             f"{typed}: none of its {len(tensors)} tensors belongs to a LoRA of HunyuanVideo-1.5 "
             f"(its names: {some}); name a LoRA that was made for this model."
         )
     alpha = _alpha_of_file(metadata, typed)
     pairs, num_bytes = [], 0
+    filled: dict[str, dict[int | None, str]] = {}
     for module, names in modules.items():
         if lacking := {"down", "up"} - names.keys():
             raise Refused(
-                f"{typed}: {module} lacks its {lacking.pop()} matrix; fetch the file again."
+                f"{typed}: {format_name(module)} lacks its {min(lacking)} matrix; fetch the file "
+                "again."
             )
         down, up = tensors[names["down"]], tensors[names["up"]]
         for target in targets[module]:
             wanted = target_shapes[f"{target.module}.weight"]
             _check_pair(names, down, up, target, wanted, typed)
+            _fill(filled.setdefault(target.module, {}), target.third, names["down"], typed)
             num_bytes += 2 * (math.prod(down.shape) + wanted[0] * down.shape[0])
             pairs.append(LoraPair(target, names["down"], names["up"], names.get("alpha", alpha)))
         if "alpha" in names:
             _check_type(names["alpha"], tensors[names["alpha"]], typed)
             if math.prod(tensors[names["alpha"]].shape) != 1:
-                raise Refused(f"{typed}: {names['alpha']} is no single number; fetch it again.")
+                raise Refused(
+                    f"{typed}: {format_name(names['alpha'])} is no single number; fetch it again."
+                )
     return LoraFile(path, tuple(pairs), len(tensors) - len(unmatched), tuple(unmatched), num_bytes)
+
+
+def _fill(thirds: dict[int | None, str], third: int | None, name: str, typed: str) -> None:
+    """Note which tensor changes a module, or one of the three parts of its outputs.
+
+    Raises:
+        Refused: another one does already.
+    """
+    for filled, other in thirds.items():
+        if filled == third or filled is None or third is None:
+            raise _twice(other, name, typed)
+    thirds[third] = name
+
+
+def _twice(one: str, other: str, typed: str) -> Refused:
+    return Refused(
+        f"{typed}: {format_name(one)} and {format_name(other)} are for the same module, so it "
+        "would be changed twice; name a file that holds the LoRA once."
+    )
 
 
 def _check_pair(
@@ -143,17 +176,17 @@ def _check_pair(
     )
     if not is_fit:
         raise Refused(
-            f"{typed}: {names['down']} {list(down.shape)} and {names['up']} {list(up.shape)} do "
-            f"not fit {target.module} with {outputs} outputs and {inputs} inputs; name a LoRA that "
-            "was made for this model."
+            f"{typed}: {format_name(names['down'])} {list(down.shape)} and "
+            f"{format_name(names['up'])} {list(up.shape)} do not fit {target.module} with "
+            f"{outputs} outputs and {inputs} inputs; name a LoRA that was made for this model."
         )
 
 
 def _check_type(name: str, stored: Stored, typed: str) -> None:
     if stored.dtype not in WHOLE_TYPES:
         raise Refused(
-            f"{typed}: {name} is {stored.dtype}; known are {', '.join(WHOLE_TYPES)}; name another "
-            "file of this LoRA."
+            f"{typed}: {format_name(name)} is {stored.dtype}; known are {', '.join(WHOLE_TYPES)}; "
+            "name another file of this LoRA."
         )
 
 
@@ -161,28 +194,42 @@ def _alpha_of_file(metadata: Mapping[str, str], typed: str) -> float | None:
     """Return the alpha that diffusers stored for all modules; None where there is none.
 
     Raises:
-        Refused: settings that change the product in a way that is not supported.
+        Refused: settings that change the product in a way that is not supported, that are no JSON,
+            or whose alpha is no number.
     """
     try:
-        stored = json.loads(metadata.get(_DIFFUSERS_METADATA, "{}"))
-    except ValueError:
-        stored = {}
+        stored = parse_json(metadata.get(_DIFFUSERS_METADATA, "{}"))
+    except ValueError as error:
+        raise Refused(
+            f"{typed}: its settings ({_DIFFUSERS_METADATA}) are no JSON "
+            f"({format_name(str(error))}); fetch the file again."
+        ) from error
     settings = stored if isinstance(stored, dict) else {}
     plain = {key.rpartition(".")[2]: value for key, value in settings.items()}
     for name in ("use_dora", "use_rslora", "alpha_pattern", "lora_bias"):
         if plain.get(name):
+            value = format_name(str(plain[name])[:40])
             raise Refused(
-                f"{typed}: its settings have {name}={str(plain[name])[:40]}, which is not "
-                "supported; name a plain LoRA."
+                f"{typed}: its settings have {name}={value}, which is not supported; name a plain "
+                "LoRA."
             )
     alpha = plain.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    if alpha is None:
         return None
-    return float(alpha)
+    try:
+        number = math.nan if isinstance(alpha, bool) else float(alpha)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Refused(
+            f"{typed}: its settings have lora_alpha={format_value(alpha)}, which is no number that "
+            "can be used; fetch the file again."
+        )
+    return number
 
 
 def shown_unmatched(unmatched: Iterable[str]) -> str:
     """Return the first names of tensors that are not used, and how many more there are."""
     names = sorted(unmatched)
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(names[:_MAX_SHOWN]) + more
+    return ", ".join(map(format_name, names[:_MAX_SHOWN])) + more

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular, open_regular, parse_json
-from hv15_batch.units import GIB, MIB
+from hv15_batch.units import GIB, MIB, format_name
 from hv15_batch.weights.layouts import Layout, Part, Shape, layout_of, parts, prefix_of, shapes
 
 WHOLE_TYPES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -120,7 +120,8 @@ def read_header(path: Path, typed: str) -> tuple[dict[str, Stored], dict[str, st
             header = parse_json(file.read(length))
     except SafetensorError as error:
         raise Refused(
-            f"{typed}: cut short or not safetensors ({error}); fetch the file again."
+            f"{typed}: cut short or not safetensors ({format_name(str(error))}); fetch the file "
+            "again."
         ) from error
     except OSError as error:
         raise Refused(f"{typed}: cannot be read ({error.strerror}); name a file.") from error
@@ -149,12 +150,14 @@ def _take_scales(
             named.pop(name)
     for name, scale in scales.items():
         if scale.dtype != "F32":
-            raise Refused(f"{typed}: the scale of {name} is {scale.dtype}; only F32 is known.")
+            raise Refused(
+                f"{typed}: the scale of {format_name(name)} is {scale.dtype}; only F32 is known."
+            )
     formats = re.findall(r'"format": *"([^"]*)"', metadata.get("_quantization_metadata", ""))
     if unknown := sorted({name for name in formats if not name.startswith("float8_e")}):
         raise Refused(
-            f"{typed}: quantised as {unknown[0]}, which is not supported; name the bf16, fp16 or "
-            "scaled fp8 file of the same model."
+            f"{typed}: quantised as {format_name(unknown[0])}, which is not supported; name the "
+            "bf16, fp16 or scaled fp8 file of the same model."
         )
     return scales
 
@@ -222,8 +225,9 @@ def _check_names(named: Mapping[str, Stored], wanted: Mapping[str, Part], typed:
         )
     for name in sorted(set(named) - sources):
         raise Refused(
-            f"{typed}: the tensor {name} does not belong to a HunyuanVideo-1.5 transformer "
-            f"({_some(set(named) - sources)}); nothing is left out silently, so it is not used."
+            f"{typed}: the tensor {format_name(name)} does not belong to a HunyuanVideo-1.5 "
+            f"transformer ({_some(set(named) - sources)}); nothing is left out silently, so it is "
+            "not used."
         )
 
 
@@ -247,7 +251,9 @@ def _check_types(named: Mapping[str, Stored], scales: Mapping[str, Stored], type
         elif name in scales:
             raise Refused(f"{typed}: {name} has a scale but is {tensor.dtype}; of an unknown form.")
     for name in sorted(set(scales) - set(named)):
-        raise Refused(f"{typed}: the scale of {name} has no such weight; fetch the file again.")
+        raise Refused(
+            f"{typed}: the scale of {format_name(name)} has no such weight; fetch the file again."
+        )
     for name, scale in scales.items():
         if not _fits(scale.shape, named[name].shape):
             raise Refused(

@@ -25,7 +25,11 @@ from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora, ModelConfig, Task
 from hv15_batch.planning.loras import FoundLoras, find_loras
+from hv15_batch.weights._lora_names import target_table
 from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
+from hv15_batch.weights.layouts import SIZE_KEYS
+from hv15_batch.weights.lora import LoraFile, open_lora
+from hv15_batch.weights.transformer import transformer_arguments
 
 SMALL = ("model=tiny_t2v", "override.num_frames=5", "override.num_inference_steps=2")
 
@@ -114,7 +118,7 @@ def test_a_cell_replaces_the_typed_ones_and_starts_at_the_manifest(
 
     a, b = files["a.safetensors"], files["my b.safetensors"]
     assert identities == [((a, 2.0),), None, tuple(sorted([(b, 0.5), (a, 1.0)]))]
-    assert len(known.notes) == 2
+    assert len(known.notes) == 2  # each has its alpha, so no warning stands beside
     assert known.notes[0].startswith("LoRA a.safetensors: ")
 
 
@@ -181,6 +185,36 @@ def test_a_lora_that_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    "how", ["two namings", "fused and apart", "two ends for one part", "two ends with a default"]
+)
+def test_a_file_that_changes_a_module_twice_is_refused(
+    how: str, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    made = loras.adapter(weights)
+    plain = loras.diffusers(made)
+    key = "transformer.transformer_blocks.1.attn.to_q"
+    one = f"{key}.lora_A.weight"
+    if how == "two namings":
+        tensors = plain | loras.musubi(made)
+        one = "transformer.context_embedder.proj_in.lora_A.weight"
+        other = "lora_unet_txt_in_input_embedder.lora_down.weight"
+    elif how == "fused and apart":
+        q = {name: tensor for name, tensor in plain.items() if name.startswith(key)}
+        tensors = q | loras.musubi_comfy(made)
+        other = "lora_unet_double_blocks_1_img_attn_qkv.lora_down.weight"
+    else:
+        other = f"{key}.lora_{'down' if how == 'two ends for one part' else 'A.default'}.weight"
+        tensors = plain | {other: plain[one]}
+    loras.saved_lora(tmp_path / "x.safetensors", tensors)
+
+    with pytest.raises(ManifestError, match="are for the same module, so it would be") as caught:
+        found(manifest(tmp_path, "x.safetensors"))
+
+    assert one in str(caught.value)
+    assert other in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("cell", "words"),
     [
         ("no.safetensors", "the file must exist"),
@@ -222,23 +256,153 @@ def test_what_belongs_to_nothing_is_counted_and_told(
     assert known.notes == (
         "WARNING: LoRA x.safetensors: 42 of 43 tensors count; left out, since nothing here has "
         "these names: lora_te_x.alpha",
+        "WARNING: LoRA x.safetensors: alpha is not in the file: taken as its rank; write scale "
+        "ALPHA/RANK if alpha is another number",
     )
 
 
-def test_the_alpha_that_diffusers_stores_counts(tmp_path: Path, weights: loras.Tensors) -> None:
+def opened(file: Path) -> LoraFile:
     config: ModelConfig = model_options()["tiny_t2v"]
-    settings = json.dumps({"transformer.r": 3, "transformer.lora_alpha": 6})
-    file = loras.saved_lora(
-        tmp_path / "x.safetensors",
-        loras.diffusers(loras.adapter(weights)),
-        {"lora_adapter_metadata": settings},
-    )
-    from hv15_batch.weights.lora import open_lora
-    from hv15_batch.weights.transformer import transformer_arguments
+    return open_lora(file, "x", transformer_arguments(config))
 
-    opened = open_lora(file, "x", transformer_arguments(config))
 
-    assert {pair.alpha for pair in opened.pairs} == {6.0}
+def with_settings(tmp_path: Path, weights: loras.Tensors, settings: str) -> Path:
+    tensors = loras.diffusers(loras.adapter(weights))
+    metadata = {"lora_adapter_metadata": settings}
+    return loras.saved_lora(tmp_path / "x.safetensors", tensors, metadata)
+
+
+@pytest.mark.parametrize("alpha", [6, 6.0, "6", " 6.0 "])
+def test_the_alpha_that_diffusers_stores_counts(
+    alpha: Any, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    settings = json.dumps({"transformer.r": 3, "transformer.lora_alpha": alpha})
+    file = with_settings(tmp_path, weights, settings)
+
+    assert {pair.alpha for pair in opened(file).pairs} == {6.0}
+    notes = found(manifest(tmp_path, "x.safetensors"))[0].notes
+    assert [note for note in notes if "alpha" in note] == []
+
+
+@pytest.mark.parametrize("settings", ["{}", '{"transformer.lora_alpha": null}'])
+def test_an_alpha_that_stands_nowhere_is_told(
+    settings: str, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    with_settings(tmp_path, weights, settings)
+
+    notes = found(manifest(tmp_path, "x.safetensors"))[0].notes
+
+    assert [note.startswith("WARNING: ") for note in notes] == [False, True]
+    assert "alpha is not in the file: taken as its rank; write scale ALPHA/RANK" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("[" * 100_000, r"its settings \(lora_adapter_metadata\) are no JSON \(nested more than"),
+        ("{", r"its settings \(lora_adapter_metadata\) are no JSON"),
+        (
+            f'{{"t.lora_alpha": 1{"0" * 400}}}',
+            "lora_alpha=1000.*, which is no number that can be used",
+        ),
+        ('{"t.lora_alpha": NaN}', "lora_alpha=NaN, which is no number that can be used"),
+        ('{"t.lora_alpha": true}', "lora_alpha=true, which is no number that can be used"),
+        ('{"t.lora_alpha": "much"}', "lora_alpha=much, which is no number that can be used"),
+        ('{"t.lora_alpha": [6]}', r"lora_alpha=\[6\], which is no number that can be used"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused(
+    settings: str, words: str, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    with_settings(tmp_path, weights, settings)
+
+    with pytest.raises(ManifestError, match=words):
+        found(manifest(tmp_path, "x.safetensors"))
+
+
+SIZES = transformer_arguments(model_options()["tiny_t2v"])
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("value", [None, "x"])
+def test_a_model_without_a_number_is_refused_by_file_and_key(
+    key: str, value: Any, tmp_path: Path, files: dict[str, str]
+) -> None:
+    """Of the keys that tell no size, none is asked for."""
+    (tmp_path / "transformer").mkdir()
+    config = tmp_path / "transformer/config.json"
+    content = SIZES | {key: value}
+    if value is None:
+        del content[key]
+    config.write_text(json.dumps(content))
+    rows = read_manifest(manifest(tmp_path, "in/a.safetensors"), Task.t2v)
+    asked = Config(model=model_options()["tiny_t2v"])
+    checkpoint = replace(resolve_checkpoint(asked.model), folder=tmp_path)
+
+    if key not in SIZE_KEYS:
+        assert find_loras(asked, rows, checkpoint).by_path
+        return
+    what = "is x" if value else "is missing"
+    with pytest.raises(Refused, match=rf"transformer/config\.json: {key} {what}; a LoRA is comp"):
+        find_loras(asked, rows, checkpoint)
+
+
+FORGED = "\nlora_te_done: 3 of 3 done\x1b[2J" + "x" * 1_000_000
+
+
+def test_a_name_that_stands_in_a_file_is_told_on_one_short_line(
+    tmp_path: Path, weights: loras.Tensors
+) -> None:
+    tensors = loras.musubi(loras.adapter(weights))
+    loras.saved_lora(tmp_path / "x.safetensors", tensors | {FORGED: torch.ones(1)})
+    known, _ = found(manifest(tmp_path, "x.safetensors"))
+
+    (note,) = known.notes
+
+    assert note.isprintable()
+    assert len(note) < 400
+    assert r"\nlora_te_done: 3 of 3 done\x1b[2J" in note
+
+
+@pytest.mark.parametrize("name", ["", ".dora_scale"])
+def test_a_name_in_a_refusal_is_on_one_short_line_too(name: str, tmp_path: Path) -> None:
+    file = loras.saved_lora(tmp_path / "x.safetensors", {FORGED + name: torch.ones(1)})
+
+    with pytest.raises(Refused) as caught:
+        opened(file)
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_the_named_modules_are_those_that_multiply_by_a_matrix() -> None:
+    config = model_options()["tiny_t2v"]
+    from diffusers import HunyuanVideo15Transformer3DModel
+
+    with torch.device("meta"):
+        model = HunyuanVideo15Transformer3DModel(**transformer_arguments(config))
+
+    table = target_table(transformer_arguments(config))
+
+    named = {target.module for targets in table.values() for target in targets}
+    classes = (torch.nn.Linear, torch.nn.Conv3d)
+    assert named == {name for name, m in model.named_modules() if isinstance(m, classes)}
+
+
+def test_a_pair_for_an_embedding_is_left_out_with_a_warning(
+    tmp_path: Path, weights: loras.Tensors
+) -> None:
+    rows, width = weights["cond_type_embed.weight"].shape
+    pair = {
+        "transformer.cond_type_embed.lora_A.weight": torch.ones(2, width),
+        "transformer.cond_type_embed.lora_B.weight": torch.ones(rows, 2),
+    }
+    tensors = loras.diffusers(loras.adapter(weights)) | pair
+    loras.saved_lora(tmp_path / "x.safetensors", tensors)
+
+    known, _ = found(manifest(tmp_path, "x.safetensors"))
+
+    assert known.notes[0].endswith(f"these names: {', '.join(pair)}")
 
 
 def test_a_run_renders_rows_by_their_loras_and_logs_them(

@@ -214,6 +214,31 @@ def test_a_quantisation_that_is_not_known_is_refused(tiny: Tensors, tmp_path: Pa
         open_single_file(path, "file.safetensors")
 
 
+FORGED = "\n1 of 1 done\x1b[2J" + "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata"),
+    [
+        ({f"{FORGED}.weight": torch.zeros(2)}, None),
+        ({f"{FORGED}.scale_weight": torch.ones(())}, None),
+        ({f"{FORGED}.scale_weight": torch.ones((), dtype=torch.float16)}, None),
+        ({}, {"_quantization_metadata": f'{{"format": "{FORGED}"}}'}),
+    ],
+)
+def test_a_text_of_a_file_is_told_on_one_short_line(
+    more: Tensors, metadata: dict[str, str] | None, tiny: Tensors, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "file.safetensors", original(tiny) | more, metadata)
+
+    with pytest.raises(Refused) as caught:
+        open_single_file(path, "file.safetensors")
+
+    assert r"\n1 of 1 done\x1b[2J" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 100)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")

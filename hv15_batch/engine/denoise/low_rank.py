@@ -7,6 +7,7 @@ keep their names and places. The narrow matrices stay on the device while their 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,15 @@ def _opened(lora: ClipLora, config: dict[str, Any]) -> LoraFile:
         OSError: it cannot be read.
     """
     path = Path(lora.path)
-    sha256 = file_sha256s([path], cache_root() / "file_sha256.json")[path]
+    try:
+        sha256 = file_sha256s([path], cache_root() / "file_sha256.json")[path]
+    except OSError as error:
+        cause = error.strerror or str(error)
+        message = f"the LoRA {path} cannot be read ({cause}); put the file back, then run again"
+        raise OSError(error.errno or errno.EIO, message) from error
     if sha256 != lora.sha256:
         raise ValueError(
-            f"{path}: was changed since the run was planned (SHA-256 {sha256} instead of "
+            f"the LoRA {path} was changed since the run was planned (SHA-256 {sha256} instead of "
             f"{lora.sha256}); run again"
         )
     try:
