@@ -36,6 +36,7 @@ from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, HubFile, ModelConfig, Task, Weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.units import format_setting
 
 SUFFIXES = (".csv", ".jsonl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -265,8 +266,10 @@ def _transformer_note(tag: ClipTag) -> Iterator[str]:
 def _lora_note(tag: ClipTag) -> Iterator[str]:
     loras = tag.settings.loras or ()
     if loras:
-        each = ", ".join(f"SHA-256 {sha256} at scale {scale:g}" for sha256, scale in loras)
-        words = ",".join(f"{{path:FILE,scale:{scale:g}}}" for _, scale in loras)
+        each = ", ".join(
+            f"SHA-256 {sha256} at scale {format_setting(scale)}" for sha256, scale in loras
+        )
+        words = ",".join(f"{{path:FILE,scale:{format_setting(scale)}}}" for _, scale in loras)
         yield (
             f"LoRA: it was rendered with {each}; a tag never decides which file is read. To have "
             f"the same, add 'model.loras=[{words}]'."

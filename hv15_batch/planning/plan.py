@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections import Counter
@@ -23,7 +24,7 @@ from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
-from hv15_batch.units import shortened
+from hv15_batch.units import counted, format_setting, shortened
 
 _MAX_SHOWN_CHARACTERS = 40
 
@@ -215,7 +216,7 @@ def settings_conflict(
                     replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
-            return f"{difference}; {len(replaced)} clips"
+            return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
 
 
@@ -247,7 +248,7 @@ def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
             now = loras_text(clip.settings.loras)
         if before != now and not (name == "dtype" and before is None):
             shown = "image" if logged == "image" else name
-            changes.append(f"{shown} {_value_text(before)} -> {_value_text(now)}")
+            changes.append(_change(shown, before, now))
     return changes
 
 
@@ -255,11 +256,18 @@ def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
     old, new = before.as_dict(), now.as_dict()
     for values in (old, new):
         values |= {f"video.{name}": value for name, value in values.pop("video").items()}
-    return ", ".join(
-        f"{name} {_value_text(old[name])} -> {_value_text(new[name])}"
-        for name in old
-        if old[name] != new[name]
-    )
+    return ", ".join(_change(name, old[name], new[name]) for name in old if old[name] != new[name])
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    text = _loras_shown if name == "loras" else _value_text
+    return f"{name} {text(before)} -> {text(now)}"
+
+
+def _loras_shown(value: Any) -> str:
+    """Return e.g. `a1b2c3d4:0.5`, the start of each file's SHA-256 and its scale; or `none`."""
+    pairs = json.loads(value) if isinstance(value, str) else value or ()
+    return " ".join(f"{sha[:8]}:{format_setting(float(scale))}" for sha, scale in pairs) or "none"
 
 
 def _value_text(value: Any) -> str:

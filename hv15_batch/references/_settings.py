@@ -7,6 +7,7 @@ which.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +15,7 @@ from typing import Any
 
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import Distillation, Task
+from hv15_batch.model.variant import Distillation, HubFile, Task
 from hv15_batch.references._implied import (
     SIZES,
     SWEPT_FRAMES,
@@ -84,6 +85,7 @@ def differences(reference: Reference, settings: Mapping[str, Any]) -> list[Diffe
     found += _model(reference, settings)
     found += _size(reference, settings)
     found += _frames(reference, settings)
+    found += _never_stated(settings)
     if reference.quantity is Quantity.clip_seconds:
         found += _steps(reference, settings) + _guidance(reference, settings)
     for name, label, key in (
@@ -333,6 +335,23 @@ def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Differe
     is_free = len(options) > 1
     word = f"override.guidance_scale={'1,6' if is_free else '1'}"
     return [_swept("Guidance", ["any" if is_free else "1"], here, word)]
+
+
+def _never_stated(settings: Mapping[str, Any]) -> list[Difference]:
+    """Return what no source has and a clip may: a step cache, LoRAs, another transformer."""
+    found = []
+    if (cache := settings["cache"]) is not None:
+        found.append(_setting("Step cache", "none", cache, "sampling.cache=none"))
+    if settings["loras"] is not None:
+        number = len(json.loads(settings["loras"]))
+        found.append(_setting("LoRAs", "none", number, "no LoRA"))
+    option = model_options().get(settings["model"])
+    hub = HubFile() if option is None else option.transformer_hub
+    sha256 = settings["transformer_sha256"]
+    if sha256 is not None and (hub.file is None or hub.sha256 not in (None, sha256)):
+        logged = f"a file with SHA-256 {sha256[:8]}"
+        found.append(_setting("Transformer", "the model's own", logged, "the model's transformer"))
+    return found
 
 
 def _mask(mask_free: bool | None) -> str | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from hv15_batch.config.settings import TYPED_ONLY, Config
 from hv15_batch.figures.facts import different_facts, tags_of
+from hv15_batch.manifest.cells import NO_LORAS
 from hv15_batch.manifest.columns import KNOWN_COLUMNS
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
@@ -34,11 +35,21 @@ def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return every clip and variant, row by row in the manifest's order."""
     clips = [(clip, False) for clip in run.clips] + [(clip, True) for clip in run.variants]
     clips.sort(key=lambda pair: pair[0]["row_index"] or 0)  # Stable: variants come last.
-    return [_view(run, clip, is_variant, common) for clip, is_variant in clips]
+    has_loras = _has_loras(run)
+    return [_view(run, clip, is_variant, common, has_loras) for clip, is_variant in clips]
+
+
+def _has_loras(run: RunData) -> bool:
+    typed = any((settings.get("model") or {}).get("loras") for settings in run.settings.values())
+    return typed or any(clip["loras"] for clip in (*run.clips, *run.variants))
 
 
 def _view(
-    run: RunData, clip: Mapping[str, Any], is_variant: bool, common: Mapping[str, str]
+    run: RunData,
+    clip: Mapping[str, Any],
+    is_variant: bool,
+    common: Mapping[str, str],
+    has_loras: bool,
 ) -> dict[str, Any]:
     finished_at = clip["finished_at"]
     can_be_picked = clip["status"] in DONE_STATUSES
@@ -65,7 +76,7 @@ def _view(
         "differences": different_facts(clip, common),
         "tags": tags_of(clip),
         "command": clip_command(run, clip),
-        "pick": _pick(run, clip) if can_be_picked else None,
+        "pick": _pick(run, clip, has_loras) if can_be_picked else None,
         "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",
     }
@@ -90,10 +101,11 @@ def _measured(clip: Mapping[str, Any]) -> dict[str, str]:
     return {unit: text for unit, text in values.items() if text}
 
 
-def _pick(run: RunData, clip: Mapping[str, Any]) -> dict[str, str]:
+def _pick(run: RunData, clip: Mapping[str, Any], has_loras: bool) -> dict[str, str]:
     """Return the cells of a manifest row that renders this clip again.
 
-    The size of a clip with a first frame follows from the image, and may not be given.
+    The size of a clip with a first frame follows from the image, and may not be given. Where some
+    clips have LoRAs, every row names its own or `none`, because clips of both are picked together.
     """
     cells = {name: clip[name] for name in _PICK_COLUMNS if clip[name] is not None}
     if clip["image"]:
@@ -101,8 +113,12 @@ def _pick(run: RunData, clip: Mapping[str, Any]) -> dict[str, str]:
         cells["image"] = _image_path(run, clip["image"])
     if clip["loras"]:  # the log has their content, and no path
         scales = [scale for _, scale in json.loads(clip["loras"])]
-        files = (f"FILE{n}.safetensors:{scale:g}" for n, scale in enumerate(scales, 1))
+        files = (
+            f"FILE{n}.safetensors:{format_setting(scale)}" for n, scale in enumerate(scales, 1)
+        )
         cells["loras"] = " ".join(files)
+    elif has_loras:
+        cells["loras"] = NO_LORAS
     tags = {f"tag_{name}": value for name, value in tags_of(clip).items()}
     return {name: format_setting(value) for name, value in (cells | tags).items()}
 
@@ -125,7 +141,8 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     """Return what to type to make this clip, and only it, in a new folder; shell-quoted.
 
     It renders from the manifest copy of that run: the manifest itself may have been edited. Where
-    a first frame is needed it is the manifest, because a copy's relative paths lead nowhere.
+    a first frame is needed, or rows name LoRA files, it is the manifest, because a copy's relative
+    paths lead nowhere.
 
     What decides what is fetched or run is never copied from what is stored: in its place stands
     `...`, which is refused, so that whoever pastes the command types it.
@@ -150,12 +167,17 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
 def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
     """Return the settings that a manifest of this clip cannot hold, shell-quoted.
 
-    They are the model, and what was typed of `offload`, `runtime` and `video`.
+    They are the model, and what was typed of `offload`, `runtime` and `video`. `model.loras` is
+    not among them: each picked row has its own `loras` cell.
     """
     settings = run.settings.get(clip["run_id"] or "")
     if not settings or not settings["model"]["name"]:
         return shlex.quote(f"model={clip['model']}")
-    words = _typed_settings(settings, _NOT_OF_A_ROW)
+    words = [
+        word
+        for word in _typed_settings(settings, _NOT_OF_A_ROW)
+        if not word.startswith("model.loras=")
+    ]
     return " ".join(map(shlex.quote, words))
 
 
@@ -163,10 +185,21 @@ def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) 
     """Yield what names the row: a manifest and an id."""
     manifest = str(settings["manifest"])
     if not clip["image"] and not clip["loras"]:
-        copy = f"manifest{Path(manifest).suffix}"
-        manifest = str(run.directory.run_folder(clip["run_id"]) / copy)
+        copy = run.directory.run_folder(clip["run_id"]) / f"manifest{Path(manifest).suffix}"
+        if not _names_loras(copy, (settings.get("manifest_columns") or {}).get("loras")):
+            manifest = str(copy)
     yield f"manifest={manifest}"
     yield _only(clip["logged_row_id"])
+
+
+@cache  # a run's copy never changes
+def _names_loras(copy: Path, column: str | None) -> bool:
+    """Whether a manifest has the column `loras`; a text that only looks like it counts too."""
+    try:
+        content = copy.read_bytes()
+    except OSError:
+        return False
+    return (column or "loras").encode() in content
 
 
 def _only(row_id: str) -> str:

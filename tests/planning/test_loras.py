@@ -408,7 +408,9 @@ def test_a_pair_for_an_embedding_is_left_out_with_a_warning(
 def test_a_run_renders_rows_by_their_loras_and_logs_them(
     command: Callable[..., Answer], tmp_path: Path, files: dict[str, str]
 ) -> None:
-    path = manifest(tmp_path, "", "in/a.safetensors", "none", '"in/my b.safetensors":0.5', "")
+    path = manifest(
+        tmp_path, "", "in/a.safetensors", "none", '"in/my b.safetensors":0.123456789', ""
+    )
     typed = "model.loras=[{path:in/a.safetensors,scale:1.0}]"
     plain = tmp_path / "plain.csv"
     plain.write_text("id,prompt\ncat2,a cat\n")
@@ -427,7 +429,7 @@ def test_a_run_renders_rows_by_their_loras_and_logs_them(
     assert by_row["loras"].to_dict() == {
         "cat0": json.dumps([[a, 1.0]]),
         "cat2": None,
-        "cat3": json.dumps([[b, 0.5]]),
+        "cat3": json.dumps([[b, 0.123456789]]),
     }
     matched = by_row["lora_keys_matched"]
     assert (matched["cat0"], pd.isna(matched["cat2"])) == (63, True)
@@ -440,8 +442,8 @@ def test_a_run_renders_rows_by_their_loras_and_logs_them(
 
     # Which file a LoRA is, a video's tag does not decide.
     told = command("recipe", tmp_path / "out" / by_row["file"]["cat3"])
-    assert f"LoRA: it was rendered with SHA-256 {b} at scale 0.5; a tag never" in told.out
-    assert "add 'model.loras=[{path:FILE,scale:0.5}]'" in told.out
+    assert f"LoRA: it was rendered with SHA-256 {b} at scale 0.123456789; a tag never" in told.out
+    assert "add 'model.loras=[{path:FILE,scale:0.123456789}]'" in told.out
 
     refused = command("resume=out")
     assert "model.loras" in refused.err

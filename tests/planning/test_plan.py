@@ -21,6 +21,7 @@ from hv15_batch.planning.plan import (
     History,
     PlannedClip,
     State,
+    _settings_difference,
     describe_difference,
     plan_clips,
     select,
@@ -169,3 +170,18 @@ def test_only_takes_ids_and_refuses_unknown_ones(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         select(found, config_of(tmp_path, only="a,x"))
     assert str(caught.value) == "only=x: no row has that id; ids are b, a, c."
+
+
+def test_a_change_of_loras_says_which_files_and_scales(tmp_path: Path) -> None:
+    (clip,) = clips_of(tmp_path, "id,prompt", "a,u")
+    cat, dog = "a1b2c3d4" + 56 * "0", "0f" * 32
+
+    def with_loras(*pairs: tuple[str, float]) -> Clip:
+        return replace(clip, settings=replace(clip.settings, loras=pairs or None))
+
+    before, now = with_loras((cat, 0.5)), with_loras((cat, 0.6), (dog, 1.0))
+    wanted = "loras a1b2c3d4:0.5 -> a1b2c3d4:0.6 0f0f0f0f:1"
+    assert describe_difference(logged(before, tmp_path), now) == wanted
+    assert _settings_difference(before.settings, now.settings) == wanted
+    removed = describe_difference(logged(before, tmp_path), with_loras())
+    assert removed == "loras a1b2c3d4:0.5 -> none"

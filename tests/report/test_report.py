@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -23,6 +24,7 @@ from fakes.pages import (
 )
 
 from hv15_batch.config.words import read_words
+from hv15_batch.model.variant import Lora
 
 # -- the clips --------------------------------------------------------------------------------
 
@@ -336,3 +338,38 @@ def test_a_first_frame_of_a_pick_is_named_by_its_absolute_path(tmp_path: Path) -
 
     assert shown["pick"]["image"] == "/home/me/frames/a.png"
     assert "height" not in shown["pick"]
+
+
+def test_a_pick_has_the_loras_of_its_clip_and_no_setting_gives_it_others(tmp_path: Path) -> None:
+    config = settings()
+    config.model.loras = [Lora("style.safetensors", 0.123456789, "a" * 64)]
+    clips = [
+        record("styled", loras=json.dumps([["a" * 64, 0.123456789]])),
+        record("own", 1, loras=json.dumps([["b" * 64, 1.0]])),
+        record("plain", 2),
+    ]
+
+    _, shown = build(make_run(tmp_path / "some", clips, clips, config=config))
+
+    assert [clip["pick"]["loras"] for clip in shown] == [
+        "FILE1.safetensors:0.123456789",
+        "FILE1.safetensors:1",
+        "none",
+    ]
+    assert {clip["pickWords"] for clip in shown} == {"model=480p_t2v model.repo=..."}
+    assert "model.loras=..." in shlex.split(shown[2]["command"])
+    _, [alone] = build(make_run(tmp_path / "none", clips[2:], clips[2:], config=settings()))
+    assert "loras" not in alone["pick"]
+
+
+def test_the_command_names_the_manifest_where_another_row_has_loras(tmp_path: Path) -> None:
+    config = settings()
+    clip = record("plain")
+    run_dir = make_run(tmp_path, [clip], [clip], config=config)
+    copy = run_dir / "runs" / RUN_ID / "manifest.csv"
+    copy.write_text("id,prompt,loras\nplain,a cat,\nstyled,a cat,in/a.safetensors\n")
+
+    _, [shown] = build(run_dir)
+
+    assert f"manifest={config.manifest}" in shlex.split(shown["command"])
+    assert str(copy) not in shown["command"]

@@ -443,7 +443,7 @@ def test_a_conflict_is_found_behind_a_changed_manifest(project: Project) -> None
 
     message = refusal(project, override=SamplingConfig(flow_shift=7.0))
 
-    assert "(flow_shift 5 -> 7; 1 clips)" in message
+    assert "(flow_shift 5 -> 7; 1 clip)" in message
 
 
 def test_more_seeds_are_no_conflict(project: Project) -> None:
