@@ -16,13 +16,12 @@ from hv15_batch.manifest._hints import folded, meaning
 from hv15_batch.manifest.cells import MAX_SHOWN_LINES, Faults, format_places
 from hv15_batch.manifest.columns import KNOWN_COLUMNS, Unreadable
 from hv15_batch.manifest.rows import Record
+from hv15_batch.model.variant import QUOTED
 from hv15_batch.units import shortened
 
 LITERAL = "type manifest_literal=true if it is meant as it stands"
 
 # No pattern here takes more than linear time: a prompt may have a million characters.
-# Text in quotation marks is what the model writes into the picture.
-_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
 _WHOLE = re.compile(r'\s*(?:"[^"]*"|“[^”]*”)\s*\Z')
 
 _COMMENT = re.compile(r"\s*(?:#(?![0-9])|//|;|<!--|/\*)")
@@ -232,7 +231,7 @@ def unmeant_rule(prompt: str) -> str | None:
     """
     if not any(mark in prompt for mark in _RULE_MARKS):
         return None
-    text = prompt if _WHOLE.match(prompt) else _QUOTED.sub(" ", prompt)
+    text = prompt if _WHOLE.match(prompt) else QUOTED.sub(" ", prompt)
     if _DASH.search(text) and _OPTION.search(text):
         return (
             "a prompt is text, and options like --w 832 would be read as words; write them into "

@@ -61,7 +61,8 @@ def off_advice(
     return found
 
 
-_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
+QUOTED = re.compile(r'"[^"]*"|“[^“”]*”')
+"""Text that the model writes into the picture; linear in time."""
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -70,7 +71,7 @@ def unknown_words(model: ModelConfig, prompt: str) -> list[str]:
     known = set(model.advice.words.split())
     if not known:
         return []
-    words = _WORD.findall(_QUOTED.sub(" ", prompt).lower())
+    words = _WORD.findall(QUOTED.sub(" ", prompt).lower())
     return [word for word in dict.fromkeys(words) if word not in known]
 
 

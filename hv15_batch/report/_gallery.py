@@ -14,8 +14,10 @@ import msgspec
 
 from hv15_batch.config.settings import TYPED_ONLY, Config
 from hv15_batch.figures.facts import different_facts, tags_of
+from hv15_batch.files import read_bytes
 from hv15_batch.manifest.cells import NO_LORAS
 from hv15_batch.manifest.columns import KNOWN_COLUMNS
+from hv15_batch.manifest.read import MAX_FILE_BYTES
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
@@ -196,7 +198,7 @@ def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) 
 def _names_loras(copy: Path, column: str | None) -> bool:
     """Whether a manifest has the column `loras`; a text that only looks like it counts too."""
     try:
-        content = copy.read_bytes()
+        content = read_bytes(copy, MAX_FILE_BYTES)
     except OSError:
         return False
     return (column or "loras").encode() in content
