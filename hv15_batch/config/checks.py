@@ -33,6 +33,27 @@ def effective_dtype(config: Config) -> Dtype:
     return config.runtime.dtype or config.model.dtype
 
 
+_COMPILE_WORDS = {"auto": None, "true": True, "false": False}
+_COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
+
+
+def typed_compile(config: Config) -> bool | None:
+    """Return `runtime.compile`; None for `auto` that is not decided yet.
+
+    Raises:
+        Refused: It is another text.
+    """
+    typed = config.runtime.compile
+    if isinstance(typed, bool):
+        return typed
+    word = str(typed).strip().lower()
+    if word not in _COMPILE_WORDS:
+        raise Refused(
+            f"runtime.compile={typed}: must be auto, true or false; leave it out for auto."
+        )
+    return _COMPILE_WORDS[word]
+
+
 def check_config(config: Config) -> None:
     """Check what can be checked without the manifest.
 
@@ -82,6 +103,7 @@ def check_config(config: Config) -> None:
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
+    typed_compile(config)
     _check_sampling(config)
 
 

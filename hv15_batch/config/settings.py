@@ -169,8 +169,10 @@ class RuntimeConfig:
     can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
-    compile: bool = False
-    """Compile the transformer's blocks, at the first two clip sizes. It pays after a few clips."""
+    compile: bool | str = "auto"
+    """Compile the transformer's blocks, at the first two clip sizes: `true`, `false`, or `auto`,
+    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once for
+    each run directory and model, and is `false` on the CPU."""
     vram_limit_gib: float | None = bounded(
         None, 0, is_over=True, about="must be over 0, for example 24"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, ModelConfig, Task
@@ -30,7 +31,7 @@ def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
 
     A typed value applies to every row, so a value is offered only if no clip grows by it.
     """
-    if not config.runtime.compile:
+    if not typed_compile(config):
         compiled = replace(config, runtime=replace(config.runtime, compile=True))
         yield Way("runtime.compile=true", compiled)
     frames = [s.num_frames for s in todo]

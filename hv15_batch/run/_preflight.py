@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
@@ -262,10 +263,15 @@ def _cache_faults(asked: Asked) -> list[str | None]:
             f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
             "folder that can."
         ]
-    if not is_tiny and config.runtime.compile:
+    if not is_tiny and (typed_compile(config) or _may_compile(config)):
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
     return [_write_fault(folder, variable, 0) for folder, variable in places]
+
+
+def _may_compile(config: Config) -> bool:
+    """Whether `runtime.compile=auto` may compile; it does not on the CPU."""
+    return typed_compile(config) is None and not config.model.weights.is_small
 
 
 def _triton_cache() -> Path:

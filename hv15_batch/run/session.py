@@ -50,6 +50,7 @@ from hv15_batch.run.prepare import (
     with_weights,
 )
 from hv15_batch.run.schedule import Rules, check_window, read_rules
+from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import bring_to_current_schema, foreign_note, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
@@ -170,8 +171,12 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
     if run.offload.budget_bytes is not None:
         say(run.offload.reason)
+        if run.compilation.words:
+            say(run.compilation.words)
     facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
+    if run.compilation.is_new:
+        write_compile(run.run_dir, run.config.model.name, run.compilation.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
