@@ -14,6 +14,7 @@ from typing import Any
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.forecast import Forecast, make_forecast
 from hv15_batch.machine.cards import EXAMPLE, find_card
@@ -126,10 +127,12 @@ def _shorter(
     saves = seconds[False] - seconds[True] + costs
     is_on = saves > costs
     verbs = ("takes", "saves") if is_on else ("would take", "save")
+    quality = f"; quality: {of_setting('compile')}" if is_on else ""
     return Compilation(
         is_on,
         f"Compilation: {_yes(is_on)}; it {verbs[0]} about {format_duration(costs)} and {verbs[1]} "
-        f"about {format_duration(saves)} in the manifest's {counted(len(clips), 'clip')}{basis}",
+        f"about {format_duration(saves)} in the manifest's {counted(len(clips), 'clip')}{basis}"
+        f"{quality}",
         is_new=True,
     )
 

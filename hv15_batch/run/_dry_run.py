@@ -45,6 +45,7 @@ from hv15_batch.weights.configs import MAX_VOCABULARY_BYTES
 MAX_SETTINGS = 4
 MAX_REASONS = 2
 MAX_EXAMPLES = 3
+MAX_WAYS = 4
 MAX_REASON_CHARACTERS = 160
 MAX_PROMPT_TOKENS = 1000
 """The pipeline cuts longer prompts and does not warn (`tokenizer_max_length`)."""
@@ -327,11 +328,12 @@ def predict_run(
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
         fitting = sum(finish <= min(ends) for finish in finishes)
-        lines.append(
-            _cheaper_line(config, todo, machine, log_folder, rules, replan, forecast.basis)
-            or "Cheaper: no setting tried here is fast enough"
+        lines += _cheaper_lines(
+            config, todo, machine, log_folder, rules, replan, forecast.basis
+        ) or [
+            "Cheaper: no setting tried here is fast enough"
             + (f"; limit={fitting} fits" if fitting else ", and not one clip fits")
-        )
+        ]
     return forecast, lines
 
 
@@ -360,7 +362,7 @@ def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
     return lines
 
 
-def _cheaper_line(
+def _cheaper_lines(
     config: Config,
     todo: Sequence[PlannedClip],
     machine: Machine,
@@ -368,14 +370,18 @@ def _cheaper_line(
     rules: Rules,
     replan: Replan,
     basis: str,
-) -> str | None:
-    """Return the smallest change of settings with which all clips end in time, or None.
+) -> list[str]:
+    """Return a line for each change of settings with which all clips end in time.
 
-    Each change is planned as if it had been typed, so that no refused one is offered. The line
-    names the basis of its prediction if it differs from `basis`.
+    The mildest comes first. Each change is planned as if it had been typed, so that no refused one
+    is offered. A line says what the change costs in quality, and the basis of its prediction if it
+    differs from `basis`.
     """
     end, rows = min(rules.ends()), read_log_rows(log_folder)
+    found: dict[str, str] = {}
     for way in cheaper_ways(config, [p.clip.settings for p in todo]):
+        if len(found) == MAX_WAYS or any(way.words.startswith(f"{w} ") for w in found):
+            continue  # it adds to one that is enough
         try:
             clips = replan(way.config)
             forecast = make_forecast(way.config, clips, machine, log_folder, rows)
@@ -387,8 +393,8 @@ def _cheaper_line(
         if last <= end:
             other = "" if forecast.basis == basis else f" ({forecast.basis})"
             length = format_duration(forecast.total_seconds(clips))
-            return (
+            found[way.words] = (
                 f"Cheaper: {way.words} would take {length}, "
-                f"done {format_moment(last, rules)}{other}"
+                f"done {format_moment(last, rules)}{other}; quality: {way.quality}"
             )
-    return None
+    return list(found.values())
