@@ -254,10 +254,10 @@ def test_what_belongs_to_nothing_is_counted_and_told(
     known, _ = found(manifest(tmp_path, "x.safetensors"))
 
     assert known.notes == (
-        "WARNING: LoRA x.safetensors: 42 of 43 tensors count; left out, since nothing here has "
-        "these names: lora_te_x.alpha",
-        "WARNING: LoRA x.safetensors: alpha is not in the file: taken as its rank; write scale "
-        "ALPHA/RANK if alpha is another number",
+        "WARNING: LoRA x.safetensors: 42 of 43 tensors are used; the others have names that "
+        "this model lacks: lora_te_x.alpha",
+        "WARNING: LoRA x.safetensors: its file has no alpha, so alpha is taken to be the rank; "
+        "if it is another number, write ALPHA/RANK as the scale",
     )
 
 
@@ -293,7 +293,10 @@ def test_an_alpha_that_stands_nowhere_is_told(
     notes = found(manifest(tmp_path, "x.safetensors"))[0].notes
 
     assert [note.startswith("WARNING: ") for note in notes] == [False, True]
-    assert "alpha is not in the file: taken as its rank; write scale ALPHA/RANK" in notes[1]
+    assert (
+        "its file has no alpha, so alpha is taken to be the rank; if it is another number"
+        in notes[1]
+    )
 
 
 @pytest.mark.parametrize(
