@@ -332,7 +332,7 @@ def class_fault(name: str, entry: Any) -> str | None:
     if library not in LIBRARIES:
         return f"{name} is of {_quoted(library)}; only {' and '.join(LIBRARIES)} are loaded"
     if not (isinstance(class_name, str) and _CLASS.fullmatch(class_name)):
-        return f"{name} is of class {_quoted(class_name)}; name its class, not an Auto class"
+        return f"{name} is of class {_quoted(class_name)}; a class must be named, not an Auto class"
     return None
 
 

@@ -237,7 +237,7 @@ def test_one_file_under_two_names_and_typed_ones_that_never_count_are_refused(
 
     with pytest.raises(ManifestError, match=r"copy\.safetensors are the same file; remove one"):
         found(manifest(tmp_path, twice))
-    with pytest.raises(Refused, match=r"every row of .* has its own loras, which count"):
+    with pytest.raises(Refused, match=r"every row of .* has loras of its own, which replace"):
         found(manifest(tmp_path, "none"), Lora(str(tmp_path / "in/a.safetensors")))
     with pytest.raises(Refused, match=r"a\.safetensors: must be -100 to 100"):
         found(manifest(tmp_path, ""), Lora(str(tmp_path / "in/a.safetensors"), 1e6))
@@ -405,7 +405,7 @@ def test_a_pair_for_an_embedding_is_left_out_with_a_warning(
 
     known, _ = found(manifest(tmp_path, "x.safetensors"))
 
-    assert known.notes[0].endswith(f"these names: {', '.join(pair)}")
+    assert known.notes[0].endswith(f"that this model lacks: {', '.join(pair)}")
 
 
 def test_a_run_renders_rows_by_their_loras_and_logs_them(
