@@ -380,7 +380,8 @@ def _cheaper_lines(
     end, rows = min(rules.ends()), read_log_rows(log_folder)
     found: dict[str, str] = {}
     for way in cheaper_ways(config, [p.clip.settings for p in todo]):
-        if len(found) == MAX_WAYS or any(way.words.startswith(f"{w} ") for w in found):
+        typed = set(way.words.split())
+        if len(found) == MAX_WAYS or any(typed.issuperset(words.split()) for words in found):
             continue  # it adds to one that is enough
         try:
             clips = replan(way.config)
