@@ -248,6 +248,9 @@ class BenchmarkConfig:
 
     repeat: int | None = at_least(None, 1)
     """Render each clip this many times to measure it; null renders it once and keeps its file."""
+    calibrate: bool = False
+    """Compare the measured seconds with the predicted ones at the end, and keep them in the user's
+    cache, where they calibrate the predictions for this card in all folders. Needs a card."""
 
 
 @dataclass

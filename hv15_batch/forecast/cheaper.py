@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import CacheKind, Config
+from hv15_batch.errors import Refused
 from hv15_batch.forecast._quality import of_frames, of_model, of_setting, of_size
+from hv15_batch.forecast.calibrate import read_log_rows
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.machine.machine import Machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, ModelConfig, Task
+from hv15_batch.planning.plan import PlannedClip
 
+MAX_WAYS = 4
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
 """Height and width, in pixels, that are offered for larger text-to-video clips, in this order."""
@@ -27,6 +34,43 @@ class Way:
     config: Config
     quality: str
     """What is known of the clips that it gives, in words."""
+
+
+def ways_in_time(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    log_folder: Path,
+    replan: Callable[[Config], Sequence[PlannedClip]],
+    is_in_time: Callable[[Forecast, Sequence[PlannedClip]], bool],
+) -> Iterator[tuple[Way, Forecast, Sequence[PlannedClip]]]:
+    """Yield up to `MAX_WAYS` settings with which all clips end in time, the mildest first.
+
+    Each is planned as if it had been typed, so that no refused one is offered, and one that only
+    adds to another is left out.
+
+    Args:
+        config: Settings.
+        todo: The clips to render.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        replan: Returns what the command would render with other settings; Refused if it is refused.
+        is_in_time: Whether a forecast of clips meets the deadline.
+    """
+    rows = read_log_rows(log_folder)
+    found: list[set[str]] = []
+    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
+        typed = set(way.words.split())
+        if len(found) == MAX_WAYS or any(map(typed.issuperset, found)):
+            continue
+        try:
+            clips = replan(way.config)
+            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
+        except Refused:
+            continue  # refused, or no profile fits
+        if forecast is not None and is_in_time(forecast, clips):  # None: nothing left to do
+            found.append(typed)
+            yield way, forecast, clips
 
 
 def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:

@@ -17,8 +17,7 @@ from hv15_batch.clip import Clip, glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular
-from hv15_batch.forecast.calibrate import read_log_rows
-from hv15_batch.forecast.cheaper import cheaper_ways
+from hv15_batch.forecast.cheaper import ways_in_time
 from hv15_batch.forecast.forecast import Forecast, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.forecast.wording import by_size, size_lines, stages_line
@@ -45,7 +44,6 @@ from hv15_batch.weights.configs import MAX_VOCABULARY_BYTES
 MAX_SETTINGS = 4
 MAX_REASONS = 2
 MAX_EXAMPLES = 3
-MAX_WAYS = 4
 MAX_REASON_CHARACTERS = 160
 MAX_PROMPT_TOKENS = 1000
 """The pipeline cuts longer prompts and does not warn (`tokenizer_max_length`)."""
@@ -373,29 +371,20 @@ def _cheaper_lines(
 ) -> list[str]:
     """Return a line for each change of settings with which all clips end in time.
 
-    The mildest comes first. Each change is planned as if it had been typed, so that no refused one
-    is offered. A line says what the change costs in quality, and the basis of its prediction if it
-    differs from `basis`.
+    A line says what the change costs in quality, and the basis of its prediction if it differs
+    from `basis`.
     """
-    end, rows = min(rules.ends()), read_log_rows(log_folder)
-    found: dict[str, str] = {}
-    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
-        typed = set(way.words.split())
-        if len(found) == MAX_WAYS or any(typed.issuperset(words.split()) for words in found):
-            continue  # it adds to one that is enough
-        try:
-            clips = replan(way.config)
-            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
-        except Refused:
-            continue  # refused, or no profile fits
-        if forecast is None:
-            continue  # nothing would be left to do
+    end, lines = min(rules.ends()), []
+
+    def is_in_time(forecast: Forecast, clips: Sequence[PlannedClip]) -> bool:
         *_, last = rules.finishes(forecast.lengths(clips))
-        if last <= end:
-            other = "" if forecast.basis == basis else f" ({forecast.basis})"
-            length = format_duration(forecast.total_seconds(clips))
-            found[way.words] = (
-                f"Cheaper: {way.words} would take {length}, "
-                f"done {format_moment(last, rules)}{other}; quality: {way.quality}"
-            )
-    return list(found.values())
+        return last <= end
+
+    for way, forecast, clips in ways_in_time(config, todo, machine, log_folder, replan, is_in_time):
+        *_, last = rules.finishes(forecast.lengths(clips))
+        other = "" if forecast.basis == basis else f" ({forecast.basis})"
+        lines.append(
+            f"Cheaper: {way.words} would take {format_duration(forecast.total_seconds(clips))}, "
+            f"done {format_moment(last, rules)}{other}; quality: {way.quality}"
+        )
+    return lines

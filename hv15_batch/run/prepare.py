@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora
-from hv15_batch.config.checks import check_config, effective_dtype, parse_command
+from hv15_batch.config.checks import (
+    check_config,
+    effective_dtype,
+    parse_command,
+    typed_compile,
+)
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.cards import EXAMPLE
+from hv15_batch.machine.machine import Machine, compiler_fault
 from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import (
     advice_notes,
@@ -257,6 +263,14 @@ def check_device(config: Config, machine: Machine) -> None:
     Raises:
         Refused: Something is missing; the message names what works here.
     """
+    if config.benchmark.calibrate and (config.model.weights.is_small or not machine.gpus):
+        raise Refused(
+            "benchmark.calibrate=true: measures a full-size model on a CUDA card, and "
+            + ("this model is small" if machine.gpus else "none is visible here")
+            + f"; to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
+        )
+    if typed_compile(config) and not config.model.weights.is_small and (fault := compiler_fault()):
+        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
     if fault := attention_fault(config):
         raise Refused(fault)
     if not config.model.weights.is_small and not machine.gpus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
+from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.stalls import PATIENCE, Patience
+from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
@@ -49,9 +52,14 @@ from hv15_batch.run.prepare import (
     with_content,
     with_weights,
 )
-from hv15_batch.run.schedule import Rules, check_window, read_rules
+from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.decided import write_compile
-from hv15_batch.rundir.log import bring_to_current_schema, foreign_note, read_last_attempts
+from hv15_batch.rundir.log import (
+    bring_to_current_schema,
+    foreign_note,
+    read_last_attempts,
+    read_records,
+)
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
@@ -191,7 +199,9 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
         received = listener.received if listener else None
-        loop = Loop(run, make_supervisor(run, start), progress, (notices,), received)
+        compiling = COMPILE_SECONDS[0] if run.compilation.is_on else 0.0
+        watchers = (notices, FirstClip(run.rules, run.pace, progress.say, compiling))
+        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
@@ -249,10 +259,27 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     lines: list[str] = []
     with Secondary("the summary is cut off", lines.append):
         lines.extend(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
+    if run.config.benchmark.calibrate:
+        with Secondary("nothing is kept for later predictions", lines.append):
+            lines += _calibrate(run)
     lines += _write_results(run.asked)
     for line in lines:
         logger.info("%s", line)
         say(line)
+
+
+def _calibrate(run: Run) -> Iterator[str]:
+    """Compare this run's warm clips with the prediction, and keep them for later ones."""
+    columns = (*COLUMNS, "run_id", "peak_vram_device_bytes")
+    rows = [
+        row
+        for row in read_records(run.run_dir.log, columns).to_pylist()
+        if row["run_id"] == run.run_id and is_warm_measurement(row)
+    ]
+    if run.forecast is not None:
+        yield from against_prediction(run.forecast, rows)
+    if rows:
+        yield f"Later predictions for this card are calibrated by it: {remember(rows)}"
 
 
 def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:

@@ -339,18 +339,17 @@ def asked_for(model: str) -> Config:
 def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
     guided = replace(SETTINGS, num_inference_steps=50, guidance_scale=6.0, negative_prompt="")
 
+    distilled = [
+        "model=480p_t2v_distilled",
+        "model=480p_t2v_distilled override.num_inference_steps=50 override.guidance_scale=1",
+        "model=480p_t2v_4step",
+        "model=480p_t2v_4step override.num_inference_steps=4 override.guidance_scale=1",
+    ]
     assert words_of(asked_for("480p_t2v"), guided) == [
         "runtime.compile=true",
         "sampling.cache=static",
         "override.num_frames=61",
-        *(
-            distilled := [
-                "model=480p_t2v_distilled",
-                "model=480p_t2v_distilled override.num_inference_steps=50 override.guidance_scale=1",
-                "model=480p_t2v_4step",
-                "model=480p_t2v_4step override.num_inference_steps=4 override.guidance_scale=1",
-            ]
-        ),
+        *distilled,
         "override.height=320 override.width=576",
         *(f"{words} override.num_frames=61" for words in distilled),
     ]
