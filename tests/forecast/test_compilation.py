@@ -110,7 +110,7 @@ def test_all_of_the_manifest_counts_done_or_not_and_repetitions_too(run_dir: Run
     for todo in (done, saved):
         found = decided(run_dir, todo, on_card("h200"))
         assert found.is_on
-        assert found.words.endswith(" in the manifest's 60 clips")
+        assert " in the manifest's 60 clips; quality: PSNR " in found.words
     assert not decided(run_dir, two, on_card("h200")).is_on
     assert decided(run_dir, two, repeated).is_on
 
@@ -155,8 +155,9 @@ def test_an_unknown_card_is_reckoned_as_the_example(run_dir: RunDir) -> None:
     found = decided(run_dir, clips(200), here=unknown)
 
     assert found.is_on
-    assert found.words.endswith(
-        ", predicted for the rtx_4090, because no figures of this card are known"
+    assert (
+        ", predicted for the rtx_4090, because no figures of this card are known; quality: "
+        in found.words
     )
 
 
@@ -216,7 +217,7 @@ def test_the_dry_run_says_the_same_for_a_part_of_the_manifest(
 
     whole = line()
     assert whole.startswith("Compilation: yes; it takes about 22 s and saves about ")
-    assert whole.endswith(" in the manifest's 40 clips")
+    assert " in the manifest's 40 clips; quality: PSNR " in whole
     assert line("limit=1") == line("only=r3,r7") == whole
 
 
