@@ -7,6 +7,7 @@ from typing import Any
 
 from hv15_batch import __version__
 from hv15_batch.clock import Clock
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.forecast.compilation import Compilation, decide_compilation
@@ -71,6 +72,7 @@ class Run:
             budget_bytes=self.offload.budget_bytes,
             gpu=self.offload.gpu,
             streams_text_encoder=self.offload.streams_text_encoder,
+            compile_is_auto=typed_compile(self.config) is None,
             lock_descriptor=lock_descriptor,
         )
 
