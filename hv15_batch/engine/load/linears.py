@@ -9,6 +9,7 @@ Scales are parameters, since streamed blocks move parameters only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,8 +131,10 @@ class EightBits:
     """`fp8` or `int8`."""
     quantise_on: torch.device
     """Where weights are quantised: a card is much faster, with the same result."""
-    stored: bool = True
-    """False keeps modules that do not compute in 8 bits as they are."""
+    computed: Sequence[str] = COMPUTED
+    """Linear modules of a block that compute in 8 bits."""
+    stored: Sequence[str] = STORED
+    """Those that are only kept in 8 bits."""
 
     @classmethod
     def of(cls, config: Config) -> EightBits | None:
@@ -145,9 +148,9 @@ class EightBits:
         Only their class changes: names, order and biases stay. Weights are not there yet.
         """
         for block in transformer.transformer_blocks:
-            for name in COMPUTED:
+            for name in self.computed:
                 block.get_submodule(name).__class__ = ComputedLinear
-            for name in STORED if self.stored else ():
+            for name in self.stored:
                 block.get_submodule(name).__class__ = StoredLinear
 
     def take(self, module: nn.Module, name: str, values: torch.Tensor, device: Any) -> bool:
