@@ -127,6 +127,7 @@ def execution_of(config: Config, card: Card | None) -> Execution:
         compiled=runtime.compile,
         mask_free=runtime.mask_free,
         dtype=dtype,
+        linear=runtime.linear,
     )
 
 

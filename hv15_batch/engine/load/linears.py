@@ -26,7 +26,7 @@ from hv15_batch.model.variant import Linear
 
 _DTYPES = {Linear.fp8: torch.float8_e4m3fn, Linear.int8: torch.int8}
 _LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-_ROWS = 8192
+_ROWS = 4096
 """Tokens at once, where nothing is compiled: what is held in 32 bits meanwhile stays small."""
 _COLUMNS = 2048
 """Output channels at once in compiled code, for the same reason; their number is fixed."""
