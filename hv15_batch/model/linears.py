@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from hv15_batch.model.shapes import BLOCK_BYTES, NUM_BLOCKS, TRANSFORMER_BYTES, WIDTH
 from hv15_batch.model.variant import Dtype, Linear
+from hv15_batch.units import format_gib
 
 COMPUTED = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -56,6 +57,17 @@ def block_bytes(linear: Linear, factor: int = 1) -> int:
 def transformer_bytes(linear: Linear, factor: int = 1) -> int:
     """Return the bytes of the full-size transformer; see `saved_block_bytes`."""
     return TRANSFORMER_BYTES * factor - NUM_BLOCKS * saved_block_bytes(linear, factor)
+
+
+def weights_text(linear: Linear, factor: int = 1) -> str:
+    """Return in words what the weights of the full-size transformer take, by part."""
+    whole, plain = transformer_bytes(linear, factor), TRANSFORMER_BYTES * factor
+    part = NUM_BLOCKS * _PART_WEIGHTS
+    return (
+        f"transformer {format_gib(whole)} GiB instead of {format_gib(plain)}: image stream "
+        f"{format_gib(part)} computed in {linear.name}, text stream {format_gib(part)} and "
+        f"modulation {format_gib(part)} kept in it, other modules {format_gib(whole - 3 * part)}"
+    )
 
 
 def linear_fault(

@@ -338,7 +338,7 @@ def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Differe
 
 
 def _never_stated(settings: Mapping[str, Any]) -> list[Difference]:
-    """Return what no source has and a clip may: a step cache, 8 bits, LoRAs, another transformer."""
+    """Return what no source has and a clip may: step cache, 8 bits, LoRAs, another transformer."""
     found = []
     if (cache := settings["cache"]) is not None:
         found.append(_setting("Step cache", "none", cache, "sampling.cache=none"))

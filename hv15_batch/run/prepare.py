@@ -258,8 +258,8 @@ def check_device(config: Config, machine: Machine) -> None:
     Raises:
         Refused: Something is missing; the message names what works here.
     """
-    gpu = machine.gpu
-    if fault := attention_fault(config) or linears_fault(config, gpu and gpu.name):
+    gpu_name = machine.gpu.name if machine.gpu else None
+    if fault := attention_fault(config) or linears_fault(config, gpu_name):
         raise Refused(fault)
     if not config.model.weights.is_small and not machine.gpus:
         raise Refused(

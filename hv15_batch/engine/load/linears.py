@@ -66,7 +66,7 @@ class ComputedLinear(EightBitLinear):
             for begin in range(0, rows.shape[0], _ROWS):
                 part = slice(begin, begin + _ROWS)
                 output[part] = self._product(rows[part], self.out_features)
-        return output.unflatten(0, input.shape[:-1])
+        return output.view(*input.shape[:-1], -1)
 
     def _product(self, rows: torch.Tensor, columns: int) -> torch.Tensor:
         values, scale = in_eight_bits(rows, self.weight.dtype)
@@ -84,7 +84,7 @@ class ComputedLinear(EightBitLinear):
             product = F.linear(values.float(), self.weight.float()) * scale * self.weight_scale.t()
             product = product.to(rows.dtype)
             return product if self.bias is None else product + self.bias
-        return torch._scaled_mm(
+        scaled: torch.Tensor = torch._scaled_mm(
             values,
             self.weight.t(),
             scale_a=scale,
@@ -93,6 +93,7 @@ class ComputedLinear(EightBitLinear):
             out_dtype=rows.dtype,
             use_fast_accum=True,
         )
+        return scaled
 
 
 class StoredLinear(EightBitLinear):
