@@ -27,7 +27,6 @@ from hv15_batch.forecast.seconds import Execution, predict_clip
 from hv15_batch.machine.cards import find_card
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.step_cache import LEAST_STEPS
-from hv15_batch.model.variant import Linear
 from hv15_batch.rundir.log import read_records
 from hv15_batch.units import GIB
 
@@ -89,7 +88,7 @@ def predictions(log: pd.DataFrame, earlier: list[dict[str, Any]]) -> list[float 
             seconds.append(None)
             continue
         names = ("attention_backend", "offload", "compiled", "mask_free", "dtype")
-        linear = Linear[row["linear"]] if isinstance(row["linear"], str) else Linear.bf16
+        linear = row["linear"] if isinstance(row["linear"], str) else None
         execution = Execution(**{name: row[name] for name in names}, linear=linear)
         scales = calibrate(earlier, card, execution)
         cost = predict_clip(Shape.of_row(row), card, execution, scales)

@@ -76,7 +76,7 @@ def predict_peaks(
             Random weights are built in memory.
     """
     factor, offload = execution.bytes_factor, execution.offload
-    linear = execution.linear
+    linear = execution.linears
     transformer, vae = transformer_bytes(linear, factor), VAE_BYTES * factor
     rest, block = TRANSFORMER_REST_BYTES * factor, block_bytes(linear, factor)
     if offload == "resident":
@@ -123,7 +123,7 @@ def _activation_bytes(shape: Shape, execution: Execution) -> int:
     compiled = execution.compiled
     per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
     activations = float(per_token * tokens)
-    if execution.linear is not Linear.bf16:
+    if execution.linear is not None:
         activations += EIGHT_BIT_INPUT_BYTES_PER_TOKEN * tokens
         activations += 0 if compiled else EIGHT_BIT_PIECE_BYTES
     if not execution.mask_free:

@@ -13,7 +13,7 @@ from hv15_batch.errors import LogSchemaError
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.variant import SMALL, Linear
+from hv15_batch.model.variant import SMALL
 from hv15_batch.record import (
     DECODE,
     DENOISE,
@@ -132,7 +132,7 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             compiled=bool(row["compiled"]),
             mask_free=bool(row["mask_free"]),
             dtype=row["dtype"],
-            linear=Linear[row["linear"] or "bf16"],
+            linear=row["linear"],
         )
         shape = Shape.of_row(row)
         tokens = shape.num_video_tokens

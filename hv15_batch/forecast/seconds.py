@@ -148,7 +148,7 @@ def copy_seconds(card: Card, execution: Execution) -> float:
     bytes_per_second = card.host_gb_per_second * 1e9
     if execution.offload == "stream_disk":
         bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
-    return transformer_bytes(execution.linear, execution.bytes_factor) / bytes_per_second
+    return transformer_bytes(execution.linears, execution.bytes_factor) / bytes_per_second
 
 
 def move_seconds(card: Card, execution: Execution) -> float:
@@ -159,7 +159,7 @@ def move_seconds(card: Card, execution: Execution) -> float:
     if execution.offload != "model":
         return 0.0
     factor = execution.bytes_factor
-    moved = 2 * (transformer_bytes(execution.linear, factor) + VAE_BYTES * factor)
+    moved = 2 * (transformer_bytes(execution.linears, factor) + VAE_BYTES * factor)
     return moved / (card.host_gb_per_second * 1e9)
 
 
@@ -178,7 +178,7 @@ def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
     rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
     bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
     bytes_ *= ELEMENTWISE_COMPILED_SHARE if execution.compiled else 1.0
-    bytes_ += INT32_BYTES_PER_TOKEN * tokens if execution.linear is Linear.int8 else 0.0
+    bytes_ += INT32_BYTES_PER_TOKEN * tokens if execution.linears is Linear.int8 else 0.0
     return (
         attention_flop(tokens, text) / (rate * attention_share(card, execution))
         + linear_flop(tokens) / linear_rate(card, execution)
@@ -189,7 +189,7 @@ def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
 def linear_rate(card: Card, execution: Execution) -> float:
     """Return the FLOP a second that the linear modules of the image stream reach."""
     eight_bits = {Linear.fp8: card.fp8_tflops, Linear.int8: card.int8_tops}
-    if (rate := eight_bits.get(execution.linear)) is not None:
+    if (rate := eight_bits.get(execution.linears)) is not None:
         return rate * 1e12 * EIGHT_BIT_SHARE
     rate = card.fp32_tflops if execution.dtype == "float32" else card.dense_bf16_tflops
     return rate * 1e12 * MATMUL_SHARE
@@ -220,7 +220,8 @@ class Execution:
     compiled: bool = False
     mask_free: bool = True
     dtype: str = "bfloat16"
-    linear: Linear = Linear.bf16
+    linear: str | None = None
+    """As in the log: None where nothing is in 8 bits."""
     lora_bytes: int = field(default=0, compare=False)
     """Of the largest set of LoRAs, in 16 bits."""
 
@@ -228,6 +229,11 @@ class Execution:
     def bytes_factor(self) -> int:
         """Bytes of a number over those of a 16-bit one."""
         return 2 if self.dtype == "float32" else 1
+
+    @property
+    def linears(self) -> Linear:
+        """`linear` as a setting."""
+        return Linear[self.linear or Linear.bf16.name]
 
     @property
     def is_streamed(self) -> bool:
@@ -254,15 +260,15 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
         parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
-    if execution.linear is not Linear.bf16 and (execution.linear, card.name) != _MEASURED:
-        name = f"linear={execution.linear.name}"
+    if execution.linear is not None and (execution.linear, card.name) != _MEASURED:
+        name = f"linear={execution.linear}"
         parts.append(f"{name}, taken at the share of the 8-bit rate that fp8 reached on an H200")
     if execution.lora_bytes:
         parts.append("LoRA, whose products take some time more")
     return "; ".join(parts) or None
 
 
-_MEASURED = (Linear.fp8, "h200")
+_MEASURED = ("fp8", "h200")
 """The card on which products of 8-bit numbers were timed."""
 
 

@@ -37,6 +37,11 @@ _BLOCK_ROWS = 2 * (4 + 4 + 1) * WIDTH + 2 * 6 * WIDTH
 _SCALE_BYTES = 4
 
 
+def linear_name(linear: Linear) -> str | None:
+    """Return how a clip's settings and the log have it: None for the default."""
+    return None if linear is Linear.bf16 else linear.name
+
+
 def saved_block_bytes(linear: Linear, factor: int = 1) -> int:
     """Return how many bytes smaller a block of the full-size transformer is than in `dtype`.
 

@@ -343,7 +343,7 @@ def _never_stated(settings: Mapping[str, Any]) -> list[Difference]:
     if (cache := settings["cache"]) is not None:
         found.append(_setting("Step cache", "none", cache, "sampling.cache=none"))
     if (linear := settings["linear"]) is not None:
-        found.append(_setting("Linear modules", "none in 8 bits", linear, "runtime.linear=bf16"))
+        found.append(_setting("8-bit linear modules", "none", linear, "runtime.linear=bf16"))
     if settings["loras"] is not None:
         number = len(json.loads(settings["loras"]))
         found.append(_setting("LoRAs", "none", number, "no LoRA"))
