@@ -84,8 +84,10 @@ def test_8_bit_weights_need_half_the_room_in_every_profile(linear: Linear) -> No
             assert 0 < plain.denoise_bytes - peaks.denoise_bytes < weights
         if kind == "resident":
             assert plain.decode_bytes - peaks.decode_bytes == weights
-        else:
+        elif kind == "model":
             assert plain.host_bytes - peaks.host_bytes == weights
+        else:  # the text encoder, which passes through the card too, may need more
+            assert plain.host_bytes > peaks.host_bytes
         assert peaks.encode_bytes == plain.encode_bytes
         assert f"computed in {linear.name}" in choice.reason
 
