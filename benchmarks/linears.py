@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import statistics
 import time
@@ -23,6 +24,8 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # as the program does
 
 import torch
 from nvml_peak import Peak, nvml_peak
@@ -145,6 +148,7 @@ class Bench:
 
     def release(self) -> None:
         """Give back the memory of what is no longer used."""
+        torch.compiler.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -155,7 +159,6 @@ class Bench:
         if self.device.type == "cpu":
             yield Peak()
             return
-        self.release()
         total = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_per_process_memory_fraction((gib - OUTSIDE_GIB) * GIB / total)
         try:
@@ -263,6 +266,8 @@ def run_capped(
 ) -> None:
     """Measure one forward under a cap, or note that it does not fit."""
     output, values, fault = None, {}, ""
+    bench.release()
+    held = torch.cuda.memory_allocated() if bench.device.type == "cuda" else 0
     with bench.capped(gib) as peak:
         try:
             output, values = bench.measure(build(), 1)
@@ -271,7 +276,8 @@ def run_capped(
     if output is None:
         bench.add(name, does_not_fit=fault)
     else:
-        bench.add(name, error=relative(output, base), **values, nvml_gib=peak.gib)
+        error = relative(output, base)
+        bench.add(name, error=error, **values, nvml_gib=peak.gib, held_before_gib=held / GIB)
     bench.release()
 
 
