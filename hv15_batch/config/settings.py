@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind
+from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
 def bounded(
@@ -167,6 +167,9 @@ class RuntimeConfig:
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
     """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
     can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
+    linear: Linear = Linear.bf16
+    """In what the transformer's matrix products compute. `fp8` and `int8` halve its weights, with
+    an error of their own; `fp8` needs compute capability 8.9, `int8` 8.0. `bf16` means `dtype`."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False

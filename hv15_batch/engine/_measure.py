@@ -277,6 +277,7 @@ def work_columns(
     )
     tflops = flop / 1e12 / seconds
     card = find_card(gpu_name)
-    is_16_bit = settings.dtype != "float32"
+    # The table's rate is that of 16 bits.
+    is_16_bit = settings.dtype != "float32" and settings.linear is None
     mfu = tflops / card.dense_bf16_tflops if card is not None and is_16_bit else None
     return columns | {"model_pflop": flop / 1e15, "tflops": tflops, "mfu": mfu}

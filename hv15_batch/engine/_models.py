@@ -20,7 +20,7 @@ from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
 from hv15_batch.model.attention import NATIVE
-from hv15_batch.model.shapes import TRANSFORMER_BYTES
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.units import GIB
 from hv15_batch.weights.checkpoint import Checkpoint
 
@@ -111,7 +111,8 @@ class LoadedModels:
         """
         self._denoiser = self._loras = None
         _, available = read_ram()
-        return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
+        needed = transformer_bytes(self._config.runtime.linear) + GIB
+        return self.placement.step_down(available > needed)
 
     def take_load_seconds(self) -> float | None:
         """Return what loading took since the last call; None where nothing was loaded."""

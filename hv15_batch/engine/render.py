@@ -33,6 +33,7 @@ from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
+from hv15_batch.engine.load.linears import check_linears
 from hv15_batch.engine.load.tiny import ensure_checkpoint
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import Secondary
@@ -97,10 +98,12 @@ class ClipRenderer:
         `clips` are those that will be denoised.
 
         Raises:
-            Refused: the attention asked for cannot run here, or its result is not torch's.
+            Refused: the card does not compute what `runtime.linear` asks for; the attention
+                asked for cannot run here, or its result is not torch's.
         """
         self._will_denoise = bool(clips)
         if clips:
+            check_linears(self._config)
             first = clips[0].settings
             tokens = Shape.of(first).num_video_tokens
             check_backend(self._config, self._spec.checkpoint, tokens, self._device)

@@ -19,6 +19,7 @@ from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.machine.machine import existing_parent, free_disk_bytes
 from hv15_batch.media.conversion import note_lines
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     SMALL_ENCODERS_BYTES,
@@ -105,7 +106,7 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
     others = _weights_claims(config, checkpoint) if lacks_weights(asked) else []
     others += _conversion_claims(config, checkpoint)
     if offload is OffloadKind.stream_disk:
-        others.append(_blocks_claim())
+        others.append(_blocks_claim(config))
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
     refusals += _cache_faults(asked)
@@ -219,8 +220,8 @@ def _conversion_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
     return [_Claim(folder, "the converted transformer", needed, "XDG_CACHE_HOME")]
 
 
-def _blocks_claim() -> _Claim:
-    num_bytes = TRANSFORMER_BYTES - TRANSFORMER_REST_BYTES
+def _blocks_claim(config: Config) -> _Claim:
+    num_bytes = transformer_bytes(config.runtime.linear) - TRANSFORMER_REST_BYTES
     what = "the transformer's blocks (offload=stream_disk)"
     return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
 

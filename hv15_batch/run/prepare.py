@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora
-from hv15_batch.config.checks import check_config, effective_dtype, parse_command
+from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import Machine
@@ -220,6 +220,7 @@ def _is_known_here(asked: Asked, history: History) -> bool:
         (before.model, before.sampling, before.override, before.video)
         == (model, now.sampling, now.override, now.video)
         and before.runtime.dtype == now.runtime.dtype
+        and before.runtime.linear == now.runtime.linear
         and before.runtime.attention_backend == now.runtime.attention_backend
         for before in earlier_settings(asked.run_dir)
     )
@@ -260,12 +261,13 @@ def attention_fault(config: Config) -> str | None:
 
 
 def check_device(config: Config, machine: Machine) -> None:
-    """Check that there is a card for a full-size model, and what its attention kernel needs.
+    """Check that there is a card for a full-size model, and what kernels and types need.
 
     Raises:
         Refused: Something is missing; the message names what works here.
     """
-    if fault := attention_fault(config):
+    gpu_name = machine.gpu.name if machine.gpu else None
+    if fault := attention_fault(config) or linears_fault(config, gpu_name):
         raise Refused(fault)
     if not config.model.weights.is_small and not machine.gpus:
         raise Refused(

@@ -14,6 +14,7 @@ from hv15_batch.forecast.seconds import (
     ENCODE_SECONDS,
     CostBasis,
     auto_backend,
+    copy_seconds,
     default_execution,
     not_modelled,
     predict_clip,
@@ -105,6 +106,50 @@ def test_float32_takes_twice_the_memory_and_the_rate_of_the_ordinary_cores() -> 
     assert cost.decode_seconds == pytest.approx(2 * plain.decode_seconds)
     assert peaks.denoise_bytes == 2 * predict_peaks(SHAPE, PLAIN, 139 * GIB).denoise_bytes
     assert not_modelled(H200, exact) == "dtype=float32, never measured"
+
+
+@pytest.mark.parametrize(("linear", "least", "most"), [("fp8", 0.94, 0.98), ("int8", 0.93, 1.02)])
+def test_8_bit_products_take_little_less_on_hopper(linear: str, least: float, most: float) -> None:
+    """On one H200 they were worth 1.05 of a compiled forward."""
+    compiled = replace(PLAIN, compiled=True)
+    plain, other = (
+        predict_clip(SHAPE, H200, execution, None).denoise_seconds
+        for execution in (compiled, replace(compiled, linear=linear))
+    )
+
+    assert least < other / plain < most
+
+
+def test_8_bit_weights_are_copied_in_half_the_time() -> None:
+    streamed = replace(PLAIN, offload="stream")
+
+    ratio = copy_seconds(H200, replace(streamed, linear="int8")) / copy_seconds(H200, streamed)
+
+    assert ratio == pytest.approx(0.51, abs=0.01)
+
+
+def test_the_rate_of_8_bit_products_is_the_cards_own_and_said_to_be_assumed() -> None:
+    found = find_card("rtx_4090")
+    assert found is not None
+    slow = replace(found, fp8_tflops=330.3 / 2)
+    fp8 = replace(PLAIN, linear="fp8")
+
+    fast = predict_clip(SHAPE, found, fp8, None).denoise_seconds
+    assert predict_clip(SHAPE, slow, fp8, None).denoise_seconds > fast
+    assert not_modelled(found, fp8) == (
+        "linear=fp8, taken at the share of the 8-bit rate that fp8 reached on an H200"
+    )
+    assert not_modelled(H200, fp8) is None
+    assert not_modelled(H200, replace(PLAIN, linear="int8")) is not None
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_every_card_has_the_8_bit_rates_of_its_generation(card: Card) -> None:
+    assert (card.fp8_tflops is not None) == (card.capability >= (8, 9))
+    if card.fp8_tflops is not None:
+        assert card.fp8_tflops / card.dense_bf16_tflops == pytest.approx(2, rel=0.02)
+    times = 4 if card.name.startswith("rtx_") else 2
+    assert card.int8_tops / card.dense_bf16_tflops == pytest.approx(times, rel=0.02)
 
 
 def test_a_kernel_without_figures_is_said_to_have_none() -> None:

@@ -497,6 +497,25 @@ def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_touched(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_tells_that_a_named_card_lacks_what_8_bit_linear_modules_need(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    asked = ("p.csv", "--dry-run", "runtime.linear=fp8")
+
+    old, new = (command(*asked, f"runtime.card={card}") for card in ("3090", "4090"))
+
+    refusal = (
+        "A run would be refused: runtime.linear=fp8: needs compute capability 8.9 or more (Ada, "
+        "Hopper and Blackwell), and rtx_3090 has 8.6; use runtime.linear=int8 or "
+        "runtime.linear=bf16."
+    )
+    assert (old.code, new.code) == (0, 0)
+    assert refusal in old.out.splitlines()
+    assert "would be refused" not in new.out
+    assert "image stream 2.5 computed in fp8, text stream 2.5 and modulation 2.5 kept" in new.out
+
+
 @pytest.mark.parametrize(
     ("backend", "message"), [("sage", SAGE_MISSING), ("_native_cudnn", CUDNN_ON_CPU)]
 )
