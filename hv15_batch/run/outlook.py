@@ -135,7 +135,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     refusals: list[str] = []
     if todo.to_render:
         findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
-        faults = (attention_fault(config), offline_fault(asked), *findings.refusals)
+        attention = attention_fault(config, forecast.card if forecast else None)
+        faults = (attention, offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
