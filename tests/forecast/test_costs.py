@@ -118,7 +118,7 @@ def test_a_kernel_without_figures_is_said_to_have_none() -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=card_names())
 def test_auto_is_predicted_as_what_the_renderer_takes(card: Card) -> None:
-    fused = "_native_cudnn" if card.capability >= (9, 0) else "_native_flash"
+    fused = "_native_cudnn" if card.is_hopper else "_native_flash"
     assert auto_backend(card, True, "bfloat16") == auto_kernel(card.capability) == fused
     assert auto_backend(card, False, "bfloat16") == "native"
     assert auto_backend(card, True, "float32") == "native"

@@ -108,7 +108,7 @@ def check_backend(
     checkpoint: Checkpoint,
     num_video_tokens: int,
     device: torch.device,
-    tell: Callable[[str], None] = logger.warning,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the backend that will be in effect, having run it on one block's real shapes.
 
@@ -139,7 +139,9 @@ def check_backend(
                     return name
                 except KernelOff as off:
                     fault = str(off)
-            tell(f"attention_backend=auto passes over {name}: {fault}")
+            text = f"runtime.attention_backend=auto passes over {name}: {fault}"
+            logger.warning("%s", text)
+            tell(text)
     backend = resolve_backend(runtime.attention_backend, heads, runtime.mask_free, device)
     if found := check_kernel(backend, heads, num_tokens, device):
         logger.info("%s: %s", backend, found)

@@ -152,10 +152,11 @@ def probe(name: str, heads: Heads, mask_free: bool, device: torch.device) -> str
     Raises:
         Refused: it is of the hub, and not fetched.
     """
-    mask = None
     if device.type == "cuda":
         if fault := card_fault(name, torch.cuda.get_device_capability(device)):
             return fault
+    if name == COMFY_INT8 and not mask_free:
+        return "takes no mask"
     try:
         load_kernel(name)
         shape = (1, PROBE_TOKENS, heads.count, heads.dim)
