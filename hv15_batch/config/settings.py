@@ -165,8 +165,8 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
-    can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` chooses by the card's compute capability. docs/attention.md has the names that can be
+    typed. One that ends in `_hub` is compiled code of the hub, which `prefetch` fetches."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool = False

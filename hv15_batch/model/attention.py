@@ -175,9 +175,9 @@ def auto_kernels(capability: tuple[int, int]) -> tuple[str, ...]:
 
     In 16 bits without a mask; with a mask, in float32 and on the CPU it takes `NATIVE`. The last
     one is torch's own; one before it is taken if its package is installed and its result is right.
-    Only kernels that compute in 16 bits, and none of the hub. cuDNN is fast on Hopper; on
-    consumer Blackwell (12.x) it took 1.14 times as long as flash (an RTX PRO 6000,
-    huggingface/transformers pull request 48163). Its code for Ampere and Ada is not measured here.
+    Only kernels that compute in 16 bits, and none of the hub. cuDNN is fast on Hopper. On 12.x it
+    had 0.88 of the speed of flash in training shapes (huggingface/transformers pull request 48163).
+    Its code for Ampere and Ada is not measured here. docs/attention.md has all figures.
     """
     if capability < (8, 0):
         return (NATIVE,)
