@@ -15,6 +15,7 @@ from fakes import kernels
 from fakes.checkpoint import at
 from fakes.command import tiny_model
 from fakes.engine import InProcessExecutor
+from fakes.packages import install
 from fakes.planned import BASE
 from fakes.runs import Project
 from huggingface_hub import constants
@@ -232,7 +233,7 @@ def test_auto_takes_flash_attention_3_on_hopper_alone_and_only_if_installed(
     assert auto_kernels((9, 0)) == ("_flash_3", "_native_cudnn")
     assert auto_kernel((9, 0)) == "_native_cudnn"
 
-    kernels.install(monkeypatch, flash_attn_3="3.0.0b1", sageattention="2.2.0", kernels="0.17.2")
+    install(monkeypatch, flash_attn_3="3.0.0b1", sageattention="2.2.0", kernels="0.17.2")
 
     assert auto_kernel((9, 0)) == "_flash_3"
     assert [auto_kernel(c) for c in ((8, 0), (8, 9), (12, 0))] == ["_native_flash"] * 3
@@ -251,7 +252,7 @@ def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> Callable[[kernels.Run], Non
     """Let `auto` choose as on Hopper, with this function for FlashAttention 3."""
 
     def put(run: kernels.Run) -> None:
-        kernels.install(monkeypatch, flash_attn_3="3.0.0b1")
+        install(monkeypatch, flash_attn_3="3.0.0b1")
         kernels.register(monkeypatch, "_flash_3", run)
         monkeypatch.setattr(attention, "_auto_candidates", lambda *_: ("_flash_3", "native"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+from fakes.packages import install
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -49,13 +50,6 @@ def register(patch: pytest.MonkeyPatch, name: str, run: Run) -> None:
     patch.setitem(_AttentionBackendRegistry._backends, backend, registered)
     names = {"query", "key", "value"}
     patch.setitem(_AttentionBackendRegistry._supported_arg_names, backend, names)
-
-
-def install(patch: pytest.MonkeyPatch, **versions: str) -> None:
-    """Let these distributions be installed too."""
-    real = metadata.version
-    named = {name.replace("_", "-"): version for name, version in versions.items()}
-    patch.setattr(metadata, "version", lambda n: named.get(n.replace("_", "-")) or real(n))
 
 
 def install_comfy_kitchen(patch: pytest.MonkeyPatch, run: Run = exact) -> None:

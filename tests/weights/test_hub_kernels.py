@@ -11,7 +11,8 @@ import pytest
 from diffusers.models.attention_dispatch import _HUB_KERNELS_REGISTRY, AttentionBackendName
 from fakes.checkpoint import message
 from fakes.command import Answer
-from fakes.kernels import COMMIT, fetching_environ, install
+from fakes.kernels import COMMIT, fetching_environ
+from fakes.packages import install
 
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.model.attention import KERNELS, is_fetched
