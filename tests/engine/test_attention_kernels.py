@@ -211,7 +211,7 @@ def test_a_fetched_kernel_is_loaded_by_its_commit_and_without_network(
         load_kernel("sage_hub")
     assert hub.asked == []
 
-    environ = dict(kernels.fetching_environ(tmp_path))
+    environ = kernels.fetching_environ(tmp_path)
     fetch_kernel("sage_hub", say=lambda _: None, environ=environ)
     load_kernel("sage_hub")
     load_kernel("sage_hub")
