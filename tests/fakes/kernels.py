@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from huggingface_hub import constants
 
 from fakes.packages import install
 
@@ -95,8 +97,6 @@ class Hub:
                 patch.setattr(config, name, value)  # what is loaded is forgotten afterwards
 
     def _get_kernel(self, repo_id: str, **options: Any) -> SimpleNamespace:
-        from huggingface_hub import constants
-
         self.asked.append({"repo": repo_id, "offline": constants.HF_HUB_OFFLINE, **options})
 
         def sageattn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -121,13 +121,11 @@ def install_kernel(repo_id, *, revision, trust_remote_code=False):
 """
 
 
-def fetching_environ(folder: Path, **more: str) -> Iterator[tuple[str, str]]:
-    """Yield the environment of a process in which `kernels` fetches from nowhere."""
-    import os
-
+def fetching_environ(folder: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a process in which `kernels` fetches from nowhere."""
     package = folder / "packages" / "kernels"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(_KERNELS)
     trust = {"DIFFUSERS_TRUST_REMOTE_KERNELS": "true"}
     values = {"HF_HOME": str(folder / "cache"), "PYTHONPATH": str(package.parent), **trust, **more}
-    yield from {**os.environ, **values}.items()
+    return {**os.environ, **values}

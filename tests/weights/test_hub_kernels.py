@@ -47,7 +47,7 @@ def test_a_kernel_is_fetched_once_by_commit_and_known_from_then_on(
 ) -> None:
     install(monkeypatch, kernels="0.17.2")
     said: list[str] = []
-    environ = dict(fetching_environ(tmp_path))
+    environ = fetching_environ(tmp_path)
     assert find_fetched("sage_hub") is None
 
     first = fetch_kernel("sage_hub", say=said.append, environ=environ)
@@ -69,7 +69,7 @@ def test_a_kernel_for_another_torch_or_without_its_files_is_to_be_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, kernels="0.17.2", torch="2.11.0+cu130")
-    fetched = fetch_kernel("sage_hub", say=lambda _: None, environ=dict(fetching_environ(tmp_path)))
+    fetched = fetch_kernel("sage_hub", say=lambda _: None, environ=fetching_environ(tmp_path))
 
     install(monkeypatch, torch="2.13.0+cu130")
     assert hub_fault("sage_hub") == (
@@ -104,7 +104,7 @@ def test_what_cannot_be_fetched_is_refused_and_not_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], reason: str
 ) -> None:
     install(monkeypatch, kernels="0.17.2")
-    there = dict(fetching_environ(tmp_path, **environ))
+    there = fetching_environ(tmp_path, **environ)
 
     assert message(lambda: fetch_kernel("sage_hub", say=lambda _: None, environ=there)) == reason
     assert find_fetched("sage_hub") is None
@@ -134,7 +134,7 @@ def test_prefetch_fetches_the_kernel_that_is_typed_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, kernels="0.17.2")
-    environ = dict(fetching_environ(tmp_path))
+    environ = fetching_environ(tmp_path)
     model = model_options()["tiny_t2v"]
 
     prefetch(Config(model=model), lambda _: None, environ=environ)
