@@ -102,6 +102,8 @@ class ClipSettings:
     """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
     loras: tuple[tuple[str, float], ...] | None = added(None)
     """SHA-256 of each LoRA's file and its scale, sorted; None without any."""
+    linear: str | None = added(None)
+    """`runtime.linear`; None for bf16."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
 

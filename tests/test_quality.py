@@ -36,12 +36,17 @@ def test_clips_of_other_types_kernels_and_code_obey_and_look_like_those_of_plain
     assert [(name, len(row.clips), row.reason) for name, row in rows.items()] == [
         ("float32", 4, ""),
         ("bfloat16", 4, ""),
+        ("fp8 linears", 4, ""),
+        ("int8 linears", 4, ""),
         ("masked", 1, ""),
         ("compiled", 1, ""),
     ]
     # The settings are in effect, or the comparison means nothing.
     effects = {name: row.in_effect for name, row in rows.items()}
     assert effects["bfloat16"]["dtype"] == "bfloat16"
+    assert effects["fp8 linears"]["linear"] == "fp8"
+    assert effects["int8 linears"]["linear"] == "int8"
+    assert effects["float32"]["linear"] is None
     assert effects["masked"]["mask_free"] == "False"
     assert effects["compiled"]["compiled"] == "True"
     assert effects["float32"]["mask_free"] == "True"

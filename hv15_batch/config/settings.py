@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind
+from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
 def bounded(
@@ -165,8 +165,11 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
-    can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` chooses by the card's compute capability. docs/attention.md has the names that can be
+    typed. One that ends in `_hub` is compiled code of the hub, which `prefetch` fetches."""
+    linear: Linear = Linear.bf16
+    """In what the transformer's matrix products compute. `fp8` and `int8` halve its weights, with
+    an error of their own; `fp8` needs compute capability 8.9, `int8` 8.0. `bf16` means `dtype`."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool | str = "auto"

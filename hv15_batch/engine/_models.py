@@ -21,7 +21,7 @@ from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
 from hv15_batch.model.attention import NATIVE
-from hv15_batch.model.shapes import TRANSFORMER_BYTES
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.units import GIB
 from hv15_batch.weights.checkpoint import Checkpoint
 
@@ -46,7 +46,9 @@ class LoadedModels:
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
         self._loras: LoraSet | None = None
-        self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
+        self.attention = config.runtime.attention_backend
+        """The kernel of all clips: a name, or `auto`, which then means one of torch's."""
+        self._attention = self.attention  # as applied last
         self._load_seconds: float | None = None
 
     @property
@@ -95,7 +97,7 @@ class LoadedModels:
                 )
                 self.placement.hold_transformer(self._denoiser.transformer)
             self._loras = LoraSet(self._denoiser.transformer, self.placement.device)
-        attention = NATIVE if on_torch_attention else runtime.attention_backend
+        attention = NATIVE if on_torch_attention else self.attention
         if attention != self._attention:
             transformer = self._denoiser.transformer
             apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
@@ -112,7 +114,8 @@ class LoadedModels:
         """
         self._denoiser = self._loras = None
         _, available = read_ram()
-        return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
+        needed = transformer_bytes(self._config.runtime.linear) + GIB
+        return self.placement.step_down(available > needed)
 
     def drop_compilation(self) -> None:
         """Load the transformer again when it is needed next, without compiling it."""

@@ -20,6 +20,7 @@ from hv15_batch.dispatch.protocol import (
     ExecutorSpec,
     Job,
     Loading,
+    Note,
     RendererBroken,
     Stepped,
 )
@@ -33,6 +34,7 @@ from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
+from hv15_batch.engine.load.linears import check_linears
 from hv15_batch.engine.load.tiny import ensure_checkpoint
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import Secondary
@@ -99,13 +101,20 @@ class ClipRenderer:
         `clips` are those that will be denoised.
 
         Raises:
-            Refused: the attention asked for cannot run here, or its result is not torch's.
+            Refused: the card does not compute what `runtime.linear` asks for; the attention
+                asked for cannot run here, or its result is not torch's.
         """
         self._will_denoise = bool(clips)
         if clips:
-            first = clips[0].settings
-            tokens = Shape.of(first).num_video_tokens
-            check_backend(self._config, self._spec.checkpoint, tokens, self._device)
+            check_linears(self._config)
+            tokens = max(Shape.of(clip.settings).num_video_tokens for clip in clips)
+            self._models.attention = check_backend(
+                self._config,
+                self._spec.checkpoint,
+                tokens,
+                self._device,
+                tell=lambda text: emit(Note(text)),
+            )
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
@@ -186,7 +195,8 @@ class ClipRenderer:
         gpu_name = None if self._is_small else self._machine["gpu_name"] or ""
         work: dict[str, Any] = {}
         with Secondary("tokens and FLOP of a clip are not logged"):
-            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
+            backend = str(self._models.in_effect()["attention_backend"])
+            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,

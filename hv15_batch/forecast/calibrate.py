@@ -195,6 +195,7 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             compiled=bool(row["compiled"]),
             mask_free=bool(row["mask_free"]),
             dtype=row["dtype"],
+            linear=row["linear"],
         )
         shape = Shape.of_row(row)
         tokens, has_loras = shape.num_video_tokens, bool(row["loras"])

@@ -16,6 +16,7 @@ from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.linears import linear_name, weights_text
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind, Weights
 from hv15_batch.units import GIB, format_gib
@@ -127,6 +128,7 @@ def execution_of(config: Config, card: Card | None) -> Execution:
         compiled=typed_compile(config) is True,
         mask_free=runtime.mask_free,
         dtype=dtype,
+        linear=linear_name(runtime.linear),
     )
 
 
@@ -177,6 +179,9 @@ def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> O
         f"{format_gib(CONTEXT_BYTES)}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
         f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
     )
+    execution = candidate.execution
+    if execution.linear is not None:
+        text += f"; {weights_text(execution.linears, execution.bytes_factor)}"
     streams = not fits_text_encoder(candidate.execution, budget)
     return OffloadChoice(candidate.kind, text, budget, streams, peaks, machine.gpu)
 

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hv15_batch.config.checks import linears_fault
 from hv15_batch.figures.frame import arrow_series
 from hv15_batch.forecast.compilation import decide_compilation
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
+from hv15_batch.machine.cards import typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
@@ -140,7 +142,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     refusals: list[str] = []
     if todo.to_render:
         findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
-        faults = (attention_fault(config), offline_fault(asked), *findings.refusals)
+        typed = config.runtime.card
+        gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
+        attention = attention_fault(config, forecast.card if forecast else None)
+        here = attention, linears_fault(config, gpu_name), offline_fault(asked)
+        faults = (*here, *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(

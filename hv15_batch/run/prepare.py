@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora
-from hv15_batch.config.checks import (
-    check_config,
-    effective_dtype,
-    parse_command,
-    typed_compile,
-)
+from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.machine.cards import EXAMPLE
-from hv15_batch.machine.machine import Machine, compiler_fault
+from hv15_batch.machine.cards import Card, find_card
+from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import (
     advice_notes,
@@ -50,6 +45,7 @@ from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
+from hv15_batch.weights.kernels.fetched import hub_fault
 
 
 @dataclass(frozen=True)
@@ -226,6 +222,7 @@ def _is_known_here(asked: Asked, history: History) -> bool:
         (before.model, before.sampling, before.override, before.video)
         == (model, now.sampling, now.override, now.video)
         and before.runtime.dtype == now.runtime.dtype
+        and before.runtime.linear == now.runtime.linear
         and before.runtime.attention_backend == now.runtime.attention_backend
         for before in earlier_settings(asked.run_dir)
     )
@@ -251,35 +248,36 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     return plan_against_log(changed).to_render
 
 
-def attention_fault(config: Config) -> str | None:
+def attention_fault(config: Config, card: Card | None) -> str | None:
     """Return why the requested attention backend cannot run here, or None.
 
-    The card itself is checked later, by the worker before it encodes. A full-size model is assumed
-    to run on a card, because the dry run on a machine without one plans for another machine.
+    What the card really runs is checked later, by the worker before it encodes. A full-size model
+    is assumed to run on a card, because the dry run on a machine without one plans for another
+    machine.
+
+    Args:
+        config: Settings.
+        card: That it will run on; None where it is not known.
     """
+    backend = config.runtime.attention_backend
     return backend_fault(
-        config.runtime.attention_backend,
+        backend,
         runs_on_cpu=config.model.weights is Weights.tiny,
         dtype=effective_dtype(config),
         mask_free=config.runtime.mask_free,
-    )
+        capability=card.capability if card else None,
+    ) or hub_fault(backend)
 
 
 def check_device(config: Config, machine: Machine) -> None:
-    """Check that there is a card for a full-size model, and what its attention kernel needs.
+    """Check that there is a card for a full-size model, and what kernels and types need.
 
     Raises:
         Refused: Something is missing; the message names what works here.
     """
-    if config.benchmark.calibrate and (config.model.weights.is_small or not machine.gpus):
-        raise Refused(
-            "benchmark.calibrate=true: measures a full-size model on a CUDA card, and "
-            + ("this model is small" if machine.gpus else "none is visible here")
-            + f"; to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
-        )
-    if typed_compile(config) and not config.model.weights.is_small and (fault := compiler_fault()):
-        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
-    if fault := attention_fault(config):
+    gpu_name = machine.gpu.name if machine.gpu else None
+    card = find_card(gpu_name) if gpu_name else None
+    if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
         raise Refused(fault)
     if not config.model.weights.is_small and not machine.gpus:
         raise Refused(

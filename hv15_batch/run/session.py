@@ -28,7 +28,7 @@ from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
 from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
-from hv15_batch.run._preflight import licence_notes, refuse_or_note
+from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import Run, make_run, planned_again
 from hv15_batch.run._supervisor import Start, make_supervisor
@@ -108,6 +108,7 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
+    check_measuring(config, machine)
     check_device(config, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)

@@ -50,6 +50,7 @@ def test_one_warm_clip_calibrates_the_same_card_stage_by_stage() -> None:
         {"mask_free": False},
         {"dtype": "float16"},
         {"attention_backend": "sage"},
+        {"linear": "fp8"},
     ],
 )
 def test_rows_that_say_nothing_of_this_way_of_running_do_not_calibrate(

@@ -21,7 +21,7 @@ from hv15_batch.machine.machine import read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import ClipRecord
-from hv15_batch.run import outlook, prepare, session
+from hv15_batch.run import _preflight, outlook, session
 from hv15_batch.units import GIB
 
 HERE = replace(read_machine(), gpus=(CARD,), ram_available_bytes=64 * GIB)
@@ -66,7 +66,7 @@ class Measuring(FakeRenderer):
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for module in (session, outlook):
         monkeypatch.setattr(module, "read_machine", lambda: HERE)
-    for module in (compilation, prepare):
+    for module in (compilation, _preflight):
         monkeypatch.setattr(module, "compiler_fault", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Measuring, "clock", None)
@@ -164,7 +164,7 @@ def test_a_typed_compilation_without_a_compiler_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = "it needs a C compiler: sudo apt install build-essential"
-    monkeypatch.setattr(prepare, "compiler_fault", lambda: fault)
+    monkeypatch.setattr(_preflight, "compiler_fault", lambda: fault)
 
     with pytest.raises(Refused) as refused:
         project.run(executor, **full_size())
