@@ -57,6 +57,7 @@ INWARD = {
     "override.negative_prompt": "text for the encoder",
     "model.default_sampling.negative_prompt": "text for the encoder",
     "runtime.card": "a name in a table",
+    "runtime.compile": "auto, true or false; any other text is refused",
     "video.preset": "one of x264's names",
 }
 """All other settings that hold text, and why they reach nothing of the kind."""
