@@ -1,4 +1,7 @@
-"""`hv15-batch prefetch model=...`: fetches and verifies weights before a run needs them."""
+"""`hv15-batch prefetch model=...`: fetches and verifies weights before a run needs them.
+
+And the attention kernel, if one of the hub is typed.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hv15_batch.config.settings import Config
+from hv15_batch.model.attention import hub_of
 from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import Hub
+from hv15_batch.weights.kernels.fetched import fetch_kernel
 from hv15_batch.weights.transformer import make_transformer
 
 
@@ -27,16 +32,18 @@ def prefetch(
     """Fetch and verify the weights of `config.model`, and return the exit code 0.
 
     Args:
-        config: Settings; only `model` matters.
+        config: Settings; only `model` and `runtime.attention_backend` matter.
         say: Prints a line for the user.
         hub: Replaces the hub; None for the real one.
         hub_cache: Cache of huggingface_hub; None for its own.
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        Refused: Like `weights.fetch.fetch`.
+        Refused: Like `weights.fetch.fetch`, and `weights.kernels.fetched.fetch_kernel`.
     """
-    model = config.model
+    model, backend = config.model, config.runtime.attention_backend
+    if hub_of(backend) is not None:  # the smaller part, and the one that may be refused
+        fetch_kernel(backend, say=say, environ=environ)
     checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
     name = f"model={model.name}"
     own = checkpoint.transformer

@@ -165,8 +165,8 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
-    can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` chooses by the card's compute capability. docs/attention.md has the names that can be
+    typed. One that ends in `_hub` is compiled code of the hub, which `prefetch` fetches."""
     linear: Linear = Linear.bf16
     """In what the transformer's matrix products compute. `fp8` and `int8` halve its weights, with
     an error of their own; `fp8` needs compute capability 8.9, `int8` 8.0. `bf16` means `dtype`."""
@@ -225,7 +225,7 @@ class RetryConfig:
     """When a clip is rendered again, a worker replaced, or the run stopped."""
 
     suspect: bool = False
-    """Render suspect clips again."""
+    """Denoise suspect clips again, on torch's own attention. For one command; not stored."""
     ladder: bool = True
     """When memory runs out, decode in smaller tiles, then with the transformer off the card;
     denoise with the next smaller offload profile. `false` fails the clip at once."""

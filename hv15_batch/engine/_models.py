@@ -45,7 +45,9 @@ class LoadedModels:
         self._vae: Any = None
         self._denoiser: Denoiser | None = None
         self._loras: LoraSet | None = None
-        self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
+        self.attention = config.runtime.attention_backend
+        """The kernel of all clips: a name, or `auto`, which then means one of torch's."""
+        self._attention = self.attention  # as applied last
         self._load_seconds: float | None = None
 
     @property
@@ -94,7 +96,7 @@ class LoadedModels:
                 )
                 self.placement.hold_transformer(self._denoiser.transformer)
             self._loras = LoraSet(self._denoiser.transformer, self.placement.device)
-        attention = NATIVE if on_torch_attention else runtime.attention_backend
+        attention = NATIVE if on_torch_attention else self.attention
         if attention != self._attention:
             transformer = self._denoiser.transformer
             apply_attention(transformer, attention, runtime.mask_free, self.placement.device)

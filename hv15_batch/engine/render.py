@@ -20,6 +20,7 @@ from hv15_batch.dispatch.protocol import (
     ExecutorSpec,
     Job,
     Loading,
+    Note,
     RendererBroken,
     Stepped,
 )
@@ -104,9 +105,14 @@ class ClipRenderer:
         self._will_denoise = bool(clips)
         if clips:
             check_linears(self._config)
-            first = clips[0].settings
-            tokens = Shape.of(first).num_video_tokens
-            check_backend(self._config, self._spec.checkpoint, tokens, self._device)
+            tokens = max(Shape.of(clip.settings).num_video_tokens for clip in clips)
+            self._models.attention = check_backend(
+                self._config,
+                self._spec.checkpoint,
+                tokens,
+                self._device,
+                tell=lambda text: emit(Note(text)),
+            )
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
@@ -187,7 +193,8 @@ class ClipRenderer:
         gpu_name = None if self._is_small else self._machine["gpu_name"] or ""
         work: dict[str, Any] = {}
         with Secondary("tokens and FLOP of a clip are not logged"):
-            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
+            backend = str(self._models.in_effect()["attention_backend"])
+            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,

@@ -261,7 +261,7 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
     """Return the settings whose speed is unknown, and what is assumed instead; None without any."""
     name = auto_backend(card, execution.mask_free, execution.dtype)
     parts = []
-    if execution.attention_backend not in (name, *_known_kernels(execution)):
+    if execution.attention_backend not in (name, *_known_kernels(card, execution)):
         parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
@@ -282,18 +282,23 @@ def attention_share(card: Card, execution: Execution) -> float:
     if execution.dtype == "float32":
         return FLOAT32_ATTENTION_SHARE
     if not execution.mask_free:
-        shares = MASKED_SHARES
-    else:
-        asked, auto = execution.attention_backend, auto_backend(card, True, execution.dtype)
-        found = (KERNELS[name].rate_shares for name in (asked, auto) if name in KERNELS)
-        shares = next(s for s in found if s is not None)
-    return shares[0 if card.is_hopper else 1]
+        return MASKED_SHARES[0 if card.is_hopper else 1]
+    asked, auto = execution.attention_backend, auto_backend(card, True, execution.dtype)
+    found = (_rate_share(name, card) for name in (asked, auto))
+    return next(share for share in found if share is not None)
 
 
-def _known_kernels(execution: Execution) -> tuple[str, ...]:
+def _rate_share(name: str, card: Card) -> float | None:
+    """Return the share of the card's bf16 rate that a kernel reaches; None where unknown."""
+    kernel = KERNELS.get(name)
+    return kernel.rate_shares[0 if card.is_hopper else 1] if kernel else None
+
+
+def _known_kernels(card: Card, execution: Execution) -> tuple[str, ...]:
     """Return the attention kernels that have figures for this type, with or without a mask."""
-    is_fused = execution.mask_free and execution.dtype != "float32"
-    return tuple(n for n, k in KERNELS.items() if k.rate_shares) if is_fused else (NATIVE,)
+    if not execution.mask_free or execution.dtype == "float32":
+        return (NATIVE,)
+    return tuple(name for name in KERNELS if _rate_share(name, card) is not None)
 
 
 # One H100, 2026-11-25.

@@ -139,7 +139,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
-        here = attention_fault(config), linears_fault(config, gpu_name), offline_fault(asked)
+        attention = attention_fault(config, forecast.card if forecast else None)
+        here = attention, linears_fault(config, gpu_name), offline_fault(asked)
         faults = (*here, *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))

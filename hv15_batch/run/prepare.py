@@ -12,6 +12,7 @@ from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
+from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import (
@@ -44,6 +45,7 @@ from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
+from hv15_batch.weights.kernels.fetched import hub_fault
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ class Todo:
         if self.repetitions is not None:
             return self.repetitions.num_measured
         return sum(p.has_result for p in self.clips)
+
+    @property
+    def num_left_out(self) -> int:
+        """Clips without a result that `only` or `limit` leave out."""
+        if self.repetitions is not None:
+            return 0
+        selected = {p.clip.settings_sha256 for p in self.selected}
+        return sum(not p.has_result and p.clip.settings_sha256 not in selected for p in self.clips)
 
     @property
     def again(self) -> set[tuple[str, int | None]]:
@@ -238,18 +248,25 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     return plan_against_log(changed).to_render
 
 
-def attention_fault(config: Config) -> str | None:
+def attention_fault(config: Config, card: Card | None) -> str | None:
     """Return why the requested attention backend cannot run here, or None.
 
-    The card itself is checked later, by the worker before it encodes. A full-size model is assumed
-    to run on a card, because the dry run on a machine without one plans for another machine.
+    What the card really runs is checked later, by the worker before it encodes. A full-size model
+    is assumed to run on a card, because the dry run on a machine without one plans for another
+    machine.
+
+    Args:
+        config: Settings.
+        card: That it will run on; None where it is not known.
     """
+    backend = config.runtime.attention_backend
     return backend_fault(
-        config.runtime.attention_backend,
+        backend,
         runs_on_cpu=config.model.weights is Weights.tiny,
         dtype=effective_dtype(config),
         mask_free=config.runtime.mask_free,
-    )
+        capability=card.capability if card else None,
+    ) or hub_fault(backend)
 
 
 def check_device(config: Config, machine: Machine) -> None:
@@ -259,7 +276,8 @@ def check_device(config: Config, machine: Machine) -> None:
         Refused: Something is missing; the message names what works here.
     """
     gpu_name = machine.gpu.name if machine.gpu else None
-    if fault := attention_fault(config) or linears_fault(config, gpu_name):
+    card = find_card(gpu_name) if gpu_name else None
+    if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
         raise Refused(fault)
     if not config.model.weights.is_small and not machine.gpus:
         raise Refused(

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 from fakes.forecasts import H200, PLAIN, SETTINGS
+from fakes.packages import install
 
 from hv15_batch.forecast._memory import predict_peaks
 from hv15_batch.forecast.seconds import (
     COMPILE_SECONDS,
     ENCODE_SECONDS,
     CostBasis,
+    attention_share,
     auto_backend,
     copy_seconds,
     default_execution,
@@ -161,9 +163,40 @@ def test_a_kernel_without_figures_is_said_to_have_none() -> None:
     assert predict_clip(SHAPE, H200, sage, None) == predict_clip(SHAPE, H200, PLAIN, None)
 
 
+def test_flash_attention_3_and_int8_are_predicted_on_hopper_alone() -> None:
+    """49,350 tokens on one H200: 29.7 ms beside 34.2 to 35.0 of cuDNN, and 42.4 in INT8."""
+    cudnn = attention_share(H200, replace(PLAIN, attention_backend="_native_cudnn"))
+    ratios = {
+        name: attention_share(H200, replace(PLAIN, attention_backend=name)) / cudnn
+        for name in ("_flash_3", "_flash_3_hub", "comfy_int8", "sage")
+    }
+
+    assert 1.15 <= ratios["_flash_3"] == ratios["_flash_3_hub"] <= 1.18
+    assert ratios["comfy_int8"] == pytest.approx(34.6 / 42.4, rel=0.02)
+    assert ratios["sage"] == 1
+    assert not_modelled(H200, replace(PLAIN, attention_backend="_flash_3")) is None
+    assert not_modelled(H200, replace(PLAIN, attention_backend="comfy_int8")) is None
+    card = find_card("rtx_4090")
+    assert card is not None
+    int8 = replace(default_execution(card), attention_backend="comfy_int8")
+    assert not_modelled(card, int8) == "attention_backend=comfy_int8, taken as _native_flash"
+    assert attention_share(card, int8) == attention_share(card, default_execution(card))
+
+
+def test_auto_is_predicted_as_flash_attention_3_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = predict_clip(SHAPE, H200, default_execution(H200), None)
+    install(monkeypatch, flash_attn_3="3.0.0b1")
+    after = predict_clip(SHAPE, H200, default_execution(H200), None)
+
+    assert default_execution(H200).attention_backend == "_flash_3"
+    assert 1.05 < before.denoise_seconds / after.denoise_seconds < 1.15
+
+
 @pytest.mark.parametrize("card", CARDS, ids=card_names())
 def test_auto_is_predicted_as_what_the_renderer_takes(card: Card) -> None:
-    fused = "_native_cudnn" if card.capability >= (9, 0) else "_native_flash"
+    fused = "_native_cudnn" if card.is_hopper else "_native_flash"
     assert auto_backend(card, True, "bfloat16") == auto_kernel(card.capability) == fused
     assert auto_backend(card, False, "bfloat16") == "native"
     assert auto_backend(card, True, "float32") == "native"

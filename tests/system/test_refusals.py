@@ -529,3 +529,24 @@ def test_a_dry_run_tells_that_a_run_would_refuse_the_backend(
     assert answer.code == 0
     assert f"A run would be refused: {message}" in answer.out.splitlines()
     assert answer.out.count("A run would be refused") == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "backend", "capabilities"),
+    [
+        ("4090", "_flash_3", "9.x, and this card has 8.9"),
+        ("h200", "sage_blackwell_hub", "12.x, and this card has 9.0"),
+        ("rtx_3090", "_sage_qk_int8_pv_fp8_cuda", "8.9 or later, and this card has 8.6"),
+    ],
+)
+def test_a_kernel_without_code_for_the_card_is_refused_whether_it_is_installed_or_not(
+    command: Command, tmp_path: Path, card: str, backend: str, capabilities: str
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    words = ("model.weights=random", f"runtime.card={card}", f"runtime.attention_backend={backend}")
+
+    answer = command("p.csv", "--dry-run", *words)
+
+    faults = [line for line in answer.out.splitlines() if f"={backend}: " in line]
+    assert len(faults) == 1
+    assert f"{backend}: needs compute capability {capabilities}; use auto, native, " in faults[0]
