@@ -34,6 +34,27 @@ def effective_dtype(config: Config) -> Dtype:
     return config.runtime.dtype or config.model.dtype
 
 
+_COMPILE_WORDS = {"auto": None, "true": True, "false": False}
+_COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
+
+
+def typed_compile(config: Config) -> bool | None:
+    """Return `runtime.compile`; None for `auto` that is not decided yet.
+
+    Raises:
+        Refused: It is another text.
+    """
+    typed = config.runtime.compile
+    if isinstance(typed, bool):
+        return typed
+    word = str(typed).strip().lower()
+    if word not in _COMPILE_WORDS:
+        raise Refused(
+            f"runtime.compile={typed}: must be auto, true or false; leave it out for auto."
+        )
+    return _COMPILE_WORDS[word]
+
+
 def linears_fault(config: Config, gpu_name: str | None) -> str | None:
     """Return why `runtime.linear` does not run on a card, or None.
 
@@ -103,6 +124,7 @@ def check_config(config: Config) -> None:
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
+    typed_compile(config)
     _check_sampling(config)
 
 

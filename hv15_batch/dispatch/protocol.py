@@ -48,6 +48,8 @@ class ExecutorSpec:
     """The card that it renders on; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
+    compile_is_auto: bool = False
+    """Compilation was not typed: where it fails, clips are rendered without it."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
 

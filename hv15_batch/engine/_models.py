@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from hv15_batch.clip import ClipLora
@@ -115,6 +116,13 @@ class LoadedModels:
         _, available = read_ram()
         needed = transformer_bytes(self._config.runtime.linear) + GIB
         return self.placement.step_down(available > needed)
+
+    def drop_compilation(self) -> None:
+        """Load the transformer again when it is needed next, without compiling it."""
+        runtime = replace(self._config.runtime, compile=False)
+        self._config = replace(self._config, runtime=runtime)
+        self._denoiser = self._loras = None
+        self.placement.drop_transformer()
 
     def take_load_seconds(self) -> float | None:
         """Return what loading took since the last call; None where nothing was loaded."""

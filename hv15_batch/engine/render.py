@@ -82,7 +82,9 @@ class ClipRenderer:
         self._sampler = make_sampler(self._device)
         placement = Placement(spec.offload, self._device, cache_root() / "blocks")
         self._models = LoadedModels(config, spec.checkpoint, placement)
-        self._ladder = Ladder(self._models, spec.budget_bytes, config.retry.ladder)
+        self._ladder = Ladder(
+            self._models, spec.budget_bytes, config.retry.ladder, spec.compile_is_auto
+        )
         self._writer = ClipWriter(config, self._run_dir, spec.checkpoint.repo)
         self._encode_phase = EncodePhase(
             spec, self._device, self._make_meter, placement, self._models.vae

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config.checks import effective_dtype
+from hv15_batch.config.checks import effective_dtype, typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
@@ -125,7 +125,7 @@ def execution_of(config: Config, card: Card | None) -> Execution:
         backend = auto_backend(card, runtime.mask_free, dtype) if card else "native"
     return Execution(
         attention_backend=backend,
-        compiled=runtime.compile,
+        compiled=typed_compile(config) is True,
         mask_free=runtime.mask_free,
         dtype=dtype,
         linear=linear_name(runtime.linear),

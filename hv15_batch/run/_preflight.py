@@ -14,10 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.machine.cards import EXAMPLE
+from hv15_batch.machine.machine import (
+    Machine,
+    compiler_fault,
+    existing_parent,
+    free_disk_bytes,
+)
 from hv15_batch.media.conversion import note_lines
 from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.model.shapes import (
@@ -55,6 +62,23 @@ class Findings:
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
     """What the user should know before the night."""
+
+
+def check_measuring(config: Config, machine: Machine) -> None:
+    """Check what a measurement and a typed compilation need of the machine.
+
+    Raises:
+        Refused: Something is missing.
+    """
+    is_small = config.model.weights.is_small
+    if config.benchmark.calibrate and (is_small or not machine.gpus):
+        lacking = "this model is small" if is_small else "none is visible here"
+        raise Refused(
+            f"benchmark.calibrate=true: measures a full-size model on a CUDA card, and {lacking}; "
+            f"to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
+        )
+    if machine.gpus and typed_compile(config) and not is_small and (fault := compiler_fault()):
+        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
 
 
 @dataclass(frozen=True)
@@ -263,10 +287,15 @@ def _cache_faults(asked: Asked) -> list[str | None]:
             f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
             "folder that can."
         ]
-    if not is_tiny and config.runtime.compile:
+    if not is_tiny and (typed_compile(config) or _may_compile(config)):
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
     return [_write_fault(folder, variable, 0) for folder, variable in places]
+
+
+def _may_compile(config: Config) -> bool:
+    """Whether `runtime.compile=auto` may compile; it does not on the CPU."""
+    return typed_compile(config) is None and not config.model.weights.is_small
 
 
 def _triton_cache() -> Path:

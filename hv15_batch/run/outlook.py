@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hv15_batch.config.checks import linears_fault
 from hv15_batch.figures.frame import arrow_series
+from hv15_batch.forecast.compilation import decide_compilation
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
@@ -129,7 +130,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(todo.repetitions.describe())
     replan = partial(render_with, asked)
     log = asked.run_dir.log
-    forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
+    compilation = decide_compilation(config, todo.clips, machine, asked.run_dir)
+    decided = compilation.in_config(config)
+    forecast, told = predict_run(decided, todo.to_render, machine, log, rules, replan)
+    if compilation.words and todo.to_render:
+        tell(compilation.words)
     tell(*told)
     if forecast is not None:
         tell(_uncertainty_line(forecast, todo.to_render, rules))
