@@ -46,8 +46,8 @@ _SHORT = "override.num_inference_steps=8"
 CPU = (
     Setting("float32", (_SHORT,), clips=8),
     Setting("bfloat16", (_SHORT, _BF16), "float32", clips=8),
-    Setting("fp8 linears", (_SHORT, "runtime.linear=fp8"), "float32", clips=4),
-    Setting("int8 linears", (_SHORT, "runtime.linear=int8"), "float32", clips=4),
+    Setting("fp8 linears", (_SHORT, "runtime.linear=fp8"), "float32", clips=8),
+    Setting("int8 linears", (_SHORT, "runtime.linear=int8"), "float32", clips=8),
     Setting("masked", (_SHORT, "runtime.mask_free=false"), "float32", clips=1),
     Setting("compiled", (_SHORT, "runtime.compile=true"), "float32", clips=1),
 )

@@ -2,8 +2,7 @@
 
 The image stream's compute in 8 bits: they do nearly all of the matrix products' work. Those of the
 text stream and of the modulation do little of it and hold two thirds of the weights. They are kept
-in 8 bits and compute in 16. All other modules (embedders, norms, refiner, last layer) stay as they
-are.
+in int8 and compute in 16 bits. All others (embedders, norms, refiner, last layer) stay as they are.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def weights_text(linear: Linear, factor: int = 1) -> str:
     return (
         f"transformer {format_gib(whole)} GiB instead of {format_gib(plain)}: image stream "
         f"{format_gib(part)} computed in {linear.name}, text stream {format_gib(part)} and "
-        f"modulation {format_gib(part)} kept in it, other modules {format_gib(whole - 3 * part)}"
+        f"modulation {format_gib(part)} kept in int8, other modules {format_gib(whole - 3 * part)}"
     )
 
 

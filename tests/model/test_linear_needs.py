@@ -61,7 +61,7 @@ def test_every_matrix_of_a_block_is_computed_or_kept_in_8_bits_once() -> None:
 def test_the_parts_are_named_with_their_size() -> None:
     assert weights_text(Linear.int8) == (
         "transformer 7.9 GiB instead of 15.5: image stream 2.5 computed in int8, text stream 2.5 "
-        "and modulation 2.5 kept in it, other modules 0.3"
+        "and modulation 2.5 kept in int8, other modules 0.3"
     )
 
 
