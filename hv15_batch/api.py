@@ -21,7 +21,7 @@ from hv15_batch.clock import Clock
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import CONFIG_DIR, Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
@@ -278,7 +278,13 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
     return session.run(
-        _settings_of(job), typed, _sweep_of(job), say, clock=clock, typed_line=typed_line
+        _settings_of(job),
+        typed,
+        _sweep_of(job),
+        say,
+        clock=clock,
+        typed_line=typed_line,
+        swept=job.swept,
     )
 
 
@@ -317,7 +323,9 @@ def _resumed(job: Job) -> Config:
             raise Refused(
                 f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
             )
-    stored = latest_settings(run_dir, job.typed)
+    folder = job.config.config_dir
+    stored = latest_settings(run_dir, [*job.typed, *[CONFIG_DIR] * (folder is not None)])
+    stored.config_dir = folder
     for key in job.typed:
         if key != "resume":
             _copy_setting(key, job.config, stored)

@@ -100,6 +100,7 @@ class ManifestColumns:
     flow_shift: str | None = None
     fps: str | None = None
     loras: str | None = None
+    model: str | None = None
 
 
 @dataclass
@@ -323,7 +324,18 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Options that cells `model` name (`config.options`); stored by a run, never typed."""
+    preset_sampling: list[str] = field(default_factory=list)
+    """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
+    """Folder of `--config-dir`; never stored."""
 
+
+CONFIG_DIR = "--config-dir"
+"""The flag, as messages name it."""
+NOT_TYPED = ("models", "preset_sampling", "config_dir")
+"""What is gathered while settings are composed."""
 
 X264_PRESETS = (
     "ultrafast",
@@ -342,6 +354,8 @@ def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Map
     """Yield dotted name, value and metadata of every setting, those of sections included."""
     for setting in fields(config):
         name, value = f"{section}{setting.name}", getattr(config, setting.name)
+        if name in NOT_TYPED:
+            continue
         if is_dataclass(value):
             yield from each_setting(value, f"{name}.")
         else:

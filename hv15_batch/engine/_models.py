@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from hv15_batch.clip import ClipLora
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
@@ -31,18 +33,23 @@ class LoadedModels:
     A clip with saved latents needs no transformer, so nothing is loaded before that.
     """
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, placement: Placement) -> None:
+    def __init__(
+        self, config: Config, checkpoint: Checkpoint, placement: Placement, vae: Any = None
+    ) -> None:
         """Load nothing yet.
 
         Args:
             config: decides model, type, attention and compilation.
             checkpoint: its files are read, or its random weights made.
             placement: takes charge of what is loaded.
+            vae: that of a model before, where it is the same; None loads it.
         """
         self.placement = placement
         self._config = config
         self._checkpoint = checkpoint
-        self._vae: Any = None
+        self._vae = vae
+        if vae is not None:
+            placement.hold_vae(vae)
         self._denoiser: Denoiser | None = None
         self._loras: LoraSet | None = None
         self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
@@ -112,6 +119,15 @@ class LoadedModels:
         self._denoiser = self._loras = None
         _, available = read_ram()
         return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
+
+    def release(self, keeps_vae: bool) -> Any:
+        """Let go of everything; return the VAE if it is kept for another model, else None."""
+        vae, self._vae = self._vae if keeps_vae else None, None
+        self._denoiser = self._loras = None
+        self.placement.release(keeps_vae)
+        if self._config.runtime.compile:
+            torch.compiler.reset()  # compiled code holds on to the weights
+        return vae
 
     def take_load_seconds(self) -> float | None:
         """Return what loading took since the last call; None where nothing was loaded."""

@@ -25,7 +25,7 @@ from hv15_batch.manifest._paths import path_fault
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
 from hv15_batch.manifest.columns import Reading, Unreadable
 from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
-from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader
+from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader, TaskOf, task_of_ours
 from hv15_batch.manifest.unmeant import Unmeant
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB, MIB
@@ -58,7 +58,8 @@ def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Ma
 
     Args:
         path: A file of one of `MANIFEST_SUFFIXES`.
-        task: Of the model: images are required for image-to-video and refused otherwise.
+        task: Of rows that name no model: images are required for image-to-video and refused
+            otherwise.
         reading: How the settings want it to be read.
 
     Raises:
@@ -72,11 +73,16 @@ def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Ma
 
 
 def scan_manifest(
-    path: Path, task: Task, reading: Reading = AS_IT_STANDS, content: bytes | None = None
+    path: Path,
+    task: Task,
+    reading: Reading = AS_IT_STANDS,
+    content: bytes | None = None,
+    task_of: TaskOf = task_of_ours,
 ) -> tuple[Manifest, Faults]:
     """Return what `read_manifest` does, of the good rows only, and the faults of the others.
 
-    With `content`, JSON Lines, no file is read: it is what the file will hold.
+    With `content`, JSON Lines, no file is read: it is what the file will hold. `task_of` is that of
+    `RowReader`.
 
     Raises:
         Refused: There is no such file, or it is no manifest at all.
@@ -87,7 +93,7 @@ def scan_manifest(
     name = str(path) if content is None else ROWS
     faults = Faults(name)
     records = RecordReader(absolute, faults, reading, content)
-    reader = RowReader(task, absolute.parent, faults)
+    reader = RowReader(task, absolute.parent, faults, task_of)
     is_text = content is None and path.suffix.lower() == ".txt"
     unmeant = Unmeant(faults, is_text=is_text, literal=reading.literal)
     rows: list[Row] = []

@@ -9,7 +9,7 @@ import errno
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
@@ -95,7 +95,6 @@ class Loop:
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
             for each in (progress, *watchers)
         ]
-        self._known = run.known_columns()
         self._recovery = Recovery(run.config.retry)
         self._records: dict[Key, ClipRecord] = {}
         self._signals = Signals(run.pace, run.clock, received)
@@ -237,7 +236,7 @@ class Loop:
                 self._obey_signals()
                 if self._signals.demand is Demand.soon:
                     self._stop_interrupted()  # nobody is left to finish it
-                if lost := lost_gpu(self._run.offload.gpu):
+                if lost := lost_gpu(self._run.gpu):
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(event)
@@ -255,6 +254,9 @@ class Loop:
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.heard(event)
+
+    def _known(self, job: Job) -> dict[str, Any]:
+        return self._run.known_columns(job.clip.settings.model)
 
     def _append(self, record: ClipRecord) -> None:
         try:
@@ -283,7 +285,7 @@ class Loop:
         for held in lost:
             record = event.record if held.job.key == rendering else None
             why = (FAILED, event.error_type, event.reason)
-            record = record or record_of_lost(held, self._known, *why)
+            record = record or record_of_lost(held, self._known(held.job), *why)
             self._tell(Finished(held.job, record))
             job = self._recovery.another_attempt(held)
             if job is None:
@@ -323,6 +325,6 @@ class Loop:
         name = self._signals.cause.name
         for lost in self._current.let_go():
             why = (name, "stopped by the user")
-            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+            self._append(record_of_lost(lost, self._known(lost.job), INTERRUPTED, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
         raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

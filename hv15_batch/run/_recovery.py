@@ -220,6 +220,10 @@ class Recycling:
         self._base_bytes: int | None = None
         self._grown_bytes = 0
 
+    def new_model(self) -> None:
+        """Measure growth anew: another model takes other memory."""
+        self._base_bytes, self._grown_bytes = None, 0
+
     def submitted(self) -> None:
         """Count a clip."""
         self._clips += 1

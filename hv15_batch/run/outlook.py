@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hv15_batch.figures.frame import arrow_series
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast, lora_bytes
+from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.machine import Machine, read_machine
@@ -56,7 +56,8 @@ class Plan:
     refusals: tuple[str, ...]
     """Why a run would be refused here and now; empty if it would start."""
     offload: str | None
-    """The profile: resident, stream, model or stream_disk; None without a known card."""
+    """The profile: resident, stream, model or stream_disk; where models differ, each of them once,
+    with commas. None without a known card."""
     peak_bytes: int | None
     """Predicted peak on the card, CUDA's own part included; None without a forecast."""
     seconds: float | None
@@ -102,7 +103,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
             card is unknown, or the profile does not fit.
         LogSchemaError: The log of the run directory cannot be read.
     """
-    config, checkpoint = asked.config, asked.checkpoint
+    config, checkpoints = asked.config, asked.checkpoints
     todo = plan_against_log(asked)
     machine = read_machine()
     lines: list[str] = []
@@ -116,7 +117,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     print_dry_run(
         asked.manifest,
         todo.selected,
-        checkpoint,
+        checkpoints,
         asked.beaten,
         plan_bytes,
         tell,
@@ -131,11 +132,18 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     tell(*told)
     if forecast is not None:
         tell(_uncertainty_line(forecast, todo.to_render, rules))
-    choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
+    choices = (
+        [own.offload for own in forecast.each]
+        if forecast
+        else _choices_on_cpu(asked, todo, machine)
+    )
+    peaks = [choice.peaks.device_bytes for choice in choices if choice.peaks]
     refusals: list[str] = []
     if todo.to_render:
-        findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
-        faults = (attention_fault(config), offline_fault(asked), *findings.refusals)
+        kinds = [own.offload.kind for own in forecast.each] if forecast else []
+        findings = find_hindrances(asked, todo, kinds)
+        of_models = (attention_fault(own) for own, _ in asked.models())
+        faults = (*dict.fromkeys(of_models), offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
@@ -144,11 +152,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         todo=tuple(todo.to_render),
         lines=tuple(lines),
         refusals=tuple(refusals),
-        offload=choice.kind.name if choice else None,
-        peak_bytes=choice.peaks.device_bytes if choice and choice.peaks else None,
+        offload=", ".join(dict.fromkeys(choice.kind.name for choice in choices)) or None,
+        peak_bytes=max(peaks, default=None),
         seconds=forecast.total_seconds(todo.to_render) if forecast else None,
         forecast=forecast,
-        prompt_tokens=count_prompt_tokens(todo.clips, checkpoint) or {},
+        prompt_tokens=count_prompt_tokens(todo.clips, checkpoints.values()) or {},
     )
 
 
@@ -166,9 +174,13 @@ def _uncertainty_line(forecast: Forecast, todo: Sequence[PlannedClip], rules: Ru
     return f"Uncertainty: {', '.join(parts)}"
 
 
-def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
-    """Return the profile of a tiny or demo model; None for others, which need a card."""
-    if not asked.config.model.weights.is_small:
-        return None
-    settings = [p.clip.settings for p in todo.to_render]
-    return choose_offload(asked.config, settings, machine, lora_bytes(todo.to_render))
+def _choices_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> list[OffloadChoice]:
+    """Return the profile of each tiny or demo model; none for others, which need a card."""
+    models = by_model(asked.config, todo.to_render)
+    if not models:  # nothing to render
+        models = [(own, []) for own, _ in asked.models()]
+    return [
+        choose_offload(own, [p.clip.settings for p in clips], machine, lora_bytes(clips))
+        for own, clips in models
+        if own.model.weights.is_small
+    ]
