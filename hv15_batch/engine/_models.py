@@ -75,6 +75,14 @@ class LoadedModels:
                 self.placement.hold_vae(self._vae)
         return self._vae
 
+    def load(self) -> None:
+        """Load both, where that was not done before; LoRAs come with a clip.
+
+        Raises:
+            Refused: the checkpoint does not fit the model, or the attention cannot run here.
+        """
+        self._loaded()
+
     def denoiser(
         self, on_torch_attention: bool = False, loras: Sequence[ClipLora] = ()
     ) -> Denoiser:
@@ -88,10 +96,20 @@ class LoadedModels:
             Refused: the checkpoint does not fit the model, or the attention cannot run here.
             ValueError, OSError: a LoRA is not what it was, or cannot be read.
         """
-        runtime = self._config.runtime
+        denoiser, runtime = self._loaded(), self._config.runtime
+        attention = NATIVE if on_torch_attention else runtime.attention_backend
+        if attention != self._attention:
+            transformer = denoiser.transformer
+            apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
+            self._attention = attention
+        assert self._loras is not None
+        self._loras.set(loras)
+        return denoiser
+
+    def _loaded(self) -> Denoiser:
         if self._denoiser is None:
             vae = self.vae()
-            self._attention = runtime.attention_backend
+            self._attention = self._config.runtime.attention_backend
             with self._loading():
                 self._denoiser = load_denoiser(
                     self._config,
@@ -101,13 +119,6 @@ class LoadedModels:
                 )
                 self.placement.hold_transformer(self._denoiser.transformer)
             self._loras = LoraSet(self._denoiser.transformer, self.placement.device)
-        attention = NATIVE if on_torch_attention else runtime.attention_backend
-        if attention != self._attention:
-            transformer = self._denoiser.transformer
-            apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
-            self._attention = attention
-        assert self._loras is not None
-        self._loras.set(loras)
         return self._denoiser
 
     def step_down(self) -> bool:

@@ -108,7 +108,7 @@ class ClipRenderer:
             self._has_rendered = True
             if will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
-                model.models.denoiser(job.on_torch_attention)
+                model.models.load()
             denoised = self._denoised(job, model, meter, attempt, emit)
             emit(Stepped(clip.clip_id, DECODE, steps, steps))
             with meter.stage(DECODE):

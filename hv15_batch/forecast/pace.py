@@ -145,6 +145,12 @@ class Pace:
             self._on_device = _Underway(job, kind, now, self._is_cold)
             self._underway[job.key] = self._on_device
 
+    def left_out(self, jobs: Iterable[Job]) -> None:
+        """Note that clips are not rendered in this run."""
+        with self._lock:
+            for job in jobs:
+                self._left.pop(job.key, None)
+
     def heard(self, event: Event) -> None:
         """Follow an event of the worker."""
         with self._lock:

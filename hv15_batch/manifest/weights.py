@@ -1,9 +1,9 @@
-"""The content of the weights that the clips of a manifest are made with."""
+"""The models of rows, and the content of the weights that their clips are made with."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -43,6 +43,11 @@ def loras_of(row: Row, config: Config, known: Mapping[str, ClipLora]) -> tuple[C
         if scale
     ]
     return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
+
+
+def models_of_rows(rows: Iterable[Row], config: Config) -> list[str]:
+    """Return the names of the models that rows use, in the order of the rows."""
+    return list(dict.fromkeys(row.model or config.model.name for row in rows))
 
 
 def lora_path(typed: str) -> str:

@@ -22,7 +22,7 @@ from hv15_batch.manifest.clips import (
     swept_model_notes,
 )
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path
+from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
@@ -142,7 +142,7 @@ def prepare(
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
     config = with_models(config, (row.model for row in manifest.rows))
-    names = models_of_rows(manifest, config)
+    names = models_of_rows(manifest.rows, config)
     _check_models(config, names)
     config = _with_remembered_weights(config, names, run_dir)
     checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
@@ -160,11 +160,6 @@ def prepare(
     return Asked(
         config, manifest, checkpoints, run_dir, clips, loras, beaten, is_in_sweep=is_in_sweep
     )
-
-
-def models_of_rows(manifest: Manifest, config: Config) -> list[str]:
-    """Return the names of the models that rows use, in the order of the rows."""
-    return list(dict.fromkeys(row.model or config.model.name for row in manifest.rows))
 
 
 def _check_models(config: Config, names: Sequence[str]) -> None:
@@ -269,7 +264,7 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
         Refused: A run with these settings would be refused.
     """
     check_config(config)
-    names = models_of_rows(asked.manifest, config)
+    names = models_of_rows(asked.manifest.rows, config)
     _check_models(config, names)
     checkpoints = dict(asked.checkpoints)
     if config.model != asked.config.model:
