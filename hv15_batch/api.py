@@ -136,7 +136,8 @@ def render(config: Config, rows: DataFrame | None = None) -> Generator[Event, No
         config: Of `load_config`, or a `Config` of your own. A row's cell takes precedence over
             `sampling.*`, here without a message; `override.*` over both.
         rows: The manifest as a DataFrame, with the columns and rules of a file; missing values are
-            empty cells, and paths in `image` start at the working directory. It is stored as
+            empty cells, and paths in `image` and `loras` start at the working directory. A cell of
+            `loras` may be a list of objects with `path` and `scale` too. It is stored as
             `rows.jsonl` in the run directory, by default `outputs/rows`, so that
             `hv15-batch resume=outputs/rows` works. The same rows make the same clips, whatever
             their order; finished ones are not rendered again.

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Overri
 from hydra.errors import HydraException
 
 from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
-from hv15_batch.config.messages import WORDS
+from hv15_batch.config.messages import WORDS, not_understood
 from hv15_batch.config.settings import NOT_TYPED, Config, ManifestColumns
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import HubFile
@@ -219,10 +219,7 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
-        raise Refused(
-            f"{word}: not understood; put a value with special characters in quotes of its own: "
-            f"'{key_of(word)}=\"...\"'."
-        ) from None
+        raise Refused(not_understood(word)) from None
 
 
 def _fault(override: Override, is_sweep: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from hv15_batch.weights.files import file_sha256s
 from hv15_batch.weights.layouts import SIZE_KEYS
 from hv15_batch.weights.lora import LoraFile, open_lora, shown_unmatched
 from hv15_batch.weights.transformer import transformer_arguments
+
+_SCALED = re.compile(r"(?<=\.safetensors):([-+]?[0-9.]+)\Z")
+"""A scale as cells have it, behind the path."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,11 @@ def _typed(model: ModelConfig) -> Iterator[tuple[str, str]]:
             raise Refused(
                 f"model.loras: scale {lora.scale} of {lora.path}: must be -{MAX_LORA_SCALE:g} to "
                 f"{MAX_LORA_SCALE:g}; 1 is usual."
+            )
+        if end := _SCALED.search(lora.path):
+            raise Refused(
+                f"model.loras: {lora.path}: the scale of a setting stands apart: "
+                f"'model.loras=[{{path: {lora.path[: end.start()]}, scale: {end[1]}}}]'."
             )
         if lora.scale:
             yield lora_path(lora.path), f"model.loras: {lora.path}"

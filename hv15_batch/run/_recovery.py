@@ -218,7 +218,7 @@ class Recovery:
             return GivenUp(tuple(left_out), self._bad_text(left_out[-1]), ends_run=True)
         queue[:] = [job for job in queue if job.clip.settings.group not in self._given_up]
         lines = [
-            f"{_group_text(jobs[0].clip)} is given up, and "
+            f"{_group_text(jobs[0].clip, groups)} is given up, and "
             f"{counted(len(jobs), 'clip')} with it: {self._bad_text(jobs[0])}"
             for jobs in _by_group(left_out)
         ]
@@ -250,13 +250,13 @@ def _by_group(jobs: Sequence[Job]) -> Iterable[list[Job]]:
     return groups.values()
 
 
-def _group_text(clip: Clip) -> str:
-    names = " and ".join(shortened(os.path.basename(lora.path), 40) for lora in clip.loras)
-    return (
-        f"model {clip.settings.model} with LoRA {names}"
-        if names
-        else (f"model {clip.settings.model} without LoRA")
-    )
+def _group_text(clip: Clip, groups: Collection[Group]) -> str:
+    """Return a group in words, e.g. `model 480p_t2v with LoRA a.safetensors`."""
+    model = clip.settings.model
+    if names := " and ".join(shortened(os.path.basename(lora.path), 40) for lora in clip.loras):
+        return f"model {model} with LoRA {names}"
+    is_alone = sum(name == model for name, *_ in groups) == 1
+    return f"model {model}" if is_alone else f"model {model} without LoRA"
 
 
 class Recycling:

@@ -100,6 +100,16 @@ def saved_lora(path: Path, tensors: Tensors, metadata: dict[str, str] | None = N
     return path
 
 
+def lora_of(model: str) -> Tensors:
+    """Return a LoRA of one module of a model's transformer."""
+    name = "transformer_blocks.0.attn.to_q"
+    outputs, inputs = shapes(transformer_arguments(model_options()[model]))[f"{name}.weight"]
+    return {
+        f"transformer.{name}.lora_A.weight": torch.zeros(1, inputs),
+        f"transformer.{name}.lora_B.weight": torch.zeros(outputs, 1),
+    }
+
+
 def _pairs(made: Adapter, down: str, up: str) -> Tensors:
     return {
         f"{name}.{part}.weight": tensor
