@@ -248,7 +248,7 @@ def test_loras_are_found_from_the_working_directory_in_each_form(folder: Path, c
     [
         ([{"file": "x.safetensors"}], "a list of LoRAs has objects with path and scale"),
         (["x.safetensors"], "a list of LoRAs has objects with path and scale"),
-        ("a.safetensors 0.5", "a LoRA is a .safetensors file"),
+        ("a.safetensors 0.5", "the file must exist, and .*a.safetensors does not"),
         (3, "must be text"),
     ],
 )

@@ -77,6 +77,7 @@ def find_loras(
             if not scale:
                 continue
             if (model, path) not in broken:
+                opened.read_config(model)
                 try:
                     opened.open(path, Path(path).name, model)
                 except Refused as refusal:
@@ -108,6 +109,16 @@ class _Opened:
         self._seen: set[tuple[str, str]] = set()
         self.by_path: dict[str, LoraFile] = {}
 
+    def read_config(self, model: str) -> None:
+        """Read the sizes of a model's transformer once.
+
+        Raises:
+            Refused: its config.json lacks a number.
+        """
+        if model not in self._arguments:
+            option, checkpoint = self._options[model], self._checkpoints[model]
+            self._arguments[model] = _transformer_config(option, checkpoint)
+
     def open(self, path: str, name: str, model: str) -> None:
         """Open a file, unless that was done for this model; `name` is for messages.
 
@@ -116,9 +127,7 @@ class _Opened:
         """
         if (model, path) in self._seen:
             return
-        if model not in self._arguments:
-            option, checkpoint = self._options[model], self._checkpoints[model]
-            self._arguments[model] = _transformer_config(option, checkpoint)
+        self.read_config(model)
         file = open_lora(Path(path), name, self._arguments[model])
         self._seen.add((model, path))
         self.by_path.setdefault(path, file)

@@ -203,14 +203,14 @@ def settings_conflict(
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
     for before in earlier if todo else ():
         asked = _same_tasks(manifest, config, before)
-        today = {config.model.name: config.model, **config.models}
-        before = replace(before, models={**today, **before.models})
         replaced: list[tuple[Clip, Clip]] = []
         known = dict(loras)
         for model in (before.model, *before.models.values()):
             for lora in model.loras:
                 path = lora_path(lora.path)
                 known[path] = ClipLora(path, lora.sha256 or path, 1.0)
+        today = {config.model.name: config.model, **config.models}
+        before = replace(before, models={**today, **before.models})
         others = {
             name: KnownWeights(m.revision, sha)
             for name, m in before.models.items()

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from hv15_batch.model.options import model_options
+from hv15_batch.weights.layouts import shapes
+from hv15_batch.weights.transformer import transformer_arguments
+
 Tensors = dict[str, torch.Tensor]
 Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module of diffusers to (down [rank, inputs], up [outputs, rank])."""
