@@ -238,7 +238,8 @@ class RetryConfig:
     """A worker that takes this many times the expected time for a step or stage counts as dead.
     After two minutes at the earliest; half an hour to load, encode and render a size first."""
     max_consecutive_bad: int = at_least(5, 1)
-    """Stop the run after this many failed or suspect clips in a row."""
+    """Give a model with its LoRAs up after this many failed or suspect clips in a row; stop the run
+    when all are given up."""
 
 
 @dataclass
