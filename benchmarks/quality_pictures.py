@@ -65,7 +65,7 @@ def draw_curves(results: Path, file: Path) -> None:
     """Draw obedience and likeness over steps, a line for each guidance."""
     found = {row["name"]: row for row in json.loads(results.read_text(encoding="utf-8"))}
     panels = [
-        (f"{TITLES[name]}, %", {g: shares(found, name, g) for g in GUIDANCES}, (0, 100))
+        (f"{TITLES[name]}, %", {g: shares(found, name, g) for g in GUIDANCES}, (60, 100))
         for name in ATTRIBUTES
     ]
     title = f"PSNR to the clip of {STEPS[-1]} steps, dB"

@@ -1,9 +1,10 @@
-"""The published recipe's Option B with plain diffusers at full size, random weights: one warm clip.
+"""One warm clip of plain diffusers at full size with random weights, as in a published recipe.
 
     python benchmarks/stock_recipe.py 121:8:1 61:10:6        # frames:steps:guidance ...
 
-`enable_model_cpu_offload()` and `vae.enable_tiling()` as in the recipe; its `flash_hub` line is
-left out, since that backend raises on this model's mask. Each case is one warm clip; before the
+It calls `enable_model_cpu_offload()` and `vae.enable_tiling()`, as Option B of smeltcore's recipe
+for the RTX 4090 does (`conf/reference/recipe_rtx4090.yaml`). The recipe's `flash_hub` line is left
+out, since that backend raises on this model's mask. Each case is one warm clip; before the
 first one a one-step clip of its size is rendered. Frames are not written to a file. Prints seconds
 per clip, torch's and NVML's peak.
 """

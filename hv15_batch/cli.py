@@ -37,13 +37,13 @@ hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; for several runs
 hv15-batch prompts.csv window=22:00-07:00 render by night only; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; default: the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
-hv15-batch references [RUN_DIR ...]       published numbers: confirmed, or what differs
+hv15-batch references [RUN_DIR ...]       compare the log with published numbers
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        print size and folder, download, verify
-hv15-batch convert FILE [--out FILE]      a single-file transformer to diffusers' layout
+hv15-batch convert FILE [--out FILE]      rewrite a single-file transformer for other programs
 hv15-batch doctor                         what this machine lacks, and what to type
 
-Options and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
+Settings and their defaults: hv15-batch --cfg job. Groups: model, offload, dispatch, experiment.
 Help for a subcommand: hv15-batch report --help, and so on.
 Exit codes: 0 all done, 2 refused, 3 some clips failed, 4 stopped early, 130/143 interrupted.
 """

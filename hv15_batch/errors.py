@@ -12,7 +12,7 @@ from types import TracebackType
 logger = logging.getLogger(__name__)
 
 EXIT_OK = 0
-"""Every clip is done, in this run or an earlier one."""
+"""Every clip that was asked for is done; `limit=` and `only=` may leave others."""
 EXIT_FAULT = 1
 """A fault of this program; the traceback is printed."""
 EXIT_REFUSED = 2

@@ -209,7 +209,10 @@ class ClipRecord:
         "whole card, all processes; a shorter peak than 0.25 s may be missed", "byte", NVML_LARGEST
     )
     peak_ram_bytes: int | None = _memory("executor's peak resident set", "byte", "VmHWM")
-    num_alloc_retries: int | None = _memory("allocator retries", source="torch.cuda.memory_stats")
+    num_alloc_retries: int | None = _memory(
+        "times torch emptied its cache since memory was short; over 0 the clip may be slower",
+        source="torch.cuda.memory_stats",
+    )
     # telemetry: while the card encoded (where this clip caused it), denoised and decoded
     energy_joules: float | None = _telemetry(
         "energy of the card in this attempt, without writing",

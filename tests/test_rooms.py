@@ -48,6 +48,14 @@ def test_a_file_has_40_to_400_lines() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "training"])
+def test_a_script_has_at_most_400_lines(folder: str) -> None:
+    scripts = sorted((PACKAGE.parent / folder).glob("*.py"))
+    assert scripts
+    for path in scripts:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_a_private_file_is_imported_in_its_own_room_alone(path: Path) -> None:
     own = ".".join(["hv15_batch", *path.relative_to(PACKAGE).parts[:-1]])

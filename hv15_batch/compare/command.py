@@ -33,7 +33,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = show) -> int:
         description=DESCRIPTION,
         epilog="example: hv15-batch compare outputs/prompts outputs/other",
     )
-    parser.add_argument("run_a", metavar="RUN_A", type=Path, help="what B is compared with")
+    parser.add_argument("run_a", metavar="RUN_A", type=Path, help="the run that B is compared with")
     parser.add_argument("run_b", metavar="RUN_B", type=Path)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: RUN_B/compare/<name of A>"

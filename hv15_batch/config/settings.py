@@ -223,7 +223,7 @@ class RetryConfig:
     """When a clip is rendered again, a worker replaced, or the run stopped."""
 
     suspect: bool = False
-    """Render suspect clips again."""
+    """Denoise suspect clips again, on torch's own attention. For one command; not stored."""
     ladder: bool = True
     """When memory runs out, decode in smaller tiles, then with the transformer off the card;
     denoise with the next smaller offload profile. `false` fails the clip at once."""

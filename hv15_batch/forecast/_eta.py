@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeVar
 NORMAL_90 = 1.2816
 """90 % quantile of the normal distribution."""
 STUDENT_90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
-"""The same of Student's t for 1, 2, ... degrees of freedom: few clips tell little about the
+"""90 % quantile of Student's t for 1, 2, ... degrees of freedom: few clips say little about the
 spread."""
 ASSUMED_SPREAD = {"estimated": 0.3, "calibrated": 0.1, "first_clip": 0.1, "measured": 0.1}
-"""Relative deviation by basis, assumed where fewer than two clips tell it."""
+"""Relative standard deviation by basis, assumed until two clips were measured."""
 
 Kind = TypeVar("Kind", bound=Hashable)
 """Clips that are expected to take the same time."""
@@ -65,7 +65,7 @@ def time_left(
         predicted: Seconds of a clip of each of these kinds; only proportions count once
             something is measured.
         measured: What clips took, by kind; may lack kinds of `counts` and have others.
-        basis: What `measured` is, or without it `predicted`.
+        basis: Basis of `measured`, or of `predicted` where nothing was measured.
         current: Kind of the clip that is being rendered, if any.
         passed_seconds: What that one has taken so far; at most its expected time counts.
     """

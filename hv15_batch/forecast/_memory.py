@@ -1,4 +1,4 @@
-"""What memory a clip takes: peak bytes per stage, profile and card. Arithmetic, no torch."""
+"""Predicts the memory of a clip: peak bytes by stage, profile and card. Arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ STREAMED_ENCODER_BYTES = int(1.6 * GIB)
 """One layer of the text encoder, the states of a group of prompts, and ByT5."""
 ACTIVATION_BYTES_PER_TOKEN = 51_500
 COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
-"""Peak of a mask-free forward less weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
+"""Peak of a mask-free forward without its weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
 MASK_BYTES_PER_PAIR = 3.6
-"""For each pair of tokens: the mask of plain diffusers and its copies. 11.1 GiB of activations at
-49,290 tokens, 3.5 at 25,440 (H200)."""
+"""The mask of plain diffusers and its copies, for each pair of tokens. Activations measured on an
+H200: 11.1 GiB at 49,290 tokens, 3.5 GiB at 25,440."""
 HOST_BASE_BYTES = int(3.5 * GIB)
 """Python, torch and CUDA's host side in the executor, frames and the parent included."""
 PACKING_BYTES = 3 * GIB
@@ -67,8 +67,8 @@ def predict_peaks(
     Args:
         shape: The clip's.
         execution: Profile, type, mask and compilation.
-        budget_bytes: What torch may take of the card.
-        reads_weights: Whether weights are mapped from files, whose pages the kernel may drop.
+        budget_bytes: Bytes of the card that torch may use.
+        reads_weights: Whether weights are mapped from files, whose pages Linux may drop from RAM.
             Random weights are built in memory.
     """
     factor, offload = execution.bytes_factor, execution.offload

@@ -27,7 +27,7 @@ from hv15_batch.rundir.log import read_records, segments
 MAX_LOGS = 20
 """Logs that are read, newest first."""
 MAX_ROWS = 20
-"""Warm clips that count for one size and way of running, newest first: drivers change."""
+"""Warm clips that count for one size and execution. The newest count, because drivers change."""
 COLUMNS = (
     *columns(groups=True),
     *("attempt", "finished_at", "status", "is_cold", "denoise_attempt", "num_computed_steps"),
@@ -48,20 +48,20 @@ class _Clip:
 
 
 def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Execution) -> Scales | None:
-    """Return measured over predicted seconds for a way of running, from warm clips of this card.
+    """Return measured over predicted seconds for an execution, from warm clips of this card.
 
     The factor of denoising comes from clips that agree in everything that changes its speed.
     Without such a clip, one of another profile counts if it did not wait for weights, since the
-    arithmetic is the same. Without that, a clip that also differs in compilation counts: a card
-    that is slower than its vendor figures is so with and without compilation.
+    arithmetic is the same. Without that, a clip that also differs in compilation counts. A card
+    that is slower than its vendor figures is slower with and without compilation.
 
     Args:
         records: Log rows with the columns of `COLUMNS`, in any order.
-        card: Its rows count, and its vendor figures are what the prediction starts from.
-        execution: What is to be predicted.
+        card: Its rows are used, and its vendor figures are the basis of the prediction.
+        execution: The execution to be predicted.
 
     Returns:
-        None where no clip tells how long denoising takes.
+        The factors; None where no clip shows how long denoising takes.
     """
     clips = list(_clips(records, card))
     same = [c for c in clips if c.execution == execution]
@@ -121,7 +121,7 @@ def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
 
 
 def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
-    """Yield the warm clips of a card, newest first, at most so many of each size and way."""
+    """Yield the warm clips of a card, newest first; `MAX_ROWS` of each size and execution."""
     rows = [row for row in records if _counts(row) and find_card(row["gpu_name"] or "") is card]
     rows.sort(key=_finished, reverse=True)
     seen: dict[tuple[Execution, int], int] = defaultdict(int)

@@ -13,12 +13,12 @@ from hv15_batch.model.variant import Distillation, ModelConfig, Task
 
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
-"""Height and width of landscape clips that larger text-to-video clips are cut down to, in turn."""
+"""Height and width, in pixels, that are offered for larger text-to-video clips, in this order."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """Settings that would take less time; the caller plans them to see if they are accepted."""
+    """Settings that would take less time. The caller checks whether they are accepted."""
 
     words: str
     """What to type."""
@@ -89,7 +89,7 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
 def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:
     """Yield the model options that differ from the asked one by `changes` alone.
 
-    None where the weights were named by hand.
+    It yields none where the weights were named by hand.
     """
     own = model_options().get(config.model.name)
     if own is None or own.repo != config.model.repo:

@@ -1,4 +1,4 @@
-"""How much disk a run needs: cautious estimates. Arithmetic, no torch."""
+"""Estimates how much disk a run needs, rather too much than too little. Arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import MIB
 
 SPARE_BYTES = 512 * MIB
-"""Left free on the disk: a run stops before a clip that would take from it."""
+"""Stays free on the disk: a run stops before a clip that would use some of it."""
 CLIPS_IN_WRITING = 2
 """One clip is still being written when the next one starts (`dispatch._child`)."""
 
@@ -49,7 +49,7 @@ class DiskNeed:
 
     @property
     def start_bytes(self) -> int:
-        """Must be free at the start, or not even the first clips could be written."""
+        """Bytes that must be free at the start, so that the first clips can be written."""
         return self.encode_bytes + self.next_bytes
 
     @property
@@ -58,16 +58,16 @@ class DiskNeed:
         return self.encode_bytes + sum(self.clip_bytes)
 
     def count_clips(self, free_bytes: int) -> int:
-        """Return how many clips will be started on a disk with so much free."""
+        """Return how many clips will be started on a disk with `free_bytes` free."""
         needed = accumulate(self.clip_bytes[:-1], initial=self.start_bytes)
         return sum(num_bytes <= free_bytes for num_bytes in needed)
 
 
 def disk_need(todo: Sequence[PlannedClip], config: Config) -> DiskNeed:
-    """Return what rendering these clips needs.
+    """Return the bytes of disk that rendering these clips needs.
 
     Args:
-        todo: Clips in the order of rendering; those that are done count nothing.
+        todo: Clips in the order of rendering; finished ones are ignored.
         config: Decides whether latents are kept.
     """
     todo = [p for p in todo if not p.is_done]

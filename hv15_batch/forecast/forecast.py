@@ -1,4 +1,4 @@
-"""How long a run takes on a card, from vendor figures and from logs of the same card. No torch."""
+"""Predicts how long a run takes, from vendor figures and from logs of the same card. No torch."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Forecast:
     offload: OffloadChoice
     execution: Execution
     scales: Scales | None
-    """What logs of this card say, or None without one."""
+    """Correction by logs of this card; None without one."""
     start: StartCost
     basis: str
     """The basis of the numbers, in words."""
     is_calibrated: bool
-    """By clips of about these sizes on this card."""
+    """Whether clips of about these sizes were measured on this card."""
     model: str = ""
     further: Mapping[str, Forecast] = field(default_factory=dict)
     """Those of further models, by name; each starts after the one before it."""
@@ -193,7 +193,7 @@ def _make_one(
 
 
 def lora_bytes(todo: Sequence[PlannedClip]) -> int:
-    """Return what the largest set of LoRAs takes, in 16 bits."""
+    """Return the bytes of the largest set of LoRAs, in 16 bits."""
     return max((sum(lora.num_bytes for lora in p.clip.loras) for p in todo), default=0)
 
 
@@ -242,7 +242,7 @@ def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Sh
 
 
 def machine_with(card: Card, machine: Machine) -> Machine:
-    """Return this machine as if it had that card, its memory free but for a desktop's."""
+    """Return this machine as if it had that card, all of it free except what a desktop takes."""
     size = int(card.memory_gib * GIB)
     free = size - (int(DISPLAY_GIB * GIB) if card.has_display else 0)
     return replace(machine, gpus=(Gpu(0, card.name, "", size, free, "", None),))

@@ -1,4 +1,4 @@
-"""Which offload profile a run uses, and why: predicted peaks against free memory. No torch."""
+"""Chooses a run's offload profile by predicted peaks and free memory, with a reason. No torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OffloadChoice:
     reason: str
     """One line for the user."""
     budget_bytes: int | None
-    """What torch may take of the card; None on the CPU."""
+    """Bytes of the card that torch may use; None on the CPU."""
     streams_text_encoder: bool
     peaks: Peaks | None
     """Predicted, of the clip that needs most; None on the CPU."""
@@ -52,10 +52,10 @@ def choose_offload(
     """Return the profile typed, or for `auto` the fastest one that fits.
 
     Args:
-        config: Decides profile and `runtime.vram_limit_gib`.
-        settings: What is to be rendered; the size that needs most decides.
-        machine: Its card and RAM.
-        lora_bytes: Of the largest set of LoRAs, in 16 bits.
+        config: Has the typed profile and `runtime.vram_limit_gib`.
+        settings: Clips to be rendered; the size that needs most memory decides.
+        machine: Has the card and the RAM.
+        lora_bytes: Bytes of the largest set of LoRAs, in 16 bits.
 
     Raises:
         Refused: the typed profile, or every profile, needs more memory than there is.
@@ -131,7 +131,7 @@ def execution_of(config: Config, card: Card | None) -> Execution:
 
 
 def device_budget_bytes(config: Config, free_bytes: int) -> int:
-    """Return what torch may take: free memory or the typed limit, less CUDA's own part."""
+    """Return the bytes that torch may use: free memory or the typed limit, less CUDA's own part."""
     limit = config.runtime.vram_limit_gib
     usable = free_bytes if limit is None else min(free_bytes, int(limit * GIB))
     return usable - CONTEXT_BYTES - ALLOCATOR_BYTES
@@ -226,10 +226,10 @@ def _what_would_do(
     fitting = [(name, peaks) for name, peaks in frugal if peaks.host_bytes <= ram]
     if fitting:
         name, peaks = min(fitting, key=lambda it: _card_bytes(it[1]))
-        return f"offload={name} would do with {_at_least(_card_bytes(peaks))} GiB of card. "
+        return f"offload={name} needs only {_at_least(_card_bytes(peaks))} GiB of card. "
     name, peaks = min(frugal, key=lambda it: (it[1].host_bytes, _card_bytes(it[1])))
     return (
-        f"offload={name} would do with {_at_least(peaks.host_bytes)} GiB of RAM and "
+        f"offload={name} needs only {_at_least(peaks.host_bytes)} GiB of RAM and "
         f"{_at_least(_card_bytes(peaks))} GiB of card. "
     )
 

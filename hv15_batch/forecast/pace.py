@@ -1,9 +1,8 @@
 """How long clips take: the forecast, corrected by what this run has measured. No torch.
 
-This is the one place where a run learns durations. A clip is
-expected to take as long as the measured clips of its kind: size, frames, steps, guidance, from
-latents or not. A kind without a measurement is scaled from the others by the ratio of predicted
-costs. So a short clip helps to predict a long one, without counting as one.
+This is the one place where a run learns durations. A clip is expected to take as long as the
+measured clips of its kind: size, frames, steps, guidance, from latents or not. For a kind without a
+measurement, the times of other kinds are scaled by the ratio of predicted costs.
 """
 
 from __future__ import annotations
@@ -95,8 +94,7 @@ class Pace:
 
         Args:
             cost: Returns a clip's predicted seconds; only its proportions count without `prior`.
-            prior: What `cost` rests on where it is about this card; None where nothing is known
-                before the first clip.
+            prior: Basis of `cost`; None where nothing is known of this card before the first clip.
             has_latents: Whether a job will be decoded from saved latents.
             clock: The run's.
             todo: What is to be rendered.
@@ -246,7 +244,7 @@ class Pace:
     # -- what is expected of a clip -----------------------------------------------------------
 
     def expected(self, job: Job) -> dict[str, float]:
-        """Return the seconds of `step`, `denoise`, `decode` and `write`; 0 where not known."""
+        """Return the seconds expected of `step`, `denoise`, `decode`, `write`; 0 means unknown."""
         clip = self._underway.get(job.key)
         return self._expected(clip.kind if clip else self._kind(job))
 

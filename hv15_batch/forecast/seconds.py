@@ -1,4 +1,4 @@
-"""What a clip costs on a card: FLOP and seconds per stage. Arithmetic, no torch.
+"""Predicts what a clip costs on a card: FLOP and seconds by stage. Arithmetic, no torch.
 
 The model has one term for each kind of work: attention, matrix products, and the element-wise
 kernels between them, which memory bandwidth limits. A streamed profile takes at least as long as
@@ -33,17 +33,21 @@ from hv15_batch.model.shapes import (
 )
 
 NEAR_SIZE = 2.0
-"""Clips up to so many times larger or smaller say how long one takes: small ones are dominated by
-what each kernel costs, not by its arithmetic."""
+"""Only clips at most this many times larger or smaller calibrate a clip. In much smaller ones the
+start of each kernel takes most of the time, and not its arithmetic."""
 MATMUL_SHARE = 0.70
-"""Of the dense bf16 rate in matrix products (H200); of the fp32 rate assumed."""
+"""Share of the dense bf16 rate that matrix products reach on an H200. For fp32 it is assumed."""
 ELEMENTWISE_BYTES_PER_TOKEN = 58e6
+"""Bytes that element-wise kernels read and write per video token and forward, in 16 bits."""
 ELEMENTWISE_COMPILED_SHARE = 0.4
+"""Share of these bytes that remains in a compiled forward."""
 BANDWIDTH_SHARE = 0.8
+"""Share of the card's memory bandwidth that these kernels reach."""
 DECODE_FLOP_PER_PIXEL = 1240e12 / (121 * 480 * 848)
 DECODE_SHARE = 0.53
+"""Share of the dense bf16 rate that decoding reaches."""
 DISK_BYTES_PER_SECOND = 3e9
-"""Of an NVMe disk that is read in sequence; assumed, since no vendor figure says it."""
+"""Assumed of an NVMe disk that is read in sequence, because no vendor figure says it."""
 WRITE_PIXELS_PER_SECOND = 15e6
 """Assumed of x264's `medium` on a desktop CPU, until the first clip is written."""
 
@@ -55,13 +59,13 @@ class Scales:
     denoise: tuple[tuple[int, float], ...] = ()
     """Video tokens and factor, of clips that waited for arithmetic."""
     copy: float | None = None
-    """Of the weights' way to the card, where that is what a forward takes."""
+    """Factor of copying weights to the card, from clips that waited for it."""
     decode: float | None = None
     source: str | None = None
     """The other way of running whose log gave `denoise`; None where it was the same one."""
 
     def nearest(self, tokens: int) -> tuple[int, float] | None:
-        """Return tokens and factor of the measured clips that are nearest in size."""
+        """Return tokens and factor of the measured size that is nearest; None without any."""
         return min(self.denoise, key=lambda it: abs(math.log(it[0] / tokens)), default=None)
 
 
@@ -102,7 +106,7 @@ def predict_clip(shape: Shape, card: Card, execution: Execution, scales: Scales 
         shape: The clip's.
         card: Vendor figures.
         execution: How the maths is carried out there.
-        scales: What logs of this very card say (`calibrate`), or None.
+        scales: Correction by logs of this card (`calibrate`), or None.
     """
     factors = scales or Scales()
     tokens = shape.num_video_tokens
@@ -144,9 +148,9 @@ def copy_seconds(card: Card, execution: Execution) -> float:
 
 
 def move_seconds(card: Card, execution: Execution) -> float:
-    """Return what moving transformer and VAE to the card and back takes for each clip.
+    """Return the seconds of moving transformer and VAE to the card and back, for each clip.
 
-    0 where they stay there or are streamed. At the card's full rate; never measured.
+    It is 0 where they stay there or are streamed. The rate is the vendor's; it was never measured.
     """
     if execution.offload != "model":
         return 0.0
@@ -188,12 +192,12 @@ takes; making the mask is included. On Hopper: 8.71 s a forward of 480x848x121 o
 Elsewhere: the RTX 5090 D that took 509 s with the mask and 272 s without
 (conf/reference/profile_rtx5090d.yaml)."""
 FLOAT32_ATTENTION_SHARE = 0.4
-"""Of the fp32 rate; assumed."""
+"""Share of the fp32 rate that attention reaches; assumed."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How the maths is carried out: what changes time and memory for one and the same clip."""
+    """How the maths is carried out: the settings that change the time and memory of a clip."""
 
     attention_backend: str
     """In effect: never `auto`."""
@@ -202,11 +206,11 @@ class Execution:
     mask_free: bool = True
     dtype: str = "bfloat16"
     lora_bytes: int = field(default=0, compare=False)
-    """Of the largest set of LoRAs, in 16 bits."""
+    """Bytes of the largest set of LoRAs, in 16 bits."""
 
     @property
     def bytes_factor(self) -> int:
-        """Bytes of a number over those of a 16-bit one."""
+        """Bytes of a number, divided by those of a 16-bit one."""
         return 2 if self.dtype == "float32" else 1
 
     @property
@@ -235,7 +239,7 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
     if execution.lora_bytes:
-        parts.append("LoRA, whose products take some time more")
+        parts.append("LoRA, which takes some more time")
     return "; ".join(parts) or None
 
 
@@ -260,9 +264,9 @@ def _known_kernels(execution: Execution) -> tuple[str, ...]:
 
 # One H100, 2026-11-25.
 START_SECONDS = 25.0
-"""Two processes' imports, CUDA's context, encoders and the first use of each kernel."""
+"""Imports of two processes, CUDA's context, the encoders, and the first use of each kernel."""
 ENCODE_SECONDS = 0.4
-"""A text or an image."""
+"""For each text or image."""
 COMPILE_SECONDS = (22.0, 14.0)
 """The first size of clip, and a second one, whose code takes every size (`compilation`)."""
 

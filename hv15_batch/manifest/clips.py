@@ -143,7 +143,7 @@ def _unknown_words_note(clips: Sequence[Clip], model: ModelConfig) -> list[str]:
     words = list(dict.fromkeys(word for each in found.values() for word in each))
     if not words:
         return []
-    some = ", ".join(shortened(word, MAX_WORD_CHARACTERS) for word in words[:MAX_WORDS])
+    some = ", ".join(f'"{shortened(word, MAX_WORD_CHARACTERS)}"' for word in words[:MAX_WORDS])
     more = f" and {len(words) - MAX_WORDS:,} more" if len(words) > MAX_WORDS else ""
     clips_text = counted(sum(map(bool, found.values())), "clip")
     return [f"WARNING: words that {model.name} was not trained on in {clips_text}: {some}{more}"]

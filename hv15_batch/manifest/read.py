@@ -1,8 +1,7 @@
-"""The manifest: read every row, check every cell, report all faults at once.
+"""Reads a manifest: checks every row and every cell, and reports all faults at once.
 
-Rules are those of docs/manifest.md. Nothing is resolved against the model's defaults here (`plan`
-does), and nothing is ever written. Torch-free; pyarrow is imported for Parquet only and Pillow only
-where there are images.
+The rules are in docs/manifest.md. Defaults of the model are filled in later, by `clips.py`. Nothing
+is written. No torch; pyarrow is imported for Parquet only, and Pillow only for images.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from hv15_batch.units import GIB, MIB
 
 MAX_FILE_BYTES = GIB
 MAX_NAMED = 5
-"""Manifests of a folder that a message names."""
+"""A message about a folder names at most this many manifests in it."""
 AS_IT_STANDS = Reading()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's rows; after `scan_manifest` those that have no fault."""
+    """The rows of a manifest; from `scan_manifest` only those without a fault."""
 
     path: Path
     """Absolute."""
@@ -48,9 +47,9 @@ class Manifest:
     """Of the file's bytes."""
     rows: tuple[Row, ...]
     content: bytes | None = None
-    """What a run is to write to `path`: rows that came from a DataFrame; None for a user's file."""
+    """The text that a run writes to `path` for rows of a DataFrame; None for a user's file."""
     notes: tuple[str, ...] = ()
-    """What is taken as it stands and may be meant otherwise, a line each."""
+    """What was read as it stands but may be a mistake, a line for each kind."""
 
 
 def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Manifest:
@@ -63,7 +62,7 @@ def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Ma
         reading: How the settings want it to be read.
 
     Raises:
-        Refused: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, or it is not of a kind that a manifest can be.
         ManifestError: With all faults of all rows.
     """
     manifest, faults = scan_manifest(path, task, reading)
@@ -79,13 +78,17 @@ def scan_manifest(
     content: bytes | None = None,
     task_of: TaskOf = task_of_ours,
 ) -> tuple[Manifest, Faults]:
-    """Return what `read_manifest` does, of the good rows only, and the faults of the others.
+    """Return the manifest with only its good rows, and the faults of the others.
 
-    With `content`, JSON Lines, no file is read: it is what the file will hold. `task_of` is that of
-    `RowReader`.
+    Args:
+        path: As for `read_manifest`.
+        task: As for `read_manifest`.
+        reading: As for `read_manifest`.
+        content: JSON Lines that the file will hold later; they are read in its place.
+        task_of: As for `RowReader`.
 
     Raises:
-        Refused: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, or it is not of a kind that a manifest can be.
     """
     if content is None:
         _check_file(path)
@@ -146,7 +149,7 @@ def _check_file(path: Path) -> None:
             f"manifest={path}: a manifest is a file, and this is a folder; {_inside(path)}."
         )
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"manifest={path}: a manifest is a file, and this is none; name a file.")
+        raise Refused(f"manifest={path}: a manifest is a regular file; this is not one; name one.")
     if suffix in VIDEO_SUFFIXES:
         raise Refused(
             f"manifest={path}: a video is no manifest; hv15-batch recipe {path.name} writes one "

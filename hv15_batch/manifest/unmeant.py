@@ -1,8 +1,7 @@
-"""Prompts that are surely not meant as they stand, and those that may not be.
+"""Finds prompts that look like something else: comments, options, lists, marks of other tools.
 
-Files of other tools hold comments, options, lists and marks of their own. Here every line of a
-`.txt` and every prompt is text that the model reads, for minutes of rendering each: what is surely
-meant otherwise is refused, what may be meant is reported, and prose is let alone.
+The model reads every prompt, and every line of a `.txt`, as text, and each clip takes minutes. A
+prompt that is certainly a mistake is refused. One that may be a mistake is rendered and reported.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ LITERAL = "type manifest_literal=true if it is meant as it stands"
 _WHOLE = re.compile(r'\s*(?:"[^"]*"|“[^”]*”)\s*\Z')
 
 _COMMENT = re.compile(r"\s*(?:#(?![0-9])|//|;|<!--|/\*)")
-"""A line that is a comment in one tool or another; `#1` is a number."""
+"""A line that some tool treats as a comment; `#1` is a number."""
 _RULE = re.compile(r"\s*(?:([-=*_~#])\1{2,}|```.*)\s*")
-"""A line that only separates."""
+"""A line that only separates other lines, such as `---`."""
 _INFOTEXT = re.compile(r"^Negative prompt:|^Steps: [0-9]+, [A-Z]", re.MULTILINE)
 """Lines that A1111 writes below a prompt."""
 _LORA = re.compile(r"<(?:lora|lyco|locon|hypernet):[^<>]+>", re.IGNORECASE)
@@ -56,56 +55,54 @@ before any other word is prose.
 """
 
 _RULE_MARKS = ("-", "\u2013", "\u2014", "<", "__", "Negative prompt:", "Steps: ")
-"""What is surely not meant holds one of these; a prompt seldom does."""
+"""Each form that `unmeant_rule` refuses contains one of these; few prompts do."""
 _DASH = re.compile(r"--|[\u2013\u2014]|\s-")
-"""Every option has one; a prompt seldom does, and this is found ten times as fast."""
+"""Every option contains one and few prompts do. This search is ten times as fast as `_OPTION`."""
 _ITEM = re.compile(r"\s*(?:([0-9]{1,6})[.)]|[-*+\u2022\u2023\u25aa\u2013\u2014])\s+\S")
 MIN_LIST = 3
-"""So many prompts that all are items of a list are one."""
+"""From this many prompts on, a file that has only items of a list is refused."""
 
 MARKS = re.compile(
     r"[<({#:_'\"\u201c\u00ab\u2013\u2014]|--|\s-|BREAK|\A\s*[-0-9*+\u2022\u2023\u25aa]"
 )
-"""Every pattern above and below needs one of these, so most prompts are looked at once only."""
+"""Each pattern of this module needs one of these, so for most prompts this one search is enough."""
 
 _NOTES: dict[str, Callable[[str], re.Match[str] | None]] = {
-    "in quotation marks as a whole, all of which is text to be written into the picture": (
-        _WHOLE.match
-    ),
-    "in quotation marks as a whole, which stay part of it": re.compile(
+    "prompts wholly in quotation marks, which the model draws as lettering": (_WHOLE.match),
+    "prompts wholly in quotation marks, which stay part of the text": re.compile(
         r"\s*(?:'[^']*'|«[^»]*»)\s*\Z"
     ).match,
-    "in quotation marks with a comma behind, like items of a list in code": re.compile(
+    "prompts in quotation marks with a comma at the end, like a list in code": re.compile(
         r"\s*(?:\"[^\"]*\"|'[^']*')\s*,\s*\Z"
     ).match,
-    "with weights such as (word:1.3), which are read as text": re.compile(
+    "prompts with weights such as (word:1.3), which are read as text": re.compile(
         r"\([^()]{0,100}[^\d\s()][^()]{0,20}:\s?[0-9]?\.[0-9]{1,4}\)|\(\([^()]+\)\)"
     ).search,
-    "with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)").search,
-    "with choices such as {red|blue}, which are read as text": re.compile(
+    "prompts with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)").search,
+    "prompts with choices such as {red|blue}, which are read as text": re.compile(
         r"\{[^{}|]*\|[^{}]*\}"
     ).search,
-    "with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w").search,
-    "like comments, with # in front": re.compile(r"\s*#(?![0-9])").match,
-    "with a label such as Prompt: in front": re.compile(
+    "prompts with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w").search,
+    "prompts that begin with #, like comments": re.compile(r"\s*#(?![0-9])").match,
+    "prompts that begin with a label such as Prompt:": re.compile(
         r"\s*(?:positive )?prompt\s*[0-9]*\s*:", re.IGNORECASE
     ).match,
 }
-"""What is reported, and how it is found; of several the first one that fits is told."""
+"""What is reported, and the search that finds it. A prompt counts for the first one that fits."""
 _NEEDLES = {
     what: needle
     for what in _NOTES
     for needle in ("(", "BREAK", "{", "embedding:")
     if needle in what
 }
-"""What a pattern that looks everywhere needs; the others look at the ends alone."""
-_LIST_NOTE = "like items of a list, with a number or a bullet in front"
+"""Text that must be in a prompt before a slow search of all of it; the others only match ends."""
+_LIST_NOTE = "prompts that begin with a number or a bullet, like items of a list"
 MAX_EXAMPLE_CHARACTERS = 50
 
 
 @dataclass
 class _Told:
-    """Prompts of one kind: an example, the first lines, and how many there are."""
+    """The reported prompts of one kind: an example, their count, and the first line numbers."""
 
     example: str
     count: int = 0
@@ -113,15 +110,15 @@ class _Told:
 
 
 class Unmeant:
-    """Looks at every record of one manifest, and remembers what is to be told at the end."""
+    """Checks the prompt of every record of one manifest, and collects what is to be reported."""
 
     def __init__(self, faults: Faults, *, is_text: bool, literal: bool) -> None:
         """Start.
 
         Args:
             faults: Where faults are noted.
-            is_text: The file is a `.txt`: a record is a line, and nothing says what the line is.
-            literal: Everything is meant as it stands.
+            is_text: The file is a `.txt`, in which each record is a line.
+            literal: `manifest_literal=true` is set, so nothing is refused or reported.
         """
         self._faults = faults
         self._is_text = is_text
@@ -132,10 +129,10 @@ class Unmeant:
         self._told: dict[str, _Told] = {}
 
     def check(self, record: Record) -> bool:
-        """Look at a record; return whether it is refused, which then is noted.
+        """Check a record; return whether it is refused. The fault is then noted.
 
         Raises:
-            Unreadable: The file as a whole is another one than its name says.
+            Unreadable: The file is not a `.txt` of prompts; the fault has been noted.
         """
         prompt = record.cells.get("prompt")
         if self._literal or not isinstance(prompt, str):
@@ -153,12 +150,12 @@ class Unmeant:
         return False
 
     def finish(self) -> None:
-        """Look at the prompts as a whole, once all of them have been seen."""
+        """Check the prompts as a whole; to be called after the last record."""
         told = self._told.get(_LIST_NOTE)
         if told is None:
             return
         if self._is_list and told.count == self._num_prompts >= MIN_LIST:
-            rule = "all prompts are items of a list, and number or bullet would be part of each"
+            rule = "all prompts are items of a list, and the model would read number or bullet too"
             self._faults.add(
                 told.lines[0], "prompt", told.example, f"{rule}; delete these, or {LITERAL}"
             )
@@ -167,23 +164,23 @@ class Unmeant:
 
     @property
     def notes(self) -> list[str]:
-        """What is taken as typed and may be meant otherwise, one line for each kind."""
+        """Prompts that are rendered as typed but may be a mistake, one line for each kind."""
         return [
-            f"Taken as typed, {what} ({format_places(told.lines, told.count, self._faults.unit)}): "
+            f"Taken as typed: {what} ({format_places(told.lines, told.count, self._faults.unit)}): "
             f"{shortened(told.example, MAX_EXAMPLE_CHARACTERS)}"
             for what, told in self._told.items()
         ]
 
     def _rule(self, prompt: str) -> str | None:
-        """Return what a prompt surely is that is none, and what to do; None for a prompt."""
+        """Return why a line or a prompt is refused, and what to do; None if it is accepted."""
         if self._is_text and _RULE.fullmatch(prompt):
-            return f"every line is a prompt, and this one only separates; delete it, or {LITERAL}"
+            return f"every line is a prompt, and this one is a separator; delete it, or {LITERAL}"
         if self._is_text and _COMMENT.match(prompt):
             return f"every line is a prompt, and this one is a comment; delete it, or {LITERAL}"
         return unmeant_rule(prompt)
 
     def _take(self, line: int, prompt: str) -> None:
-        """Remember what is to be told of a prompt that is taken."""
+        """Remember what is to be reported of an accepted prompt."""
         item = _ITEM.match(prompt)
         if item is not None:
             done = self._told[_LIST_NOTE].count if _LIST_NOTE in self._told else 0
@@ -204,7 +201,7 @@ class Unmeant:
         """Refuse a `.txt` whose first line shows that it holds JSON or a table.
 
         Raises:
-            Unreadable: It does; the fault has been noted.
+            Unreadable: It holds one of them; the fault has been noted.
         """
         if kind := _json_kind(first):
             rule = f"each line of a .txt is a prompt, and this file holds {kind}"
@@ -224,10 +221,10 @@ class Unmeant:
 
 
 def unmeant_rule(prompt: str) -> str | None:
-    """Return what a prompt holds that is surely not meant as text, and what to do; else None.
+    """Return which part of a prompt is no text for the model, and what to do; None without one.
 
     Args:
-        prompt: Of any format; what stands in quotation marks inside it is text by intention.
+        prompt: From a manifest of any format. Quoted text inside it is lettering, and not checked.
     """
     if not any(mark in prompt for mark in _RULE_MARKS):
         return None
@@ -254,7 +251,7 @@ def unmeant_rule(prompt: str) -> str | None:
 
 
 def is_unmeant(prompt: str) -> bool:
-    """Whether a prompt in a cell is taken with `manifest_literal=true` alone."""
+    """Whether a prompt in a cell is accepted only with `manifest_literal=true`."""
     return unmeant_rule(prompt) is not None
 
 
@@ -262,7 +259,7 @@ _SUFFIXES = {"JSON Lines": ".jsonl", "JSON": ".json"}
 
 
 def _json_kind(line: str) -> str | None:
-    """Return what a file is whose first line is this one; None where it is no JSON."""
+    """Return the kind of JSON that a file with this first line holds; None for other files."""
     text = line.strip()
     if text in ("[", "[{", "{"):
         return "JSON"

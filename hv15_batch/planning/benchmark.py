@@ -53,8 +53,9 @@ class Repetitions:
 def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunDir) -> Repetitions:
     """Return the renderings of `benchmark.repeat`, the first repetition of every clip first.
 
-    So a drift of the machine spreads over all clips. What the log has of this benchmark, measured
-    warm with the same configuration on the same system, is left out; `force=true` measures again.
+    In this order, a slow change of the machine affects all clips alike. A warm repetition that the
+    log has already is left out if its configuration and system are the same. `force=true` measures
+    everything again.
 
     Args:
         clips: Every clip of the manifest; finished ones are measured too.
@@ -92,7 +93,7 @@ def _warm_ups(todo: Sequence[PlannedClip]) -> list[PlannedClip]:
 def measured_in(
     rows: Iterable[Mapping[str, Any]], config: Config, run_dir: RunDir, made_on: MadeOn
 ) -> set[tuple[str, int]]:
-    """Return (settings, repeat) of what was measured warm as a run with `config` would.
+    """Return `(settings_sha256, repeat)` of the warm repetitions that a run with `config` can use.
 
     Args:
         rows: Rows of the log, with `settings_sha256`, `repeat`, `status`, `is_cold`, `run_id`,
@@ -108,7 +109,7 @@ def measured_in(
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a directory's last run is, which is a benchmark."""
+    """How far the last run of a directory has come, where it is a benchmark."""
 
     num_measured: int
     num_failed: int
@@ -125,7 +126,7 @@ class Progress:
 def progress_of(
     clips: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], run_dir: RunDir
 ) -> Progress | None:
-    """Return how far the last run's repetitions are; None where it is no benchmark.
+    """Return how many repetitions the last run has measured; None where it is no benchmark.
 
     Args:
         clips: Lines of the plan in its order, with `row_id` and `settings_sha256`.
@@ -135,7 +136,7 @@ def progress_of(
     run_ids = run_dir.run_ids()
     try:
         config = read_settings(run_dir.run_folder(run_ids[-1]) / FILE) if run_ids else Config()
-    except (Refused, OSError):  # of another version: the page goes by its clips
+    except (Refused, OSError):  # stored by another version: the page counts clips instead
         return None
     if config.benchmark.repeat is None:
         return None
@@ -171,7 +172,7 @@ def _counts(row: Mapping[str, Any]) -> bool:
 
 
 def _is_alike(run_id: str, config: Config, run_dir: RunDir) -> bool:
-    """Whether a run computed as this one would: settings outside a clip's identity count too."""
+    """Whether a run had the same settings that change timings, also those that change no frame."""
     try:
         stored = read_settings(run_dir.run_folder(run_id) / FILE)
     except (Refused, OSError):

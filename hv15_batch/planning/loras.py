@@ -1,4 +1,4 @@
-"""The LoRA files that rows and settings name: found, checked and known by hash."""
+"""Finds, checks and hashes the LoRA files that rows and settings name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class FoundLoras:
     """What `find_loras` found."""
 
     by_path: Mapping[str, ClipLora]
-    """By absolute path, with a scale of 1."""
+    """Each file by its absolute path, with a scale of 1."""
     notes: tuple[str, ...]
-    """Of each file how many of its tensors count, and whether its alpha is unknown."""
+    """For each file, how many of its tensors are used, and whether it lacks alpha."""
 
 
 def find_loras(
@@ -43,13 +43,13 @@ def find_loras(
     checkpoints: Mapping[str, Checkpoint],
     say: Say = lambda _: None,
 ) -> FoundLoras:
-    """Return every LoRA file that is needed, each opened once; only headers are read, and hashes.
+    """Return every LoRA file that rows and settings need. Each is opened and hashed once.
 
     Args:
-        config: `model.loras` counts, for the rows of that model.
-        manifest: Its `loras` cells count.
-        checkpoints: By model, with transformers that the files must fit.
-        say: Told when files are hashed, which takes a while the first time.
+        config: Its `model.loras` name files, for the rows of that model.
+        manifest: The `loras` cells of its rows name files.
+        checkpoints: By model; the files must fit the transformer of their rows' model.
+        say: Called with a line before files are hashed; that takes a while the first time.
 
     Raises:
         Refused: a file of the settings cannot be used, no row takes it, or a model's config.json
@@ -61,9 +61,13 @@ def find_loras(
     typed = [(path, text, name) for name in options for path, text in _typed(options[name])]
     taking = [row for row in manifest.rows if row.model in (None, default)]
     if list(_typed(config.model)) and not any(row.loras is None for row in taking):
-        own = "loras, which count" if taking else "model, and model.loras is for model=" + default
+        own = (
+            "loras of its own, which replace model.loras"
+            if taking
+            else f"another model than {default}, for which model.loras is"
+        )
         raise Refused(
-            f"model.loras: every row of {manifest.name} has its own {own}; leave model.loras out."
+            f"model.loras: every row of {manifest.name} has {own}; leave model.loras out."
         )
     if not typed and not any(row.loras for row in manifest.rows):
         return FoundLoras({}, ())
@@ -134,7 +138,7 @@ class _Opened:
 
 
 def _typed(model: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Yield path and name for messages of each LoRA of the settings that counts.
+    """Yield the path of each LoRA in the settings, and its name for messages; scale 0 is left out.
 
     Raises:
         Refused: a scale is out of bounds.
@@ -184,15 +188,15 @@ def _transformer_config(model: ModelConfig, checkpoint: Checkpoint) -> dict[str,
 def _notes(file: LoraFile) -> Iterator[str]:
     total = file.num_matched + len(file.unmatched)
     name = format_name(file.path.name)
-    line = f"LoRA {name}: {file.num_matched} of {total} tensors count"
+    line = f"LoRA {name}: {file.num_matched} of {total} tensors are used"
     if file.unmatched:
         line = (
-            f"WARNING: {line}; left out, since nothing here has these names: "
+            f"WARNING: {line}; the others have names that this model lacks: "
             f"{shown_unmatched(file.unmatched)}"
         )
     yield line
     if file.lacks_alpha:
         yield (
-            f"WARNING: LoRA {name}: alpha is not in the file: taken as its rank; write scale "
-            "ALPHA/RANK if alpha is another number"
+            f"WARNING: LoRA {name}: its file has no alpha, so alpha is taken to be the rank; if "
+            "it is another number, write ALPHA/RANK as the scale"
         )

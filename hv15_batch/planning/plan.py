@@ -1,4 +1,4 @@
-"""What to do with each clip: its state and why, order, selection, refusals."""
+"""Decides what to do with each clip: its state and the reason, the order, the selection."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class PlannedClip:
     last: dict[str, Any] | None
     """The last attempt at these settings."""
     repeat: int | None = None
-    """Repetition of a benchmark (see `benchmark`); None makes the clip."""
+    """Number of a benchmark's repetition (`benchmark.py`); None for an ordinary clip."""
 
     @property
     def is_done(self) -> bool:
@@ -157,7 +157,7 @@ def plan_clips(
 
 
 def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
-    """Return the clips that this run is about: `only`, and of those not done `limit`.
+    """Return the clips that `only` names, with at most `limit` unfinished ones; finished ones stay.
 
     Raises:
         Refused: `only` names a row that is not there.
@@ -186,18 +186,18 @@ def settings_conflict(
     history: History,
     loras: Mapping[str, ClipLora] = NO_LORAS,
 ) -> str | None:
-    """Return how this command's settings would render again what is done, or None.
+    """Return which changed settings would render finished clips again; None without any.
 
-    Today's manifest is resolved again with the settings of each earlier run. If such a clip is
-    done, and the clip asked for now has the same row and seed but other settings, then the command
-    has changed and not the manifest.
+    The current manifest is resolved with the settings of each earlier run. Where that gives a
+    finished clip, and this command gives the same row and seed other settings, the command has
+    changed and not the manifest.
 
     Args:
         manifest: as it is now.
-        selected: what this command is about.
+        selected: the clips of this command.
         config: this command's settings.
         earlier: settings of earlier runs.
-        history: what is done.
+        history: the attempts in the log.
         loras: LoRA files as they are now, by absolute path.
     """
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}

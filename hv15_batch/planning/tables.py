@@ -25,7 +25,7 @@ from hv15_batch.rundir.schema import arrow_schema
 from hv15_batch.units import GIB
 
 MAX_PLAN_BYTES = GIB
-"""Of plan.csv: a thousand bytes a clip, and a million of them at most."""
+"""Limit of plan.csv: about a thousand bytes for each of at most a million clips."""
 
 _SETTINGS = (
     *("seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
@@ -63,9 +63,9 @@ def write_plan(
     Args:
         planned: The clips, in the plan's order.
         path: Where `plan.csv` goes.
-        prompt_tokens: Number of tokens by prompt, where a tokenizer was at hand.
-        predict: Returns the predicted seconds of denoising and of decoding a warm clip, where the
-            card is known; asked of clips that are to be rendered.
+        prompt_tokens: Number of tokens by prompt; None without a tokenizer.
+        predict: Returns the predicted seconds of denoising and of decoding a warm clip; None where
+            the card is unknown. It is called for clips that are to be rendered.
     """
     return publish_plan(plan_rows(planned, prompt_tokens or {}, predict), path)
 
@@ -174,7 +174,7 @@ def _plan_row(
 
 
 FROM_PLAN = ("clip_id", "row_id", "row_index", "seed", "prompt", "settings_sha256")
-"""Taken from today's manifest: a renamed row keeps its clip under the new name."""
+"""Taken from the current manifest, so that a renamed row keeps its clip under the new name."""
 CLIPS_COLUMNS = tuple(
     dict.fromkeys(
         (
@@ -191,7 +191,7 @@ _FROM_LOG = tuple(name for name in CLIPS_COLUMNS if name not in _OF_MANIFEST)
 
 
 def write_clips_table(run_dir: RunDir) -> None:
-    """Write the table of the current manifest's clips; not yet rendered ones have no status."""
+    """Write the table of the current manifest's clips; those never tried have no status."""
     attempts = {r["settings_sha256"]: r for r in read_last_attempts(run_dir.log, _FROM_LOG)}
     with (
         publishing(run_dir.clips_table) as temporary,
@@ -210,12 +210,12 @@ def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> floa
     """Return the median of a numeric log column over the current clips that are done.
 
     Args:
-        run_dir: With a plan.
-        column: One of the log's.
-        is_benchmark: Repetitions are meant, warm-ups left out, and not clips.
+        run_dir: A run directory with a plan.
+        column: A numeric column of the log, in its own unit.
+        is_benchmark: Whether to use repetitions instead of clips; warm-ups are left out.
 
     Returns:
-        None where none has a value.
+        The median in the column's unit; None where no clip has a value.
     """
     current = {row["settings_sha256"] for row in read_plan(run_dir)}
     columns = dict.fromkeys([column, "settings_sha256", "attempt", "repeat", "status"])

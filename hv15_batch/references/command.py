@@ -61,7 +61,8 @@ def read_logs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="hv15-batch references",
-        description="Compare logs with published numbers. Without a log, print what they imply.",
+        description="Compare logs with published numbers. Without a log, print what the numbers "
+        "imply.",
         epilog="example: hv15-batch references outputs/rtx4090_step_distilled.sweep",
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)

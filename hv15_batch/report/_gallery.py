@@ -74,6 +74,7 @@ def _view(
         "file": quote(clip["file"]) if clip["file"] else None,
         "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
         "poster": quote(clip["thumb"]) if clip["thumb"] else None,
+        "shape": _shape(clip),
         "isVariant": is_variant,
         "differences": different_facts(clip, common),
         "tags": tags_of(clip),
@@ -82,6 +83,12 @@ def _view(
         "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",
     }
+
+
+def _shape(clip: Mapping[str, Any]) -> float | None:
+    """Return width over height of a clip's frames; None where the log lacks one of them."""
+    width, height = clip["width"], clip["height"]
+    return round(width / height, 4) if width and height else None
 
 
 def problem(clip: Mapping[str, Any]) -> str:

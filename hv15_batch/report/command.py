@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         "comparison with its tables.",
         epilog="example: hv15-batch report outputs/prompts.sweep",
     )
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="a run, or the folder of a sweep"
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",

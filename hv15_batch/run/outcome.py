@@ -17,7 +17,7 @@ from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.stored import to_type_again
-from hv15_batch.status.show import resume_lines
+from hv15_batch.status.show import left_out_line, resume_lines
 from hv15_batch.units import format_gib
 
 
@@ -111,8 +111,17 @@ def nothing_to_do(
     yield f"Page: {run_dir.page}"
 
 
-def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None) -> Iterator[str]:
-    """Yield the last lines of a run; `seconds_per_clip` comes from its `Pace`."""
+def closing_lines(
+    asked: Asked, outcome: Outcome, seconds_per_clip: float | None, num_left_out: int
+) -> Iterator[str]:
+    """Yield the last lines of a run.
+
+    Args:
+        asked: The request.
+        outcome: How the run ended.
+        seconds_per_clip: From the run's `Pace`.
+        num_left_out: `Todo.num_left_out`.
+    """
     run_dir, manifest = asked.run_dir, asked.manifest
     failed = [r for r in outcome.records if r.status == FAILED]
     yield f"{outcome.state}: {_counts(outcome.records, len(failed), seconds_per_clip)}"
@@ -126,6 +135,8 @@ def closing_lines(asked: Asked, outcome: Outcome, seconds_per_clip: float | None
         yield from again
         if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
             yield "That resumes this run only; the same command again resumes the whole sweep."
+    if num_left_out:
+        yield left_out_line(num_left_out, run_dir.path)
     if _has_changed(manifest):
         yield (
             f"{manifest.path.name} has changed since the start; run again to render its new clips."

@@ -98,6 +98,14 @@ class Todo:
         return sum(p.has_result for p in self.clips)
 
     @property
+    def num_left_out(self) -> int:
+        """Clips without a result that `only` or `limit` leave out."""
+        if self.repetitions is not None:
+            return 0
+        selected = {p.clip.settings_sha256 for p in self.selected}
+        return sum(not p.has_result and p.clip.settings_sha256 not in selected for p in self.clips)
+
+    @property
     def again(self) -> set[tuple[str, int | None]]:
         """Done clips that are rendered again, by `force` or because they are suspect."""
         if self.repetitions is not None:

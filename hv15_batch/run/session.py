@@ -245,7 +245,9 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     """Write tables and page, and report how the run ended, even if tables or page fail."""
     lines: list[str] = []
     with Secondary("the summary is cut off", lines.append):
-        lines.extend(closing_lines(run.asked, outcome, run.pace.seconds_per_clip))
+        lines.extend(
+            closing_lines(run.asked, outcome, run.pace.seconds_per_clip, run.todo.num_left_out)
+        )
     lines += _write_results(run.asked)
     for line in lines:
         logger.info("%s", line)

@@ -67,14 +67,14 @@ def main(argv: Sequence[str]) -> int:
         "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("-w", "--watch", action="store_true", help="show it until the end")
+    how.add_argument("-w", "--watch", action="store_true", help="show it until the run ends")
     how.add_argument("--json", action="store_true", help="print status.json as it is")
     how.add_argument(
         "--pause",
         action="store_true",
         help="let the run stop before its next clip and release the card, until --unpause",
     )
-    how.add_argument("--unpause", action="store_true", help="let it resume")
+    how.add_argument("--unpause", action="store_true", help="let a paused run resume")
     arguments = parser.parse_args(argv)
     try:
         run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)

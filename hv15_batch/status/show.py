@@ -21,7 +21,7 @@ from hv15_batch.rundir.status import (
     format_progress,
     is_gone,
 )
-from hv15_batch.units import age, format_duration, format_gib, parse_time
+from hv15_batch.units import age, counted, format_duration, format_gib, parse_time
 
 ETA_WORDS = {
     "estimated": "an estimate from vendor figures",
@@ -60,6 +60,12 @@ def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
     lines = [f"resume with: {resume_command(run_dir)}"]
     again = type_again_text(type_again)
     return [*lines, again] if again else lines
+
+
+def left_out_line(number: int, run_dir: Path) -> str:
+    """Return how to render the clips that `only` or `limit` left out."""
+    what = f"{counted(number, 'clip')} left out by limit= or only="
+    return f"{what}; to render {'it' if number == 1 else 'them'}: {resume_command(run_dir)}"
 
 
 def type_again_text(names: Collection[str]) -> str:
@@ -119,20 +125,25 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
             total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
         ),
     ]
+    again = resume_lines(path, status.type_again)
     if is_gone(status):
         at = f" at {status.clip_id}" if status.clip_id else ""
         lines.append(f"interrupted{at}: process {status.pid} is gone, and wrote no last status")
-        lines += resume_lines(path, status.type_again)
+        lines += again
     elif status.state in ACTIVE_STATES:
         lines += _active_lines(status, now)
     else:
         lines.append(_format_end(status))
-        if status.state != "done":
-            lines += resume_lines(path, status.type_again)
-        elif RunDir(path).page.is_file():
-            lines.append(f"page: {RunDir(path).page}")
+        lines += _done_lines(status, path) if status.state == "done" else again
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
+
+
+def _done_lines(status: Status, path: Path) -> list[str]:
+    left_out = status.total - status.done - status.failed
+    lines = [left_out_line(left_out, path)] if left_out > 0 else []
+    page = RunDir(path).page
+    return [*lines, f"page: {page}"] if page.is_file() else lines
 
 
 def _in_single_lines(status: Status) -> Status:

@@ -1,4 +1,4 @@
-"""What a LoRA's file calls the transformer's modules, and which of diffusers' they are.
+"""Maps the names of modules in a LoRA's file to the modules of diffusers' transformer.
 
 Files separate the parts of a name by full stops or by underscores, put the names of programs before
 them, and use the names of diffusers, Tencent or ComfyUI. So names are compared without separators:
@@ -32,9 +32,9 @@ ENDINGS = {
     ".lora.up.weight": "up",
     ".alpha": "alpha",
 }
-"""Ends of a tensor's name, and which part of an adapter it is."""
+"""Endings of tensor names, and the part of an adapter that each marks."""
 _LOOKED_UP = {"cond_type_embed.weight"}
-"""A table of rows to choose from, which no input is multiplied by."""
+"""A lookup table: no input is multiplied by it."""
 # ComfyUI's: Tencent's, where they differ by more than separators.
 _ALIASES = (
     ("_mlp_0", "_mlp_fc1"),
@@ -49,17 +49,19 @@ _ALIASES = (
 
 @dataclass(frozen=True)
 class Target:
-    """A module of diffusers' transformer that (a part of) a file's module stands for."""
+    """The module of diffusers' transformer that a module of the file changes, whole or in part."""
 
     module: str
     third: int | None = None
-    """0, 1 or 2: of three equal parts of the file's outputs; None means all of them."""
+    """Index of one of three equal parts of the file's outputs; None means all of them."""
     swaps_halves: bool = False
     """(shift, scale) in the file is (scale, shift) in diffusers."""
 
 
 def target_table(config: Mapping[str, Any]) -> dict[str, tuple[Target, ...]]:
-    """Return what each module that multiplies by a matrix stands for, by name with underscores.
+    """Return the targets of each module that multiplies by a matrix.
+
+    Keys are the modules' names in all layouts, with underscores for full stops.
 
     Args:
         config: Of the transformer, as in `transformer/config.json`.
@@ -83,7 +85,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def find_targets(module: str, table: Mapping[str, tuple[Target, ...]]) -> tuple[Target, ...]:
-    """Return what a file's module stands for; empty where this transformer has none such."""
+    """Return the targets of a file's module; empty where this transformer has no such module."""
     for name in _spellings(_folded(module)):
         if name in table:
             return table[name]

@@ -63,7 +63,7 @@ class Checkpoint:
     """Where the files are, when they are complete; None when they are missing, or random."""
     kind: CheckpointKind
     transformer: OwnTransformer | None = None
-    """In place of the one in `folder`."""
+    """Replaces the transformer in `folder`."""
     lacking: HubFile | None = None
     """The file with that transformer, where it is not on this machine."""
 
@@ -141,11 +141,11 @@ def resolve_checkpoint(
 
     Args:
         model: The model option.
-        say: Told when a local folder is hashed, which takes a while the first time.
+        say: Called with a line before a local folder is hashed; that takes a while the first time.
         hub_cache: Cache of huggingface_hub; None for its own.
 
     Raises:
-        Refused: a local folder that is missing, incomplete or of another kind of model.
+        Refused: a local folder is missing, incomplete or of another kind of model.
     """
     _check_hub_file(model.transformer_hub)
     found = _resolve(model, say, hub_cache)
@@ -221,7 +221,7 @@ def hub_file_path(source: HubFile, hub_cache: Path, commit: str) -> Path:
 
 
 def _resolve(model: ModelConfig, say: Say, hub_cache: Path | None) -> Checkpoint:
-    """Return the checkpoint of an option, another transformer left aside."""
+    """Return the checkpoint of an option, with its own transformer."""
     if model.weights.is_small:
         folder = checkpoint_folder(model, tiny_root())
         revision, kind = definition_sha256(size_of(model.weights), model), model.weights.value

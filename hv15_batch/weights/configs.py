@@ -21,9 +21,10 @@ MAX_INDEX_BYTES = 16 * MIB
 MAX_VOCABULARY_BYTES = 64 * MIB
 """Qwen2.5's `tokenizer.json` has 7 MiB, `vocab.json` 3 MiB."""
 MAX_NUMBER = 2**24
-"""Of a configuration; the largest of the model is a vocabulary of 152,064."""
+"""Limit of a number in a configuration; the largest in the model is its vocabulary, 152,064."""
 MAX_LAYERS = 1024
-"""The model has 54; a sum of channels in `block_out_channels` stays below too."""
+"""Limit of a number whose key has `layer` or `block`; the model has 54 blocks, and each number of
+`block_out_channels` is below it too."""
 MAX_ITEMS = 4096
 
 LOADED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -75,7 +76,7 @@ def file_faults(folder: Path, component: str, reads_vocabularies: bool) -> Itera
             if fault := _json_fault(path, _max_bytes(name)):
                 yield f"{component}/{name} {fault}"
         elif status.st_size > MAX_VOCABULARY_BYTES and not name.endswith(".safetensors"):
-            yield f"{component}/{name} has {status.st_size:,} bytes, which no such file has"
+            yield f"{component}/{name} has {status.st_size:,} bytes; no such file is so large"
 
 
 def _max_bytes(name: str) -> int:
@@ -113,4 +114,4 @@ def _check_numbers(value: Any, key: str) -> None:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         limit = MAX_LAYERS if _LAYERS.search(key) else MAX_NUMBER
         if not math.isfinite(value) or abs(value) > limit:
-            raise ValueError(f"{key[:40]}={str(value)[:40]} is not of this kind of model")
+            raise ValueError(f"{key[:40]}={str(value)[:40]} is too large for this kind of model")

@@ -58,7 +58,8 @@ def find_faults(
 ) -> list[str]:
     """Return what is missing, damaged or dangerous in a checkpoint, empty when it is complete.
 
-    Every component of `model_index.json` is looked at, of safetensors files header and length.
+    Every component of `model_index.json` is checked. Of a safetensors file, these are its header
+    and its length.
 
     Args:
         folder: The checkpoint.
@@ -89,7 +90,7 @@ def component_faults(
     reads_vocabularies: bool = True,
     needs_weights: bool = True,
 ) -> list[str]:
-    """Return what `find_faults` does of one component.
+    """Return the faults of one component; `find_faults` does this for all.
 
     Args:
         folder: The checkpoint.
@@ -265,7 +266,7 @@ def _weight_faults(folder: Path, component: str) -> list[str]:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a safetensors file has a valid header and the length that this states."""
+    """Return whether a safetensors file has a valid header and the length stated there."""
     try:
         with safe_open(path, framework="np"):
             return True
@@ -331,7 +332,7 @@ def class_fault(name: str, entry: Any) -> str | None:
     if library not in LIBRARIES:
         return f"{name} is of {_quoted(library)}; only {' and '.join(LIBRARIES)} are loaded"
     if not (isinstance(class_name, str) and _CLASS.fullmatch(class_name)):
-        return f"{name} is of class {_quoted(class_name)}; a class must be named, and no Auto class"
+        return f"{name} is of class {_quoted(class_name)}; a class must be named, not an Auto class"
     return None
 
 
@@ -350,7 +351,7 @@ def kernel_fault(folder: Path, name: str) -> str | None:
 
 
 def shards_fault(name: str, index: str, shards: list[Any]) -> str | None:
-    """Return what in a safetensors index is no safetensors file beside it, or None."""
+    """Return the fault of an index that names anything but safetensors files beside it, or None."""
     foreign = [shard for shard in shards if not _SHARD.fullmatch(str(shard))]
     if not foreign:
         return None
@@ -363,7 +364,7 @@ def pickle_hint(folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f"; {pickles[0]} is a pickle, which can run code when it is loaded, and never is: "
+        f"; {pickles[0]} is a pickle; loading one can run code, so it is not loaded: "
         "save the model again as safetensors"
     )
 

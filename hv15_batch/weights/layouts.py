@@ -22,7 +22,7 @@ SIZE_KEYS = (
     *("in_channels", "out_channels", "patch_size", "patch_size_t"),
     *("text_embed_dim", "text_embed_2_dim", "image_embed_dim"),
 )
-"""Numbers of a transformer's configuration that `shapes` needs; only `mlp_ratio` may be broken."""
+"""Numbers of a transformer's configuration that `shapes` needs; all but `mlp_ratio` are whole."""
 
 
 class Layout(Enum):
@@ -40,16 +40,16 @@ class Part:
     source: str
     """Name in the file."""
     third: int | None = None
-    """0, 1 or 2: of three equal parts along the first dimension; None means the whole tensor."""
+    """Index of one of three equal parts along the first dimension; None means the whole tensor."""
     swaps_halves: bool = False
     """(shift, scale) in the file is (scale, shift) in diffusers."""
 
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-"""What tools put before every name."""
+"""Prefixes that tools put before every name."""
 _QKV = ("to_q", "to_k", "to_v")
 _ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
-# diffusers: original. Each has a weight and a bias unless said.
+# Names in diffusers, and in the original. Each has a weight and a bias unless noted.
 _EMBEDDERS = {
     "x_embedder.proj": "img_in.proj",
     "image_embedder.norm_in": "vision_in.proj.0",
@@ -111,7 +111,7 @@ def layout_of(names: Collection[str]) -> Layout | None:
 
 
 def prefix_of(names: Collection[str]) -> str:
-    """Return what stands before every name, one of `PREFIXES` or nothing."""
+    """Return the one of `PREFIXES` before every name; empty where there is none."""
     return next((p for p in PREFIXES if all(name.startswith(p) for name in names)), "")
 
 
@@ -119,9 +119,9 @@ def parts(config: Mapping[str, Any], layout: Layout) -> dict[str, Part]:
     """Return where each tensor of diffusers' transformer stands in a file of a layout.
 
     Args:
-        config: The transformer's configuration; `num_layers`, `num_refiner_layers` and
-            `use_meanflow` count.
-        layout: Of the file.
+        config: The transformer's configuration, of which `num_layers`, `num_refiner_layers` and
+            `use_meanflow` are read.
+        layout: The layout of the file.
     """
     if layout is Layout.diffusers:
         return {name: Part(name) for name in parts(config, Layout.original)}
@@ -173,8 +173,8 @@ def shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the shape of each tensor of diffusers' `HunyuanVideo15Transformer3DModel`.
 
     Args:
-        config: Its constructor's arguments, as in `transformer/config.json`; `SIZE_KEYS` and
-            `use_meanflow` count.
+        config: Its constructor's arguments, as in `transformer/config.json`, of which `SIZE_KEYS`
+            and `use_meanflow` are read.
     """
     heads, head = config["num_attention_heads"], config["attention_head_dim"]
     width = heads * head

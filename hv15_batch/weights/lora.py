@@ -1,4 +1,4 @@
-"""A LoRA's file: which modules of the transformer it changes, and whether all of it fits.
+"""Reads a LoRA's file: which modules of the transformer it changes, and whether each fits.
 
 Only the header is read here. Torch-free.
 """
@@ -28,7 +28,7 @@ _OTHER_KINDS = {
     ".lokr_w1": "a LoKr",
     ".oft_blocks": "an OFT",
 }
-"""Ends of names that tell adapters of other kinds."""
+"""Endings of tensor names that only adapters of other kinds have."""
 _MAX_SHOWN = 3
 
 
@@ -56,11 +56,11 @@ class LoraFile:
     unmatched: tuple[str, ...]
     """Names of the others."""
     num_bytes: int
-    """In 16 bits, with what several modules share counted for each."""
+    """Bytes of all pairs in 16 bits; a matrix that several modules share counts for each."""
 
     @property
     def lacks_alpha(self) -> bool:
-        """Whether a pair's alpha is nowhere in the file, so that its rank is taken for it."""
+        """Whether the file lacks a pair's alpha; its rank is then used instead."""
         return any(pair.alpha is None for pair in self.pairs)
 
 
@@ -73,8 +73,9 @@ def open_lora(path: Path, typed: str, config: Mapping[str, Any]) -> LoraFile:
         config: Of the transformer, as in `transformer/config.json`.
 
     Raises:
-        Refused: no whole safetensors file, an adapter of another kind, one of another model, one
-            with half of a pair, or one that changes a module twice. The message names the tensor.
+        Refused: the file is no complete safetensors file, or an adapter of another kind or model.
+            Or half of a pair is missing, or a module is changed twice; the message names the
+            tensor.
     """
     if path.suffix != ".safetensors":
         raise Refused(f"{typed}: a LoRA is a .safetensors file; name one.")

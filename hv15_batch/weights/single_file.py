@@ -46,18 +46,18 @@ class Stored:
 
 @dataclass(frozen=True)
 class SingleFile:
-    """A transformer in one file, whole and with nothing left over."""
+    """A transformer in one file, complete and without unknown tensors."""
 
     path: Path
     layout: Layout
     config: dict[str, Any]
-    """Of diffusers' transformer, as far as the tensors tell it."""
+    """Arguments of diffusers' transformer, as far as the tensors' names and shapes give them."""
     parts: dict[str, Part]
     """Where each tensor of diffusers stands; sources are names without the file's prefix."""
     tensors: dict[str, Stored]
     """By name without the file's prefix."""
     scales: dict[str, Stored]
-    """Of a weight in 8 bits, by the weight's name."""
+    """The scale of each 8-bit weight, by the weight's name."""
 
     @property
     def kind(self) -> str:
@@ -75,9 +75,9 @@ def open_single_file(path: Path, typed: str) -> SingleFile:
         typed: The file as the user named it, for messages.
 
     Raises:
-        Refused: no regular safetensors file; no HunyuanVideo-1.5 transformer; a super-resolution
-            one; tensors that are missing, left over or of another shape, or values in 8 bits
-            without a scale. The message names the tensor.
+        Refused: the file is not a regular safetensors file, not a HunyuanVideo-1.5 transformer, or
+            one for super-resolution. Or tensors are missing, unknown or of another shape, or have
+            8 bits and no scale; the message names the tensor.
     """
     found, metadata = read_header(path, typed)
     prefix = prefix_of(found)
@@ -226,8 +226,8 @@ def _check_names(named: Mapping[str, Stored], wanted: Mapping[str, Part], typed:
     for name in sorted(set(named) - sources):
         raise Refused(
             f"{typed}: the tensor {format_name(name)} does not belong to a HunyuanVideo-1.5 "
-            f"transformer ({_some(set(named) - sources)}); nothing is left out silently, so it is "
-            "not used."
+            f"transformer ({_some(set(named) - sources)}); a file with unknown "
+            "tensors is not used."
         )
 
 
@@ -249,10 +249,14 @@ def _check_types(named: Mapping[str, Stored], scales: Mapping[str, Stored], type
                 f"{' and '.join(FP8_TYPES)} with a scale."
             )
         elif name in scales:
-            raise Refused(f"{typed}: {name} has a scale but is {tensor.dtype}; of an unknown form.")
+            raise Refused(
+                f"{typed}: {name} has a scale but is {tensor.dtype}, a form "
+                "that is not supported; name a bf16, fp16 or scaled fp8 file."
+            )
     for name in sorted(set(scales) - set(named)):
         raise Refused(
-            f"{typed}: the scale of {format_name(name)} has no such weight; fetch the file again."
+            f"{typed}: {format_name(name)} is missing, but its scale is there; fetch the file "
+            "again."
         )
     for name, scale in scales.items():
         if not _fits(scale.shape, named[name].shape):

@@ -1,4 +1,4 @@
-"""A transformer in place of a checkpoint's: one file, converted once.
+"""A transformer from one file that replaces the checkpoint's own; it is converted once.
 
 Torch-free. The file is the user's own, or one of another repository. The encoders and the VAE stay
 those of the model option.
@@ -61,10 +61,10 @@ def find_transformer(
         typed: The file as the user knows it, for messages.
         model: The model option that it is to be used with.
         cache: This project's cache folder.
-        say: Told when the file is hashed, which takes a while the first time.
+        say: Called with a line before the file is hashed; that takes a while the first time.
 
     Raises:
-        Refused: no whole transformer, or one that does not fit the model option.
+        Refused: the file holds no complete transformer, or one that does not fit the model option.
     """
     file = open_single_file(path, typed)
     _check_fits(file, model, typed)
@@ -83,7 +83,7 @@ def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str
     """Convert a file into its folder, unless that was done before; two processes may call this.
 
     Raises:
-        Refused: its disk is too small, or the file was changed meanwhile.
+        Refused: the disk of the cache is too small, or the file was changed while it was read.
     """
     if own.is_made:
         return

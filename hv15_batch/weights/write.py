@@ -1,7 +1,7 @@
-"""Write a transformer from one file in diffusers' layout, tensor by tensor.
+"""Writes a transformer from one file in diffusers' layout, tensor by tensor.
 
-Renames, thirds and halves are ranges of bytes, so nothing is computed for 16 and 32 bits. Scaled
-fp8 becomes bfloat16. Never more than a few rows are held in memory. Torch-free.
+Tensors of 16 and 32 bits are copied without arithmetic: renamed, split in three, or with swapped
+halves. Scaled fp8 becomes bfloat16. Only a few rows are held in memory at a time. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hv15_batch.weights.layouts import Part, shapes
 from hv15_batch.weights.single_file import WHOLE_TYPES, SingleFile, Stored
 
 _PIECE_BYTES = 32 * MIB
-"""Of a file that are read at once."""
+"""Bytes of a file that are read at once."""
 _ALIGNMENT = 8
 
 Bytes = npt.NDArray[np.uint8]

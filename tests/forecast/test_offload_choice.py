@@ -88,7 +88,7 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     assert all(f"{kind} " in message for kind in ("resident", "stream", "model", "stream_disk"))
     assert message.count(" GiB of card and 4.0 are free") == 4
     assert message.endswith("Free memory: the weights alone do not fit, whatever the clips.")
-    would_do = re.search(r"offload=(\w+) would do with (\d\.\d) GiB of card", message)
+    would_do = re.search(r"offload=(\w+) needs only (\d\.\d) GiB of card", message)
     assert would_do is not None
     limit = float(would_do[2])
     assert choose_offload(config(limit=limit), [SETTINGS], machine(24)).kind.name == would_do[1]
@@ -111,7 +111,7 @@ def test_too_little_of_both_memories_is_said_at_once_with_what_would_do() -> Non
     assert re.search(r"stream needs \d+\.\d GiB of card and 4\.0 are free, and needs \d+\.\d GiB "
                      r"of RAM and 5\.0 are available;", message)  # fmt: skip
     would_do = re.search(
-        r"offload=(\w+) would do with (\S+) GiB of RAM and (\S+) GiB of card\.", message
+        r"offload=(\w+) needs only (\S+) GiB of RAM and (\S+) GiB of card\.", message
     )
     assert would_do is not None
     ram, card = float(would_do[2]), float(would_do[3])

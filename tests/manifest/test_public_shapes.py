@@ -83,7 +83,9 @@ def test_long_prompts_a_line_of_which_some_stand_in_quotation_marks() -> None:
 
     assert [row.prompt for row in manifest.rows] == lines
     (note,) = manifest.notes
-    assert note.startswith("Taken as typed, in quotation marks as a whole, all of which is text")
+    assert note.startswith(
+        "Taken as typed: prompts wholly in quotation marks, which the model draws"
+    )
 
 
 def test_a_parquet_file_with_many_other_columns() -> None:

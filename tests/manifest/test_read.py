@@ -46,7 +46,7 @@ def test_a_missing_manifest_is_refused_and_the_nearest_name_given() -> None:
         "folder.csv": "a manifest is a file, and this is a folder; name a file.",
         ".": "a manifest is a file, and this is a folder; name a file in it: folder.csv, "
         "prompts.csv.",
-        "/dev/zero": "a manifest is a file, and this is none; name a file.",
+        "/dev/zero": "a manifest is a regular file; this is not one; name one.",
     }.items():
         with pytest.raises(Refused) as caught:
             read_manifest(Path(path), Task.t2v)

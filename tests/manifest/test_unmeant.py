@@ -159,7 +159,7 @@ def test_a_cell_that_begins_with_a_hash_is_a_prompt_and_is_reported() -> None:
     single = read("p.csv", "prompt\n# one\nA cat\n")
 
     assert [row.prompt for row in single.rows] == ["# one", "A cat"]
-    note = "Taken as typed, like comments, with # in front (1 row: line 2): # one"
+    note = "Taken as typed: prompts that begin with #, like comments (1 row: line 2): # one"
     assert manifest.notes == single.notes == (note,)
 
 
@@ -205,7 +205,7 @@ def test_prompts_that_only_in_part_look_like_a_list_are_taken_and_reported() -> 
 
     assert len(manifest.rows) == 3
     assert manifest.notes == (
-        "Taken as typed, like items of a list, with a number or a bullet in front "
+        "Taken as typed: prompts that begin with a number or a bullet, like items of a list "
         "(2 rows: lines 1, 2): 1. A cat",
     )
     assert read("p.txt", "3. Liga\nA dog\nA bird\n").notes == ()
@@ -214,16 +214,16 @@ def test_prompts_that_only_in_part_look_like_a_list_are_taken_and_reported() -> 
 @pytest.mark.parametrize(
     ("prompt", "what"),
     [
-        ('"A cat runs"', "in quotation marks as a whole, all of which is text to be written into"),
-        ("\u201cA cat runs\u201d", "in quotation marks as a whole, all of which is text"),
-        ('"A cat runs",', "in quotation marks with a comma behind, like items of a list in code"),
-        ("'A cat runs'", "in quotation marks as a whole, which stay part of it"),
+        ('"A cat runs"', "wholly in quotation marks, which the model draws as lettering"),
+        ("\u201cA cat runs\u201d", "wholly in quotation marks, which the model draws as lettering"),
+        ('"A cat runs",', "in quotation marks with a comma at the end, like a list in code"),
+        ("'A cat runs'", "wholly in quotation marks, which stay part of the text"),
         ("A (fluffy:1.3) cat", "with weights such as (word:1.3), which are read as text"),
         ("A ((fluffy)) cat", "with weights such as (word:1.3), which are read as text"),
         ("A cat BREAK a dog", "with BREAK, which is read as a word"),
         ("A {red|blue} cat", "with choices such as {red|blue}, which are read as text"),
         ("A cat, embedding:easy", "with embedding:name, which is read as text"),
-        ("Prompt: A cat", "with a label such as Prompt: in front"),
+        ("Prompt: A cat", "that begin with a label such as Prompt:"),
     ],
 )
 def test_what_may_be_meant_is_taken_and_told_in_a_line(prompt: str, what: str) -> None:
@@ -233,7 +233,7 @@ def test_what_may_be_meant_is_taken_and_told_in_a_line(prompt: str, what: str) -
 
     assert manifest.rows[1].prompt == prompt
     (note,) = manifest.notes
-    assert note.startswith(f"Taken as typed, {what}")
+    assert note.startswith(f"Taken as typed: prompts {what}")
     assert note.endswith(f" (2 rows: lines 2, 3): {prompt}")
     assert read("p.txt", content, reading=LITERAL).notes == ()
 

@@ -237,7 +237,7 @@ def test_one_file_under_two_names_and_typed_ones_that_never_count_are_refused(
 
     with pytest.raises(ManifestError, match=r"copy\.safetensors are the same file; remove one"):
         found(manifest(tmp_path, twice))
-    with pytest.raises(Refused, match=r"every row of .* has its own loras, which count"):
+    with pytest.raises(Refused, match=r"every row of .* has loras of its own, which replace"):
         found(manifest(tmp_path, "none"), Lora(str(tmp_path / "in/a.safetensors")))
     with pytest.raises(Refused, match=r"a\.safetensors: must be -100 to 100"):
         found(manifest(tmp_path, ""), Lora(str(tmp_path / "in/a.safetensors"), 1e6))
@@ -254,10 +254,10 @@ def test_what_belongs_to_nothing_is_counted_and_told(
     known, _ = found(manifest(tmp_path, "x.safetensors"))
 
     assert known.notes == (
-        "WARNING: LoRA x.safetensors: 42 of 43 tensors count; left out, since nothing here has "
-        "these names: lora_te_x.alpha",
-        "WARNING: LoRA x.safetensors: alpha is not in the file: taken as its rank; write scale "
-        "ALPHA/RANK if alpha is another number",
+        "WARNING: LoRA x.safetensors: 42 of 43 tensors are used; the others have names that "
+        "this model lacks: lora_te_x.alpha",
+        "WARNING: LoRA x.safetensors: its file has no alpha, so alpha is taken to be the rank; "
+        "if it is another number, write ALPHA/RANK as the scale",
     )
 
 
@@ -321,7 +321,10 @@ def test_an_alpha_that_stands_nowhere_is_told(
     notes = found(manifest(tmp_path, "x.safetensors"))[0].notes
 
     assert [note.startswith("WARNING: ") for note in notes] == [False, True]
-    assert "alpha is not in the file: taken as its rank; write scale ALPHA/RANK" in notes[1]
+    assert (
+        "its file has no alpha, so alpha is taken to be the rank; if it is another number"
+        in notes[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,7 +433,7 @@ def test_a_pair_for_an_embedding_is_left_out_with_a_warning(
 
     known, _ = found(manifest(tmp_path, "x.safetensors"))
 
-    assert known.notes[0].endswith(f"these names: {', '.join(pair)}")
+    assert known.notes[0].endswith(f"that this model lacks: {', '.join(pair)}")
 
 
 def test_a_run_renders_rows_by_their_loras_and_logs_them(

@@ -75,6 +75,41 @@ def test_clips_are_shown_in_the_order_of_the_manifest(opened: Opened) -> None:
     assert f"seed {BIG_SEED}" in opened.page.text_content("#clip-fox_s1")
 
 
+def test_tiles_have_the_shape_of_their_clips_and_are_level_in_a_row(
+    driver: Any, tmp_path: Path
+) -> None:
+    sizes = {"wide": (480, 848), "photo": (128, 192), "square": (640, 640), "tower": (832, 208)}
+    clips = [
+        record(name, row, height=height, width=width, **MEASURED)
+        for row, (name, (height, width)) in enumerate(sizes.items())
+    ]
+    clips += [  # a row of two sizes, and a clip of no known size
+        record("mixed_s0", 4, row_id="mixed", height=480, width=848, **MEASURED),
+        record("mixed_s1", 4, row_id="mixed", height=480, width=640, **MEASURED),
+        record("unknown", 5, height=None, width=None, **MEASURED),
+    ]
+    folder = tmp_path / "run"
+    make_run(folder, clips, clips, is_playable=True)
+    main([str(folder)])
+
+    with browsing(driver, folder / "index.html", tmp_path / "profile") as browser:
+        shapes = {
+            name: browser.page.evaluate(
+                "id => { const box = document.querySelector(`#clip-${id} .frame`)"
+                ".getBoundingClientRect(); return box.width / box.height; }",
+                name,
+            )
+            for name in browser.cards()
+        }
+        assert browser.complaints == []
+
+    expected = {
+        "wide": 848 / 480, "photo": 192 / 128, "square": 1.0, "tower": 9 / 16,
+        "mixed_s0": 640 / 480, "mixed_s1": 640 / 480, "unknown": 16 / 9,
+    }  # fmt: skip
+    assert shapes == pytest.approx(expected, rel=0.01)
+
+
 def test_hostile_and_long_prompts_are_text(opened: Opened) -> None:
     rows = opened.page.locator("#gallery .row")
 

@@ -36,7 +36,7 @@ def test_a_clip_says_what_was_asked_and_what_it_cost(tmp_path: Path) -> None:
 
     wanted = {
         "id": "a", "prompt": "prompt of a", "seed": "7", "status": "ok", "file": "clips/a.mp4",
-        "poster": "thumbs/a.jpg", "isPlayable": True, "tags": {"scene": "city"},
+        "poster": "thumbs/a.jpg", "isPlayable": True, "shape": 1.7667, "tags": {"scene": "city"},
         "facts": {"s": "412.3", "GiB": "13.4", "Wh": "1"},
     }  # fmt: skip
     assert {name: shown[name] for name in wanted} == wanted

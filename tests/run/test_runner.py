@@ -646,3 +646,16 @@ def test_status_and_the_last_line_show_the_same_seconds_a_clip(project: Project)
 
     assert read_status(project.run_dir.path).seconds_per_clip == 0.25
     assert ", 0.2 s per warm clip (median)" in project.said[1]
+
+
+def test_the_end_of_a_limited_run_says_what_it_left_out_and_a_whole_one_does_not(
+    project: Project,
+) -> None:
+    left_out = "to render them: hv15-batch resume="
+
+    assert project.run(limit=1) == 0
+    assert f"left out by limit= or only=; {left_out}" in "\n".join(project.said)
+
+    project.said.clear()
+    assert project.run() == 0
+    assert left_out not in "\n".join(project.said)

@@ -223,6 +223,17 @@ def test_a_finished_run_names_its_page(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
+def test_a_run_that_was_limited_says_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(tmp_path, state="done", done=197, failed=1, suspect=0, total=200)
+
+    assert printed(tmp_path, capsys)[2:4] == [
+        "done",
+        f"2 clips left out by limit= or only=; to render them: hv15-batch resume={tmp_path}",
+    ]
+
+
 def test_a_status_of_the_version_before_is_read_and_its_words_are_not_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ended_pid: int
 ) -> None:
@@ -544,7 +555,7 @@ def test_watch_draws_in_place_fits_80_columns_and_ends_with_the_run(tmp_path: Pa
     write_status(run_dir, clip_id="c" * 64)
     watching, screen = watch_in_terminal(run_dir)
     first = read_until(screen, b"last update")
-    write_status(run_dir, state="done", clip_id=None)
+    write_status(run_dir, state="done", clip_id=None, done=200, failed=0)
 
     last = read_until(screen, b"\x1b[?25h")
 

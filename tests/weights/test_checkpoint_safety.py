@@ -93,8 +93,8 @@ def test_a_checkpoint_that_has_pickles_only_is_refused_and_says_what_to_do(
 
     assert find_faults(folder) == [
         "vae/diffusion_pytorch_model.safetensors (or its index) is missing; "
-        "diffusion_pytorch_model.bin is a pickle, which can run code when it is loaded, and never "
-        "is: save the model again as safetensors"
+        "diffusion_pytorch_model.bin is a pickle; loading one can run code, so it is not "
+        "loaded: save the model again as safetensors"
     ]
     with pytest.raises(Refused, match="diffusion_pytorch_model"):
         load_component("vae", tiny(Project(tmp_path)), at(folder), CPU)
@@ -182,7 +182,7 @@ def test_a_local_checkpoint_of_pickles_is_refused_by_the_command_with_nothing_ma
     answer = command("p.csv", f"model.repo={folder}")
 
     assert answer.code == 2
-    assert "is a pickle, which can run code when it is loaded" in answer.err
+    assert "is a pickle; loading one can run code" in answer.err
     assert answer.err.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
     assert not mine.exists()

@@ -193,7 +193,7 @@ def with_lost_scale(tensors: Tensors) -> Tensors:
         (without_scale, "img_mlp.fc1.weight is F8_E4M3 without a scale"),
         (of_ints, "img_mlp.fc1.weight is I8"),
         (for_super_resolution, "a super-resolution transformer"),
-        (with_lost_scale, "the scale of double_blocks.9.img_mlp.fc1.weight has no such weight"),
+        (with_lost_scale, "double_blocks.9.img_mlp.fc1.weight is missing, but its scale is there"),
         (lambda t: {"blocks.0.weight": torch.zeros(2)}, "not a HunyuanVideo-1.5 transformer"),
     ],
 )

@@ -5,6 +5,8 @@
   var SHORT = 220; // characters of a prompt that are shown before it is opened
   var FIRST = 24; // groups that are made at once
   var SLICE_MS = 10;
+  var USUAL = 16 / 9; // width over height of a tile whose clip has no known size
+  var TALLEST = 9 / 16; // a taller tile would fill the window
   var cards = new Map();
   var turn = 0;
 
@@ -159,6 +161,12 @@
     return cards.get(clip);
   }
 
+  /* Width over height of every tile in a row: that of its tallest clip, so that the tiles stay level. */
+  function shapeOf(clips) {
+    var shapes = clips.map(function (clip) { return clip.shape; }).filter(Boolean);
+    return shapes.length ? Math.max(Math.min.apply(null, shapes), TALLEST) : USUAL;
+  }
+
   /* Clips of one row, or a single one where they are sorted otherwise. */
   function groupOf(clips) {
     var row = make("section", "row");
@@ -176,6 +184,7 @@
       row.appendChild(image);
     }
     var strip = make("div", "cards");
+    strip.style.setProperty("--shape", shapeOf(clips));
     clips.forEach(function (clip) { strip.appendChild(cardOf(clip)); });
     row.appendChild(strip);
     return row;
