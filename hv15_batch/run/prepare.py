@@ -163,11 +163,8 @@ def prepare(
         notes += advice_notes(of_model, config_of(config, name).model)
     notes += found.notes
     manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
-    is_in_sweep = sweep is not None
-    loras = found.by_path
-    return Asked(
-        config, manifest, checkpoints, run_dir, clips, loras, beaten, is_in_sweep=is_in_sweep
-    )
+    loras, in_sweep = found.by_path, sweep is not None
+    return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
 
 
 def _check_models(config: Config, names: Sequence[str]) -> None:
