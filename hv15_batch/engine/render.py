@@ -101,7 +101,8 @@ class ClipRenderer:
         will_denoise = clip.settings.model in self._to_denoise
         if not model.models.are_complete:
             emit(Stepped(clip.clip_id, LOAD, 0, steps))
-            emit(Loading(model.models.missing(will_denoise)))
+            what = model.models.missing(will_denoise)
+            emit(Loading(what if len(self._devices) == 1 else f"{what} of {clip.settings.model}"))
         with attempt.failing():
             # Kernels are chosen at the first clip of a worker.
             attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
