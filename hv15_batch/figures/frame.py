@@ -8,7 +8,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, Config
+from hv15_batch.config.settings import NOT_TYPED, OF_ONE_COMMAND, Config
 from hv15_batch.planning.tables import read_plan
 from hv15_batch.rundir.log import last_attempts, read_records
 from hv15_batch.rundir.paths import RunDir
