@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
     refusals += _cache_faults(asked)
     shortages, notes = _disk_findings(config, run_dir, need, others)
-    notes += licence_notes(asked) + _place_notes(run_dir)
+    notes += licence_notes(asked.checkpoints.values()) + _place_notes(run_dir)
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
@@ -133,9 +133,9 @@ _OURS = (CheckpointKind.tiny, CheckpointKind.demo)
 """Under this package's own licence."""
 
 
-def licence_notes(asked: Asked) -> list[str]:
+def licence_notes(checkpoints: Iterable[Checkpoint]) -> list[str]:
     """Return a line for each folder of weights without their licence."""
-    kept = (c.folder for c in asked.checkpoints.values() if c.kind not in _OURS)
+    kept = (c.folder for c in checkpoints if c.kind not in _OURS)
     folders = dict.fromkeys(folder for folder in kept if folder is not None)
     return [
         f"Licence: no licence file lies beside the weights in {folder}; {LICENCE}"

@@ -22,6 +22,7 @@ from hv15_batch.manifest.clips import (
     swept_model_notes,
 )
 from hv15_batch.manifest.read import Manifest
+from hv15_batch.manifest.secrets import check_no_secrets
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
@@ -36,7 +37,6 @@ from hv15_batch.planning.plan import (
     settings_conflict,
 )
 from hv15_batch.record import DONE_STATUSES
-from hv15_batch.run._secrets import check_no_secrets
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
 from hv15_batch.rundir.stored import check_owner, earlier_settings

@@ -110,7 +110,7 @@ def run(
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, say)
-        _say_all(licence_notes(asked), say)
+        _say_all(licence_notes(asked.checkpoints.values()), say)
     for own, checkpoint in asked.models() if run is not None else ():
         if checkpoint.transformer is not None:
             make_transformer(checkpoint.transformer, own.model, say)
