@@ -129,7 +129,7 @@ def make_forecast(
     models = [
         (own, clips) for own, clips in by_model(config, todo) if not own.model.weights.is_small
     ]
-    if not models:
+    if not models or _known_card(config, machine) is None:
         return None
     rows = read_log_rows(log_folder) if rows is None else rows
     denoised = [p.clip.settings for _, clips in models for p in clips if not p.is_from_latents]
@@ -156,6 +156,20 @@ def by_model(config: Config, todo: Sequence[PlannedClip]) -> list[tuple[Config, 
     return [(config_of(config, name), found) for name, found in clips.items()]
 
 
+def _known_card(config: Config, machine: Machine) -> tuple[Card, str] | None:
+    """Return the card that is predicted for, and its name; None for an unknown one.
+
+    Raises:
+        Refused: `runtime.card` is not in the table.
+    """
+    name = config.runtime.card
+    if name is not None and find_card(name) is None:
+        name = typed_card(name).name
+    gpu_name = name or (machine.gpu.name if machine.gpu else None)
+    card = find_card(gpu_name) if gpu_name else None
+    return None if card is None or gpu_name is None else (card, gpu_name)
+
+
 def _make_one(
     config: Config,
     todo: Sequence[PlannedClip],
@@ -164,15 +178,12 @@ def _make_one(
     num_encoded: int,
 ) -> Forecast | None:
     """Return the forecast of one model's clips; None without a known card."""
-    name = config.runtime.card
-    if name is not None and find_card(name) is None:
-        name = typed_card(name).name
-    gpu_name = name or (machine.gpu.name if machine.gpu else None)
-    card = find_card(gpu_name) if gpu_name else None
-    if card is None or gpu_name is None:
+    known = _known_card(config, machine)
+    if known is None:
         return None
+    card, gpu_name = known
     settings = [p.clip.settings for p in todo]
-    here = machine_with(card, machine) if name else machine
+    here = machine_with(card, machine) if config.runtime.card else machine
     loras = lora_bytes(todo)
     offload = choose_offload(config, settings, here, loras)
     execution = execution_of(config, card)
