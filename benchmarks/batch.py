@@ -88,7 +88,8 @@ def predictions(log: pd.DataFrame, earlier: list[dict[str, Any]]) -> list[float 
             seconds.append(None)
             continue
         names = ("attention_backend", "offload", "compiled", "mask_free", "dtype")
-        execution = Execution(**{name: row[name] for name in names})
+        linear = row["linear"] if isinstance(row["linear"], str) else None
+        execution = Execution(**{name: row[name] for name in names}, linear=linear)
         scales = calibrate(earlier, card, execution)
         cost = predict_clip(Shape.of_row(row), card, execution, scales)
         seconds.append(cost.seconds if scales is not None else -cost.seconds)

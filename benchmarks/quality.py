@@ -46,6 +46,8 @@ _SHORT = "override.num_inference_steps=8"
 CPU = (
     Setting("float32", (_SHORT,), clips=8),
     Setting("bfloat16", (_SHORT, _BF16), "float32", clips=8),
+    Setting("fp8 linears", (_SHORT, "runtime.linear=fp8"), "float32", clips=8),
+    Setting("int8 linears", (_SHORT, "runtime.linear=int8"), "float32", clips=8),
     Setting("masked", (_SHORT, "runtime.mask_free=false"), "float32", clips=1),
     Setting("compiled", (_SHORT, "runtime.compile=true"), "float32", clips=1),
 )
@@ -61,6 +63,8 @@ GPU = (
     Setting("bfloat16, compiled", (_RESIDENT, _BF16, "runtime.compile=true"), PLAIN),
     Setting("bfloat16, static cache", (_RESIDENT, _BF16, "sampling.cache=static"), PLAIN),
     Setting("bfloat16, masked", (*_PLAIN, _BF16), PLAIN),
+    Setting("bfloat16, fp8 linears", (_RESIDENT, _BF16, "runtime.linear=fp8"), PLAIN),
+    Setting("bfloat16, int8 linears", (_RESIDENT, _BF16, "runtime.linear=int8"), PLAIN),
     Setting("float16", (_RESIDENT, "runtime.dtype=float16"), PLAIN),
     Setting("offload model", ("offload=model", _BF16), PLAIN),
     Setting("offload stream", ("offload=stream", _BF16), PLAIN),
@@ -127,7 +131,12 @@ def markdown(rows: Sequence[Row]) -> str:
         psnr = row.psnr_db()
         quality = [decibels(statistics.median(psnr)), decibels(min(psnr))] if psnr else ["", ""]
         effect = row.in_effect
-        what = [effect["dtype"], effect["attention_backend"], effect["offload"]]
+        what = [
+            effect["dtype"],
+            effect.get("linear"),
+            effect["attention_backend"],
+            effect["offload"],
+        ]
         cells = [row.setting.name, ", ".join(filter(None, what)), str(len(row.clips)), *counts]
         lines.append(f"| {' | '.join([*cells, *quality, same_frames(row, rows)])} |")
     reasons: dict[str, list[str]] = {}

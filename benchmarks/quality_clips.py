@@ -28,7 +28,7 @@ from training.reading import read_clip
 ATTRIBUTES = ("color", "place", "direction", "motion", "shape", "letters")
 _SAME_NOISE = Path(__file__).resolve().parent / "same_noise"
 NOT_YET = "not run yet"
-IN_EFFECT = ("dtype", "attention_backend", "mask_free", "compiled", "offload", "cache")
+IN_EFFECT = ("dtype", "linear", "attention_backend", "mask_free", "compiled", "offload", "cache")
 MACHINE = ("gpu_name", "driver_version", "torch_version", "diffusers_version", "hv15_batch_version")
 WORDS = ("video.codec=ffv1", "keep_latents=false", "sampling.seeds=0,1")
 """Of every run: lossless frames; the first seed of every prompt, then the second."""

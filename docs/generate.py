@@ -139,6 +139,8 @@ def cards_page() -> str:
             code(card.name),
             f"{card.memory_gib:g}",
             f"{card.dense_bf16_tflops:g}",
+            f"{card.fp8_tflops:g}" if card.fp8_tflops else "none",
+            f"{card.int8_tops:g}",
             f"{card.bandwidth_gb_per_second:g}",
             f"{card.host_gb_per_second:g}",
             ".".join(map(str, card.capability)),
@@ -146,17 +148,17 @@ def cards_page() -> str:
         )
         for card in cards.CARDS
     ]
-    head = ("`runtime.card=`", "memory, GiB", "bf16, TFLOP/s", "memory, GB/s", "host, GB/s")
-    return f"{NOTICE}{_CARDS_HEAD}\n{table((*head, 'capability', 'source'), rows)}"
+    head = ("`runtime.card=`", "memory, GiB", "bf16, TFLOP/s", "fp8", "int8", "memory, GB/s")
+    return f"{NOTICE}{_CARDS_HEAD}\n{table((*head, 'host, GB/s', 'capability', 'source'), rows)}"
 
 
 _CARDS_HEAD = """\
 # Cards
 
 Predictions use these vendor figures; none of them was measured by this project.
-`runtime.card=NAME` predicts for a card that you do not have. bf16 is the dense rate with fp32
-accumulation; host is the rate between RAM and card. Other cards can render as well, but the dry run
-predicts no times for them.
+`runtime.card=NAME` predicts for a card that you do not have. bf16 and fp8 are dense rates with
+fp32 accumulation, int8 is a dense rate; host is the rate between RAM and card. Other cards can
+render as well, but the dry run predicts no times for them.
 """
 
 

@@ -50,10 +50,11 @@ Exit codes: 0 all done, 2 refused, 3 some clips failed, 4 stopped early, 130/143
 
 
 PREFETCH_HELP = """\
-usage: hv15-batch prefetch [model=NAME] [model.repo=HUB_ID]
+usage: hv15-batch prefetch [model=NAME] [model.repo=HUB_ID] [runtime.attention_backend=NAME]
 
 Fetch the weights of a model: print size, folder and free disk, download, verify.
-Later runs of the model need no network.
+Fetch the attention kernel too, if its name ends in _hub.
+Later runs with them need no network.
 
 example: hv15-batch prefetch model=480p_t2v_distilled
 """

@@ -66,8 +66,8 @@ def _plain(value: Any) -> Any:
     return hashed_values(value) if hasattr(value, "__dataclass_fields__") else value
 
 
-Group = tuple[str, str, tuple[tuple[str, float], ...]]
-"""Model, weights, and hash and scale of each LoRA."""
+Group = tuple[str, str, str | None, tuple[tuple[str, float], ...]]
+"""Model, weights, `runtime.linear`, and hash and scale of each LoRA."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class ClipSettings:
     """Content of `model.transformer_file` or `model.transformer_hub`; None without one."""
     loras: tuple[tuple[str, float], ...] | None = added(None)
     """SHA-256 of each LoRA's file and its scale, sorted; None without any."""
+    linear: str | None = added(None)
+    """`runtime.linear`; None for bf16."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
 
@@ -132,7 +134,7 @@ class ClipSettings:
     @property
     def group(self) -> Group:
         """What a worker loads for this clip, and keeps for all clips of the same."""
-        return self.model, self.weights, self.loras or ()
+        return self.model, self.weights, self.linear, self.loras or ()
 
     @property
     def has_guidance(self) -> bool:

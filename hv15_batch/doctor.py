@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ from typing import Any
 
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, Refused
 from hv15_batch.machine.cards import find_card
-from hv15_batch.machine.machine import Machine, free_disk_bytes, read_machine
+from hv15_batch.machine.machine import (
+    Machine,
+    compiler,
+    compiler_fault,
+    free_disk_bytes,
+    read_machine,
+)
 from hv15_batch.machine.system import system_facts
 from hv15_batch.model.attention import KERNELS, auto_kernel, is_fetched, package_fault
 from hv15_batch.model.options import model_options
@@ -138,11 +143,10 @@ def _kernels(machine: Machine) -> Iterator[Finding]:
 
 
 def _compiler() -> Finding:
-    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if found:
-        return Finding(Verdict.ok, f"Compiler for runtime.compile: {found}")
-    advice = "runtime.compile=true needs one: sudo apt install build-essential"
-    return Finding(Verdict.note, "Compiler: none", advice)
+    fault = compiler_fault()
+    if fault is None:
+        return Finding(Verdict.ok, f"Compiler for runtime.compile: {compiler()}")
+    return Finding(Verdict.note, f"Compiler: {compiler() or 'none'}", f"runtime.compile: {fault}")
 
 
 def ram_finding(machine: Machine) -> Finding:

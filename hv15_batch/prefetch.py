@@ -1,4 +1,7 @@
-"""`hv15-batch prefetch model=...`: fetches and verifies weights before a run needs them."""
+"""`hv15-batch prefetch model=...`: fetches and verifies weights before a run needs them.
+
+And the attention kernel, if one of the hub is typed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
 from hv15_batch.manifest.clips import read_rows
 from hv15_batch.manifest.weights import models_of_rows
+from hv15_batch.model.attention import hub_of
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import Hub
+from hv15_batch.weights.kernels.fetched import fetch_kernel
 from hv15_batch.weights.transformer import make_transformer
 
 
@@ -33,15 +38,19 @@ def prefetch(
     With a manifest, those of every model that its rows use.
 
     Args:
-        config: Settings; only `manifest`, how it is read, and `model` matter.
+        config: Settings; only `manifest`, how it is read, `model` and `runtime.attention_backend`
+            matter.
         say: Prints a line for the user.
         hub: Replaces the hub; None for the real one.
         hub_cache: Cache of huggingface_hub; None for its own.
         environ: Environment, for HF_HUB_OFFLINE.
 
     Raises:
-        Refused: Like `weights.fetch.fetch`.
+        Refused: Like `weights.fetch.fetch`, and `weights.kernels.fetched.fetch_kernel`.
     """
+    backend = config.runtime.attention_backend
+    if hub_of(backend) is not None:  # the smaller part, and the one that may be refused
+        fetch_kernel(backend, say=say, environ=environ)
     for model in _models(config):
         checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
         _finish(model, checkpoint, say)

@@ -196,6 +196,7 @@ def _settings(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
         "model.weights": (asked.weights, option.weights.name),
         "model.revision": (_revision(tag, option), option.revision),
         "runtime.dtype": (asked.dtype, option.dtype.name),
+        "runtime.linear": (asked.linear, None),
     }
     if option.transformer_hub.file is not None and asked.transformer_sha256 is not None:
         content = asked.transformer_sha256, option.transformer_hub.sha256

@@ -135,6 +135,9 @@ class ClipRecord:
     tags: str | None = _asked("the row's tag_* cells as a JSON object", private=True)
     attention_backend_requested: str | None = _asked("backend as typed")
     off_recipe: bool | None = _asked("distilled model used off its recipe", groups=True)
+    linear: str | None = _asked(
+        "8-bit linear modules, fp8 or int8; null computes them in `dtype`", groups=True
+    )
     cache: str | None = _asked(
         "static step cache as every:start:end; null computes every step", groups=True
     )
@@ -361,6 +364,7 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             off_recipe=clip.off_recipe,
             transformer_sha256=settings.transformer_sha256,
             loras=loras_text(settings.loras),
+            linear=settings.linear,
             cache=settings.cache,
             model=settings.model,
             revision=settings.revision,

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,23 @@ def test_clips_of_other_types_kernels_and_code_obey_and_look_like_those_of_plain
     tmp_path: Path,
 ) -> None:
     jobs = min(2, len(os.sched_getaffinity(0)))
-    rows = {r.setting.name: r for r in quality.make_rows(quality.CPU, tmp_path, clips=4, jobs=jobs)}
+    settings = [replace(s, clips=1) if "linears" in s.name else s for s in quality.CPU]
+    rows = {r.setting.name: r for r in quality.make_rows(settings, tmp_path, clips=4, jobs=jobs)}
 
     assert [(name, len(row.clips), row.reason) for name, row in rows.items()] == [
         ("float32", 4, ""),
         ("bfloat16", 4, ""),
+        ("fp8 linears", 1, ""),
+        ("int8 linears", 1, ""),
         ("masked", 1, ""),
         ("compiled", 1, ""),
     ]
     # The settings are in effect, or the comparison means nothing.
     effects = {name: row.in_effect for name, row in rows.items()}
     assert effects["bfloat16"]["dtype"] == "bfloat16"
+    assert effects["fp8 linears"]["linear"] == "fp8"
+    assert effects["int8 linears"]["linear"] == "int8"
+    assert effects["float32"]["linear"] is None
     assert effects["masked"]["mask_free"] == "False"
     assert effects["compiled"]["compiled"] == "True"
     assert effects["float32"]["mask_free"] == "True"

@@ -13,10 +13,11 @@ from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.errors import Refused
-from hv15_batch.machine.cards import typed_card
+from hv15_batch.machine.cards import find_card, typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
+from hv15_batch.model.linears import linear_fault
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task
+from hv15_batch.model.variant import STEP_DISTILLED_T2V, Distillation, Dtype, Recipe, Task, Weights
 
 _SAMPLING_BOUNDS = {setting.name: setting.metadata for setting in fields(SamplingConfig)}
 SAMPLING_FIELDS = tuple(name for name in _SAMPLING_BOUNDS if not name.startswith("cache"))
@@ -31,6 +32,47 @@ _USUAL_RECIPES = {
 def effective_dtype(config: Config) -> Dtype:
     """Return `runtime.dtype`, or the model option's type."""
     return config.runtime.dtype or config.model.dtype
+
+
+_COMPILE_WORDS = {"auto": None, "true": True, "false": False}
+_COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
+
+
+def typed_compile(config: Config) -> bool | None:
+    """Return `runtime.compile`; None for `auto` that is not decided yet.
+
+    Raises:
+        Refused: It is another text.
+    """
+    typed = config.runtime.compile
+    if isinstance(typed, bool):
+        return typed
+    word = str(typed).strip().lower()
+    if word not in _COMPILE_WORDS:
+        raise Refused(
+            f"runtime.compile={typed}: must be auto, true or false; leave it out for auto."
+        )
+    return _COMPILE_WORDS[word]
+
+
+def linears_fault(config: Config, gpu_name: str | None) -> str | None:
+    """Return why `runtime.linear` does not run on a card, or None.
+
+    Args:
+        config: The settings.
+        gpu_name: A name for `runtime.card`, or NVML's; None for no card. What is not in the table
+            is checked by the worker, before it encodes.
+    """
+    weights = config.model.weights
+    card = find_card(gpu_name) if gpu_name else None
+    return linear_fault(
+        config.runtime.linear,
+        effective_dtype(config),
+        # A full-size model is assumed to run on a card: a dry run plans for another machine.
+        runs_on_cpu=weights is Weights.tiny or (weights.is_small and gpu_name is None),
+        capability=card.capability if card else None,
+        on=card.name if card else "the card",
+    )
 
 
 def check_config(config: Config) -> None:
@@ -82,6 +124,7 @@ def check_config(config: Config) -> None:
             f"only={config.only}: names no row; give ids, for example only=a,b, or leave it out "
             "for all rows."
         )
+    typed_compile(config)
     _check_sampling(config)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.model.variant import Dtype, ModelConfig, OffloadKind
+from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
 def bounded(
@@ -166,12 +166,17 @@ class RuntimeConfig:
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
-    """`auto` chooses by the card's compute capability. Any name of diffusers' attention dispatcher
-    can be typed. Names that end in `_hub` fetch compiled code from the hub and run it."""
+    """`auto` chooses by the card's compute capability. docs/attention.md has the names that can be
+    typed. One that ends in `_hub` is compiled code of the hub, which `prefetch` fetches."""
+    linear: Linear = Linear.bf16
+    """In what the transformer's matrix products compute. `fp8` and `int8` halve its weights, with
+    an error of their own; `fp8` needs compute capability 8.9, `int8` 8.0. `bf16` means `dtype`."""
     mask_free: bool = True
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
-    compile: bool = False
-    """Compile the transformer's blocks, at the first two clip sizes. It pays after a few clips."""
+    compile: bool | str = "auto"
+    """Compile the transformer's blocks, at the first two clip sizes: `true`, `false`, or `auto`,
+    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once for
+    each run directory and model, and is `false` on the CPU."""
     vram_limit_gib: float | None = bounded(
         None, 0, is_over=True, about="must be over 0, for example 24"
     )
@@ -248,6 +253,9 @@ class BenchmarkConfig:
 
     repeat: int | None = at_least(None, 1)
     """Render each clip this many times to measure it; null renders it once and keeps its file."""
+    calibrate: bool = False
+    """Compare the measured seconds with the predicted ones at the end, and keep them in the user's
+    cache, where they calibrate the predictions for this card in all folders. Needs a card."""
 
 
 @dataclass

@@ -59,6 +59,8 @@ class ExecutorSpec:
     """The card that it renders on; None on the CPU."""
     streams_text_encoder: bool = False
     """The text encoder is larger than the budget and runs layer by layer."""
+    compile_is_auto: bool = False
+    """Compilation was not typed: where it fails, clips are rendered without it."""
     further: tuple[ModelSpec, ...] = ()
     """Models after that of `config`."""
     lock_descriptor: int | None = None

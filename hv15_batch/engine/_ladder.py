@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import Event, Note, Stepped
@@ -46,19 +47,27 @@ class Decoded:
 class Ladder:
     """Denoises and decodes, and falls back to less memory where that does not fit."""
 
-    def __init__(self, models: LoadedModels, budget_bytes: int | None, is_climbed: bool) -> None:
+    def __init__(
+        self,
+        models: LoadedModels,
+        budget_bytes: int | None,
+        is_climbed: bool,
+        may_run_plain: bool = False,
+    ) -> None:
         """Load nothing yet.
 
         Args:
             models: what denoises and decodes.
             budget_bytes: what torch may take of the card; None without a limit.
             is_climbed: False lets the first shortage fail its clip (`retry.ladder`).
+            may_run_plain: Where compilation fails, denoise without it.
         """
         self._models = models
         self._placement = models.placement
         self._device = models.placement.device
         self._budget_bytes = budget_bytes
         self._is_climbed = is_climbed
+        self._may_run_plain = may_run_plain
 
     def denoise(
         self,
@@ -70,10 +79,33 @@ class Ladder:
     ) -> Denoised:
         """Denoise a clip; when memory runs out, once more with the next smaller profile.
 
+        Where compilation fails and was not typed, the rest of the run goes without it.
+
         Raises:
             torch.OutOfMemoryError: there is none, or it does not fit either.
+            TorchDynamoException: the transformer cannot be compiled.
             Refused: see `LoadedModels.denoiser`.
         """
+        try:
+            return self._denoise_in_memory(clip, conditioning, meter, emit, on_torch_attention)
+        except TorchDynamoException as error:
+            if not self._may_run_plain:
+                raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        self._may_run_plain = False
+        self._models.drop_compilation()
+        _release_memory()
+        emit(Note(f"the transformer cannot be compiled here: continuing without ({reason[:200]})"))
+        return self._denoise_in_memory(clip, conditioning, meter, emit, on_torch_attention)
+
+    def _denoise_in_memory(
+        self,
+        clip: Clip,
+        conditioning: Conditioning,
+        meter: StageMeter,
+        emit: Emit,
+        on_torch_attention: bool,
+    ) -> Denoised:
         try:
             return self._denoise(clip, conditioning, meter, emit, on_torch_attention)
         except torch.OutOfMemoryError as error:

@@ -21,6 +21,7 @@ from hv15_batch.engine._telemetry import CardSampler, Telemetry, sampler_of
 from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.nvml import read_gpus
+from hv15_batch.model.attention import is_exact
 from hv15_batch.model.shapes import Shape, forward_flop
 from hv15_batch.record import columns
 
@@ -250,7 +251,11 @@ def _num_alloc_retries(device: torch.device) -> int | None:
 
 
 def work_columns(
-    settings: ClipSettings, conditioning: Conditioning, seconds: float, gpu_name: str | None
+    settings: ClipSettings,
+    conditioning: Conditioning,
+    seconds: float,
+    gpu_name: str | None,
+    attention_backend: str,
 ) -> dict[str, Any]:
     """Return the log's columns on tokens, FLOP and rate.
 
@@ -260,6 +265,7 @@ def work_columns(
         seconds: Of denoising.
         gpu_name: Product name of the card; None for a tiny or demo model, for which the FLOP
             formula of the full-size transformer does not hold.
+        attention_backend: In effect. One of 8 bits has another rate to be compared with.
     """
     video_tokens = Shape.of(settings).num_video_tokens
     columns: dict[str, Any] = {
@@ -277,6 +283,9 @@ def work_columns(
     )
     tflops = flop / 1e12 / seconds
     card = find_card(gpu_name)
-    is_16_bit = settings.dtype != "float32"
+    # The table's rate is that of 16 bits.
+    is_16_bit = (
+        settings.dtype != "float32" and settings.linear is None and is_exact(attention_backend)
+    )
     mfu = tflops / card.dense_bf16_tflops if card is not None and is_16_bit else None
     return columns | {"model_pflop": flop / 1e15, "tflops": tflops, "mfu": mfu}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser, load_vae
 from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.machine.machine import read_ram
 from hv15_batch.model.attention import NATIVE
-from hv15_batch.model.shapes import TRANSFORMER_BYTES
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.units import GIB
 from hv15_batch.weights.checkpoint import Checkpoint
 
@@ -52,7 +53,9 @@ class LoadedModels:
             placement.hold_vae(vae)
         self._denoiser: Denoiser | None = None
         self._loras: LoraSet | None = None
-        self._attention = config.runtime.attention_backend  # as applied last, maybe `auto`
+        self.attention = config.runtime.attention_backend
+        """The kernel of all clips: a name, or `auto`, which then means one of torch's."""
+        self._attention = self.attention  # as applied last
         self._load_seconds: float | None = None
 
     @property
@@ -97,7 +100,7 @@ class LoadedModels:
             ValueError, OSError: a LoRA is not what it was, or cannot be read.
         """
         denoiser, runtime = self._loaded(), self._config.runtime
-        attention = NATIVE if on_torch_attention else runtime.attention_backend
+        attention = NATIVE if on_torch_attention else self.attention
         if attention != self._attention:
             transformer = denoiser.transformer
             apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
@@ -129,7 +132,15 @@ class LoadedModels:
         """
         self._denoiser = self._loras = None
         _, available = read_ram()
-        return self.placement.step_down(available > TRANSFORMER_BYTES + GIB)
+        needed = transformer_bytes(self._config.runtime.linear) + GIB
+        return self.placement.step_down(available > needed)
+
+    def drop_compilation(self) -> None:
+        """Load the transformer again when it is needed next, without compiling it."""
+        runtime = replace(self._config.runtime, compile=False)
+        self._config = replace(self._config, runtime=runtime)
+        self._denoiser = self._loras = None
+        self.placement.drop_transformer()
 
     def release(self, keeps_vae: bool) -> Any:
         """Let go of everything; return the VAE if it is kept for another model, else None."""

@@ -48,6 +48,7 @@ class ModelSwitch:
         self._spec = spec
         self.models = {name: _with_files(model) for name, model in spec.models.items()}
         self._in_use: ModelInUse | None = None
+        self._attention: dict[str, str] = {}
         self._same_vae = self._alike(VAE_PARTS)
         self.same_texts = self._alike(TEXT_PARTS)
         """For each model the first one with the same text encoders."""
@@ -71,16 +72,23 @@ class ModelSwitch:
         device = execution_device(config)
         placement = Placement(model.offload, device, cache_root() / "blocks")
         models = LoadedModels(config, model.checkpoint, placement, vae)
+        models.attention = self._attention.get(name, models.attention)
         self._in_use = ModelInUse(
             config=config,
             checkpoint=model.checkpoint,
             device=device,
             placement=placement,
             models=models,
-            ladder=Ladder(models, spec.budget_bytes, config.retry.ladder),
+            ladder=Ladder(models, spec.budget_bytes, config.retry.ladder, spec.compile_is_auto),
             writer=ClipWriter(config, RunDir(spec.run_dir), model.checkpoint.repo),
         )
         return self._in_use
+
+    def set_attention(self, name: str, backend: str) -> None:
+        """Set the attention kernel of all clips of a model."""
+        self._attention[name] = backend
+        if self._in_use is not None and self._in_use.config.model.name == name:
+            self._in_use.models.attention = backend
 
     def _release(self, before: ModelInUse, name: str) -> Any:
         """Let a model go; return its VAE if the model `name` has the same one, else None."""

@@ -19,6 +19,7 @@ from hv15_batch.dispatch.protocol import (
     ExecutorSpec,
     Job,
     Loading,
+    Note,
     RendererBroken,
     Stepped,
 )
@@ -32,6 +33,7 @@ from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
+from hv15_batch.engine.load.linears import check_linears
 from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.model.shapes import Shape
@@ -79,14 +81,24 @@ class ClipRenderer:
         `clips` are those that will be denoised.
 
         Raises:
-            Refused: the attention asked for cannot run here, or its result is not torch's.
+            Refused: the card does not compute what `runtime.linear` asks for; the attention
+                asked for cannot run here, or its result is not torch's.
         """
-        first = {clip.settings.model: clip.settings for clip in reversed(clips)}
-        self._to_denoise = set(first)
-        for name, settings in first.items():
-            model, tokens = self._switch.models[name], Shape.of(settings).num_video_tokens
-            device = execution_device(model.config)
-            check_backend(model.config, model.checkpoint, tokens, device)
+        by_model: dict[str, list[Clip]] = {}
+        for clip in clips:
+            by_model.setdefault(clip.settings.model, []).append(clip)
+        self._to_denoise = set(by_model)
+        for name, of_model in by_model.items():
+            model = self._switch.models[name]
+            check_linears(model.config)
+            backend = check_backend(
+                model.config,
+                model.checkpoint,
+                max(Shape.of(clip.settings).num_video_tokens for clip in of_model),
+                execution_device(model.config),
+                tell=lambda text: emit(Note(text)),
+            )
+            self._switch.set_attention(name, backend)
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
@@ -175,7 +187,8 @@ class ClipRenderer:
         gpu_name = None if is_small else self._machines[model.device]["gpu_name"] or ""
         work: dict[str, Any] = {}
         with Secondary("tokens and FLOP of a clip are not logged"):
-            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name)
+            backend = str(model.models.in_effect()["attention_backend"])
+            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,

@@ -53,6 +53,7 @@ FACTS: dict[str, Callable[[Clip], str | None]] = {
     "Type": _column("dtype"),
     "Offload": _column("offload"),
     "Attention": _column("attention_backend"),
+    "8-bit linear modules": _column("linear"),
     "Mask-free": _column("mask_free"),
     "Compiled": _column("compiled"),
     "Decode tiles": _tile,

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from hv15_batch.forecast.seconds import Execution
 from hv15_batch.machine.cards import CONTEXT_BYTES
+from hv15_batch.model.linears import block_bytes, transformer_bytes
 from hv15_batch.model.shapes import (
-    BLOCK_BYTES,
     IMAGE_ENCODER_BYTES,
     PADDED_TOKENS,
     SMALL_ENCODERS_BYTES,
     TEXT_ENCODER_BYTES,
-    TRANSFORMER_BYTES,
     TRANSFORMER_REST_BYTES,
     VAE_BYTES,
     WIDTH,
     Shape,
 )
 from hv15_batch.model.tiles import NoPlanError, most_frugal_plan, plan_tiles, predict_peak_bytes
+from hv15_batch.model.variant import Linear
 from hv15_batch.units import GIB
 
 STREAMED_ENCODER_BYTES = int(1.6 * GIB)
@@ -26,6 +26,10 @@ STREAMED_ENCODER_BYTES = int(1.6 * GIB)
 ACTIVATION_BYTES_PER_TOKEN = 51_500
 COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
 """Peak of a mask-free forward without its weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
+EIGHT_BIT_INPUT_BYTES_PER_TOKEN = 4 * WIDTH
+"""The widest input of an 8-bit product, which is kept beside the one in 16 bits."""
+EIGHT_BIT_PIECE_BYTES = 3 * 4096 * 4 * WIDTH * 4
+"""Of a piece of tokens in 32 bits, while it is quantised and nothing is compiled."""
 MASK_BYTES_PER_PAIR = 3.6
 """The mask of plain diffusers and its copies, for each pair of tokens. Activations measured on an
 H200: 11.1 GiB at 49,290 tokens, 3.5 GiB at 25,440."""
@@ -72,8 +76,9 @@ def predict_peaks(
             Random weights are built in memory.
     """
     factor, offload = execution.bytes_factor, execution.offload
-    transformer, vae = TRANSFORMER_BYTES * factor, VAE_BYTES * factor
-    rest, block = TRANSFORMER_REST_BYTES * factor, BLOCK_BYTES * factor
+    linear = execution.linears
+    transformer, vae = transformer_bytes(linear, factor), VAE_BYTES * factor
+    rest, block = TRANSFORMER_REST_BYTES * factor, block_bytes(linear, factor)
     if offload == "resident":
         denoise, beside_decode = transformer + vae, transformer
     elif offload == "model":
@@ -91,7 +96,9 @@ def predict_peaks(
     if shape.has_image:
         encode = max(encode, (IMAGE_ENCODER_BYTES + VAE_BYTES + GIB) * factor)
     host = 0
-    if offload in ("stream", "model") or (offload == "stream_disk" and not reads_weights):
+    # Quantised weights are no longer the file's pages.
+    is_held = not reads_weights or linear is not Linear.bf16
+    if offload in ("stream", "model") or (offload == "stream_disk" and is_held):
         host = transformer + vae
     elif offload == "stream_disk":
         host = vae + 3 * block
@@ -116,6 +123,9 @@ def _activation_bytes(shape: Shape, execution: Execution) -> int:
     compiled = execution.compiled
     per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
     activations = float(per_token * tokens)
+    if execution.linear is not None:
+        activations += EIGHT_BIT_INPUT_BYTES_PER_TOKEN * tokens
+        activations += 0 if compiled else EIGHT_BIT_PIECE_BYTES
     if not execution.mask_free:
         activations += MASK_BYTES_PER_PAIR * (tokens + PADDED_TOKENS) ** 2
     return int(activations * execution.bytes_factor)

@@ -6,10 +6,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.errors import LogSchemaError
+from hv15_batch.errors import LogSchemaError, Refused
+from hv15_batch.files import read_json
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import Shape
@@ -23,9 +25,13 @@ from hv15_batch.record import (
     seconds_column,
 )
 from hv15_batch.rundir.log import read_records, segments
+from hv15_batch.rundir.publish import publish_json
+from hv15_batch.weights.checkpoint import cache_root
 
 MAX_LOGS = 20
 """Logs that are read, newest first."""
+MAX_REMEMBERED = 200
+"""Warm clips in the user's cache, newest first."""
 MAX_ROWS = 20
 """Warm clips that count for one size and execution. The newest count, because drivers change."""
 COLUMNS = (
@@ -45,6 +51,8 @@ class _Clip:
     denoise: float
     """Measured over predicted."""
     decode: float
+    has_loras: bool
+    """LoRAs take time that is not predicted, so they calibrate each other only."""
 
 
 def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Execution) -> Scales | None:
@@ -63,7 +71,10 @@ def calibrate(records: Iterable[dict[str, Any]], card: Card, execution: Executio
     Returns:
         The factors; None where no clip shows how long denoising takes.
     """
-    clips = list(_clips(records, card))
+    found = list(_clips(records, card))
+    clips = [c for c in found if c.has_loras == bool(execution.lora_bytes)]
+    if execution.lora_bytes and not clips:
+        clips = found
     same = [c for c in clips if c.execution == execution]
     computing = [c for c in same if not c.is_copy_bound]
     copying = [c for c in same if c.is_copy_bound]
@@ -104,7 +115,10 @@ def _name(other: Execution, execution: Execution) -> str:
 
 
 def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of this run directory's log and of those beside it, sweeps included."""
+    """Return the rows of this run directory's log and of those beside it, sweeps included.
+
+    Those in the user's cache follow (`remember`).
+    """
     beside = log_folder.parent.parent
     roots = [beside, beside.parent] if beside.suffix == ".sweep" else [beside]
     folders = {log_folder}
@@ -117,14 +131,63 @@ def read_log_rows(log_folder: Path) -> list[dict[str, Any]]:
             rows += read_records(folder, COLUMNS).to_pylist()
         except LogSchemaError:
             continue  # a damaged log of another directory does not stop this run
-    return rows
+    seen = {(row["finished_at"], row["denoise_seconds"]) for row in rows}
+    kept = (r for r in remembered() if (r["finished_at"], r["denoise_seconds"]) not in seen)
+    return [*rows, *kept]
+
+
+def is_warm_measurement(row: dict[str, Any]) -> bool:
+    """Whether a row with `COLUMNS` says how long a full-size clip takes."""
+    return _counts(row)
+
+
+def remember(rows: Iterable[dict[str, Any]]) -> Path:
+    """Keep the warm clips of these rows in the user's cache, and return the file.
+
+    They calibrate the predictions of runs in other folders, which do not see this log.
+
+    Raises:
+        Refused, OSError: there is no such folder, or it cannot be written.
+    """
+    new = [{name: row[name] for name in COLUMNS} for row in rows if _counts(row)]
+    known = _without_doubles([*new, *remembered()])
+    known.sort(key=_finished, reverse=True)
+    path = _store()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish_json(
+        path,
+        [row | {"finished_at": row["finished_at"].isoformat()} for row in known[:MAX_REMEMBERED]],
+    )
+    return path
+
+
+def remembered() -> list[dict[str, Any]]:
+    """Return the rows that `remember` kept; none where the file cannot be read."""
+    try:
+        stored = read_json(_store())
+        rows = [row for row in stored if set(row) == set(COLUMNS)]
+        return [
+            row | {"finished_at": datetime.fromisoformat(row["finished_at"])}
+            for row in rows
+            if _counts(row)
+        ]
+    except (Refused, OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _store() -> Path:
+    return cache_root() / "measured.json"
+
+
+def _without_doubles(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({(r["finished_at"], r["denoise_seconds"]): r for r in rows}.values())
 
 
 def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
     """Yield the warm clips of a card, newest first; `MAX_ROWS` of each size and execution."""
     rows = [row for row in records if _counts(row) and find_card(row["gpu_name"] or "") is card]
     rows.sort(key=_finished, reverse=True)
-    seen: dict[tuple[Execution, int], int] = defaultdict(int)
+    seen: dict[tuple[Execution, int, bool], int] = defaultdict(int)
     for row in rows:
         execution = Execution(
             attention_backend=row["attention_backend"],
@@ -132,11 +195,12 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             compiled=bool(row["compiled"]),
             mask_free=bool(row["mask_free"]),
             dtype=row["dtype"],
+            linear=row["linear"],
         )
         shape = Shape.of_row(row)
-        tokens = shape.num_video_tokens
-        seen[execution, tokens] += 1
-        if seen[execution, tokens] > MAX_ROWS:
+        tokens, has_loras = shape.num_video_tokens, bool(row["loras"])
+        seen[execution, tokens, has_loras] += 1
+        if seen[execution, tokens, has_loras] > MAX_ROWS:
             continue
         predicted = predict_clip(shape, card, execution, None)
         yield _Clip(
@@ -145,6 +209,7 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
             predicted.is_copy_bound,
             row["denoise_seconds"] / predicted.denoise_seconds,
             row["decode_seconds"] / predicted.decode_seconds,
+            has_loras,
         )
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config.settings import Config
+from hv15_batch.config.checks import typed_compile
+from hv15_batch.config.settings import CacheKind, Config
+from hv15_batch.errors import Refused
+from hv15_batch.forecast._quality import of_frames, of_model, of_setting, of_size
+from hv15_batch.forecast.calibrate import read_log_rows
+from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.machine.machine import Machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, ModelConfig, Task
+from hv15_batch.planning.plan import PlannedClip
 
+MAX_WAYS = 4
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
 """Height and width, in pixels, that are offered for larger text-to-video clips, in this order."""
@@ -23,6 +32,45 @@ class Way:
     words: str
     """What to type."""
     config: Config
+    quality: str
+    """What is known of the clips that it gives, in words."""
+
+
+def ways_in_time(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    log_folder: Path,
+    replan: Callable[[Config], Sequence[PlannedClip]],
+    is_in_time: Callable[[Forecast, Sequence[PlannedClip]], bool],
+) -> Iterator[tuple[Way, Forecast, Sequence[PlannedClip]]]:
+    """Yield up to `MAX_WAYS` settings with which all clips end in time, the mildest first.
+
+    Each is planned as if it had been typed, so that no refused one is offered, and one that only
+    adds to another is left out.
+
+    Args:
+        config: Settings.
+        todo: The clips to render.
+        machine: This one.
+        log_folder: Where logs of the same card are looked for.
+        replan: Returns what the command would render with other settings; Refused if it is refused.
+        is_in_time: Whether a forecast of clips meets the deadline.
+    """
+    rows = read_log_rows(log_folder)
+    found: list[set[str]] = []
+    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
+        typed = set(way.words.split())
+        if len(found) == MAX_WAYS or any(map(typed.issuperset, found)):
+            continue
+        try:
+            clips = replan(way.config)
+            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
+        except Refused:
+            continue  # refused, or no profile fits
+        if forecast is not None and is_in_time(forecast, clips):  # None: nothing left to do
+            found.append(typed)
+            yield way, forecast, clips
 
 
 def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
@@ -30,20 +78,29 @@ def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
 
     A typed value applies to every row, so a value is offered only if no clip grows by it.
     """
-    if not config.runtime.compile:
+    if not typed_compile(config):
         compiled = replace(config, runtime=replace(config.runtime, compile=True))
-        yield Way("runtime.compile=true", compiled)
+        yield Way("runtime.compile=true", compiled, of_setting("compile"))
+    if CacheKind.static not in (config.sampling.cache, config.override.cache):
+        cached = replace(config, sampling=replace(config.sampling, cache=CacheKind.static))
+        yield Way("sampling.cache=static", cached, of_setting("cache"))
     frames = [s.num_frames for s in todo]
-    if max(frames) > _FEWER_FRAMES <= min(frames):
-        yield _with_override(config, num_frames=_FEWER_FRAMES)
-    yield from _distilled(config)
+    is_longer = max(frames) > _FEWER_FRAMES <= min(frames)
+    shorter = of_frames(_FEWER_FRAMES, todo[0].fps)
+    if is_longer:
+        yield _with_override(config, shorter, num_frames=_FEWER_FRAMES)
+    distilled = list(_distilled(config))
+    yield from distilled
     yield from _smaller(config, todo)
+    for way in distilled if is_longer else ():
+        few = f"{shorter}; {way.quality}".removeprefix("same weights and steps, ")
+        yield _with_override(way.config, few, way.words, num_frames=_FEWER_FRAMES)
 
 
-def _with_override(config: Config, words: str = "", **values: Any) -> Way:
+def _with_override(config: Config, quality: str, words: str = "", **values: Any) -> Way:
     typed = [f"override.{name}={value:g}" for name, value in values.items()]
     changed = replace(config, override=replace(config.override, **values))
-    return Way(" ".join([words, *typed] if words else typed), changed)
+    return Way(" ".join([words, *typed] if words else typed), changed, quality)
 
 
 def _distilled(config: Config) -> Iterator[Way]:
@@ -52,15 +109,21 @@ def _distilled(config: Config) -> Iterator[Way]:
     Once by name alone, and once with the recipe's steps and guidance typed too, for rows and
     settings that have their own.
     """
-    if config.model.distillation is not Distillation.none:
-        return
-    for distillation in (Distillation.cfg, Distillation.step):
+    own = config.model.distillation
+    fewer = {
+        Distillation.none: (Distillation.cfg, Distillation.step),
+        Distillation.cfg: (Distillation.step,),
+        Distillation.step: (),
+    }
+    for distillation in fewer[own]:
         for model in _variants(config, distillation=distillation):
             changed, words = replace(config, model=model), f"model={model.name}"
-            yield Way(words, changed)
+            quality = of_model(model)
+            yield Way(words, changed, quality)
             recipe = model.default_sampling
             yield _with_override(
                 changed,
+                quality,
                 words,
                 num_inference_steps=recipe.num_inference_steps,
                 guidance_scale=recipe.guidance_scale,
@@ -74,7 +137,8 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
         for size in sorted(sizes, reverse=True):
             if size < config.model.target_size:
                 for model in _variants(config, target_size=size):
-                    yield Way(f"model={model.name}", replace(config, model=model))
+                    changed = replace(config, model=model)
+                    yield Way(f"model={model.name}", changed, of_model(model))
         return
     if any(s.height > s.width for s in todo) and any(s.height < s.width for s in todo):
         return  # one size for all would turn some of them
@@ -83,7 +147,7 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     for short, long in _SIZES:
         if max(pixels) > short * long <= min(pixels):
             height, width = (long, short) if is_portrait else (short, long)
-            yield _with_override(config, height=height, width=width)
+            yield _with_override(config, of_size(height, width), height=height, width=width)
 
 
 def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:
@@ -92,7 +156,7 @@ def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:
     It yields none where the weights were named by hand.
     """
     own = model_options().get(config.model.name)
-    if own is None or own.repo != config.model.repo:
+    if own is None or own.repo != config.model.repo or config.model.transformer_file:
         return
     wanted = _kind(replace(own, **changes))
     for option in model_options().values():

@@ -109,6 +109,7 @@ def make_forecast(
     machine: Machine,
     log_folder: Path,
     rows: list[dict[str, Any]] | None = None,
+    compiled: Mapping[str, bool] | None = None,
 ) -> Forecast | None:
     """Return the forecast for `runtime.card` or for this machine's card; None without either.
 
@@ -121,6 +122,7 @@ def make_forecast(
         machine: This one.
         log_folder: Where logs of the same card are looked for.
         rows: The result of `read_log_rows`; None reads them here.
+        compiled: Whether each model is compiled; for others `runtime.compile` counts.
 
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
@@ -135,6 +137,8 @@ def make_forecast(
     denoised = [p.clip.settings for _, clips in models for p in clips if not p.is_from_latents]
     encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
     for own, clips in models:
+        is_compiled = (compiled or {}).get(own.model.name, own.runtime.compile)
+        own = replace(own, runtime=replace(own.runtime, compile=is_compiled))
         forecast = _make_one(own, clips, machine, rows, 0 if found else len(encoded - {None}))
         if forecast is None:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config.checks import effective_dtype
+from hv15_batch.config.checks import effective_dtype, typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
@@ -16,6 +16,7 @@ from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.linears import linear_name, weights_text
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind, Weights
 from hv15_batch.units import GIB, format_gib
@@ -124,9 +125,10 @@ def execution_of(config: Config, card: Card | None) -> Execution:
         backend = auto_backend(card, runtime.mask_free, dtype) if card else "native"
     return Execution(
         attention_backend=backend,
-        compiled=runtime.compile,
+        compiled=typed_compile(config) is True,
         mask_free=runtime.mask_free,
         dtype=dtype,
+        linear=linear_name(runtime.linear),
     )
 
 
@@ -177,6 +179,9 @@ def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> O
         f"{format_gib(CONTEXT_BYTES)}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
         f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
     )
+    execution = candidate.execution
+    if execution.linear is not None:
+        text += f"; {weights_text(execution.linears, execution.bytes_factor)}"
     streams = not fits_text_encoder(candidate.execution, budget)
     return OffloadChoice(candidate.kind, text, budget, streams, peaks, machine.gpu)
 

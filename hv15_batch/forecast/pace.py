@@ -263,6 +263,22 @@ class Pace:
         clip = self._underway.get(job.key)
         return clip is not None and clip.stage in (DECODE, WRITE)
 
+    def lengths(self, denoise_share: float = 1.0) -> list[tuple[float, float]]:
+        """Return for each clip that is left its seconds, and those of its writing.
+
+        Args:
+            denoise_share: Of the expected seconds of denoising, where what was measured of them
+                includes work that does not come again.
+        """
+        with self._lock:
+            kinds = Counter(self._left.values())
+        found = []
+        for kind, count in kinds.items():
+            expected = self._expected(kind)
+            seconds = denoise_share * expected[DENOISE] + expected[DECODE]
+            found += [(seconds, expected[WRITE])] * count
+        return found
+
     @property
     def seconds_per_clip(self) -> float | None:
         """Median of `record.clip_seconds` of this run's warm clips that it denoised itself.

@@ -17,6 +17,7 @@ from enum import IntEnum
 from hv15_batch.clip import ClipSettings
 from hv15_batch.machine.cards import Card
 from hv15_batch.model.attention import KERNELS, NATIVE, auto_kernel
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     IMAGE_TOKENS,
@@ -26,17 +27,25 @@ from hv15_batch.model.shapes import (
     TEXT_TOKENS,
     TRANSFORMER_BYTES,
     VAE_BYTES,
+    WIDTH,
     Shape,
     attention_flop,
     forward_flop,
     linear_flop,
 )
+from hv15_batch.model.variant import Linear
 
 NEAR_SIZE = 2.0
 """Only clips at most this many times larger or smaller calibrate a clip. In much smaller ones the
 start of each kernel takes most of the time, and not its arithmetic."""
 MATMUL_SHARE = 0.70
 """Share of the dense bf16 rate that matrix products reach on an H200. For fp32 it is assumed."""
+EIGHT_BIT_SHARE = 0.475
+"""Share of the dense 8-bit rate that matrix products reach, quantising their inputs included. With
+fp8 the three shapes of the image stream took 1 / 1.36 of their bf16 time on an H200. For int8 it is
+assumed."""
+INT32_BYTES_PER_TOKEN = 54 * 9 * WIDTH * 10
+"""Integer products are written and read in 32 bits, before they are scaled; assumed."""
 ELEMENTWISE_BYTES_PER_TOKEN = 58e6
 """Bytes that element-wise kernels read and write per video token and forward, in 16 bits."""
 ELEMENTWISE_COMPILED_SHARE = 0.4
@@ -144,7 +153,7 @@ def copy_seconds(card: Card, execution: Execution) -> float:
     bytes_per_second = card.host_gb_per_second * 1e9
     if execution.offload == "stream_disk":
         bytes_per_second = min(bytes_per_second, DISK_BYTES_PER_SECOND)
-    return TRANSFORMER_BYTES * execution.bytes_factor / bytes_per_second
+    return transformer_bytes(execution.linears, execution.bytes_factor) / bytes_per_second
 
 
 def move_seconds(card: Card, execution: Execution) -> float:
@@ -154,7 +163,8 @@ def move_seconds(card: Card, execution: Execution) -> float:
     """
     if execution.offload != "model":
         return 0.0
-    moved = 2 * (TRANSFORMER_BYTES + VAE_BYTES) * execution.bytes_factor
+    factor = execution.bytes_factor
+    moved = 2 * (transformer_bytes(execution.linears, factor) + VAE_BYTES * factor)
     return moved / (card.host_gb_per_second * 1e9)
 
 
@@ -173,11 +183,21 @@ def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
     rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
     bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
     bytes_ *= ELEMENTWISE_COMPILED_SHARE if execution.compiled else 1.0
+    bytes_ += INT32_BYTES_PER_TOKEN * tokens if execution.linears is Linear.int8 else 0.0
     return (
         attention_flop(tokens, text) / (rate * attention_share(card, execution))
-        + linear_flop(tokens) / (rate * MATMUL_SHARE)
+        + linear_flop(tokens) / linear_rate(card, execution)
         + bytes_ / (card.bandwidth_gb_per_second * 1e9 * BANDWIDTH_SHARE)
     )
+
+
+def linear_rate(card: Card, execution: Execution) -> float:
+    """Return the FLOP a second that the linear modules of the image stream reach."""
+    eight_bits = {Linear.fp8: card.fp8_tflops, Linear.int8: card.int8_tops}
+    if (rate := eight_bits.get(execution.linears)) is not None:
+        return rate * 1e12 * EIGHT_BIT_SHARE
+    rate = card.fp32_tflops if execution.dtype == "float32" else card.dense_bf16_tflops
+    return rate * 1e12 * MATMUL_SHARE
 
 
 def _text_tokens(shape: Shape, execution: Execution) -> int:
@@ -205,6 +225,8 @@ class Execution:
     compiled: bool = False
     mask_free: bool = True
     dtype: str = "bfloat16"
+    linear: str | None = None
+    """As in the log: None where nothing is in 8 bits."""
     lora_bytes: int = field(default=0, compare=False)
     """Bytes of the largest set of LoRAs, in 16 bits."""
 
@@ -212,6 +234,11 @@ class Execution:
     def bytes_factor(self) -> int:
         """Bytes of a number, divided by those of a 16-bit one."""
         return 2 if self.dtype == "float32" else 1
+
+    @property
+    def linears(self) -> Linear:
+        """`linear` as a setting."""
+        return Linear[self.linear or Linear.bf16.name]
 
     @property
     def is_streamed(self) -> bool:
@@ -234,13 +261,20 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
     """Return the settings whose speed is unknown, and what is assumed instead; None without any."""
     name = auto_backend(card, execution.mask_free, execution.dtype)
     parts = []
-    if execution.attention_backend not in (name, *_known_kernels(execution)):
+    if execution.attention_backend not in (name, *_known_kernels(card, execution)):
         parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
+    if execution.linear is not None and (execution.linear, card.name) != _MEASURED:
+        name = f"linear={execution.linear}"
+        parts.append(f"{name}, taken at the share of the 8-bit rate that fp8 reached on an H200")
     if execution.lora_bytes:
         parts.append("LoRA, which takes some more time")
     return "; ".join(parts) or None
+
+
+_MEASURED = ("fp8", "h200")
+"""The card on which products of 8-bit numbers were timed."""
 
 
 def attention_share(card: Card, execution: Execution) -> float:
@@ -248,18 +282,23 @@ def attention_share(card: Card, execution: Execution) -> float:
     if execution.dtype == "float32":
         return FLOAT32_ATTENTION_SHARE
     if not execution.mask_free:
-        shares = MASKED_SHARES
-    else:
-        asked, auto = execution.attention_backend, auto_backend(card, True, execution.dtype)
-        found = (KERNELS[name].rate_shares for name in (asked, auto) if name in KERNELS)
-        shares = next(s for s in found if s is not None)
-    return shares[0 if card.is_hopper else 1]
+        return MASKED_SHARES[0 if card.is_hopper else 1]
+    asked, auto = execution.attention_backend, auto_backend(card, True, execution.dtype)
+    found = (_rate_share(name, card) for name in (asked, auto))
+    return next(share for share in found if share is not None)
 
 
-def _known_kernels(execution: Execution) -> tuple[str, ...]:
+def _rate_share(name: str, card: Card) -> float | None:
+    """Return the share of the card's bf16 rate that a kernel reaches; None where unknown."""
+    kernel = KERNELS.get(name)
+    return kernel.rate_shares[0 if card.is_hopper else 1] if kernel else None
+
+
+def _known_kernels(card: Card, execution: Execution) -> tuple[str, ...]:
     """Return the attention kernels that have figures for this type, with or without a mask."""
-    is_fused = execution.mask_free and execution.dtype != "float32"
-    return tuple(n for n, k in KERNELS.items() if k.rate_shares) if is_fused else (NATIVE,)
+    if not execution.mask_free or execution.dtype == "float32":
+        return (NATIVE,)
+    return tuple(name for name in KERNELS if _rate_share(name, card) is not None)
 
 
 # One H100, 2026-11-25.

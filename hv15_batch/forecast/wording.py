@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.units import counted
+from hv15_batch.units import counted, format_gib
 
 MAX_SIZES = 3
 """Sizes with a line of their own, those that take longest in all."""
@@ -118,3 +120,43 @@ def stages_line(forecast: Forecast, todo: Sequence[PlannedClip], is_one_size: bo
     num_decoded = len(todo) - num_denoised
     saved = f"; {num_decoded} of {len(todo)} only decoded, from their latents" * bool(num_decoded)
     return f"Stages: {clip}once {', '.join(once)}{saved}"
+
+
+def against_prediction(forecast: Forecast, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each size: measured medians beside what was predicted before.
+
+    Args:
+        forecast: Made before the run.
+        rows: Of the log, warm clips of this run; with `peak_vram_device_bytes`.
+    """
+    if not rows:
+        return ["Measured: no warm clip, so there is nothing to compare with the prediction"]
+    sizes: dict[Shape, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        sizes.setdefault(Shape.of_row(row), []).append(row)
+    lines = []
+    for shape, own in sizes.items():
+        cost = forecast.clip_cost(shape)
+        parts = [
+            f"{stage} {_beside(statistics.median(r[f'{stage}_seconds'] for r in own), seconds)}"
+            for stage, seconds in (
+                ("denoise", cost.denoise_seconds),
+                ("decode", cost.decode_seconds),
+            )
+        ]
+        peaks = [r["peak_vram_device_bytes"] for r in own if r["peak_vram_device_bytes"]]
+        if peaks and forecast.offload.peaks is not None:
+            predicted = format_gib(forecast.offload.peaks.device_bytes)
+            parts.append(f"card {format_gib(max(peaks))} GiB, {predicted} predicted")
+        lines.append(
+            f"Measured on this {forecast.gpu_name}: {shape.height}x{shape.width} "
+            f"{counted(shape.num_frames, 'frame')}, {counted(shape.num_inference_steps, 'step')}, "
+            f"{counted(len(own), 'warm clip')}: {'; '.join(parts)} (the prediction was "
+            f"{forecast.basis})"
+        )
+    return lines
+
+
+def _beside(measured: float, predicted: float) -> str:
+    """Return measured and predicted seconds, and how far they are apart."""
+    return f"{measured:.1f} s, {predicted:.1f} predicted ({measured / predicted - 1:+.0%})"

@@ -1,7 +1,8 @@
 """The cards that predictions know: vendor figures, with their sources.
 
 Rates are dense (no sparsity) bf16 with fp32 accumulation. On GeForce cards that is half of the rate
-with fp16 accumulation, which is often quoted.
+with fp16 accumulation, which is often quoted. There fp8 with fp32 accumulation has twice the rate
+of bf16, and int8 four times; on cards for servers both have twice (the same sources).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Card:
     """Tensor-core rate, bf16 with fp32 accumulation."""
     fp32_tflops: float
     """Rate of the ordinary cores."""
+    fp8_tflops: float | None
+    """Dense tensor-core rate, fp8 with fp32 accumulation; None where there is none."""
+    int8_tops: float
+    """Dense tensor-core rate, int8."""
     bandwidth_gb_per_second: float
     """Memory bandwidth, 10^9 bytes."""
     host_gb_per_second: float
@@ -80,20 +85,23 @@ _4060, _4070 = _SERIES_40.format("rtx-4060-4060ti"), _SERIES_40.format("rtx-4070
 
 # fmt: off
 CARDS = (
-    #    name, pattern, GiB, bf16 and fp32 TFLOP/s, GB/s, host GB/s, capability, source
-    Card("rtx_3060", r"RTX 3060(?! Ti)", 12.0, 25.5, 12.7, 360, 25, (8, 6), _SERIES_30),
-    Card("rtx_3090", r"RTX 3090(?! Ti)", 24.0, 71.2, 35.6, 936, 25, (8, 6), _GA102),
-    Card("rtx_4060_ti", r"RTX 4060 Ti", 16.0, 44.1, 22.1, 288, 12, (8, 9), _4060),
-    Card("rtx_4070_ti", r"RTX 4070 Ti(?! SUPER)", 12.0, 80.2, 40.1, 504, 25, (8, 9), _4070),
-    Card("rtx_4080", r"RTX 4080(?! SUPER)", 16.0, 97.5, 48.7, 717, 25, (8, 9), _ADA),
-    Card("rtx_4090", r"RTX 4090(?! ?D)", 24.0, 165.2, 82.6, 1008, 25, (8, 9), _ADA),
-    Card("rtx_5090", r"RTX 5090(?! ?D)", 31.8, 209.5, 104.8, 1792, 50, (12, 0), _BLACKWELL),
-    Card("rtx_5090_d", r"RTX 5090 ?D(?!.*v2)", 31.8, 148.4, 104.8, 1792, 50, (12, 0),
+    #    name, pattern, GiB, bf16, fp32, fp8 and int8 TFLOP/s, GB/s, host GB/s, capability, source
+    Card("rtx_3060", r"RTX 3060(?! Ti)", 12.0, 25.5, 12.7, None, 102, 360, 25, (8, 6), _SERIES_30),
+    Card("rtx_3090", r"RTX 3090(?! Ti)", 24.0, 71.2, 35.6, None, 284.8, 936, 25, (8, 6), _GA102),
+    Card("rtx_4060_ti", r"RTX 4060 Ti", 16.0, 44.1, 22.1, 88.2, 176.4, 288, 12, (8, 9), _4060),
+    Card("rtx_4070_ti", r"RTX 4070 Ti(?! SUPER)", 12.0, 80.2, 40.1, 160.4, 320.8, 504, 25, (8, 9),
+         _4070),
+    Card("rtx_4080", r"RTX 4080(?! SUPER)", 16.0, 97.5, 48.7, 195, 390, 717, 25, (8, 9), _ADA),
+    Card("rtx_4090", r"RTX 4090(?! ?D)", 24.0, 165.2, 82.6, 330.3, 660.6, 1008, 25, (8, 9), _ADA),
+    Card("rtx_5090", r"RTX 5090(?! ?D)", 31.8, 209.5, 104.8, 419, 838, 1792, 50, (12, 0),
+         _BLACKWELL),
+    Card("rtx_5090_d", r"RTX 5090 ?D(?!.*v2)", 31.8, 148.4, 104.8, 296.8, 593.6, 1792, 50, (12, 0),
          _BLACKWELL + _D_SCALED),
-    Card("a100", r"A100.*80GB", 80.0, 312.0, 19.5, 2039, 25, (8, 0), _A100),
-    Card("l40s", r"L40S", 45.0, 362.0, 91.6, 864, 25, (8, 9), _L40S),
-    Card("h100", r"\b(H100 80GB HBM3|H100 SXM)", 79.6, 989.4, 66.9, 3352, 50, (9, 0), _H100),
-    Card("h200", r"\bH200(?! NVL)", 140.4, 989.4, 66.9, 4800, 50, (9, 0), _H200),
+    Card("a100", r"A100.*80GB", 80.0, 312.0, 19.5, None, 624, 2039, 25, (8, 0), _A100),
+    Card("l40s", r"L40S", 45.0, 362.0, 91.6, 733, 733, 864, 25, (8, 9), _L40S),
+    Card("h100", r"\b(H100 80GB HBM3|H100 SXM)", 79.6, 989.4, 66.9, 1978.9, 1978.9, 3352, 50,
+         (9, 0), _H100),
+    Card("h200", r"\bH200(?! NVL)", 140.4, 989.4, 66.9, 1978.9, 1978.9, 4800, 50, (9, 0), _H200),
 )
 # fmt: on
 EXAMPLE = "rtx_4090"

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import socket
+import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -70,6 +71,25 @@ def read_machine() -> Machine:
         or os.environ.get("PYTORCH_ALLOC_CONF"),
         **versions,
     )
+
+
+def compiler() -> str | None:
+    """Return the C compiler that Triton would use, or None."""
+    names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def compiler_fault() -> str | None:
+    """Return what torch's compiler lacks here and what to type, or None.
+
+    Triton builds a launcher in C for each kernel. Source: triton-lang/triton@v3.6.0,
+    python/triton/runtime/build.py.
+    """
+    if compiler() is None:
+        return "it needs a C compiler: sudo apt install build-essential"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "it needs Python's headers: sudo apt install python3-dev"
+    return None
 
 
 def read_ram(

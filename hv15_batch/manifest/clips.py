@@ -20,6 +20,7 @@ from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, NO_WEIGHTS, UNKNOWN, KnownWeights, loras_of
+from hv15_batch.model.linears import linear_name
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
 from hv15_batch.model.variant import (
@@ -317,6 +318,7 @@ def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
         "transformer_sha256": weights.transformer_sha256,
         "weights": config.model.weights.name,
         "dtype": effective_dtype(config).name,
+        "linear": linear_name(config.runtime.linear),
         "attention_backend": config.runtime.attention_backend,
     }
 

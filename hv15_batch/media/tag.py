@@ -19,7 +19,7 @@ from hv15_batch.files import parse_json
 from hv15_batch.media.conversion import CONVERSIONS
 from hv15_batch.model.attention import ATTENTION_BACKENDS
 from hv15_batch.model.options import conf_dir
-from hv15_batch.model.variant import Dtype, Task, Weights
+from hv15_batch.model.variant import Dtype, Linear, Task, Weights
 from hv15_batch.units import MIB, format_value
 
 MAX_TAG_CHARACTERS = 16 * MIB
@@ -42,6 +42,7 @@ _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Required keys of `video`; later ones may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LINEARS = tuple(linear.name for linear in Linear if linear is not Linear.bf16)
 _CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
@@ -201,6 +202,9 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
             raise _refused(name, key, value, "must be 40 or 64 hexadecimal digits")
     if values["quantisation"] is not None:
         raise _refused(name, "quantisation", values["quantisation"], "is not supported here")
+    linear = values["linear"]
+    if linear is not None and linear not in _LINEARS:
+        raise _refused(name, "linear", linear, f"must be one of {', '.join(_LINEARS)}")
     cache = values["cache"]
     if cache is not None and not (isinstance(cache, str) and _CACHE.fullmatch(cache)):
         raise _refused(name, "cache", cache, "must be every:start:end, such as 4:11:45")

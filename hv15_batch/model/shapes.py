@@ -14,6 +14,7 @@ from hv15_batch.units import GIB
 TRANSFORMER_BYTES = int(15.52 * GIB)
 TRANSFORMER_REST_BYTES = int(0.35 * GIB)
 """Transformer less its 54 blocks: what a streamed profile keeps on the card."""
+NUM_BLOCKS = 54
 BLOCK_BYTES = 302_129_152
 WIDTH = 2048
 """Channels of a token."""

@@ -124,6 +124,15 @@ class Dtype(Enum):
     float32 = "float32"
 
 
+class Linear(Enum):
+    """In what the large matrix products of the transformer's blocks are computed (`linears`)."""
+
+    bf16 = "bf16"
+    """In `dtype`."""
+    fp8 = "fp8"
+    int8 = "int8"
+
+
 class OffloadKind(Enum):
     """Where each component is kept in each phase (see `placement`)."""
 

@@ -338,10 +338,12 @@ def _guidance(reference: Reference, settings: Mapping[str, Any]) -> list[Differe
 
 
 def _never_stated(settings: Mapping[str, Any]) -> list[Difference]:
-    """Return what no source has and a clip may: a step cache, LoRAs, another transformer."""
+    """Return what no source has and a clip may: step cache, 8 bits, LoRAs, another transformer."""
     found = []
     if (cache := settings["cache"]) is not None:
         found.append(_setting("Step cache", "none", cache, "sampling.cache=none"))
+    if (linear := settings["linear"]) is not None:
+        found.append(_setting("8-bit linear modules", "none", linear, "runtime.linear=bf16"))
     if settings["loras"] is not None:
         number = len(json.loads(settings["loras"]))
         found.append(_setting("LoRAs", "none", number, "no LoRA"))

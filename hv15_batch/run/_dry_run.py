@@ -17,8 +17,7 @@ from hv15_batch.clip import Clip, glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular
-from hv15_batch.forecast.calibrate import read_log_rows
-from hv15_batch.forecast.cheaper import cheaper_ways
+from hv15_batch.forecast.cheaper import ways_in_time
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.forecast.wording import by_size, memory_lines, size_lines, stages_line
@@ -290,6 +289,7 @@ def predict_run(
     log_folder: Path,
     rules: Rules,
     replan: Replan,
+    compiled: Mapping[str, bool] | None = None,
 ) -> tuple[Forecast | None, list[str]]:
     """Return the forecast, and the dry run's lines about time and memory.
 
@@ -303,11 +303,12 @@ def predict_run(
         log_folder: Where logs of the same card are looked for.
         rules: Deadlines and window.
         replan: Returns what the command would render with cheaper settings.
+        compiled: Whether each model is compiled, where that was decided.
 
     Raises:
         Refused: `runtime.card` is unknown, or a clip is longer than `window`.
     """
-    forecast = make_forecast(config, todo, machine, log_folder)
+    forecast = make_forecast(config, todo, machine, log_folder, compiled=compiled)
     if forecast is None:
         if all(own.model.weights.is_small for own, _ in by_model(config, todo)):
             return None, []
@@ -329,11 +330,12 @@ def predict_run(
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
         fitting = sum(finish <= min(ends) for finish in finishes)
-        lines.append(
-            _cheaper_line(config, todo, machine, log_folder, rules, replan, forecast.basis)
-            or "Cheaper: no setting tried here is fast enough"
+        lines += _cheaper_lines(
+            config, todo, machine, log_folder, rules, replan, forecast.basis
+        ) or [
+            "Cheaper: no setting tried here is fast enough"
             + (f"; limit={fitting} fits" if fitting else ", and not one clip fits")
-        )
+        ]
     return forecast, lines
 
 
@@ -362,7 +364,7 @@ def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
     return lines
 
 
-def _cheaper_line(
+def _cheaper_lines(
     config: Config,
     todo: Sequence[PlannedClip],
     machine: Machine,
@@ -370,27 +372,23 @@ def _cheaper_line(
     rules: Rules,
     replan: Replan,
     basis: str,
-) -> str | None:
-    """Return the smallest change of settings with which all clips end in time, or None.
+) -> list[str]:
+    """Return a line for each change of settings with which all clips end in time.
 
-    Each change is planned as if it had been typed, so that no refused one is offered. The line
-    names the basis of its prediction if it differs from `basis`.
+    A line says what the change costs in quality, and the basis of its prediction if it differs
+    from `basis`.
     """
-    end, rows = min(rules.ends()), read_log_rows(log_folder)
-    for way in cheaper_ways(config, [p.clip.settings for p in todo]):
-        try:
-            clips = replan(way.config)
-            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
-        except Refused:
-            continue  # refused, or no profile fits
-        if forecast is None:
-            continue  # nothing would be left to do
+    end, lines = min(rules.ends()), []
+
+    def is_in_time(forecast: Forecast, clips: Sequence[PlannedClip]) -> bool:
         *_, last = rules.finishes(forecast.lengths(clips))
-        if last <= end:
-            other = "" if forecast.basis == basis else f" ({forecast.basis})"
-            length = format_duration(forecast.total_seconds(clips))
-            return (
-                f"Cheaper: {way.words} would take {length}, "
-                f"done {format_moment(last, rules)}{other}"
-            )
-    return None
+        return last <= end
+
+    for way, forecast, clips in ways_in_time(config, todo, machine, log_folder, replan, is_in_time):
+        *_, last = rules.finishes(forecast.lengths(clips))
+        other = "" if forecast.basis == basis else f" ({forecast.basis})"
+        lines.append(
+            f"Cheaper: {way.words} would take {format_duration(forecast.total_seconds(clips))}, "
+            f"done {format_moment(last, rules)}{other}; quality: {way.quality}"
+        )
+    return lines

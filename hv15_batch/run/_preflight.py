@@ -14,11 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import ADVICE, EXIT_STOPPED, Refused
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.machine.machine import existing_parent, free_disk_bytes
+from hv15_batch.machine.cards import EXAMPLE
+from hv15_batch.machine.machine import (
+    Machine,
+    compiler_fault,
+    existing_parent,
+    free_disk_bytes,
+)
 from hv15_batch.media.conversion import note_lines
+from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
     SMALL_ENCODERS_BYTES,
@@ -54,6 +62,23 @@ class Findings:
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
     """What the user should know before the night."""
+
+
+def check_measuring(config: Config, machine: Machine) -> None:
+    """Check what a measurement and a typed compilation need of the machine.
+
+    Raises:
+        Refused: Something is missing.
+    """
+    is_small = config.model.weights.is_small
+    if config.benchmark.calibrate and (is_small or not machine.gpus):
+        lacking = "this model is small" if is_small else "none is visible here"
+        raise Refused(
+            f"benchmark.calibrate=true: measures a full-size model on a CUDA card, and {lacking}; "
+            f"to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
+        )
+    if machine.gpus and typed_compile(config) and not is_small and (fault := compiler_fault()):
+        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     for own, checkpoint in asked.models():
         others += _conversion_claims(own, checkpoint)
     if OffloadKind.stream_disk in offloads:
-        others.append(_blocks_claim())
+        others.append(_blocks_claim(config))
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
     refusals += _cache_faults(asked)
@@ -229,8 +254,8 @@ def _conversion_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
     return [_Claim(folder, "the converted transformer", needed, "XDG_CACHE_HOME")]
 
 
-def _blocks_claim() -> _Claim:
-    num_bytes = TRANSFORMER_BYTES - TRANSFORMER_REST_BYTES
+def _blocks_claim(config: Config) -> _Claim:
+    num_bytes = transformer_bytes(config.runtime.linear) - TRANSFORMER_REST_BYTES
     what = "the transformer's blocks (offload=stream_disk)"
     return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
 
@@ -273,10 +298,15 @@ def _cache_faults(asked: Asked) -> list[str | None]:
             f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
             "folder that can."
         ]
-    if not is_tiny and config.runtime.compile:
+    if not is_tiny and (typed_compile(config) or _may_compile(config)):
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
     return [_write_fault(folder, variable, 0) for folder, variable in places]
+
+
+def _may_compile(config: Config) -> bool:
+    """Whether `runtime.compile=auto` may compile; it does not on the CPU."""
+    return typed_compile(config) is None and not config.model.weights.is_small
 
 
 def _triton_cache() -> Path:

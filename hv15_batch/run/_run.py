@@ -8,8 +8,10 @@ from typing import Any
 
 from hv15_batch import __version__
 from hv15_batch.clock import Clock
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job, ModelSpec
+from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
@@ -20,6 +22,7 @@ from hv15_batch.model.variant import OffloadKind
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
+from hv15_batch.rundir.decided import read_compile
 from hv15_batch.rundir.paths import RunDir
 
 
@@ -37,6 +40,8 @@ class Run:
     """None for an unknown card."""
     pace: Pace
     disk: DiskNeed
+    compilations: Mapping[str, Compilation]
+    """By model, each for its clips of the whole manifest; kept by all runs of the directory."""
     run_id: str = ""
     """Given once the run directory is locked."""
     system_sha256: str = ""
@@ -73,11 +78,16 @@ class Run:
         lines = [c.reason if is_one else f"{name}: {c.reason}" for name, c in chosen.items()]
         return list(dict.fromkeys(lines))
 
+    @property
+    def compiles(self) -> bool:
+        """Whether some model is compiled."""
+        return any(found.is_on for found in self.compilations.values())
+
     def spec(self, lock_descriptor: int | None) -> ExecutorSpec:
         """Return the settings that each worker gets at its start."""
         first, *further = (
             ModelSpec(
-                self.asked.config_of(name),
+                self.compilations[name].in_config(self.asked.config_of(name)),
                 self.asked.checkpoints[name],
                 choice.kind,
                 choice.streams_text_encoder,
@@ -97,6 +107,7 @@ class Run:
             gpu=self.gpu,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
+            compile_is_auto=typed_compile(self.config) is None,
             lock_descriptor=lock_descriptor,
         )
 
@@ -129,11 +140,15 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         return None
     # `runtime.card` is for the dry run alone.
     config = replace(asked.config, runtime=replace(asked.config.runtime, card=None))
-    forecast = make_forecast(config, todo.to_render, machine, asked.run_dir.log)
+    compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
+    compiled = {name: found.is_on for name, found in compilations.items()}
+    log = asked.run_dir.log
+    forecast = make_forecast(config, todo.to_render, machine, log, compiled=compiled)
     known = forecast.by_model if forecast is not None else {}
     offloads = {}
     for own, clips in by_model(config, todo.to_render):
         name, settings = own.model.name, [p.clip.settings for p in clips]
+        own = compilations[name].in_config(own)
         offloads[name] = (
             known[name].offload
             if name in known
@@ -148,16 +163,24 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         forecast,
         make_pace(forecast, asked.run_dir, rules.clock, todo.to_render),
         disk_need(todo.to_render, asked.config),
+        compilations,
     )
 
 
 def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     """Return the run with the clips that are left, now that the directory is locked.
 
-    Another run may have finished some meanwhile. Fewer clips change none of the decisions.
+    Another run may have finished some meanwhile. Fewer clips change none of the decisions; what
+    that run has decided for the directory holds.
+
+    Raises:
+        Refused: No offload profile fits the card.
     """
     if not todo.to_render:
         return None
+    for name, found in run.compilations.items():
+        if found.is_new and read_compile(asked.run_dir, name) not in (None, found.is_on):
+            return make_run(asked, todo, run.machine, run.rules)
     return replace(
         run,
         asked=asked,

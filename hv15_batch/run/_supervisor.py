@@ -146,8 +146,8 @@ def make_supervisor(run: Run, start: Start) -> Supervisor:
     """Return the supervisor of a run's workers, which are numbered from 0."""
     spec = run.spec(start.lock_descriptor)
     numbers = itertools.count()
-    retry, runtime = spec.config.retry, spec.config.runtime
-    stalls = StallWatch(retry.stall_factor, start.patience, run.pace, runtime.compile)
+    retry, compiles = spec.config.retry, run.compiles
+    stalls = StallWatch(retry.stall_factor, start.patience, run.pace, compiles)
 
     def make_executor(offloads: Mapping[str, OffloadKind]) -> Executor:
         run.pace.started_worker()

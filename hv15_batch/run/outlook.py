@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hv15_batch.config.checks import linears_fault
 from hv15_batch.figures.frame import arrow_series
+from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
+from hv15_batch.machine.cards import typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
@@ -128,7 +131,12 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(todo.repetitions.describe())
     replan = partial(render_with, asked)
     log = asked.run_dir.log
-    forecast, told = predict_run(config, todo.to_render, machine, log, rules, replan)
+    compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
+    compiled = {name: found.is_on for name, found in compilations.items()}
+    decided = next(iter(compilations.values())).in_config(config)
+    forecast, told = predict_run(decided, todo.to_render, machine, log, rules, replan, compiled)
+    if todo.to_render:
+        tell(*compilation_lines(compilations))
     tell(*told)
     if forecast is not None:
         tell(_uncertainty_line(forecast, todo.to_render, rules))
@@ -142,7 +150,16 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     if todo.to_render:
         kinds = [own.offload.kind for own in forecast.each] if forecast else []
         findings = find_hindrances(asked, todo, kinds)
-        of_models = (attention_fault(own) for own, _ in asked.models())
+        typed = config.runtime.card
+        gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
+        of_models = [
+            fault
+            for own, _ in asked.models()
+            for fault in (
+                attention_fault(own, forecast.card if forecast else None),
+                linears_fault(own, gpu_name),
+            )
+        ]
         faults = (*dict.fromkeys(of_models), offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))

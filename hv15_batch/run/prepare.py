@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hv15_batch.clip import Clip, ClipLora
-from hv15_batch.config.checks import check_config, effective_dtype, parse_command
+from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
+from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.clips import (
     advice_notes,
@@ -39,11 +40,12 @@ from hv15_batch.planning.plan import (
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
-from hv15_batch.rundir.stored import check_owner, earlier_settings
+from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
+from hv15_batch.weights.kernels.fetched import hub_fault
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,7 @@ def _is_known_here(asked: Asked, history: History) -> bool:
         == (now.model, now.models, now.sampling, now.override, now.video)
         and before.preset_sampling == now.preset_sampling
         and before.runtime.dtype == now.runtime.dtype
+        and before.runtime.linear == now.runtime.linear
         and before.runtime.attention_backend == now.runtime.attention_backend
         for before in earlier_settings(asked.run_dir)
     )
@@ -281,28 +284,37 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
     return plan_against_log(changed).to_render
 
 
-def attention_fault(config: Config) -> str | None:
+def attention_fault(config: Config, card: Card | None) -> str | None:
     """Return why the requested attention backend cannot run here, or None.
 
-    The card itself is checked later, by the worker before it encodes. A full-size model is assumed
-    to run on a card, because the dry run on a machine without one plans for another machine.
+    What the card really runs is checked later, by the worker before it encodes. A full-size model
+    is assumed to run on a card, because the dry run on a machine without one plans for another
+    machine.
+
+    Args:
+        config: Settings.
+        card: That it will run on; None where it is not known.
     """
+    backend = config.runtime.attention_backend
     return backend_fault(
-        config.runtime.attention_backend,
+        backend,
         runs_on_cpu=config.model.weights is Weights.tiny,
         dtype=effective_dtype(config),
         mask_free=config.runtime.mask_free,
-    )
+        capability=card.capability if card else None,
+    ) or hub_fault(backend)
 
 
 def check_device(asked: Asked, machine: Machine) -> None:
-    """Check that there is a card for full-size models, and what their attention kernel needs.
+    """Check that there is a card for full-size models, and what kernels and types need.
 
     Raises:
         Refused: Something is missing; the message names what works here.
     """
+    gpu_name = machine.gpu.name if machine.gpu else None
+    card = find_card(gpu_name) if gpu_name else None
     for config, _ in asked.models():
-        if fault := attention_fault(config):
+        if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
             raise Refused(fault)
         if not config.model.weights.is_small and not machine.gpus:
             raise Refused(
@@ -378,21 +390,7 @@ def _with_remembered_weights(config: Config, names: Sequence[str], run_dir: RunD
         model = config_of(config, name).model
         found = resolve_checkpoint(model)
         if found.revision is None or found.lacking is not None:
-            remembered[name] = _remembered(model, found, run_dir)
+            lacks = found.revision is None, found.lacking is not None
+            remembered[name] = remembered_weights(run_dir, model, *lacks)
     own = remembered.pop(config.model.name, config.model)
     return replace(config, model=own, models={**config.models, **remembered})
-
-
-def _remembered(model: ModelConfig, found: Checkpoint, run_dir: RunDir) -> ModelConfig:
-    for settings in earlier_settings(run_dir):
-        for earlier in (settings.model, *settings.models.values()):
-            if earlier.repo != model.repo:
-                continue
-            if found.revision is None:
-                model = replace(model, revision=earlier.revision)
-            hub, before = model.transformer_hub, earlier.transformer_hub
-            if found.lacking is not None and (hub.repo, hub.file) == (before.repo, before.file):
-                hub = replace(hub, sha256=hub.sha256 or before.sha256)
-                model = replace(model, transformer_hub=hub)
-            return model
-    return model

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from hv15_batch.clock import Clock
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Job
+from hv15_batch.dispatch.protocol import Event, Finished, Job
 from hv15_batch.errors import Refused
-from hv15_batch.units import format_duration
+from hv15_batch.forecast.pace import Pace
+from hv15_batch.record import DONE_STATUSES, is_denoised_here
+from hv15_batch.units import Say, counted, format_duration
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?\s*(?:([0-9]{1,6})m(?:in)?)?\s*(?:([0-9]{1,8})s)?")
@@ -92,6 +94,47 @@ class Schedule:
             is_open = window.current(now)[0] <= now
             return Wait("waiting", f"{window.setting}{f', {length}' if is_open else ''}", begin)
         return None
+
+
+class FirstClip:
+    """Says after the first clip of a run how many more will be finished by the deadline."""
+
+    def __init__(self, rules: Rules, pace: Pace, say: Say, compile_seconds: float) -> None:
+        """Follow a run.
+
+        Args:
+            rules: Without a deadline nothing is said.
+            pace: Expects the clips that are left.
+            say: Prints the line.
+            compile_seconds: Part of the first clip's denoising that does not come again.
+        """
+        self._rules, self._pace, self._say = rules, pace, say
+        self._compile_seconds = compile_seconds
+        self._is_said = not rules.deadlines
+
+    def submitted(self, job: Job) -> None:
+        """Nothing is known of a clip that starts."""
+
+    def heard(self, event: Event) -> None:
+        """Say the line at the first clip that was denoised here and is done."""
+        if self._is_said or not isinstance(event, Finished):
+            return
+        record = event.record
+        if record.status not in DONE_STATUSES or not is_denoised_here(vars(record)):
+            return
+        self._is_said = True
+        share = 1.0
+        if record.is_cold and record.denoise_seconds:
+            share = max(1 - self._compile_seconds / record.denoise_seconds, 0.5)
+        finishes = list(self._rules.finishes(self._pace.lengths(share)))
+        if finishes:
+            end = min(self._rules.ends())
+            count = sum(finish <= end for finish in finishes)
+            settings = ", ".join(deadline.setting for deadline in self._rules.deadlines)
+            self._say(
+                f"At the first clip's pace {count} of {counted(len(finishes), 'more clip')} will "
+                f"be done until {end:%a %H:%M} ({settings})."
+            )
 
 
 # -- settings -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
+from hv15_batch.forecast.compilation import compilation_lines
+from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.stalls import PATIENCE, Patience
+from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
@@ -25,7 +29,7 @@ from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
 from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
-from hv15_batch.run._preflight import licence_notes, refuse_or_note
+from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import Run, make_run, planned_again
 from hv15_batch.run._supervisor import Start, make_supervisor
@@ -49,8 +53,14 @@ from hv15_batch.run.prepare import (
     stored_config,
     with_weights,
 )
-from hv15_batch.run.schedule import Rules, check_window, read_rules
-from hv15_batch.rundir.log import bring_to_current_schema, foreign_note, read_last_attempts
+from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
+from hv15_batch.rundir.decided import write_compile
+from hv15_batch.rundir.log import (
+    bring_to_current_schema,
+    foreign_note,
+    read_last_attempts,
+    read_records,
+)
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
@@ -101,6 +111,7 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
+    check_measuring(config, machine)
     check_device(asked, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
@@ -171,9 +182,13 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
-    _say_all(run.offload_lines(), say)
+    if run.gpu is not None:
+        _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
     facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
+    for name, found in run.compilations.items():
+        if found.is_new:
+            write_compile(run.run_dir, name, found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -188,7 +203,9 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
         received = listener.received if listener else None
-        loop = Loop(run, make_supervisor(run, start), progress, (notices,), received)
+        compiling = COMPILE_SECONDS[0] if run.compiles else 0.0
+        watchers = (notices, FirstClip(run.rules, run.pace, progress.say, compiling))
+        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
@@ -248,10 +265,27 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
         lines.extend(
             closing_lines(run.asked, outcome, run.pace.seconds_per_clip, run.todo.num_left_out)
         )
+    if run.config.benchmark.calibrate:
+        with Secondary("nothing is kept for later predictions", lines.append):
+            lines += _calibrate(run)
     lines += _write_results(run.asked)
     for line in lines:
         logger.info("%s", line)
         say(line)
+
+
+def _calibrate(run: Run) -> Iterator[str]:
+    """Compare this run's warm clips with the prediction, and keep them for later ones."""
+    columns = (*COLUMNS, "run_id", "peak_vram_device_bytes")
+    rows = [
+        row
+        for row in read_records(run.run_dir.log, columns).to_pylist()
+        if row["run_id"] == run.run_id and is_warm_measurement(row)
+    ]
+    if run.forecast is not None:
+        yield from against_prediction(run.forecast, rows)
+    if rows:
+        yield f"Later predictions for this card are calibrated by it: {remember(rows)}"
 
 
 def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:

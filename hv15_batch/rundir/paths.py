@@ -83,6 +83,11 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def decided(self) -> Path:
+        """What was decided once for all runs."""
+        return self.path / "decided.json"
+
+    @property
     def pause(self) -> Path:
         """While this file exists no further clip starts."""
         return self.path / "pause"

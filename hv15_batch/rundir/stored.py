@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,31 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
                     model.revision = None  # not written by a run, which stores commits and hashes
             configs.append(config)
     return configs
+
+
+def remembered_weights(
+    run_dir: RunDir, model: ModelConfig, lacks_revision: bool, lacks_file: bool
+) -> ModelConfig:
+    """Return a model with the weights that the last run with its repository used.
+
+    Args:
+        run_dir: Of the runs.
+        model: An option.
+        lacks_revision: Its commit is to be filled in.
+        lacks_file: The hash of its other transformer is to be filled in.
+    """
+    for settings in earlier_settings(run_dir):
+        for earlier in (settings.model, *settings.models.values()):
+            if earlier.repo != model.repo:
+                continue
+            if lacks_revision:
+                model = replace(model, revision=earlier.revision)
+            hub, before = model.transformer_hub, earlier.transformer_hub
+            if lacks_file and (hub.repo, hub.file) == (before.repo, before.file):
+                hub = replace(hub, sha256=hub.sha256 or before.sha256)
+                model = replace(model, transformer_hub=hub)
+            return model
+    return model
 
 
 def check_owner(run_dir: RunDir, manifest: Path) -> None:

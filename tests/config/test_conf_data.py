@@ -201,6 +201,7 @@ PRESETS = {
     "rtx4090_24gb": ("480p_t2v", "resident", {}),
     "rtx4090_standard": ("480p_t2v", "auto", {}),
     "rtx4090_step_distilled": ("480p_i2v_step_distilled", "auto", {"num_inference_steps": 8}),
+    "this_card": (FOUR_STEP, "auto", {}),
 }
 
 

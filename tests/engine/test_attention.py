@@ -19,7 +19,7 @@ from hv15_batch.engine.denoise.attention import (
     is_mask_free,
 )
 from hv15_batch.errors import Refused
-from hv15_batch.model.attention import ATTENTION_BACKENDS, auto_kernel
+from hv15_batch.model.attention import ATTENTION_BACKENDS, COMFY_INT8, auto_kernel
 
 
 @pytest.fixture
@@ -136,7 +136,8 @@ def test_auto_is_native_on_the_cpu(
         ((8, 0), "_native_flash"),
         ((8, 9), "_native_flash"),
         ((9, 0), "_native_cudnn"),
-        ((12, 0), "_native_cudnn"),
+        ((10, 0), "_native_cudnn"),
+        ((12, 0), "_native_flash"),
     ],
 )
 def test_auto_on_cuda_follows_the_compute_capability(
@@ -156,9 +157,9 @@ def test_an_unknown_backend_is_refused_with_those_that_exist(
         "_flash_3_hub, _flash_3_varlen_hub, _flash_varlen_3, _native_cudnn, _native_efficient, "
         "_native_flash, _native_math, _native_npu, _native_xla, _sage_qk_int8_pv_fp16_cuda, "
         "_sage_qk_int8_pv_fp16_triton, _sage_qk_int8_pv_fp8_cuda, "
-        "_sage_qk_int8_pv_fp8_cuda_sm90, aiter_fa2_hub, flash, flash_4_hub, flash_hub, "
-        "flash_varlen, flash_varlen_hub, flex, native, sage, sage_blackwell_hub, sage_hub, "
-        "sage_varlen, xformers."
+        "_sage_qk_int8_pv_fp8_cuda_sm90, aiter_fa2_hub, comfy_int8, flash, flash_4_hub, "
+        "flash_hub, flash_varlen, flash_varlen_hub, flex, native, sage, sage_blackwell_hub, "
+        "sage_hub, sage_varlen, xformers."
     )
 
 
@@ -228,4 +229,4 @@ def test_a_backend_that_takes_no_mask_is_refused_with_one(
 def test_the_backends_that_the_command_line_knows_exist_in_diffusers() -> None:
     names = {member.value for member in AttentionBackendName}
 
-    assert set(ATTENTION_BACKENDS) - {"auto"} <= names
+    assert set(ATTENTION_BACKENDS) - {"auto", COMFY_INT8} <= names

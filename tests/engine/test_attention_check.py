@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +12,19 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from fakes.checkpoint import RANDOM, at
 from fakes.command import tiny_model
+from fakes.kernels import register
 
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.engine.denoise.attention import check_backend, read_heads
-from hv15_batch.engine.denoise.attention_check import CHUNK, Heads, check_kernel
+from hv15_batch.engine.denoise.attention_check import (
+    INPUTS,
+    MAX_RELATIVE_ERRORS,
+    ROWS,
+    check_kernel,
+    make_inputs,
+    worst_errors,
+)
+from hv15_batch.engine.denoise.attention_kernels import Heads
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
@@ -23,7 +34,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 CPU = torch.device("cpu")
 HEADS = Heads(2, 128, torch.float32)
-NUM_TOKENS = 4000
+NUM_TOKENS = 2000
 SAGE = AttentionBackendName.SAGE
 
 
@@ -98,7 +109,7 @@ def without_last_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def without_some_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    kept = [n for n in range(key.shape[1]) if not 2000 <= n < 2010]
+    kept = [n for n in range(key.shape[1]) if not 1000 <= n < 1010]
     return attention(query, key[:, kept], value[:, kept])
 
 
@@ -127,6 +138,14 @@ def heads_for_tokens(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
 
+def scaled_slightly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return attention(query, key, value, scale=1.01 * query.shape[-1] ** -0.5)
+
+
+def without_range(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return attention(query, key.clamp(-6, 6), value)
+
+
 def not_a_number(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     result = attention(query, key, value)
     result[:, 5, 1, 3] = torch.nan
@@ -134,31 +153,72 @@ def not_a_number(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
 
 
 @pytest.mark.parametrize(
-    ("kernel", "where"),
+    ("kernel", "within", "head"),
     [
-        (zero_tail, "tokens 3968 to 3999 of 4000"),
-        (without_last_keys, "tokens 3968 to 3999 of 4000"),
-        (without_some_keys, "tokens 1984 to 2047 of 4000"),
-        (only_whole_tiles, "tokens 3968 to 3999 of 4000"),
-        (without_a_head, "head 1"),
-        (scaled_wrongly, "tokens"),
-        (causal, "tokens"),
-        (heads_for_tokens, "tokens"),
-        (not_a_number, "nan% in tokens 0 to 63 of 4000, head 1"),
+        (zero_tail, (1984, 1999), None),
+        (without_last_keys, (1984, 1999), None),
+        (without_some_keys, (960, 1023), None),  # the chunk that looks at keys 1000 to 1009
+        (only_whole_tiles, (1920, 1999), None),
+        (without_a_head, (0, 1999), 1),
+        (scaled_wrongly, (0, 1999), None),
+        (causal, (0, 1999), None),
+        (heads_for_tokens, (0, 1999), None),
+        (not_a_number, (0, 15), 1),
+        (without_range, (0, 1999), None),
     ],
 )
 def test_a_kernel_that_is_off_is_refused_and_the_place_named(
-    install: Callable[[Kernel], None], kernel: Kernel, where: str
+    install: Callable[[Kernel], None],
+    kernel: Kernel,
+    within: tuple[int, int],
+    head: int | None,
 ) -> None:
     install(kernel)
 
     with pytest.raises(Refused) as refusal:
         check_kernel("sage", HEADS, NUM_TOKENS, CPU)
 
-    message = str(refusal.value)
-    assert message.startswith("runtime.attention_backend=sage: its result differs from torch's by ")
-    assert where in message
-    assert message.endswith("(8% is allowed); use auto.")
+    found = re.fullmatch(
+        r"runtime\.attention_backend=sage: its result differs from torch's by (\S+)% in tokens "
+        r"(\d+) to (\d+) of 2000, head (\d), on (normal|outlier|aimed) inputs "
+        r"\(15% is allowed in 8 bits\); use auto\.",
+        str(refusal.value),
+    )
+    assert found is not None
+    percent, first, last = (float(found[n]) for n in (1, 2, 3))
+    assert math.isnan(percent) == (kernel is not_a_number)
+    assert percent > 15 or math.isnan(percent)
+    assert within[0] <= first < last <= within[1]
+    assert head is None or int(found[4]) == head
+
+
+def test_outliers_show_a_kernel_that_clips_keys(install: Callable[[Kernel], None]) -> None:
+    install(without_range)
+    found = {it.inputs: it.error for it in worst_errors("sage", HEADS, 500, CPU)}
+
+    assert found["normal"] < 0.01
+    assert found["outlier"] > MAX_RELATIVE_ERRORS[8]
+
+
+def test_a_kernel_of_16_bits_has_to_be_exact(
+    monkeypatch: pytest.MonkeyPatch, install: Callable[[Kernel], None]
+) -> None:
+    monkeypatch.setattr("diffusers.models.attention_dispatch._CAN_USE_FLASH_ATTN", True)
+    for kernel, is_exact in ((in_bfloat16, True), (quantised, False), (scaled_slightly, False)):
+        register(monkeypatch, "flash", kernel)
+        install(kernel)
+        assert "15% is allowed in 8 bits" in str(check_kernel("sage", HEADS, 400, CPU))
+        if is_exact:
+            assert "1% is allowed in 16 bits" in str(check_kernel("flash", HEADS, 400, CPU))
+        else:
+            with pytest.raises(Refused, match=r"\(1% is allowed in 16 bits\); use auto\."):
+                check_kernel("flash", HEADS, 400, CPU)
+
+
+def test_the_inputs_are_the_same_ones_each_time() -> None:
+    for kind in INPUTS:
+        first, second = (make_inputs(kind, HEADS, 100, CPU) for _ in range(2))
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_a_few_text_rows_lost_of_a_long_clip_are_found(
@@ -204,11 +264,11 @@ def test_a_kernel_that_fails_on_so_many_tokens_is_refused(
 
 def test_fewer_tokens_than_a_chunk_are_checked_too(install: Callable[[Kernel], None]) -> None:
     install(attention)
-    check_kernel("sage", HEADS, CHUNK // 2, CPU)
+    check_kernel("sage", HEADS, ROWS // 2, CPU)
 
     install(without_a_head)
-    with pytest.raises(Refused, match="tokens 0 to 31 of 32, head 1"):
-        check_kernel("sage", HEADS, CHUNK // 2, CPU)
+    with pytest.raises(Refused, match="tokens 0 to 7 of 8, head 1"):
+        check_kernel("sage", HEADS, ROWS // 2, CPU)
 
 
 def test_the_heads_are_known_before_the_transformer_is_loaded(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes.engine import InProcessExecutor
 from fakes.runs import Project
+from torch._dynamo.exc import InternalTorchDynamoError
 
 from hv15_batch.config.settings import RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.protocol import Died, Event, ExecutorSpec, Finished
@@ -174,3 +175,38 @@ def test_a_suspect_clip_is_rendered_again_on_torchs_own_attention_and_logged_so(
     assert [r["attention_backend_requested"] for r in again] == ["_native_math"] * 2
     assert again[0]["denoise_attempt"] == 2
     assert again[0]["settings_sha256"] == project.records()[1]["settings_sha256"]
+
+
+def uncompilable(function: Any, **_: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise InternalTorchDynamoError("no ptxas (planted)")
+
+    return fail
+
+
+@pytest.mark.parametrize("is_auto", [True, False])
+def test_what_cannot_be_compiled_is_rendered_without_unless_it_was_typed(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_auto: bool,
+) -> None:
+    project.write(
+        "id,prompt,height,width,num_frames,num_inference_steps",
+        *("cat,a cat,32,32,1,1", "dog,a dog,32,32,1,1"),
+    )
+    monkeypatch.setattr(torch, "compile", uncompilable)
+
+    def make_executor(spec: ExecutorSpec) -> InProcessExecutor:
+        runtime = replace(spec.config.runtime, compile=True)
+        config = replace(spec.config, runtime=runtime)
+        return InProcessExecutor(replace(spec, config=config, compile_is_auto=is_auto))
+
+    code = project.run(make_executor)
+
+    found = {(r["status"], r["compiled"], r["error_type"]) for r in project.records()}
+    told = capsys.readouterr().out.count("the transformer cannot be compiled here: continuing ")
+    if is_auto:
+        assert (code, told, found) == (0, 1, {("ok", False, None)})
+    else:
+        assert (code, told, found) == (3, 0, {("failed", None, "InternalTorchDynamoError")})

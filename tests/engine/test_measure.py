@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes.pipelines import T2V, a_clip
 
 from hv15_batch.config.settings import QualityConfig
-from hv15_batch.engine._measure import StageMeter, StepClock, machine_columns, peak_ram_bytes
+from hv15_batch.engine._measure import (
+    StageMeter,
+    StepClock,
+    machine_columns,
+    peak_ram_bytes,
+    work_columns,
+)
 from hv15_batch.engine._quality import Quality, QualityMeter
 from hv15_batch.engine.device import device_fault
+from hv15_batch.engine.encode.cache import Conditioning, TextEmbedding
 from hv15_batch.record import ClipRecord
 
 CPU = torch.device("cpu")
@@ -46,6 +54,17 @@ def test_measured_columns_exist_in_the_log() -> None:
 
     assert set(meter.columns()) <= COLUMNS
     assert set(machine_columns(CPU)) <= COLUMNS
+
+
+@pytest.mark.parametrize("linear", [None, "fp8", "int8"])
+def test_8_bit_linear_modules_have_no_share_of_the_16_bit_rate(linear: str | None) -> None:
+    text = TextEmbedding(torch.zeros(1, 60, 8), None)
+    settings = a_clip(T2V, dtype="bfloat16", linear=linear).settings
+
+    columns = work_columns(settings, Conditioning(text, None, None), 2.0, "NVIDIA H200")
+
+    assert columns["tflops"] > 0
+    assert (columns["mfu"] is None) == (linear is not None)
 
 
 def test_a_stage_that_is_entered_twice_adds_up_and_one_that_fails_counts() -> None:
@@ -196,6 +215,7 @@ def test_without_a_card_the_message_says_whether_the_device_is_lost(
 _BREAKS = """
 import torch
 from hv15_batch.engine.device import device_fault
+from hv15_batch.engine.encode.cache import Conditioning, TextEmbedding
 card = torch.device("cuda", 0)
 try:
     torch.ones(3, device=card) @ torch.ones(4, device=card)

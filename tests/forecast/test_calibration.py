@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from fakes.forecasts import H200, NOW, PLAIN, SETTINGS, row
 
-from hv15_batch.forecast.calibrate import COLUMNS, MAX_LOGS, MAX_ROWS, calibrate, read_log_rows
+from hv15_batch.forecast.calibrate import (
+    COLUMNS,
+    MAX_LOGS,
+    MAX_ROWS,
+    calibrate,
+    read_log_rows,
+    remember,
+    remembered,
+)
 from hv15_batch.forecast.seconds import CostBasis, Scales, predict_clip
 from hv15_batch.machine.cards import Card
 from hv15_batch.model.shapes import Shape
@@ -42,12 +50,43 @@ def test_one_warm_clip_calibrates_the_same_card_stage_by_stage() -> None:
         {"mask_free": False},
         {"dtype": "float16"},
         {"attention_backend": "sage"},
+        {"linear": "fp8"},
     ],
 )
 def test_rows_that_say_nothing_of_this_way_of_running_do_not_calibrate(
     changes: dict[str, Any],
 ) -> None:
     assert calibrate([row(**changes)], CARD, PLAIN) is None
+
+
+def test_clips_with_lora_calibrate_each_other_and_no_plain_ones() -> None:
+    """What a LoRA adds is not predicted, so it would count as the card's."""
+    lora = row(2.0, loras='[["a", 1.0]]')
+    with_lora = replace(PLAIN, lora_bytes=10**8)
+
+    assert calibrate([lora], CARD, PLAIN) is None
+    assert_scales(calibrate([lora, row()], CARD, PLAIN), Scales(((49_290, 1.2),), None, 0.9))
+    assert_scales(calibrate([lora, row()], CARD, with_lora), Scales(((49_290, 2.0),), None, 0.9))
+    assert_scales(calibrate([row()], CARD, with_lora), Scales(((49_290, 1.2),), None, 0.9))
+
+
+def test_what_is_remembered_is_read_once_and_survives_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = [row(finished_at=NOW + timedelta(seconds=n)) for n in range(3)]
+    cold = row(is_cold=True)
+
+    file = remember([*rows, cold])
+    remember(rows[:1])
+
+    assert sorted(r["finished_at"] for r in remembered()) == [r["finished_at"] for r in rows]
+    found = read_log_rows(tmp_path / "none" / "out" / "log")
+    assert_scales(calibrate(found, CARD, PLAIN), Scales(((49_290, 1.2),), None, 0.9))
+    for text in ("", "[1]", '[{"status": "ok"}]', "{}"):
+        file.write_text(text, encoding="utf-8")
+        assert remembered() == []
+    assert remember(rows) == file
 
 
 def test_the_newest_clips_count() -> None:

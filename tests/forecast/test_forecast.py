@@ -17,7 +17,7 @@ from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job as Command
 from hv15_batch.config.compose import run_jobs
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
 from hv15_batch.forecast.cheaper import cheaper_ways
@@ -310,18 +310,18 @@ def test_until_counts_clips_and_names_the_mildest_setting_that_is_enough(tmp_pat
         values = {k: v for k, v in vars(changed.override).items() if v is not None}
         return planned(*[replace(SETTINGS, **values)] * 100)
 
-    def last_line(clips: float) -> str:
+    def first_way(clips: float) -> str:
         until = NOW + timedelta(seconds=clips * seconds)
         rules = Rules(CLOCK, (Deadline("until=07:00", until),))
         _, lines = predict_run(config(), todo, machine(24), tmp_path / "log", rules, replan)
         assert f"Until {until:%a %H:%M}: {int(clips - 0.7)} of 100 clips" in lines
-        return lines[-1]
+        return next(line for line in lines if line.startswith("Cheaper: "))
 
-    assert last_line(98.9).startswith("Cheaper: runtime.compile=true would take ")
-    assert last_line(50).startswith("Cheaper: override.num_frames=61 would take ")
-    assert last_line(35).startswith("Cheaper: override.height=320 override.width=576 would take ")
-    assert last_line(3) == "Cheaper: no setting tried here is fast enough; limit=2 fits"
-    assert last_line(0.8).endswith(" is fast enough, and not one clip fits")
+    assert first_way(98.9).startswith("Cheaper: runtime.compile=true would take ")
+    assert first_way(50).startswith("Cheaper: override.num_frames=61 would take ")
+    assert first_way(35).startswith("Cheaper: override.height=320 override.width=576 would take ")
+    assert first_way(3) == "Cheaper: no setting tried here is fast enough; limit=2 fits"
+    assert first_way(0.8).endswith(" is fast enough, and not one clip fits")
 
 
 def words_of(asked: Config, *settings: ClipSettings) -> list[str]:
@@ -339,27 +339,43 @@ def asked_for(model: str) -> Config:
 def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
     guided = replace(SETTINGS, num_inference_steps=50, guidance_scale=6.0, negative_prompt="")
 
-    assert words_of(asked_for("480p_t2v"), guided) == [
-        "runtime.compile=true",
-        "override.num_frames=61",
+    distilled = [
         "model=480p_t2v_distilled",
         "model=480p_t2v_distilled override.num_inference_steps=50 override.guidance_scale=1",
         "model=480p_t2v_4step",
         "model=480p_t2v_4step override.num_inference_steps=4 override.guidance_scale=1",
+    ]
+    assert words_of(asked_for("480p_t2v"), guided) == [
+        "runtime.compile=true",
+        "sampling.cache=static",
+        "override.num_frames=61",
+        *distilled,
         "override.height=320 override.width=576",
+        *(f"{words} override.num_frames=61" for words in distilled),
     ]
     short = replace(guided, height=720, width=1280, num_frames=61)
     *_, last = ways = list(cheaper_ways(asked_for("720p_i2v"), [short]))
-    assert [way.words for way in ways][1::2] == ["model=720p_i2v_distilled", "model=480p_i2v"]
+    assert [way.words for way in ways][2::2] == ["model=720p_i2v_distilled", "model=480p_i2v"]
     assert last.config.model.target_size == 640
     own = asked_for("480p_t2v")
     own.model.repo = "my/finetune"  # no other variant has these weights
     assert not any("model=" in words for words in words_of(own, guided))
 
 
+def test_a_model_with_50_steps_is_offered_the_few_steps_of_others() -> None:
+    few = "model=480p_t2v_4step"
+    assert few in words_of(asked_for("480p_t2v_distilled"), SETTINGS)
+    assert "model=480p_i2v_step_distilled" in words_of(asked_for("480p_i2v_distilled"), SETTINGS)
+    assert not any("model=" in words for words in words_of(asked_for(few[6:]), SETTINGS))
+    own = asked_for("480p_t2v_distilled")
+    own.model.transformer_file = "mine.safetensors"  # no option has these weights
+    assert few not in words_of(own, SETTINGS)
+
+
 def test_nothing_is_offered_that_would_make_a_clip_longer_larger_or_turn_it() -> None:
     asked = config()
     asked.runtime.compile = True
+    asked.sampling.cache = CacheKind.static
     large = replace(SETTINGS, height=720, width=1280)
     small = replace(SETTINGS, height=320, width=576)
     upright = replace(SETTINGS, height=848, width=480)
@@ -394,15 +410,14 @@ def test_what_is_offered_fits_when_it_is_typed(tmp_path: Path) -> None:
         return run_jobs([*typed, *words], run), "\n".join(said)
 
     code, text = dry_run()
-    offered = re.search(r"^Cheaper: (.*) would take ", text, re.MULTILINE)
-    assert offered is not None, text
+    offered = re.findall(r"^Cheaper: (.*) would take ", text, re.MULTILINE)
     assert code == 0
-    assert offered[1].startswith("model=480p_t2v_distilled override.num_inference_steps=50 ")
-
-    code, text = dry_run(*offered[1].split())
-
-    assert code == 0
-    assert ": 2 of 2 clips" in text
+    few = "model=480p_t2v_distilled override.num_inference_steps=50 "
+    assert any(words.startswith(few) for words in offered), text
+    for words in offered:
+        code, text = dry_run(*words.split())
+        assert code == 0
+        assert ": 2 of 2 clips" in text
 
 
 def test_a_deadline_is_printed_as_it_was_typed_and_a_far_end_with_its_date(tmp_path: Path) -> None:

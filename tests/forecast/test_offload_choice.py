@@ -11,7 +11,8 @@ from fakes.forecasts import GIB, SETTINGS, config, machine
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast.offload import choose_offload
-from hv15_batch.model.variant import Dtype, OffloadKind, Weights
+from hv15_batch.model.linears import transformer_bytes
+from hv15_batch.model.variant import Dtype, Linear, OffloadKind, Weights
 
 
 def pretrained() -> Config:
@@ -67,6 +68,52 @@ def test_loras_take_their_size_of_the_card_in_every_profile(kind: str) -> None:
     assert peaks.decode_bytes >= plain.decode_bytes
     # Where it no longer fits, the next profile is taken.
     assert choose_offload(config(), [SETTINGS], machine(24), 4 * GIB).kind is OffloadKind.stream
+
+
+@pytest.mark.parametrize("linear", [Linear.fp8, Linear.int8])
+def test_8_bit_weights_need_half_the_room_in_every_profile(linear: Linear) -> None:
+    for kind in ("resident", "model", "stream", "stream_disk"):
+        plain = choose_offload(config(kind), [SETTINGS], machine(139)).peaks
+        choice = choose_offload(in_8_bits(config(kind), linear), [SETTINGS], machine(139))
+        peaks = choice.peaks
+        assert plain is not None
+        assert peaks is not None
+        weights = transformer_bytes(Linear.bf16) - transformer_bytes(linear)
+        if kind in ("resident", "model"):
+            # Less what quantised inputs take beside those in 16 bits.
+            assert 0 < plain.denoise_bytes - peaks.denoise_bytes < weights
+        if kind == "resident":
+            assert plain.decode_bytes - peaks.decode_bytes == weights
+        elif kind == "model":
+            assert plain.host_bytes - peaks.host_bytes == weights
+        else:  # the text encoder, which passes through the card too, may need more
+            assert plain.host_bytes > peaks.host_bytes
+        assert peaks.encode_bytes == plain.encode_bytes
+        assert f"computed in {linear.name}" in choice.reason
+
+
+def test_auto_takes_a_faster_profile_where_8_bit_weights_fit() -> None:
+    plain = choose_offload(config(), [SETTINGS], machine(16))
+    small = choose_offload(in_8_bits(config(), Linear.fp8), [SETTINGS], machine(16))
+
+    assert (plain.kind, small.kind) == (OffloadKind.stream, OffloadKind.resident)
+    assert "computed in" not in plain.reason
+
+
+def test_read_weights_in_8_bits_are_held_in_ram_for_stream_disk() -> None:
+    """Else the pages of the mapped files count for nothing."""
+    made = pretrained()
+    made.offload.kind = OffloadKind.stream_disk
+    plain = choose_offload(made, [SETTINGS], machine(139)).peaks
+    peaks = choose_offload(in_8_bits(made, Linear.fp8), [SETTINGS], machine(139)).peaks
+
+    assert plain is not None
+    assert peaks is not None
+    assert plain.host_bytes < transformer_bytes(Linear.fp8) < peaks.host_bytes
+
+
+def in_8_bits(config: Config, linear: Linear) -> Config:
+    return replace(config, runtime=replace(config.runtime, linear=linear))
 
 
 def test_a_profile_that_cannot_fit_is_refused_with_the_one_that_would() -> None:

@@ -25,7 +25,7 @@ from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.manifest.clips import check_typed_sampling, read_rows, repeats_note, step_cache_of
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.options import model_options
-from hv15_batch.model.variant import Distillation, Dtype, OffloadKind, Recipe
+from hv15_batch.model.variant import Distillation, Dtype, Linear, OffloadKind, Recipe
 
 # -- precedence -------------------------------------------------------------------------------
 
@@ -215,6 +215,7 @@ def test_rows_beyond_the_most_clips_are_not_taken_for_clips_of_the_default_seed(
 _SAME = [
     {"offload": OffloadConfig(OffloadKind.model)},
     {"runtime": RuntimeConfig(mask_free=False)},
+    {"runtime": RuntimeConfig(linear=Linear.bf16)},
     {"order": Order.rows, "limit": 1, "keep_latents": False},
 ]
 _OTHER_FILE = [
@@ -229,6 +230,8 @@ _OTHER_LATENTS = [
     {"override": SamplingConfig(negative_prompt="dark")},
     {"runtime": RuntimeConfig(dtype=Dtype.bfloat16)},
     {"runtime": RuntimeConfig(attention_backend="native")},
+    {"runtime": RuntimeConfig(linear=Linear.fp8)},
+    {"runtime": RuntimeConfig(linear=Linear.int8)},
 ]
 
 

@@ -10,10 +10,10 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from hv15_batch.engine.denoise.attention import _probe
-from hv15_batch.engine.denoise.attention_check import Heads
+from hv15_batch.engine.denoise.attention_kernels import Heads, probe
 from hv15_batch.model.attention import (
     ATTENTION_BACKENDS,
+    COMFY_INT8,
     KERNELS,
     backend_fault,
     package_fault,
@@ -22,6 +22,7 @@ from hv15_batch.model.attention import (
 from hv15_batch.model.variant import Dtype
 
 NAMES = [name for name in ATTENTION_BACKENDS if name != "auto"]
+DIFFUSERS = [name for name in NAMES if name != COMFY_INT8]
 
 
 def have(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -80,7 +81,7 @@ def test_the_versions_are_those_that_diffusers_asks_for() -> None:
     assert f'is_kernels_version(">=", "{minimum("flash_4_hub")}")' in source
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIFFUSERS)
 def test_a_package_is_asked_for_where_diffusers_asks_for_one(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -97,12 +98,12 @@ def test_a_package_is_asked_for_where_diffusers_asks_for_one(
 def test_what_runs_on_the_cpu_is_what_does_run_there(name: str) -> None:
     heads = Heads(2, 16, torch.float32)
 
-    runs = _probe(AttentionBackendName(name), heads, True, torch.device("cpu")) is None
+    runs = probe(name, heads, True, torch.device("cpu")) is None
 
     assert runs == (KERNELS[name].on_cpu)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIFFUSERS)
 def test_what_takes_a_mask_is_what_does_not_refuse_one(name: str) -> None:
     tokens, mask = torch.ones(1, 8, 2, 16), torch.ones(1, 1, 8, 8, dtype=torch.bool)
     kernel = _AttentionBackendRegistry._backends[AttentionBackendName(name)]
@@ -116,7 +117,7 @@ def test_what_takes_a_mask_is_what_does_not_refuse_one(name: str) -> None:
     assert ("attn_mask" in refusal) == (not KERNELS[name].takes_mask)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIFFUSERS)
 def test_what_runs_in_float32_is_what_diffusers_does_not_keep_to_16_bits(name: str) -> None:
     checks = _AttentionBackendRegistry._constraints[AttentionBackendName(name)]
     is_16_bit = attention_dispatch._check_qkv_dtype_bf16_or_fp16 in checks

@@ -122,6 +122,7 @@ def test_far_faster_is_surpassed_and_not_called_reproduced() -> None:
         ({"guidance_scale": 1.0}, "Guidance: 6 stated, 1 here.", "override.guidance_scale=6"),
         ({"flow_shift": 7.0}, "Shift: 5 stated, 7 here.", "override.flow_shift=5"),
         ({"cache": "4:5:45"}, "Step cache: none stated, 4:5:45 here.", "sampling.cache=none"),
+        ({"linear": "fp8"}, "8-bit linear modules: none stated, fp8 here.", "runtime.linear=bf16"),
         ({"loras": '[["a1b2", 0.5]]'}, "LoRAs: none stated, 1 here.", "no LoRA"),
         (
             {"transformer_sha256": "0123456789"},

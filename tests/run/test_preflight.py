@@ -18,7 +18,7 @@ from fakes.command import Answer
 from fakes.planned import BASE, clip_of, planned_clip
 from fakes.runs import FakeExecutor, Project
 
-from hv15_batch.config.settings import Config, VideoConfig
+from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec
 from hv15_batch.errors import Refused
 from hv15_batch.forecast import forecast
@@ -26,7 +26,7 @@ from hv15_batch.forecast.disk import SPARE_BYTES, disk_need
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.model.variant import OffloadKind, Task, Weights
+from hv15_batch.model.variant import Dtype, Linear, OffloadKind, Task, Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.run import _preflight as preflight
 from hv15_batch.run import _run as one_run
@@ -232,6 +232,34 @@ def test_a_cache_on_another_disk_that_is_too_small_for_the_weights_is_named(
     assert message.endswith("set HF_HUB_CACHE to a folder on a larger disk.")
 
 
+@pytest.mark.parametrize(
+    ("name", "linear", "refused"),
+    [
+        ("NVIDIA GeForce RTX 3090", Linear.fp8, True),
+        ("NVIDIA GeForce RTX 3090", Linear.int8, False),
+        ("NVIDIA GeForce RTX 4090", Linear.fp8, False),
+        ("NVIDIA RTX 9999", Linear.fp8, False),  # which the worker asks
+    ],
+)
+def test_a_card_without_8_bit_products_is_refused_before_anything_is_fetched_or_made(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    linear: Linear,
+    refused: bool,
+) -> None:
+    hub_project(project, MIB, monkeypatch)  # what comes later is refused for want of disk
+    machine = session.read_machine()
+    card = replace(machine, gpus=(replace(machine.gpus[0], name=name),))
+    monkeypatch.setattr(session, "read_machine", lambda: card)
+    runtime = RuntimeConfig(linear=linear, dtype=Dtype.bfloat16)
+
+    message = refusal(project, **real_settings(project.config()), runtime=runtime)
+
+    assert message.startswith("runtime.linear=fp8: needs compute capability 8.9") == refused
+    assert not project.run_dir.path.exists()
+
+
 # -- memory -----------------------------------------------------------------------------------
 
 
@@ -271,7 +299,8 @@ def test_the_offload_profile_is_chosen_once(
         specs.append(spec)
         return FakeExecutor(spec)
 
-    changes: dict[str, Any] = {"dry_run": dry_run}
+    # `auto` would first compare what both ways take, each with a profile of its own.
+    changes: dict[str, Any] = {"dry_run": dry_run, "runtime": RuntimeConfig(compile=False)}
     if has_card:
         hub_project(project, 2**40, monkeypatch)
         changes |= real_settings(project.config())

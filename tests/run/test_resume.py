@@ -25,7 +25,7 @@ from fakes.runs import FakeExecutor, Project, read_csv
 from PIL import Image
 from safetensors import safe_open
 
-from hv15_batch.config.settings import QualityConfig, SamplingConfig, VideoConfig
+from hv15_batch.config.settings import QualityConfig, RuntimeConfig, SamplingConfig, VideoConfig
 from hv15_batch.dispatch.protocol import Event, Job
 from hv15_batch.engine import _ladder as ladder
 from hv15_batch.engine import _write as clip_writer
@@ -35,7 +35,7 @@ from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused
 from hv15_batch.media.conversion import Look
 from hv15_batch.media.video import check_video, read_comment
-from hv15_batch.model.variant import Task
+from hv15_batch.model.variant import Linear, Task
 from hv15_batch.rundir.log import read_records
 
 TESTS = Path(__file__).parents[1]
@@ -289,6 +289,25 @@ def test_what_is_in_effect_is_read_back_and_what_a_cpu_lacks_is_null(rendered: P
     for name in ("gpu_name", "mfu", "tflops", "vae_tile_size", "frame_difference_mean"):
         assert record[name] is None
     assert record["torch_version"] == torch.__version__
+
+
+def test_8_bit_linear_modules_make_other_clips_and_are_logged(project: Project) -> None:
+    plain = {r["row_id"]: r for r in project.records() if r["row_id"] == "neon"}["neon"]
+    runtime = RuntimeConfig(linear=Linear.int8)
+
+    assert project.run(InProcessExecutor, runtime=runtime, only="neon", add=True) == 0
+    assert project.run(InProcessExecutor, runtime=runtime, only="neon", add=True) == 0
+
+    both = [r for r in project.records() if r["row_id"] == "neon"]
+    assert len(both) == 2  # the second run found it done
+    (made,) = [r for r in both if r["linear"] is not None]
+    assert (made["linear"], made["dtype"], made["status"]) == ("int8", "float32", "ok")
+    assert plain["linear"] is None
+    assert made["denoise_sha256"] != plain["denoise_sha256"]
+    assert made["latents_sha256"] != plain["latents_sha256"]
+    comment = read_comment(project.run_dir.path / made["file"])
+    assert comment is not None
+    assert json.loads(comment)["linear"] == "int8"
 
 
 def test_an_mp4_has_its_settings_in_the_comment_and_no_folder_names(rendered: Project) -> None:

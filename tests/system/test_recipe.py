@@ -476,6 +476,20 @@ def test_a_kernel_from_the_hub_is_never_fetched_because_a_tag_says_so(
     assert not any("attention" in word for word in words)
 
 
+@pytest.mark.parametrize("linear", ["fp8", "int8"])
+def test_8_bit_linear_modules_are_typed_again(
+    command: Command, tmp_path: Path, tag: dict[str, Any], linear: str
+) -> None:
+    made = rehashed(tag, linear=linear)
+    write_tagged(tmp_path / "clip.mp4", made)
+
+    words, _ = recipe(command, "clip.mp4")
+
+    assert f"runtime.linear={linear}" in words
+    (plan,) = planned(command, *words)
+    assert plan["settings_sha256"] == made["settings_sha256"] != tag["settings_sha256"]
+
+
 # -- tags that are not used -------------------------------------------------------------------
 
 
@@ -504,6 +518,8 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"video": {"codec": "h264"}}, "in its tag must have codec, crf, preset, embed_metadata"),
         ({"image": "../secret.png"}, "image=../secret.png in its tag must be a file's name"),
         ({"cache": "fast"}, "cache=fast in its tag must be every:start:end"),
+        ({"linear": "bf16"}, "linear=bf16 in its tag must be one of fp8, int8"),
+        ({"linear": ["fp8"]}, 'linear=["fp8"] in its tag must be one of fp8, int8'),
         ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
         ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
         ({"more": 1}, "more=1 in its tag is missing or unknown"),

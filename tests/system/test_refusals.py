@@ -515,6 +515,25 @@ def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_touched(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_tells_that_a_named_card_lacks_what_8_bit_linear_modules_need(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    asked = ("p.csv", "--dry-run", "runtime.linear=fp8")
+
+    old, new = (command(*asked, f"runtime.card={card}") for card in ("3090", "4090"))
+
+    refusal = (
+        "A run would be refused: runtime.linear=fp8: needs compute capability 8.9 or more (Ada, "
+        "Hopper and Blackwell), and rtx_3090 has 8.6; use runtime.linear=int8 or "
+        "runtime.linear=bf16."
+    )
+    assert (old.code, new.code) == (0, 0)
+    assert refusal in old.out.splitlines()
+    assert "would be refused" not in new.out
+    assert "image stream 2.5 computed in fp8, text stream 2.5 and modulation 2.5 kept" in new.out
+
+
 @pytest.mark.parametrize(
     ("backend", "message"), [("sage", SAGE_MISSING), ("_native_cudnn", CUDNN_ON_CPU)]
 )
@@ -528,3 +547,24 @@ def test_a_dry_run_tells_that_a_run_would_refuse_the_backend(
     assert answer.code == 0
     assert f"A run would be refused: {message}" in answer.out.splitlines()
     assert answer.out.count("A run would be refused") == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "backend", "capabilities"),
+    [
+        ("4090", "_flash_3", "9.x, and this card has 8.9"),
+        ("h200", "sage_blackwell_hub", "12.x, and this card has 9.0"),
+        ("rtx_3090", "_sage_qk_int8_pv_fp8_cuda", "8.9 or later, and this card has 8.6"),
+    ],
+)
+def test_a_kernel_without_code_for_the_card_is_refused_whether_it_is_installed_or_not(
+    command: Command, tmp_path: Path, card: str, backend: str, capabilities: str
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na cat\n")
+    words = ("model.weights=random", f"runtime.card={card}", f"runtime.attention_backend={backend}")
+
+    answer = command("p.csv", "--dry-run", *words)
+
+    faults = [line for line in answer.out.splitlines() if f"={backend}: " in line]
+    assert len(faults) == 1
+    assert f"{backend}: needs compute capability {capabilities}; use auto, native, " in faults[0]

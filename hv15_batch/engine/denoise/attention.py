@@ -7,29 +7,32 @@ diffusers' own `set_attn_processor` would replace.
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _check_attention_backend_requirements,
-    _maybe_download_kernel_for_backend,
-    dispatch_attention_fn,
-)
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 
 from hv15_batch.config.settings import Config
-from hv15_batch.engine.denoise.attention_check import Heads, check_kernel
+from hv15_batch.engine.denoise.attention_check import KernelOff, check_kernel, judge_kernel
+from hv15_batch.engine.denoise.attention_kernels import (
+    Heads,
+    is_packaged,
+    names,
+    packaged_attention,
+    probe,
+)
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load.components import read_json
 from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.attention import (
     AUTO,
+    COMFY_INT8,
     NATIVE,
-    auto_kernel,
+    auto_kernels,
     is_fetched,
     package_fault,
     package_of,
@@ -38,7 +41,6 @@ from hv15_batch.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 64
 NUM_TEXT_TOKENS = 61
 """Of a prompt of usual length. Odd on purpose: no tile size divides the tokens of a clip then."""
 
@@ -52,7 +54,10 @@ class MaskFreeAttnProcessor:
     transformer_hunyuan_video15.py).
     """
 
-    _attention_backend: AttentionBackendName | None = None
+    _attention_backend: AttentionBackendName | str | None = None
+    """A name that diffusers does not know stands as text."""
+    _packaged: str | None = None
+    """The same name, if the kernel comes from outside torch."""
     _parallel_config = None
 
     def __call__(
@@ -79,12 +84,13 @@ class MaskFreeAttnProcessor:
         text_key = _heads(attn.add_k_proj(encoder_hidden_states), attn.heads, attn.norm_added_k)
         text_value = _heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
 
-        joint = dispatch_attention_fn(
-            torch.cat([query, text_query], dim=1),
-            torch.cat([key, text_key], dim=1),
-            torch.cat([value, text_value], dim=1),
-            backend=self._attention_backend,
-        )
+        query = torch.cat([query, text_query], dim=1)
+        key = torch.cat([key, text_key], dim=1)
+        value = torch.cat([value, text_value], dim=1)
+        if self._packaged is not None:
+            joint = packaged_attention(query, key, value, self._packaged)
+        else:
+            joint = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         video, text = joint.flatten(2, 3).to(query.dtype).split(lengths, dim=1)
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
 
@@ -98,26 +104,48 @@ def _heads(projected: torch.Tensor, heads: int, norm: Any = None) -> torch.Tenso
 
 
 def check_backend(
-    config: Config, checkpoint: Checkpoint, num_video_tokens: int, device: torch.device
+    config: Config,
+    checkpoint: Checkpoint,
+    num_video_tokens: int,
+    device: torch.device,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the backend that will be in effect, having run it on one block's real shapes.
 
-    To be called once at the start, before texts are encoded.
+    To be called once at the start, before texts are encoded. Only here does `auto` take a kernel
+    from outside torch: FlashAttention 3 on Hopper, if its package is installed and its result is
+    right.
 
     Args:
         config: names backend, mask and type.
         checkpoint: says how many heads there are.
-        num_video_tokens: of the first clip.
+        num_video_tokens: of the longest clip.
         device: where the transformer will run.
+        tell: told why `auto` passes a kernel over.
 
     Raises:
-        Refused: the backend cannot run here, or its result is not that of torch.
+        Refused: the backend that was typed cannot run here, or its result is not that of torch.
     """
-    heads = read_heads(config, checkpoint)
-    runtime = config.runtime
+    heads, runtime = read_heads(config, checkpoint), config.runtime
+    num_tokens = num_video_tokens + NUM_TEXT_TOKENS
+    if runtime.attention_backend.lower() == AUTO:
+        for name in _auto_candidates(heads, runtime.mask_free, device)[:-1]:
+            if package_fault(name) is not None:
+                continue
+            fault = probe(name, heads, runtime.mask_free, device)
+            if fault is None:
+                try:
+                    logger.info("%s: %s", name, judge_kernel(name, heads, num_tokens, device))
+                    return name
+                except KernelOff as off:
+                    fault = str(off)
+            text = f"runtime.attention_backend=auto passes over {name}: {fault}"
+            logger.warning("%s", text)
+            tell(text)
     backend = resolve_backend(runtime.attention_backend, heads, runtime.mask_free, device)
-    check_kernel(backend.value, heads, num_video_tokens + NUM_TEXT_TOKENS, device)
-    return str(backend.value)
+    if found := check_kernel(backend, heads, num_tokens, device):
+        logger.info("%s: %s", backend, found)
+    return backend
 
 
 def read_heads(config: Config, checkpoint: Checkpoint) -> Heads:
@@ -152,7 +180,11 @@ def apply_attention(
     chosen = resolve_backend(backend, heads_of(transformer), mask_free, device)
     for block in transformer.transformer_blocks:
         processor = MaskFreeAttnProcessor() if mask_free else HunyuanVideo15AttnProcessor2_0()
-        processor._attention_backend = chosen
+        processor._attention_backend = (
+            chosen if chosen == COMFY_INT8 else AttentionBackendName(chosen)
+        )
+        if mask_free and is_packaged(chosen):
+            processor._packaged = chosen
         block.attn.set_processor(processor)
     return attention_backend_of(transformer)
 
@@ -163,17 +195,15 @@ def heads_of(transformer: Any) -> Heads:
     return Heads(config.num_attention_heads, config.attention_head_dim, transformer.dtype)
 
 
-def resolve_backend(
-    backend: str, heads: Heads, mask_free: bool, device: torch.device
-) -> AttentionBackendName:
+def resolve_backend(backend: str, heads: Heads, mask_free: bool, device: torch.device) -> str:
     """Return the backend that runs here; needs no transformer, so it can be asked at the start.
 
-    `auto` means: on the CPU `native`; on CUDA with a 16-bit type and no mask `_native_cudnn` from
-    compute capability 9.0 on and `_native_flash` from 8.0 on; otherwise `native`. Every backend is
-    run once on a few tokens before it is accepted; where that fails for `auto`, `native` is taken.
+    `auto` means a kernel of torch: the last of `auto_kernels` on CUDA with a 16-bit type and no
+    mask, else `native`. Every backend is run once on a few tokens before it is accepted; where that
+    fails for `auto`, `native` is taken.
 
     Args:
-        backend: `auto` or a name of diffusers' `AttentionBackendName`.
+        backend: `auto` or one of `attention_kernels.names`.
         heads: of the transformer.
         mask_free: False means that the processor of plain diffusers gives it a mask.
         device: where the transformer will run.
@@ -185,10 +215,12 @@ def resolve_backend(
     name = backend.lower()
     if name == AUTO:
         return _auto_backend(heads, mask_free, device)
-    chosen = _known_backend(name)
-    if fault := _probe(chosen, heads, mask_free, device):
-        raise Refused(_refusal(chosen.value, fault, heads, mask_free, device))
-    return chosen
+    if name not in names():
+        allowed = ", ".join([AUTO, *sorted(names())])
+        raise Refused(f"runtime.attention_backend={name}: no such backend; allowed are {allowed}.")
+    if fault := probe(name, heads, mask_free, device):
+        raise Refused(_refusal(name, fault, heads, mask_free, device))
+    return name
 
 
 def attention_backend_of(transformer: Any) -> str:
@@ -196,7 +228,9 @@ def attention_backend_of(transformer: Any) -> str:
     backends = {block.attn.processor._attention_backend for block in transformer.transformer_blocks}
     assert len(backends) == 1, backends
     (backend,) = backends
-    return NATIVE if backend is None else str(backend.value)
+    if backend is None:
+        return NATIVE
+    return backend.value if isinstance(backend, AttentionBackendName) else str(backend)
 
 
 def is_mask_free(transformer: Any) -> bool:
@@ -207,59 +241,28 @@ def is_mask_free(transformer: Any) -> bool:
     )
 
 
-def _auto_backend(heads: Heads, mask_free: bool, device: torch.device) -> AttentionBackendName:
-    name = NATIVE
+def _auto_candidates(heads: Heads, mask_free: bool, device: torch.device) -> tuple[str, ...]:
+    """Return what `auto` may take, the best first; the last is torch's own."""
     sixteen_bit = heads.dtype in (torch.bfloat16, torch.float16)
     if device.type == "cuda" and mask_free and sixteen_bit:
-        name = auto_kernel(torch.cuda.get_device_capability(device))
-    fault = _probe(AttentionBackendName(name), heads, mask_free, device)
-    if fault:
+        return auto_kernels(torch.cuda.get_device_capability(device))
+    return (NATIVE,)
+
+
+def _auto_backend(heads: Heads, mask_free: bool, device: torch.device) -> str:
+    name = _auto_candidates(heads, mask_free, device)[-1]
+    if fault := probe(name, heads, mask_free, device):
         logger.warning("attention backend %s does not run here (%s); using native", name, fault)
-        name = NATIVE
-    return AttentionBackendName(name)
-
-
-def _known_backend(name: str) -> AttentionBackendName:
-    try:
-        return AttentionBackendName(name)
-    except ValueError:
-        allowed = ", ".join([AUTO, *sorted(member.value for member in AttentionBackendName)])
-        raise Refused(
-            f"runtime.attention_backend={name}: no such backend; allowed are {allowed}."
-        ) from None
-
-
-def _probe(
-    backend: AttentionBackendName, heads: Heads, mask_free: bool, device: torch.device
-) -> str | None:
-    """Run the backend once on a few tokens of these heads; return its error or None.
-
-    A trial is more reliable than a list: what a backend accepts depends on device, type, packages
-    and mask.
-    """
-    mask = None
-    try:
-        _check_attention_backend_requirements(backend)
-        _maybe_download_kernel_for_backend(backend)
-        shape = (1, _PROBE_TOKENS, heads.count, heads.dim)
-        tokens = torch.ones(shape, dtype=heads.dtype, device=device)
-        if not mask_free:  # as plain diffusers makes it
-            mask = torch.ones((1, 1, _PROBE_TOKENS, _PROBE_TOKENS), dtype=torch.bool, device=device)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of them is in the error
-            result = dispatch_attention_fn(tokens, tokens, tokens, attn_mask=mask, backend=backend)
-    except Exception as error:  # third-party kernels raise anything; the caller reports it
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    # Attention over equal values gives these values back.
-    return None if torch.allclose(result.float(), tokens.float(), atol=0.05) else "wrong result"
+        return NATIVE
+    return name
 
 
 def _refusal(name: str, fault: str, heads: Heads, mask_free: bool, device: torch.device) -> str:
     usable = [
-        member.value
-        for member in AttentionBackendName
+        other
+        for other in names()
         # A kernel is not fetched only to be listed.
-        if not is_fetched(member.value) and _probe(member, heads, mask_free, device) is None
+        if not is_fetched(other) and probe(other, heads, mask_free, device) is None
     ]
     package, lack = package_of(name), package_fault(name)
     advice = "Use"

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 from hv15_batch.clip import ClipLora
+from hv15_batch.engine.load.linears import ComputedLinear, StoredLinear
 from hv15_batch.errors import Refused
 from hv15_batch.weights.checkpoint import cache_root
 from hv15_batch.weights.files import file_sha256s
@@ -36,13 +37,21 @@ class LowRankLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return `input @ (weight + up^T @ down)^T + bias`, in two products."""
-        output = F.linear(input, self.weight, self.bias)
+        output = super().forward(input)
         narrow = F.linear(input, self.low_rank_down)
         # In place: another tensor of this size would be the largest of a forward.
         output.view(-1, output.shape[-1]).addmm_(
             narrow.reshape(-1, narrow.shape[-1]), self.low_rank_up
         )
         return output
+
+
+class LowRankComputedLinear(LowRankLinear, ComputedLinear):
+    """The same where the module's own product is one of 8-bit numbers."""
+
+
+class LowRankStoredLinear(LowRankLinear, StoredLinear):
+    """The same where the module's own weight is kept in 8 bits."""
 
 
 class LowRankConv3d(nn.Conv3d):
@@ -64,6 +73,8 @@ class LowRankConv3d(nn.Conv3d):
 
 _WITH_LOW_RANK: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: LowRankLinear,
+    ComputedLinear: LowRankComputedLinear,
+    StoredLinear: LowRankStoredLinear,
     nn.Conv3d: LowRankConv3d,
 }
 _PLAIN = {changed: plain for plain, changed in _WITH_LOW_RANK.items()}

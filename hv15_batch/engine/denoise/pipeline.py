@@ -16,6 +16,7 @@ from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
 from PIL import Image
 
 from hv15_batch.clip import Clip, ClipSettings
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.engine._measure import StepClock
 from hv15_batch.engine.denoise.attention import apply_attention, is_mask_free
@@ -142,7 +143,7 @@ def load_denoiser(
     device = execution_device(config)
     mask_free = config.runtime.mask_free
     apply_attention(transformer, config.runtime.attention_backend, mask_free, device)
-    if config.runtime.compile:
+    if typed_compile(config):  # `auto` was decided by the parent
         compile_blocks(transformer)
     pipe: Denoiser = pipeline_class(
         transformer=transformer,

@@ -17,6 +17,8 @@ import torch
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.engine.load import random_weights
+from hv15_batch.engine.load.linears import EightBits
+from hv15_batch.engine.load.transformer import read_transformer
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import STEP_DISTILLED_T2V, Task
 from hv15_batch.weights.checkpoint import Checkpoint
@@ -95,6 +97,10 @@ def load_component(name: str, config: Config, checkpoint: Checkpoint, device: to
             component = cls.from_pretrained(folder / name, **safely)
             _try(name, component, folder)
             return component
+    eight_bits = EightBits.of(config) if name == "transformer" else None
+    if eight_bits is not None:
+        with _damage(folder, name):
+            return read_transformer(place, cls, torch_dtype(config), device, eight_bits)
     with _damage(folder, name):
         network, found = cls.from_pretrained(
             place,
@@ -174,7 +180,9 @@ def _check_loaded(network: Any, found: dict[str, Any]) -> None:
 def _build_random(name: str, config: Config, device: torch.device) -> Any:
     model = config.model
     if name in _NETWORKS:
-        return random_weights.build_component(name, model, torch_dtype(config), device)
+        bits = EightBits.of(config) if name == "transformer" else None
+        dtype = torch_dtype(config)
+        return random_weights.build_component(name, model, dtype, device, eight_bits=bits)
     tokenizer, tokenizer_2 = random_weights.tokenizers()
     return {
         "tokenizer": lambda: tokenizer,

@@ -33,6 +33,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from hv15_batch.engine.load.linears import EightBits
 from hv15_batch.model.architectures import (
     SEED,
     Architecture,
@@ -93,6 +94,7 @@ def build_component(
     device: torch.device | str,
     seed: int = SEED,
     architecture: Architecture | None = None,
+    eight_bits: EightBits | None = None,
 ) -> nn.Module:
     """Return one component with random weights, in evaluation mode, without gradients.
 
@@ -107,6 +109,7 @@ def build_component(
         device: where each parameter is allocated, one after the other.
         seed: seed of the weights.
         architecture: component configurations; null means the full-size ones.
+        eight_bits: how the weights of a transformer are quantised, each when it is made.
 
     Raises:
         ValueError: if there is no such component.
@@ -115,13 +118,16 @@ def build_component(
         raise ValueError(f"component {name!r}: must be one of {', '.join(_BUILDERS)}")
     arguments = component_arguments(name, model, architecture or read_architecture("full"))
     component = build_without_memory(name, arguments)
-    _materialise(component, dtype, torch.device(device), _Noise(f"{seed}:{name}", device))
+    if eight_bits is not None:
+        eight_bits.change(component)
+    noise = _Noise(f"{seed}:{name}", device)
+    _materialise(component, dtype, torch.device(device), noise, eight_bits)
     return component.eval()
 
 
 def build_without_memory(name: str, arguments: dict[str, Any]) -> nn.Module:
     """Return one component whose large parameters are on `meta` and whose buffers are real."""
-    with _ParametersOnMeta():
+    with ParametersOnMeta():
         return _BUILDERS[name](arguments)
 
 
@@ -170,7 +176,7 @@ def tokenizers() -> tuple[Qwen2Tokenizer, ByT5Tokenizer]:
     return tokenizer, ByT5Tokenizer()
 
 
-class _ParametersOnMeta(TorchFunctionMode):
+class ParametersOnMeta(TorchFunctionMode):
     """Sends uninitialised tensors to `meta`.
 
     Large parameters begin as `torch.empty`, while buffers that no checkpoint holds (rotary
@@ -218,7 +224,11 @@ class _Noise:
 
 
 def _materialise(
-    component: nn.Module, dtype: torch.dtype, device: torch.device, noise: _Noise
+    component: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    noise: _Noise,
+    eight_bits: EightBits | None,
 ) -> None:
     # Keyed by the old parameter, so that tied weights stay tied.
     replaced: dict[nn.Parameter, nn.Parameter] = {}
@@ -227,6 +237,8 @@ def _materialise(
             if parameter not in replaced:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device)
                 _fill(name, values, noise)
+                if eight_bits is not None and eight_bits.take(module, name, values, device):
+                    continue
                 replaced[parameter] = nn.Parameter(values, requires_grad=False)
             setattr(module, name, replaced[parameter])
         for name, buffer in list(module.named_buffers(recurse=False)):

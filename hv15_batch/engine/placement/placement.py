@@ -99,6 +99,13 @@ class Placement:
             self.kind = OffloadKind.model
             self._transformer.leave(force=True)
 
+    def drop_transformer(self) -> None:
+        """Let go of the transformer; it must then be loaded and held again."""
+        self._transformer = None
+        if self._stream is not None:
+            self._stream.free()
+            self._stream = None
+
     def step_down(self, has_ram_for_blocks: bool) -> bool:
         """Change to the next smaller profile; the transformer must then be loaded and held again.
 
@@ -112,10 +119,7 @@ class Placement:
         if self.kind is smaller or self.kind is OffloadKind.stream_disk:
             return False
         self.kind = smaller
-        self._transformer = None
-        if self._stream is not None:
-            self._stream.free()
-            self._stream = None
+        self.drop_transformer()
         if self._vae is not None:
             self.hold_vae(self._vae.module)
         return True
