@@ -14,6 +14,7 @@ from typing import Any
 from _text import NOTICE, code, docs_of, table
 
 from hv15_batch.config.settings import (
+    NOT_TYPED,
     OF_ONE_COMMAND,
     TYPED_ONLY,
     Config,
@@ -79,6 +80,8 @@ def _settings(owner: type, prefix: str) -> Iterator[tuple[str, ...]]:
     hints = typing.get_type_hints(owner)
     docs = docs_of(SamplingConfig if owner is SamplingDefaults else owner)
     for field in dataclasses.fields(owner):
+        if owner is Config and field.name in NOT_TYPED:
+            continue
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             if owner is not Config:

@@ -21,7 +21,7 @@ from hv15_batch.clock import Clock
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import CONFIG_DIR, Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
@@ -136,7 +136,8 @@ def render(config: Config, rows: DataFrame | None = None) -> Generator[Event, No
         config: Of `load_config`, or a `Config` of your own. A row's cell takes precedence over
             `sampling.*`, here without a message; `override.*` over both.
         rows: The manifest as a DataFrame, with the columns and rules of a file; missing values are
-            empty cells, and paths in `image` start at the working directory. It is stored as
+            empty cells, and paths in `image` and `loras` start at the working directory. A cell of
+            `loras` may be a list of objects with `path` and `scale` too. It is stored as
             `rows.jsonl` in the run directory, by default `outputs/rows`, so that
             `hv15-batch resume=outputs/rows` works. The same rows make the same clips, whatever
             their order; finished ones are not rendered again.
@@ -278,7 +279,13 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
     prefix = "sampling."
     typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
     return session.run(
-        _settings_of(job), typed, _sweep_of(job), say, clock=clock, typed_line=typed_line
+        _settings_of(job),
+        typed,
+        _sweep_of(job),
+        say,
+        clock=clock,
+        typed_line=typed_line,
+        swept=job.swept,
     )
 
 
@@ -317,7 +324,9 @@ def _resumed(job: Job) -> Config:
             raise Refused(
                 f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
             )
-    stored = latest_settings(run_dir, job.typed)
+    folder = job.config.config_dir
+    stored = latest_settings(run_dir, [*job.typed, *[CONFIG_DIR] * (folder is not None)])
+    stored.config_dir = folder
     for key in job.typed:
         if key != "resume":
             _copy_setting(key, job.config, stored)

@@ -66,6 +66,10 @@ def _plain(value: Any) -> Any:
     return hashed_values(value) if hasattr(value, "__dataclass_fields__") else value
 
 
+Group = tuple[str, str, str | None, tuple[tuple[str, float], ...]]
+"""Model, weights, `runtime.linear`, and hash and scale of each LoRA."""
+
+
 @dataclass(frozen=True)
 class ClipSettings:
     """The settings that identify a clip: everything requested that may change its file.
@@ -126,6 +130,11 @@ class ClipSettings:
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""
         return dict(vars(self))  # asdict copies deeply and takes ten times as long
+
+    @property
+    def group(self) -> Group:
+        """What a worker loads for this clip, and keeps for all clips of the same."""
+        return self.model, self.weights, self.linear, self.loras or ()
 
     @property
     def has_guidance(self) -> bool:

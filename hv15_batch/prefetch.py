@@ -11,8 +11,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
+from hv15_batch.manifest.clips import read_rows
+from hv15_batch.manifest.weights import models_of_rows
 from hv15_batch.model.attention import hub_of
+from hv15_batch.model.variant import ModelConfig
 from hv15_batch.units import format_gib
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind
 from hv15_batch.weights.fetch import fetch
@@ -31,8 +35,11 @@ def prefetch(
 ) -> int:
     """Fetch and verify the weights of `config.model`, and return the exit code 0.
 
+    With a manifest, those of every model that its rows use.
+
     Args:
-        config: Settings; only `model` and `runtime.attention_backend` matter.
+        config: Settings; only `manifest`, how it is read, `model` and `runtime.attention_backend`
+            matter.
         say: Prints a line for the user.
         hub: Replaces the hub; None for the real one.
         hub_cache: Cache of huggingface_hub; None for its own.
@@ -41,10 +48,30 @@ def prefetch(
     Raises:
         Refused: Like `weights.fetch.fetch`, and `weights.kernels.fetched.fetch_kernel`.
     """
-    model, backend = config.model, config.runtime.attention_backend
+    backend = config.runtime.attention_backend
     if hub_of(backend) is not None:  # the smaller part, and the one that may be refused
         fetch_kernel(backend, say=say, environ=environ)
-    checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
+    for model in _models(config):
+        checkpoint = fetch(model, say=say, hub=hub, hub_cache=hub_cache, environ=environ)
+        _finish(model, checkpoint, say)
+    return 0
+
+
+def _models(config: Config) -> list[ModelConfig]:
+    """Return the models to fetch: those of a manifest's rows, or without one that of the command.
+
+    Raises:
+        Refused: There is no such manifest, or a row has a fault.
+    """
+    if config.manifest is None:
+        return [config.model]
+    rows = read_rows(Path(os.path.expanduser(config.manifest)), config).rows
+    config = with_models(config, (row.model for row in rows))
+    return [config_of(config, name).model for name in models_of_rows(rows, config)]
+
+
+def _finish(model: ModelConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
+    """Convert a transformer in one file, and say what is there."""
     name = f"model={model.name}"
     own = checkpoint.transformer
     if own is not None:
@@ -58,7 +85,6 @@ def prefetch(
     else:
         say(f"{_size(checkpoint)} in {checkpoint.folder}, revision {checkpoint.revision}")
         say(f"Runs with {name} need no network from now on.")
-    return 0
 
 
 def _size(checkpoint: Checkpoint) -> str:

@@ -25,7 +25,7 @@ from hv15_batch.config.messages import Parser
 from hv15_batch.config.settings import Config, RuntimeConfig, VideoConfig
 from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.manifest.cells import Faults, ManifestError, is_empty
-from hv15_batch.manifest.rows import Record, RowReader
+from hv15_batch.manifest.rows import Record, RowReader, task_of_ours
 from hv15_batch.manifest.unmeant import is_unmeant
 from hv15_batch.media.image import read_first_frame
 from hv15_batch.media.tag import ClipTag, read_clip_tag
@@ -163,7 +163,8 @@ def _check_cells(cells: dict[str, Any], tag: ClipTag) -> None:
         Refused: A value would be read as another one.
     """
     faults = Faults(tag.name)
-    row = RowReader(Task.t2v, tag.path.parent, faults).read(0, Record(line=1, cells=cells))
+    reader = RowReader(Task.t2v, tag.path.parent, faults, task_of_ours)
+    row = reader.read(0, Record(line=1, cells=cells))
     if faults:
         raise ManifestError(faults.messages)
     assert row.seeds is not None

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fakes.command import Answer
+from fakes.loras import lora_of, saved_lora
 from fakes.runs import FakeExecutor, fake_local_executor, read_csv
 
 import hv15_batch
@@ -216,6 +217,54 @@ def test_an_image_is_found_from_the_working_directory(folder: Path, photo: Path)
     clip = api.plan(api.load_config("model=tiny_i2v", "run_dir=out/a"), rows).clips[0].clip
 
     assert clip.image_path == str(folder / "first.png")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "sub/x.safetensors:0.5",
+        [{"path": "sub/x.safetensors", "scale": 0.5}],
+        {"path": Path("sub/x.safetensors"), "scale": np.float32(0.5)},
+        np.array([{"path": "sub/x.safetensors", "scale": 0.5}], object),
+    ],
+    ids=["text", "list", "object", "array"],
+)
+def test_loras_are_found_from_the_working_directory_in_each_form(folder: Path, cell: Any) -> None:
+    (folder / "sub").mkdir()
+    saved_lora(folder / "sub" / "x.safetensors", lora_of("tiny_t2v"))
+    rows = pd.DataFrame({"prompt": ["a", "b", "c"], "loras": [cell, None, "none"]}, dtype=object)
+
+    clips = api.plan(api.load_config("model=tiny_t2v"), rows).clips
+
+    found = {p.clip.settings.prompt: p.clip.loras for p in clips}
+    assert [(lora.path, lora.scale) for lora in found["a"]] == [
+        (str(folder / "sub" / "x.safetensors"), 0.5)
+    ]
+    assert found["b"] == found["c"] == ()
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ([{"file": "x.safetensors"}], "a list of LoRAs has objects with path and scale"),
+        (["x.safetensors"], "a list of LoRAs has objects with path and scale"),
+        ("a.safetensors 0.5", "the file must exist, and .*a.safetensors does not"),
+        (3, "must be text"),
+    ],
+)
+def test_loras_of_another_form_are_told_by_row(folder: Path, cell: Any, said: str) -> None:
+    rows = pd.DataFrame({"prompt": ["a"], "loras": [cell]}, dtype=object)
+
+    with pytest.raises(ManifestError, match=f"rows: row 1: loras=.*{said}"):
+        api.plan(api.load_config("model=tiny_t2v"), rows)
+
+
+def test_rows_name_models(folder: Path) -> None:
+    rows = frame(prompt=["a", "b"], model=["demo_t2v", None])
+
+    found = {p.clip.settings.model for p in api.plan(api.load_config("model=tiny_t2v"), rows).clips}
+
+    assert found == {"demo_t2v", "tiny_t2v"}
 
 
 def test_every_fault_of_every_row_is_told_by_row(folder: Path) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
 
 from hv15_batch.errors import EXIT_STOPPED, Refused
 
@@ -123,3 +126,13 @@ class Ends:
                 line = json.loads(path.read_text(encoding="utf-8"))
                 ends.append(End(int(parts[0]), parts[1] == "1", line))
         return ends
+
+
+def codes_of(returned: Any) -> Iterator[int]:
+    """Yield the exit codes in a sweeper's result: `JobReturn`s in lists, or nothing."""
+    if isinstance(returned, JobReturn):
+        if isinstance(returned.return_value, int):
+            yield returned.return_value
+    elif isinstance(returned, (list, tuple)):
+        for item in returned:
+            yield from codes_of(item)

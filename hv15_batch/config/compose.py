@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,11 +25,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.core.utils import JobReturn, configure_log
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from hv15_batch.config._ends import Caller, End, Ends, temporary_folder
+from hv15_batch.config._ends import Caller, End, Ends, codes_of, temporary_folder
 from hv15_batch.config.checks import check_sweep_value
 from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.config.folder import PROVIDER, conf_folder, limit_sources
@@ -101,6 +101,7 @@ def run_jobs(
         if flags.shell_completion:
             return _complete(hydra, flags.overrides)
         typed = read_words(flags.overrides, is_sweep=flags.multirun)
+        typed = replace(typed, config_dir=flags.config_dir)
         if flags.cfg or flags.info or flags.hydra_help:
             return _show(hydra, flags, parser, typed)
         if flags.multirun:
@@ -244,16 +245,25 @@ def _run_once(typed: Typed, run: Run) -> int:
             composed.hydra.runtime.output_dir = folder
             configure_log(composed.hydra.job_logging, composed.hydra.verbose)
         config = _resolved(composed, typed.texts)
-        return run(Job(config, typed.values(typed.overrides), ()))
+        return run(_job(config, typed, typed.values(typed.overrides), ()))
 
 
 def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
     """Return the configuration of one run from these words; raise like `run_jobs`."""
-    typed = read_words(words, is_sweep=False)
+    typed = replace(read_words(words, is_sweep=False), config_dir=config_dir)
     with _hydra(config_dir):
         composed = compose(_CONFIG, list(typed.overrides), return_hydra_config=True)
         config = _resolved(composed, typed.texts)
-    return Job(config, typed.values(typed.overrides), ())
+    return _job(config, typed, typed.values(typed.overrides), ())
+
+
+def _job(config: Config, typed: Typed, values: dict[str, str], swept: tuple[str, ...]) -> Job:
+    """Return a run whose settings know what rows of other models need (`options`)."""
+    config.config_dir = typed.config_dir and os.path.abspath(typed.config_dir)
+    if values.get("experiment", "null") != "null":
+        given = (name for name, value in vars(config.sampling).items() if value is not None)
+        config.preset_sampling = [name for name in given if f"sampling.{name}" not in values]
+    return Job(config, values, swept)
 
 
 def _resolved(composed: DictConfig, texts: dict[str, str | None]) -> Config:
@@ -335,7 +345,7 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
         told = ends.read()
         for line in dict.fromkeys(end.line for end in told if end.line):
             show(line, file=sys.stderr)
-        codes = [end.code for end in told] + list(_codes(returned))
+        codes = [end.code for end in told] + list(codes_of(returned))
         result = Path(folder) / "optimization_results.yaml"  # of Optuna, Ax and Nevergrad
         if result.is_file():
             say(f"Result of the sweep:\n{result.read_text(encoding='utf-8').rstrip()}")
@@ -347,16 +357,6 @@ def _sweep(hydra: Any, typed: Typed, run: Run, measure: Measure, say: Callable[[
         )
         return EXIT_STOPPED
     return max(codes)
-
-
-def _codes(returned: Any) -> Iterator[int]:
-    """Yield the exit codes in a sweeper's result: `JobReturn`s in lists, or nothing."""
-    if isinstance(returned, JobReturn):
-        if isinstance(returned.return_value, int):
-            yield returned.return_value
-    elif isinstance(returned, (list, tuple)):
-        for item in returned:
-            yield from _codes(item)
 
 
 def _run_job(
@@ -383,7 +383,7 @@ def _run_job(
     line = ""
     try:
         caller.check_job()
-        job = Job(to_config(composed, typed.texts), values, swept)
+        job = _job(to_config(composed, typed.texts), typed, values, swept)
         code = run(job)
         if measure is not None and code == EXIT_OK:
             value = measure(job)

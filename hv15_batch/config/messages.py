@@ -84,6 +84,8 @@ def hydra_message(error: Exception) -> str:
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing(error.missing_cfg_file, list(error.options or ()), str(error))
+    if loras := _typed_loras(error):
+        return f"{loras}: {LORAS_FORM}."
     in_file = re.match(r"In '(.+?)': \w+ raised while composing config", str(error))
     if in_file and isinstance(error.__context__, OmegaConfBaseException):
         return f"{in_file[1]}.yaml: {_fault_in_file(in_file[1], error.__context__)}"
@@ -100,6 +102,34 @@ def hydra_message(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_value_rule(text)}."
     return message
+
+
+LORAS = "model.loras"
+LORAS_FORM = (
+    "must be a list of files, each with its path and, if it is not 1, a scale: "
+    "'model.loras=[{path: a.safetensors, scale: 0.8}]'"
+)
+
+
+def _typed_loras(error: Exception) -> str | None:
+    """Return `model.loras`, as it was typed where that is known, if an error is about it."""
+    text, key = str(error), str(getattr(error, "full_key", None) or "")
+    typed = re.match(rf"Error merging override ({re.escape(LORAS)}[=\[.].*)", text, re.DOTALL)
+    if typed:
+        return typed[1]
+    is_it = key.startswith(LORAS) or text.startswith(f"Could not override '{LORAS}")
+    return LORAS if is_it else None
+
+
+def not_understood(word: str) -> str:
+    """Return that a word cannot be parsed, and what to do."""
+    key = word.split("=", 1)[0]
+    if key == LORAS:
+        return f"{word}: {LORAS_FORM}."
+    return (
+        f"{word}: not understood; put a value with special characters in quotes of its own: "
+        f"'{key}=\"...\"'."
+    )
 
 
 def _fault_in_file(name: str, error: Any) -> str:

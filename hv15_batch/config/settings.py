@@ -100,6 +100,7 @@ class ManifestColumns:
     flow_shift: str | None = None
     fps: str | None = None
     loras: str | None = None
+    model: str | None = None
 
 
 @dataclass
@@ -242,7 +243,8 @@ class RetryConfig:
     """A worker that takes this many times the expected time for a step or stage counts as dead.
     After two minutes at the earliest; half an hour to load, encode and render a size first."""
     max_consecutive_bad: int = at_least(5, 1)
-    """Stop the run after this many failed or suspect clips in a row."""
+    """Give a model with its LoRAs up after this many failed or suspect clips in a row; stop the run
+    when all are given up."""
 
 
 @dataclass
@@ -331,7 +333,18 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Options that cells `model` name (`config.options`); stored by a run, never typed."""
+    preset_sampling: list[str] = field(default_factory=list)
+    """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
+    """Folder of `--config-dir`; never stored."""
 
+
+CONFIG_DIR = "--config-dir"
+"""The flag, as messages name it."""
+NOT_TYPED = ("models", "preset_sampling", "config_dir")
+"""What is gathered while settings are composed."""
 
 X264_PRESETS = (
     "ultrafast",
@@ -350,6 +363,8 @@ def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Map
     """Yield dotted name, value and metadata of every setting, those of sections included."""
     for setting in fields(config):
         name, value = f"{section}{setting.name}", getattr(config, setting.name)
+        if name in NOT_TYPED:
+            continue
         if is_dataclass(value):
             yield from each_setting(value, f"{name}.")
         else:

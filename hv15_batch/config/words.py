@@ -21,8 +21,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Overri
 from hydra.errors import HydraException
 
 from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
-from hv15_batch.config.messages import WORDS
-from hv15_batch.config.settings import Config, ManifestColumns
+from hv15_batch.config.messages import WORDS, not_understood
+from hv15_batch.config.settings import NOT_TYPED, Config, ManifestColumns
 from hv15_batch.errors import Refused
 from hv15_batch.model.variant import HubFile
 
@@ -78,6 +78,7 @@ class Typed:
     """Free texts, as they were typed."""
     swept: tuple[str, ...]
     """Settings with several values; empty outside a sweep."""
+    config_dir: str | None = None
 
     def values(self, overrides: Sequence[str]) -> dict[str, str]:
         """Return every typed setting as text, with these overrides instead of its own.
@@ -218,10 +219,7 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
-        raise Refused(
-            f"{word}: not understood; put a value with special characters in quotes of its own: "
-            f"'{key_of(word)}=\"...\"'."
-        ) from None
+        raise Refused(not_understood(word)) from None
 
 
 def _fault(override: Override, is_sweep: bool) -> str | None:
@@ -282,7 +280,7 @@ _CLIP_SUFFIXES = (".mp4", ".mkv")
 @cache
 def setting_names() -> tuple[str, ...]:
     """Return the dotted name of every setting."""
-    return tuple(_names(Config, ""))
+    return tuple(name for name in _names(Config, "") if name not in NOT_TYPED)
 
 
 def _names(cls: type, prefix: str) -> Iterator[str]:

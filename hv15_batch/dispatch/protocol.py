@@ -6,8 +6,8 @@ Two executors stand behind this: a child process of this machine (`local`), and 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,17 @@ GPU_LOST = "GpuLost"
 
 Key = tuple[str, int | None]
 """A clip's `settings_sha256`, and which repetition of a benchmark it is."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What an executor needs to know of a model."""
+
+    config: Config
+    """All settings, `model` being this one."""
+    checkpoint: Checkpoint
+    offload: OffloadKind
+    streams_text_encoder: bool
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,24 @@ class ExecutorSpec:
     """The text encoder is larger than the budget and runs layer by layer."""
     compile_is_auto: bool = False
     """Compilation was not typed: where it fails, clips are rendered without it."""
+    further: tuple[ModelSpec, ...] = ()
+    """Models after that of `config`."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
+
+    @property
+    def models(self) -> dict[str, ModelSpec]:
+        """Every model by its name."""
+        first = ModelSpec(self.config, self.checkpoint, self.offload, self.streams_text_encoder)
+        return {each.config.model.name: each for each in (first, *self.further)}
+
+    def with_offloads(self, kinds: Mapping[str, OffloadKind]) -> ExecutorSpec:
+        """Return the same with other profiles for some models."""
+        first, *further = (
+            replace(each, offload=kinds.get(name, each.offload))
+            for name, each in self.models.items()
+        )
+        return replace(self, offload=first.offload, further=tuple(further))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from hv15_batch.clip import ClipLora
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
@@ -32,18 +34,23 @@ class LoadedModels:
     A clip with saved latents needs no transformer, so nothing is loaded before that.
     """
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, placement: Placement) -> None:
+    def __init__(
+        self, config: Config, checkpoint: Checkpoint, placement: Placement, vae: Any = None
+    ) -> None:
         """Load nothing yet.
 
         Args:
             config: decides model, type, attention and compilation.
             checkpoint: its files are read, or its random weights made.
             placement: takes charge of what is loaded.
+            vae: that of a model before, where it is the same; None loads it.
         """
         self.placement = placement
         self._config = config
         self._checkpoint = checkpoint
-        self._vae: Any = None
+        self._vae = vae
+        if vae is not None:
+            placement.hold_vae(vae)
         self._denoiser: Denoiser | None = None
         self._loras: LoraSet | None = None
         self.attention = config.runtime.attention_backend
@@ -71,6 +78,14 @@ class LoadedModels:
                 self.placement.hold_vae(self._vae)
         return self._vae
 
+    def load(self) -> None:
+        """Load both, where that was not done before; LoRAs come with a clip.
+
+        Raises:
+            Refused: the checkpoint does not fit the model, or the attention cannot run here.
+        """
+        self._loaded()
+
     def denoiser(
         self, on_torch_attention: bool = False, loras: Sequence[ClipLora] = ()
     ) -> Denoiser:
@@ -84,10 +99,20 @@ class LoadedModels:
             Refused: the checkpoint does not fit the model, or the attention cannot run here.
             ValueError, OSError: a LoRA is not what it was, or cannot be read.
         """
-        runtime = self._config.runtime
+        denoiser, runtime = self._loaded(), self._config.runtime
+        attention = NATIVE if on_torch_attention else self.attention
+        if attention != self._attention:
+            transformer = denoiser.transformer
+            apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
+            self._attention = attention
+        assert self._loras is not None
+        self._loras.set(loras)
+        return denoiser
+
+    def _loaded(self) -> Denoiser:
         if self._denoiser is None:
             vae = self.vae()
-            self._attention = runtime.attention_backend
+            self._attention = self._config.runtime.attention_backend
             with self._loading():
                 self._denoiser = load_denoiser(
                     self._config,
@@ -97,13 +122,6 @@ class LoadedModels:
                 )
                 self.placement.hold_transformer(self._denoiser.transformer)
             self._loras = LoraSet(self._denoiser.transformer, self.placement.device)
-        attention = NATIVE if on_torch_attention else self.attention
-        if attention != self._attention:
-            transformer = self._denoiser.transformer
-            apply_attention(transformer, attention, runtime.mask_free, self.placement.device)
-            self._attention = attention
-        assert self._loras is not None
-        self._loras.set(loras)
         return self._denoiser
 
     def step_down(self) -> bool:
@@ -123,6 +141,15 @@ class LoadedModels:
         self._config = replace(self._config, runtime=runtime)
         self._denoiser = self._loras = None
         self.placement.drop_transformer()
+
+    def release(self, keeps_vae: bool) -> Any:
+        """Let go of everything; return the VAE if it is kept for another model, else None."""
+        vae, self._vae = self._vae if keeps_vae else None, None
+        self._denoiser = self._loras = None
+        self.placement.release(keeps_vae)
+        if self._config.runtime.compile:
+            torch.compiler.reset()  # compiled code holds on to the weights
+        return vae
 
     def take_load_seconds(self) -> float | None:
         """Return what loading took since the last call; None where nothing was loaded."""

@@ -7,7 +7,6 @@ record. A clip that fails gives a record too (`_attempt`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,21 +24,18 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.engine._attempt import Attempt
-from hv15_batch.engine._ladder import Decoded, Ladder
+from hv15_batch.engine._ladder import Decoded
 from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.engine._measure import StageMeter, machine_columns, make_sampler, work_columns
-from hv15_batch.engine._models import LoadedModels
+from hv15_batch.engine._switch import ModelInUse, ModelSwitch
 from hv15_batch.engine._write import ClipWriter
 from hv15_batch.engine.denoise.attention import check_backend
 from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
 from hv15_batch.engine.load.linears import check_linears
-from hv15_batch.engine.load.tiny import ensure_checkpoint
-from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
-from hv15_batch.machine.machine import usable_cpus
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import (
@@ -54,7 +50,6 @@ from hv15_batch.record import (
     seconds_column,
 )
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.weights.checkpoint import cache_root, tiny_root
 
 Emit = Callable[[Event], None]
 
@@ -64,36 +59,21 @@ class ClipRenderer:
 
     def __init__(self, spec: ExecutorSpec) -> None:
         """Prepare, but load nothing: a clip with saved latents needs no transformer."""
-        config = spec.config
-        self._config = config
-        self._run_dir = RunDir(spec.run_dir)
-        self._device = execution_device(config)
-        if spec.budget_bytes is not None and self._device.type == "cpu":
-            raise RuntimeError("CUDA finds no card, and there was one when the run began")
-        weights = config.model.weights
-        self._is_small = weights.is_small
-        # By default torch uses all cores of the machine, of which a container may have few. Small
-        # tensors gain nothing from threads, and lose much where others use the cores.
-        torch.set_num_threads(1 if weights is Weights.tiny else usable_cpus())
-        if self._is_small:
-            folder = ensure_checkpoint(config.model, tiny_root())
-            spec = replace(spec, checkpoint=replace(spec.checkpoint, folder=folder))
         self._spec = spec
-        self._sampler = make_sampler(self._device)
-        placement = Placement(spec.offload, self._device, cache_root() / "blocks")
-        self._models = LoadedModels(config, spec.checkpoint, placement)
-        self._ladder = Ladder(
-            self._models, spec.budget_bytes, config.retry.ladder, spec.compile_is_auto
-        )
-        self._writer = ClipWriter(config, self._run_dir, spec.checkpoint.repo)
-        self._encode_phase = EncodePhase(
-            spec, self._device, self._make_meter, placement, self._models.vae
-        )
+        self._run_dir = RunDir(spec.run_dir)
+        self._devices = [execution_device(model.config) for model in spec.models.values()]
+        if spec.budget_bytes is not None and all(d.type == "cpu" for d in self._devices):
+            raise RuntimeError("CUDA finds no card, and there was one when the run began")
+        self._samplers = {device: make_sampler(device) for device in self._devices}
+        self._switch = ModelSwitch(spec)
+        self._encode_phase = EncodePhase(self._run_dir, self._switch, self._make_meter)
         if spec.budget_bytes is not None:
-            limit_device_memory(self._device, spec.budget_bytes + ALLOCATOR_BYTES)
-        self._will_denoise = False
+            for device in set(self._devices):
+                limit_device_memory(device, spec.budget_bytes + ALLOCATOR_BYTES)
+        self._to_denoise: set[str] = set()
+        """Models with clips that must be denoised."""
         self._has_rendered = False
-        self._machine = machine_columns(self._device)
+        self._machines = {device: machine_columns(device) for device in self._devices}
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode each text and image that the cache lacks once, then release the encoders.
@@ -104,56 +84,65 @@ class ClipRenderer:
             Refused: the card does not compute what `runtime.linear` asks for; the attention
                 asked for cannot run here, or its result is not torch's.
         """
-        self._will_denoise = bool(clips)
-        if clips:
-            check_linears(self._config)
-            tokens = max(Shape.of(clip.settings).num_video_tokens for clip in clips)
-            self._models.attention = check_backend(
-                self._config,
-                self._spec.checkpoint,
-                tokens,
-                self._device,
+        by_model: dict[str, list[Clip]] = {}
+        for clip in clips:
+            by_model.setdefault(clip.settings.model, []).append(clip)
+        self._to_denoise = set(by_model)
+        for name, of_model in by_model.items():
+            model = self._switch.models[name]
+            check_linears(model.config)
+            backend = check_backend(
+                model.config,
+                model.checkpoint,
+                max(Shape.of(clip.settings).num_video_tokens for clip in of_model),
+                execution_device(model.config),
                 tell=lambda text: emit(Note(text)),
             )
+            self._switch.set_attention(name, backend)
         self._encode_phase.encode(clips, emit)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
         """Denoise and decode a clip; return what checks and writes it and gives its record."""
         clip = job.clip
-        attempt = Attempt(self._base_record(job))
-        meter = self._make_meter()
+        model = self._switch.use(clip.settings.model)
+        attempt = Attempt(self._base_record(job, model))
+        meter = self._make_meter(model.device)
         decoded: Decoded | None = None
         steps = clip.settings.num_inference_steps
         compiled_before = num_compilations()
-        if not self._models.are_complete:
+        will_denoise = clip.settings.model in self._to_denoise
+        if not model.models.are_complete:
             emit(Stepped(clip.clip_id, LOAD, 0, steps))
-            emit(Loading(self._models.missing(self._will_denoise)))
+            what = model.models.missing(will_denoise)
+            emit(Loading(what if len(self._devices) == 1 else f"{what} of {clip.settings.model}"))
         with attempt.failing():
             # Kernels are chosen at the first clip of a worker.
             attempt.add(is_cold=not self._has_rendered or job.repeat == WARM_UP)
             self._has_rendered = True
-            if self._will_denoise:
+            if will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
-                self._models.denoiser(job.on_torch_attention, clip.loras)
-            denoised = self._denoised(job, meter, attempt, emit)
+                model.models.load()
+            denoised = self._denoised(job, model, meter, attempt, emit)
             emit(Stepped(clip.clip_id, DECODE, steps, steps))
             with meter.stage(DECODE):
-                decoded = self._ladder.decode(clip, denoised.latents, emit)
-            self._judge(attempt, decoded)
-        if attempt.error and (fault := device_fault(self._device, *attempt.error)):
+                decoded = model.ladder.decode(clip, denoised.latents, emit)
+            self._judge(attempt, decoded, model)
+        if attempt.error and (fault := device_fault(model.device, *attempt.error)):
             raise RendererBroken(
                 f"the worker can no longer use the device ({fault})", attempt.record()
             )
         if num_compilations() > compiled_before:
             attempt.add(is_cold=True)
-        load_seconds = self._models.take_load_seconds()
+        load_seconds = model.models.take_load_seconds()
         if load_seconds is not None:
             attempt.add(load_seconds=load_seconds, is_cold=True)
         attempt.add_measured(meter.columns())
         frames = None if attempt.error or decoded is None else decoded.frames
-        return lambda: self._finish(job, attempt, frames, emit)
+        return lambda: self._finish(job, model.writer, attempt, frames, emit)
 
-    def _denoised(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
+    def _denoised(
+        self, job: Job, model: ModelInUse, meter: StageMeter, attempt: Attempt, emit: Emit
+    ) -> DenoisedClip:
         """Return saved latents, or denoise and save them."""
         clip = job.clip
         path = self._run_dir.latents_file(clip.denoise_sha256)
@@ -168,7 +157,7 @@ class ClipRenderer:
             denoised_in = saved.columns["denoise_attempt"] if is_own else 0
             attempt.add(denoise_attempt=min(denoised_in, job.attempt - 1))
         else:
-            saved = self._denoise(job, meter, attempt, emit)
+            saved = self._denoise(job, model, meter, attempt, emit)
             if not is_repetition:
                 write_latents(path, clip, saved)
             attempt.add(**saved.columns)
@@ -178,12 +167,14 @@ class ClipRenderer:
         )
         return saved
 
-    def _denoise(self, job: Job, meter: StageMeter, attempt: Attempt, emit: Emit) -> DenoisedClip:
+    def _denoise(
+        self, job: Job, model: ModelInUse, meter: StageMeter, attempt: Attempt, emit: Emit
+    ) -> DenoisedClip:
         """Return new latents and what denoising them took."""
         clip = job.clip
         conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
         attempt.add(encode_cached=is_cached)
-        result = self._ladder.denoise(clip, conditioning, meter, emit, job.on_torch_attention)
+        result = model.ladder.denoise(clip, conditioning, meter, emit, job.on_torch_attention)
         if not torch.isfinite(result.latents).all():  # on the device: the CPU takes 40 ms
             steps = clip.settings.num_inference_steps
             raise FloatingPointError(
@@ -192,10 +183,11 @@ class ClipRenderer:
         columns = meter.columns()
         seconds = columns[seconds_column(DENOISE)]
         assert seconds is not None
-        gpu_name = None if self._is_small else self._machine["gpu_name"] or ""
+        is_small = model.config.model.weights.is_small
+        gpu_name = None if is_small else self._machines[model.device]["gpu_name"] or ""
         work: dict[str, Any] = {}
         with Secondary("tokens and FLOP of a clip are not logged"):
-            backend = str(self._models.in_effect()["attention_backend"])
+            backend = str(model.models.in_effect()["attention_backend"])
             work = work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
         return DenoisedClip(
             latents=result.latents.cpu(),
@@ -206,15 +198,16 @@ class ClipRenderer:
                 "step_seconds": result.step_seconds,
                 "denoise_attempt": job.attempt,
                 **{k: v for k, v in columns.items() if k.startswith(f"{DENOISE}_peak_")},
-                **self._models.in_effect(),
+                **model.models.in_effect(),
                 **work,
             },
         )
 
-    def _judge(self, attempt: Attempt, decoded: Decoded) -> None:
+    @staticmethod
+    def _judge(attempt: Attempt, decoded: Decoded, model: ModelInUse) -> None:
         """Add the measures of the frames; `suspect` where they show no picture."""
-        quality = decoded.quality.quality(self._config.quality)
-        is_noise = self._config.model.weights in (Weights.random, Weights.tiny)
+        quality = decoded.quality.quality(model.config.quality)
+        is_noise = model.config.model.weights in (Weights.random, Weights.tiny)
         attempt.status = SUSPECT if quality.quality_flag and not is_noise else OK
         attempt.add(
             **vars(quality), vae_tile_size=decoded.plan.tile_size, decode_device=decoded.device
@@ -222,19 +215,20 @@ class ClipRenderer:
         if decoded.tries > 1:
             attempt.add(is_cold=True)
 
+    @staticmethod
     def _finish(
-        self, job: Job, attempt: Attempt, frames: torch.Tensor | None, emit: Emit
+        job: Job, writer: ClipWriter, attempt: Attempt, frames: torch.Tensor | None, emit: Emit
     ) -> ClipRecord:
         """Write the frames; runs on a thread while the next clip denoises."""
         if frames is not None:
             with attempt.failing():
-                self._writer.write(job, attempt, frames, emit)
+                writer.write(job, attempt, frames, emit)
         return attempt.record()
 
-    def _make_meter(self) -> StageMeter:
-        return StageMeter(self._device, self._sampler)
+    def _make_meter(self, device: torch.device) -> StageMeter:
+        return StageMeter(device, self._samplers[device])
 
-    def _base_record(self, job: Job) -> ClipRecord:
+    def _base_record(self, job: Job, model: ModelInUse) -> ClipRecord:
         spec = self._spec
         return asked_record(
             job.clip,
@@ -243,11 +237,11 @@ class ClipRenderer:
             repeat=job.repeat,
             manifest_sha256=spec.manifest_sha256,
             started_at=utc_now(),
-            repo=spec.checkpoint.repo,
-            task=self._config.model.task.name,
+            repo=model.checkpoint.repo,
+            task=model.config.model.task.name,
             hostname=spec.hostname,
             system_sha256=spec.system_sha256,
             hv15_batch_version=__version__,
             worker_id=spec.worker_id,
-            **self._machine,
+            **self._machines[model.device],
         )

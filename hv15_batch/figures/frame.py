@@ -8,7 +8,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, Config
+from hv15_batch.config.settings import NOT_TYPED, OF_ONE_COMMAND, Config
 from hv15_batch.planning.tables import read_plan
 from hv15_batch.rundir.log import last_attempts, read_records
 from hv15_batch.rundir.paths import RunDir
@@ -83,7 +83,8 @@ def _flat_settings(run_dir: RunDir, run_id: str | None) -> dict[str, Any]:
     if not stored:
         return {}
     flat = dict(_flatten(asdict(Config()))) | dict(_flatten(stored))
-    return {name: value for name, value in flat.items() if name not in _NOT_COMPARED}
+    kept = (name for name in flat if name.partition(".")[0] not in NOT_TYPED)
+    return {name: flat[name] for name in kept if name not in _NOT_COMPARED}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

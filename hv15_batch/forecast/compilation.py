@@ -16,7 +16,7 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.calibrate import read_log_rows
-from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.machine.cards import EXAMPLE, find_card
 from hv15_batch.machine.machine import Machine, compiler_fault
 from hv15_batch.model.attention import package_of
@@ -39,6 +39,34 @@ class Compilation:
     def in_config(self, config: Config) -> Config:
         """Return settings with the decision in the place of `auto`."""
         return replace(config, runtime=replace(config.runtime, compile=self.is_on))
+
+
+def decide_compilations(
+    config: Config, clips: Sequence[PlannedClip], machine: Machine, run_dir: RunDir
+) -> dict[str, Compilation]:
+    """Return `decide_compilation` of each model, for its own clips.
+
+    Args:
+        config: Settings, with the card to predict for.
+        clips: All clips of the manifest, in any state.
+        machine: This one.
+        run_dir: Of the run.
+
+    Raises:
+        LogSchemaError: The log cannot be read.
+    """
+    return {
+        own.model.name: decide_compilation(own, of_model, machine, run_dir)
+        for own, of_model in by_model(config, clips)
+    }
+
+
+def compilation_lines(found: Mapping[str, Compilation]) -> list[str]:
+    """Return the lines for the user, with the model where several differ."""
+    told = {name: each.words for name, each in found.items() if each.words}
+    if len(set(told.values())) == 1 and len(told) == len(found):
+        return [next(iter(told.values()))]
+    return [f"{name}: {words}" for name, words in told.items()]
 
 
 def decide_compilation(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
+from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
 from hv15_batch.forecast.seconds import (
     DISK_BYTES_PER_SECOND,
+    START_SECONDS,
     ClipCost,
     CostBasis,
     Execution,
@@ -51,10 +53,28 @@ class Forecast:
     """The basis of the numbers, in words."""
     is_calibrated: bool
     """Whether clips of about these sizes were measured on this card."""
+    model: str = ""
+    further: Mapping[str, Forecast] = field(default_factory=dict)
+    """Those of further models, by name; each starts after the one before it."""
+
+    def of(self, settings: ClipSettings) -> Forecast:
+        """Return the forecast of a clip's model."""
+        return self.further.get(settings.model, self)
+
+    @property
+    def by_model(self) -> dict[str, Forecast]:
+        """The forecast of each model, in the order of rendering."""
+        return {self.model: self, **self.further}
+
+    @property
+    def each(self) -> tuple[Forecast, ...]:
+        """The same without names."""
+        return self, *self.further.values()
 
     def clip_cost(self, settings: ClipSettings | Shape) -> ClipCost:
         """Return the predicted cost of a warm clip, by stage."""
-        return predict_clip(Shape.of(settings), self.card, self.execution, self.scales)
+        own = self if isinstance(settings, Shape) else self.of(settings)
+        return predict_clip(Shape.of(settings), own.card, own.execution, own.scales)
 
     def stage_seconds(self, settings: ClipSettings) -> tuple[float, float]:
         """Return the predicted seconds of denoising and of decoding a warm clip."""
@@ -71,14 +91,16 @@ class Forecast:
         if not clips:
             return 0.0
         last = write_seconds(clips[-1].clip.settings)
-        return self.start.seconds + sum(map(self.clip_seconds, clips)) + last
+        starts = sum(forecast.start.seconds for forecast in self.each)
+        return starts + sum(map(self.clip_seconds, clips)) + last
 
     def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
-        """Yield the seconds of each clip and of its writing; the first waits for the start."""
-        start = self.start.seconds
+        """Yield the seconds of each clip and of its writing; a model's first has its start."""
+        starts = {id(forecast): forecast.start.seconds for forecast in self.each}
         for planned in clips:
-            yield start + self.clip_seconds(planned), write_seconds(planned.clip.settings)
-            start = 0.0
+            settings = planned.clip.settings
+            start = starts.pop(id(self.of(settings)), 0.0)
+            yield start + self.clip_seconds(planned), write_seconds(settings)
 
 
 def make_forecast(
@@ -87,8 +109,12 @@ def make_forecast(
     machine: Machine,
     log_folder: Path,
     rows: list[dict[str, Any]] | None = None,
+    compiled: Mapping[str, bool] | None = None,
 ) -> Forecast | None:
     """Return the forecast for `runtime.card` or for this machine's card; None without either.
+
+    It has one for each model, in the order of the clips. What is encoded, and the start of the
+    processes, count in the first: models of one size are taken to share their encoders.
 
     Args:
         config: Decides card, profile and how the maths is carried out.
@@ -96,37 +122,89 @@ def make_forecast(
         machine: This one.
         log_folder: Where logs of the same card are looked for.
         rows: The result of `read_log_rows`; None reads them here.
+        compiled: Whether each model is compiled; for others `runtime.compile` counts.
 
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
-    if config.model.weights.is_small or not todo:
+    found: dict[str, Forecast] = {}
+    models = [
+        (own, clips) for own, clips in by_model(config, todo) if not own.model.weights.is_small
+    ]
+    if not models or _known_card(config, machine) is None:
         return None
+    rows = read_log_rows(log_folder) if rows is None else rows
+    denoised = [p.clip.settings for _, clips in models for p in clips if not p.is_from_latents]
+    encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
+    for own, clips in models:
+        is_compiled = (compiled or {}).get(own.model.name, own.runtime.compile)
+        own = replace(own, runtime=replace(own.runtime, compile=is_compiled))
+        forecast = _make_one(own, clips, machine, rows, 0 if found else len(encoded - {None}))
+        if forecast is None:
+            return None
+        if found:
+            load_seconds = forecast.start.load_seconds - START_SECONDS
+            forecast = replace(forecast, start=replace(forecast.start, load_seconds=load_seconds))
+        found[own.model.name] = forecast
+    first, *others = found
+    return replace(found[first], further={name: found[name] for name in others})
+
+
+def by_model(config: Config, todo: Sequence[PlannedClip]) -> list[tuple[Config, list[PlannedClip]]]:
+    """Return the clips of each model and its settings, in the order of the first clips."""
+    clips: dict[str, list[PlannedClip]] = {}
+    for planned in todo:
+        name = planned.clip.settings.model
+        own = name if name in config.models else config.model.name
+        clips.setdefault(own, []).append(planned)
+    return [(config_of(config, name), found) for name, found in clips.items()]
+
+
+def _known_card(config: Config, machine: Machine) -> tuple[Card, str] | None:
+    """Return the card that is predicted for, and its name; None for an unknown one.
+
+    Raises:
+        Refused: `runtime.card` is not in the table.
+    """
     name = config.runtime.card
     if name is not None and find_card(name) is None:
         name = typed_card(name).name
     gpu_name = name or (machine.gpu.name if machine.gpu else None)
     card = find_card(gpu_name) if gpu_name else None
-    if card is None or gpu_name is None:
+    return None if card is None or gpu_name is None else (card, gpu_name)
+
+
+def _make_one(
+    config: Config,
+    todo: Sequence[PlannedClip],
+    machine: Machine,
+    rows: list[dict[str, Any]],
+    num_encoded: int,
+) -> Forecast | None:
+    """Return the forecast of one model's clips; None without a known card."""
+    known = _known_card(config, machine)
+    if known is None:
         return None
+    card, gpu_name = known
     settings = [p.clip.settings for p in todo]
-    here = machine_with(card, machine) if name else machine
+    here = machine_with(card, machine) if config.runtime.card else machine
     loras = lora_bytes(todo)
     offload = choose_offload(config, settings, here, loras)
     execution = execution_of(config, card)
     execution = replace(execution, offload=offload.kind.name, lora_bytes=loras)
-    scales = calibrate(read_log_rows(log_folder) if rows is None else rows, card, execution)
+    scales = calibrate(rows, card, execution)
     denoised = [p.clip.settings for p in todo if not p.is_from_latents]
     shapes = list(map(Shape.of, denoised))
-    encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
     reads_weights = config.model.weights is not Weights.random
-    start = predict_start(shapes, len(encoded - {None}), execution, reads_weights=reads_weights)
+    start = predict_start(shapes, num_encoded, execution, reads_weights=reads_weights)
     costs = [predict_clip(shape, card, execution, scales) for shape in set(shapes)]
     basis = min((c.basis for c in costs), default=_decoding_basis(scales))
     computes = any(not c.is_copy_bound for c in costs)
     text = _basis_text(card, gpu_name, execution, scales, basis, computes=computes)
     is_calibrated = basis is CostBasis.calibrated
-    return Forecast(card, gpu_name, offload, execution, scales, start, text, is_calibrated)
+    return Forecast(
+        *(card, gpu_name, offload, execution, scales, start, text, is_calibrated), config.model.name
+    )
 
 
 def lora_bytes(todo: Sequence[PlannedClip]) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hv15_batch.clip import ClipSettings
 from hv15_batch.clock import Clock
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, Ready, Stepped
 from hv15_batch.forecast._eta import EtaBasis, Measured, TimeLeft, time_left
@@ -49,7 +50,12 @@ class _Kind(NamedTuple):
 
     shape: Shape
     is_decoded_only: bool
-    on_torch_attention: bool = False
+    on_torch_attention: bool
+    model: str
+
+
+def _kind(settings: ClipSettings, is_decoded_only: bool, on_torch_attention: bool = False) -> _Kind:
+    return _Kind(Shape.of(settings), is_decoded_only, on_torch_attention, settings.model)
 
 
 @dataclass
@@ -82,6 +88,7 @@ class Pace:
         has_latents: Callable[[Job], bool],
         clock: Clock,
         todo: Iterable[PlannedClip] = (),
+        costs: Mapping[str, Callable[[Shape], ClipCost]] | None = None,
     ) -> None:
         """Begin with a prediction.
 
@@ -91,14 +98,16 @@ class Pace:
             has_latents: Whether a job will be decoded from saved latents.
             clock: The run's.
             todo: What is to be rendered.
+            costs: The same as `cost`, by model, where models differ.
         """
         self._cost = cost
+        self._costs = costs or {}
         self._basis = self._prior = prior
         self._has_latents = has_latents
         self._clock = clock
         self._lock = threading.Lock()
         self._left = {
-            (p.clip.settings_sha256, p.repeat): _Kind(Shape.of(p.clip.settings), p.is_from_latents)
+            (p.clip.settings_sha256, p.repeat): _kind(p.clip.settings, p.is_from_latents)
             for p in todo
         }
         self._measured: dict[str, dict[_Kind, deque[Measured]]] = {
@@ -109,6 +118,7 @@ class Pace:
         self._cold_rest: deque[float] = deque(maxlen=MAX_STAGES)
         self._warm_seconds: list[float] = []
         self._is_cold = True  # the next clip waits for a worker that loads its model
+        self._model: str | None = None  # of the last clip: another one is loaded first
         self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
         self._underway: dict[Key, _Underway] = {}
         self._on_device: _Underway | None = None
@@ -128,8 +138,16 @@ class Pace:
             if not self._underway:
                 self._since = now
             self._left[job.key] = kind
+            self._is_cold = self._is_cold_for(kind)
+            self._model = kind.model
             self._on_device = _Underway(job, kind, now, self._is_cold)
             self._underway[job.key] = self._on_device
+
+    def left_out(self, jobs: Iterable[Job]) -> None:
+        """Note that clips are not rendered in this run."""
+        with self._lock:
+            for job in jobs:
+                self._left.pop(job.key, None)
 
     def heard(self, event: Event) -> None:
         """Follow an event of the worker."""
@@ -232,7 +250,8 @@ class Pace:
 
     def clip_seconds(self, job: Job) -> float:
         """Return in how many seconds a clip started now would be finished; 0 when not known."""
-        return self._clip_seconds(self._kind(job), self._is_cold)
+        kind = self._kind(job)
+        return self._clip_seconds(kind, self._is_cold_for(kind))
 
     def remaining_seconds(self, jobs: Iterable[Job]) -> float:
         """Return in how many seconds these current clips will be finished; 0 when not known."""
@@ -297,8 +316,10 @@ class Pace:
         return left + (expected[WRITE] if clip.stage == DECODE else 0.0)
 
     def _kind(self, job: Job) -> _Kind:
-        shape = Shape.of(job.clip.settings)
-        return _Kind(shape, self._has_latents(job), job.on_torch_attention)
+        return _kind(job.clip.settings, self._has_latents(job), job.on_torch_attention)
+
+    def _is_cold_for(self, kind: _Kind) -> bool:
+        return self._is_cold or kind.model != self._model
 
     def _expected(self, kind: _Kind) -> dict[str, float]:
         nominal, expected = self._nominal(kind), {}
@@ -310,7 +331,7 @@ class Pace:
         return expected
 
     def _nominal(self, kind: _Kind) -> dict[str, float]:
-        cost = self._cost(kind.shape)
+        cost = self._costs.get(kind.model, self._cost)(kind.shape)
         denoise = 0.0 if kind.is_decoded_only else cost.denoise_seconds
         return {
             STEP: denoise / kind.shape.num_computed_steps,
@@ -367,6 +388,8 @@ def make_pace(
 
     prior = None
     if forecast is not None:
-        prior = EtaBasis.calibrated if forecast.is_calibrated else EtaBasis.estimated
+        is_calibrated = all(own.is_calibrated for own in forecast.each)
+        prior = EtaBasis.calibrated if is_calibrated else EtaBasis.estimated
     cost = clip_cost_function(forecast)
-    return Pace(cost, prior=prior, has_latents=has_latents, clock=clock, todo=todo)
+    costs = {name: own.clip_cost for name, own in forecast.further.items()} if forecast else {}
+    return Pace(cost, prior=prior, has_latents=has_latents, clock=clock, todo=todo, costs=costs)

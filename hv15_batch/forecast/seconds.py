@@ -324,6 +324,14 @@ class StartCost:
         """All of it."""
         return self.load_seconds + self.encode_seconds + self.compile_seconds
 
+    def __add__(self, other: StartCost) -> StartCost:
+        """Return the sum of both, part by part."""
+        return StartCost(
+            self.load_seconds + other.load_seconds,
+            self.encode_seconds + other.encode_seconds,
+            self.compile_seconds + other.compile_seconds,
+        )
+
 
 def predict_start(
     shapes: Iterable[Shape], num_encoded: int, execution: Execution, *, reads_weights: bool

@@ -148,4 +148,4 @@ class StallWatch:
 
 def _size(job: Job) -> tuple[Any, ...]:
     s = job.clip.settings
-    return (s.height, s.width, s.num_frames, s.has_guidance, job.on_torch_attention)
+    return (s.model, s.height, s.width, s.num_frames, s.has_guidance, job.on_torch_attention)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hv15_batch.forecast.forecast import Forecast
+from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip
@@ -19,9 +20,10 @@ MAX_SIZES = 3
 
 def by_size(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[list[PlannedClip]]:
     """Return the clips by what decides their time, what takes longest in all first."""
-    sizes: dict[Shape, list[PlannedClip]] = {}
+    sizes: dict[tuple[str, Shape], list[PlannedClip]] = {}
     for planned in todo:
-        sizes.setdefault(Shape.of(planned.clip.settings), []).append(planned)
+        settings = planned.clip.settings
+        sizes.setdefault((settings.model, Shape.of(settings)), []).append(planned)
     return sorted(
         sizes.values(), key=lambda clips: sum(map(forecast.clip_seconds, clips)), reverse=True
     )
@@ -34,9 +36,11 @@ def size_lines(forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]]) -> li
     lines = []
     for clips in sizes[:MAX_SIZES]:
         shape = Shape.of(clips[0].clip.settings)
-        cost = forecast.clip_cost(shape)
+        cost = forecast.clip_cost(clips[0].clip.settings)
+        model = f"{clips[0].clip.settings.model} " * bool(forecast.further)
         lines.append(
-            f"{len(clips):>6} x {shape.height}x{shape.width} {counted(shape.num_frames, 'frame')}, "
+            f"{len(clips):>6} x {model}{shape.height}x{shape.width} "
+            f"{counted(shape.num_frames, 'frame')}, "
             f"{counted(shape.num_inference_steps, 'step')}{_also(shape)}: "
             f"{cost.seconds:.0f} s per warm clip, {_stage_words(cost)}"
         )
@@ -70,8 +74,8 @@ _UNKNOWN_KIND = "{card} was never measured; twice as long is assumed at worst"
 
 def uncertainty(forecast: Forecast, todo: Sequence[PlannedClip]) -> Uncertainty:
     """Return how wrong the predicted seconds of these clips may be, by their basis."""
-    shapes = {Shape.of(p.clip.settings) for p in todo}
-    basis = min(forecast.clip_cost(shape).basis for shape in shapes)
+    kinds = {(p.clip.settings.model, Shape.of(p.clip.settings)): p.clip.settings for p in todo}
+    basis = min(forecast.clip_cost(settings).basis for settings in kinds.values())
     if basis is CostBasis.calibrated:
         return _CALIBRATED
     if basis is CostBasis.scaled:
@@ -79,6 +83,13 @@ def uncertainty(forecast: Forecast, todo: Sequence[PlannedClip]) -> Uncertainty:
     if forecast.card.is_hopper:
         return _MEASURED_KIND
     return Uncertainty(2.0, _UNKNOWN_KIND.format(card=forecast.card.name))
+
+
+def memory_lines(choices: Mapping[str, OffloadChoice]) -> list[str]:
+    """Return a line about profile and memory, or one for each model where they differ."""
+    if len({choice.reason for choice in choices.values()}) == 1:
+        return [f"Memory: {next(iter(choices.values())).reason}"]
+    return [f"Memory of {name}: {choice.reason}" for name, choice in choices.items()]
 
 
 def _also(shape: Shape) -> str:
@@ -95,6 +106,8 @@ def _stage_words(cost: ClipCost) -> str:
 def stages_line(forecast: Forecast, todo: Sequence[PlannedClip], is_one_size: bool) -> str:
     """Return the time by stage: of a clip, where all have one size, and of what comes once."""
     start = forecast.start
+    for other in forecast.further.values():
+        start += other.start
     num_denoised = sum(not p.is_from_latents for p in todo)
     cost = forecast.clip_cost(todo[0].clip.settings)
     if not num_denoised:

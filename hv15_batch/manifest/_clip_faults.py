@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from hv15_batch.clip import Clip
+from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import Faults
@@ -38,13 +39,14 @@ def _note_off_recipe(
     """
     for index, clip in {clip.row_index: clip for clip in clips if clip.off_recipe}.items():
         settings = clip.settings
-        found = check_recipe(config.model, settings.num_inference_steps, settings.guidance_scale)
+        own = config_of(config, settings.model)
+        found = check_recipe(own.model, settings.num_inference_steps, settings.guidance_scale)
         if found is None:
             continue  # told, not refused
         name, reason = found
         rule = f"{reason}; leave it out, or set runtime.allow_off_recipe=true"
         value = getattr(settings, name)
-        key = _setting_that_gave(name, manifest.rows[index], config)
+        key = _setting_that_gave(name, manifest.rows[index], own)
         if key is not None:
             raise Refused(f"{key}={value:g}: {rule}.")
         faults.add(clip.line, name, value, rule)

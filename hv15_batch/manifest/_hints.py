@@ -39,6 +39,7 @@ _SYNONYMS: dict[str, str] = {
     "index idx rowid outputname outputfilename savename identifier",
     "seed": "seeds randomseed rngseed noiseseed generatorseed",
     "loras": "lora lorapath loraweights lorafile adapters adapter loraname lorafiles",
+    "model": "models modelname modelid modeloption basemodel",
     "fps": "framerate framespersecond videofps outputfps framesrate",
 }
 _MEANINGS = {word: known for known, words in _SYNONYMS.items() for word in words.split()}

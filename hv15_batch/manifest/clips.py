@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
+from hv15_batch.config.options import config_of, row_option, with_models
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
@@ -17,7 +19,7 @@ from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
-from hv15_batch.manifest.weights import NO_LORAS, KnownWeights
+from hv15_batch.manifest.weights import NO_LORAS, NO_WEIGHTS, UNKNOWN, KnownWeights, loras_of
 from hv15_batch.model.linears import linear_name
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
@@ -48,9 +50,12 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         Refused: There is no such file, or it is no manifest at all.
         ManifestError: All faults of all rows, and of the clips of good rows.
     """
-    manifest, faults = scan_manifest(path, config.model.task, reading_of(config), content)
+    task_of = cache(lambda name: row_option(config, name).task)
+    reading = reading_of(config)
+    manifest, faults = scan_manifest(path, config.model.task, reading, content, task_of)
     if faults:
-        asked = _asked_clips(manifest, config, KnownWeights(None, None, NO_LORAS))
+        config = with_models(config, (row.model for row in manifest.rows))
+        asked = _asked_clips(manifest, config, {}, NO_LORAS)
         note_clip_faults(manifest, asked, config, faults)
         raise ManifestError(faults.messages)
     return manifest
@@ -62,20 +67,23 @@ def make_clips(
     revision: str | None,
     transformer_sha256: str | None = None,
     loras: Mapping[str, ClipLora] = NO_LORAS,
+    others: Mapping[str, KnownWeights] = NO_WEIGHTS,
 ) -> tuple[Clip, ...]:
     """Return every clip of the manifest once, rows in file order, seeds in the row's order.
 
     Args:
         manifest: Its rows.
-        config: Settings.
+        config: Settings; `models` has the options that rows name.
         revision: Of the checkpoint.
         transformer_sha256: Of another transformer's file.
         loras: The LoRA files of rows and settings by absolute path.
+        others: The weights of further models that rows name.
 
     Raises:
         ManifestError: All faults that depend on settings and rows together.
     """
-    asked = _asked_clips(manifest, config, KnownWeights(revision, transformer_sha256, loras))
+    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
+    asked = _asked_clips(manifest, config, weights, loras)
     faults = Faults(manifest.name)
     note_same_loras(manifest, asked, faults)
     note_clip_faults(manifest, asked, config, faults)
@@ -90,13 +98,14 @@ def resolve_clips(
     revision: str | None,
     transformer_sha256: str | None = None,
     loras: Mapping[str, ClipLora] = NO_LORAS,
+    others: Mapping[str, KnownWeights] = NO_WEIGHTS,
 ) -> list[Clip]:
     """Return every clip of the rows once, also those that would be refused.
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    weights = KnownWeights(revision, transformer_sha256, loras)
-    return _merged(_asked_clips(manifest, config, weights), manifest)
+    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
+    return _merged(_asked_clips(manifest, config, weights, loras), manifest)
 
 
 def repeats_note(manifest: Manifest, clips: Iterable[Clip]) -> str | None:
@@ -159,7 +168,7 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     Its name is the first id that a row gives, or the derived id of the first row. Labels that the
     first row lacks come from later rows.
     """
-    rows = manifest.rows
+    rows = {row.index: row for row in manifest.rows}
     groups: dict[str, list[Clip]] = {}
     for clip in asked:
         groups.setdefault(clip.settings_sha256, []).append(clip)
@@ -178,29 +187,49 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
     return merged
 
 
-def _asked_clips(manifest: Manifest, config: Config, weights: KnownWeights) -> list[Clip]:
+def _asked_clips(
+    manifest: Manifest,
+    config: Config,
+    weights: Mapping[str, KnownWeights],
+    loras: Mapping[str, ClipLora],
+) -> list[Clip]:
     """Return the clips of each row, repeated ones included."""
-    override_seeds, default_seeds = _configured_seeds(config)
-    shared = _shared_settings(config, weights)
-    caches: dict[int, str | None] = {}
-    values_of = _values_of_rows(config)
+    models: dict[str | None, _OfModel] = {}
     clips: list[Clip] = []
     for row in manifest.rows:
-        values = values_of(row)
-        steps = values["num_inference_steps"]
-        if steps not in caches:
-            cache = step_cache_of(config, steps)
-            caches[steps] = None if cache is None else str(cache)
-        values["cache"] = caches[steps]
-        if config.model.task is Task.i2v:
-            assert row.image_size is not None
-            values["height"], values["width"] = bucket_size(
-                *row.image_size, config.model.target_size
-            )
-        loras = weights.loras_of(row, config)
-        for seed in override_seeds or row.seeds or default_seeds:
-            clips.append(_clip(row, seed, values, shared, config.model, loras))
+        if row.model not in models:
+            own = config_of(config, row.model)
+            models[row.model] = _OfModel(own, weights.get(own.model.name, UNKNOWN))
+        model = models[row.model]
+        values = model.values_of(row)
+        found = loras_of(row, model.config, loras)
+        for seed in model.override_seeds or row.seeds or model.default_seeds:
+            clips.append(_clip(row, seed, values, model.shared, model.config.model, found))
     return clips
+
+
+class _OfModel:
+    """What the rows of a model have in common."""
+
+    def __init__(self, config: Config, weights: KnownWeights) -> None:
+        self.config = config
+        self.override_seeds, self.default_seeds = _configured_seeds(config)
+        self.shared = _shared_settings(config, weights)
+        self._caches: dict[int, str | None] = {}
+        self._values_of = _values_of_rows(config)
+
+    def values_of(self, row: Row) -> dict[str, Any]:
+        """Return the sampling values of a row, and its step cache."""
+        values, model = self._values_of(row), self.config.model
+        steps = values["num_inference_steps"]
+        if steps not in self._caches:
+            cache = step_cache_of(self.config, steps)
+            self._caches[steps] = None if cache is None else str(cache)
+        values["cache"] = self._caches[steps]
+        if model.task is Task.i2v:
+            assert row.image_size is not None
+            values["height"], values["width"] = bucket_size(*row.image_size, model.target_size)
+        return values
 
 
 def check_typed_sampling(
@@ -225,6 +254,27 @@ def check_typed_sampling(
         if count:
             beaten[name] = count
     return beaten
+
+
+def swept_model_notes(manifest: Manifest, config: Config, swept: Iterable[str]) -> Iterator[str]:
+    """Yield for each swept `model` or `model.*` how many rows it does not change.
+
+    Raises:
+        Refused: It changes no row.
+    """
+    for key in swept:
+        if key != "model" and not key.startswith("model."):
+            continue
+        own = (None,) if key == "model" else (None, config.model.name)
+        count = sum(row.model not in own for row in manifest.rows)
+        if count == len(manifest.rows):
+            raise Refused(
+                f"{key}: every row of {manifest.name} has its own model, so the runs of this sweep "
+                f"would be the same; leave {key} out, or empty cells of the column model."
+            )
+        if count:
+            rows = counted(len(manifest.rows), "row")
+            yield f"Swept {key}: without effect in {count} of {rows}, which have their own model"
 
 
 def _configured_seeds(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch.errors import Refused
-from hv15_batch.manifest.cells import ROWS, Faults, ManifestError
+from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, parse_loras
 from hv15_batch.manifest.columns import TAG_PREFIX, Columns, Reading, Unreadable
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def frame_content(rows: DataFrame, reading: Reading) -> bytes:
     """Return the rows as JSON Lines, UTF-8: one line for each, a member for each column.
 
-    Levels of the index that have a name are columns too. Paths in the column `image` start at the
-    working directory and become absolute. Cells are checked when the lines are read.
+    Levels of the index that have a name are columns too. Paths in the columns `image` and `loras`
+    start at the working directory and become absolute. Cells are checked when the lines are read.
 
     Args:
         rows: The rows.
@@ -81,6 +81,8 @@ def _cells(column: str, values: Iterable[Any]) -> list[Any]:
     dtype: Any = getattr(values, "dtype", None)  # of pandas' own kinds a wrapper
     dtype = getattr(dtype, "numpy_dtype", dtype)
     is_narrow = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
+    if column == "loras":
+        return [_loras_cell(value) for value in values]
     cells = [_plain(value) for value in values]
     if is_narrow:  # 23.976 and not 23.97599983215332
         cells = [cell if cell is None else float(str(dtype.type(cell))) for cell in cells]
@@ -89,6 +91,43 @@ def _cells(column: str, values: Iterable[Any]) -> list[Any]:
     if column.startswith(TAG_PREFIX):
         return [next(iter(c.values())) if isinstance(c, dict) else c for c in cells]
     return cells
+
+
+def _loras_cell(value: Any) -> Any:
+    """Return a cell of `loras` with absolute paths; what is of no known form stays as it is.
+
+    It is a text as in a file, a path, an object with `path` and `scale`, or a list of these objects
+    or paths.
+    """
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, str):
+        try:
+            return [_lora_object(path, scale) for path, scale in parse_loras(value)] or value
+        except ValueError:
+            return value  # the reader reports it
+    if isinstance(value, (dict, os.PathLike)):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return _plain(value)
+    return [_lora_item(item) for item in value]
+
+
+def _lora_item(item: Any) -> Any:
+    if isinstance(item, os.PathLike):
+        return _lora_object(os.fspath(item), 1.0)
+    if not isinstance(item, dict):
+        return _plain(item)
+    found = {str(name): _plain(value) for name, value in item.items()}
+    if isinstance(found.get("path"), str):
+        found["path"] = os.path.abspath(found["path"])
+    return found
+
+
+def _lora_object(path: Any, scale: float) -> dict[str, Any]:
+    return {"path": os.path.abspath(path), "scale": scale}
 
 
 def _plain(value: Any) -> Any:

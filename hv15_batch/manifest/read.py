@@ -24,7 +24,7 @@ from hv15_batch.manifest._paths import path_fault
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
 from hv15_batch.manifest.columns import Reading, Unreadable
 from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
-from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader
+from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader, TaskOf, task_of_ours
 from hv15_batch.manifest.unmeant import Unmeant
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB, MIB
@@ -57,7 +57,8 @@ def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Ma
 
     Args:
         path: A file of one of `MANIFEST_SUFFIXES`.
-        task: Of the model: images are required for image-to-video and refused otherwise.
+        task: Of rows that name no model: images are required for image-to-video and refused
+            otherwise.
         reading: How the settings want it to be read.
 
     Raises:
@@ -71,7 +72,11 @@ def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Ma
 
 
 def scan_manifest(
-    path: Path, task: Task, reading: Reading = AS_IT_STANDS, content: bytes | None = None
+    path: Path,
+    task: Task,
+    reading: Reading = AS_IT_STANDS,
+    content: bytes | None = None,
+    task_of: TaskOf = task_of_ours,
 ) -> tuple[Manifest, Faults]:
     """Return the manifest with only its good rows, and the faults of the others.
 
@@ -80,6 +85,7 @@ def scan_manifest(
         task: As for `read_manifest`.
         reading: As for `read_manifest`.
         content: JSON Lines that the file will hold later; they are read in its place.
+        task_of: As for `RowReader`.
 
     Raises:
         Refused: There is no such file, or it is not of a kind that a manifest can be.
@@ -90,7 +96,7 @@ def scan_manifest(
     name = str(path) if content is None else ROWS
     faults = Faults(name)
     records = RecordReader(absolute, faults, reading, content)
-    reader = RowReader(task, absolute.parent, faults)
+    reader = RowReader(task, absolute.parent, faults, task_of)
     is_text = content is None and path.suffix.lower() == ".txt"
     unmeant = Unmeant(faults, is_text=is_text, literal=reading.literal)
     rows: list[Row] = []

@@ -28,6 +28,7 @@ from hv15_batch.manifest.cells import (
 )
 from hv15_batch.manifest.columns import TAG_PREFIX
 from hv15_batch.media.image import FirstFrame, FirstFrames
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 
 
@@ -91,6 +92,8 @@ class Row:
     """Conversion beyond plain RGB, see `media.conversion`."""
     image_notes: tuple[str, ...]
     """Notes for the user about the first frame."""
+    model: str | None
+    """Option that renders it."""
     loras: tuple[tuple[str, float], ...] | None
     """Absolute path and scale of each LoRA; empty for none."""
     tags: dict[str, str]
@@ -120,16 +123,40 @@ def id_rule(given: str, first: str, where: str) -> str:
     return f"an id is unique, and {where} has {same} already; change one of the two"
 
 
+TaskOf = Callable[[str], Task]
+
+
+def task_of_ours(name: str) -> Task:
+    """Return the task of a model option of this package.
+
+    Raises:
+        ValueError: There is no such option.
+    """
+    option = model_options().get(name)
+    if option is None:
+        raise ValueError(f"a row names a model option, one of {', '.join(model_options())}")
+    return option.task
+
+
 class RowReader:
     """Turns records into rows; remembers ids, images and the number of clips."""
 
-    def __init__(self, task: Task, folder: Path, faults: Faults) -> None:
-        self._task = task
+    def __init__(self, task: Task, folder: Path, faults: Faults, task_of: TaskOf) -> None:
+        """Start.
+
+        Args:
+            task: Of rows without a cell `model`.
+            folder: Where relative paths start.
+            faults: Where faults are noted.
+            task_of: Returns the task of a model option; ValueError where there is no such option.
+        """
+        self._default_task = self._task = task
+        self._task_of = task_of
         self._faults = faults
         self._images = FirstFrames(str(folder))
         self._ids: dict[str, tuple[str, int, Content]] = {}
         self._num_clips = 0
-        self._accepted: dict[tuple[str, str] | None, Any] = {}
+        self._accepted: dict[tuple[str, str, Task] | None, Any] = {}
 
     @property
     def has_too_many_clips(self) -> bool:
@@ -138,6 +165,7 @@ class RowReader:
 
     def read(self, index: int, record: Record) -> Row:
         """Return the row; a refused cell is noted as a fault and reads as None."""
+        model = self._model(record)
         prompt = self._prompt(record)
         negative_prompt = self._cell(record, "negative_prompt", parse_text)
         image = self._cell(record, "image", parse_text)
@@ -157,6 +185,7 @@ class RowReader:
             image_size=frame.size if frame else None,
             image_conversion=frame.conversion if frame else None,
             image_notes=frame.notes if frame else (),
+            model=model,
             loras=self._loras(record),
             **self._sampling(record),
             tags=self._tags(record),
@@ -165,6 +194,17 @@ class RowReader:
     def _cell(self, record: Record, column: str, parse: Callable[[Any], Parsed]) -> Parsed | None:
         value = record.cells.get(column)
         return None if value is None else self._faults.try_cell(record.line, column, value, parse)
+
+    def _model(self, record: Record) -> str | None:
+        """Return the row's own model option; its task decides what other cells may hold."""
+        self._task = self._default_task
+
+        def parse_and_find(value: Any) -> str:
+            name = parse_text(value).strip()
+            self._task = self._task_of(name)
+            return name
+
+        return self._cell(record, "model", parse_and_find)
 
     def _prompt(self, record: Record) -> str:
         value = record.cells.get("prompt")
@@ -210,7 +250,7 @@ class RowReader:
     def _sampling_value(self, record: Record, column: str) -> Any:
         value = record.cells[column]
         # Many rows share a value. Only text is remembered, because 1, 1.0 and true are equal.
-        key = (column, value) if isinstance(value, str) else None
+        key = (column, value, self._task) if isinstance(value, str) else None
         if key in self._accepted:
             return self._accepted[key]
 

@@ -8,18 +8,20 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipLora, ClipSettings, loras_text
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, Group, loras_text
+from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.manifest.weights import NO_LORAS, lora_path
+from hv15_batch.manifest.rows import Row
+from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
@@ -151,7 +153,7 @@ def plan_clips(
                 last=last,
             )
         )
-    return _by_loras(_takes_first(planned) if config.order is Order.takes else planned)
+    return _by_group(_takes_first(planned) if config.order is Order.takes else planned)
 
 
 def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
@@ -200,15 +202,23 @@ def settings_conflict(
     """
     todo = {(p.clip.row_index, p.clip.settings.seed): p.clip for p in selected if not p.is_done}
     for before in earlier if todo else ():
-        if before.model.task is not config.model.task:
-            continue  # the manifest was read for this task: for the other it would be refused
+        asked = _same_tasks(manifest, config, before)
         replaced: list[tuple[Clip, Clip]] = []
         known = dict(loras)
-        for lora in before.model.loras:
-            path = lora_path(lora.path)
-            known[path] = ClipLora(path, lora.sha256 or path, 1.0)
+        for model in (before.model, *before.models.values()):
+            for lora in model.loras:
+                path = lora_path(lora.path)
+                known[path] = ClipLora(path, lora.sha256 or path, 1.0)
+        today = {config.model.name: config.model, **config.models}
+        before = replace(before, models={**today, **before.models})
+        others = {
+            name: KnownWeights(m.revision, sha)
+            for name, m in before.models.items()
+            for sha in _transformers(m, history)[:1]
+        }
         for sha256 in _transformers(before.model, history):
-            for clip in resolve_clips(manifest, before, before.model.revision, sha256, known):
+            revision = before.model.revision
+            for clip in resolve_clips(asked, before, revision, sha256, known, others):
                 now = todo.get((clip.row_index, clip.settings.seed))
                 record = history.by_settings.get(clip.settings_sha256)
                 is_done = record is not None and record["status"] in DONE_STATUSES
@@ -218,6 +228,22 @@ def settings_conflict(
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
             return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
+
+
+def _same_tasks(manifest: Manifest, config: Config, before: Config) -> Manifest:
+    """Return the rows whose model had the same task with the settings of an earlier run.
+
+    The manifest was read for today's tasks: for the other one a row would be refused.
+    """
+
+    def is_same(row: Row) -> bool:
+        now = config_of(config, row.model).model.task
+        if row.model is None or row.model == before.model.name:
+            return before.model.task is now
+        then = before.models.get(row.model)
+        return then is None or then.task is now
+
+    return replace(manifest, rows=tuple(row for row in manifest.rows if is_same(row)))
 
 
 def _transformers(model: ModelConfig, history: History) -> list[str | None]:
@@ -314,12 +340,18 @@ def _fault(
     return ""
 
 
-def _by_loras(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return clips of the same LoRAs together, so that each set is loaded once."""
-    ranks: dict[Any, int] = {}
+def _by_group(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return the clips of a model together, and those of each LoRA set: all are loaded once."""
+    models: dict[str, int] = {}
+    groups: dict[Group, int] = {}
     for p in planned:
-        ranks.setdefault(p.clip.settings.loras, len(ranks))
-    return sorted(planned, key=lambda p: ranks[p.clip.settings.loras])  # stable
+        models.setdefault(p.clip.settings.model, len(models))
+        groups.setdefault(p.clip.settings.group, len(groups))
+
+    def rank(p: PlannedClip) -> tuple[int, int]:
+        return models[p.clip.settings.model], groups[p.clip.settings.group]
+
+    return sorted(planned, key=rank)  # stable
 
 
 def _takes_first(planned: Sequence[PlannedClip]) -> list[PlannedClip]:

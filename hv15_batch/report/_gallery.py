@@ -167,7 +167,7 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     words = [
         *_source(run, clip, settings),
         f"override.seeds={clip['seed']}",
-        *_typed_settings(settings),
+        *_typed_settings(_without_preset(settings, clip["model"])),
         f"run_dir={again}",
     ]
     return " ".join(["hv15-batch", *map(shlex.quote, words)])
@@ -184,10 +184,27 @@ def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
         return shlex.quote(f"model={clip['model']}")
     words = [
         word
-        for word in _typed_settings(settings, _NOT_OF_A_ROW)
+        for word in _typed_settings(_of_model(settings, clip["model"]), _NOT_OF_A_ROW)
         if not word.startswith("model.loras=")
     ]
     return " ".join(map(shlex.quote, words))
+
+
+def _of_model(settings: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """Return a run's settings as they hold for the rows of a model."""
+    model = (settings.get("models") or {}).get(name)
+    if name == settings["model"]["name"] or model is None:
+        return settings
+    return {**_without_preset(settings, name), "model": model}
+
+
+def _without_preset(settings: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """Return settings for a command: what a preset set for its own model is typed for no other."""
+    if name == settings["model"]["name"]:
+        return settings
+    preset = settings.get("preset_sampling") or ()
+    sampling = {n: v for n, v in (settings.get("sampling") or {}).items() if n not in preset}
+    return {**settings, "sampling": sampling}
 
 
 def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ It has at most 24 lines, and one for each note about the manifest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
@@ -18,9 +18,9 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular
 from hv15_batch.forecast.cheaper import ways_in_time
-from hv15_batch.forecast.forecast import Forecast, make_forecast
+from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
-from hv15_batch.forecast.wording import by_size, size_lines, stages_line
+from hv15_batch.forecast.wording import by_size, memory_lines, size_lines, stages_line
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
@@ -54,7 +54,7 @@ TEMPLATE_TAIL_TOKENS = 5
 def print_dry_run(
     manifest: Manifest,
     planned: Sequence[PlannedClip],
-    checkpoint: Checkpoint,
+    checkpoints: Mapping[str, Checkpoint],
     beaten: Mapping[str, int],
     plan_bytes: int,
     say: Say,
@@ -64,7 +64,7 @@ def print_dry_run(
     Args:
         manifest: What was read.
         planned: The clips that the command selects.
-        checkpoint: Weights as they are on this machine.
+        checkpoints: Weights as they are on this machine, by model.
         beaten: Typed `sampling.*` values and how many rows have their own.
         plan_bytes: Size of the files that the run would leave on the disk.
         say: Prints a line.
@@ -77,33 +77,35 @@ def print_dry_run(
         say(note)
     if not planned:
         return
-    model = planned[0].clip.settings.model
-    say(f"Model: {model}, {_format_weights(checkpoint)}")
+    for model, num_clips in Counter(p.clip.settings.model for p in planned).items():
+        clips = f" ({counted(num_clips, 'clip')})" if num_clips < len(planned) else ""
+        say(f"Model: {model}{clips}, {_format_weights(checkpoints[model])}")
     for line in (
         *_settings_lines(planned),
         *_reason_lines(planned),
         *_beaten_lines(beaten),
         *_glyph_lines(planned),
         *_off_recipe_lines(planned),
-        _tokens_line(planned, checkpoint),
+        _tokens_line(planned, checkpoints.values()),
         f"Disk: about {_format_bytes(plan_bytes)} for the clips to render",
     ):
         say(line)
 
 
 def count_prompt_tokens(
-    planned: Sequence[PlannedClip], checkpoint: Checkpoint
+    planned: Sequence[PlannedClip], checkpoints: Iterable[Checkpoint]
 ) -> dict[str, int] | None:
-    """Return tokens per prompt, or None when no tokenizer is on disk.
+    """Return tokens per prompt, or None when no tokenizer is on disk; all models have the same.
 
     The end of the chat template is not counted; the log's `num_text_tokens` counts it too.
     """
-    if checkpoint.folder is None:
-        return None
-    file = checkpoint.folder / "tokenizer" / "tokenizer.json"
-    if not file.is_file():
-        return None
-    return _count_tokens(file, frozenset(p.clip.settings.prompt for p in planned))
+    for checkpoint in checkpoints:
+        if checkpoint.folder is None:
+            continue
+        file = checkpoint.folder / "tokenizer" / "tokenizer.json"
+        if file.is_file():
+            return _count_tokens(file, frozenset(p.clip.settings.prompt for p in planned))
+    return None
 
 
 @lru_cache(maxsize=1)
@@ -255,8 +257,8 @@ def _is_allowed_off_recipe(clip: Clip) -> bool:
     return not is_told or check_recipe(option, steps, asked.guidance_scale) is not None
 
 
-def _tokens_line(planned: Sequence[PlannedClip], checkpoint: Checkpoint) -> str:
-    tokens = count_prompt_tokens(planned, checkpoint)
+def _tokens_line(planned: Sequence[PlannedClip], checkpoints: Iterable[Checkpoint]) -> str:
+    tokens = count_prompt_tokens(planned, checkpoints)
     if tokens is None:
         return "Tokens: not counted, because the tokenizer is not on disk yet"
     line = f"Tokens: at most {max(tokens.values())} in a prompt, without the chat template"
@@ -287,6 +289,7 @@ def predict_run(
     log_folder: Path,
     rules: Rules,
     replan: Replan,
+    compiled: Mapping[str, bool] | None = None,
 ) -> tuple[Forecast | None, list[str]]:
     """Return the forecast, and the dry run's lines about time and memory.
 
@@ -300,13 +303,14 @@ def predict_run(
         log_folder: Where logs of the same card are looked for.
         rules: Deadlines and window.
         replan: Returns what the command would render with cheaper settings.
+        compiled: Whether each model is compiled, where that was decided.
 
     Raises:
         Refused: `runtime.card` is unknown, or a clip is longer than `window`.
     """
-    forecast = make_forecast(config, todo, machine, log_folder)
+    forecast = make_forecast(config, todo, machine, log_folder, compiled=compiled)
     if forecast is None:
-        if config.model.weights.is_small or not todo:
+        if all(own.model.weights.is_small for own, _ in by_model(config, todo)):
             return None, []
         return None, [f"Time: no known card here; runtime.card={EXAMPLE} predicts for that one"]
     longest = max(forecast.clip_seconds(p) + write_seconds(p.clip.settings) for p in todo)
@@ -320,7 +324,7 @@ def predict_run(
         f"done {format_moment(finishes[-1], rules)} ({forecast.basis})",
         *size_lines(forecast, sizes),
         stages_line(forecast, todo, len(sizes) == 1),
-        f"Memory: {forecast.offload.reason}",
+        *memory_lines({name: own.offload for name, own in forecast.by_model.items()}),
         *_rule_lines(rules, finishes),
     ]
     ends = rules.ends()

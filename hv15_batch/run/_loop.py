@@ -9,7 +9,7 @@ import errno
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
@@ -95,11 +95,12 @@ class Loop:
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
             for each in (progress, *watchers)
         ]
-        self._known = run.known_columns()
         self._recovery = Recovery(run.config.retry)
         self._records: dict[Key, ClipRecord] = {}
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
+        self._groups = {p.clip.settings.group for p in run.todo.to_render}
+        self._num_given_up = 0
         self.has_logged = False
         """Whether the log has a record of this run."""
 
@@ -128,7 +129,9 @@ class Loop:
         records = list(self._records.values())
         failed = sum(r.status == FAILED for r in records)
         message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
-        if failed:
+        if self._num_given_up:
+            message += f", {self._num_given_up} given up"
+        if failed or self._num_given_up:
             return Outcome(EXIT_SOME_FAILED, "failed", message, records)
         return Outcome(EXIT_OK, "done", "", records)
 
@@ -180,7 +183,8 @@ class Loop:
         Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
-        self._stop_reason = self._stop_reason or self._recovery.too_many_bad()
+        if not self._stop_reason:
+            self._give_up(queue)
         while queue and not self._signals.demand and not self._stop_reason:
             verdict = self._run.gate(queue[-1])
             if verdict is None:
@@ -197,6 +201,18 @@ class Loop:
                 self._progress.waiting(waited := verdict)
             self._run.clock.sleep(WAIT_SECONDS)
         return False
+
+    def _give_up(self, queue: list[Job]) -> None:
+        """Leave out the clips of groups with too many bad ones; stop if no other group is left."""
+        given_up = self._recovery.give_up(queue, self._groups)
+        if given_up is None:
+            return
+        if given_up.ends_run:
+            self._stop_reason = given_up.reason
+        else:
+            self._num_given_up += len(given_up.jobs)
+            self._run.pace.left_out(given_up.jobs)
+            self._progress.say(given_up.reason)
 
     def _submit_next(self, queue: list[Job]) -> None:
         """Hand over the next clip, unless there is a reason to wait or to stop."""
@@ -237,7 +253,7 @@ class Loop:
                 self._obey_signals()
                 if self._signals.demand is Demand.soon:
                     self._stop_interrupted()  # nobody is left to finish it
-                if lost := lost_gpu(self._run.offload.gpu):
+                if lost := lost_gpu(self._run.gpu):
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(event)
@@ -255,6 +271,9 @@ class Loop:
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.heard(event)
+
+    def _known(self, job: Job) -> dict[str, Any]:
+        return self._run.known_columns(job.clip.settings.model)
 
     def _append(self, record: ClipRecord) -> None:
         try:
@@ -283,11 +302,11 @@ class Loop:
         for held in lost:
             record = event.record if held.job.key == rendering else None
             why = (FAILED, event.error_type, event.reason)
-            record = record or record_of_lost(held, self._known, *why)
+            record = record or record_of_lost(held, self._known(held.job), *why)
             self._tell(Finished(held.job, record))
             job = self._recovery.another_attempt(held)
             if job is None:
-                self._recovery.ended(record)
+                self._recovery.ended(held.job, record)
                 self._progress.say(f"{record.clip_id} is skipped: its worker died each time")
             else:
                 again.append(job)
@@ -323,6 +342,6 @@ class Loop:
         name = self._signals.cause.name
         for lost in self._current.let_go():
             why = (name, "stopped by the user")
-            self._append(record_of_lost(lost, self._known, INTERRUPTED, *why))
+            self._append(record_of_lost(lost, self._known(lost.job), INTERRUPTED, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
         raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,24 +98,24 @@ class _Claim:
         return "HF_HOME" if is_hub else self.remedy
 
 
-def refuse_or_note(asked: Asked, todo: Todo, offload: OffloadKind) -> tuple[str, ...]:
+def refuse_or_note(asked: Asked, todo: Todo, offloads: Collection[OffloadKind]) -> tuple[str, ...]:
     """Return the notes to print before a run starts.
 
     Args:
         asked: Settings, weights and run directory.
         todo: The clips to render.
-        offload: The chosen profile.
+        offloads: The chosen profiles.
 
     Raises:
         Refused: Not even the first clips could be rendered.
     """
-    findings = find_hindrances(asked, todo, offload)
+    findings = find_hindrances(asked, todo, offloads)
     if findings.refusals:
         raise Refused("\n".join(findings.refusals))
     return findings.notes
 
 
-def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None) -> Findings:
+def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] = ()) -> Findings:
     """Look at disk, permissions and licence before weights are fetched or a file is written.
 
     Nothing is left behind, because the test files have no name.
@@ -123,19 +123,20 @@ def find_hindrances(asked: Asked, todo: Todo, offload: OffloadKind | None = None
     Args:
         asked: Settings, weights and run directory.
         todo: The clips to render.
-        offload: The chosen profile; None if it is not known.
+        offloads: The chosen profiles, where they are known.
     """
-    config, checkpoint, run_dir = asked.config, asked.checkpoint, asked.run_dir
+    config, run_dir = asked.config, asked.run_dir
     need = disk_need(todo.to_render, config)
-    others = _weights_claims(config, checkpoint) if lacks_weights(asked) else []
-    others += _conversion_claims(config, checkpoint)
-    if offload is OffloadKind.stream_disk:
+    others = _weights_claims(asked) if lacks_weights(asked) else []
+    for own, checkpoint in asked.models():
+        others += _conversion_claims(own, checkpoint)
+    if OffloadKind.stream_disk in offloads:
         others.append(_blocks_claim(config))
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
     refusals += _cache_faults(asked)
     shortages, notes = _disk_findings(config, run_dir, need, others)
-    notes += licence_notes(checkpoint) + _place_notes(run_dir)
+    notes += licence_notes(asked.checkpoints.values()) + _place_notes(run_dir)
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
@@ -157,13 +158,15 @@ _OURS = (CheckpointKind.tiny, CheckpointKind.demo)
 """Under this package's own licence."""
 
 
-def licence_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return a line if the weights are on disk without their licence."""
-    if checkpoint.folder is None or checkpoint.kind in _OURS:
-        return []
-    if find_licences(checkpoint.folder):
-        return []
-    return [f"Licence: no licence file lies beside the weights in {checkpoint.folder}; {LICENCE}"]
+def licence_notes(checkpoints: Iterable[Checkpoint]) -> list[str]:
+    """Return a line for each folder of weights without their licence."""
+    kept = (c.folder for c in checkpoints if c.kind not in _OURS)
+    folders = dict.fromkeys(folder for folder in kept if folder is not None)
+    return [
+        f"Licence: no licence file lies beside the weights in {folder}; {LICENCE}"
+        for folder in folders
+        if not find_licences(folder)
+    ]
 
 
 # -- disk -------------------------------------------------------------------------------------
@@ -210,16 +213,23 @@ def _disk_findings(
     return refusals, notes
 
 
-def _weights_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
+def _weights_claims(asked: Asked) -> list[_Claim]:
     """Return the downloads, by the sizes of the classes: the hub is not asked yet."""
-    model, total = config.model, 0
-    if checkpoint.folder is None and model.weights is Weights.pretrained:
-        needed = VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
-        needed += IMAGE_ENCODER_BYTES * (model.task is Task.i2v)
-        needed += TRANSFORMER_BYTES * (not model.replaces_transformer)
-        total += max(needed - _bytes_there(checkpoint.repo), 0)
-    if checkpoint.lacking is not None and not model.weights.is_small:
-        total += max(TRANSFORMER_BYTES - _bytes_there(str(checkpoint.lacking.repo)), 0)
+    needed: dict[str, int] = {}
+    for config, checkpoint in asked.models():
+        model = config.model
+        if checkpoint.folder is None and model.weights is Weights.pretrained:
+            size = VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
+            size += IMAGE_ENCODER_BYTES * (model.task is Task.i2v)
+            size += TRANSFORMER_BYTES * (not model.replaces_transformer)
+            needed[checkpoint.repo] = max(size, needed.get(checkpoint.repo, 0))
+    total = sum(max(size - _bytes_there(repo), 0) for repo, size in needed.items())
+    lacking = {
+        str(c.lacking.repo)
+        for config, c in asked.models()
+        if c.lacking is not None and not config.model.weights.is_small
+    }
+    total += sum(max(TRANSFORMER_BYTES - _bytes_there(repo), 0) for repo in lacking)
     return [_Claim(hub_cache_folder(), "weights to be fetched", total, "HF_HUB_CACHE")]
 
 
@@ -271,10 +281,11 @@ def _cache_faults(asked: Asked) -> list[str | None]:
 
     Each fault would end every worker before its first clip, or fail every clip.
     """
-    config, checkpoint = asked.config, asked.checkpoint
-    is_tiny = checkpoint.kind is CheckpointKind.tiny
+    config, checkpoints = asked.config, asked.checkpoints.values()
+    tiny = [c for c in checkpoints if c.kind is CheckpointKind.tiny]
+    is_tiny = len(tiny) == len(checkpoints)
     places: list[tuple[Path, str]] = []
-    if is_tiny and checkpoint.folder is None:
+    if any(c.folder is None for c in tiny):
         places.append((tiny_root(), "XDG_CACHE_HOME"))
     if lacks_weights(asked):
         places.append((cache_root() / "checkpoints", "XDG_CACHE_HOME"))

@@ -6,12 +6,14 @@ what happened.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from hv15_batch.clip import Clip, Group
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
@@ -27,7 +29,7 @@ from hv15_batch.dispatch.protocol import (
 )
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import DECODE, FAILED, OK, SUSPECT, ClipRecord, asked_record
-from hv15_batch.units import GIB, format_gib
+from hv15_batch.units import GIB, counted, format_gib, shortened
 
 MIN_DEATHS_TO_STOP = 2
 
@@ -119,8 +121,9 @@ class Recovery:
         self._blamed: Counter[Key] = Counter()
         self._lost: list[frozenset[Key]] = []  # at each death since a clip was finished
         self._tried_alone: set[Key] = set()
-        self._bad_in_a_row = 0
-        self._last_bad = ""
+        self._bad_in_a_row: Counter[Group] = Counter()
+        self._last_bad: dict[Group, str] = {}
+        self._given_up: set[Group] = set()
 
     def first_attempt(self, planned: PlannedClip) -> Job:
         """Return this run's first attempt at a clip; a suspect clip gets torch's own attention."""
@@ -166,16 +169,17 @@ class Recovery:
         """Count an attempt that ended, well or not: it shows that the worker works."""
         self._lost.clear()
         self._tried_alone.discard(job.key)
-        self.ended(record)
+        self.ended(job, record)
 
-    def ended(self, record: ClipRecord) -> None:
-        """Count a clip's last attempt."""
+    def ended(self, job: Job, record: ClipRecord) -> None:
+        """Count a clip's last attempt, in its group."""
+        group = job.clip.settings.group
         if record.status == OK:
-            self._bad_in_a_row = 0
+            self._bad_in_a_row[group] = 0
             return
-        self._bad_in_a_row += 1
+        self._bad_in_a_row[group] += 1
         what = record.error_type if record.status == FAILED else record.quality_flag
-        self._last_bad = f"{record.clip_id}: {what}"
+        self._last_bad[group] = f"{record.clip_id}: {what}"
 
     def hopeless(self, reason: str) -> str | None:
         """Return why the run must stop: workers died in a row, and no single clip explains it.
@@ -195,15 +199,64 @@ class Recovery:
         """Return why the run must stop if no worker starts."""
         return f"{reason}, twice before its first clip; look at run.log for the cause"
 
-    def too_many_bad(self) -> str | None:
-        """Return why the run must stop after too many bad clips in a row, or None."""
-        if self._bad_in_a_row < self._retry.max_consecutive_bad:
+    def give_up(self, queue: list[Job], groups: Collection[Group]) -> GivenUp | None:
+        """Take the clips of groups with too many bad clips in a row out of the queue.
+
+        Args:
+            queue: What is left to render.
+            groups: All groups of the run.
+
+        Returns:
+            What was given up now; None if nothing was.
+        """
+        most = self._retry.max_consecutive_bad
+        self._given_up |= {group for group, count in self._bad_in_a_row.items() if count >= most}
+        left_out = [job for job in queue if job.clip.settings.group in self._given_up]
+        if not left_out:
             return None
+        if self._given_up.issuperset(groups):
+            return GivenUp(tuple(left_out), self._bad_text(left_out[-1]), ends_run=True)
+        queue[:] = [job for job in queue if job.clip.settings.group not in self._given_up]
+        lines = [
+            f"{_group_text(jobs[0].clip, groups)} is given up, and "
+            f"{counted(len(jobs), 'clip')} with it: {self._bad_text(jobs[0])}"
+            for jobs in _by_group(left_out)
+        ]
+        return GivenUp(tuple(left_out), "\n".join(lines), ends_run=False)
+
+    def _bad_text(self, job: Job) -> str:
+        group = job.clip.settings.group
         return (
-            f"{self._bad_in_a_row} clips in a row failed or are suspect (the last one "
-            f"{self._last_bad}); look at the page and at run.log for their common cause, and "
-            "raise retry.max_consecutive_bad if there is none"
+            f"{self._bad_in_a_row[group]} clips in a row failed or are suspect (the last one "
+            f"{self._last_bad[group]}); look at the page and at run.log for their common cause, "
+            "and raise retry.max_consecutive_bad if there is none"
         )
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Clips that are not tried, because too many of their group were bad in a row."""
+
+    jobs: tuple[Job, ...]
+    reason: str
+    ends_run: bool
+    """Every group of the run is given up."""
+
+
+def _by_group(jobs: Sequence[Job]) -> Iterable[list[Job]]:
+    groups: dict[Group, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.clip.settings.group, []).append(job)
+    return groups.values()
+
+
+def _group_text(clip: Clip, groups: Collection[Group]) -> str:
+    """Return a group in words, e.g. `model 480p_t2v with LoRA a.safetensors`."""
+    model = clip.settings.model
+    if names := " and ".join(shortened(os.path.basename(lora.path), 40) for lora in clip.loras):
+        return f"model {model} with LoRA {names}"
+    is_alone = sum(name == model for name, *_ in groups) == 1
+    return f"model {model}" if is_alone else f"model {model} without LoRA"
 
 
 class Recycling:
@@ -219,6 +272,10 @@ class Recycling:
         self._clips = 0
         self._base_bytes: int | None = None
         self._grown_bytes = 0
+
+    def new_model(self) -> None:
+        """Measure growth anew: another model takes other memory."""
+        self._base_bytes, self._grown_bytes = None, 0
 
     def submitted(self) -> None:
         """Count a clip."""

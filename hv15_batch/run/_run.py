@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +10,15 @@ from hv15_batch import __version__
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import ExecutorSpec, Job
-from hv15_batch.forecast.compilation import Compilation, decide_compilation
+from hv15_batch.dispatch.protocol import ExecutorSpec, Job, ModelSpec
+from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.forecast.forecast import Forecast, lora_bytes, make_forecast
+from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.variant import OffloadKind
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
@@ -31,14 +34,14 @@ class Run:
     todo: Todo
     machine: Machine
     rules: Rules
-    offload: OffloadChoice
-    """Chosen once. Refusals, predictions and workers use this choice."""
+    offloads: Mapping[str, OffloadChoice]
+    """By model, each chosen once. Refusals, predictions and workers use these choices."""
     forecast: Forecast | None
     """None for an unknown card."""
     pace: Pace
     disk: DiskNeed
-    compilation: Compilation
-    """Of the whole manifest; kept by all runs of the directory."""
+    compilations: Mapping[str, Compilation]
+    """By model, each for its clips of the whole manifest; kept by all runs of the directory."""
     run_id: str = ""
     """Given once the run directory is locked."""
     system_sha256: str = ""
@@ -58,31 +61,63 @@ class Run:
         """Counts from the start of the command."""
         return self.rules.clock
 
+    @property
+    def offload_kinds(self) -> set[OffloadKind]:
+        """The profiles of all models."""
+        return {choice.kind for choice in self.offloads.values()}
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The card that it renders on; None on the CPU."""
+        return next((choice.gpu for choice in self.offloads.values() if choice.gpu), None)
+
+    def offload_lines(self) -> list[str]:
+        """Return what was chosen for the card, a line for each model."""
+        chosen = {n: c for n, c in self.offloads.items() if c.budget_bytes is not None}
+        is_one = len({choice.reason for choice in chosen.values()}) == 1
+        lines = [c.reason if is_one else f"{name}: {c.reason}" for name, c in chosen.items()]
+        return list(dict.fromkeys(lines))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether some model is compiled."""
+        return any(found.is_on for found in self.compilations.values())
+
     def spec(self, lock_descriptor: int | None) -> ExecutorSpec:
         """Return the settings that each worker gets at its start."""
+        first, *further = (
+            ModelSpec(
+                self.compilations[name].in_config(self.asked.config_of(name)),
+                self.asked.checkpoints[name],
+                choice.kind,
+                choice.streams_text_encoder,
+            )
+            for name, choice in self.offloads.items()
+        )
         return ExecutorSpec(
-            config=self.compilation.in_config(self.config),
+            config=first.config,
             run_dir=self.run_dir.path,
             run_id=self.run_id,
             manifest_sha256=self.asked.manifest.sha256,
-            checkpoint=self.asked.checkpoint,
+            checkpoint=first.checkpoint,
             hostname=self.machine.hostname,
             system_sha256=self.system_sha256,
-            offload=self.offload.kind,
-            budget_bytes=self.offload.budget_bytes,
-            gpu=self.offload.gpu,
-            streams_text_encoder=self.offload.streams_text_encoder,
+            offload=first.offload,
+            budget_bytes=next(filter(None, (c.budget_bytes for c in self.offloads.values())), None),
+            gpu=self.gpu,
+            streams_text_encoder=first.streams_text_encoder,
+            further=tuple(further),
             compile_is_auto=typed_compile(self.config) is None,
             lock_descriptor=lock_descriptor,
         )
 
-    def known_columns(self) -> dict[str, Any]:
-        """Return the columns that the parent fills if an attempt left no record."""
+    def known_columns(self, model: str) -> dict[str, Any]:
+        """Return the columns that the parent fills if an attempt left no record, by its model."""
         return {
             "run_id": self.run_id,
             "manifest_sha256": self.asked.manifest.sha256,
-            "repo": self.asked.checkpoint.repo,
-            "task": self.config.model.task.name,
+            "repo": self.asked.checkpoints[model].repo,
+            "task": self.asked.config_of(model).model.task.name,
             "hostname": self.machine.hostname,
             "system_sha256": self.system_sha256,
             "hv15_batch_version": __version__,
@@ -105,24 +140,30 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         return None
     # `runtime.card` is for the dry run alone.
     config = replace(asked.config, runtime=replace(asked.config.runtime, card=None))
-    compilation = decide_compilation(config, todo.clips, machine, asked.run_dir)
-    config = compilation.in_config(config)
-    forecast = make_forecast(config, todo.to_render, machine, asked.run_dir.log)
-    offload = forecast.offload if forecast is not None else None
-    if offload is None:
-        clips = todo.to_render
-        settings = [p.clip.settings for p in clips]
-        offload = choose_offload(config, settings, machine, lora_bytes(clips))
+    compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
+    compiled = {name: found.is_on for name, found in compilations.items()}
+    log = asked.run_dir.log
+    forecast = make_forecast(config, todo.to_render, machine, log, compiled=compiled)
+    known = forecast.by_model if forecast is not None else {}
+    offloads = {}
+    for own, clips in by_model(config, todo.to_render):
+        name, settings = own.model.name, [p.clip.settings for p in clips]
+        own = compilations[name].in_config(own)
+        offloads[name] = (
+            known[name].offload
+            if name in known
+            else choose_offload(own, settings, machine, lora_bytes(clips))
+        )
     return Run(
         asked,
         todo,
         machine,
         rules,
-        offload,
+        offloads,
         forecast,
         make_pace(forecast, asked.run_dir, rules.clock, todo.to_render),
         disk_need(todo.to_render, asked.config),
-        compilation,
+        compilations,
     )
 
 
@@ -137,9 +178,9 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     """
     if not todo.to_render:
         return None
-    decided = read_compile(asked.run_dir, asked.config.model.name)
-    if run.compilation.is_new and decided not in (None, run.compilation.is_on):
-        return make_run(asked, todo, run.machine, run.rules)
+    for name, found in run.compilations.items():
+        if found.is_new and read_compile(asked.run_dir, name) not in (None, found.is_on):
+            return make_run(asked, todo, run.machine, run.rules)
     return replace(
         run,
         asked=asked,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import Clip
@@ -39,15 +39,15 @@ class Supervisor:
 
     def __init__(
         self,
-        make_executor: Callable[[OffloadKind | None], Executor],
+        make_executor: Callable[[Mapping[str, OffloadKind]], Executor],
         retry: RetryConfig,
         stalls: StallWatch,
     ) -> None:
         """Make a supervisor without a worker; `start` starts one.
 
         Args:
-            make_executor: Called for each worker. It gets the profile that an earlier worker had
-                to change to, or None.
+            make_executor: Called for each worker. It gets the profiles that earlier workers had
+                to change to, by model.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
         """
@@ -55,13 +55,14 @@ class Supervisor:
         self._stalls = stalls
         self._recycling = Recycling(retry)
         self._executor: Executor | None = None
-        self._offload: OffloadKind | None = None
+        self._offloads: dict[str, OffloadKind] = {}
+        self._model = ""
 
     def start(self) -> None:
         """Start a new worker; returns at once."""
         self._recycling.new_worker()
         self._stalls.new_worker()
-        self._executor = self._make_executor(self._offload)
+        self._executor = self._make_executor(self._offloads)
         self._executor.start()
 
     def encode(self, clips: Sequence[Clip]) -> None:
@@ -74,6 +75,9 @@ class Supervisor:
         """See `dispatch.protocol.Executor.submit`."""
         assert self._executor is not None
         self._stalls.submitted(job)
+        if job.clip.settings.model != self._model:
+            self._recycling.new_model()
+        self._model = job.clip.settings.model
         self._recycling.submitted()
         self._executor.submit(job)
 
@@ -89,7 +93,7 @@ class Supervisor:
                 return Died(reason, WORKER_STALLED)
             return None
         if isinstance(event, Note) and event.offload is not None:
-            self._offload = event.offload
+            self._offloads[self._model] = event.offload
         self._stalls.heard(event)
         self._recycling.heard(event, self._executor.resident_bytes)
         return event
@@ -142,15 +146,13 @@ def make_supervisor(run: Run, start: Start) -> Supervisor:
     """Return the supervisor of a run's workers, which are numbered from 0."""
     spec = run.spec(start.lock_descriptor)
     numbers = itertools.count()
-    retry, compiles = spec.config.retry, run.compilation.is_on
+    retry, compiles = spec.config.retry, run.compiles
     stalls = StallWatch(retry.stall_factor, start.patience, run.pace, compiles)
 
-    def make_executor(offload: OffloadKind | None) -> Executor:
+    def make_executor(offloads: Mapping[str, OffloadKind]) -> Executor:
         run.pace.started_worker()
         worker_id = f"local-{next(numbers)}"
-        return start.make_executor(
-            replace(spec, worker_id=worker_id, offload=offload or spec.offload)
-        )
+        return start.make_executor(replace(spec, worker_id=worker_id).with_offloads(offloads))
 
     return Supervisor(make_executor, retry, stalls)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from hv15_batch.config.checks import linears_fault
 from hv15_batch.figures.frame import arrow_series
-from hv15_batch.forecast.compilation import decide_compilation
+from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast, lora_bytes
+from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.cards import typed_card
@@ -59,7 +59,8 @@ class Plan:
     refusals: tuple[str, ...]
     """Why a run would be refused here and now; empty if it would start."""
     offload: str | None
-    """The profile: resident, stream, model or stream_disk; None without a known card."""
+    """The profile: resident, stream, model or stream_disk; where models differ, each of them once,
+    with commas. None without a known card."""
     peak_bytes: int | None
     """Predicted peak on the card, CUDA's own part included; None without a forecast."""
     seconds: float | None
@@ -105,7 +106,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
             card is unknown, or the profile does not fit.
         LogSchemaError: The log of the run directory cannot be read.
     """
-    config, checkpoint = asked.config, asked.checkpoint
+    config, checkpoints = asked.config, asked.checkpoints
     todo = plan_against_log(asked)
     machine = read_machine()
     lines: list[str] = []
@@ -119,7 +120,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     print_dry_run(
         asked.manifest,
         todo.selected,
-        checkpoint,
+        checkpoints,
         asked.beaten,
         plan_bytes,
         tell,
@@ -130,23 +131,36 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(todo.repetitions.describe())
     replan = partial(render_with, asked)
     log = asked.run_dir.log
-    compilation = decide_compilation(config, todo.clips, machine, asked.run_dir)
-    decided = compilation.in_config(config)
-    forecast, told = predict_run(decided, todo.to_render, machine, log, rules, replan)
-    if compilation.words and todo.to_render:
-        tell(compilation.words)
+    compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
+    compiled = {name: found.is_on for name, found in compilations.items()}
+    decided = next(iter(compilations.values())).in_config(config)
+    forecast, told = predict_run(decided, todo.to_render, machine, log, rules, replan, compiled)
+    if todo.to_render:
+        tell(*compilation_lines(compilations))
     tell(*told)
     if forecast is not None:
         tell(_uncertainty_line(forecast, todo.to_render, rules))
-    choice = forecast.offload if forecast else _choice_on_cpu(asked, todo, machine)
+    choices = (
+        [own.offload for own in forecast.each]
+        if forecast
+        else _choices_on_cpu(asked, todo, machine)
+    )
+    peaks = [choice.peaks.device_bytes for choice in choices if choice.peaks]
     refusals: list[str] = []
     if todo.to_render:
-        findings = find_hindrances(asked, todo, forecast.offload.kind if forecast else None)
+        kinds = [own.offload.kind for own in forecast.each] if forecast else []
+        findings = find_hindrances(asked, todo, kinds)
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
-        attention = attention_fault(config, forecast.card if forecast else None)
-        here = attention, linears_fault(config, gpu_name), offline_fault(asked)
-        faults = (*here, *findings.refusals)
+        of_models = [
+            fault
+            for own, _ in asked.models()
+            for fault in (
+                attention_fault(own, forecast.card if forecast else None),
+                linears_fault(own, gpu_name),
+            )
+        ]
+        faults = (*dict.fromkeys(of_models), offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
@@ -155,11 +169,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         todo=tuple(todo.to_render),
         lines=tuple(lines),
         refusals=tuple(refusals),
-        offload=choice.kind.name if choice else None,
-        peak_bytes=choice.peaks.device_bytes if choice and choice.peaks else None,
+        offload=", ".join(dict.fromkeys(choice.kind.name for choice in choices)) or None,
+        peak_bytes=max(peaks, default=None),
         seconds=forecast.total_seconds(todo.to_render) if forecast else None,
         forecast=forecast,
-        prompt_tokens=count_prompt_tokens(todo.clips, checkpoint) or {},
+        prompt_tokens=count_prompt_tokens(todo.clips, checkpoints.values()) or {},
     )
 
 
@@ -177,9 +191,13 @@ def _uncertainty_line(forecast: Forecast, todo: Sequence[PlannedClip], rules: Ru
     return f"Uncertainty: {', '.join(parts)}"
 
 
-def _choice_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> OffloadChoice | None:
-    """Return the profile of a tiny or demo model; None for others, which need a card."""
-    if not asked.config.model.weights.is_small:
-        return None
-    settings = [p.clip.settings for p in todo.to_render]
-    return choose_offload(asked.config, settings, machine, lora_bytes(todo.to_render))
+def _choices_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> list[OffloadChoice]:
+    """Return the profile of each tiny or demo model; none for others, which need a card."""
+    models = by_model(asked.config, todo.to_render)
+    if not models:  # nothing to render
+        models = [(own, []) for own, _ in asked.models()]
+    return [
+        choose_offload(own, [p.clip.settings for p in clips], machine, lora_bytes(clips))
+        for own, clips in models
+        if own.model.weights.is_small
+    ]

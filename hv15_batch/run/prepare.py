@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
+from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
-from hv15_batch.manifest.cells import ManifestError, format_fault
 from hv15_batch.manifest.clips import (
     advice_notes,
     check_typed_sampling,
     make_clips,
     read_rows,
     repeats_note,
+    swept_model_notes,
 )
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.manifest.weights import lora_path
+from hv15_batch.manifest.secrets import check_no_secrets
+from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
@@ -37,10 +38,9 @@ from hv15_batch.planning.plan import (
     settings_conflict,
 )
 from hv15_batch.record import DONE_STATUSES
-from hv15_batch.redaction import BLACKED_OUT, secret_values
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
-from hv15_batch.rundir.stored import check_owner, earlier_settings
+from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
@@ -54,7 +54,8 @@ class Asked:
 
     config: Config
     manifest: Manifest
-    checkpoint: Checkpoint
+    checkpoints: Mapping[str, Checkpoint]
+    """Of each model that rows use, by its name, in the order of the rows."""
     run_dir: RunDir
     clips: tuple[Clip, ...]
     loras: Mapping[str, ClipLora]
@@ -64,6 +65,15 @@ class Asked:
     is_in_sweep: bool = False
     typed_line: str = ""
     """The command line without secrets, for run.log. It is never printed as advice."""
+
+    def config_of(self, model: str) -> Config:
+        """Return the settings of a model that rows use."""
+        return config_of(self.config, model)
+
+    def models(self) -> Iterator[tuple[Config, Checkpoint]]:
+        """Yield settings and weights of each model that rows use."""
+        for name, checkpoint in self.checkpoints.items():
+            yield self.config_of(name), checkpoint
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ def prepare(
     typed_sampling: tuple[str, ...],
     sweep: str | None,
     content: bytes | None = None,
+    swept: tuple[str, ...] = (),
 ) -> Asked:
     """Read and check everything that needs no weights and no device.
 
@@ -125,6 +136,7 @@ def prepare(
         typed_sampling: The `sampling.*` keys that were typed on the command line.
         sweep: Name of this run's folder in a sweep, else None.
         content: The bytes of the manifest, if its rows came from a DataFrame.
+        swept: Settings that the sweep varies.
 
     Raises:
         Refused: The message names place, value, what is allowed and what to do.
@@ -139,27 +151,47 @@ def prepare(
     manifest = read_rows(path, config, content)
     check_owner(run_dir, manifest.path)
     beaten = check_typed_sampling(manifest, config, typed_sampling)
-    checkpoint = resolve_checkpoint(config.model)
-    if checkpoint.revision is None or checkpoint.lacking is not None:
-        config = _with_remembered_weights(config, checkpoint, run_dir)
-        checkpoint = resolve_checkpoint(config.model)
-    found = find_loras(config, manifest, checkpoint)
-    clips = _clips_of(manifest, config, checkpoint, found.by_path)
+    config = with_models(config, (row.model for row in manifest.rows))
+    names = models_of_rows(manifest.rows, config)
+    _check_models(config, names)
+    config = _with_remembered_weights(config, names, run_dir)
+    checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
+    found = find_loras(config, manifest, checkpoints)
+    clips = _clips_of(manifest, config, checkpoints, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [repeats_note(manifest, clips), *advice_notes(clips, config.model), *found.notes]
+    notes = [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
+    for name in names:
+        of_model = [clip for clip in clips if clip.settings.model == name]
+        notes += advice_notes(of_model, config_of(config, name).model)
+    notes += found.notes
     manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
-    is_in_sweep = sweep is not None
-    loras = found.by_path
-    return Asked(
-        config, manifest, checkpoint, run_dir, clips, loras, beaten, is_in_sweep=is_in_sweep
-    )
+    loras, in_sweep = found.by_path, sweep is not None
+    return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
+
+
+def _check_models(config: Config, names: Sequence[str]) -> None:
+    """Check the settings of each model that rows use.
+
+    Raises:
+        Refused: They contradict each other; the message names the model.
+    """
+    for name in names:
+        if name != config.model.name:
+            try:
+                check_config(config_of(config, name))
+            except Refused as error:
+                raise Refused(f"rows with model {name}: {error}") from error
 
 
 def _clips_of(
-    manifest: Manifest, config: Config, checkpoint: Checkpoint, loras: Mapping[str, ClipLora]
+    manifest: Manifest,
+    config: Config,
+    checkpoints: Mapping[str, Checkpoint],
+    loras: Mapping[str, ClipLora],
 ) -> tuple[Clip, ...]:
-    sha256 = checkpoint.transformer_sha256
-    return make_clips(manifest, config, checkpoint.revision, sha256, loras)
+    known = {n: KnownWeights(c.revision, c.transformer_sha256) for n, c in checkpoints.items()}
+    own = known.pop(config.model.name, UNKNOWN)
+    return make_clips(manifest, config, own.revision, own.transformer_sha256, loras, known)
 
 
 def plan_against_log(asked: Asked) -> Todo:
@@ -216,11 +248,11 @@ def find_manifest(typed: str) -> Path:
 
 def _is_known_here(asked: Asked, history: History) -> bool:
     """Whether an earlier run with exactly these settings finished a clip in this directory."""
-    now = asked.config
-    model = with_content(now.model, asked.checkpoint, asked.loras)
+    now = stored_config(asked)
     known = any(
-        (before.model, before.sampling, before.override, before.video)
-        == (model, now.sampling, now.override, now.video)
+        (before.model, before.models, before.sampling, before.override, before.video)
+        == (now.model, now.models, now.sampling, now.override, now.video)
+        and before.preset_sampling == now.preset_sampling
         and before.runtime.dtype == now.runtime.dtype
         and before.runtime.linear == now.runtime.linear
         and before.runtime.attention_backend == now.runtime.attention_backend
@@ -240,11 +272,15 @@ def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
         Refused: A run with these settings would be refused.
     """
     check_config(config)
-    checkpoint = asked.checkpoint
+    names = models_of_rows(asked.manifest.rows, config)
+    _check_models(config, names)
+    checkpoints = dict(asked.checkpoints)
     if config.model != asked.config.model:
-        checkpoint = resolve_checkpoint(config.model)
-    clips = _clips_of(asked.manifest, config, checkpoint, asked.loras)
-    changed = replace(asked, config=config, checkpoint=checkpoint, clips=clips)
+        checkpoints.pop(asked.config.model.name, None)
+        checkpoints[config.model.name] = resolve_checkpoint(config.model)
+    checkpoints = {name: checkpoints[name] for name in names}
+    clips = _clips_of(asked.manifest, config, checkpoints, asked.loras)
+    changed = replace(asked, config=config, checkpoints=checkpoints, clips=clips)
     return plan_against_log(changed).to_render
 
 
@@ -269,47 +305,66 @@ def attention_fault(config: Config, card: Card | None) -> str | None:
     ) or hub_fault(backend)
 
 
-def check_device(config: Config, machine: Machine) -> None:
-    """Check that there is a card for a full-size model, and what kernels and types need.
+def check_device(asked: Asked, machine: Machine) -> None:
+    """Check that there is a card for full-size models, and what kernels and types need.
 
     Raises:
         Refused: Something is missing; the message names what works here.
     """
     gpu_name = machine.gpu.name if machine.gpu else None
     card = find_card(gpu_name) if gpu_name else None
-    if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
-        raise Refused(fault)
-    if not config.model.weights.is_small and not machine.gpus:
-        raise Refused(
-            f"model={config.model.name}: needs a CUDA card, and none is visible here; to try the "
-            "pipeline on the CPU use model=demo_t2v, to check the manifest and "
-            "plan use dry_run=true."
-        )
+    for config, _ in asked.models():
+        if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
+            raise Refused(fault)
+        if not config.model.weights.is_small and not machine.gpus:
+            raise Refused(
+                f"model={config.model.name}: needs a CUDA card, and none is visible here; to try "
+                "the pipeline on the CPU use model=demo_t2v, to check the manifest and "
+                "plan use dry_run=true."
+            )
 
 
 def lacks_weights(asked: Asked) -> bool:
     """Return whether weights have to be fetched before anything can be rendered."""
-    is_hub_model = asked.config.model.weights is Weights.pretrained
-    lacks_checkpoint = is_hub_model and asked.checkpoint.folder is None
-    return lacks_checkpoint or asked.checkpoint.lacking is not None
+    return any(_is_lacking(config, checkpoint) for config, checkpoint in asked.models())
+
+
+def _is_lacking(config: Config, checkpoint: Checkpoint) -> bool:
+    lacks_checkpoint = config.model.weights is Weights.pretrained and checkpoint.folder is None
+    return lacks_checkpoint or checkpoint.lacking is not None
 
 
 def offline_fault(asked: Asked) -> str | None:
     """Return why a run could not fetch the missing weights here, or None."""
-    if not lacks_weights(asked):
-        return None
-    try:
-        check_online(asked.config.model.name, os.environ)
-    except Refused as error:
-        return str(error)
+    for config, checkpoint in asked.models():
+        if _is_lacking(config, checkpoint):
+            try:
+                check_online(config.model.name, os.environ)
+            except Refused as error:
+                return str(error)
     return None
 
 
 def with_weights(asked: Asked, say: Say) -> Asked:
     """Fetch missing weights. If the hub names the revision, put it into the clips' settings."""
-    checkpoint = fetch(asked.config.model, say=say)
-    clips = _clips_of(asked.manifest, asked.config, checkpoint, asked.loras)
-    return replace(asked, checkpoint=checkpoint, clips=clips)
+    checkpoints = {config.model.name: fetch(config.model, say=say) for config, _ in asked.models()}
+    clips = _clips_of(asked.manifest, asked.config, checkpoints, asked.loras)
+    return replace(asked, checkpoints=checkpoints, clips=clips)
+
+
+def stored_config(asked: Asked) -> Config:
+    """Return the settings with what each model that rows use stands for, as a run stores them.
+
+    `models` has every option that a cell names, the command's own too.
+    """
+    config, found, loras = asked.config, asked.checkpoints, asked.loras
+    model = config.model
+    if model.name in found:
+        model = with_content(model, found[model.name], loras)
+    models = {n: with_content(m, found[n], loras) for n, m in config.models.items()}
+    if any(row.model == model.name for row in asked.manifest.rows):
+        models[model.name] = model
+    return replace(config, model=model, models=models)
 
 
 def with_content(
@@ -324,74 +379,18 @@ def with_content(
     return replace(model, revision=checkpoint.revision, transformer_hub=hub, loras=hashed)
 
 
-def _with_remembered_weights(config: Config, found: Checkpoint, run_dir: RunDir) -> Config:
+def _with_remembered_weights(config: Config, names: Sequence[str], run_dir: RunDir) -> Config:
     """Return the settings with the weights that this run directory was last rendered with.
 
     For a hub model without a revision, or a transformer without a hash, of which nothing is on disk
     any more: the newest one would render everything again.
     """
-    model = config.model
-    for earlier in earlier_settings(run_dir):
-        if earlier.model.repo == model.repo:
-            if found.revision is None:
-                model = replace(model, revision=earlier.model.revision)
-            hub, before = model.transformer_hub, earlier.model.transformer_hub
-            if found.lacking is not None and (hub.repo, hub.file) == (before.repo, before.file):
-                hub = replace(hub, sha256=hub.sha256 or before.sha256)
-                model = replace(model, transformer_hub=hub)
-            return replace(config, model=model)
-    return config
-
-
-def check_no_secrets(config: Config, manifest: Manifest, clips: Iterable[Clip]) -> None:
-    """Check that neither settings nor rows hold the value of a secret variable.
-
-    Raises:
-        Refused: A setting holds one.
-        ManifestError: Rows hold one; the messages name rows and variable, never the value.
-    """
-    secrets = secret_values()
-    if not secrets:
-        return
-    for key, text in _settings(asdict(config)):
-        if holder := _holder(text, secrets):
-            raise Refused(
-                f"{key}: holds the value of {holder}, which would be stored in "
-                "runs/*/config.yaml; leave it out, and let what needs it read the environment."
-            )
-    faults = []
-    for clip in {clip.row_index: clip for clip in clips}.values():
-        for column, text in _texts(clip):
-            if holder := _holder(text, secrets):
-                reason = f"holds the value of {holder}, which would be in log, video and page"
-                action = "take it out"
-                faults.append(
-                    format_fault(manifest.name, clip.line, column, BLACKED_OUT, reason, action)
-                )
-    if faults:
-        raise ManifestError(faults)
-
-
-def _holder(text: str, secrets: Mapping[str, str]) -> str | None:
-    """Return which variable's value a text holds, or None."""
-    return next((name for value, name in secrets.items() if value in text), None)
-
-
-def _texts(clip: Clip) -> Iterator[tuple[str, str]]:
-    yield "prompt", clip.settings.prompt
-    yield from (("id", row_id) for row_id in clip.ids)
-    yield "negative_prompt", clip.settings.negative_prompt or ""
-    yield "image", clip.image or ""
-    yield from clip.tags.items()
-
-
-def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in settings with its dotted name."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _settings(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _settings(item, key)
-    elif isinstance(value, str):
-        yield key, value
+    remembered: dict[str, ModelConfig] = {}
+    for name in names:
+        model = config_of(config, name).model
+        found = resolve_checkpoint(model)
+        if found.revision is None or found.lacking is not None:
+            lacks = found.revision is None, found.lacking is not None
+            remembered[name] = remembered_weights(run_dir, model, *lacks)
+    own = remembered.pop(config.model.name, config.model)
+    return replace(config, model=own, models={**config.models, **remembered})

@@ -16,6 +16,7 @@ from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
+from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.forecast.wording import against_prediction
@@ -49,7 +50,7 @@ from hv15_batch.run.prepare import (
     lacks_weights,
     plan_against_log,
     prepare,
-    with_content,
+    stored_config,
     with_weights,
 )
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
@@ -82,6 +83,7 @@ def run(
     typed_line: str = "",
     content: bytes | None = None,
     listener: Listener | None = None,
+    swept: tuple[str, ...] = (),
 ) -> int:
     """Carry out one run and return its exit code.
 
@@ -96,31 +98,33 @@ def run(
         typed_line: The command line without secrets; run.log begins with it.
         content: The bytes of the manifest, if its rows came from a DataFrame.
         listener: Receives the events, and nothing is printed; None prints.
+        swept: Settings that the sweep varies.
 
     Raises:
         Refused: The run is refused, and nothing was touched.
         LogSchemaError: The log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
-    asked = replace(prepare(config, typed_sampling, sweep, content), typed_line=typed_line)
+    asked = replace(prepare(config, typed_sampling, sweep, content, swept), typed_line=typed_line)
     run_dir = asked.run_dir
     set_allocator()  # before the machine is read, so that the log has it
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
     check_measuring(config, machine)
-    check_device(config, machine)
+    check_device(asked, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
-    notes += refuse_or_note(asked, todo, run.offload.kind) if run else ()
+    notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
     is_announced = run is not None and lacks_weights(asked)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, say)
-        _say_all(licence_notes(asked.checkpoint), say)
-    if run is not None and asked.checkpoint.transformer is not None:
-        make_transformer(asked.checkpoint.transformer, config.model, say)
+        _say_all(licence_notes(asked.checkpoints.values()), say)
+    for own, checkpoint in asked.models() if run is not None else ():
+        if checkpoint.transformer is not None:
+            make_transformer(checkpoint.transformer, own.model, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:
@@ -178,14 +182,13 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
-    if run.offload.budget_bytes is not None:
-        say(run.offload.reason)
-        if run.compilation.words:
-            say(run.compilation.words)
+    if run.gpu is not None:
+        _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
     facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
-    if run.compilation.is_new:
-        write_compile(run.run_dir, run.config.model.name, run.compilation.is_on)
+    for name, found in run.compilations.items():
+        if found.is_new:
+            write_compile(run.run_dir, name, found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -200,7 +203,7 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
         received = listener.received if listener else None
-        compiling = COMPILE_SECONDS[0] if run.compilation.is_on else 0.0
+        compiling = COMPILE_SECONDS[0] if run.compiles else 0.0
         watchers = (notices, FirstClip(run.rules, run.pace, progress.say, compiling))
         loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
@@ -250,7 +253,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         type_again=to_type_again(run.config),
         pace=run.pace,
         ends_after=run.rules.ends_after,
-        gpu_uuid=run.offload.gpu.uuid if run.offload.gpu else None,
+        gpu_uuid=run.gpu.uuid if run.gpu else None,
         listen=listen,
     )
 
@@ -292,10 +295,7 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
     publish_json(folder / "system.json", facts)
     _copy_manifest(manifest, folder)
     stored = replace(
-        asked.config,
-        manifest=str(manifest.path),
-        run_dir=str(asked.run_dir.path),
-        model=with_content(asked.config.model, asked.checkpoint, asked.loras),
+        stored_config(asked), manifest=str(manifest.path), run_dir=str(asked.run_dir.path)
     )
     write_settings(folder, stored)
 

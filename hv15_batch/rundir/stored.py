@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY, Config, VideoCodec
+from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
-from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
+from hv15_batch.rundir._typed_only import (
+    HASH,
+    safe_options,
+    section_of,
+    typed_only_in_use,
+    value_of,
+)
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.publish import publish_text
@@ -28,9 +34,8 @@ _DELETED = ("verify", "from_clip", "image", "report.public")
 _SECTIONS = frozenset(f.name for f in fields(Config) if is_dataclass(f.default_factory))
 """Names of the sections of the settings."""
 _MAX_REASON_CHARACTERS = 200
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""Form of a stored revision: a commit, or the hash of a local checkpoint's content."""
-_MAKES_CLIPS = ("model", "sampling", "override", "runtime", "video")
+_MODELS = "models"
+_MAKES_CLIPS = ("model", _MODELS, "preset_sampling", "sampling", "override", "runtime", "video")
 
 
 def write_settings(folder: Path, config: Config) -> None:
@@ -121,7 +126,7 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
     lacking = [
-        name for name in _typed_only_in_use(config) if not {name, name.split(".")[0]} & set(typed)
+        name for name in typed_only_in_use(config) if not {name, name.split(".")[0]} & set(typed)
     ]
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
@@ -132,9 +137,10 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         )
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
-        section, key = _section(config, name)
-        setattr(section, key, _value(defaults, name))
+        section, key = section_of(config, name)
+        setattr(section, key, value_of(defaults, name))
     config.run_dir = str(run_dir.path)
+    config.models = safe_options(config)
     if not {"model", "model.revision"} & set(typed):
         _check_revision(run_dir, file, config)
     return config
@@ -147,7 +153,7 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
         Refused: The message has what to type.
     """
     revision, option = config.model.revision, model_options().get(config.model.name)
-    if revision is None or _HASH.fullmatch(revision) or (option and revision == option.revision):
+    if revision is None or HASH.fullmatch(revision) or (option and revision == option.revision):
         return
     raise Refused(
         f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
@@ -161,34 +167,8 @@ def to_type_again(config: Config) -> list[str]:
     Those of one command come first, then those that are never taken from a stored configuration.
     """
     defaults = Config()
-    once = [name for name in OF_ONE_COMMAND if _value(config, name) != _value(defaults, name)]
-    return once + _typed_only_in_use(config)
-
-
-def _typed_only_in_use(config: Config) -> list[str]:
-    """Return the settings of `TYPED_ONLY` with a value that does not come from the package."""
-    defaults = Config()
-    option = model_options().get(config.model.name)
-    if option is not None:
-        defaults.model = option  # its repository, and that of its transformer
-    if not is_fetched(config.runtime.attention_backend):
-        defaults.runtime.attention_backend = config.runtime.attention_backend
-    return [
-        name for name in TYPED_ONLY if _value(config, name) not in (None, _value(defaults, name))
-    ]
-
-
-def _section(config: Config, name: str) -> tuple[Any, str]:
-    """Return the object that holds a setting with a dotted name, and its name there."""
-    *path, key = name.split(".")
-    section: Any = config
-    for part in path:
-        section = getattr(section, part)
-    return section, key
-
-
-def _value(config: Config, name: str) -> Any:
-    return getattr(*_section(config, name))
+    once = [name for name in OF_ONE_COMMAND if value_of(config, name) != value_of(defaults, name)]
+    return once + typed_only_in_use(config)
 
 
 def earlier_settings(run_dir: RunDir) -> list[Config]:
@@ -207,12 +187,36 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
             seen.add(key)
             # Clips of a setting that this version lacks differ from all that it makes.
             config = _to_config(path, _known_part(stored, OmegaConf.structured(Config)))
-            if config.model.revision and not _HASH.fullmatch(config.model.revision):
-                config.model.revision = (
-                    None  # not written by a run, which stores commits and hashes
-                )
+            for model in (config.model, *config.models.values()):
+                if model.revision and not HASH.fullmatch(model.revision):
+                    model.revision = None  # not written by a run, which stores commits and hashes
             configs.append(config)
     return configs
+
+
+def remembered_weights(
+    run_dir: RunDir, model: ModelConfig, lacks_revision: bool, lacks_file: bool
+) -> ModelConfig:
+    """Return a model with the weights that the last run with its repository used.
+
+    Args:
+        run_dir: Of the runs.
+        model: An option.
+        lacks_revision: Its commit is to be filled in.
+        lacks_file: The hash of its other transformer is to be filled in.
+    """
+    for settings in earlier_settings(run_dir):
+        for earlier in (settings.model, *settings.models.values()):
+            if earlier.repo != model.repo:
+                continue
+            if lacks_revision:
+                model = replace(model, revision=earlier.revision)
+            hub, before = model.transformer_hub, earlier.transformer_hub
+            if lacks_file and (hub.repo, hub.file) == (before.repo, before.file):
+                hub = replace(hub, sha256=hub.sha256 or before.sha256)
+                model = replace(model, transformer_hub=hub)
+            return model
+    return model
 
 
 def check_owner(run_dir: RunDir, manifest: Path) -> None:
@@ -242,7 +246,12 @@ def _known_part(stored: dict[str, Any], node: DictConfig) -> dict[str, Any]:
         value = stored[name]
         section = None if OmegaConf.is_missing(node, name) else node[name]
         if isinstance(value, dict) and isinstance(section, DictConfig):
-            known[name] = _known_part(value, section)
+            if name == _MODELS:  # keys are names of options
+                option = OmegaConf.structured(ModelConfig)
+                parts = {n: m for n, m in value.items() if isinstance(m, dict)}
+                known[name] = {n: _known_part(m, option) for n, m in parts.items()}
+            else:
+                known[name] = _known_part(value, section)
         else:
             known[name] = value
     return known
@@ -258,8 +267,14 @@ def _is_same_file(one: Path, other: Path) -> bool:
 def _fill(node: DictConfig, value: Any) -> None:
     for field in fields(value):
         item = getattr(value, field.name)
+        if field.metadata.get("omegaconf_ignore"):
+            continue
         if hasattr(item, "__dataclass_fields__"):
             _fill(node[field.name], item)
+        elif field.name == _MODELS and isinstance(value, Config):
+            for name, model in item.items():
+                node[_MODELS][name] = OmegaConf.structured(ModelConfig)
+                _fill(node[_MODELS][name], model)
         else:
             node[field.name] = escaped(item)
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, TYPED_ONLY
+from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.status import (
@@ -74,7 +74,7 @@ def type_again_text(names: Collection[str]) -> str:
     status.json may be foreign, so only names of settings are shown.
     """
     once = [name for name in OF_ONE_COMMAND if name in names]
-    needed = [name for name in TYPED_ONLY if name in names]
+    needed = [name for name in (*TYPED_ONLY, CONFIG_DIR) if name in names]
     parts = [f"type again if you want them: {', '.join(once)}"] if once else []
     parts += [f"type again in any case: {', '.join(needed)}"] if needed else []
     return "; ".join(parts)

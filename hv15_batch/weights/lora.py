@@ -6,6 +6,7 @@ Only the header is read here. Torch-free.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,9 +206,8 @@ def _alpha_of_file(metadata: Mapping[str, str], typed: str) -> float | None:
             f"{typed}: its settings ({_DIFFUSERS_METADATA}) are no JSON "
             f"({format_name(str(error))}); fetch the file again."
         ) from error
-    settings = stored if isinstance(stored, dict) else {}
-    plain = {key.rpartition(".")[2]: value for key, value in settings.items()}
-    for name in ("use_dora", "use_rslora", "alpha_pattern", "lora_bias"):
+    plain = _of_transformer(stored if isinstance(stored, dict) else {}, typed)
+    for name in _UNSUPPORTED:
         if plain.get(name):
             value = format_name(str(plain[name])[:40])
             raise Refused(
@@ -227,6 +227,34 @@ def _alpha_of_file(metadata: Mapping[str, str], typed: str) -> float | None:
             "can be used; fetch the file again."
         )
     return number
+
+
+_UNSUPPORTED = ("use_dora", "use_rslora", "alpha_pattern", "lora_bias")
+"""Settings that change the product in another way than alpha."""
+_OF_OTHERS = re.compile(r"(text_encoder|image_encoder|tokenizer|vae)(_[0-9]+)?(\..*)?")
+"""Prefixes of other components' settings: nothing here changes those."""
+
+
+def _of_transformer(settings: Mapping[str, Any], typed: str) -> dict[str, Any]:
+    """Return the settings of the transformer's LoRA, without the prefix of their names.
+
+    Raises:
+        Refused: two prefixes have different values.
+    """
+    found: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    for key, value in settings.items():
+        prefix, _, name = key.rpartition(".")
+        if _OF_OTHERS.fullmatch(prefix):
+            continue
+        other = keys.setdefault(name, key)
+        if other != key and name in ("lora_alpha", *_UNSUPPORTED) and found[name] != value:
+            raise Refused(
+                f"{typed}: its settings have {format_name(other)} and {format_name(key)}, which "
+                "differ; leave the one that is not the transformer's out."
+            )
+        found[name] = value
+    return found
 
 
 def shown_unmatched(unmatched: Iterable[str]) -> str:

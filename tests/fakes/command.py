@@ -40,6 +40,7 @@ class FakeRuns:
         self.sweeps: list[str | None] = []
         self.clocks: list[object] = []
         self.lines: list[str] = []
+        self.swept: list[tuple[str, ...]] = []
 
     def __call__(
         self,
@@ -49,7 +50,9 @@ class FakeRuns:
         _say: object,
         clock: object,
         typed_line: str,
+        swept: tuple[str, ...],
     ) -> int:
+        self.swept.append(swept)
         self.lines.append(typed_line)
         self.configs.append(config)
         self.typed.append(typed)

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from hv15_batch.model.options import model_options
+from hv15_batch.weights.layouts import shapes
+from hv15_batch.weights.transformer import transformer_arguments
+
 Tensors = dict[str, torch.Tensor]
 Adapter = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module of diffusers to (down [rank, inputs], up [outputs, rank])."""
@@ -98,6 +102,16 @@ FORMS = (diffusers, peft, musubi, musubi_comfy, comfy, diffusion_pipe)
 def saved_lora(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, path, metadata)
     return path
+
+
+def lora_of(model: str) -> Tensors:
+    """Return a LoRA of one module of a model's transformer."""
+    name = "transformer_blocks.0.attn.to_q"
+    outputs, inputs = shapes(transformer_arguments(model_options()[model]))[f"{name}.weight"]
+    return {
+        f"transformer.{name}.lora_A.weight": torch.zeros(1, inputs),
+        f"transformer.{name}.lora_B.weight": torch.zeros(outputs, 1),
+    }
 
 
 def _pairs(made: Adapter, down: str, up: str) -> Tensors:

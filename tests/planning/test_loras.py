@@ -63,7 +63,7 @@ def found(path: Path, *typed: Lora) -> tuple[FoundLoras, list[Any]]:
     """What a manifest needs, and its clips."""
     config = Config(model=replace(model_options()["tiny_t2v"], loras=list(typed)))
     rows = read_manifest(path, Task.t2v)
-    known = find_loras(config, rows, resolve_checkpoint(config.model))
+    known = find_loras(config, rows, {config.model.name: resolve_checkpoint(config.model)})
     clips = make_clips(rows, config, None, None, known.by_path)
     return known, [clip.settings.loras for clip in clips]
 
@@ -126,7 +126,7 @@ def test_a_clip_without_a_lora_keeps_its_id(tmp_path: Path, files: dict[str, str
     path = manifest(tmp_path, "", "in/a.safetensors:0.5", "in/a.safetensors:0.6")
     rows = read_manifest(path, Task.t2v)
     config = Config(model=model_options()["tiny_t2v"])
-    known = find_loras(config, rows, resolve_checkpoint(config.model))
+    known = find_loras(config, rows, {config.model.name: resolve_checkpoint(config.model)})
 
     with_cells = make_clips(rows, config, None, None, known.by_path)
     plain = make_clips(read_manifest(manifest(tmp_path, ""), Task.t2v), config, None)
@@ -284,6 +284,34 @@ def test_the_alpha_that_diffusers_stores_counts(
     assert [note for note in notes if "alpha" in note] == []
 
 
+@pytest.mark.parametrize("first", ["transformer", "text_encoder", "text_encoder_2"])
+def test_settings_of_a_text_encoder_are_not_the_transformers(
+    first: str, tmp_path: Path, weights: loras.Tensors
+) -> None:
+    others = {"text_encoder.lora_alpha": 99, "text_encoder_2.use_dora": True}
+    settings = {f"{first}.lora_alpha": 7} | others | {"transformer.lora_alpha": 6}
+    file = with_settings(tmp_path, weights, json.dumps(settings))
+
+    assert {pair.alpha for pair in opened(file).pairs} == {6.0}
+
+
+def test_an_alpha_of_a_text_encoder_alone_is_no_alpha(
+    tmp_path: Path, weights: loras.Tensors
+) -> None:
+    file = with_settings(tmp_path, weights, '{"text_encoder.lora_alpha": 99}')
+
+    assert opened(file).lacks_alpha
+
+
+def test_two_alphas_that_differ_are_refused_by_their_names(
+    tmp_path: Path, weights: loras.Tensors
+) -> None:
+    with_settings(tmp_path, weights, '{"transformer.lora_alpha": 6, "unet.lora_alpha": 7}')
+
+    with pytest.raises(ManifestError, match=r"transformer\.lora_alpha and unet\.lora_alpha, which"):
+        found(manifest(tmp_path, "x.safetensors"))
+
+
 @pytest.mark.parametrize("settings", ["{}", '{"transformer.lora_alpha": null}'])
 def test_an_alpha_that_stands_nowhere_is_told(
     settings: str, tmp_path: Path, weights: loras.Tensors
@@ -343,11 +371,11 @@ def test_a_model_without_a_number_is_refused_by_file_and_key(
     checkpoint = replace(resolve_checkpoint(asked.model), folder=tmp_path)
 
     if key not in SIZE_KEYS:
-        assert find_loras(asked, rows, checkpoint).by_path
+        assert find_loras(asked, rows, {asked.model.name: checkpoint}).by_path
         return
     what = "is x" if value else "is missing"
     with pytest.raises(Refused, match=rf"transformer/config\.json: {key} {what}; a LoRA is comp"):
-        find_loras(asked, rows, checkpoint)
+        find_loras(asked, rows, {asked.model.name: checkpoint})
 
 
 FORGED = "\nlora_te_done: 3 of 3 done\x1b[2J" + "x" * 1_000_000
@@ -455,3 +483,21 @@ def test_a_run_renders_rows_by_their_loras_and_logs_them(
     other = command(path, *SMALL, "model.loras=[{path:in/a.safetensors,scale:0.9}]", "run_dir=out")
     assert other.code == 2
     assert "loras" in other.err
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("a.safetensors:0.5", r"a\.safetensors, scale: 0\.5\}\]'"),
+        ("a.safetensors:-1", r"a\.safetensors, scale: -1\}\]'"),
+    ],
+)
+def test_a_scale_behind_a_typed_path_is_refused_with_the_right_form(
+    path: str, said: str, tmp_path: Path
+) -> None:
+    option = replace(model_options()["tiny_t2v"], loras=[Lora(path)])
+    rows = read_manifest(manifest(tmp_path, ""), Task.t2v)
+    checkpoint = resolve_checkpoint(option)
+
+    with pytest.raises(Refused, match=f"the scale of a setting stands apart: .*{said}"):
+        find_loras(Config(model=option), rows, {option.name: checkpoint})

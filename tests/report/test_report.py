@@ -24,6 +24,7 @@ from fakes.pages import (
 )
 
 from hv15_batch.config.words import read_words
+from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora
 
 # -- the clips --------------------------------------------------------------------------------
@@ -338,6 +339,26 @@ def test_a_first_frame_of_a_pick_is_named_by_its_absolute_path(tmp_path: Path) -
 
     assert shown["pick"]["image"] == "/home/me/frames/a.png"
     assert "height" not in shown["pick"]
+
+
+def test_commands_and_picks_of_clips_with_models_of_their_own(tmp_path: Path) -> None:
+    other = model_options()["demo_t2v"]
+    config = settings(models={"demo_t2v": other}, preset_sampling=["num_inference_steps"])
+    config.sampling.num_inference_steps, config.sampling.fps = 8, 12.0
+    clips = [record("a"), record("b", 1, model="demo_t2v", weights="demo")]
+
+    _, shown = build(make_run(tmp_path, clips, clips, config=config))
+
+    own, theirs = ([w for w in shlex.split(c["command"]) if "=" in w] for c in shown)
+    # The row's own cell names its model. The command's is that of the rows without a cell.
+    assert "model=480p_t2v" in own
+    assert "model=480p_t2v" in theirs
+    assert "sampling.num_inference_steps=8" in own
+    assert "sampling.num_inference_steps=8" not in theirs
+    assert "sampling.fps=12.0" in theirs
+    # A manifest of picks has no column for it.
+    assert [c["pickWords"] for c in shown] == ["model=480p_t2v model.repo=...", "model=demo_t2v"]
+    assert [c["variant"] for c in shown] == ["480p_t2v", "demo_t2v"]
 
 
 def test_a_pick_has_the_loras_of_its_clip_and_no_setting_gives_it_others(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def lines_of(
 ) -> list[str]:
     manifest = Manifest(Path("/p.csv"), "p.csv", "0" * 64, rows=())
     lines: list[str] = []
-    print_dry_run(manifest, planned, checkpoint, beaten or {}, 2**20, lines.append)
+    checkpoints = {p.clip.settings.model: checkpoint for p in planned}
+    print_dry_run(manifest, planned, checkpoints, beaten or {}, 2**20, lines.append)
     return lines
 
 

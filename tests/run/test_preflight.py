@@ -394,12 +394,12 @@ def test_weights_without_a_licence_beside_them_are_said_and_with_one_not(tmp_pat
     folder = write(snapshot(tmp_path), layout(Task.t2v))
     checkpoint = Checkpoint("owner/name", COMMIT, folder, CheckpointKind.hub)
 
-    (line,) = preflight.licence_notes(checkpoint)
+    (line,) = preflight.licence_notes([checkpoint])
     assert line.startswith(f"Licence: no licence file lies beside the weights in {folder}; ")
     assert "Tencent Hunyuan Community License" in line
 
     (folder / "LICENSE.txt").write_text("terms", encoding="utf-8")
-    assert preflight.licence_notes(checkpoint) == []
+    assert preflight.licence_notes([checkpoint]) == []
 
 
 def test_video_settings_of_a_plan_are_what_the_estimate_reads() -> None:

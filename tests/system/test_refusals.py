@@ -103,6 +103,24 @@ REFUSED: dict[tuple[str, ...], str] = {
         "video.preset=(fast: not understood; put a value with special characters in quotes of its "
         "own: 'video.preset=\"...\"'."
     ),
+    **{
+        ("prompts.csv", "model=tiny_t2v", word): (
+            f"{shown}: must be a list of files, each with its path and, if it is not 1, a scale: "
+            "'model.loras=[{path: a.safetensors, scale: 0.8}]'."
+        )
+        for word, shown in {
+            "model.loras=a.safetensors:0.8": "model.loras=a.safetensors:0.8",
+            "model.loras=...": "model.loras=...",
+            "model.loras=[a.safetensors]": "model.loras=[a.safetensors]",
+            "model.loras=[[a, 0.8]]": "model.loras=[[a, 0.8]]",
+            "model.loras={path: a}": "model.loras={path: a}",
+            "model.loras=[{path: a, scale: x}]": "model.loras=[{path: a, scale: x}]",
+            "model.loras=[{path: a}": "model.loras=[{path: a}",
+            "model.loras=null": "model.loras=null",
+            "model.loras=[{file: a}]": "model.loras",
+            "model.loras=[{scale: 1}]": "model.loras",
+        }.items()
+    },
     (
         "prompts.csv",
         "--dryrun",

@@ -135,6 +135,13 @@ def image_key(
     )
 
 
+def clip_image_key(settings: ClipSettings, encoders: EncoderIdentity) -> str:
+    """Return the cache key of a clip's first frame."""
+    assert settings.image_sha256 is not None
+    size = settings.height, settings.width
+    return image_key(settings.image_sha256, *size, encoders, settings.image_conversion)
+
+
 def _key(**parts: Any) -> str:
     text = json.dumps({"format": FORMAT_VERSION, **parts}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -192,15 +199,22 @@ class EmbeddingCache:
         self._write(key, tensors, size)
 
     def read_conditioning(
-        self, settings: ClipSettings, encoders: EncoderIdentity
+        self,
+        settings: ClipSettings,
+        encoders: EncoderIdentity,
+        of_images: EncoderIdentity | None = None,
     ) -> Conditioning | None:
-        """Return all that a clip is conditioned on; None where an entry is missing."""
+        """Return all that a clip is conditioned on; None where an entry is missing.
+
+        Args:
+            settings: Of the clip.
+            encoders: Those of its texts.
+            of_images: Those of its first frame; None for the same.
+        """
         texts = [self.read_text(text_key(text, encoders)) for text in clip_texts(settings)]
         image = None
         if settings.image_sha256 is not None:
-            size = settings.height, settings.width
-            conversion = settings.image_conversion
-            image = self.read_image(image_key(settings.image_sha256, *size, encoders, conversion))
+            image = self.read_image(clip_image_key(settings, of_images or encoders))
             if image is None:
                 return None
         prompt, negative = texts[0], texts[1] if len(texts) > 1 else None

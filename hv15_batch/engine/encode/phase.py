@@ -15,28 +15,27 @@ import torch
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.checks import effective_dtype
-from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import (
     Encoded,
     Event,
-    ExecutorSpec,
     Loading,
+    ModelSpec,
     Note,
     RendererBroken,
     Stepped,
 )
 from hv15_batch.engine._measure import StageMeter
-from hv15_batch.engine.device import device_fault
+from hv15_batch.engine._switch import ModelSwitch
+from hv15_batch.engine.device import device_fault, execution_device
 from hv15_batch.engine.encode.cache import (
     Conditioning,
     EmbeddingCache,
     EncoderIdentity,
+    clip_image_key,
     clip_texts,
-    image_key,
     text_key,
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
-from hv15_batch.engine.placement.placement import Placement
 from hv15_batch.errors import Refused
 from hv15_batch.media.conversion import look
 from hv15_batch.media.image import read_image_bytes
@@ -46,41 +45,36 @@ from hv15_batch.rundir.paths import RunDir
 Emit = Callable[[Event], None]
 
 
+def _identity(model: ModelSpec) -> EncoderIdentity:
+    option = model.config.model
+    return EncoderIdentity(
+        repo=option.repo or option.name,
+        revision=model.checkpoint.revision,
+        weights=option.weights.name,
+        dtype=effective_dtype(model.config).name,
+    )
+
+
 class EncodePhase:
     """Fills the embedding cache and reads from it."""
 
     def __init__(
         self,
-        spec: ExecutorSpec,
-        device: torch.device,
-        make_meter: Callable[[], StageMeter],
-        placement: Placement,
-        load_vae: Callable[[], Any],
+        run_dir: RunDir,
+        models: ModelSwitch,
+        make_meter: Callable[[torch.device], StageMeter],
     ) -> None:
         """Load nothing yet.
 
         Args:
-            spec: Decides model, checkpoint and whether the text encoder is streamed.
-            device: Where the encoders run.
-            make_meter: Returns a meter of that device.
-            placement: Brings the VAE for first frames.
-            load_vae: Returns the VAE that the renderer uses too.
+            run_dir: Has the cache.
+            models: The models of the run; those with the same encoders encode for each other.
+            make_meter: Returns a meter of a device.
         """
-        config = spec.config
-        self._config: Config = config
-        self._checkpoint = spec.checkpoint
-        self._device = device
+        self._models = models
         self._make_meter = make_meter
-        self._placement = placement
-        self._load_vae = load_vae
-        self._streams_text_encoder = spec.streams_text_encoder
-        self._cache = EmbeddingCache(RunDir(spec.run_dir).embeddings)
-        self._identity = EncoderIdentity(
-            repo=config.model.repo or config.model.name,
-            revision=spec.checkpoint.revision,
-            weights=config.model.weights.name,
-            dtype=effective_dtype(config).name,
-        )
+        self._cache = EmbeddingCache(run_dir.embeddings)
+        self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
         self._errors: dict[str, Exception] = {}
 
@@ -90,19 +84,25 @@ class EncodePhase:
         What fails to encode fails the clips that need it, when their turn comes.
         """
         texts, images = self._missing(clips)
-        total = len(texts) + len(images)
-        if texts:
-            self._encode_texts(texts, total, emit)
-        if images:
-            self._encode_images(images, len(texts), total, emit)
+        total = sum(map(len, texts.values())) + sum(map(len, images.values()))
+        done = 0
+        for name, own_texts in texts.items():
+            self._encode_texts(name, own_texts, done, total, emit)
+            done += len(own_texts)
+        for name, own_images in images.items():
+            self._encode_images(name, own_images, done, total, emit)
+            done += len(own_images)
         gc.collect()
 
-    def _encode_texts(self, texts: dict[str, str], total: int, emit: Emit) -> None:
-        encoders = self._encoders(emit)
+    def _encode_texts(
+        self, name: str, texts: dict[str, str], done: int, total: int, emit: Emit
+    ) -> None:
+        device = execution_device(self._models.models[name].config)
+        encoders = self._encoders(name, emit)
         embeddings = encoders.encode_texts(list(texts.values()))
         try:
             for number, (key, text) in enumerate(texts.items(), 1):
-                meter = self._make_meter()
+                meter = self._make_meter(device)
                 try:
                     with meter.stage(ENCODE):
                         embedding = next(embeddings)
@@ -112,68 +112,83 @@ class EncodePhase:
                 except Refused:  # the checkpoint is damaged, for all texts alike
                     raise
                 except Exception as error:
-                    self._remember(key, error)
+                    self._remember(key, error, device)
                     # A generator that raised is spent: the remaining texts need a new one.
                     embeddings = encoders.encode_texts(list(texts.values())[number:])
-                emit(Encoded(number, total))
+                emit(Encoded(done + number, total))
         finally:
             encoders.release()
 
-    def _encode_images(self, images: dict[str, Clip], done: int, total: int, emit: Emit) -> None:
+    def _encode_images(
+        self, name: str, images: dict[str, Clip], done: int, total: int, emit: Emit
+    ) -> None:
         """After the texts: text and image encoders and the VAE need not be there together."""
+        model = self._models.use(name)
         emit(Loading("the VAE"))
-        encoders = self._encoders(emit, vae=self._load_vae())
+        encoders = self._encoders(name, emit, vae=model.models.vae())
         try:
             for number, (key, clip) in enumerate(images.items(), done + 1):
-                meter = self._make_meter()
+                meter = self._make_meter(model.device)
                 try:
-                    with meter.stage(ENCODE), self._placement.decoding():
+                    with meter.stage(ENCODE), model.placement.decoding():
                         self._encode_image(key, clip, encoders)
                     self._encoded[key] = meter
                 except Refused:
                     raise
                 except Exception as error:
-                    self._remember(key, error)
+                    self._remember(key, error, model.device)
                 emit(Encoded(number, total))
         finally:
             encoders.release()
 
-    def _remember(self, key: str, error: Exception) -> None:
+    def _remember(self, key: str, error: Exception, device: torch.device) -> None:
         """Keep an error for the clips that need this text or image.
 
         Raises:
             RendererBroken: after it, every call on the device fails.
         """
         self._errors[key] = error.with_traceback(None)
-        if fault := device_fault(self._device, type(error).__name__, str(error)):
+        if fault := device_fault(device, type(error).__name__, str(error)):
             raise RendererBroken(f"the worker can no longer use the device ({fault})", None)
 
-    def _encoders(self, emit: Emit, vae: Any = None) -> Encoders:
+    def _encoders(self, name: str, emit: Emit, vae: Any = None) -> Encoders:
+        model = self._models.models[name]
         return load_encoders(
-            self._config,
-            self._checkpoint,
+            model.config,
+            model.checkpoint,
             vae=vae,
-            streams_text_encoder=self._streams_text_encoder,
+            streams_text_encoder=model.streams_text_encoder,
             on_load=lambda what: emit(Loading(what)),
         )
 
-    def _missing(self, clips: Sequence[Clip]) -> tuple[dict[str, str], dict[str, Clip]]:
-        """Return by key the texts that the cache lacks, and a clip for each missing image."""
-        texts: dict[str, str] = {}
-        images: dict[str, Clip] = {}
+    def _missing(
+        self, clips: Sequence[Clip]
+    ) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, Clip]]]:
+        """Return what the cache lacks: by model, texts by key and a clip for each image's key."""
+        texts: dict[str, dict[str, str]] = {}
+        images: dict[str, dict[str, Clip]] = {}
         seen: set[str] = set()
         for clip in clips:
+            own, of_images = self._text_model(clip), self._image_model(clip)
             for text in clip_texts(clip.settings):
-                key = text_key(text, self._identity)
+                key = text_key(text, self._identities[own])
                 if key not in seen and self._cache.read_text(key) is None:
-                    texts[key] = text
+                    texts.setdefault(own, {})[key] = text
                 seen.add(key)
             if clip.settings.image_sha256 is not None:
-                key = self._image_key(clip)
+                key = clip_image_key(clip.settings, self._identities[of_images])
                 if key not in seen and self._cache.read_image(key) is None:
-                    images[key] = clip
+                    images.setdefault(of_images, {})[key] = clip
                 seen.add(key)
         return texts, images
+
+    def _text_model(self, clip: Clip) -> str:
+        """Return the model whose encoders encode a clip's texts."""
+        return self._models.same_texts[clip.settings.model]
+
+    def _image_model(self, clip: Clip) -> str:
+        """Return the model whose image encoder and VAE encode a clip's first frame."""
+        return self._models.same_images[clip.settings.model]
 
     def _warn_of_lost_tokens(self, text: str, lost: int, emit: Emit) -> None:
         if lost > 0:
@@ -201,29 +216,24 @@ class EncodePhase:
             )
         self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
-    def _image_key(self, clip: Clip) -> str:
-        settings = clip.settings
-        assert settings.image_sha256 is not None
-        size = settings.height, settings.width
-        conversion = settings.image_conversion
-        return image_key(settings.image_sha256, *size, self._identity, conversion)
-
     def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
         """Return the cached embeddings, and whether all of them were on disk already.
 
         What encoding took is added to `meter` where this clip is the first that needs it.
         """
-        keys = [text_key(text, self._identity) for text in clip_texts(clip.settings)]
+        of_texts = self._identities[self._text_model(clip)]
+        of_images = self._identities[self._image_model(clip)]
+        keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
         if clip.settings.image_sha256 is not None:
-            keys.append(self._image_key(clip))
+            keys.append(clip_image_key(clip.settings, of_images))
         conditioning = None
         if not any(key in self._errors for key in keys):
-            conditioning = self._cache.read_conditioning(clip.settings, self._identity)
+            conditioning = self._cache.read_conditioning(clip.settings, of_texts, of_images)
             if conditioning is None:
                 # A damaged entry, or latents that turned out to be damaged.
                 emit(Stepped(clip.clip_id, ENCODE, 0, clip.settings.num_inference_steps))
                 self.encode([clip], emit)
-                conditioning = self._cache.read_conditioning(clip.settings, self._identity)
+                conditioning = self._cache.read_conditioning(clip.settings, of_texts, of_images)
         for key in keys:
             if key in self._errors:
                 raise self._errors[key]

@@ -124,6 +124,22 @@ class Placement:
             self.hold_vae(self._vae.module)
         return True
 
+    def release(self, keeps_vae: bool) -> None:
+        """Let go of both, so that those of another model take their place.
+
+        Args:
+            keeps_vae: Whether the VAE is held again by another placement.
+        """
+        if self._vae is not None and keeps_vae:
+            self._vae.leave()
+        elif self._vae is not None:
+            self._vae.free()
+        if self._stream is not None:
+            self._stream.free()
+        if self._transformer is not None:
+            self._transformer.free()
+        self._vae = self._transformer = self._stream = None
+
     def describe(self) -> str:
         """Return the name of the profile in effect."""
         return self.kind.name
@@ -143,6 +159,7 @@ class _Movable:
     def __init__(self, module: nn.Module, leaves: bool) -> None:
         self.module = module
         self._host: list[torch.Tensor] | None = None
+        self._pinned: list[torch.Tensor] = []
         self._stays_on: torch.device | None = None
         if leaves:
             self._keep_host_copy()
@@ -172,19 +189,34 @@ class _Movable:
             tensor.data = host
         torch.cuda.empty_cache()  # one large block for the next component instead of many small
 
+    def free(self) -> None:
+        """Leave the card and unpin the host copy, whose pages stay in memory otherwise."""
+        if self._host is None:
+            return
+        self.leave()
+        for tensor in self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+        self._pinned.clear()
+
     def _keep_host_copy(self) -> None:
         self._host = [tensor.data.cpu() for tensor in self._tensors()]
         if torch.cuda.is_available():
-            for tensor in self._host:
-                _pin_in_place(tensor)
+            self._pinned = [tensor for tensor in self._host if _pin_in_place(tensor)]
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
 
 
-def _pin_in_place(tensor: torch.Tensor) -> None:
-    """Pin memory that exists: torch's own pinned allocations round up to powers of two."""
+def _pin_in_place(tensor: torch.Tensor) -> bool:
+    """Pin memory that exists: torch's own pinned allocations round up to powers of two.
+
+    Returns:
+        Whether it is pinned now, by this or by an earlier call.
+    """
     size = tensor.numel() * tensor.element_size()
-    if size >= _PINNED_FROM_BYTES and tensor.is_contiguous() and not tensor.is_pinned():
-        # A region that cannot be pinned (a file mapping) is copied at pageable speed instead.
-        torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)
+    if size < _PINNED_FROM_BYTES or not tensor.is_contiguous():
+        return False
+    if tensor.is_pinned():
+        return True
+    # A region that cannot be pinned (a file mapping) is copied at pageable speed instead.
+    return int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)) == 0

@@ -1,0 +1,528 @@
+"""Several models in one run: whose settings hold for which rows, their order, log and ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes.loras import lora_of, saved_lora
+from fakes.runs import FakeExecutor, FakeRenderer, Project
+from PIL import Image
+
+from hv15_batch.clock import Clock
+from hv15_batch.config.checks import check_config
+from hv15_batch.config.compose import compose_one
+from hv15_batch.config.options import config_of
+from hv15_batch.config.settings import CONFIG_DIR, Config, Order, RetryConfig, SamplingConfig
+from hv15_batch.dispatch.protocol import ExecutorSpec, Job, Note
+from hv15_batch.errors import Refused
+from hv15_batch.manifest.cells import ManifestError
+from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import Lora, OffloadKind, SamplingDefaults, Weights
+from hv15_batch.prefetch import prefetch
+from hv15_batch.run.outlook import Plan, make_plan
+from hv15_batch.run.prepare import prepare
+from hv15_batch.run.schedule import Rules
+from hv15_batch.rundir.stored import latest_settings, to_type_again
+
+DEMO = model_options()["demo_t2v"].default_sampling
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    project = Project(tmp_path)
+    project.write(
+        "id,prompt,model,image,seed",
+        "cat,a cat,,,0 1",
+        "dog,a dog,demo_t2v,,0",
+        "owl,an owl,tiny_t2v,,0",
+        "fox,a fox,demo_i2v,a.png,0",
+        "bee,a bee,demo_t2v,,0 1",
+    )
+    return project
+
+
+def planned(project: Project, config: Config | None = None, swept: tuple[str, ...] = ()) -> Plan:
+    asked = prepare(config or project.config(), (), "sweep" if swept else None, None, swept)
+    return make_plan(asked, Rules(Clock()))
+
+
+def rows(project: Project, config: Config | None = None) -> dict[str, Any]:
+    return {p.clip.row_id: p.clip.settings for p in planned(project, config).clips}
+
+
+# -- order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("takes", "cat0 owl0 cat1 dog0 bee0 bee1 fox0"),
+        ("rows", "cat0 cat1 owl0 dog0 bee0 bee1 fox0"),
+    ],
+)
+def test_each_model_has_its_clips_together_in_their_order(
+    project: Project, order: str, expected: str
+) -> None:
+    plan = planned(project, project.config(order=Order[order]))
+
+    clips = [f"{p.clip.row_id}{p.clip.settings.seed}" for p in plan.clips]
+
+    assert " ".join(clips) == expected
+
+
+def test_lora_sets_stay_within_their_model(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    lines = ["a,a,,", "b,b,demo_t2v,", "c,c,,", "d,d,demo_t2v,"]
+    project.write("id,prompt,model,seed", *lines)
+    plain = [p.clip for p in planned(project).clips]
+    lora = (("0" * 64, 1.0),)
+    settings = [replace(c.settings, loras=lora if c.row_id in "cd" else None) for c in plain]
+
+    groups = [s.group for s in settings]
+
+    assert [s.prompt for s in settings] == ["a", "c", "b", "d"]
+    assert len(set(groups)) == 4
+
+
+# -- whose settings hold ----------------------------------------------------------------------
+
+
+def test_a_rows_model_comes_from_its_own_file_alone(project: Project) -> None:
+    typed = SamplingDefaults(height=64, width=64, num_frames=5, num_inference_steps=3)
+    config = project.config()
+    config.model = replace(config.model, default_sampling=typed)
+
+    found = rows(project, config)
+
+    for row in ("cat", "owl"):  # without a cell, and with one that names the command's option
+        assert (found[row].model, found[row].num_inference_steps) == ("tiny_t2v", 3)
+    assert found["dog"].model == "demo_t2v"
+    assert (found["dog"].height, found["dog"].num_inference_steps) == (128, 16)
+    assert (found["dog"].weights, found["fox"].weights) == ("demo", "demo")
+
+
+def test_typed_sampling_holds_for_all_rows_and_that_of_a_preset_for_its_own_model(
+    project: Project,
+) -> None:
+    sampling = SamplingConfig(seeds=0, num_inference_steps=7, fps=30.0)
+    config = project.config(sampling=sampling, preset_sampling=["num_inference_steps"])
+
+    found = rows(project, config)
+
+    assert [found[r].num_inference_steps for r in ("cat", "owl", "dog", "fox")] == [7, 7, 16, 16]
+    assert {s.fps for s in found.values()} == {30.0}
+
+
+def test_a_preset_is_known_by_what_it_sets_and_was_not_typed(tmp_path: Path) -> None:
+    words = ["experiment=rtx4090_step_distilled", "sampling.flow_shift=6"]
+
+    preset = compose_one(words, None).config
+    typed = compose_one([*words, "sampling.num_inference_steps=12"], None).config
+
+    assert "num_inference_steps" in preset.preset_sampling
+    assert "flow_shift" not in preset.preset_sampling
+    assert "num_inference_steps" not in typed.preset_sampling
+    assert compose_one(["sampling.num_inference_steps=12"], None).config.preset_sampling == []
+
+
+def test_overrides_and_runtime_hold_for_all_rows(project: Project) -> None:
+    override = SamplingConfig(num_inference_steps=4, guidance_scale=1.0)
+
+    found = rows(project, project.config(override=override))
+
+    assert {(s.num_inference_steps, s.guidance_scale) for s in found.values()} == {(4, 1.0)}
+
+
+def test_random_weights_hold_for_all_full_size_options(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,", "b,b,480p_t2v_4step", "c,c,demo_t2v")
+    model = replace(model_options()["480p_t2v"], weights=Weights.random)
+
+    found = rows(project, project.config(model=model))
+
+    assert [found[row].weights for row in "abc"] == ["random", "random", "demo"]
+    assert found["b"].transformer_sha256 is None
+
+
+def test_loras_of_the_command_hold_for_its_own_model(project: Project, tmp_path: Path) -> None:
+    from hv15_batch.manifest.weights import loras_of
+
+    config = project.config(models={"demo_t2v": model_options()["demo_t2v"]})
+    config.model = replace(config.model, loras=[Lora(str(tmp_path / "a.safetensors"))])
+    asked = prepare(project.config(), (), None).manifest.rows
+
+    counts = [len(loras_of(row, config_of(config, row.model), {})) for row in asked[:3]]
+
+    assert counts == [1, 0, 1]
+
+
+def test_the_rules_of_a_column_are_those_of_the_rows_model(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    project.write(
+        "prompt,model,image,height",
+        "a,demo_t2v,a.png,",
+        "b,demo_i2v,,",
+        "c,demo_i2v,a.png,128",
+        "d,,a.png,",
+        "e,demo_t2v,,128",
+        "f,demo_i2v,a.png,",
+    )
+
+    with pytest.raises(ManifestError) as caught:
+        planned(project)
+
+    places = [message.split(": ")[0].split(":")[-1] for message in caught.value.faults]
+    columns = [message.split(": ")[1].split("=")[0] for message in caught.value.faults]
+    assert list(zip(places, columns, strict=True)) == [
+        ("2", "image"),
+        ("3", "image"),
+        ("4", "height"),
+        ("5", "image"),
+    ]
+
+
+def test_an_unknown_option_is_one_fault_with_the_nearest_name(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("prompt,model,image", "a,demo_t3v,", "b,480p_t2v.yaml,x.png", "c,../demo_t2v,")
+
+    with pytest.raises(ManifestError) as caught:
+        planned(project)
+
+    faults = [m for m in caught.value.faults if "image=" not in m]
+    assert len(faults) == 3
+    assert "model=demo_t3v: did you mean demo_t2v? a row names a model option, one of" in faults[0]
+    assert "--config-dir=DIR adds those in DIR/model" in faults[0]
+
+
+def test_one_id_in_rows_of_two_models_is_refused(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,tiny_t2v", "a,a,demo_t2v")
+
+    with pytest.raises(ManifestError, match="3: id=a: an id is unique, and line 2 has it already"):
+        planned(project)
+
+
+def test_the_recipe_is_that_of_the_rows_model(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model,guidance_scale", "a,a,,6", "b,b,480p_t2v_distilled,6")
+
+    with pytest.raises(ManifestError) as caught:
+        planned(project)
+
+    (fault,) = caught.value.faults
+    assert ":3: guidance_scale=6.0: 480p_t2v_distilled is distilled for guidance_scale 1" in fault
+
+
+def test_a_setting_that_one_of_the_models_refuses_names_it(project: Project) -> None:
+    override = SamplingConfig(height=128, width=128)
+
+    with pytest.raises(Refused, match=r"rows with model demo_i2v: override\.height=128: an image"):
+        planned(project, project.config(override=override))
+
+
+def test_a_model_of_the_command_that_no_row_uses_is_not_checked(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,tiny_t2v")
+    config = project.config(model=model_options()["480p_t2v_distilled"])
+
+    assert project.run(model=config.model) == 0  # no card is here
+
+    assert [r["model"] for r in project.records()] == ["tiny_t2v"]
+
+
+# -- a sweep ----------------------------------------------------------------------------------
+
+
+def test_a_swept_model_that_every_row_beats_is_refused(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,tiny_t2v", "b,b,demo_t2v")
+
+    with pytest.raises(Refused, match=r"model: every row of .* has its own model"):
+        planned(project, swept=("model",))
+    found = planned(project, swept=("model.target_size",))
+    assert "Swept model.target_size: without effect in 1 of 2 rows" in "\n".join(found.lines)
+
+
+def test_a_swept_model_that_some_rows_beat_is_counted(project: Project) -> None:
+    lines = "\n".join(planned(project, swept=("model", "override.fps")).lines)
+
+    assert "Swept model: without effect in 4 of 5 rows, which have their own model" in lines
+
+
+# -- what a run stores ------------------------------------------------------------------------
+
+
+def stored(project: Project) -> dict[str, Any]:
+    (folder,) = project.run_dir.runs.iterdir()
+    return dict(yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+def test_a_run_stores_each_option_and_logs_it(project: Project) -> None:
+    assert project.run() == 0
+
+    models = stored(project)["models"]
+    assert list(models) == ["demo_i2v", "demo_t2v", "tiny_t2v"]
+    assert models["demo_i2v"]["task"] == "i2v"
+    by_row = {r["row_id"]: r for r in project.records()}
+    assert {row: r["model"] for row, r in by_row.items()} == {
+        "cat": "tiny_t2v",
+        "owl": "tiny_t2v",
+        "dog": "demo_t2v",
+        "bee": "demo_t2v",
+        "fox": "demo_i2v",
+    }
+    assert models["demo_t2v"]["revision"] == by_row["dog"]["revision"]
+
+
+def test_a_run_without_the_column_stores_no_options(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", "a,a")
+    assert project.run() == 0
+
+    assert stored(project)["models"] == {}
+
+
+def test_a_run_resumes_with_its_options(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = project.config(
+        sampling=SamplingConfig(seeds=0, num_inference_steps=7),
+        preset_sampling=["num_inference_steps"],
+    )
+    changes = {"sampling": config.sampling, "preset_sampling": config.preset_sampling}
+    assert project.run(**changes) == 0
+    project.did()
+
+    again = latest_settings(project.run_dir)
+
+    assert again.preset_sampling == ["num_inference_steps"]
+    assert again.models["demo_t2v"] == stored_option(project, "demo_t2v")
+    assert planned(project, again).todo == ()
+
+
+def stored_option(project: Project, name: str) -> Any:
+    revision = stored(project)["models"][name]["revision"]
+    return replace(model_options()[name], revision=revision)
+
+
+def test_a_stored_option_never_decides_what_is_fetched(project: Project) -> None:
+    assert project.run() == 0
+    (folder,) = project.run_dir.runs.iterdir()
+    text = (folder / "config.yaml").read_text()
+    values = yaml.safe_load(text)
+    values["models"]["demo_t2v"] |= {"repo": "someone/else", "weights": "pretrained"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+
+    with pytest.raises(Refused, match="the last run used --config-dir, which decides"):
+        latest_settings(project.run_dir)
+    assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
+
+
+def test_other_settings_for_done_clips_of_any_model_are_refused(project: Project) -> None:
+    assert project.run() == 0
+
+    with pytest.raises(Refused, match="num_inference_steps 2 -> 4; 7 clips"):
+        project.run(override=SamplingConfig(num_inference_steps=4))
+    assert project.run() == 0
+
+
+def test_a_cell_that_changes_makes_a_new_clip_of_its_row_alone(project: Project) -> None:
+    assert project.run() == 0
+    text = project.manifest.read_text().replace("bee,a bee,demo_t2v", "bee,a bee,tiny_t2v")
+    project.manifest.write_text(text)
+    project.did()
+
+    assert project.run() == 0
+
+    assert len(project.did()) == 2
+    states = {(p["row_id"], p["state"]) for p in project.plan()}
+    assert {state for _, state in states} == {"done"}
+
+
+# -- own options ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    folder = tmp_path / "conf"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text(
+        "defaults: [demo_t2v, _self_]\nname: mine\ndefault_sampling: {num_inference_steps: 5}\n"
+    )
+    return folder
+
+
+def test_a_row_names_an_option_of_the_users_folder(tmp_path: Path, own: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine", "b,b,demo_t2v")
+    config = project.config(config_dir=str(own))
+
+    assert rows(project, config)["a"].num_inference_steps == 5
+    assert project.run(config_dir=str(own)) == 0
+
+    assert stored(project)["models"]["mine"]["default_sampling"]["num_inference_steps"] == 5
+    assert to_type_again(replace(config, models={"mine": model_options()["demo_i2v"]})) == []
+    assert "config_dir" not in stored(project)
+
+
+def test_the_folder_is_absolute_and_known_to_the_run(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own.parent)
+
+    config = compose_one(["model=demo_t2v"], "conf").config
+
+    assert config.config_dir == str(own)
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults: [demo_t2v]\n", "name: demo_t2v, by which it is logged; write name: mine"),
+        ("name: mine\nstops: 3\n", r"model/mine\.yaml: .*stops"),
+    ],
+)
+def test_an_own_option_with_a_fault_is_refused_by_its_file(
+    text: str, message: str, tmp_path: Path, own: Path
+) -> None:
+    (own / "model" / "mine.yaml").write_text(text)
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine")
+
+    with pytest.raises(Refused, match=message):
+        planned(project, project.config(config_dir=str(own)))
+
+
+# -- workers ----------------------------------------------------------------------------------
+
+
+class Dying(FakeExecutor):
+    """Steps down while it renders a dog, and dies of an owl."""
+
+    specs: list[ExecutorSpec] = []  # noqa: RUF012
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        super().__init__(spec)
+        self.specs.append(spec)
+
+    def submit(self, job: Job) -> None:
+        if job.clip.row_id == "dog":
+            self._events.append(Note("less memory", OffloadKind.stream))
+        super().submit(job)
+
+
+def test_a_profile_that_was_left_is_that_of_its_model(tmp_path: Path) -> None:
+    Dying.specs.clear()
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "cat,a cat,", "dog,a dog,demo_t2v", "owl,die,demo_t2v")
+
+    assert project.run(Dying) == 3
+
+    kinds = [{n: m.offload.name for n, m in spec.models.items()} for spec in Dying.specs]
+    assert kinds[0] == {"tiny_t2v": "resident", "demo_t2v": "resident"}
+    assert kinds[-1] == {"tiny_t2v": "resident", "demo_t2v": "stream"}
+    lost = [r for r in project.records() if r["row_id"] == "owl"][-1]
+    assert (lost["model"], lost["task"]) == ("demo_t2v", "t2v")
+    assert "demo_t2v" in lost["repo"]
+
+
+# -- bad clips --------------------------------------------------------------------------------
+
+
+class ByModel(FakeRenderer):
+    """Fails each clip of the demo model."""
+
+    def render(self, job: Job, emit: Any) -> Any:
+        if job.clip.settings.model == "demo_t2v":
+            settings = replace(job.clip.settings, prompt="fail")
+            job = replace(job, clip=replace(job.clip, settings=settings))
+        return super().render(job, emit)
+
+
+def failing(spec: ExecutorSpec) -> FakeExecutor:
+    return FakeExecutor(spec, ByModel)
+
+
+def test_a_bad_model_is_given_up_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    bad = [f"d{n},dog {n},demo_t2v" for n in range(6)]
+    project.write("id,prompt,model", *bad, "a,a cat,", "b,an owl,")
+
+    code = project.run(failing, retry=RetryConfig(max_consecutive_bad=2))
+
+    assert code == 3
+    done = [(r["row_id"], r["status"]) for r in project.records()]
+    assert [row for row, status in done if status == "ok"] == ["a", "b"]
+    assert [row for row, status in done if status == "failed"] == ["d0", "d1", "d2"]
+    shown = capsys.readouterr().out
+    assert "model demo_t2v is given up, and 3 clips with it: 2 clips in a row failed" in shown
+    assert "3 of 8 clips failed, 3 given up; resume with" in "\n".join(project.said)
+    left = [p["row_id"] for p in project.plan() if p["state"] == "new"]
+    assert left == ["d3", "d4", "d5"]
+
+
+def test_the_run_stops_once_all_models_are_given_up(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    bad = [f"{m}{n},fail {n},{m}" for m in ("demo_t2v", "tiny_t2v") for n in range(5)]
+    project.write("id,prompt,model", *bad)
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 4
+
+    assert len(project.records()) == 6
+    assert "clips in a row failed or are suspect" in "\n".join(project.said)
+
+
+def test_bad_clips_of_two_models_are_not_added_up(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    rows = ["a,a,demo_t2v", "b,fail b,demo_t2v", "c,fail c,", "d,d,", "e,fail e,", "f,f,"]
+    project.write("id,prompt,model", *rows)
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 3
+
+    assert len(project.records()) == 6
+
+
+def test_a_bad_lora_gives_up_its_own_clips_alone(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt,loras", *[f"d{n},fail {n},bad.safetensors" for n in range(4)], "a,a,")
+    saved_lora(project.folder / "bad.safetensors", lora_of("tiny_t2v"))
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 3
+
+    assert [r["row_id"] for r in project.records()] == ["d0", "d1", "d2", "a"]
+    assert "model tiny_t2v with LoRA bad.safetensors is given up" in capsys.readouterr().out
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+
+def test_prefetch_with_a_manifest_fetches_each_model_of_its_rows(project: Project) -> None:
+    said: list[str] = []
+
+    assert prefetch(project.config(), said.append) == 0
+
+    assert [line.split(" is built")[0] for line in said] == [
+        "model=tiny_t2v",
+        "model=demo_t2v",
+        "model=demo_i2v",
+    ]
+
+
+def test_a_lora_is_compared_with_the_model_of_its_row(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    saved_lora(tmp_path / "x.safetensors", lora_of("tiny_t2v"))
+    project.write("id,prompt,model,loras", "a,a,,x.safetensors", "b,b,demo_t2v,x.safetensors")
+
+    with pytest.raises(ManifestError) as caught:
+        planned(project)
+
+    (fault,) = caught.value.faults
+    assert ":3: loras=x.safetensors: " in fault
