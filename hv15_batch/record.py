@@ -135,9 +135,7 @@ class ClipRecord:
     tags: str | None = _asked("the row's tag_* cells as a JSON object", private=True)
     attention_backend_requested: str | None = _asked("backend as typed")
     off_recipe: bool | None = _asked("distilled model used off its recipe", groups=True)
-    linear: str | None = _asked(
-        "8-bit linear modules, fp8 or int8; null computes them in `dtype`", groups=True
-    )
+    linear: str | None = _asked("linear modules in 8 bits, fp8 or int8; null for none", groups=True)
     cache: str | None = _asked(
         "static step cache as every:start:end; null computes every step", groups=True
     )

@@ -61,7 +61,9 @@ def test_8_bit_linear_modules_have_no_share_of_the_16_bit_rate(linear: str | Non
     text = TextEmbedding(torch.zeros(1, 60, 8), None)
     settings = a_clip(T2V, dtype="bfloat16", linear=linear).settings
 
-    columns = work_columns(settings, Conditioning(text, None, None), 2.0, "NVIDIA H200")
+    conditioning = Conditioning(text, None, None)
+
+    columns = work_columns(settings, conditioning, 2.0, "NVIDIA H200", "_native_cudnn")
 
     assert columns["tflops"] > 0
     assert (columns["mfu"] is None) == (linear is not None)
