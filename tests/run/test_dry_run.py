@@ -285,7 +285,7 @@ def test_a_demo_model_warns_of_sizes_and_words_that_it_was_not_trained_on(
         "WARNING: off the recipe of demo_t2v in 1 clip: 49 frames: trained on up to 25, and this "
         "is 2.0 times as long",
         "WARNING: off the recipe of demo_t2v in 1 clip: 256x192 pixels: trained at 128x192",
-        "WARNING: words that demo_t2v was not trained on in 1 clip: cat, walks",
+        'WARNING: words that demo_t2v was not trained on in 1 clip: "cat", "walks"',
     ]
 
 
