@@ -131,7 +131,7 @@ def _compared(
     if card is not None and find_card(card) is None:
         asked = replace(config, runtime=replace(config.runtime, card=EXAMPLE))
         basis = f", predicted for the {EXAMPLE}, because no figures of this card are known"
-    rows = read_log_rows(run_dir.log)
+    rows = [] if card is None else read_log_rows(run_dir.log)
     found: dict[bool, Forecast] = {}
     for is_on in (False, True):
         with suppress(Refused):  # no profile fits, which the run's own forecast will report
