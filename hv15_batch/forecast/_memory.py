@@ -26,10 +26,9 @@ STREAMED_ENCODER_BYTES = int(1.6 * GIB)
 ACTIVATION_BYTES_PER_TOKEN = 51_500
 COMPILED_ACTIVATION_BYTES_PER_TOKEN = 35_000
 """Peak of a mask-free forward without its weights: 2.36 GiB at 49,290 tokens, 1.6 GiB compiled."""
-EIGHT_BIT_INPUT_BYTES_PER_TOKEN = 4 * WIDTH
-"""The widest input of an 8-bit product, which is kept beside the one in 16 bits."""
-EIGHT_BIT_PIECE_BYTES = 3 * 4096 * 4 * WIDTH * 4
-"""Of a piece of tokens in 32 bits, while it is quantised and nothing is compiled."""
+INT8_COMPILED_BYTES_PER_TOKEN = 32_700
+"""More than that, compiled with `linear=int8`: products in 32 bits, 3.1 GiB in all on one H200.
+`fp8`, and `int8` without compilation, have the peak of 16 bits."""
 MASK_BYTES_PER_PAIR = 3.6
 """The mask of plain diffusers and its copies, for each pair of tokens. Activations measured on an
 H200: 11.1 GiB at 49,290 tokens, 3.5 GiB at 25,440."""
@@ -123,9 +122,8 @@ def _activation_bytes(shape: Shape, execution: Execution) -> int:
     compiled = execution.compiled
     per_token = COMPILED_ACTIVATION_BYTES_PER_TOKEN if compiled else ACTIVATION_BYTES_PER_TOKEN
     activations = float(per_token * tokens)
-    if execution.linear is not None:
-        activations += EIGHT_BIT_INPUT_BYTES_PER_TOKEN * tokens
-        activations += 0 if compiled else EIGHT_BIT_PIECE_BYTES
+    if execution.linears is Linear.int8 and compiled:
+        activations += INT8_COMPILED_BYTES_PER_TOKEN * tokens
     if not execution.mask_free:
         activations += MASK_BYTES_PER_PAIR * (tokens + PADDED_TOKENS) ** 2
     return int(activations * execution.bytes_factor)

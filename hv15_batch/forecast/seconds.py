@@ -27,7 +27,6 @@ from hv15_batch.model.shapes import (
     TEXT_TOKENS,
     TRANSFORMER_BYTES,
     VAE_BYTES,
-    WIDTH,
     Shape,
     attention_flop,
     forward_flop,
@@ -41,11 +40,17 @@ start of each kernel takes most of the time, and not its arithmetic."""
 MATMUL_SHARE = 0.70
 """Share of the dense bf16 rate that matrix products reach on an H200. For fp32 it is assumed."""
 EIGHT_BIT_SHARE = 0.475
-"""Share of the dense 8-bit rate that matrix products reach, quantising their inputs included. With
-fp8 the three shapes of the image stream took 1 / 1.36 of their bf16 time on an H200. For int8 it is
-assumed."""
-INT32_BYTES_PER_TOKEN = 54 * 9 * WIDTH * 10
-"""Integer products are written and read in 32 bits, before they are scaled; assumed."""
+"""Share of the dense 8-bit rate that matrix products reach. With fp8 the three shapes of the image
+stream took 1 / 1.36 of their bf16 time on an H200. For int8 it is assumed."""
+EIGHT_BIT_BYTES_PER_TOKEN = {
+    (Linear.fp8, False): 40e6,
+    (Linear.fp8, True): 0.0,
+    (Linear.int8, False): 114e6,
+    (Linear.int8, True): 17e6,
+}
+"""Bytes that 8 bits add for each video token and forward, by type and whether it is compiled:
+inputs are quantised, and integer products scaled. Fitted to forwards of 49,290 tokens on one H200
+(`BENCHMARKS.md`, "What do 8-bit weights cost and save?")."""
 ELEMENTWISE_BYTES_PER_TOKEN = 58e6
 """Bytes that element-wise kernels read and write per video token and forward, in 16 bits."""
 ELEMENTWISE_COMPILED_SHARE = 0.4
@@ -183,7 +188,7 @@ def _compute_seconds(shape: Shape, card: Card, execution: Execution) -> float:
     rate = (card.fp32_tflops if factor == 2 else card.dense_bf16_tflops) * 1e12
     bytes_ = ELEMENTWISE_BYTES_PER_TOKEN * tokens * factor
     bytes_ *= ELEMENTWISE_COMPILED_SHARE if execution.compiled else 1.0
-    bytes_ += INT32_BYTES_PER_TOKEN * tokens if execution.linears is Linear.int8 else 0.0
+    bytes_ += tokens * EIGHT_BIT_BYTES_PER_TOKEN.get((execution.linears, execution.compiled), 0.0)
     return (
         attention_flop(tokens, text) / (rate * attention_share(card, execution))
         + linear_flop(tokens) / linear_rate(card, execution)
@@ -265,15 +270,15 @@ def not_modelled(card: Card, execution: Execution) -> str | None:
         parts.append(f"attention_backend={execution.attention_backend}, taken as {name}")
     if execution.dtype == "float32":
         parts.append("dtype=float32, never measured")
-    if execution.linear is not None and (execution.linear, card.name) != _MEASURED:
+    if execution.linear is not None and card.name != _MEASURED:
         name = f"linear={execution.linear}"
-        parts.append(f"{name}, taken at the share of the 8-bit rate that fp8 reached on an H200")
+        parts.append(f"{name}, taken at the share of the 8-bit rate that an H200 reached")
     if execution.lora_bytes:
         parts.append("LoRA, which takes some more time")
     return "; ".join(parts) or None
 
 
-_MEASURED = ("fp8", "h200")
+_MEASURED = "h200"
 """The card on which products of 8-bit numbers were timed."""
 
 
