@@ -1,6 +1,6 @@
 """What each setting costs in quality: one table of obedience and PSNR of demo clips.
 
-    python benchmarks/quality.py OUT --cpu                   # 8 clips, 195 s of CPU time
+    python benchmarks/quality.py OUT --cpu                   # 8 clips, about 14 min of CPU time
     python benchmarks/quality.py OUT --gpu --minutes 8       # 160 clips of each setting, on a card
     python benchmarks/quality.py OUT --curves                # guidance and steps, for the plot
     python benchmarks/quality.py OUT --gpu --only 'kernel*' --clips 16
