@@ -111,7 +111,7 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
-    check_measuring(config, machine)
+    check_measuring(asked, machine)
     check_device(asked, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
