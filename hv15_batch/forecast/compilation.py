@@ -93,10 +93,9 @@ def decide_compilation(
         return Compilation(False, "Compilation: no, on the CPU")
     if fault := _fault(config, machine):
         return Compilation(False, f"Compilation: no; {fault}")
-    model = config.model.name
-    if (kept := read_compile(run_dir, model)) is not None:
+    if (kept := read_compile(run_dir, config)) is not None:
         return _kept(kept, "decided for this run directory")
-    if (kept := logged_compile(run_dir, model)) is not None:
+    if (kept := logged_compile(run_dir, config)) is not None:
         return _kept(kept, "in the clips that are done here")
     return _compared(config, clips, machine, run_dir)
 
