@@ -21,6 +21,7 @@ from hv15_batch.forecast import compilation as decision
 from hv15_batch.forecast.compilation import Compilation, decide_compilation
 from hv15_batch.forecast.forecast import make_forecast
 from hv15_batch.machine.machine import Machine
+from hv15_batch.model import attention
 from hv15_batch.model.variant import Linear, Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
@@ -136,16 +137,20 @@ def test_on_the_cpu_and_without_a_compiler_nothing_is_compiled_or_stored(
     assert decided(run_dir, clips(200), on_card("rtx_4090")).is_on  # a card of another machine
 
 
-def test_a_kernel_from_outside_torch_is_compiled_only_where_it_is_typed(run_dir: RunDir) -> None:
-    asked = config()
-    asked.runtime.attention_backend = "sage"
+@pytest.mark.parametrize("name", ["sage", "_flash_3", "comfy_int8", "sage_hub", "xformers"])
+def test_a_kernel_from_outside_torch_is_compiled_like_one_that_auto_takes(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The compiler sees it as one operation."""
+    monkeypatch.setattr(attention, "package_fault", lambda _: None)  # all are installed
+    auto, asked = on_card("h200"), on_card("h200")
+    asked.runtime.attention_backend = name
 
-    found = decided(run_dir, clips(200), asked)
-
-    assert not found.is_on
-    assert "runtime.attention_backend=sage" in found.words
-    asked.runtime.compile = True
-    assert decided(run_dir, clips(200), asked).is_on
+    assert attention.auto_kernel((9, 0)) == "_flash_3"
+    for count, is_on in ((200, True), (1, False)):
+        for each in (auto, asked):
+            found = decided(run_dir, clips(count), each)
+            assert (found.is_on, found.is_new) == (is_on, True), found.words
 
 
 def test_an_unknown_card_is_reckoned_as_the_example(run_dir: RunDir) -> None:
