@@ -19,7 +19,6 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.machine.cards import EXAMPLE, find_card
 from hv15_batch.machine.machine import Machine, compiler_fault
-from hv15_batch.model.attention import package_of
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.rundir.decided import logged_compile, read_compile
 from hv15_batch.rundir.paths import RunDir
@@ -93,22 +92,15 @@ def decide_compilation(
         return Compilation(False, "Compilation: no, on the CPU")
     if fault := _fault(config, machine):
         return Compilation(False, f"Compilation: no; {fault}")
-    model = config.model.name
-    if (kept := read_compile(run_dir, model)) is not None:
+    if (kept := read_compile(run_dir, config)) is not None:
         return _kept(kept, "decided for this run directory")
-    if (kept := logged_compile(run_dir, model)) is not None:
+    if (kept := logged_compile(run_dir, config)) is not None:
         return _kept(kept, "in the clips that are done here")
     return _compared(config, clips, machine, run_dir)
 
 
 def _fault(config: Config, machine: Machine) -> str | None:
     """Return why nothing can be compiled, or None."""
-    backend = config.runtime.attention_backend
-    if package_of(backend) is not None:
-        return (
-            f"it was never tried with runtime.attention_backend={backend}; "
-            "runtime.compile=true tries it"
-        )
     is_here = config.runtime.card is None and bool(machine.gpus)
     return compiler_fault() if is_here else None
 

@@ -64,21 +64,29 @@ class Findings:
     """What the user should know before the night."""
 
 
-def check_measuring(config: Config, machine: Machine) -> None:
+def check_measuring(asked: Asked, machine: Machine) -> None:
     """Check what a measurement and a typed compilation need of the machine.
 
     Raises:
         Refused: Something is missing.
     """
-    is_small = config.model.weights.is_small
-    if config.benchmark.calibrate and (is_small or not machine.gpus):
-        lacking = "this model is small" if is_small else "none is visible here"
-        raise Refused(
+    if (fault := measuring_fault(asked, machine)) is not None:
+        raise Refused(fault)
+
+
+def measuring_fault(asked: Asked, machine: Machine) -> str | None:
+    """Return why a measurement or a typed compilation is not possible here, or None."""
+    config = asked.config
+    has_full = any(not own.model.weights.is_small for own, _ in asked.models())
+    if config.benchmark.calibrate and not (has_full and machine.gpus):
+        lacking = "none is visible here" if has_full else "this model is small"
+        return (
             f"benchmark.calibrate=true: measures a full-size model on a CUDA card, and {lacking}; "
             f"to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
         )
-    if machine.gpus and typed_compile(config) and not is_small and (fault := compiler_fault()):
-        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
+    if machine.gpus and typed_compile(config) and has_full and (fault := compiler_fault()):
+        return f"runtime.compile=true: {fault}, or type runtime.compile=false."
+    return None
 
 
 @dataclass(frozen=True)

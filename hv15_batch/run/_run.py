@@ -179,7 +179,8 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     if not todo.to_render:
         return None
     for name, found in run.compilations.items():
-        if found.is_new and read_compile(asked.run_dir, name) not in (None, found.is_on):
+        stored = read_compile(asked.run_dir, asked.config_of(name))
+        if found.is_new and stored not in (None, found.is_on):
             return make_run(asked, todo, run.machine, run.rules)
     return replace(
         run,

@@ -26,7 +26,7 @@ from hv15_batch.run._dry_run import (
     predict_run,
     print_dry_run,
 )
-from hv15_batch.run._preflight import find_hindrances
+from hv15_batch.run._preflight import find_hindrances, measuring_fault
 from hv15_batch.run.prepare import (
     Asked,
     Todo,
@@ -160,7 +160,9 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
                 linears_fault(own, gpu_name),
             )
         ]
-        faults = (*dict.fromkeys(of_models), offline_fault(asked), *findings.refusals)
+        # With `runtime.card` the lines are about another machine.
+        measuring = None if typed else measuring_fault(asked, machine)
+        faults = (*dict.fromkeys(of_models), measuring, offline_fault(asked), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(

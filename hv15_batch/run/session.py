@@ -111,7 +111,7 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
-    check_measuring(config, machine)
+    check_measuring(asked, machine)
     check_device(asked, machine)
     todo = plan_against_log(asked)
     run = make_run(asked, todo, machine, rules)
@@ -188,7 +188,7 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     _write_run_folder(run.asked, run_id, facts)
     for name, found in run.compilations.items():
         if found.is_new:
-            write_compile(run.run_dir, name, found.is_on)
+            write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 

@@ -158,6 +158,9 @@ def test_without_a_card_it_says_what_it_cannot_do_and_what_can_be_done(
         "here; to predict for a card by its name use --dry-run runtime.card=rtx_4090.\n"
     )
     assert not (tmp_path / "outputs").exists()
+    dry = command("experiment=this_card", "--dry-run")
+    assert dry.code == 0
+    assert f"A run would be refused: {answer.err.strip()}" in dry.out.splitlines()
 
 
 def test_a_typed_compilation_without_a_compiler_is_refused(
@@ -169,7 +172,14 @@ def test_a_typed_compilation_without_a_compiler_is_refused(
     with pytest.raises(Refused) as refused:
         project.run(executor, **full_size())
 
-    assert str(refused.value) == (f"runtime.compile=true: {fault}, or leave runtime.compile out.")
+    told = f"runtime.compile=true: {fault}, or type runtime.compile=false."
+    assert str(refused.value) == told
+    assert project.run(dry_run=True, **full_size()) == 0
+    assert f"A run would be refused: {told}" in project.said
+    project.said.clear()
+    runtime = RuntimeConfig(compile=True, card="rtx_4090")
+    assert project.run(**{**full_size(), "dry_run": True, "runtime": runtime}) == 0
+    assert told not in "\n".join(project.said)
 
 
 # -- the first clip's pace --------------------------------------------------------------------
