@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fakes.command import Answer
 from fakes.loras import lora_of, saved_lora
 from fakes.runs import FakeExecutor, FakeRenderer, Project
 from PIL import Image
@@ -526,3 +529,62 @@ def test_a_lora_is_compared_with_the_model_of_its_row(tmp_path: Path) -> None:
 
     (fault,) = caught.value.faults
     assert ":3: loras=x.safetensors: " in fault
+
+
+# -- ways that fit a deadline -----------------------------------------------------------------
+
+
+NIGHT = ("p.csv", "--dry-run", "runtime.card=rtx_4090")
+
+
+def offered(text: str) -> dict[str, str]:
+    """What is offered and what it would take."""
+    return dict(re.findall(r"^Cheaper: (.*?) would take (.*?), done ", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("only", [(), ("only=a1",)])
+def test_rows_that_name_the_commands_own_model_keep_it_in_each_way(
+    command: Callable[..., Answer], tmp_path: Path, only: tuple[str, ...]
+) -> None:
+    rows = ["a1,a cat,480p_t2v_distilled", "a2,a dog,480p_t2v", *(f"b{n},b {n}," for n in range(9))]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+    limit = "time_limit=60s" if only else "time_limit=75min"
+
+    answer = command(*NIGHT, *only, limit)
+
+    assert answer.code == 0, answer.err
+    found = offered(answer.out)
+    assert only or "model=480p_t2v_4step" in found
+    for words, seconds in found.items():
+        typed = command(*NIGHT, *only, limit, *words.split()).out
+        assert f"Time: {seconds} in all" in typed
+
+
+def test_a_way_is_predicted_with_what_it_would_compile(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    """One clip of the first model is too little to compile for, and 100 of the other are not."""
+    rows = ["f,a fox,480p_t2v_4step", *(f"b{n},a fox {n}," for n in range(100))]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+
+    answer = command(*NIGHT, "time_limit=8h")
+
+    found = offered(answer.out)
+    assert {"override.num_frames=61", "model=480p_t2v_4step"} <= set(found)
+    for words, seconds in found.items():
+        typed = command(*NIGHT, "time_limit=8h", *words.split()).out
+        assert f"Time: {seconds} in all" in typed
+        assert ": 101 of 101 clips" in typed
+
+
+def test_a_recipe_is_not_offered_to_rows_of_other_models(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    rows = [f"b{n},a fox {n},480p_t2v" for n in range(20)]
+    rows += [f"c{n},a fox {n}," for n in range(2)]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+
+    answer = command(*NIGHT, "time_limit=2h")
+
+    assert "Until " in answer.out
+    assert not any("num_inference_steps" in words for words in offered(answer.out))
