@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from fakes.command import Answer
+from fakes.command import CARD, Answer
 from fakes.loras import lora_of, saved_lora
 from fakes.runs import FakeExecutor, FakeRenderer, Project
 from PIL import Image
@@ -22,14 +23,18 @@ from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import CONFIG_DIR, Config, Order, RetryConfig, SamplingConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job, Note
 from hv15_batch.errors import Refused
+from hv15_batch.forecast import compilation
+from hv15_batch.machine.machine import read_machine
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora, OffloadKind, SamplingDefaults, Weights
 from hv15_batch.prefetch import prefetch
+from hv15_batch.run import _preflight, outlook
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import prepare
-from hv15_batch.run.schedule import Rules
+from hv15_batch.run.schedule import Deadline, Rules
 from hv15_batch.rundir.stored import latest_settings, to_type_again
+from hv15_batch.units import GIB
 
 DEMO = model_options()["demo_t2v"].default_sampling
 
@@ -588,3 +593,53 @@ def test_a_recipe_is_not_offered_to_rows_of_other_models(
 
     assert "Until " in answer.out
     assert not any("num_inference_steps" in words for words in offered(answer.out))
+
+
+def test_a_way_that_the_disk_has_no_room_for_says_what_is_lacking(
+    command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"b{n},a fox {n}" for n in range(200)]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt", *rows]), encoding="utf-8")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def said(free_gib: int) -> str:
+        free = free_gib * GIB
+        monkeypatch.setattr(_preflight, "free_disk_bytes", lambda _: free)
+        return command(*NIGHT, "time_limit=9h").out
+
+    lacking, roomy, full = said(43), said(60), said(2)
+
+    line = next(x for x in lacking.splitlines() if x.startswith("Cheaper: model=480p_t2v_4step "))
+    assert "A run would be refused" not in lacking
+    assert "; refused here until there is room: run_dir=" in line
+    assert "43.00 GiB free on its disk" in line
+    assert "15.52 GiB of the converted transformer; quality: 4 steps" in line
+    assert lacking.count("until there is room") == 1  # the other ways need no more than the command
+    assert "model=480p_t2v_4step" in offered(roomy)
+    assert "until there is room" not in roomy
+    assert "A run would be refused" in full  # which says it once for all
+    assert "until there is room" not in full
+
+
+def test_no_compilation_is_offered_where_nothing_can_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", *(f"b{n},a fox {n}" for n in range(100)))
+    here = replace(read_machine(), gpus=(CARD,))
+    monkeypatch.setattr(outlook, "read_machine", lambda: here)
+    random = replace(model_options()["480p_t2v"], weights=Weights.random)
+    config = replace(project.config(), model=random)
+
+    def said(fault: str | None) -> list[str]:
+        for module in (compilation, _preflight):
+            monkeypatch.setattr(module, "compiler_fault", lambda: fault)
+        late = Deadline("time_limit=43h", Clock().now() + timedelta(hours=43))
+        asked = prepare(config, (), None)
+        return [x for x in make_plan(asked, Rules(Clock(), (late,))).lines if "Cheaper" in x]
+
+    config = replace(config, runtime=replace(config.runtime, compile=False))
+    assert any("runtime.compile=true" in x for x in said(None))
+    found = said("it needs a C compiler")
+    assert any("sampling.cache=static" in x for x in found)
+    assert not any("runtime.compile=true" in x for x in found)
