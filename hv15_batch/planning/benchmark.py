@@ -57,9 +57,9 @@ class Repetitions:
 def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunDir) -> Repetitions:
     """Return the renderings of `benchmark.repeat`, in each group the first of every clip first.
 
-    In this order, a slow change of the machine affects all clips of a group alike. A warm repetition that the
-    log has already is left out if its configuration and system are the same. `force=true` measures
-    everything again.
+    In this order, a slow change of the machine affects all clips of a group alike. A warm
+    repetition that the log has already is left out if its configuration and system are the same.
+    `force=true` measures everything again.
 
     Args:
         clips: Every clip of the manifest; finished ones are measured too.

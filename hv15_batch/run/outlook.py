@@ -154,13 +154,13 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
         of_models = [
             fault
-            for own, _ in asked.models()
+            for own, _ in asked.models(todo)
             for fault in (
                 attention_fault(own, forecast.card if forecast else None),
                 linears_fault(own, gpu_name),
             )
         ]
-        faults = (*dict.fromkeys(of_models), offline_fault(asked), *findings.refusals)
+        faults = (*dict.fromkeys(of_models), offline_fault(asked, todo), *findings.refusals)
         refusals += [fault for fault in faults if fault]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(

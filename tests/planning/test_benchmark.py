@@ -63,7 +63,7 @@ def test_a_warm_up_per_size_comes_first_and_the_clips_take_turns(project: Projec
 
 
 class ColdAfterLoading(FakeRenderer):
-    """Loads another model whenever a clip needs it, and logs that clip as cold, as a worker does."""
+    """Loads a model whenever a clip needs another, and logs that clip as cold."""
 
     loaded: str | None = None
 
