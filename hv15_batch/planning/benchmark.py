@@ -1,4 +1,7 @@
-"""The renderings of a benchmark: warm-ups, then every clip N times, interleaved.
+"""The renderings of a benchmark: for each group warm-ups, then every clip N times, interleaved.
+
+A group is a model with its LoRAs. Groups are not interleaved: the first clip of a model that was
+just loaded is cold.
 
 A repetition is rendered for its timings. Only its row in the log is kept, and it does not make a
 clip done. `repeat` counts from 1; 0 is a warm-up, which is logged as cold.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from hv15_batch.config.settings import Config
@@ -30,7 +34,7 @@ class Repetitions:
     """What a benchmark has to render, and what it has already."""
 
     todo: list[PlannedClip]
-    """Warm-ups first; each with its `repeat`."""
+    """Group by group, its warm-ups first; each with its `repeat`."""
     num_measured: int
     """Repetitions that an earlier run has measured."""
     num_clips: int
@@ -38,7 +42,7 @@ class Repetitions:
 
     @property
     def num_warm_ups(self) -> int:
-        """Renderings before the first that counts."""
+        """Renderings that do not count."""
         return sum(p.repeat == WARM_UP for p in self.todo)
 
     def describe(self) -> str:
@@ -51,11 +55,11 @@ class Repetitions:
 
 
 def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunDir) -> Repetitions:
-    """Return the renderings of `benchmark.repeat`, the first repetition of every clip first.
+    """Return the renderings of `benchmark.repeat`, in each group the first of every clip first.
 
-    In this order, a slow change of the machine affects all clips alike. A warm repetition that the
-    log has already is left out if its configuration and system are the same. `force=true` measures
-    everything again.
+    In this order, a slow change of the machine affects all clips of a group alike. A warm
+    repetition that the log has already is left out if its configuration and system are the same.
+    `force=true` measures everything again.
 
     Args:
         clips: Every clip of the manifest; finished ones are measured too.
@@ -68,14 +72,19 @@ def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunD
     rows = [] if config.force else read_rows_of_runs(run_dir, _COLUMNS)
     # The facts about this machine take a moment; they are not needed where nothing was measured.
     measured = measured_in(rows, config, run_dir, _here()) if rows else set()
-    todo = [
-        replace(p, repeat=number)
-        for number in range(1, repeats + 1)
-        for p in chosen
-        if (p.clip.settings_sha256, number) not in measured
-    ]
-    num_measured = len(chosen) * repeats - len(todo)
-    return Repetitions([*_warm_ups(todo), *todo], num_measured, len(chosen), repeats)
+    todo: list[PlannedClip] = []
+    num_left = 0
+    for _, of_group in groupby(chosen, lambda p: p.clip.settings.group):  # they lie together
+        clips_of_group = list(of_group)
+        left = [
+            replace(p, repeat=number)
+            for number in range(1, repeats + 1)
+            for p in clips_of_group
+            if (p.clip.settings_sha256, number) not in measured
+        ]
+        todo += [*_warm_ups(left), *left]
+        num_left += len(left)
+    return Repetitions(todo, len(chosen) * repeats - num_left, len(chosen), repeats)
 
 
 def _unfinished(planned: PlannedClip) -> PlannedClip:
@@ -83,7 +92,7 @@ def _unfinished(planned: PlannedClip) -> PlannedClip:
 
 
 def _warm_ups(todo: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return a first rendering of each size, since kernels are chosen and compiled by size."""
+    """Return a first rendering of each size in a group: kernels are chosen and compiled by size."""
     first: dict[Shape, PlannedClip] = {}
     for planned in todo:
         first.setdefault(Shape.of(planned.clip.settings).of_one_step(), planned)

@@ -66,20 +66,22 @@ class Findings:
     """Those of the refusals that more room on a disk would lift."""
 
 
-def check_measuring(asked: Asked, machine: Machine) -> None:
-    """Check what a measurement and a typed compilation need of the machine.
+def check_measuring(asked: Asked, todo: Todo, machine: Machine) -> None:
+    """Check what a measurement and a typed compilation need of models and machine.
 
     Raises:
         Refused: Something is missing.
     """
-    if (fault := measuring_fault(asked, machine)) is not None:
+    if (fault := measuring_fault(asked, todo, machine)) is not None:
         raise Refused(fault)
 
 
-def measuring_fault(asked: Asked, machine: Machine) -> str | None:
+def measuring_fault(asked: Asked, todo: Todo, machine: Machine) -> str | None:
     """Return why a measurement or a typed compilation is not possible here, or None."""
-    config = asked.config
-    has_full = any(not own.model.weights.is_small for own, _ in asked.models())
+    config, rendering = asked.config, [own.model.weights for own, _ in asked.models(todo)]
+    if not rendering:
+        return None
+    has_full = not all(weights.is_small for weights in rendering)
     if config.benchmark.calibrate and not (has_full and machine.gpus):
         lacking = "none is visible here" if has_full else "this model is small"
         return (
@@ -137,16 +139,16 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     """
     config, run_dir = asked.config, asked.run_dir
     need = disk_need(todo.to_render, config)
-    others = _weights_claims(asked) if lacks_weights(asked) else []
-    for own, checkpoint in asked.models():
+    others = _weights_claims(asked, todo) if lacks_weights(asked, todo) else []
+    for own, checkpoint in asked.models(todo):
         others += _conversion_claims(own, checkpoint)
     if OffloadKind.stream_disk in offloads:
         others.append(_blocks_claim(config))
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
-    refusals += _cache_faults(asked)
+    refusals += _cache_faults(asked, todo)
     shortages, notes = _disk_findings(config, run_dir, need, others)
-    notes += licence_notes(asked.checkpoints.values()) + _place_notes(run_dir)
+    notes += licence_notes(c for _, c in asked.models(todo)) + _place_notes(run_dir)
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
@@ -224,10 +226,10 @@ def _disk_findings(
     return refusals, notes
 
 
-def _weights_claims(asked: Asked) -> list[_Claim]:
+def _weights_claims(asked: Asked, todo: Todo) -> list[_Claim]:
     """Return the downloads, by the sizes of the classes: the hub is not asked yet."""
     needed: dict[str, int] = {}
-    for config, checkpoint in asked.models():
+    for config, checkpoint in asked.models(todo):
         model = config.model
         if checkpoint.folder is None and model.weights is Weights.pretrained:
             size = VAE_BYTES + TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
@@ -237,7 +239,7 @@ def _weights_claims(asked: Asked) -> list[_Claim]:
     total = sum(max(size - _bytes_there(repo), 0) for repo, size in needed.items())
     lacking = {
         str(c.lacking.repo)
-        for config, c in asked.models()
+        for config, c in asked.models(todo)
         if c.lacking is not None and not config.model.weights.is_small
     }
     total += sum(max(TRANSFORMER_BYTES - _bytes_there(repo), 0) for repo in lacking)
@@ -287,18 +289,19 @@ def _is_same_disk(one: Path, other: Path) -> bool:
 # -- permissions ------------------------------------------------------------------------------
 
 
-def _cache_faults(asked: Asked) -> list[str | None]:
+def _cache_faults(asked: Asked, todo: Todo) -> list[str | None]:
     """Return faults of the folders that a worker writes outside the run directory.
 
     Each fault would end every worker before its first clip, or fail every clip.
     """
-    config, checkpoints = asked.config, asked.checkpoints.values()
+    models = list(asked.models(todo))
+    checkpoints = [checkpoint for _, checkpoint in models]
     tiny = [c for c in checkpoints if c.kind is CheckpointKind.tiny]
     is_tiny = len(tiny) == len(checkpoints)
     places: list[tuple[Path, str]] = []
     if any(c.folder is None for c in tiny):
         places.append((tiny_root(), "XDG_CACHE_HOME"))
-    if lacks_weights(asked):
+    if lacks_weights(asked, todo):
         places.append((cache_root() / "checkpoints", "XDG_CACHE_HOME"))
     if not is_tiny:
         places.append((_triton_cache(), "TRITON_CACHE_DIR"))
@@ -309,7 +312,7 @@ def _cache_faults(asked: Asked) -> list[str | None]:
             f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to a "
             "folder that can."
         ]
-    if not is_tiny and (typed_compile(config) or _may_compile(config)):
+    if not is_tiny and (typed_compile(asked.config) or any(_may_compile(own) for own, _ in models)):
         kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         places.append((Path(kernels or temporary), "TORCHINDUCTOR_CACHE_DIR"))
     return [_write_fault(folder, variable, 0) for folder, variable in places]

@@ -178,6 +178,8 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     """
     if not todo.to_render:
         return None
+    if {p.clip.settings.model for p in todo.to_render} - run.offloads.keys():
+        return make_run(asked, todo, run.machine, run.rules)  # `limit` reaches a further model now
     for name, found in run.compilations.items():
         stored = read_compile(asked.run_dir, asked.config_of(name))
         if found.is_new and stored not in (None, found.is_on):

@@ -156,10 +156,10 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
         # With `runtime.card` the lines are about another machine.
-        if not typed and (fault := measuring_fault(asked, machine)):
+        if not typed and (fault := measuring_fault(asked, todo, machine)):
             refusals.append(fault)
         card = forecast.card if forecast else None
-        refusals += [*_settings_faults(asked, card, gpu_name), *findings.refusals]
+        refusals += [*_settings_faults(asked, todo, card, gpu_name), *findings.refusals]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
         run_dir=asked.run_dir.path,
@@ -201,14 +201,16 @@ def _choices_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> list[OffloadC
     ]
 
 
-def _settings_faults(asked: Asked, card: Card | None, gpu_name: str | None) -> list[str]:
+def _settings_faults(
+    asked: Asked, todo: Todo, card: Card | None, gpu_name: str | None
+) -> list[str]:
     """Return what the settings ask for that cannot run, and weights that cannot be fetched."""
     of_models = [
         fault
-        for own, _ in asked.models()
+        for own, _ in asked.models(todo)
         for fault in (attention_fault(own, card), linears_fault(own, gpu_name))
     ]
-    return [fault for fault in (*dict.fromkeys(of_models), offline_fault(asked)) if fault]
+    return [fault for fault in (*dict.fromkeys(of_models), offline_fault(asked, todo)) if fault]
 
 
 class _Trials:
@@ -252,9 +254,9 @@ class _Trials:
         kinds = [own.offload.kind for own in forecast.each] if forecast else []
         findings = find_hindrances(asked, todo, kinds)
         card = forecast.card if forecast else None
-        faults = set(_settings_faults(asked, card, card.name if card else None))
+        faults = set(_settings_faults(asked, todo, card, card.name if card else None))
         is_here = asked.config.runtime.card is None  # else another machine is planned for
-        if is_here and (fault := measuring_fault(asked, self._machine)):
+        if is_here and (fault := measuring_fault(asked, todo, self._machine)):
             faults.add(fault)
         return faults | set(findings.refusals) - set(findings.shortages), findings.shortages
 

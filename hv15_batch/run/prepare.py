@@ -70,10 +70,12 @@ class Asked:
         """Return the settings of a model that rows use."""
         return config_of(self.config, model)
 
-    def models(self) -> Iterator[tuple[Config, Checkpoint]]:
-        """Yield settings and weights of each model that rows use."""
+    def models(self, todo: Todo | None = None) -> Iterator[tuple[Config, Checkpoint]]:
+        """Yield settings and weights of each model that rows use, or that `todo` renders with."""
+        rendering = None if todo is None else {p.clip.settings.model for p in todo.to_render}
         for name, checkpoint in self.checkpoints.items():
-            yield self.config_of(name), checkpoint
+            if rendering is None or name in rendering:
+                yield self.config_of(name), checkpoint
 
 
 @dataclass(frozen=True)
@@ -306,15 +308,15 @@ def attention_fault(config: Config, card: Card | None) -> str | None:
     ) or hub_fault(backend)
 
 
-def check_device(asked: Asked, machine: Machine) -> None:
-    """Check that there is a card for full-size models, and what kernels and types need.
+def check_device(asked: Asked, todo: Todo, machine: Machine) -> None:
+    """Check what the models to render with need: a card, kernels, types.
 
     Raises:
         Refused: Something is missing; the message names what works here.
     """
     gpu_name = machine.gpu.name if machine.gpu else None
     card = find_card(gpu_name) if gpu_name else None
-    for config, _ in asked.models():
+    for config, _ in asked.models(todo):
         if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
             raise Refused(fault)
         if not config.model.weights.is_small and not machine.gpus:
@@ -325,9 +327,9 @@ def check_device(asked: Asked, machine: Machine) -> None:
             )
 
 
-def lacks_weights(asked: Asked) -> bool:
-    """Return whether weights have to be fetched before anything can be rendered."""
-    return any(_is_lacking(config, checkpoint) for config, checkpoint in asked.models())
+def lacks_weights(asked: Asked, todo: Todo) -> bool:
+    """Return whether weights have to be fetched before everything can be rendered."""
+    return any(_is_lacking(config, checkpoint) for config, checkpoint in asked.models(todo))
 
 
 def _is_lacking(config: Config, checkpoint: Checkpoint) -> bool:
@@ -335,9 +337,9 @@ def _is_lacking(config: Config, checkpoint: Checkpoint) -> bool:
     return lacks_checkpoint or checkpoint.lacking is not None
 
 
-def offline_fault(asked: Asked) -> str | None:
+def offline_fault(asked: Asked, todo: Todo) -> str | None:
     """Return why a run could not fetch the missing weights here, or None."""
-    for config, checkpoint in asked.models():
+    for config, checkpoint in asked.models(todo):
         if _is_lacking(config, checkpoint):
             try:
                 check_online(config.model.name, os.environ)
@@ -346,9 +348,10 @@ def offline_fault(asked: Asked) -> str | None:
     return None
 
 
-def with_weights(asked: Asked, say: Say) -> Asked:
+def with_weights(asked: Asked, todo: Todo, say: Say) -> Asked:
     """Fetch missing weights. If the hub names the revision, put it into the clips' settings."""
-    checkpoints = {config.model.name: fetch(config.model, say=say) for config, _ in asked.models()}
+    fetched = {own.model.name: fetch(own.model, say=say) for own, _ in asked.models(todo)}
+    checkpoints = {**asked.checkpoints, **fetched}
     clips = _clips_of(asked.manifest, asked.config, checkpoints, asked.loras)
     return replace(asked, checkpoints=checkpoints, clips=clips)
 

@@ -111,18 +111,18 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     machine = read_machine()
-    check_measuring(asked, machine)
-    check_device(asked, machine)
     todo = plan_against_log(asked)
+    check_measuring(asked, todo, machine)
+    check_device(asked, todo, machine)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
     notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
-    is_announced = run is not None and lacks_weights(asked)
+    is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
-        asked = with_weights(asked, say)
-        _say_all(licence_notes(asked.checkpoints.values()), say)
-    for own, checkpoint in asked.models() if run is not None else ():
+        asked = with_weights(asked, todo, say)
+        _say_all(licence_notes(c for _, c in asked.models(todo)), say)
+    for own, checkpoint in asked.models(todo):
         if checkpoint.transformer is not None:
             make_transformer(checkpoint.transformer, own.model, say)
     run_dir.create()
@@ -131,6 +131,11 @@ def run(
         check_owner(run_dir, asked.manifest.path)
         bring_to_current_schema(run_dir.log)
         todo = plan_against_log(asked)
+        if lacks_weights(asked, todo):
+            raise Refused(
+                f"run_dir={run_dir.path}: clips were finished here meanwhile, and those that are "
+                "left need weights that are not on disk; run the same command again."
+            )
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)

@@ -62,6 +62,36 @@ def test_a_warm_up_per_size_comes_first_and_the_clips_take_turns(project: Projec
     assert [r["is_cold"] for r in project.records()] == [True, True, *[False] * 6]
 
 
+class ColdAfterLoading(FakeRenderer):
+    """Loads a model whenever a clip needs another, and logs that clip as cold."""
+
+    loaded: str | None = None
+
+    def render(self, job: Job, emit: Any) -> Any:
+        finish = super().render(job, emit)
+        is_cold = job.repeat == 0 or job.clip.settings.model != self.loaded
+        self.loaded = job.clip.settings.model
+        return lambda: replace(finish(), is_cold=is_cold)
+
+
+def test_each_model_is_loaded_once_and_its_repetitions_are_warm(project: Project) -> None:
+    project.write("id,prompt,model", "cat,a cat,", "dog,a dog,demo_t2v", "owl,an owl,")
+
+    def measured() -> int:
+        return measure(project, make_executor=lambda spec: FakeExecutor(spec, ColdAfterLoading))
+
+    assert measured() == 0
+
+    by_model = [
+        *(("cat", 0), ("cat", 1), ("owl", 1), ("cat", 2), ("owl", 2)),
+        *(("dog", 0), ("dog", 1), ("dog", 2)),
+    ]
+    assert order(project) == by_model
+    assert [r["row_id"] for r in project.records() if r["is_cold"]] == ["cat", "dog"]
+    assert measured() == 0
+    assert len(project.records()) == len(by_model)  # nothing is left to measure
+
+
 def test_no_file_is_kept_and_no_clip_counts_as_done(project: Project) -> None:
     measure(project)
 

@@ -20,7 +20,14 @@ from hv15_batch.clock import Clock
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import compose_one
 from hv15_batch.config.options import config_of
-from hv15_batch.config.settings import CONFIG_DIR, Config, Order, RetryConfig, SamplingConfig
+from hv15_batch.config.settings import (
+    CONFIG_DIR,
+    BenchmarkConfig,
+    Config,
+    Order,
+    RetryConfig,
+    SamplingConfig,
+)
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job, Note
 from hv15_batch.errors import Refused
 from hv15_batch.forecast import compilation
@@ -242,6 +249,37 @@ def test_a_model_of_the_command_that_no_row_uses_is_not_checked(tmp_path: Path) 
     assert project.run(model=config.model) == 0  # no card is here
 
     assert [r["model"] for r in project.records()] == ["tiny_t2v"]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Project:
+    """Rows of a small model, and one of a full-size model that is not on disk."""
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,", "b,b,480p_t2v", "c,c,tiny_t2v")
+    return project
+
+
+@pytest.mark.parametrize("selection", [{"only": "a,c"}, {"limit": 2}])
+def test_only_the_models_to_render_need_weights_and_a_card(
+    mixed: Project, selection: dict[str, Any]
+) -> None:
+    config = mixed.config(**selection, order=Order.rows)
+    assert planned(mixed, config).refusals == ()
+    assert mixed.run(**selection) == 0
+    assert {r["model"] for r in mixed.records()} == {"tiny_t2v"}
+
+    assert mixed.run(only="a") == 0  # everything selected is done
+
+    with pytest.raises(Refused, match="model=480p_t2v: needs a CUDA card"):
+        mixed.run()
+
+
+def test_checks_are_those_of_the_models_to_render(mixed: Project) -> None:
+    benchmark = BenchmarkConfig(calibrate=True)
+    with pytest.raises(Refused, match="and none is visible here"):
+        mixed.run(benchmark=benchmark)
+    with pytest.raises(Refused, match="is small"):
+        mixed.run(benchmark=benchmark, only="a")
 
 
 # -- a sweep ----------------------------------------------------------------------------------

@@ -371,7 +371,7 @@ def test_the_folder_of_streamed_blocks_must_hold_them(
 ) -> None:
     hub_project(project, 10 * GIB, monkeypatch)
     monkeypatch.setattr(preflight, "_is_same_disk", lambda *_: False)
-    monkeypatch.setattr(preflight, "lacks_weights", lambda _: False)
+    monkeypatch.setattr(preflight, "lacks_weights", lambda *_: False)
     config = project.config()
     offload = replace(config.offload, kind=OffloadKind.stream_disk)
 
