@@ -20,7 +20,13 @@ from hv15_batch.files import check_regular
 from hv15_batch.forecast.cheaper import Trial, ways_in_time
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
-from hv15_batch.forecast.wording import by_size, memory_lines, size_lines, stages_line
+from hv15_batch.forecast.wording import (
+    by_size,
+    memory_lines,
+    quality_lines,
+    size_lines,
+    stages_line,
+)
 from hv15_batch.machine.cards import EXAMPLE
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.read import Manifest
@@ -325,6 +331,7 @@ def predict_run(
         *size_lines(forecast, sizes),
         stages_line(forecast, todo, len(sizes) == 1),
         *memory_lines({name: own.offload for name, own in forecast.by_model.items()}),
+        *quality_lines(config),
         *_rule_lines(rules, finishes),
     ]
     ends = rules.ends()
