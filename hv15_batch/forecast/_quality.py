@@ -31,10 +31,10 @@ class Measured:
     """Median, beside plain float32."""
     obeyed: int
     asked: int
-    base: str = "base"
-    """The row without the setting."""
     of: str = ""
     """What else was the same in all of them, where a reader would take it for something else."""
+    base: str = "base"
+    """The row without the setting."""
 
     @property
     def obedience(self) -> float:

@@ -50,6 +50,13 @@ def test_a_line_says_decibels_and_obedience_with_and_without_the_setting() -> No
     )
 
 
+def test_the_cache_line_says_how_many_steps_were_computed_of_how_many() -> None:
+    steps = model_options()["demo_t2v"].default_sampling.num_inference_steps
+    computed = make_step_cache(steps, None, None, None).num_computed(steps)
+
+    assert measured()["cache"].of == f"text to video, {computed} of {steps} steps computed"
+
+
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
@@ -76,13 +83,6 @@ def test_a_dry_run_has_a_quality_line_for_what_is_typed(
 
 def test_a_dry_run_of_the_defaults_has_none(command: Callable[..., Answer]) -> None:
     assert "Quality: " not in command(TWO_HUNDRED, "--dry-run", "runtime.card=rtx_4090").out
-
-
-def test_the_cache_line_says_how_many_steps_were_computed_of_how_many() -> None:
-    steps = model_options()["demo_t2v"].default_sampling.num_inference_steps
-    computed = make_step_cache(steps, None, None, None).num_computed(steps)
-
-    assert measured()["cache"].of == f"text to video, {computed} of {steps} steps computed"
 
 
 def test_a_line_of_other_weights_says_what_is_not_known() -> None:
