@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hv15_batch.config.settings import CacheKind, Config
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
+from hv15_batch.model.attention import AUTO, is_exact
 from hv15_batch.model.shapes import Shape
+from hv15_batch.model.variant import Linear
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import counted, format_gib
 
@@ -90,6 +94,28 @@ def memory_lines(choices: Mapping[str, OffloadChoice]) -> list[str]:
     if len({choice.reason for choice in choices.values()}) == 1:
         return [f"Memory: {next(iter(choices.values())).reason}"]
     return [f"Memory of {name}: {choice.reason}" for name, choice in choices.items()]
+
+
+def quality_lines(config: Config) -> list[str]:
+    """Return a line for each setting of the command that is faster and changes the frames.
+
+    Compilation has its own line, see `forecast.compilation`.
+    """
+    linear, backend = config.runtime.linear, config.runtime.attention_backend
+    cache = config.override.cache or config.sampling.cache or CacheKind.none
+    found = {}
+    if linear is not Linear.bf16:
+        found[f"runtime.linear={linear.name}"] = of_setting(linear.name)
+    if cache is not CacheKind.none:
+        found[f"sampling.cache={cache.name}"] = of_setting("cache")
+    if backend != AUTO and not is_exact(backend):
+        found[f"runtime.attention_backend={backend}"] = _OF_FEWER_BITS
+    return [f"Quality: {typed}: {line}" for typed, line in found.items()]
+
+
+_OF_FEWER_BITS = (
+    "fewer than 16 bits, and not compared on clips; docs/attention.md has the kernels' errors"
+)
 
 
 def _also(shape: Shape) -> str:

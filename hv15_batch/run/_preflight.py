@@ -62,6 +62,8 @@ class Findings:
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
     """What the user should know before the night."""
+    shortages: tuple[str, ...] = ()
+    """Those of the refusals that more room on a disk would lift."""
 
 
 def check_measuring(asked: Asked, machine: Machine) -> None:
@@ -148,7 +150,8 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
-    return Findings(tuple(fault for fault in (*refusals, *shortages) if fault), tuple(notes))
+    faults = tuple(fault for fault in (*refusals, *shortages) if fault)
+    return Findings(faults, tuple(notes), tuple(shortages))
 
 
 def disk_fault(path: Path, need: DiskNeed) -> str | None:
