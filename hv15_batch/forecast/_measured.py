@@ -24,11 +24,11 @@ _MAX_NUMBER = 1 << 16
 """Of pixels at an edge, frames and steps."""
 _MIN_NUMBERS = {"height": 16, "width": 16, "num_frames": 1, "num_inference_steps": 1}
 """The smallest number of each; a token is 16 pixels wide and high."""
-_NAMES: dict[str, set[str] | set[str | None]] = {
-    "task": {each.name for each in Task},
-    "dtype": {each.name for each in Dtype},
-    "linear": {each.name for each in Linear} | {None},
-    "offload": {each.name for each in OffloadKind} - {OffloadKind.auto.name},
+_NAMES: dict[str, tuple[str | None, ...]] = {
+    "task": tuple(each.name for each in Task),
+    "dtype": tuple(each.name for each in Dtype),
+    "linear": (None, *(each.name for each in Linear)),
+    "offload": tuple(each.name for each in OffloadKind if each is not OffloadKind.auto),
 }
 _SECONDS = tuple(map(seconds_column, (DENOISE, DECODE)))
 

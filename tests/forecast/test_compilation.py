@@ -293,6 +293,13 @@ def test_text_in_yaml_is_taken_too(command: Callable[..., Answer], tmp_path: Pat
     (tmp_path / "experiment").mkdir()
     preset = tmp_path / "experiment" / "mine.yaml"
     (tmp_path / "p.csv").write_text("prompt\na\n", encoding="utf-8")
+    preset.write_text("# @package _global_\nruntime:\n  compile: null\n", encoding="utf-8")
+    words = ("--config-dir", str(tmp_path), "experiment=mine")
+    answer = command(str(tmp_path / "p.csv"), *words)
+    assert answer.code == 2
+    assert answer.err == (
+        "experiment/mine.yaml: runtime.compile=null: must be auto, true or false.\n"
+    )
     for text, typed in (("auto", "auto"), ("'true'", "true"), ("false", "false")):
         preset.write_text(f"# @package _global_\nruntime:\n  compile: {text}\n", encoding="utf-8")
         words = ("--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fakes.command import CARD, Answer, settings_of
 from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.config.settings import BenchmarkConfig, Config, RuntimeConfig
-from hv15_batch.dispatch.protocol import ExecutorSpec
+from hv15_batch.dispatch.protocol import ExecutorSpec, Finished
 from hv15_batch.errors import Refused
 from hv15_batch.forecast import compilation
 from hv15_batch.machine.machine import read_machine
@@ -22,6 +23,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import _preflight, outlook, session
+from hv15_batch.run.schedule import FirstClip
 from hv15_batch.units import GIB
 
 HERE = replace(read_machine(), gpus=(CARD,), ram_available_bytes=64 * GIB)
@@ -213,3 +215,31 @@ def test_without_a_deadline_there_is_no_such_line(
     assert project.run(executor, **full_size()) == 0
 
     assert "first clip's pace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("record", "share"),
+    [
+        ({"is_cold": True, "compiled": True}, 0.78),
+        ({"is_cold": True, "compiled": False}, 1.0),
+        ({"is_cold": False, "compiled": True}, 1.0),
+    ],
+)
+def test_only_a_clip_that_compiled_is_said_to_have_taken_longer(
+    record: dict[str, Any], share: float
+) -> None:
+    """In a run of several models another one may be compiled."""
+    asked: list[float] = []
+
+    def lengths(found: float) -> list[tuple[float, float]]:
+        asked.append(found)
+        return []
+
+    rules: Any = SimpleNamespace(deadlines=("time_limit=1h",), finishes=lambda found: found)
+    pace: Any = SimpleNamespace(lengths=lengths)
+    job: Any = None
+    event = Finished(job, ClipRecord(status="ok", denoise_seconds=100.0, **record))
+
+    FirstClip(rules, pace, print, 22.0).heard(event)
+
+    assert asked == [pytest.approx(share)]
