@@ -273,6 +273,12 @@ def _holds_for_all(name: str, config: Config) -> bool:
     return name == "model.weights" and config.model.weights is Weights.random
 
 
+def _is_full_size(config: Config, row: Row) -> bool:
+    """Whether `model.weights=random` holds for a row of another model too."""
+    weights = config_of(config, row.model).model.weights
+    return weights in (Weights.pretrained, Weights.random)
+
+
 def swept_model_notes(manifest: Manifest, config: Config, swept: Iterable[str]) -> Iterator[str]:
     """Yield for each swept `model` or `model.*` how many rows it does not change.
 
@@ -283,7 +289,8 @@ def swept_model_notes(manifest: Manifest, config: Config, swept: Iterable[str]) 
         if key != "model" and not key.startswith("model."):
             continue
         own = (None,) if key == "model" else (None, config.model.name)
-        count = sum(row.model not in own for row in manifest.rows)
+        others = (row for row in manifest.rows if row.model not in own)
+        count = sum(not (key == "model.weights" and _is_full_size(config, r)) for r in others)
         if count == len(manifest.rows):
             raise Refused(
                 f"{key}: every row of {manifest.name} has its own model, so the runs of this sweep "

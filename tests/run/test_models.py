@@ -201,7 +201,7 @@ def test_a_command_line_hands_over_what_it_typed_of_the_model(tmp_path: Path, co
     answer = command(str(project.manifest), "model=720p_i2v", "model.repo=/no", "--dry-run")
 
     assert answer.code == 2
-    assert "model.repo: every row of prompts.csv has another model than 720p_i2v" in answer.err
+    assert "prompts.csv has another model than 720p_i2v, for which model.repo is" in answer.err
 
 
 def test_loras_of_the_command_hold_for_its_own_model(project: Project, tmp_path: Path) -> None:
@@ -339,6 +339,19 @@ def test_a_swept_model_that_some_rows_beat_is_counted(project: Project) -> None:
     lines = "\n".join(planned(project, swept=("model", "override.fps")).lines)
 
     assert "Swept model: without effect in 4 of 5 rows, which have their own model" in lines
+
+
+@pytest.mark.parametrize("weights", [Weights.random, Weights.pretrained])
+def test_swept_weights_hold_for_full_size_models_of_rows(tmp_path: Path, weights: Weights) -> None:
+    project = Project(tmp_path)
+    config = project.config(model=replace(model_options()["480p_t2v"], weights=weights))
+    project.write("id,prompt,model", "a,a,480p_t2v_distilled", "b,b,480p_t2v_4step")
+    whole = prepare(config, (), "sweep", None, ("model.weights",))
+    project.write("id,prompt,model", "a,a,480p_t2v_distilled", "b,b,demo_t2v")
+    partly = prepare(config, (), "sweep", None, ("model.weights",))
+
+    assert "Swept" not in "\n".join(whole.manifest.notes)
+    assert "Swept model.weights: without effect in 1 of 2" in "\n".join(partly.manifest.notes)
 
 
 # -- what a run stores ------------------------------------------------------------------------
