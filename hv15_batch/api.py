@@ -277,7 +277,8 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
         LogSchemaError: The log of the run directory cannot be read.
     """
     prefix = "sampling."
-    typed = tuple(key[len(prefix) :] for key in job.typed if key.startswith(prefix))
+    sampling = (key[len(prefix) :] for key in job.typed if key.startswith(prefix))
+    typed = (*sampling, *(key for key in job.typed if key.startswith("model.")))
     return session.run(
         _settings_of(job),
         typed,

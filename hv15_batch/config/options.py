@@ -61,7 +61,7 @@ def row_option(config: Config, name: str) -> ModelConfig:
     if name == config.model.name:
         return config.model
     if name in config.models:
-        return config.models[name]
+        return _with_weights(config, config.models[name])
     option = _composed(config, name)
     if option is None:
         raise ValueError(_unknown(config, name))
@@ -69,8 +69,21 @@ def row_option(config: Config, name: str) -> ModelConfig:
         raise ValueError(
             f"its file says name: {option.name}, by which it is logged; write name: {name} into it"
         )
-    if _asks_random(config) and option.weights is Weights.pretrained:
-        option = replace(option, weights=Weights.random)
+    return _with_weights(config, option)
+
+
+def _with_weights(config: Config, option: ModelConfig) -> ModelConfig:
+    """Return a row's option with random weights where the command asks for them.
+
+    A stored option may have those of an earlier command; its revision is that of its weights.
+    """
+    if _asks_random(config):
+        if option.weights is Weights.pretrained:
+            return replace(option, weights=Weights.random, revision=None)
+    elif option.weights is Weights.random:
+        own = _composed(config, option.name)
+        if own is not None and own.weights is not Weights.random:
+            return replace(option, weights=own.weights, revision=own.revision)
     return option
 
 

@@ -27,6 +27,7 @@ from hv15_batch.model.variant import (
     Distillation,
     ModelConfig,
     Task,
+    Weights,
     check_recipe,
     off_advice,
     unknown_words,
@@ -232,16 +233,27 @@ class _OfModel:
         return values
 
 
-def check_typed_sampling(
-    manifest: Manifest, config: Config, typed: Iterable[str]
-) -> dict[str, int]:
+def check_typed(manifest: Manifest, config: Config, typed: Iterable[str]) -> dict[str, int]:
     """Return for each typed `sampling.*` how many rows have their own value.
 
+    Args:
+        manifest: The rows.
+        config: Settings.
+        typed: Names in `sampling`, and names that begin with `model.`.
+
     Raises:
-        Refused: Every row has one, so the typed value would have no effect.
+        Refused: Every row has one, or another model, so the typed value would have no effect.
     """
     beaten: dict[str, int] = {}
+    others = sum(row.model not in (None, config.model.name) for row in manifest.rows)
     for name in typed:
+        if name.startswith("model."):
+            if others and others == len(manifest.rows) and not _holds_for_all(name, config):
+                raise Refused(
+                    f"{name}: every row of {manifest.name} has another model than "
+                    f"{config.model.name}, for which {name} is; leave {name} out."
+                )
+            continue
         if getattr(config.override, name) is not None:
             continue  # replaces both
         count = sum(getattr(row, name, None) is not None for row in manifest.rows)  # or no column
@@ -256,6 +268,17 @@ def check_typed_sampling(
     return beaten
 
 
+def _holds_for_all(name: str, config: Config) -> bool:
+    """Whether a typed `model.*` holds for full-size models of rows too."""
+    return name == "model.weights" and config.model.weights is Weights.random
+
+
+def _is_full_size(config: Config, row: Row) -> bool:
+    """Whether `model.weights=random` holds for a row of another model too."""
+    weights = config_of(config, row.model).model.weights
+    return weights in (Weights.pretrained, Weights.random)
+
+
 def swept_model_notes(manifest: Manifest, config: Config, swept: Iterable[str]) -> Iterator[str]:
     """Yield for each swept `model` or `model.*` how many rows it does not change.
 
@@ -266,7 +289,8 @@ def swept_model_notes(manifest: Manifest, config: Config, swept: Iterable[str]) 
         if key != "model" and not key.startswith("model."):
             continue
         own = (None,) if key == "model" else (None, config.model.name)
-        count = sum(row.model not in own for row in manifest.rows)
+        others = (row for row in manifest.rows if row.model not in own)
+        count = sum(not (key == "model.weights" and _is_full_size(config, r)) for r in others)
         if count == len(manifest.rows):
             raise Refused(
                 f"{key}: every row of {manifest.name} has its own model, so the runs of this sweep "

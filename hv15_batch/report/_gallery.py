@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from hv15_batch.config.settings import TYPED_ONLY, Config
+from hv15_batch.config.settings import CONFIG_DIR, TYPED_ONLY, Config
 from hv15_batch.figures.facts import different_facts, tags_of
 from hv15_batch.files import read_bytes
 from hv15_batch.manifest.cells import NO_LORAS
@@ -20,6 +20,7 @@ from hv15_batch.manifest.columns import KNOWN_COLUMNS
 from hv15_batch.manifest.read import MAX_FILE_BYTES
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
@@ -150,8 +151,8 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     """Return what to type to make this clip, and only it, in a new folder; shell-quoted.
 
     It renders from the manifest copy of that run: the manifest itself may have been edited. Where
-    a first frame is needed, or rows name LoRA files, it is the manifest, because a copy's relative
-    paths lead nowhere.
+    some row may have a first frame, or rows name LoRA files, it is the manifest, because a
+    copy's relative paths lead nowhere.
 
     What decides what is fetched or run is never copied from what is stored: in its place stands
     `...`, which is refused, so that whoever pastes the command types it.
@@ -165,6 +166,7 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
         return None
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [
+        *_folder_words(settings["model"]["name"], *(settings.get("models") or {})),
         *_source(run, clip, settings),
         f"override.seeds={clip['seed']}",
         *_typed_settings(_without_preset(settings, clip["model"])),
@@ -183,11 +185,20 @@ def pick_words(run: RunData, clip: Mapping[str, Any]) -> str:
     if not settings or not settings["model"]["name"]:
         return shlex.quote(f"model={clip['model']}")
     words = [
-        word
-        for word in _typed_settings(_of_model(settings, clip["model"]), _NOT_OF_A_ROW)
-        if not word.startswith("model.loras=")
+        *_folder_words(clip["model"]),
+        *(
+            word
+            for word in _typed_settings(_of_model(settings, clip["model"]), _NOT_OF_A_ROW)
+            if not word.startswith("model.loras=")
+        ),
     ]
     return " ".join(map(shlex.quote, words))
+
+
+def _folder_words(*models: str) -> Iterator[str]:
+    """Yield `--config-dir=...` where a model is an option of the user's folder."""
+    if not model_options().keys() >= set(models):
+        yield f"{CONFIG_DIR}=..."
 
 
 def _of_model(settings: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -210,7 +221,9 @@ def _without_preset(settings: Mapping[str, Any], name: str | None) -> Mapping[st
 def _source(run: RunData, clip: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what names the row: a manifest and an id."""
     manifest = str(settings["manifest"])
-    if not clip["image"] and not clip["loras"]:
+    models = (settings["model"], *(settings.get("models") or {}).values())
+    has_images = any(model.get("task") == Task.i2v.name for model in models)
+    if not has_images and not clip["loras"]:
         copy = run.directory.run_folder(clip["run_id"]) / f"manifest{Path(manifest).suffix}"
         if not _names_loras(copy, (settings.get("manifest_columns") or {}).get("loras")):
             manifest = str(copy)

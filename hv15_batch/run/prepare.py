@@ -16,7 +16,7 @@ from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.clips import (
     advice_notes,
-    check_typed_sampling,
+    check_typed,
     make_clips,
     read_rows,
     repeats_note,
@@ -126,7 +126,7 @@ class Todo:
 
 def prepare(
     config: Config,
-    typed_sampling: tuple[str, ...],
+    typed: tuple[str, ...],
     sweep: str | None,
     content: bytes | None = None,
     swept: tuple[str, ...] = (),
@@ -135,7 +135,8 @@ def prepare(
 
     Args:
         config: All settings.
-        typed_sampling: The `sampling.*` keys that were typed on the command line.
+        typed: The keys that were typed on the command line: those of `sampling` without their
+            section, and `model.*`.
         sweep: Name of this run's folder in a sweep, else None.
         content: The bytes of the manifest, if its rows came from a DataFrame.
         swept: Settings that the sweep varies.
@@ -152,7 +153,7 @@ def prepare(
     run_dir.check_usable()
     manifest = read_rows(path, config, content)
     check_owner(run_dir, manifest.path)
-    beaten = check_typed_sampling(manifest, config, typed_sampling)
+    beaten = check_typed(manifest, config, typed)
     config = with_models(config, (row.model for row in manifest.rows))
     names = models_of_rows(manifest.rows, config)
     _check_models(config, names)

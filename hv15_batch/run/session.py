@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 def run(
     config: Config,
-    typed_sampling: tuple[str, ...],
+    typed: tuple[str, ...],
     sweep: str | None,
     say: Say,
     make_executor: Callable[[ExecutorSpec], Executor] = LocalExecutor,
@@ -89,7 +89,8 @@ def run(
 
     Args:
         config: All settings; `manifest` as typed.
-        typed_sampling: The `sampling.*` keys that were typed on the command line.
+        typed: The keys that were typed on the command line: those of `sampling` without their
+            section, and `model.*`.
         sweep: Name of this run's folder in a sweep, else None.
         say: Prints a line for the user.
         make_executor: Makes the executor that renders.
@@ -105,7 +106,7 @@ def run(
         LogSchemaError: The log of the run directory cannot be read.
     """
     rules = read_rules(config, clock or Clock())
-    asked = replace(prepare(config, typed_sampling, sweep, content, swept), typed_line=typed_line)
+    asked = replace(prepare(config, typed, sweep, content, swept), typed_line=typed_line)
     run_dir = asked.run_dir
     set_allocator()  # before the machine is read, so that the log has it
     if config.dry_run:

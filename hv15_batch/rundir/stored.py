@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -96,6 +97,8 @@ def _to_config(path: Path, stored: dict[str, Any], is_part: bool = False) -> Con
         # Escaped, so that an interpolation in a foreign file stays text and reads no environment.
         merged = OmegaConf.merge(node, OmegaConf.create(literal(stored)))
         config = OmegaConf.to_object(merged)
+        # OmegaConf takes a text with `${` for a section too.
+        msgspec.convert(msgspec.to_builtins(config), Config)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise Refused(_unreadable(path, (str(error).splitlines() or [""])[0])) from error
     assert isinstance(config, Config)
@@ -197,7 +200,7 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
 def remembered_weights(
     run_dir: RunDir, model: ModelConfig, lacks_revision: bool, lacks_file: bool
 ) -> ModelConfig:
-    """Return a model with the weights that the last run with its repository used.
+    """Return a model with the weights that the last runs with its repository used.
 
     Args:
         run_dir: Of the runs.
@@ -209,13 +212,12 @@ def remembered_weights(
         for earlier in (settings.model, *settings.models.values()):
             if earlier.repo != model.repo:
                 continue
-            if lacks_revision:
-                model = replace(model, revision=earlier.revision)
+            if lacks_revision and earlier.revision is not None:
+                model, lacks_revision = replace(model, revision=earlier.revision), False
             hub, before = model.transformer_hub, earlier.transformer_hub
             if lacks_file and (hub.repo, hub.file) == (before.repo, before.file):
                 hub = replace(hub, sha256=hub.sha256 or before.sha256)
                 model = replace(model, transformer_hub=hub)
-            return model
     return model
 
 

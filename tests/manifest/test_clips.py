@@ -22,7 +22,7 @@ from hv15_batch.config.settings import (
 from hv15_batch.errors import Refused
 from hv15_batch.manifest import rows as manifest_rows
 from hv15_batch.manifest.cells import ManifestError
-from hv15_batch.manifest.clips import check_typed_sampling, read_rows, repeats_note, step_cache_of
+from hv15_batch.manifest.clips import check_typed, read_rows, repeats_note, step_cache_of
 from hv15_batch.manifest.read import read_manifest
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, Dtype, Linear, OffloadKind, Recipe
@@ -84,12 +84,12 @@ def test_typed_values_that_some_rows_beat_are_counted_and_those_that_all_beat_re
     config = config_of(tmp_path, sampling=SamplingConfig(seeds=3, fps=25.0))
 
     names = [f.name for f in fields(SamplingConfig) if f.name != "seeds"]
-    assert check_typed_sampling(manifest, config, names) == {"fps": 1}
+    assert check_typed(manifest, config, names) == {"fps": 1}
     with pytest.raises(Refused) as caught:
-        check_typed_sampling(manifest, config, ["seeds"])
+        check_typed(manifest, config, ["seeds"])
     assert str(caught.value).endswith("to replace them all use override.seeds=3.")
     replaced = replace(config, override=SamplingConfig(seeds=4, fps=30.0))
-    assert check_typed_sampling(manifest, replaced, ["fps", "seeds"]) == {}
+    assert check_typed(manifest, replaced, ["fps", "seeds"]) == {}
 
 
 # -- recipes and duplicates -------------------------------------------------------------------

@@ -361,6 +361,19 @@ def test_commands_and_picks_of_clips_with_models_of_their_own(tmp_path: Path) ->
     assert [c["variant"] for c in shown] == ["480p_t2v", "demo_t2v"]
 
 
+def test_commands_of_a_run_with_first_frames_and_an_option_of_the_user(tmp_path: Path) -> None:
+    mine = replace(model_options()["demo_i2v"], name="mine")
+    config = settings(models={"mine": mine})
+    clips = [record("a"), record("b", 1, model="mine", image="a.png")]
+
+    _, shown = build(make_run(tmp_path, clips, clips, config=config))
+
+    # A first frame of another row would not be found beside the copy.
+    assert [f"manifest={config.manifest}" in shlex.split(c["command"]) for c in shown] == [True] * 2
+    assert [shlex.split(c["command"])[1] for c in shown] == ["--config-dir=..."] * 2
+    assert ["--config-dir=..." in c["pickWords"] for c in shown] == [False, True]
+
+
 def test_a_pick_has_the_loras_of_its_clip_and_no_setting_gives_it_others(tmp_path: Path) -> None:
     config = settings()
     config.model.loras = [Lora("style.safetensors", 0.123456789, "a" * 64)]

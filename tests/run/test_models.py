@@ -40,7 +40,8 @@ from hv15_batch.run import _preflight, outlook
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import prepare
 from hv15_batch.run.schedule import Deadline, Rules
-from hv15_batch.rundir.stored import latest_settings, to_type_again
+from hv15_batch.rundir import stored as stored_module
+from hv15_batch.rundir.stored import latest_settings, remembered_weights, to_type_again
 from hv15_batch.units import GIB
 
 DEMO = model_options()["demo_t2v"].default_sampling
@@ -162,6 +163,53 @@ def test_random_weights_hold_for_all_full_size_options(tmp_path: Path) -> None:
 
     assert [found[row].weights for row in "abc"] == ["random", "random", "demo"]
     assert found["b"].transformer_sha256 is None
+
+
+def test_random_weights_hold_for_stored_options_and_end_with_the_command(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,", "b,b,480p_t2v_4step", "c,c,demo_t2v")
+    pretrained = model_options()["480p_t2v"]
+    models = {name: model_options()[name] for name in ("480p_t2v_4step", "demo_t2v")}
+    models["480p_t2v_4step"] = replace(models["480p_t2v_4step"], revision="a" * 40)
+    asked = replace(pretrained, weights=Weights.random)
+
+    found = prepare(project.config(model=asked, models=models), (), None)
+    again = prepare(replace(found.config, model=pretrained), (), None)
+
+    assert found.config.models["480p_t2v_4step"].weights is Weights.random
+    assert found.config.models["480p_t2v_4step"].revision is None
+    assert found.config.models["demo_t2v"] == models["demo_t2v"]
+    assert again.config.models["480p_t2v_4step"].weights is Weights.pretrained
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repo", "/nothere"), ("transformer_file", "nothere.safetensors")]
+)
+def test_a_typed_model_setting_that_no_row_takes_is_refused(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,tiny_t2v", "b,b,demo_t2v")
+    config = project.config(model=replace(model_options()["720p_i2v"], **{name: value}))
+
+    with pytest.raises(Refused, match=rf"model\.{name}: every row of .* than 720p_i2v, for which"):
+        prepare(config, (f"model.{name}",), None)
+
+    project.write("id,prompt,model", "a,a,", "b,b,demo_t2v")
+    prepare(project.config(), ("model.dtype",), None)
+    project.write("id,prompt,model", "b,b,480p_t2v")
+    random = replace(config.model, weights=Weights.random)
+    prepare(project.config(model=random), ("model.weights",), None)
+
+
+def test_a_command_line_hands_over_what_it_typed_of_the_model(tmp_path: Path, command: Any) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,tiny_t2v")
+
+    answer = command(str(project.manifest), "model=720p_i2v", "model.repo=/no", "--dry-run")
+
+    assert answer.code == 2
+    assert "prompts.csv has another model than 720p_i2v, for which model.repo is" in answer.err
 
 
 def test_loras_of_the_command_hold_for_its_own_model(project: Project, tmp_path: Path) -> None:
@@ -301,6 +349,19 @@ def test_a_swept_model_that_some_rows_beat_is_counted(project: Project) -> None:
     assert "Swept model: without effect in 4 of 5 rows, which have their own model" in lines
 
 
+@pytest.mark.parametrize("weights", [Weights.random, Weights.pretrained])
+def test_swept_weights_hold_for_full_size_models_of_rows(tmp_path: Path, weights: Weights) -> None:
+    project = Project(tmp_path)
+    config = project.config(model=replace(model_options()["480p_t2v"], weights=weights))
+    project.write("id,prompt,model", "a,a,480p_t2v_distilled", "b,b,480p_t2v_4step")
+    whole = prepare(config, (), "sweep", None, ("model.weights",))
+    project.write("id,prompt,model", "a,a,480p_t2v_distilled", "b,b,demo_t2v")
+    partly = prepare(config, (), "sweep", None, ("model.weights",))
+
+    assert "Swept" not in "\n".join(whole.manifest.notes)
+    assert "Swept model.weights: without effect in 1 of 2" in "\n".join(partly.manifest.notes)
+
+
 # -- what a run stores ------------------------------------------------------------------------
 
 
@@ -366,6 +427,39 @@ def test_a_stored_option_never_decides_what_is_fetched(project: Project) -> None
     with pytest.raises(Refused, match="the last run used --config-dir, which decides"):
         latest_settings(project.run_dir)
     assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
+
+
+@pytest.mark.parametrize("place", ["models", "models.demo_t2v", "model.loras", "sampling"])
+def test_a_text_in_the_place_of_a_section_is_refused(project: Project, place: str) -> None:
+    assert project.run() == 0
+    (folder,) = project.run_dir.runs.iterdir()
+    values = stored(project)
+    *sections, name = place.split(".")
+    holder = values
+    for section in sections:
+        holder = holder[section]
+    holder[name] = "${oc.env:HOME}"
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+
+    with pytest.raises(Refused, match=r"config\.yaml: not readable as settings of this version"):
+        latest_settings(project.run_dir)
+
+
+def test_what_is_remembered_of_weights_may_be_in_several_options(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("480p_t2v", "480p_t2v_4step")
+    plain, other = (replace(model_options()[name], revision=None) for name in names)
+    hub = replace(other.transformer_hub, sha256="b" * 64)
+    newest = project.config(model=plain, models={"480p_t2v": plain})
+    before = {"480p_t2v": replace(plain, revision="a" * 40)}
+    before["480p_t2v_4step"] = replace(other, revision="c" * 40, transformer_hub=hub)
+    runs = [newest, project.config(models=before)]
+    monkeypatch.setattr(stored_module, "earlier_settings", lambda _: runs)
+
+    found = remembered_weights(project.run_dir, other, True, True)
+
+    assert (found.revision, found.transformer_hub.sha256) == ("a" * 40, "b" * 64)
 
 
 def test_other_settings_for_done_clips_of_any_model_are_refused(project: Project) -> None:
