@@ -210,19 +210,23 @@ class Recovery:
             What was given up now; None if nothing was.
         """
         most = self._retry.max_consecutive_bad
-        self._given_up |= {group for group, count in self._bad_in_a_row.items() if count >= most}
+        bad = {group for group, count in self._bad_in_a_row.items() if count >= most}
+        # A group whose clips were all tried has nothing to give up.
+        self._given_up |= bad & {job.clip.settings.group for job in queue}
         left_out = [job for job in queue if job.clip.settings.group in self._given_up]
         if not left_out:
             return None
-        if self._given_up.issuperset(groups):
-            return GivenUp(tuple(left_out), self._bad_text(left_out[-1]), ends_run=True)
-        queue[:] = [job for job in queue if job.clip.settings.group not in self._given_up]
+        ends_run = self._given_up.issuperset(groups)
+        if ends_run and len(groups) == 1:
+            return GivenUp(tuple(left_out), self._bad_text(left_out[-1]), ends_run)
         lines = [
             f"{_group_text(jobs[0].clip, groups)} is given up, and "
             f"{counted(len(jobs), 'clip')} with it: {self._bad_text(jobs[0])}"
             for jobs in _by_group(left_out)
         ]
-        return GivenUp(tuple(left_out), "\n".join(lines), ends_run=False)
+        if not ends_run:
+            queue[:] = [job for job in queue if job.clip.settings.group not in self._given_up]
+        return GivenUp(tuple(left_out), "\n".join(lines), ends_run)
 
     def _bad_text(self, job: Job) -> str:
         group = job.clip.settings.group

@@ -616,7 +616,16 @@ def test_the_run_stops_once_all_models_are_given_up(tmp_path: Path) -> None:
     assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 4
 
     assert len(project.records()) == 6
-    assert "clips in a row failed or are suspect" in "\n".join(project.said)
+    end = "model tiny_t2v is given up, and 2 clips with it: 2 clips in a row failed or are suspect"
+    assert end in "\n".join(project.said)
+
+
+def test_a_model_whose_clips_were_all_tried_was_not_given_up(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    tried = ["a,a,demo_t2v", "b,fail b,demo_t2v", "c,fail c,demo_t2v"]
+    project.write("id,prompt,model", *tried, *[f"d{n},fail {n}," for n in range(5)])
+
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == 3
 
 
 def test_bad_clips_of_two_models_are_not_added_up(tmp_path: Path) -> None:
