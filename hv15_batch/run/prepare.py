@@ -14,16 +14,10 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
-from hv15_batch.manifest.clips import (
-    advice_notes,
-    check_typed,
-    make_clips,
-    read_rows,
-    repeats_note,
-    swept_model_notes,
-)
+from hv15_batch.manifest.clips import advice_notes, make_clips, read_rows, repeats_note
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.secrets import check_no_secrets
+from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
