@@ -142,6 +142,8 @@ def _fault_in_file(name: str, error: Any) -> str:
     if not isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         value = re.search(r"[Vv]alue '(.*?)'|value: (.*)", str(error))
         shown = f"={value[1] if value[1] is not None else value[2]}" if value else ""
+        if re.search(r"NoneType|[Ii]ncompatible value 'None'|'None' is incompatible", str(error)):
+            shown = "=null"  # as YAML has it
         if not key:  # OmegaConf does not name it
             return f"a section{shown}: a section has members; write them below it, indented."
         return f"{key}{shown}: {_value_rule(str(error))}."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hv15_batch.forecast.seconds import Execution
-from hv15_batch.machine.cards import CONTEXT_BYTES
+from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES
 from hv15_batch.model.linears import block_bytes, transformer_bytes
 from hv15_batch.model.shapes import (
     IMAGE_ENCODER_BYTES,
@@ -37,6 +37,11 @@ HOST_BASE_BYTES = int(3.5 * GIB)
 PACKING_BYTES = 3 * GIB
 """In addition to all weights, while blocks are packed for `stream`: the total was 22.9 to 23.9
 GiB."""
+EIGHT_BIT_RESERVED_BYTES = int(0.8 * GIB)
+"""Held by torch's allocator beyond what is in use, with linear modules in 8 bits. NVML's peak with
+fp8 was 0.8 GiB over the largest stage and `CONTEXT_BYTES` with `stream`, and 1.1 with `resident`
+(one H200; `BENCHMARKS.md`, "What do 8-bit weights cost and save?"). What is short of memory gets it
+back, so it does not decide what fits."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Peaks:
     decode_bytes: int
     host_bytes: int
     """Resident host memory of the run."""
+    reserved_bytes: int = 0
+    """Held by torch's allocator beyond what is in use."""
 
     @property
     def allocated_bytes(self) -> int:
@@ -57,7 +64,7 @@ class Peaks:
     @property
     def device_bytes(self) -> int:
         """Peak on the card, CUDA's own part included: what NVML shows."""
-        return self.allocated_bytes + CONTEXT_BYTES
+        return self.allocated_bytes + self.reserved_bytes + CONTEXT_BYTES
 
 
 def predict_peaks(
@@ -102,11 +109,17 @@ def predict_peaks(
     elif offload == "stream_disk":
         host = vae + 3 * block
     if offload == "stream":
-        host += PACKING_BYTES
+        # Freed 8-bit tensors stay in the process beside the packed blocks: 20.6 GiB were measured.
+        # Source: BENCHMARKS.md, "What do 8-bit weights cost and save?"
+        host += PACKING_BYTES if linear is Linear.bf16 else transformer
     if not is_encoder_whole and (offload != "stream_disk" or not reads_weights):
         host = max(host, TEXT_ENCODER_BYTES * factor)
     activations = _activation_bytes(shape, execution) + _cache_bytes(shape, factor)
-    return Peaks(encode, denoise + activations, decode, HOST_BASE_BYTES + host)
+    found = Peaks(encode, denoise + activations, decode, HOST_BASE_BYTES + host)
+    if linear is Linear.bf16:
+        return found
+    left = max(budget_bytes + ALLOCATOR_BYTES - found.allocated_bytes, 0)
+    return replace(found, reserved_bytes=min(EIGHT_BIT_RESERVED_BYTES, left))
 
 
 def fits_text_encoder(execution: Execution, budget_bytes: int) -> bool:

@@ -31,6 +31,8 @@ class Measured:
     """Median, beside plain float32."""
     obeyed: int
     asked: int
+    of: str = ""
+    """What else was the same in all of them, where a reader would take it for something else."""
     base: str = "base"
     """The row without the setting."""
 
@@ -55,19 +57,26 @@ def of_setting(name: str) -> str:
     obeys = f"{found.obedience:.1%} of what the prompts ask, and {base.obedience:.1%} without"
     if abs(difference) < _ALIKE:
         obeys = "prompts obeyed as without"
+    of = f" ({found.of})" if found.of else ""
     return (
-        f"PSNR {found.psnr_db:.1f} dB on {found.clips} demo clips, {base.psnr_db:.1f} without; "
-        f"{obeys}"
+        f"PSNR {found.psnr_db:.1f} dB on {found.clips} demo clips{of}, "
+        f"{base.psnr_db:.1f} without; {obeys}"
     )
 
 
-def of_model(model: ModelConfig) -> str:
-    """Return the quality line of another model option: what is known of it, and what is not."""
+def of_model(model: ModelConfig, frames: int | None = None) -> str:
+    """Return the quality line of another model option: what is known of it, and what is not.
+
+    Args:
+        model: The option.
+        frames: Of the longest clip; None means the option's own.
+    """
+    frames = model.default_sampling.num_frames if frames is None else frames
     steps = counted(model.default_sampling.num_inference_steps, "step")
     parts = [f"{steps}, other weights"]
     if model.distillation is not Distillation.none:
         parts.append("without guidance")
-    if model.advice.max_frames:
+    if model.advice.max_frames is not None and frames > model.advice.max_frames:
         parts.append(f"trained on up to {model.advice.max_frames} frames")
     return f"{', '.join(parts)}; compared with none of these clips yet: look at one first"
 

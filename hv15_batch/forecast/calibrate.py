@@ -12,6 +12,7 @@ from typing import Any
 
 from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.files import read_json
+from hv15_batch.forecast._measured import is_sound
 from hv15_batch.forecast.seconds import Execution, Scales, predict_clip
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.model.shapes import Shape
@@ -162,17 +163,26 @@ def remember(rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def remembered() -> list[dict[str, Any]]:
-    """Return the rows that `remember` kept; none where the file cannot be read."""
+    """Return the rows that `remember` kept; none where the file cannot be read.
+
+    A row with a value that means nothing here is passed over.
+    """
     try:
         stored = read_json(_store())
-        rows = [row for row in stored if set(row) == set(COLUMNS)]
-        return [
-            row | {"finished_at": datetime.fromisoformat(row["finished_at"])}
-            for row in rows
-            if _counts(row)
-        ]
-    except (Refused, OSError, ValueError, TypeError, KeyError):
+    except (Refused, OSError, ValueError):
         return []
+    rows = map(_parsed, stored if isinstance(stored, list) else [])
+    return [row for row in rows if row is not None and _counts(row)]
+
+
+def _parsed(stored: Any) -> dict[str, Any] | None:
+    """Return a row of the file with its moment, or None where it is none."""
+    if not isinstance(stored, dict) or set(stored) != set(COLUMNS):
+        return None
+    try:
+        return stored | {"finished_at": datetime.fromisoformat(stored["finished_at"])}
+    except (ValueError, TypeError):
+        return None
 
 
 def _store() -> Path:
@@ -214,17 +224,16 @@ def _clips(records: Iterable[dict[str, Any]], card: Card) -> Iterator[_Clip]:
 
 
 def _counts(row: dict[str, Any]) -> bool:
-    """Whether a row is a warm clip whose seconds are its own.
+    """Whether a row is a warm clip whose seconds are its own, and can be used (`is_sound`).
 
     Reused latents have the denoising seconds of another attempt, maybe on another card.
     """
     return (
-        row["status"] in DONE_STATUSES
+        is_sound(row, COLUMNS)
+        and row["status"] in DONE_STATUSES
         and row["weights"] not in SMALL
         and not row["is_cold"]
         and is_denoised_here(row)
-        and bool(row["denoise_seconds"])
-        and bool(row["decode_seconds"])
     )
 
 

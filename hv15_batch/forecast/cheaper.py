@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import ClipSettings
@@ -12,10 +12,9 @@ from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._quality import of_frames, of_model, of_setting, of_size
-from hv15_batch.forecast.calibrate import read_log_rows
-from hv15_batch.forecast.forecast import Forecast, make_forecast
-from hv15_batch.machine.machine import Machine
+from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.model.options import model_options
+from hv15_batch.model.step_cache import LEAST_STEPS
 from hv15_batch.model.variant import Distillation, ModelConfig, Task
 from hv15_batch.planning.plan import PlannedClip
 
@@ -23,6 +22,7 @@ MAX_WAYS = 4
 _FEWER_FRAMES = 61
 _SIZES = ((480, 848), (320, 576))
 """Height and width, in pixels, that are offered for larger text-to-video clips, in this order."""
+_SAME = "same weights and steps, "
 
 
 @dataclass(frozen=True)
@@ -36,41 +36,105 @@ class Way:
     """What is known of the clips that it gives, in words."""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What the command would do with other settings, as if they had been typed."""
+
+    todo: Sequence[PlannedClip]
+    """The clips to render."""
+    forecast: Forecast | None
+    """None if nothing is left to do, or without a known card."""
+    lack: Callable[[], str] = str
+    """Returns what the disk lacks here for a run, or an empty text; Refused if a run is refused for
+    anything else."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A way that is accepted, and with which all clips end in time."""
+
+    way: Way
+    todo: Sequence[PlannedClip]
+    forecast: Forecast
+    lack: str
+    """What the disk lacks here for it; empty where there is room."""
+
+
 def ways_in_time(
     config: Config,
     todo: Sequence[PlannedClip],
-    machine: Machine,
-    log_folder: Path,
-    replan: Callable[[Config], Sequence[PlannedClip]],
+    try_out: Callable[[Config], Trial],
     is_in_time: Callable[[Forecast, Sequence[PlannedClip]], bool],
-) -> Iterator[tuple[Way, Forecast, Sequence[PlannedClip]]]:
+) -> Iterator[Fitting]:
     """Yield up to `MAX_WAYS` settings with which all clips end in time, the mildest first.
 
-    Each is planned as if it had been typed, so that no refused one is offered, and one that only
-    adds to another is left out.
+    Each is tried as if it had been typed, so that no refused one is offered, and one that only
+    adds to another is left out. One for which the disk lacks room says so.
 
     Args:
-        config: Settings.
+        config: Settings, as they were typed.
         todo: The clips to render.
-        machine: This one.
-        log_folder: Where logs of the same card are looked for.
-        replan: Returns what the command would render with other settings; Refused if it is refused.
+        try_out: Returns what the command would do with other settings; Refused if it is refused.
         is_in_time: Whether a forecast of clips meets the deadline.
     """
-    rows = read_log_rows(log_folder)
     found: list[set[str]] = []
     for way in cheaper_ways(config, [p.clip.settings for p in todo]):
         typed = set(way.words.split())
         if len(found) == MAX_WAYS or any(map(typed.issuperset, found)):
             continue
         try:
-            clips = replan(way.config)
-            forecast = make_forecast(way.config, clips, machine, log_folder, rows)
+            trial = try_out(way.config)
+            forecast = trial.forecast
+            if forecast is None or not is_in_time(forecast, trial.todo):
+                continue
+            if not _holds_for(way, config, trial.todo):
+                continue
+            lack = trial.lack()
         except Refused:
             continue  # refused, or no profile fits
-        if forecast is not None and is_in_time(forecast, clips):  # None: nothing left to do
-            found.append(typed)
-            yield way, forecast, clips
+        found.append(typed)
+        if way.config.model.name != config.model.name:
+            way = replace(way, quality=_smaller_words(todo, trial.todo) + way.quality)
+        yield Fitting(way, trial.todo, forecast, lack)
+
+
+def _holds_for(way: Way, config: Config, todo: Sequence[PlannedClip]) -> bool:
+    """Whether what a way says of another model is true of the clips: their cells may name others.
+
+    Steps and guidance of a recipe are for its own model alone.
+    """
+    name, names = way.config.model.name, {p.clip.settings.model for p in todo}
+    if name == config.model.name:
+        return True
+    has_recipe = way.config.override.num_inference_steps != config.override.num_inference_steps
+    return names == {name} if has_recipe else name in names
+
+
+def _smaller_words(before: Sequence[PlannedClip], after: Sequence[PlannedClip]) -> str:
+    """Return which pictures change their size, with a comma after it; empty if none does."""
+    sizes = [
+        {
+            (p.clip.row_index, p.clip.settings.seed): (
+                p.clip.settings.height,
+                p.clip.settings.width,
+            )
+            for p in clips
+        }
+        for clips in (before, after)
+    ]
+    old, new = sizes
+    changed = Counter((new[key], old[key]) for key in new if new[key] != old.get(key, new[key]))
+    if not changed:
+        return ""
+    (to, of), _ = changed.most_common(1)[0]
+    others = " and others" if len(changed) > 1 else ""
+    return f"pictures of {to[0]}x{to[1]} instead of {of[0]}x{of[1]}{others}, "
+
+
+def _sizes(clips: Sequence[PlannedClip]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return height and width by row and seed."""
+    each = ((p.clip.row_index, p.clip.settings) for p in clips)
+    return {(row, s.seed): (s.height, s.width) for row, s in each}
 
 
 def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
@@ -78,67 +142,106 @@ def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
 
     A typed value applies to every row, so a value is offered only if no clip grows by it.
     """
+    as_it_is = Way("", config, "")
     if not typed_compile(config):
         compiled = replace(config, runtime=replace(config.runtime, compile=True))
         yield Way("runtime.compile=true", compiled, of_setting("compile"))
-    if CacheKind.static not in (config.sampling.cache, config.override.cache):
-        cached = replace(config, sampling=replace(config.sampling, cache=CacheKind.static))
-        yield Way("sampling.cache=static", cached, of_setting("cache"))
-    frames = [s.num_frames for s in todo]
-    is_longer = max(frames) > _FEWER_FRAMES <= min(frames)
-    shorter = of_frames(_FEWER_FRAMES, todo[0].fps)
-    if is_longer:
-        yield _with_override(config, shorter, num_frames=_FEWER_FRAMES)
-    distilled = list(_distilled(config))
+    mild = [*_cached(as_it_is), *_shorter(as_it_is, todo)]
+    yield from mild
+    for way in _cached(as_it_is):
+        yield from _shorter(way, todo)
+    frames = max(s.num_frames for s in todo)
+    distilled = list(_distilled(config, frames))
     yield from distilled
-    yield from _smaller(config, todo)
-    for way in distilled if is_longer else ():
-        few = f"{shorter}; {way.quality}".removeprefix("same weights and steps, ")
-        yield _with_override(way.config, few, way.words, num_frames=_FEWER_FRAMES)
+    pictures = list(_smaller(config, todo))
+    yield from pictures
+    models = list(_smaller_models(config, frames))
+    yield from models
+    for way in (*distilled, *pictures, *models):
+        yield from _cached(way)
+    for way in (*distilled, *pictures, *models):
+        yield from _shorter(way, todo)
 
 
-def _with_override(config: Config, quality: str, words: str = "", **values: Any) -> Way:
-    typed = [f"override.{name}={value:g}" for name, value in values.items()]
-    changed = replace(config, override=replace(config.override, **values))
-    return Way(" ".join([words, *typed] if words else typed), changed, quality)
+def _cached(way: Way) -> Iterator[Way]:
+    """Yield a way with the static step cache too, unless it has it or has too few steps for it."""
+    config = way.config
+    if CacheKind.static in (config.sampling.cache, config.override.cache):
+        return
+    own = config.model.distillation is Distillation.step
+    if own and config.model.default_sampling.num_inference_steps < LEAST_STEPS:
+        return
+    cached = replace(config, sampling=replace(config.sampling, cache=CacheKind.static))
+    yield _more(way, cached, "sampling.cache=static", of_setting("cache"))
 
 
-def _distilled(config: Config) -> Iterator[Way]:
+def _shorter(way: Way, todo: Sequence[ClipSettings]) -> Iterator[Way]:
+    """Yield a way with fewer frames too, unless a clip is shorter already."""
+    frames = [s.num_frames for s in todo]
+    if max(frames) > _FEWER_FRAMES <= min(frames):
+        model = way.config.model
+        quality = way.quality.replace(of_model(model, max(frames)), of_model(model, _FEWER_FRAMES))
+        few = of_frames(_FEWER_FRAMES, todo[0].fps)
+        yield _with_override(replace(way, quality=quality), few, num_frames=_FEWER_FRAMES)
+
+
+def _more(way: Way, config: Config, words: str, quality: str) -> Way:
+    """Return a way with one more change: the shorter words on it come first."""
+    if way.quality:
+        first, last = quality, way.quality
+        if not quality.startswith(_SAME):
+            first, last = last, first
+        parts = (part.removeprefix(_SAME) for part in (first, last))
+        quality = "; ".join(dict.fromkeys(parts))
+    return Way(f"{way.words} {words}".strip(), config, quality)
+
+
+def _with_override(way: Way, quality: str, **values: Any) -> Way:
+    typed = " ".join(f"override.{name}={value:g}" for name, value in values.items())
+    changed = replace(way.config, override=replace(way.config.override, **values))
+    return _more(way, changed, typed, quality)
+
+
+_FEWER = {
+    Distillation.none: (Distillation.cfg, Distillation.step),
+    Distillation.cfg: (Distillation.step,),
+    Distillation.step: (),
+}
+"""The distillations that need fewer forwards."""
+
+
+def _distilled(config: Config, frames: int, **changes: Any) -> Iterator[Way]:
     """Yield the variants of the same model that need fewer forwards.
 
     Once by name alone, and once with the recipe's steps and guidance typed too, for rows and
     settings that have their own.
+
+    Args:
+        config: Settings.
+        frames: Of the longest clip.
+        changes: What else is to differ.
     """
-    own = config.model.distillation
-    fewer = {
-        Distillation.none: (Distillation.cfg, Distillation.step),
-        Distillation.cfg: (Distillation.step,),
-        Distillation.step: (),
-    }
-    for distillation in fewer[own]:
-        for model in _variants(config, distillation=distillation):
-            changed, words = replace(config, model=model), f"model={model.name}"
-            quality = of_model(model)
-            yield Way(words, changed, quality)
+    for distillation in _FEWER[config.model.distillation]:
+        for model in _variants(config, distillation=distillation, **changes):
+            way = _with_model(config, model, frames)
+            yield way
             recipe = model.default_sampling
             yield _with_override(
-                changed,
-                quality,
-                words,
+                way,
+                way.quality,
                 num_inference_steps=recipe.num_inference_steps,
                 guidance_scale=recipe.guidance_scale,
             )
 
 
+def _with_model(config: Config, model: ModelConfig, frames: int) -> Way:
+    changed = replace(config, model=model)
+    return Way(f"model={model.name}", changed, of_model(model, frames))
+
+
 def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
-    """Yield smaller pictures; those of image to video follow from the model's bucket."""
-    if config.model.task is Task.i2v:
-        sizes = {option.target_size for option in model_options().values()}
-        for size in sorted(sizes, reverse=True):
-            if size < config.model.target_size:
-                for model in _variants(config, target_size=size):
-                    changed = replace(config, model=model)
-                    yield Way(f"model={model.name}", changed, of_model(model))
+    """Yield smaller pictures of the same weights; those of image to video are set by the image."""
+    if any(config.models.get(s.model, config.model).task is Task.i2v for s in todo):
         return
     if any(s.height > s.width for s in todo) and any(s.height < s.width for s in todo):
         return  # one size for all would turn some of them
@@ -147,7 +250,21 @@ def _smaller(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     for short, long in _SIZES:
         if max(pixels) > short * long <= min(pixels):
             height, width = (long, short) if is_portrait else (short, long)
-            yield _with_override(config, of_size(height, width), height=height, width=width)
+            words = of_size(height, width)
+            yield _with_override(Way("", config, ""), words, height=height, width=width)
+
+
+def _smaller_models(config: Config, frames: int) -> Iterator[Way]:
+    """Yield the models for smaller pictures, and those of them that need fewer forwards.
+
+    Sizes that were typed or that cells have stay as they are.
+    """
+    sizes = {option.target_size for option in model_options().values()}
+    for size in sorted(sizes, reverse=True):
+        if size < config.model.target_size:
+            for model in _variants(config, target_size=size):
+                yield _with_model(config, model, frames)
+            yield from _distilled(config, frames, target_size=size)
 
 
 def _variants(config: Config, **changes: Any) -> Iterator[ModelConfig]:

@@ -19,7 +19,6 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.machine.cards import EXAMPLE, find_card
 from hv15_batch.machine.machine import Machine, compiler_fault
-from hv15_batch.model.attention import package_of
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.rundir.decided import logged_compile, read_compile
 from hv15_batch.rundir.paths import RunDir
@@ -42,7 +41,11 @@ class Compilation:
 
 
 def decide_compilations(
-    config: Config, clips: Sequence[PlannedClip], machine: Machine, run_dir: RunDir
+    config: Config,
+    clips: Sequence[PlannedClip],
+    machine: Machine,
+    run_dir: RunDir,
+    rows: list[dict[str, Any]] | None = None,
 ) -> dict[str, Compilation]:
     """Return `decide_compilation` of each model, for its own clips.
 
@@ -51,12 +54,13 @@ def decide_compilations(
         clips: All clips of the manifest, in any state.
         machine: This one.
         run_dir: Of the run.
+        rows: The result of `read_log_rows`; None reads them where they are needed.
 
     Raises:
         LogSchemaError: The log cannot be read.
     """
     return {
-        own.model.name: decide_compilation(own, of_model, machine, run_dir)
+        own.model.name: decide_compilation(own, of_model, machine, run_dir, rows)
         for own, of_model in by_model(config, clips)
     }
 
@@ -70,7 +74,11 @@ def compilation_lines(found: Mapping[str, Compilation]) -> list[str]:
 
 
 def decide_compilation(
-    config: Config, clips: Sequence[PlannedClip], machine: Machine, run_dir: RunDir
+    config: Config,
+    clips: Sequence[PlannedClip],
+    machine: Machine,
+    run_dir: RunDir,
+    rows: list[dict[str, Any]] | None = None,
 ) -> Compilation:
     """Return whether a run compiles.
 
@@ -82,6 +90,7 @@ def decide_compilation(
         clips: All clips of the manifest with this model, in any state.
         machine: This one.
         run_dir: Of the run.
+        rows: The result of `read_log_rows`; None reads them here.
 
     Raises:
         LogSchemaError: The log cannot be read.
@@ -93,22 +102,15 @@ def decide_compilation(
         return Compilation(False, "Compilation: no, on the CPU")
     if fault := _fault(config, machine):
         return Compilation(False, f"Compilation: no; {fault}")
-    model = config.model.name
-    if (kept := read_compile(run_dir, model)) is not None:
+    if (kept := read_compile(run_dir, config)) is not None:
         return _kept(kept, "decided for this run directory")
-    if (kept := logged_compile(run_dir, model)) is not None:
+    if (kept := logged_compile(run_dir, config)) is not None:
         return _kept(kept, "in the clips that are done here")
-    return _compared(config, clips, machine, run_dir)
+    return _compared(config, clips, machine, run_dir, rows)
 
 
 def _fault(config: Config, machine: Machine) -> str | None:
     """Return why nothing can be compiled, or None."""
-    backend = config.runtime.attention_backend
-    if package_of(backend) is not None:
-        return (
-            f"it was never tried with runtime.attention_backend={backend}; "
-            "runtime.compile=true tries it"
-        )
     is_here = config.runtime.card is None and bool(machine.gpus)
     return compiler_fault() if is_here else None
 
@@ -121,7 +123,11 @@ def _kept(is_on: bool, where: str) -> Compilation:
 
 
 def _compared(
-    config: Config, clips: Sequence[PlannedClip], machine: Machine, run_dir: RunDir
+    config: Config,
+    clips: Sequence[PlannedClip],
+    machine: Machine,
+    run_dir: RunDir,
+    rows: list[dict[str, Any]] | None,
 ) -> Compilation:
     """Return what takes less time for all clips, each denoised."""
     # Latents and finished clips do not count: they differ between the first run and a later one.
@@ -131,7 +137,8 @@ def _compared(
     if card is not None and find_card(card) is None:
         asked = replace(config, runtime=replace(config.runtime, card=EXAMPLE))
         basis = f", predicted for the {EXAMPLE}, because no figures of this card are known"
-    rows = [] if card is None else read_log_rows(run_dir.log)
+    if rows is None:
+        rows = [] if card is None else read_log_rows(run_dir.log)
     found: dict[bool, Forecast] = {}
     for is_on in (False, True):
         with suppress(Refused):  # no profile fits, which the run's own forecast will report

@@ -173,10 +173,12 @@ def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> O
     peaks = candidate.peaks
     stages = (peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
     encode, denoise, decode = map(format_gib, stages)
+    reserved = peaks.reserved_bytes
+    held = f", held by the allocator {format_gib(reserved)}" if reserved else ""
     text = (
         f"offload {candidate.kind.name}: {why}; predicted peak {format_gib(peaks.device_bytes)} "
         f"GiB of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
-        f"{format_gib(CONTEXT_BYTES)}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
+        f"{format_gib(CONTEXT_BYTES)}{held}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
         f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
     )
     execution = candidate.execution
@@ -204,7 +206,7 @@ def _fault(peaks: Peaks, budget: int, machine: Machine) -> str | None:
 
 def _card_bytes(peaks: Peaks) -> int:
     """Return how much of a card must be free for this."""
-    return peaks.device_bytes + ALLOCATOR_BYTES
+    return peaks.allocated_bytes + CONTEXT_BYTES + ALLOCATOR_BYTES
 
 
 def _at_least(number: float) -> str:

@@ -17,7 +17,7 @@ from hv15_batch.clip import Clip, glyph_texts
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import check_regular
-from hv15_batch.forecast.cheaper import ways_in_time
+from hv15_batch.forecast.cheaper import Trial, ways_in_time
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.forecast.wording import (
@@ -284,8 +284,8 @@ def _format_bytes(number: int) -> str:
 
 _WEEK = timedelta(days=6)
 """Up to this far ahead a weekday is clear without a date."""
-Replan = Callable[[Config], Sequence[PlannedClip]]
-"""Returns what the same command would render with other settings; Refused if it is refused."""
+TryOut = Callable[[Config], Trial]
+"""Returns what the same command would do with other settings; Refused if it is refused."""
 
 
 def predict_run(
@@ -294,7 +294,7 @@ def predict_run(
     machine: Machine,
     log_folder: Path,
     rules: Rules,
-    replan: Replan,
+    try_out: TryOut,
     compiled: Mapping[str, bool] | None = None,
 ) -> tuple[Forecast | None, list[str]]:
     """Return the forecast, and the dry run's lines about time and memory.
@@ -303,12 +303,12 @@ def predict_run(
     deadline will be missed.
 
     Args:
-        config: Settings.
+        config: Settings, as they were typed.
         todo: The clips to render.
         machine: This one.
         log_folder: Where logs of the same card are looked for.
         rules: Deadlines and window.
-        replan: Returns what the command would render with cheaper settings.
+        try_out: Returns what the command would do with cheaper settings.
         compiled: Whether each model is compiled, where that was decided.
 
     Raises:
@@ -337,9 +337,7 @@ def predict_run(
     ends = rules.ends()
     if ends and finishes[-1] > min(ends):
         fitting = sum(finish <= min(ends) for finish in finishes)
-        lines += _cheaper_lines(
-            config, todo, machine, log_folder, rules, replan, forecast.basis
-        ) or [
+        lines += _cheaper_lines(config, todo, rules, try_out, forecast.basis) or [
             "Cheaper: no setting tried here is fast enough"
             + (f"; limit={fitting} fits" if fitting else ", and not one clip fits")
         ]
@@ -374,16 +372,14 @@ def _rule_lines(rules: Rules, finishes: Sequence[datetime]) -> list[str]:
 def _cheaper_lines(
     config: Config,
     todo: Sequence[PlannedClip],
-    machine: Machine,
-    log_folder: Path,
     rules: Rules,
-    replan: Replan,
+    try_out: TryOut,
     basis: str,
 ) -> list[str]:
     """Return a line for each change of settings with which all clips end in time.
 
-    A line says what the change costs in quality, and the basis of its prediction if it differs
-    from `basis`.
+    A line says what the change costs in quality, what the disk lacks for it, and the basis of its
+    prediction if it differs from `basis`.
     """
     end, lines = min(rules.ends()), []
 
@@ -391,11 +387,14 @@ def _cheaper_lines(
         *_, last = rules.finishes(forecast.lengths(clips))
         return last <= end
 
-    for way, forecast, clips in ways_in_time(config, todo, machine, log_folder, replan, is_in_time):
+    for found in ways_in_time(config, todo, try_out, is_in_time):
+        forecast, clips = found.forecast, found.todo
         *_, last = rules.finishes(forecast.lengths(clips))
         other = "" if forecast.basis == basis else f" ({forecast.basis})"
+        lack = f"; refused here until there is room: {found.lack}" if found.lack else ""
         lines.append(
-            f"Cheaper: {way.words} would take {format_duration(forecast.total_seconds(clips))}, "
-            f"done {format_moment(last, rules)}{other}; quality: {way.quality}"
+            f"Cheaper: {found.way.words} would take "
+            f"{format_duration(forecast.total_seconds(clips))}, "
+            f"done {format_moment(last, rules)}{other}{lack}; quality: {found.way.quality}"
         )
     return lines

@@ -62,6 +62,8 @@ class Findings:
     """Why nothing could be rendered, each with what to do."""
     notes: tuple[str, ...]
     """What the user should know before the night."""
+    shortages: tuple[str, ...] = ()
+    """Those of the refusals that more room on a disk would lift."""
 
 
 def check_measuring(asked: Asked, todo: Todo, machine: Machine) -> None:
@@ -70,18 +72,25 @@ def check_measuring(asked: Asked, todo: Todo, machine: Machine) -> None:
     Raises:
         Refused: Something is missing.
     """
+    if (fault := measuring_fault(asked, todo, machine)) is not None:
+        raise Refused(fault)
+
+
+def measuring_fault(asked: Asked, todo: Todo, machine: Machine) -> str | None:
+    """Return why a measurement or a typed compilation is not possible here, or None."""
     config, rendering = asked.config, [own.model.weights for own, _ in asked.models(todo)]
     if not rendering:
-        return
-    is_small = all(weights.is_small for weights in rendering)
-    if config.benchmark.calibrate and (is_small or not machine.gpus):
-        lacking = "this model is small" if is_small else "none is visible here"
-        raise Refused(
+        return None
+    has_full = not all(weights.is_small for weights in rendering)
+    if config.benchmark.calibrate and not (has_full and machine.gpus):
+        lacking = "none is visible here" if has_full else "this model is small"
+        return (
             f"benchmark.calibrate=true: measures a full-size model on a CUDA card, and {lacking}; "
             f"to predict for a card by its name use --dry-run runtime.card={EXAMPLE}."
         )
-    if machine.gpus and typed_compile(config) and not is_small and (fault := compiler_fault()):
-        raise Refused(f"runtime.compile=true: {fault}, or leave runtime.compile out.")
+    if machine.gpus and typed_compile(config) and has_full and (fault := compiler_fault()):
+        return f"runtime.compile=true: {fault}, or type runtime.compile=false."
+    return None
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,8 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     rows = [asked.manifest.rows[n] for n in sorted({p.clip.row_index for p in todo.to_render})]
     told = ((row.image or "", note) for row in rows for note in row.image_notes)
     notes += note_lines(told)
-    return Findings(tuple(fault for fault in (*refusals, *shortages) if fault), tuple(notes))
+    faults = tuple(fault for fault in (*refusals, *shortages) if fault)
+    return Findings(faults, tuple(notes), tuple(shortages))
 
 
 def disk_fault(path: Path, need: DiskNeed) -> str | None:

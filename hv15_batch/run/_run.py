@@ -10,7 +10,7 @@ from hv15_batch import __version__
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import ExecutorSpec, Job, ModelSpec
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job, ModelSpec
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
@@ -19,10 +19,11 @@ from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked, Todo
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
-from hv15_batch.rundir.decided import read_compile
+from hv15_batch.rundir.decided import read_compile, write_compile
 from hv15_batch.rundir.paths import RunDir
 
 
@@ -130,6 +131,33 @@ class Run:
         return Schedule(self.rules, self.run_dir.pause, self.pace.clip_seconds)(job)
 
 
+class FailedCompilation:
+    """Stores that a model is not compiled, where `auto` decided so and torch's compiler failed.
+
+    Later runs would fail again, and each would lose the seconds of a try.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Follow a run."""
+        self._run = run
+        is_auto = typed_compile(run.config) is None
+        self._compiled = {n for n, found in run.compilations.items() if found.is_on and is_auto}
+
+    def submitted(self, job: Job) -> None:
+        """Nothing is known of a clip that starts."""
+
+    def heard(self, event: Event) -> None:
+        """Look at the first finished clip of a model that ran without its compilation."""
+        if not isinstance(event, Finished) or event.record.status not in DONE_STATUSES:
+            return
+        record, model = event.record, event.job.clip.settings.model
+        if model not in self._compiled or record.compiled is not False:
+            return
+        if is_denoised_here(vars(record)):  # else it says how another run denoised it
+            self._compiled.remove(model)
+            write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
+
+
 def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
     """Return the run that renders these clips here; None if there is nothing to render.
 
@@ -181,7 +209,8 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     if {p.clip.settings.model for p in todo.to_render} - run.offloads.keys():
         return make_run(asked, todo, run.machine, run.rules)  # `limit` reaches a further model now
     for name, found in run.compilations.items():
-        if found.is_new and read_compile(asked.run_dir, name) not in (None, found.is_on):
+        stored = read_compile(asked.run_dir, asked.config_of(name))
+        if found.is_new and stored not in (None, found.is_on):
             return make_run(asked, todo, run.machine, run.rules)
     return replace(
         run,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hv15_batch.config.checks import linears_fault
+from hv15_batch.config.settings import Config
+from hv15_batch.errors import Refused
 from hv15_batch.figures.frame import arrow_series
+from hv15_batch.forecast.calibrate import read_log_rows
+from hv15_batch.forecast.cheaper import Trial
 from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes
+from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
-from hv15_batch.machine.cards import typed_card
+from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
@@ -26,14 +30,14 @@ from hv15_batch.run._dry_run import (
     predict_run,
     print_dry_run,
 )
-from hv15_batch.run._preflight import find_hindrances
+from hv15_batch.run._preflight import find_hindrances, measuring_fault
 from hv15_batch.run.prepare import (
     Asked,
     Todo,
     attention_fault,
     offline_fault,
     plan_against_log,
-    render_with,
+    plan_with,
 )
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.log import foreign_note
@@ -129,12 +133,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(foreign)
     if todo.repetitions is not None:
         tell(todo.repetitions.describe())
-    replan = partial(render_with, asked)
     log = asked.run_dir.log
     compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
     compiled = {name: found.is_on for name, found in compilations.items()}
-    decided = next(iter(compilations.values())).in_config(config)
-    forecast, told = predict_run(decided, todo.to_render, machine, log, rules, replan, compiled)
+    trials = _Trials(asked, todo, machine)
+    forecast, told = predict_run(config, todo.to_render, machine, log, rules, trials, compiled)
     if todo.to_render:
         tell(*compilation_lines(compilations))
     tell(*told)
@@ -152,16 +155,11 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         findings = find_hindrances(asked, todo, kinds)
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
-        of_models = [
-            fault
-            for own, _ in asked.models(todo)
-            for fault in (
-                attention_fault(own, forecast.card if forecast else None),
-                linears_fault(own, gpu_name),
-            )
-        ]
-        faults = (*dict.fromkeys(of_models), offline_fault(asked, todo), *findings.refusals)
-        refusals += [fault for fault in faults if fault]
+        # With `runtime.card` the lines are about another machine.
+        if not typed and (fault := measuring_fault(asked, todo, machine)):
+            refusals.append(fault)
+        card = forecast.card if forecast else None
+        refusals += [*_settings_faults(asked, todo, card, gpu_name), *findings.refusals]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(
         run_dir=asked.run_dir.path,
@@ -201,3 +199,79 @@ def _choices_on_cpu(asked: Asked, todo: Todo, machine: Machine) -> list[OffloadC
         for own, clips in models
         if own.model.weights.is_small
     ]
+
+
+def _settings_faults(
+    asked: Asked, todo: Todo, card: Card | None, gpu_name: str | None
+) -> list[str]:
+    """Return what the settings ask for that cannot run, and weights that cannot be fetched."""
+    of_models = [
+        fault
+        for own, _ in asked.models(todo)
+        for fault in (attention_fault(own, card), linears_fault(own, gpu_name))
+    ]
+    return [fault for fault in (*dict.fromkeys(of_models), offline_fault(asked, todo)) if fault]
+
+
+class _Trials:
+    """What the same command would do with other settings, as if they had been typed."""
+
+    def __init__(self, asked: Asked, todo: Todo, machine: Machine) -> None:
+        """Take what the command does as it is."""
+        self._asked, self._todo, self._machine = asked, todo, machine
+
+    def __call__(self, config: Config) -> Trial:
+        """Return what it would do.
+
+        Raises:
+            Refused: The settings are refused, or no offload profile fits.
+        """
+        changed, todo = plan_with(self._asked, config)
+        forecast = self._forecast(changed, todo)
+        return Trial(todo.to_render, forecast, lambda: self._lack(changed, todo, forecast))
+
+    def _forecast(self, asked: Asked, todo: Todo) -> Forecast | None:
+        config, run_dir = asked.config, asked.run_dir
+        found = decide_compilations(config, todo.clips, self._machine, run_dir, self._rows)
+        compiled = {name: each.is_on for name, each in found.items()}
+        return make_forecast(
+            config, todo.to_render, self._machine, run_dir.log, self._rows, compiled
+        )
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_log_rows(self._asked.run_dir.log)
+
+    @cached_property
+    def _own_faults(self) -> tuple[set[str], tuple[str, ...]]:
+        forecast = self._forecast(self._asked, self._todo)
+        return self._faults(self._asked, self._todo, forecast)
+
+    def _faults(
+        self, asked: Asked, todo: Todo, forecast: Forecast | None
+    ) -> tuple[set[str], tuple[str, ...]]:
+        """Return why a run would be refused, and for lack of which room."""
+        kinds = [own.offload.kind for own in forecast.each] if forecast else []
+        findings = find_hindrances(asked, todo, kinds)
+        card = forecast.card if forecast else None
+        faults = set(_settings_faults(asked, todo, card, card.name if card else None))
+        is_here = asked.config.runtime.card is None  # else another machine is planned for
+        if is_here and (fault := measuring_fault(asked, todo, self._machine)):
+            faults.add(fault)
+        return faults | set(findings.refusals) - set(findings.shortages), findings.shortages
+
+    def _lack(self, asked: Asked, todo: Todo, forecast: Forecast | None) -> str:
+        """Return what the disk lacks, unless it lacks room for the command as it is.
+
+        Raises:
+            Refused: A run would be refused for something else than the command as it is.
+        """
+        (known, is_short), (faults, shortages) = (
+            self._own_faults,
+            self._faults(asked, todo, forecast),
+        )
+        if new := faults - known:
+            raise Refused("\n".join(sorted(new)))
+        if is_short:
+            return ""
+        return ", ".join(fault.partition("; free some")[0] for fault in shortages)

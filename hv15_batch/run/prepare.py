@@ -16,14 +16,13 @@ from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.clips import (
     advice_notes,
-    check_typed,
     make_clips,
     read_rows,
     repeats_note,
-    swept_model_notes,
 )
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.secrets import check_no_secrets
+from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
@@ -135,8 +134,7 @@ def prepare(
 
     Args:
         config: All settings.
-        typed: The keys that were typed on the command line: those of `sampling` without their
-            section, and `model.*`.
+        typed: Keys of the command line: those of `sampling` without it, and `model.*`.
         sweep: Name of this run's folder in a sweep, else None.
         content: The bytes of the manifest, if its rows came from a DataFrame.
         swept: Settings that the sweep varies.
@@ -268,23 +266,24 @@ def _is_known_here(asked: Asked, history: History) -> bool:
     )
 
 
-def render_with(asked: Asked, config: Config) -> list[PlannedClip]:
-    """Return what the same command would render with other settings.
+def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
+    """Return what the same command would mean and do with other settings.
 
     Raises:
         Refused: A run with these settings would be refused.
     """
     check_config(config)
+    # A cell may name the model that the command had: then it comes from its own YAML.
+    config = with_models(config, (row.model for row in asked.manifest.rows))
     names = models_of_rows(asked.manifest.rows, config)
     _check_models(config, names)
-    checkpoints = dict(asked.checkpoints)
-    if config.model != asked.config.model:
-        checkpoints.pop(asked.config.model.name, None)
-        checkpoints[config.model.name] = resolve_checkpoint(config.model)
-    checkpoints = {name: checkpoints[name] for name in names}
+    config = _with_remembered_weights(config, names, asked.run_dir)
+    models = {name: config_of(config, name).model for name in names}
+    known = {own.model.name: found for own, found in asked.models() if own.model in models.values()}
+    checkpoints = {n: known.get(n) or resolve_checkpoint(model) for n, model in models.items()}
     clips = _clips_of(asked.manifest, config, checkpoints, asked.loras)
     changed = replace(asked, config=config, checkpoints=checkpoints, clips=clips)
-    return plan_against_log(changed).to_render
+    return changed, plan_against_log(changed)
 
 
 def attention_fault(config: Config, card: Card | None) -> str | None:

@@ -106,7 +106,7 @@ class FirstClip:
             rules: Without a deadline nothing is said.
             pace: Expects the clips that are left.
             say: Prints the line.
-            compile_seconds: Part of the first clip's denoising that does not come again.
+            compile_seconds: Part of a cold compiled clip's denoising that does not come again.
         """
         self._rules, self._pace, self._say = rules, pace, say
         self._compile_seconds = compile_seconds
@@ -124,7 +124,7 @@ class FirstClip:
             return
         self._is_said = True
         share = 1.0
-        if record.is_cold and record.denoise_seconds:
+        if record.is_cold and record.compiled and record.denoise_seconds:
             share = max(1 - self._compile_seconds / record.denoise_seconds, 0.5)
         finishes = list(self._rules.finishes(self._pace.lengths(share)))
         if finishes:

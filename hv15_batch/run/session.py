@@ -31,7 +31,7 @@ from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
-from hv15_batch.run._run import Run, make_run, planned_again
+from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
 from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
@@ -194,7 +194,7 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     _write_run_folder(run.asked, run_id, facts)
     for name, found in run.compilations.items():
         if found.is_new:
-            write_compile(run.run_dir, name, found.is_on)
+            write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -209,8 +209,8 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
         received = listener.received if listener else None
-        compiling = COMPILE_SECONDS[0] if run.compiles else 0.0
-        watchers = (notices, FirstClip(run.rules, run.pace, progress.say, compiling))
+        first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
+        watchers = (notices, first, FailedCompilation(run))
         loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from datetime import timedelta
@@ -87,6 +88,86 @@ def test_what_is_remembered_is_read_once_and_survives_a_damaged_file(
         file.write_text(text, encoding="utf-8")
         assert remembered() == []
     assert remember(rows) == file
+
+
+WRONG: list[dict[str, Any]] = [
+    {"denoise_seconds": "abc"},
+    {"denoise_seconds": float("nan")},
+    {"denoise_seconds": float("inf")},
+    {"denoise_seconds": 1e308},
+    {"denoise_seconds": 1e-300},
+    {"denoise_seconds": -5},
+    {"denoise_seconds": 0.0},
+    {"denoise_seconds": True},
+    {"decode_seconds": [1.0]},
+    {"gpu_name": 5},
+    {"linear": "int4"},
+    {"dtype": "float8"},
+    {"task": "v2v"},
+    {"offload": ["a"]},
+    {"offload": "auto"},
+    {"offload": None},
+    {"attention_backend": None},
+    {"height": None},
+    {"height": "480"},
+    {"height": 8},
+    {"width": 10**30},
+    {"num_frames": 0},
+    {"num_frames": 121.5},
+    {"num_inference_steps": 0},
+    {"guidance_scale": "x"},
+    {"cache": "2:4:30"},
+    {"cache": "2:4:30", "num_computed_steps": 0},
+    {"weights": {}},
+    {"status": ["ok"]},
+    {"compiled": "yes"},
+    {"loras": 3},
+]
+"""Values that another version or program may have written."""
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
+def test_a_row_with_a_value_that_means_nothing_here_is_passed_over_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good, wrong = row(), row(2.0) | changes
+    expected = Scales(((49_290, 1.2),), None, 0.9)
+
+    assert_scales(calibrate([wrong, good], CARD, PLAIN), expected)
+    assert calibrate([wrong], CARD, PLAIN) is None
+    file = remember([good])
+    stored = [each | {"finished_at": NOW.isoformat()} for each in (wrong, good)]
+    file.write_text(json.dumps([*stored, 5, "x", None]), encoding="utf-8")
+    found = read_log_rows(tmp_path / "none" / "out" / "log")
+    assert found == [good]
+
+
+@pytest.mark.parametrize("moment", [None, 5, "yesterday", "0001-01-01T00:00:00"])
+def test_a_remembered_row_without_a_moment_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: object
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = remember([row()])
+    stored = [row() | {"finished_at": each} for each in (moment, NOW.isoformat())]
+    file.write_text(json.dumps(stored), encoding="utf-8")
+
+    assert remembered() == [row()]
+
+
+def test_a_neighbours_log_with_a_name_of_a_newer_version_does_not_stop_a_prediction(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "other" / "log"
+    folder.mkdir(parents=True)
+    newer = row(2.0) | {"linear": "int4"}
+    for number, each in enumerate((newer, row())):
+        record = ClipRecord(settings_sha256=str(number), **each)
+        RunLog(folder, f"r{number}").append(record)
+
+    found = calibrate(read_log_rows(tmp_path / "this" / "log"), CARD, PLAIN)
+
+    assert_scales(found, Scales(((49_290, 1.2),), None, 0.9))
 
 
 def test_the_newest_clips_count() -> None:

@@ -21,7 +21,8 @@ from hv15_batch.forecast import compilation as decision
 from hv15_batch.forecast.compilation import Compilation, decide_compilation
 from hv15_batch.forecast.forecast import make_forecast
 from hv15_batch.machine.machine import Machine
-from hv15_batch.model.variant import Weights
+from hv15_batch.model import attention
+from hv15_batch.model.variant import Linear, Weights
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir.decided import write_compile
@@ -116,7 +117,7 @@ def test_all_of_the_manifest_counts_done_or_not_and_repetitions_too(run_dir: Run
 
 
 def test_what_was_typed_holds_and_says_nothing(run_dir: RunDir) -> None:
-    write_compile(run_dir, "480p_t2v", True)
+    write_compile(run_dir, config(), True)
     for typed, is_on in ((True, True), (False, False), ("true", True), ("False", False)):
         asked = config()
         asked.runtime.compile = typed
@@ -136,16 +137,20 @@ def test_on_the_cpu_and_without_a_compiler_nothing_is_compiled_or_stored(
     assert decided(run_dir, clips(200), on_card("rtx_4090")).is_on  # a card of another machine
 
 
-def test_a_kernel_from_outside_torch_is_compiled_only_where_it_is_typed(run_dir: RunDir) -> None:
-    asked = config()
-    asked.runtime.attention_backend = "sage"
+@pytest.mark.parametrize("name", ["sage", "_flash_3", "comfy_int8", "sage_hub", "xformers"])
+def test_a_kernel_from_outside_torch_is_compiled_like_one_that_auto_takes(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The compiler sees it as one operation."""
+    monkeypatch.setattr(attention, "package_fault", lambda _: None)  # all are installed
+    auto, asked = on_card("h200"), on_card("h200")
+    asked.runtime.attention_backend = name
 
-    found = decided(run_dir, clips(200), asked)
-
-    assert not found.is_on
-    assert "runtime.attention_backend=sage" in found.words
-    asked.runtime.compile = True
-    assert decided(run_dir, clips(200), asked).is_on
+    assert attention.auto_kernel((9, 0)) == "_flash_3"
+    for count, is_on in ((200, True), (1, False)):
+        for each in (auto, asked):
+            found = decided(run_dir, clips(count), each)
+            assert (found.is_on, found.is_new) == (is_on, True), found.words
 
 
 def test_an_unknown_card_is_reckoned_as_the_example(run_dir: RunDir) -> None:
@@ -162,8 +167,10 @@ def test_an_unknown_card_is_reckoned_as_the_example(run_dir: RunDir) -> None:
 
 
 def test_a_decision_is_kept_whatever_becomes_of_manifest_and_card(run_dir: RunDir) -> None:
-    write_compile(run_dir, "480p_t2v", False)
-    write_compile(run_dir, "480p_t2v_distilled", True)
+    other = config()
+    other.model = replace(other.model, name="480p_t2v_distilled")
+    write_compile(run_dir, config(), False)
+    write_compile(run_dir, other, True)
 
     found = decided(run_dir, clips(200))
 
@@ -171,9 +178,45 @@ def test_a_decision_is_kept_whatever_becomes_of_manifest_and_card(run_dir: RunDi
         False,
         "Compilation: no, as decided for this run directory; runtime.compile=true changes it",
     )
-    other = config()
-    other.model = replace(other.model, name="480p_t2v_distilled")
     assert decided(run_dir, clips(1), other).is_on
+
+
+def test_a_decision_holds_for_its_weights_and_linear_modules_only(run_dir: RunDir) -> None:
+    fp8, pretrained = config(), config()
+    fp8.runtime.linear = Linear.fp8
+    pretrained.model = replace(pretrained.model, weights=Weights.pretrained)
+    write_compile(run_dir, config(), False)
+
+    assert not decided(run_dir, clips(200)).is_on
+    for other in (fp8, pretrained):
+        found = decided(run_dir, clips(200), other)
+        assert found.is_on
+        assert found.is_new
+    write_compile(run_dir, fp8, True)
+    assert not decided(run_dir, clips(200)).is_on
+    assert decided(run_dir, clips(1), fp8).is_on
+
+
+def test_finished_clips_decide_for_their_weights_and_linear_modules_only(run_dir: RunDir) -> None:
+    log, fp8 = RunLog(run_dir.log, "r"), config()
+    fp8.runtime.linear = Linear.fp8
+    for number, linear in enumerate((None, "fp8")):
+        done = row(model="480p_t2v", compiled=linear is None, linear=linear)
+        log.append(replace(ClipRecord(), **done, settings_sha256=str(number)))
+
+    assert decided(run_dir, clips(1)).is_on
+    assert not decided(run_dir, clips(200), fp8).is_on
+
+
+def test_a_file_of_an_earlier_version_decides_for_16_bits(run_dir: RunDir) -> None:
+    run_dir.decided.write_text('{"compile": {"480p_t2v": false}}', encoding="utf-8")
+    fp8 = config()
+    fp8.runtime.linear = Linear.fp8
+
+    assert not decided(run_dir, clips(200)).is_on
+    assert decided(run_dir, clips(200), fp8).is_new
+    write_compile(run_dir, config(), True)
+    assert decided(run_dir, clips(1)).is_on
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"compile": 3}', '{"compile": {"480p_t2v": "no"}}'])
@@ -250,6 +293,13 @@ def test_text_in_yaml_is_taken_too(command: Callable[..., Answer], tmp_path: Pat
     (tmp_path / "experiment").mkdir()
     preset = tmp_path / "experiment" / "mine.yaml"
     (tmp_path / "p.csv").write_text("prompt\na\n", encoding="utf-8")
+    preset.write_text("# @package _global_\nruntime:\n  compile: null\n", encoding="utf-8")
+    words = ("--config-dir", str(tmp_path), "experiment=mine")
+    answer = command(str(tmp_path / "p.csv"), *words)
+    assert answer.code == 2
+    assert answer.err == (
+        "experiment/mine.yaml: runtime.compile=null: must be auto, true or false.\n"
+    )
     for text, typed in (("auto", "auto"), ("'true'", "true"), ("false", "false")):
         preset.write_text(f"# @package _global_\nruntime:\n  compile: {text}\n", encoding="utf-8")
         words = ("--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job")
@@ -259,7 +309,7 @@ def test_text_in_yaml_is_taken_too(command: Callable[..., Answer], tmp_path: Pat
 
 
 def test_the_stored_decision_is_plain_json(run_dir: RunDir) -> None:
-    write_compile(run_dir, "480p_t2v", True)
+    write_compile(run_dir, config(), True)
 
     stored = json.loads(run_dir.decided.read_text(encoding="utf-8"))
-    assert stored == {"compile": {"480p_t2v": True}}
+    assert stored == {"compile": {"480p_t2v/random/bf16": True}}

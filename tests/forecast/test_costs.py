@@ -22,7 +22,14 @@ from hv15_batch.forecast.seconds import (
     predict_clip,
     predict_start,
 )
-from hv15_batch.machine.cards import CARDS, Card, card_names, find_card
+from hv15_batch.machine.cards import (
+    ALLOCATOR_BYTES,
+    CARDS,
+    CONTEXT_BYTES,
+    Card,
+    card_names,
+    find_card,
+)
 from hv15_batch.model.attention import auto_kernel
 from hv15_batch.model.shapes import Shape, forward_flop, num_video_tokens
 from hv15_batch.units import GIB
@@ -251,6 +258,25 @@ def test_a_streamed_clip_is_said_to_need_the_host_memory_that_was_found() -> Non
     peaks = predict_peaks(SHAPE, replace(PLAIN, offload="stream"), 8 * GIB)
 
     assert 23.9 <= peaks.host_bytes / GIB <= 22.9 * 1.1
+
+
+def test_the_memory_of_8_bit_weights_is_that_which_was_found() -> None:
+    """One H200, fp8: `stream` below 12 GiB and `resident` below 24, `BENCHMARKS.md`."""
+    fp8 = replace(PLAIN, linear="fp8")
+    stream, resident = (
+        predict_peaks(
+            SHAPE, replace(fp8, offload=kind), int((limit - 1.7) * GIB), reads_weights=False
+        )
+        for kind, limit in (("stream", 12), ("resident", 24))
+    )
+
+    assert 20.6 <= stream.host_bytes / GIB <= 20.6 * 1.1
+    assert stream.device_bytes / GIB == pytest.approx(10.35, rel=0.03)
+    assert resident.device_bytes / GIB == pytest.approx(20.55, rel=0.03)
+    for short in (0.0, 0.5):  # what is short of memory is given back
+        budget = resident.allocated_bytes + int(short * GIB)
+        tight = predict_peaks(SHAPE, fp8, budget, reads_weights=False)
+        assert tight.device_bytes <= budget + CONTEXT_BYTES + ALLOCATOR_BYTES
 
 
 def test_streaming_from_disk_holds_random_weights_in_memory_first() -> None:

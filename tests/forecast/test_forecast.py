@@ -20,13 +20,13 @@ from hv15_batch.config.compose import run_jobs
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
-from hv15_batch.forecast.cheaper import cheaper_ways
+from hv15_batch.forecast.cheaper import Trial, cheaper_ways
 from hv15_batch.forecast.forecast import machine_with, make_forecast
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.forecast.seconds import WRITE_PIXELS_PER_SECOND
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine
-from hv15_batch.model.options import conf_dir
+from hv15_batch.model.options import conf_dir, model_options
 from hv15_batch.model.variant import Dtype, ModelConfig
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
@@ -65,7 +65,7 @@ def made(settings: ClipSettings, clip_id: str) -> Clip:
 ONE = planned(SETTINGS)
 
 
-def no_replan(config: Config) -> list[PlannedClip]:
+def no_trial(config: Config) -> Trial:
     raise Refused("refused")
 
 
@@ -78,7 +78,7 @@ def test_another_card_is_predicted_as_an_estimate(tmp_path: Path) -> None:
     asked.runtime.card = "rtx_4090"
 
     _, lines = predict_run(
-        asked, planned(*[SETTINGS] * 10), without_card(), tmp_path / "log", RULES, no_replan
+        asked, planned(*[SETTINGS] * 10), without_card(), tmp_path / "log", RULES, no_trial
     )
 
     assert len(lines) == 3
@@ -140,7 +140,7 @@ def test_each_of_several_sizes_has_a_line_with_its_own_seconds(tmp_path: Path) -
     tall = replace(SETTINGS, height=640, width=480, num_frames=33)
     todo = planned(SETTINGS, short, tall, short, SETTINGS)
 
-    forecast, lines = predict_run(asked, todo, without_card(), tmp_path / "l", RULES, no_replan)
+    forecast, lines = predict_run(asked, todo, without_card(), tmp_path / "l", RULES, no_trial)
 
     assert forecast is not None
     assert "s per warm clip" not in lines[0]
@@ -157,7 +157,7 @@ def test_of_many_sizes_those_that_take_longest_have_a_line(tmp_path: Path) -> No
     asked.runtime.card = "rtx_4090"
     many = [replace(SETTINGS, num_frames=4 * n + 1) for n in range(2, 12)]
 
-    _, lines = predict_run(asked, planned(*many), without_card(), tmp_path / "l", RULES, no_replan)
+    _, lines = predict_run(asked, planned(*many), without_card(), tmp_path / "l", RULES, no_trial)
 
     sizes = [line for line in lines if "s per warm clip" in line]
     assert [line.split(" frames")[0].split()[-1] for line in sizes[:3]] == ["45", "41", "37"]
@@ -166,7 +166,7 @@ def test_of_many_sizes_those_that_take_longest_have_a_line(tmp_path: Path) -> No
 
 
 def test_without_a_card_the_way_to_predict_is_named(tmp_path: Path) -> None:
-    _, lines = predict_run(config(), ONE, without_card(), tmp_path / "log", RULES, no_replan)
+    _, lines = predict_run(config(), ONE, without_card(), tmp_path / "log", RULES, no_trial)
 
     assert lines == ["Time: no known card here; runtime.card=rtx_4090 predicts for that one"]
 
@@ -283,7 +283,7 @@ def test_all_that_the_run_takes_is_in_the_time(tmp_path: Path) -> None:
     forecast = make_forecast(asked, todo, machine(24), tmp_path / "log")
     assert forecast is not None
 
-    _, lines = predict_run(asked, todo, machine(24), tmp_path / "log", RULES, no_replan)
+    _, lines = predict_run(asked, todo, machine(24), tmp_path / "log", RULES, no_trial)
 
     writing = 480 * 848 * 121 / WRITE_PIXELS_PER_SECOND
     once = forecast.start.seconds + writing
@@ -306,14 +306,17 @@ def test_until_counts_clips_and_names_the_mildest_setting_that_is_enough(tmp_pat
     assert forecast is not None
     seconds = forecast.clip_seconds(ONE[0])
 
-    def replan(changed: Config) -> list[PlannedClip]:
+    def try_out(changed: Config) -> Trial:
+        if changed.sampling.cache is not None:
+            raise Refused("fewer than 10 steps")
         values = {k: v for k, v in vars(changed.override).items() if v is not None}
-        return planned(*[replace(SETTINGS, **values)] * 100)
+        clips = planned(*[replace(SETTINGS, **values)] * 100)
+        return Trial(clips, make_forecast(changed, clips, machine(24), tmp_path / "log"))
 
     def first_way(clips: float) -> str:
         until = NOW + timedelta(seconds=clips * seconds)
         rules = Rules(CLOCK, (Deadline("until=07:00", until),))
-        _, lines = predict_run(config(), todo, machine(24), tmp_path / "log", rules, replan)
+        _, lines = predict_run(config(), todo, machine(24), tmp_path / "log", rules, try_out)
         assert f"Until {until:%a %H:%M}: {int(clips - 0.7)} of 100 clips" in lines
         return next(line for line in lines if line.startswith("Cheaper: "))
 
@@ -345,18 +348,27 @@ def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
         "model=480p_t2v_4step",
         "model=480p_t2v_4step override.num_inference_steps=4 override.guidance_scale=1",
     ]
+    smaller = ["override.height=320 override.width=576"]
     assert words_of(asked_for("480p_t2v"), guided) == [
         "runtime.compile=true",
         "sampling.cache=static",
         "override.num_frames=61",
+        "sampling.cache=static override.num_frames=61",
         *distilled,
-        "override.height=320 override.width=576",
-        *(f"{words} override.num_frames=61" for words in distilled),
+        *smaller,
+        *(f"{words} sampling.cache=static" for words in (*distilled[:2], *smaller)),
+        *(f"{words} override.num_frames=61" for words in (*distilled, *smaller)),
     ]
     short = replace(guided, height=720, width=1280, num_frames=61)
-    *_, last = ways = list(cheaper_ways(asked_for("720p_i2v"), [short]))
-    assert [way.words for way in ways][2::2] == ["model=720p_i2v_distilled", "model=480p_i2v"]
-    assert last.config.model.target_size == 640
+    ways = {way.words: way.config.model for way in cheaper_ways(asked_for("720p_i2v"), [short])}
+    named = [words for words in ways if words.startswith("model=") and " " not in words]
+    assert named == [
+        "model=720p_i2v_distilled",
+        "model=480p_i2v",
+        "model=480p_i2v_distilled",
+        "model=480p_i2v_step_distilled",
+    ]
+    assert ways["model=480p_i2v"].target_size == 640
     own = asked_for("480p_t2v")
     own.model.repo = "my/finetune"  # no other variant has these weights
     assert not any("model=" in words for words in words_of(own, guided))
@@ -383,12 +395,23 @@ def test_nothing_is_offered_that_would_make_a_clip_longer_larger_or_turn_it() ->
     smaller = "override.height=320 override.width=576"
     assert words_of(asked, large, replace(small, num_frames=33)) == [smaller]
     assert words_of(asked, large, replace(small, height=304, num_frames=33)) == []
-    assert words_of(asked, large, small) == ["override.num_frames=61", smaller]
-    assert words_of(asked, upright) == [
-        "override.num_frames=61",
-        "override.height=576 override.width=320",
-    ]
+    few = "override.num_frames=61"
+    assert words_of(asked, large, small) == [few, smaller, f"{smaller} {few}"]
+    upright_smaller = "override.height=576 override.width=320"
+    assert words_of(asked, upright) == [few, upright_smaller, f"{upright_smaller} {few}"]
     assert words_of(asked, upright, SETTINGS) == ["override.num_frames=61"]
+
+
+def test_a_cell_of_image_to_video_leaves_the_size_alone_whatever_the_command_has() -> None:
+    asked = asked_for("480p_t2v")
+    asked.models = {"480p_i2v": model_options()["480p_i2v"]}
+    named = replace(SETTINGS, model="480p_i2v")
+
+    assert any("override.height" in words for words in words_of(asked, SETTINGS))
+    assert not any("override.height" in words for words in words_of(asked, SETTINGS, named))
+    asked = asked_for("480p_i2v")
+    asked.models = {"480p_t2v": model_options()["480p_t2v"]}
+    assert any("override.height" in words for words in words_of(asked, SETTINGS))
 
 
 def test_what_is_offered_fits_when_it_is_typed(tmp_path: Path) -> None:
@@ -431,7 +454,7 @@ def test_a_deadline_is_printed_as_it_was_typed_and_a_far_end_with_its_date(tmp_p
     rules = read_rules(asked, clock)
 
     _, lines = predict_run(
-        asked, planned(*[SETTINGS] * 20_000), machine(24), tmp_path / "log", rules, no_replan
+        asked, planned(*[SETTINGS] * 20_000), machine(24), tmp_path / "log", rules, no_trial
     )
 
     assert lines[3].startswith("Until Mon 07:00: ")
@@ -451,7 +474,7 @@ def test_time_limit_and_window_say_how_many_clips_and_when_the_last_is_done(
     writing = 480 * 848 * 121 / WRITE_PIXELS_PER_SECOND
     opening = datetime(2026, 11, 22, 22, 0).astimezone()
 
-    _, lines = predict_run(asked, todo, machine(24), tmp_path / "log", rules, no_replan)
+    _, lines = predict_run(asked, todo, machine(24), tmp_path / "log", rules, no_trial)
 
     seconds, start = forecast.clip_seconds(ONE[0]), forecast.start.seconds
     assert ends[0] == opening + timedelta(seconds=seconds + start + writing)
@@ -478,7 +501,7 @@ def test_clips_that_only_have_to_be_decoded_are_predicted_so(tmp_path: Path) -> 
     assert forecast.start.encode_seconds == 0
     assert forecast.total_seconds(saved) < whole.total_seconds(planned(*[SETTINGS] * 10)) / 5
     narrow = read_rules(replace(asked, window="22:00-22:01"), CLOCK)
-    _, lines = predict_run(asked, saved, machine(24), tmp_path / "log", narrow, no_replan)
+    _, lines = predict_run(asked, saved, machine(24), tmp_path / "log", narrow, no_trial)
     assert lines[1].startswith("Stages: a clip denoise 0.0 s (0.0 PFLOP) and decode ")
     assert lines[1].endswith("; 10 of 10 only decoded, from their latents")
 
@@ -488,9 +511,7 @@ def test_a_clip_longer_than_the_window_is_refused(tmp_path: Path) -> None:
     rules = read_rules(asked, CLOCK)
 
     with pytest.raises(Refused, match=r"^window=22:00-22:01: the longest of 3 clips takes ab"):
-        predict_run(
-            asked, planned(*[SETTINGS] * 3), machine(24), tmp_path / "log", rules, no_replan
-        )
+        predict_run(asked, planned(*[SETTINGS] * 3), machine(24), tmp_path / "log", rules, no_trial)
 
 
 def test_a_run_is_refused_a_window_in_which_a_clip_is_never_finished(tmp_path: Path) -> None:

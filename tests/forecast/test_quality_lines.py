@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fakes.command import Answer
 from fakes.forecasts import SETTINGS, config
+from PIL import Image
 
 from hv15_batch.config.settings import Config
 from hv15_batch.forecast._quality import measured, of_model, of_setting
@@ -17,8 +18,10 @@ from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.machine import cards
 from hv15_batch.machine.cards import CARDS
 from hv15_batch.model.options import model_options
+from hv15_batch.model.step_cache import make_step_cache
 
 BENCHMARKS = Path(__file__).parents[2] / "BENCHMARKS.md"
+LARGE = "model=720p_t2v"
 TWO_HUNDRED = "manifests/rtx4090_200_clips.csv"
 
 
@@ -42,8 +45,16 @@ def test_the_figures_are_those_of_the_table(name: str) -> None:
 
 def test_a_line_says_decibels_and_obedience_with_and_without_the_setting() -> None:
     assert of_setting("cache") == (
-        "PSNR 35.8 dB on 160 demo clips, 43.5 without; prompts obeyed as without"
+        "PSNR 35.8 dB on 160 demo clips (text to video, 9 of 16 steps computed), 43.5 without; "
+        "prompts obeyed as without"
     )
+
+
+def test_the_cache_line_says_how_many_steps_were_computed_of_how_many() -> None:
+    steps = model_options()["demo_t2v"].default_sampling.num_inference_steps
+    computed = make_step_cache(steps, None, None, None).num_computed(steps)
+
+    assert measured()["cache"].of == f"text to video, {computed} of {steps} steps computed"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +92,40 @@ def test_a_line_of_other_weights_says_what_is_not_known() -> None:
     )
 
 
+def test_a_line_of_other_weights_warns_of_frames_only_where_there_are_more() -> None:
+    asked: Config = replace(config(), model=model_options()["480p_t2v_distilled"])
+
+    lines = {way.words: way.quality for way in cheaper_ways(asked, [SETTINGS])}
+
+    assert "trained on up to 81 frames" in lines["model=480p_t2v_4step"]
+    assert lines["model=480p_t2v_4step override.num_frames=61"] == (
+        "clips of 2.5 s; 4 steps, other weights, without guidance; compared with none of these "
+        "clips yet: look at one first"
+    )
+
+
+def test_a_smaller_picture_of_another_model_is_named(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    rows = "".join(f"a fox {n}\n" for n in range(100))
+    (tmp_path / "p.csv").write_text(f"prompt\n{rows}", encoding="utf-8")
+
+    asked = command("p.csv", "--dry-run", "runtime.card=rtx_4090", "time_limit=9h", LARGE)
+
+    assert ways(asked.out)["model=480p_t2v_4step"].startswith(
+        "pictures of 480x848 instead of 720x1280, 4 steps, other weights, "
+    )
+    Image.new("RGB", (1280, 720)).save(tmp_path / "a.png")
+    rows = "".join(f"a fox {n},a.png\n" for n in range(60))
+    (tmp_path / "i.csv").write_text(f"prompt,image\n{rows}", encoding="utf-8")
+    night = ("i.csv", "--dry-run", "runtime.card=rtx_4090", "time_limit=9h", "model=720p_i2v")
+    asked = command(*night)
+    assert re.match(
+        r"pictures of 480x\d+ instead of 720x1280, \d+ steps, other weights",
+        ways(asked.out)["model=480p_i2v_step_distilled"],
+    )
+
+
 def test_every_way_has_a_quality_line() -> None:
     for option in model_options().values():
         asked: Config = replace(config(), model=option)
@@ -112,6 +157,7 @@ def test_200_clips_of_the_default_model_are_offered_what_fits_a_night(
     assert fitting(asked.out) < 60
     offered = ways(asked.out)
     assert offered["model=480p_t2v_4step"].startswith("4 steps, other weights, ")
+    assert "sampling.cache=static override.num_frames=61" in offered
     for words in offered:
         assert fitting(command(*night, *words.split()).out) == 200
 

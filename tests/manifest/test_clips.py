@@ -22,8 +22,9 @@ from hv15_batch.config.settings import (
 from hv15_batch.errors import Refused
 from hv15_batch.manifest import rows as manifest_rows
 from hv15_batch.manifest.cells import ManifestError
-from hv15_batch.manifest.clips import check_typed, read_rows, repeats_note, step_cache_of
+from hv15_batch.manifest.clips import read_rows, repeats_note, step_cache_of
 from hv15_batch.manifest.read import read_manifest
+from hv15_batch.manifest.typed import check_typed
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Distillation, Dtype, Linear, OffloadKind, Recipe
 

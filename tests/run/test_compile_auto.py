@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from fakes.command import CARD
-from fakes.runs import FakeExecutor, Project
+from fakes.runs import FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec
@@ -18,6 +18,7 @@ from hv15_batch.forecast import compilation
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
+from hv15_batch.record import ClipRecord
 from hv15_batch.run import outlook, session
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.units import GIB
@@ -111,12 +112,43 @@ def test_another_run_that_decided_while_this_one_was_starting_holds(
     def plan_and_decide(asked: Any) -> Any:
         calls.append(asked)
         if len(calls) == 2:  # under the lock
-            session.write_compile(project.run_dir, "480p_t2v_4step", True)
+            session.write_compile(project.run_dir, asked.config_of("480p_t2v_4step"), True)
         return plan(asked)
 
     monkeypatch.setattr(session, "plan_against_log", plan_and_decide)
 
     assert run(project)[0] is True
+
+
+class Uncompiled(FakeRenderer):
+    """Its compiler failed, so each clip ran without."""
+
+    def _finish(self, job: Any, words: list[str], columns: dict[str, Any]) -> ClipRecord:
+        return replace(super()._finish(job, words, columns), compiled=False)
+
+
+def test_a_compilation_that_failed_is_not_tried_again_by_later_runs(project: Project) -> None:
+    project.write("id,prompt", *[f"r{n},a cat {n}" for n in range(30)])
+
+    def make(spec: ExecutorSpec) -> FakeExecutor:
+        assert spec.config.runtime.compile is True
+        return FakeExecutor(spec, Uncompiled)
+
+    model = replace(model_options()["480p_t2v_4step"], weights=Weights.random)
+    assert project.run(make, model=model, limit=2) == 0
+
+    is_on, line = run(project, limit=2)
+    assert is_on is False
+    assert line.startswith("Compilation: no, as decided for this run directory; ")
+
+
+def test_a_typed_compilation_that_failed_decides_nothing(project: Project) -> None:
+    model = replace(model_options()["480p_t2v_4step"], weights=Weights.random)
+    runtime = RuntimeConfig(compile=True)
+
+    assert project.run(lambda s: FakeExecutor(s, Uncompiled), model=model, runtime=runtime) == 0
+
+    assert not project.run_dir.decided.exists()
 
 
 def test_a_tiny_model_is_not_compiled_and_nothing_is_stored(tmp_path: Path) -> None:

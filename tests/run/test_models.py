@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fakes.command import CARD, Answer
 from fakes.loras import lora_of, saved_lora
 from fakes.runs import FakeExecutor, FakeRenderer, Project
 from PIL import Image
@@ -26,15 +30,19 @@ from hv15_batch.config.settings import (
 )
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job, Note
 from hv15_batch.errors import Refused
+from hv15_batch.forecast import compilation
+from hv15_batch.machine.machine import read_machine
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora, OffloadKind, SamplingDefaults, Weights
 from hv15_batch.prefetch import prefetch
+from hv15_batch.run import _preflight, outlook
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import prepare
-from hv15_batch.run.schedule import Rules
+from hv15_batch.run.schedule import Deadline, Rules
 from hv15_batch.rundir import stored as stored_module
 from hv15_batch.rundir.stored import latest_settings, remembered_weights, to_type_again
+from hv15_batch.units import GIB
 
 DEMO = model_options()["demo_t2v"].default_sampling
 
@@ -667,3 +675,112 @@ def test_a_lora_is_compared_with_the_model_of_its_row(tmp_path: Path) -> None:
 
     (fault,) = caught.value.faults
     assert ":3: loras=x.safetensors: " in fault
+
+
+# -- ways that fit a deadline -----------------------------------------------------------------
+
+
+NIGHT = ("p.csv", "--dry-run", "runtime.card=rtx_4090")
+
+
+def offered(text: str) -> dict[str, str]:
+    """What is offered and what it would take."""
+    return dict(re.findall(r"^Cheaper: (.*?) would take (.*?), done ", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("only", [(), ("only=a1",)])
+def test_rows_that_name_the_commands_own_model_keep_it_in_each_way(
+    command: Callable[..., Answer], tmp_path: Path, only: tuple[str, ...]
+) -> None:
+    rows = ["a1,a cat,480p_t2v_distilled", "a2,a dog,480p_t2v", *(f"b{n},b {n}," for n in range(9))]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+    limit = "time_limit=60s" if only else "time_limit=75min"
+
+    answer = command(*NIGHT, *only, limit)
+
+    assert answer.code == 0, answer.err
+    found = offered(answer.out)
+    assert only or "model=480p_t2v_4step" in found
+    for words, seconds in found.items():
+        typed = command(*NIGHT, *only, limit, *words.split()).out
+        assert f"Time: {seconds} in all" in typed
+
+
+def test_a_way_is_predicted_with_what_it_would_compile(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    """One clip of the first model is too little to compile for, and 100 of the other are not."""
+    rows = ["f,a fox,480p_t2v_4step", *(f"b{n},a fox {n}," for n in range(100))]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+
+    answer = command(*NIGHT, "time_limit=8h")
+
+    found = offered(answer.out)
+    assert {"override.num_frames=61", "model=480p_t2v_4step"} <= set(found)
+    for words, seconds in found.items():
+        typed = command(*NIGHT, "time_limit=8h", *words.split()).out
+        assert f"Time: {seconds} in all" in typed
+        assert ": 101 of 101 clips" in typed
+
+
+def test_a_recipe_is_not_offered_to_rows_of_other_models(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    rows = [f"b{n},a fox {n},480p_t2v" for n in range(20)]
+    rows += [f"c{n},a fox {n}," for n in range(2)]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt,model", *rows]), encoding="utf-8")
+
+    answer = command(*NIGHT, "time_limit=2h")
+
+    assert "Until " in answer.out
+    assert not any("num_inference_steps" in words for words in offered(answer.out))
+
+
+def test_a_way_that_the_disk_has_no_room_for_says_what_is_lacking(
+    command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"b{n},a fox {n}" for n in range(200)]
+    (tmp_path / "p.csv").write_text("\n".join(["id,prompt", *rows]), encoding="utf-8")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def said(free_gib: int) -> str:
+        free = free_gib * GIB
+        monkeypatch.setattr(_preflight, "free_disk_bytes", lambda _: free)
+        return command(*NIGHT, "time_limit=9h").out
+
+    lacking, roomy, full = said(43), said(60), said(2)
+
+    line = next(x for x in lacking.splitlines() if x.startswith("Cheaper: model=480p_t2v_4step "))
+    assert "A run would be refused" not in lacking
+    assert "; refused here until there is room: run_dir=" in line
+    assert "43.00 GiB free on its disk" in line
+    assert "15.52 GiB of the converted transformer; quality: 4 steps" in line
+    assert lacking.count("until there is room") == 1  # the other ways need no more than the command
+    assert "model=480p_t2v_4step" in offered(roomy)
+    assert "until there is room" not in roomy
+    assert "A run would be refused" in full  # which says it once for all
+    assert "until there is room" not in full
+
+
+def test_no_compilation_is_offered_where_nothing_can_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt", *(f"b{n},a fox {n}" for n in range(100)))
+    here = replace(read_machine(), gpus=(CARD,))
+    monkeypatch.setattr(outlook, "read_machine", lambda: here)
+    random = replace(model_options()["480p_t2v"], weights=Weights.random)
+    config = replace(project.config(), model=random)
+
+    def said(fault: str | None) -> list[str]:
+        for module in (compilation, _preflight):
+            monkeypatch.setattr(module, "compiler_fault", lambda: fault)
+        late = Deadline("time_limit=43h", Clock().now() + timedelta(hours=43))
+        asked = prepare(config, (), None)
+        return [x for x in make_plan(asked, Rules(Clock(), (late,))).lines if "Cheaper" in x]
+
+    config = replace(config, runtime=replace(config.runtime, compile=False))
+    assert any("runtime.compile=true" in x for x in said(None))
+    found = said("it needs a C compiler")
+    assert any("sampling.cache=static" in x for x in found)
+    assert not any("runtime.compile=true" in x for x in found)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fakes.command import CARD, Answer, settings_of
 from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.config.settings import BenchmarkConfig, Config, RuntimeConfig
-from hv15_batch.dispatch.protocol import ExecutorSpec
+from hv15_batch.dispatch.protocol import ExecutorSpec, Finished
 from hv15_batch.errors import Refused
 from hv15_batch.forecast import compilation
 from hv15_batch.machine.machine import read_machine
@@ -22,6 +23,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import _preflight, outlook, session
+from hv15_batch.run.schedule import FirstClip
 from hv15_batch.units import GIB
 
 HERE = replace(read_machine(), gpus=(CARD,), ram_available_bytes=64 * GIB)
@@ -158,6 +160,9 @@ def test_without_a_card_it_says_what_it_cannot_do_and_what_can_be_done(
         "here; to predict for a card by its name use --dry-run runtime.card=rtx_4090.\n"
     )
     assert not (tmp_path / "outputs").exists()
+    dry = command("experiment=this_card", "--dry-run")
+    assert dry.code == 0
+    assert f"A run would be refused: {answer.err.strip()}" in dry.out.splitlines()
 
 
 def test_a_typed_compilation_without_a_compiler_is_refused(
@@ -169,7 +174,14 @@ def test_a_typed_compilation_without_a_compiler_is_refused(
     with pytest.raises(Refused) as refused:
         project.run(executor, **full_size())
 
-    assert str(refused.value) == (f"runtime.compile=true: {fault}, or leave runtime.compile out.")
+    told = f"runtime.compile=true: {fault}, or type runtime.compile=false."
+    assert str(refused.value) == told
+    assert project.run(dry_run=True, **full_size()) == 0
+    assert f"A run would be refused: {told}" in project.said
+    project.said.clear()
+    runtime = RuntimeConfig(compile=True, card="rtx_4090")
+    assert project.run(**{**full_size(), "dry_run": True, "runtime": runtime}) == 0
+    assert told not in "\n".join(project.said)
 
 
 # -- the first clip's pace --------------------------------------------------------------------
@@ -203,3 +215,31 @@ def test_without_a_deadline_there_is_no_such_line(
     assert project.run(executor, **full_size()) == 0
 
     assert "first clip's pace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("record", "share"),
+    [
+        ({"is_cold": True, "compiled": True}, 0.78),
+        ({"is_cold": True, "compiled": False}, 1.0),
+        ({"is_cold": False, "compiled": True}, 1.0),
+    ],
+)
+def test_only_a_clip_that_compiled_is_said_to_have_taken_longer(
+    record: dict[str, Any], share: float
+) -> None:
+    """In a run of several models another one may be compiled."""
+    asked: list[float] = []
+
+    def lengths(found: float) -> list[tuple[float, float]]:
+        asked.append(found)
+        return []
+
+    rules: Any = SimpleNamespace(deadlines=("time_limit=1h",), finishes=lambda found: found)
+    pace: Any = SimpleNamespace(lengths=lengths)
+    job: Any = None
+    event = Finished(job, ClipRecord(status="ok", denoise_seconds=100.0, **record))
+
+    FirstClip(rules, pace, print, 22.0).heard(event)
+
+    assert asked == [pytest.approx(share)]

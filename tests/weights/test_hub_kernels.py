@@ -110,6 +110,41 @@ def test_what_cannot_be_fetched_is_refused_and_not_noted(
     assert find_fetched("sage_hub") is None
 
 
+@pytest.mark.parametrize("paths", ["", ":"])
+def test_code_in_the_current_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: str
+) -> None:
+    install(monkeypatch, kernels="0.17.2")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("kernels", "json", "inspect", "huggingface_hub"):
+        text = f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n"
+        (here / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(here)
+    environ = fetching_environ(tmp_path)
+    environ["PYTHONPATH"] = paths + environ["PYTHONPATH"]
+
+    found = fetch_kernel("sage_hub", say=lambda _: None, environ=environ)
+
+    assert found.commit == COMMIT
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_download_that_ends_without_a_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    install(monkeypatch, kernels="0.17.2")
+    environ = fetching_environ(tmp_path)
+    text = f"import os\nos._exit({code})\n"
+    (tmp_path / "packages" / "kernels" / "__init__.py").write_text(text, encoding="utf-8")
+
+    assert message(lambda: fetch_kernel("sage_hub", say=lambda _: None, environ=environ)) == (
+        f"{SAGE}: SageAttention/sage-attention cannot be fetched: the download ended with exit "
+        f"code {code} and named no folder; use auto."
+    )
+
+
 def test_without_its_package_nothing_is_fetched(tmp_path: Path) -> None:
     assert message(lambda: fetch_kernel("sage_hub", say=lambda _: None)) == (
         f"{SAGE}: needs kernels 0.12 or later, which is not installed; install it with "

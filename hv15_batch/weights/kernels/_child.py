@@ -1,4 +1,4 @@
-"""Downloads a kernel: `python -m hv15_batch.weights.kernels._child REPO REVISION`.
+"""Downloads a kernel; `answer` runs in a process that `fetched` starts.
 
 A process of its own, because the package `kernels` imports torch to find the build that fits it.
 Nothing of the kernel is run. The last line of its output is the folder of that build, or the error,
@@ -62,7 +62,8 @@ def main(repo: str, revision: str) -> None:
     print(json.dumps({"folder": str(folder)}))
 
 
-if __name__ == "__main__":
+def answer() -> None:
+    """Call `main` with the words of the command line; print an error as JSON and exit with 1."""
     try:
         main(*sys.argv[1:])
     except Exception as error:  # the parent words it

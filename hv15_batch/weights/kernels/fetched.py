@@ -25,6 +25,12 @@ from hv15_batch.weights.checkpoint import cache_root
 from hv15_batch.weights.files import write_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CODE = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    f"from {__package__}._child import answer; answer()"
+)
+"""Of the process that downloads. Python puts the current folder first on the path, for `-m` too. A
+`kernels.py` of the user there must not take the package's place."""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -118,10 +124,11 @@ def fetch_kernel(
 def _download(hub: HubKernel, where: str, environ: Mapping[str, str]) -> str:
     """Return the folder that the child process names; its bars go to stderr."""
     package_root = str(Path(__file__).resolve().parents[3])
-    paths = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
+    # An empty part would be the current folder.
+    paths = [package_root, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     ended = subprocess.run(
-        [sys.executable, "-m", f"{__package__}._child", hub.repo, hub.revision],
-        env={**environ, "PYTHONPATH": paths},
+        [sys.executable, "-c", _CODE, hub.repo, hub.revision],
+        env={**environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -131,7 +138,8 @@ def _download(hub: HubKernel, where: str, environ: Mapping[str, str]) -> str:
         told = parse_json(ended.stdout.splitlines()[-1])
     told = told if isinstance(told, dict) else {}
     if ended.returncode != 0 or not isinstance(told.get("folder"), str):
-        reason = str(told.get("error", f"exit code {ended.returncode}"))
+        default = f"the download ended with exit code {ended.returncode} and named no folder"
+        reason = str(told.get("error", default))
         raise Refused(f"{where}: {hub.repo} cannot be fetched: {reason.rstrip('.')}; use auto.")
     return str(told["folder"])
 
