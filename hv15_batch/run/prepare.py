@@ -129,8 +129,7 @@ def prepare(
 
     Args:
         config: All settings.
-        typed: The keys that were typed on the command line: those of `sampling` without their
-            section, and `model.*`.
+        typed: Keys of the command line: those of `sampling` without it, and `model.*`.
         sweep: Name of this run's folder in a sweep, else None.
         content: The bytes of the manifest, if its rows came from a DataFrame.
         swept: Settings that the sweep varies.
