@@ -201,7 +201,7 @@ def test_text_settings_take_commas_quotes_and_brackets(
     assert config.sampling.seeds == "1,2,5"
     assert config.model.revision == "12345678"
     assert config.run_dir == "my runs, [1]"
-    assert fake_runs.typed == [("seeds",)]
+    assert fake_runs.typed == [("seeds", "model.revision")]
 
 
 # -- resume -----------------------------------------------------------------------------------

@@ -565,6 +565,10 @@ def test_a_kernel_without_code_for_the_card_is_refused_whether_it_is_installed_o
 
     answer = command("p.csv", "--dry-run", *words)
 
-    faults = [line for line in answer.out.splitlines() if f"={backend}: " in line]
+    faults = [
+        line
+        for line in answer.out.splitlines()
+        if f"be refused: runtime.attention_backend={backend}: " in line
+    ]
     assert len(faults) == 1
     assert f"{backend}: needs compute capability {capabilities}; use auto, native, " in faults[0]
