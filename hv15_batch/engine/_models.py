@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hv15_batch.clip import ClipLora
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention import (
     apply_attention,
@@ -147,7 +148,7 @@ class LoadedModels:
         vae, self._vae = self._vae if keeps_vae else None, None
         self._denoiser = self._loras = None
         self.placement.release(keeps_vae)
-        if self._config.runtime.compile:
+        if typed_compile(self._config):
             torch.compiler.reset()  # compiled code holds on to the weights
         return vae
 

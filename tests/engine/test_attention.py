@@ -11,6 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15AttnProcessor2_0,
 )
+from fakes.pipelines import small_transformer
 
 from hv15_batch.engine.denoise.attention import (
     MaskFreeAttnProcessor,
@@ -24,18 +25,7 @@ from hv15_batch.model.attention import ATTENTION_BACKENDS, COMFY_INT8, auto_kern
 
 @pytest.fixture
 def transformer() -> HunyuanVideo15Transformer3DModel:
-    torch.manual_seed(0)
-    return HunyuanVideo15Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=24,
-        text_embed_2_dim=12,
-        image_embed_dim=20,
-        rope_axes_dim=(4, 6, 6),
-    ).eval()
+    return small_transformer()
 
 
 def inputs(num_text: int, num_glyph: int, padding: int) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from fakes.checkpoint import at
 from fakes.command import tiny_model
 from fakes.engine import InProcessExecutor
 from fakes.packages import install
+from fakes.pipelines import small_transformer
 from fakes.planned import BASE
 from fakes.runs import Project
 from huggingface_hub import constants
@@ -40,18 +41,7 @@ HEADS = Heads(2, 32, torch.float32)
 
 @pytest.fixture
 def transformer() -> HunyuanVideo15Transformer3DModel:
-    torch.manual_seed(0)
-    return HunyuanVideo15Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=24,
-        text_embed_2_dim=12,
-        image_embed_dim=20,
-        rope_axes_dim=(4, 6, 6),
-    ).eval()
+    return small_transformer()
 
 
 def forward(transformer: HunyuanVideo15Transformer3DModel) -> torch.Tensor:

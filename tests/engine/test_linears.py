@@ -23,9 +23,7 @@ from fakes.pipelines import (
     I2V,
     MEANFLOW,
     T2V,
-    a_clip,
-    cached_conditioning,
-    ignore_steps,
+    denoise_with_guidance,
     tiny_config,
 )
 from safetensors.torch import load_file, save_file
@@ -34,8 +32,7 @@ from torch import nn
 from hv15_batch.clip import ClipLora
 from hv15_batch.engine.denoise.compilation import is_compiled
 from hv15_batch.engine.denoise.low_rank import LoraSet
-from hv15_batch.engine.denoise.pipeline import Denoiser, denoise, load_denoiser
-from hv15_batch.engine.encode.cache import EmbeddingCache
+from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser
 from hv15_batch.engine.load import linears, random_weights
 from hv15_batch.engine.load.components import load_component
 from hv15_batch.engine.load.linears import (
@@ -345,10 +342,7 @@ def test_a_card_is_asked_for_its_capability(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def latents_of(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Denoise:
-    clip = a_clip(T2V, guidance_scale=6.0)
-    cache = EmbeddingCache(tmp_path_factory.mktemp("embeddings"))
-    conditioning = cached_conditioning(tiny_config(T2V), at(folder), clip, Path(), cache)
-    return lambda pipe: denoise(pipe, clip, conditioning, ignore_steps).latents
+    return denoise_with_guidance(folder, tmp_path_factory.mktemp("embeddings"))
 
 
 def loaded(folder: Path, linear: Linear, **runtime: Any) -> Denoiser:

@@ -12,13 +12,16 @@ import torch
 from fakes import loras
 from fakes.checkpoint import at
 from fakes.engine import needs_compiler
-from fakes.pipelines import T2V, a_clip, cached_conditioning, ignore_steps, tiny_config
+from fakes.pipelines import (
+    T2V,
+    denoise_with_guidance,
+    tiny_config,
+)
 
 from hv15_batch.clip import ClipLora
 from hv15_batch.engine.denoise.compilation import is_compiled
 from hv15_batch.engine.denoise.low_rank import LoraSet
-from hv15_batch.engine.denoise.pipeline import Denoiser, denoise, load_denoiser
-from hv15_batch.engine.encode.cache import EmbeddingCache
+from hv15_batch.engine.denoise.pipeline import Denoiser, load_denoiser
 from hv15_batch.engine.placement.blocks import BlockStream
 
 CPU = torch.device("cpu")
@@ -33,10 +36,7 @@ def folder(folder_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def latents_of(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Denoise:
-    clip = a_clip(T2V, guidance_scale=6.0)
-    cache = EmbeddingCache(tmp_path_factory.mktemp("embeddings"))
-    conditioning = cached_conditioning(tiny_config(T2V), at(folder), clip, Path(), cache)
-    return lambda pipe: denoise(pipe, clip, conditioning, ignore_steps).latents
+    return denoise_with_guidance(folder, tmp_path_factory.mktemp("embeddings"))
 
 
 @pytest.fixture(scope="module")

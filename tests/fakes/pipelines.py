@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import HunyuanVideo15Transformer3DModel
 
+from fakes.checkpoint import at
 from fakes.command import tiny_model
 from hv15_batch.clip import Clip, ClipSettings, make_clip
 from hv15_batch.config.settings import Config, RuntimeConfig
+from hv15_batch.engine.denoise.pipeline import Denoiser, denoise
 from hv15_batch.engine.encode.cache import (
     Conditioning,
     EmbeddingCache,
@@ -87,3 +91,27 @@ def cached_conditioning(
 
 def ignore_steps(done: int, steps: int) -> None:
     pass
+
+
+def small_transformer() -> HunyuanVideo15Transformer3DModel:
+    """A transformer of the real class, smaller than the tiny model's, with seeded weights."""
+    torch.manual_seed(0)
+    return HunyuanVideo15Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=24,
+        text_embed_2_dim=12,
+        image_embed_dim=20,
+        rope_axes_dim=(4, 6, 6),
+    ).eval()
+
+
+def denoise_with_guidance(folder: Path, embeddings: Path) -> Callable[[Denoiser], torch.Tensor]:
+    """A function that denoises one clip of the tiny model; its texts are encoded once."""
+    clip = a_clip(T2V, guidance_scale=6.0)
+    cache = EmbeddingCache(embeddings)
+    conditioning = cached_conditioning(tiny_config(T2V), at(folder), clip, Path(), cache)
+    return lambda pipe: denoise(pipe, clip, conditioning, ignore_steps).latents
