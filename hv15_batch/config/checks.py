@@ -38,6 +38,27 @@ _COMPILE_WORDS = {"auto": None, "true": True, "false": False}
 _COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
 
 
+MAX_WORKERS = 4096
+"""Of `dispatch.workers`; more is a slip."""
+
+
+def typed_workers(config: Config) -> int | str:
+    """Return `dispatch.workers`: a number, `auto` or `all`.
+
+    Raises:
+        Refused: It is something else.
+    """
+    typed = config.dispatch.workers
+    if typed in ("auto", "all"):
+        return typed
+    if isinstance(typed, bool) or not str(typed).isdecimal() or not 1 <= int(typed) <= MAX_WORKERS:
+        raise Refused(
+            f"dispatch.workers={typed}: must be auto, all or 1 to {MAX_WORKERS}; leave it out for "
+            "auto."
+        )
+    return int(typed)
+
+
 def typed_compile(config: Config) -> bool | None:
     """Return `runtime.compile`; None for `auto` that is not decided yet.
 
@@ -125,6 +146,7 @@ def check_config(config: Config) -> None:
             "for all rows."
         )
     typed_compile(config)
+    typed_workers(config)
     _check_sampling(config)
 
 

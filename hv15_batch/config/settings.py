@@ -156,7 +156,11 @@ class DispatchConfig:
     """Which executor renders: one YAML under `conf/dispatch/`."""
 
     kind: DispatchKind = DispatchKind.local
-    """`local` is a child process on this machine; typed as `dispatch=NAME`."""
+    """`local` is child processes on this machine; typed as `dispatch=NAME`."""
+    workers: int | str = "auto"
+    """How many cards of this machine render at a time, each with a process of its own: a number,
+    `all`, or `auto`, which takes those that are like the first one and as free. On the CPU it is a
+    number of processes, and `auto` is one."""
 
 
 @dataclass

@@ -18,7 +18,6 @@ from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
@@ -27,12 +26,10 @@ from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
-from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -53,6 +50,9 @@ from hv15_batch.run.prepare import (
     stored_config,
     with_weights,
 )
+from hv15_batch.run.rendering.loop import Loop
+from hv15_batch.run.rendering.stalls import PATIENCE, Patience
+from hv15_batch.run.rendering.supervisor import Start, make_supervisors
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
@@ -211,14 +211,14 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         received = listener.received if listener else None
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
+        loop = Loop(run, make_supervisors(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
                 outcome = loop.render()
         except Refused as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
-            if not loop.has_logged:
+            if not loop.journal.has_rows:
                 withdraw_settings(run.run_dir.run_folder(run.run_id))
             raise
         except Exception:
@@ -261,6 +261,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         ends_after=run.rules.ends_after,
         gpu_uuid=run.gpu.uuid if run.gpu else None,
         listen=listen,
+        workers=run.places,
     )
 
 

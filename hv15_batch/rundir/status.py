@@ -148,6 +148,29 @@ _CLOCK_SLACK = timedelta(seconds=2)
 """Process start times are read to about a hundredth of a second, boot time to a second."""
 
 
+@dataclass
+class WorkerStatus:
+    """What one of several workers does."""
+
+    worker: int
+    """Its number in the run."""
+    where: str
+    """Its card in words."""
+    clip_id: str | None = None
+    stage: str | None = None
+    """Of its clip; `lost` from its death until another worker takes its place."""
+    step: int | None = None
+    steps: int | None = None
+    loading: str | None = None
+    """What it is loading; None while it loads nothing."""
+    done: int = 0
+    """Clips of this run that it finished."""
+    failed: int = 0
+    """Attempts that failed on it."""
+    last_event_at: str | None = None
+    """Time of its last step, stage or clip, ISO 8601, UTC."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Contents of `status.json`, which the run writes."""

@@ -1,0 +1,87 @@
+"""How each worker of a run is, where there are several: for the screen and for status.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.protocol import (
+    Died,
+    EncodingEnded,
+    Event,
+    Finished,
+    Loading,
+    Ready,
+    Stepped,
+)
+from hv15_batch.record import FAILED
+from hv15_batch.rundir.status import WorkerStatus
+
+
+@dataclass
+class Waiting:
+    """Something is being loaded."""
+
+    what: str
+    since: float
+    """Seconds of the monotonic clock."""
+    is_told: bool = False
+
+
+class Crew:
+    """What the workers of a run do, by their events."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        """Start.
+
+        Args:
+            places: Where each worker renders, in words.
+        """
+        self._workers = [WorkerStatus(number, where) for number, where in enumerate(places)]
+
+    @property
+    def _is_alone(self) -> bool:
+        return len(self._workers) == 1
+
+    def submitted(self, worker: int, clip_id: str) -> None:
+        """Note that a worker got a clip."""
+        self._set(worker, clip_id=clip_id, stage="start", step=None, steps=None)
+
+    def heard(self, worker: int, event: Event) -> None:
+        """Follow an event of a worker."""
+        me = self._workers[worker]
+        match event:
+            case Loading(what):
+                self._set(worker, loading=what)
+            case Stepped(clip_id, stage, step, steps):
+                values = {"clip_id": clip_id, "stage": stage, "step": step, "steps": steps}
+                self._set(worker, loading=None, **values)
+            case Finished(_, record):
+                name = "failed" if record.status == FAILED else "done"
+                self._set(worker, **{name: getattr(me, name) + 1})
+            case Ready() | EncodingEnded():
+                self._set(worker, clip_id=None, stage=None, step=None, steps=None, loading=None)
+            case Died():
+                self._set(worker, clip_id=None, stage="lost", step=None, steps=None, loading=None)
+            case _:
+                self._set(worker)
+
+    def _set(self, worker: int, **values: Any) -> None:
+        me = self._workers[worker]
+        for name, value in values.items():
+            setattr(me, name, value)
+        me.last_event_at = utc_now().isoformat(timespec="seconds")
+
+    def named(self, worker: int, text: str) -> str:
+        """Return a line of a worker, with its number where there are several."""
+        return text if self._is_alone else f"worker {worker}: {text}"
+
+    def where(self, worker: int) -> str:
+        """Return what follows a clip's line."""
+        return "" if self._is_alone else f" (worker {worker})"
+
+    def values(self) -> dict[str, Any]:
+        """Return what status.json says of the workers; nothing of one alone."""
+        return {} if self._is_alone else {"workers": list(map(asdict, self._workers))}
