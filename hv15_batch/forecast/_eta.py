@@ -6,7 +6,7 @@ import heapq
 import math
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeVar
@@ -116,10 +116,15 @@ class Course:
     """From the start until the last file is written."""
     idle_seconds: float
     """How long a worker has nothing to do at the end, in the mean over all workers."""
+    ready_seconds: Sequence[float]
+    """When each clip is decoded, in that order."""
 
 
 def course(
-    work: Iterable[tuple[Hashable, float, float]], num_workers: int, last_seconds: float
+    work: Iterable[tuple[Hashable, float, float]],
+    num_workers: int,
+    first_seconds: float,
+    last_seconds: float,
 ) -> Course:
     """Return how clips go on several workers, each of which takes the longest that is left.
 
@@ -131,6 +136,7 @@ def course(
         work: For each clip its group, the seconds that a worker needs once for that group, and its
             own seconds.
         num_workers: How many render at a time.
+        first_seconds: Before the first clip, for all of them.
         last_seconds: Writing of the last file.
     """
     waiting: dict[Hashable, list[float]] = {}
@@ -142,8 +148,11 @@ def course(
         left.sort()  # the longest is taken from the end
     sums = {group: sum(left) for group, left in waiting.items()}
     at: Counter[Hashable] = Counter()
-    free: list[tuple[float, int, Hashable]] = [(0.0, number, None) for number in range(num_workers)]
+    free: list[tuple[float, int, Hashable]] = [
+        (first_seconds, number, None) for number in range(num_workers)
+    ]
     ends: list[float] = []
+    ready: list[float] = []
     while free:
         now, number, own = heapq.heappop(free)
         group = own if waiting.get(own) else _next_group(own, waiting, sums, starts, at)
@@ -157,9 +166,11 @@ def course(
             start = starts[group]
         seconds = waiting[group].pop()
         sums[group] -= seconds
-        heapq.heappush(free, (now + start + seconds, number, group))
+        ready.append(now + start + seconds)
+        heapq.heappush(free, (ready[-1], number, group))
     end = max(ends)
-    return Course(end + last_seconds, statistics.fmean(end - each for each in ends))
+    idle = statistics.fmean(end - each for each in ends)
+    return Course(end + last_seconds, idle, sorted(ready))
 
 
 def _next_group(

@@ -105,20 +105,26 @@ class Forecast:
         return starts + sum(map(self.clip_seconds, clips)) + last
 
     def course(self, clips: Sequence[PlannedClip]) -> Course:
-        """Return the predicted course on several cards."""
+        """Return the predicted course on several cards; texts are encoded once, by one of them."""
         starts = {name: own.start.seconds for name, own in self.by_model.items()}
-        # Texts are encoded once, by one worker.
-        once = self.start.encode_seconds
-        starts[self.model] -= once
+        starts[self.model] -= self.start.encode_seconds
         work = []
         for planned in clips:
             name = self.of(planned.clip.settings).model
             work.append((name, starts[name], self.clip_seconds(planned)))
         last = write_seconds(clips[-1].clip.settings) if clips else 0.0
-        return course(work, self.num_workers, once + last)
+        return course(work, self.num_workers, self.start.encode_seconds, last)
 
     def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
-        """Yield the seconds of each clip and of its writing; a model's first has its start."""
+        """Yield the seconds until each clip is decoded, from the one before it on, and of writing.
+
+        A model's first has its start.
+        """
+        if self.num_workers > 1:
+            ready = self.course(clips).ready_seconds
+            for before, now, planned in zip((0.0, *ready), ready, clips, strict=False):
+                yield now - before, write_seconds(planned.clip.settings)
+            return
         starts = {id(forecast): forecast.start.seconds for forecast in self.each}
         for planned in clips:
             settings = planned.clip.settings

@@ -90,7 +90,7 @@ class Pace:
         self._cold_rest: deque[float] = deque(maxlen=MAX_STAGES)
         self._warm_seconds: list[float] = []
         self._places = [Place() for _ in range(num_workers)]
-        self._is_at_work = [True] * num_workers
+        self._num_at_work = num_workers
         self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
         self._underway: dict[Key, Underway] = {}
 
@@ -101,9 +101,9 @@ class Pace:
         with self._lock:
             self._lose_all(self._places[worker])
 
-    def lost_worker(self, worker: int) -> None:
+    def lost_worker(self) -> None:
         """Note that a worker is not replaced: the others do its work."""
-        self._is_at_work[worker] = False
+        self._num_at_work -= 1
 
     def submitted(self, job: Job, worker: int = 0) -> None:
         """Note that a clip is started."""
@@ -253,6 +253,8 @@ class Pace:
     def lengths(self, denoise_share: float = 1.0) -> list[tuple[float, float]]:
         """Return for each clip that is left its seconds, and those of its writing.
 
+        Several workers share the seconds.
+
         Args:
             denoise_share: Of the expected seconds of denoising, where what was measured of them
                 includes work that does not come again.
@@ -263,6 +265,7 @@ class Pace:
         for kind, count in kinds.items():
             expected = self._expected(kind)
             seconds = denoise_share * expected[DENOISE] + expected[DECODE]
+            seconds /= self._num_at_work
             found += [(seconds, expected[WRITE])] * count
         return found
 
@@ -335,9 +338,8 @@ class Pace:
                     current.append(((place.on_device or clips[0]).kind, now - place.since))
             counts = Counter(self._left.values())
             nominal = {kind: self._nominal(kind)[_CLIP] for kind in counts}
-            workers = max(sum(self._is_at_work), 1)
             measured = self._measured[_CLIP]
-            return time_left(counts, nominal, measured, self._basis, current, workers)
+            return time_left(counts, nominal, measured, self._basis, current, self._num_at_work)
 
 
 def make_pace(

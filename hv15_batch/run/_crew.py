@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,9 @@ class Crew:
             places: Where each worker renders, in words.
         """
         self._workers = [WorkerStatus(number, where) for number, where in enumerate(places)]
+        self._since: dict[int, float] = {}  # when a worker got its first clip
+        self._began: dict[int, float] = {}  # when it got the one on the device
+        self._busy = [0.0] * len(self._workers)  # seconds
 
     @property
     def _is_alone(self) -> bool:
@@ -47,11 +51,15 @@ class Crew:
 
     def submitted(self, worker: int, clip_id: str) -> None:
         """Note that a worker got a clip."""
+        self._began[worker] = time.monotonic()
+        self._since.setdefault(worker, self._began[worker])
         self._set(worker, clip_id=clip_id, stage="start", step=None, steps=None)
 
     def heard(self, worker: int, event: Event) -> None:
         """Follow an event of a worker."""
         me = self._workers[worker]
+        if isinstance(event, Ready | Died) and (began := self._began.pop(worker, None)) is not None:
+            self._busy[worker] += time.monotonic() - began
         match event:
             case Loading(what):
                 self._set(worker, loading=what)
@@ -84,4 +92,12 @@ class Crew:
 
     def values(self) -> dict[str, Any]:
         """Return what status.json says of the workers; nothing of one alone."""
-        return {} if self._is_alone else {"workers": list(map(asdict, self._workers))}
+        if self._is_alone:
+            return {}
+        now = time.monotonic()
+        for number, since in list(self._since.items()):
+            me, seconds = self._workers[number], max(now - since, 1e-3)
+            busy = self._busy[number] + now - self._began.get(number, now)
+            me.clips_per_hour = me.done / seconds * 3600 if me.done else None
+            me.idle_share = max(1 - busy / seconds, 0.0)
+        return {"workers": list(map(asdict, self._workers))}

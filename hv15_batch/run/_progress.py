@@ -324,7 +324,8 @@ class Progress:
             free = free_disk_bytes(self._folder)
         except OSError:
             free = None
-        return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        now = {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        return now | self._crew.values()
 
     def _expected_end(self) -> dict[str, Any]:
         is_going_on = self._state in ("encoding", "rendering", "waiting")

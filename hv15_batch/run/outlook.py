@@ -17,8 +17,8 @@ from hv15_batch.forecast.cheaper import Trial
 from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
 from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
-from hv15_batch.forecast.offload import OffloadChoice, choose_offload
-from hv15_batch.forecast.wording import uncertainty
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload, workers_fault
+from hv15_batch.forecast.wording import uncertainty, workers_lines
 from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
@@ -142,7 +142,10 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(*compilation_lines(compilations))
     tell(*told)
     if forecast is not None:
-        tell(_uncertainty_line(forecast, todo.to_render, rules))
+        tell(
+            _uncertainty_line(forecast, todo.to_render, rules),
+            *workers_lines(forecast, todo.to_render),
+        )
     choices = (
         [own.offload for own in forecast.each]
         if forecast
@@ -159,6 +162,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         if not typed and (fault := measuring_fault(asked, todo, machine)):
             refusals.append(fault)
         card = forecast.card if forecast else None
+        if not typed and (fault := workers_fault(config, machine)):
+            refusals.append(fault)
         refusals += [*_settings_faults(asked, todo, card, gpu_name), *findings.refusals]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))
     return Plan(

@@ -121,6 +121,7 @@ class FakeRenderer:
             "run_id": self._spec.run_id,
             "repeat": job.repeat,
             "system_sha256": self._spec.system_sha256,
+            "worker_id": self._spec.worker_id,
             "dtype": clip.settings.dtype,
         }
         return asked_record(clip, **known, **columns, finished_at=utc_now())

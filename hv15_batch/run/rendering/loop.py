@@ -142,7 +142,7 @@ class Loop:
                 self._retire(encoder, self._recovery.unfit(event.reason))
                 encoder, is_last_try = self._working[0], False
                 continue
-            self._progress.say(f"{event.reason} while encoding; starting another one")
+            self._say(encoder, f"{event.reason} while encoding; starting another one")
             self._start(encoder)
             if is_last_try:
                 self._progress.say("from here on each clip is encoded just before it is rendered")
@@ -210,7 +210,7 @@ class Loop:
         if not worker.is_up:
             self._start(worker)  # after a wait
         elif reason:
-            self._progress.say(f"The worker is replaced {reason}.")
+            self._say(worker, f"The worker is replaced {reason}.")
             worker.recycle()
             self._tell(worker, _NEW_WORKER)
         self._queue.take(job)
@@ -298,6 +298,10 @@ class Loop:
 
     # -- deaths -------------------------------------------------------------------------------
 
+    def _say(self, worker: Supervisor, text: str) -> None:
+        where = f"worker {worker.place}: " if len(self._workers) > 1 else ""
+        self._progress.say(f"{where}{text}")
+
     def _start(self, worker: Supervisor) -> None:
         worker.start()
         self._tell(worker, _NEW_WORKER)
@@ -335,7 +339,7 @@ class Loop:
         if message is not None:
             self._retire(worker, message)
             return
-        self._progress.say(f"{event.reason}; starting another one")
+        self._say(worker, f"{event.reason}; starting another one")
         self._start(worker)
 
     def _retire(self, worker: Supervisor, reason: str) -> None:
@@ -347,7 +351,7 @@ class Loop:
         worker.is_given_up = True
         if not self._working:
             raise StopRun(EXIT_STOPPED, "stopped", reason)
-        self._run.pace.lost_worker(worker.place)
+        self._run.pace.lost_worker()
         left = counted(len(self._working), "worker")
         self._progress.say(f"worker {worker.place} is given up, {left} left: {reason}")
 
