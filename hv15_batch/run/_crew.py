@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hv15_batch.clock import utc_now
@@ -100,4 +100,4 @@ class Crew:
             busy = self._busy[number] + now - self._began.get(number, now)
             me.clips_per_hour = me.done / seconds * 3600 if me.done else None
             me.idle_share = max(1 - busy / seconds, 0.0)
-        return {"workers": list(map(asdict, self._workers))}
+        return {"workers": [dict(vars(each)) for each in self._workers]}

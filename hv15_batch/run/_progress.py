@@ -177,7 +177,7 @@ class Progress:
         self._loading[worker] = Waiting(what, time.monotonic())
         if self._bars is not None:
             self._bars.show_loading(what, worker)
-        self._update(loading=what)
+        self._status.update(loading=what)
 
     def _loaded(self, worker: int, is_there: bool) -> None:
         ended = self._loading.pop(worker)
@@ -187,11 +187,7 @@ class Progress:
         elif ended.is_told and is_there:
             text = f"loaded {ended.what} in {format_duration(seconds)}"
             self.say(self._crew.named(worker, text))
-        self._update(loading=next((each.what for each in self._loading.values()), None))
-
-    def _update(self, **values: Any) -> None:
-        """Take new values for status.json, and how each worker is where there are several."""
-        self._status.update(**values, **self._crew.values())
+        self._status.update(loading=next((each.what for each in self._loading.values()), None))
 
     @_shown
     def tick(self) -> None:
@@ -231,7 +227,7 @@ class Progress:
         """Show that a worker has a clip."""
         if self._bars is not None:
             self._bars.show_stage(clip_id, "start", worker)
-        self._update(**{**_NO_CLIP, "clip_id": clip_id})
+        self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     @_shown
     def waiting(self, wait: Wait) -> None:
@@ -259,7 +255,7 @@ class Progress:
             self._bars.show_steps(clip_id, stage, step, steps, worker)
         if self._listen is not None:
             self._listen(Stepped(clip_id, stage, step, steps))
-        self._update(clip_id=clip_id, stage=stage, step=step, steps=steps)
+        self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
 
     @_shown
     def finished_clip(self, record: ClipRecord, number: int, todo: int, worker: int = 0) -> None:
@@ -270,7 +266,7 @@ class Progress:
         if self._bars is not None:
             self._bars.clear_current(record.clip_id, worker)
         self._show_clips()
-        self._update(
+        self._status.update(
             done=self._num_done,
             failed=len(self._failed),
             suspect=len(self._suspect),
@@ -295,7 +291,12 @@ class Progress:
         """Close the bars and write the last status."""
         self._state = state
         self._status.close(
-            state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
+            state=state,
+            message=redacted(message),
+            goes_on_at=None,
+            **_NO_CLIP,
+            **_NO_ETA,
+            **self._crew.values(),
         )
         self._health.close()
         if self._bars is not None:
@@ -319,7 +320,7 @@ class Progress:
         return self._done_before + len(self._done)
 
     def _sample(self) -> dict[str, Any]:
-        """Return what changes without an event: the card, the disk, the predicted end."""
+        """Return what is not kept up to date by each event: the card, disk, end and workers."""
         try:
             free = free_disk_bytes(self._folder)
         except OSError:
