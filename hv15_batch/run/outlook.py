@@ -16,7 +16,13 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import Trial
 from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
+from hv15_batch.forecast.forecast import (
+    Forecast,
+    by_model,
+    lora_bytes,
+    make_forecast,
+    sharing_ram,
+)
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload, workers_fault
 from hv15_batch.forecast.wording import uncertainty, workers_lines
 from hv15_batch.machine.cards import Card, typed_card
@@ -155,7 +161,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     refusals: list[str] = []
     if todo.to_render:
         kinds = [own.offload.kind for own in forecast.each] if forecast else []
-        findings = find_hindrances(asked, todo, kinds)
+        num_here = sharing_ram(forecast.num_workers, machine) if forecast else 1
+        findings = find_hindrances(asked, todo, kinds, num_here)
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
         # With `runtime.card` the lines are about another machine.

@@ -117,7 +117,7 @@ def run(
     check_device(asked, todo, machine)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
-    notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
+    notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
