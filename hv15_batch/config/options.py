@@ -59,6 +59,12 @@ def row_option(config: Config, name: str) -> ModelConfig:
         Refused: Its YAML cannot be read as one.
     """
     if name == config.model.name:
+        if config.model_option is not None:
+            own = config.model_option
+            raise ValueError(
+                f"model={own} of the command says name: {name} in its file, so this cell could "
+                f"mean either; write name: {own} into {own}.yaml"
+            )
         return config.model
     if name in config.models:
         return _with_weights(config, config.models[name])

@@ -137,7 +137,7 @@ def prepare(
     Raises:
         Refused: The message names place, value, what is allowed and what to do.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     parse_command(config.notify.command)
     if config.manifest is None:
         raise Refused("no manifest; name one: hv15-batch prompts.csv")
@@ -172,11 +172,12 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         Refused: They contradict each other; the message names the model.
     """
     for name in names:
-        if name != config.model.name:
-            try:
-                check_config(config_of(config, name))
-            except Refused as error:
-                raise Refused(f"rows with model {name}: {error}") from error
+        try:
+            check_config(config_of(config, name))
+        except Refused as error:
+            if name == config.model.name:
+                raise
+            raise Refused(f"rows with model {name}: {error}") from error
 
 
 def _clips_of(
@@ -267,7 +268,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     Raises:
         Refused: A run with these settings would be refused.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     # A cell may name the model that the command had: then it comes from its own YAML.
     config = with_models(config, (row.model for row in asked.manifest.rows))
     names = models_of_rows(asked.manifest.rows, config)

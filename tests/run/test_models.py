@@ -252,13 +252,15 @@ def test_the_rules_of_a_column_are_those_of_the_rows_model(tmp_path: Path) -> No
 
 def test_an_unknown_option_is_one_fault_with_the_nearest_name(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.write("prompt,model,image", "a,demo_t3v,", "b,480p_t2v.yaml,x.png", "c,../demo_t2v,")
+    header = "prompt,model,image,height"
+    lines = ["a,demo_t3v,,97", "b,480p_t2v.yaml,x.png,", "c,../demo_t2v,,", "d,demo_i3v,x.png,"]
+    project.write(header, *lines)
 
     with pytest.raises(ManifestError) as caught:
         planned(project)
 
-    faults = [m for m in caught.value.faults if "image=" not in m]
-    assert len(faults) == 3
+    faults = caught.value.faults  # whether an image or a size is allowed, nobody knows
+    assert len(faults) == 4
     assert "model=demo_t3v: did you mean demo_t2v? a row names a model option, one of" in faults[0]
     assert "--config-dir=DIR adds those in DIR/model" in faults[0]
 
@@ -297,6 +299,34 @@ def test_a_model_of_the_command_that_no_row_uses_is_not_checked(tmp_path: Path) 
     assert project.run(model=config.model) == 0  # no card is here
 
     assert [r["model"] for r in project.records()] == ["tiny_t2v"]
+
+
+@pytest.mark.parametrize("section", ["override", "sampling"])
+def test_a_typed_size_is_judged_by_the_models_of_rows(tmp_path: Path, section: str) -> None:
+    project = Project(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    typed = {section: SamplingConfig(height=96)}
+    config = project.config(model=model_options()["tiny_i2v"], **typed)
+    project.write("id,prompt,model,image", "a,a,tiny_t2v,", "b,b,demo_t2v,")
+
+    assert {s.height for s in rows(project, config).values()} == {96}
+
+    project.write("id,prompt,model,image", "a,a,tiny_t2v,", "b,b,,a.png")
+    with pytest.raises(Refused, match=rf"^{section}\.height=96: an image-to-video model takes"):
+        planned(project, config)
+
+
+def test_a_command_line_leaves_a_typed_size_to_the_rows(tmp_path: Path, command: Any) -> None:
+    Project(tmp_path).write("id,prompt,model", "a,a,tiny_t2v")
+    words = ("prompts.csv", "model=tiny_i2v", "--dry-run")
+
+    fits = command(*words, "override.height=96")
+    odd = command(*words, "override.height=97")
+
+    assert (fits.code, fits.err) == (0, "")
+    assert "96x" in fits.out
+    assert odd.code == 2
+    assert "rows with model tiny_t2v: override.height=97: must be a multiple of 16" in odd.err
 
 
 @pytest.fixture
@@ -536,6 +566,49 @@ def test_an_own_option_with_a_fault_is_refused_by_its_file(
 
     with pytest.raises(Refused, match=message):
         planned(project, project.config(config_dir=str(own)))
+
+
+def test_a_cell_that_could_mean_two_options_is_refused(
+    tmp_path: Path, own: Path, command: Any
+) -> None:
+    text = "defaults: [tiny_t2v, _self_]\nname: tiny_t2v\n"
+    (own / "model" / "other.yaml").write_text(text + "default_sampling: {num_frames: 5}\n")
+    project = Project(tmp_path)
+    words = ("prompts.csv", "--config-dir=conf", "--dry-run")
+
+    project.write("id,prompt,model", "a,a,", "b,b,demo_t2v")
+    fits = command(*words, "model=other")
+    project.write("id,prompt,model", "a,a,tiny_t2v", "b,b,demo_t2v")
+    refused = command(*words, "model=other")
+    ours = command(*words, "model=tiny_t2v")
+
+    assert (fits.code, ours.code, refused.code) == (0, 0, 2)
+    assert " 5 frames" in fits.out
+    assert " 5 frames" not in ours.out
+    assert refused.err.startswith(
+        "prompts.csv:2: model=tiny_t2v: model=other of the command says name: tiny_t2v in its "
+        "file, so this cell could mean either; write name: other into other.yaml."
+    )
+
+
+def test_a_resume_knows_the_option_whose_file_says_another_name(
+    tmp_path: Path, own: Path, command: Any
+) -> None:
+    text = "defaults: [tiny_t2v, _self_]\nname: tiny_t2v\n"
+    (own / "model" / "other.yaml").write_text(text + "default_sampling: {num_frames: 5}\n")
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,")
+    config = compose_one(["model=other"], str(own)).config
+    assert project.run(model=config.model, model_option=config.model_option) == 0
+
+    project.write("id,prompt,model", "a,a,", "b,b,tiny_t2v")
+    refused = command(f"resume={project.run_dir.path}", "--dry-run")
+    words = (f"resume={project.run_dir.path}", "model=tiny_t2v", "add=true", "--dry-run")
+    typed = command(*words)
+
+    assert refused.code == 2
+    assert "write name: other into other.yaml" in refused.err
+    assert (typed.code, typed.err) == (0, "")
 
 
 # -- workers ----------------------------------------------------------------------------------
