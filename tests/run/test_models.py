@@ -454,9 +454,25 @@ def test_a_stored_option_never_decides_what_is_fetched(project: Project) -> None
     values["models"]["demo_t2v"] |= {"repo": "someone/else", "weights": "pretrained"}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
 
+    text = "the option demo_t2v has repo=someone/else, and that of this version repo=null. "
+    with pytest.raises(Refused, match=re.escape(text + "That decides what is fetched")) as refused:
+        latest_settings(project.run_dir)
+    assert "the last run used" not in str(refused.value)
+    assert f"hv15-batch resume={project.run_dir.path} --config-dir=DIR. If the" in str(
+        refused.value
+    )
+    assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
+
+
+def test_a_stored_option_that_this_version_lacks_was_one_of_the_users(
+    tmp_path: Path, own: Path
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine")
+    assert project.run(config_dir=str(own)) == 0
+
     with pytest.raises(Refused, match="the last run used --config-dir, which decides"):
         latest_settings(project.run_dir)
-    assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
 
 
 @pytest.mark.parametrize("place", ["models", "models.demo_t2v", "model.loras", "sampling"])
@@ -554,7 +570,16 @@ def test_the_folder_is_absolute_and_known_to_the_run(
     ("text", "message"),
     [
         ("defaults: [demo_t2v]\n", "name: demo_t2v, by which it is logged; write name: mine"),
-        ("name: mine\nstops: 3\n", r"model/mine\.yaml: .*stops"),
+        (
+            "name: mine\nstops: 3\n",
+            r"^[^:]*prompts\.csv:2: model=mine: [^:]*/conf/model/mine\.yaml: there is no setting "
+            r"model\.stops.*[^.]\.$",
+        ),
+        (
+            "name: mine\nstops: [\n",
+            r"^[^:]*prompts\.csv:2: model=mine: [^:]*/conf/model/mine\.yaml:3: expected the node "
+            r".*; correct the YAML there\.$",
+        ),
     ],
 )
 def test_an_own_option_with_a_fault_is_refused_by_its_file(
@@ -609,6 +634,21 @@ def test_a_resume_knows_the_option_whose_file_says_another_name(
     assert refused.code == 2
     assert "write name: other into other.yaml" in refused.err
     assert (typed.code, typed.err) == (0, "")
+
+
+def test_a_refusal_of_other_settings_names_the_folder_that_a_resume_needs(
+    tmp_path: Path, own: Path
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine", "b,b,demo_t2v")
+    assert project.run(config_dir=str(own)) == 0
+    changes = {"config_dir": str(own), "override": SamplingConfig(num_inference_steps=4)}
+
+    with pytest.raises(Refused) as refused:
+        project.run(**changes)
+
+    how = f"hv15-batch resume={project.run_dir.path} (type again in any case: --config-dir)."
+    assert f"To resume with those: {how} To keep both" in str(refused.value)
 
 
 # -- workers ----------------------------------------------------------------------------------
