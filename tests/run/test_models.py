@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -358,6 +359,36 @@ def test_checks_are_those_of_the_models_to_render(mixed: Project) -> None:
         mixed.run(benchmark=benchmark)
     with pytest.raises(Refused, match="is small"):
         mixed.run(benchmark=benchmark, only="a")
+
+
+def test_a_prediction_leaves_out_small_models_and_says_so(tmp_path: Path, command: Any) -> None:
+    project = Project(tmp_path)
+    full = ["a,a,480p_t2v_distilled"]
+    words = ("prompts.csv", "--dry-run", "runtime.card=h200", "model.weights=random")
+    project.write("id,prompt,model", *full)
+    alone = command(*words).out.splitlines()
+
+    project.write("id,prompt,model", "t,t,tiny_t2v", *full, "d,d,demo_t2v", "e,e,demo_t2v")
+    mixed = command(*words).out.splitlines()
+    project.write(
+        "id,prompt,model,num_frames", *(f"{x},121" for x in full), "b,b,,61", "t,t,tiny_t2v,"
+    )
+    sizes = command(*words).out.splitlines()
+
+    def told(lines: list[str], word: str) -> str:
+        return next(line for line in lines if word in line)
+
+    time, _, rest = told(mixed, "Time: ").partition(", without 3 clips of tiny_t2v and demo_t2v")
+    assert time == told(alone, "Time: ").split(", done")[0]
+    assert rest.startswith(" (some seconds each), done")
+    stages = [told(lines, "Stages: a clip").split(", last write")[0] for lines in (mixed, alone)]
+    assert stages[0] == stages[1]
+    assert (
+        told(sizes, "s per warm clip, denoise").lstrip().startswith("1 x 480p_t2v_distilled 480x")
+    )
+    with (tmp_path / "outputs" / "prompts" / "plan.csv").open(newline="") as file:
+        plan = {row["row_id"]: row["predicted_denoise_seconds"] for row in csv.DictReader(file)}
+    assert (plan["t"], float(plan["a"]) > 1) == ("", True)
 
 
 # -- a sweep ----------------------------------------------------------------------------------
