@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.forecast import Forecast, is_modelled
@@ -139,11 +140,13 @@ def memory_lines(choices: Mapping[str, OffloadChoice]) -> list[str]:
 def quality_lines(config: Config) -> list[str]:
     """Return a line for each setting of the command that is faster and changes the frames.
 
-    Compilation has its own line, see `forecast.compilation`.
+    Compilation that was not typed has its own line, see `forecast.compilation`.
     """
     linear, backend = config.runtime.linear, config.runtime.attention_backend
     cache = config.override.cache or config.sampling.cache or CacheKind.none
     found = {}
+    if typed_compile(config):
+        found["runtime.compile=true"] = of_setting("compile")
     if linear is not Linear.bf16:
         found[f"runtime.linear={linear.name}"] = of_setting(linear.name)
     if cache is not CacheKind.none:
