@@ -81,7 +81,7 @@ def check_config(config: Config, *, is_rendering: bool = True) -> None:
     Args:
         config: Settings.
         is_rendering: Whether a clip is made with this model. Without it, every row may name another
-            one, so that a typed size is not judged by the rule of image to video.
+            one, so that neither a typed size nor `runtime.linear` is judged by it.
 
     Raises:
         Refused: The message names the key, its value, what is allowed and what to do.
@@ -130,6 +130,8 @@ def check_config(config: Config, *, is_rendering: bool = True) -> None:
             "for all rows."
         )
     typed_compile(config)
+    if is_rendering and (fault := linears_fault(config, None)):
+        raise Refused(fault)
     _check_sampling(config, is_rendering)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import CacheKind, Config
-from hv15_batch.forecast._quality import of_setting
+from hv15_batch.forecast._quality import measured, of_setting
 from hv15_batch.forecast.forecast import Forecast, is_modelled
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
@@ -152,7 +152,8 @@ def quality_lines(config: Config) -> list[str]:
     if cache is not CacheKind.none:
         found[f"sampling.cache={cache.name}"] = of_setting("cache")
     if backend != AUTO and not is_exact(backend):
-        found[f"runtime.attention_backend={backend}"] = _OF_FEWER_BITS
+        line = of_setting(backend) if backend in measured() else _OF_FEWER_BITS
+        found[f"runtime.attention_backend={backend}"] = line
     return [f"Quality: {typed}: {line}" for typed, line in found.items()]
 
 
