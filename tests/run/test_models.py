@@ -37,7 +37,7 @@ from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora, OffloadKind, SamplingDefaults, Weights
 from hv15_batch.prefetch import prefetch
-from hv15_batch.run import _preflight, outlook
+from hv15_batch.run import _preflight, outlook, session
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import prepare
 from hv15_batch.run.schedule import Deadline, Rules
@@ -351,6 +351,74 @@ def test_only_the_models_to_render_need_weights_and_a_card(
 
     with pytest.raises(Refused, match="model=480p_t2v: needs a CUDA card"):
         mixed.run()
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Any]) -> None:
+    """Let something happen between the first look at a run directory and its lock."""
+    make_run, waiting = session.make_run, [happens]
+
+    def made(*arguments: Any) -> Any:
+        run = make_run(*arguments)
+        while waiting:
+            waiting.pop()()
+        return run
+
+    monkeypatch.setattr(session, "make_run", made)
+
+
+@pytest.fixture
+def specs() -> list[ExecutorSpec]:
+    return []
+
+
+@pytest.fixture
+def noting(specs: list[ExecutorSpec]) -> Callable[[ExecutorSpec], FakeExecutor]:
+    def make(spec: ExecutorSpec) -> FakeExecutor:
+        specs.append(spec)
+        return FakeExecutor(spec)
+
+    return make
+
+
+def test_a_limit_that_reaches_a_further_model_after_the_lock_renders_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    specs: list[ExecutorSpec],
+    noting: Callable[[ExecutorSpec], FakeExecutor],
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,", "b,b,demo_t2v")
+    meanwhile(monkeypatch, lambda: project.run(noting, limit=1))
+
+    assert project.run(noting, limit=1) == 0
+
+    assert [spec.config.model.name for spec in specs] == ["tiny_t2v", "demo_t2v"]
+    assert [r["model"] for r in project.records()] == ["tiny_t2v", "demo_t2v"]
+
+
+def test_a_further_model_after_the_lock_whose_weights_are_lacking_is_refused(
+    mixed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed.write("id,prompt,model", "a,a,", "b,b,480p_t2v")
+    meanwhile(monkeypatch, lambda: mixed.run(limit=1))
+
+    with pytest.raises(Refused, match="finished here meanwhile, and those that are left need"):
+        mixed.run(limit=1)
+
+    assert [r["row_id"] for r in mixed.records()] == ["a"]
+
+
+def test_a_further_model_after_the_lock_is_checked_like_the_others(
+    mixed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed.write("id,prompt,model", "a,a,tiny_t2v", "b,b,")
+    model = replace(model_options()["480p_t2v"], weights=Weights.random)
+    meanwhile(monkeypatch, lambda: mixed.run(limit=1, model=model))
+
+    with pytest.raises(Refused, match="model=480p_t2v: needs a CUDA card"):
+        mixed.run(limit=1, model=model)
+
+    assert [r["row_id"] for r in mixed.records()] == ["a"]
 
 
 def test_checks_are_those_of_the_models_to_render(mixed: Project) -> None:
