@@ -341,13 +341,15 @@ class Config:
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)
     """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    model_option: str | None = None
+    """Name of the option `model` whose file says another `name`; stored, never typed."""
     config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
     """Folder of `--config-dir`; never stored."""
 
 
 CONFIG_DIR = "--config-dir"
 """The flag, as messages name it."""
-NOT_TYPED = ("models", "preset_sampling", "config_dir")
+NOT_TYPED = ("models", "preset_sampling", "model_option", "config_dir")
 """What is gathered while settings are composed."""
 
 X264_PRESETS = (

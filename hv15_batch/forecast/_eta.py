@@ -49,7 +49,8 @@ class Measured(NamedTuple):
     """What something took, in seconds and relative to what was predicted."""
 
     seconds: float
-    ratio: float
+    ratio: float | None
+    """None where nothing was predicted, so that it says nothing about other kinds."""
 
 
 def time_left(
@@ -75,7 +76,8 @@ def time_left(
     """
     spread = ASSUMED_SPREAD[basis.name]
     known = {kind: [m.seconds for m in found] for kind, found in measured.items()}
-    ratios = [m.ratio for found in measured.values() for m in found] or [1.0]
+    each = (m.ratio for found in measured.values() for m in found)
+    ratios = [ratio for ratio in each if ratio is not None] or [1.0]
     ratio, ratio_deviation = _mean_and_deviation(ratios, spread)
     total = variance = unseen = 0.0
     means = {}

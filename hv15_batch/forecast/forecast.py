@@ -36,10 +36,13 @@ from hv15_batch.machine.cards import EXAMPLE, Card, find_card, typed_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.variant import Weights
+from hv15_batch.model.variant import SMALL, Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import GIB
 
+NO_COST = ClipCost(0.0, 0.0, CostBasis.calibrated)
+"""Of a clip of a tiny or demo model beside full-size ones: it takes seconds, and the arithmetic of
+the full-size model says nothing about it."""
 DISPLAY_GIB = 0.5
 """Reserved for a desktop on a GeForce card that is not in this machine; assumed."""
 
@@ -80,12 +83,19 @@ class Forecast:
         return self, *self.further.values()
 
     def clip_cost(self, settings: ClipSettings | Shape) -> ClipCost:
-        """Return the predicted cost of a warm clip, by stage."""
+        """Return the predicted cost of a warm clip, by stage; `NO_COST` for a small model's."""
+        if isinstance(settings, ClipSettings) and not is_modelled(settings):
+            return NO_COST
         own = self if isinstance(settings, Shape) else self.of(settings)
         return predict_clip(Shape.of(settings), own.card, own.execution, own.scales)
 
-    def stage_seconds(self, settings: ClipSettings) -> tuple[float, float]:
-        """Return the predicted seconds of denoising and of decoding a warm clip."""
+    def stage_seconds(self, settings: ClipSettings) -> tuple[float, float] | None:
+        """Return the predicted seconds of denoising and of decoding a warm clip.
+
+        None for a clip of a small model.
+        """
+        if not is_modelled(settings):
+            return None
         cost = self.clip_cost(settings)
         return cost.denoise_seconds, cost.decode_seconds
 
@@ -130,6 +140,11 @@ class Forecast:
             settings = planned.clip.settings
             start = starts.pop(id(self.of(settings)), 0.0)
             yield start + self.clip_seconds(planned), write_seconds(settings)
+
+
+def is_modelled(settings: ClipSettings) -> bool:
+    """Whether a clip is of a full-size model, which the predictions are made for."""
+    return settings.weights not in SMALL
 
 
 def make_forecast(
@@ -307,6 +322,27 @@ def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Sh
     card = find_card(EXAMPLE)  # any card: costs are only compared with each other
     assert card is not None
     return lambda settings: predict_clip(Shape.of(settings), card, default_execution(card), None)
+
+
+def costs_by_model(
+    forecast: Forecast | None, todo: Sequence[PlannedClip]
+) -> dict[str, Callable[[ClipSettings | Shape], ClipCost]]:
+    """Return what `clip_cost_function` returns for models that differ from the first one.
+
+    Small models beside full-size ones have no cost.
+    """
+    further = forecast.further if forecast else {}
+    costs: dict[str, Callable[[ClipSettings | Shape], ClipCost]] = {
+        name: own.clip_cost for name, own in further.items()
+    }
+    small = {p.clip.settings.model for p in todo if not is_modelled(p.clip.settings)}
+    if len(small) < len({p.clip.settings.model for p in todo}):
+        costs |= dict.fromkeys(small, _no_cost)
+    return costs
+
+
+def _no_cost(settings: ClipSettings | Shape) -> ClipCost:
+    return NO_COST
 
 
 def machine_with(card: Card, machine: Machine) -> Machine:

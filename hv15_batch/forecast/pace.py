@@ -17,7 +17,7 @@ from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, 
 from hv15_batch.forecast._eta import EtaBasis, Measured, TimeLeft, time_left
 from hv15_batch.forecast._underway import STEP as STEP
 from hv15_batch.forecast._underway import Kind, Place, Underway, kind_of
-from hv15_batch.forecast.forecast import Forecast, clip_cost_function
+from hv15_batch.forecast.forecast import Forecast, clip_cost_function, costs_by_model
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.step_cache import computed_seconds
@@ -169,7 +169,8 @@ class Pace:
         if clip is not None:
             clip.stage, clip.stage_began = WRITE, now
             nominal = self._nominal(clip.kind)
-            self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
+            if nominal[_CLIP]:
+                self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
             place.on_device = None
 
     def _finished(self, job: Job, record: ClipRecord) -> None:
@@ -209,17 +210,19 @@ class Pace:
         """Take what a clip took; cold clips count only until there is a warm one."""
         if not self._is_outdated and is_cold and self._basis is EtaBasis.measured:
             return
-        if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
-            for kinds in self._measured.values():
-                kinds.clear()
-        self._is_outdated = False
-        self._basis = EtaBasis.first_clip if is_cold else EtaBasis.measured
         nominal = self._nominal(kind)
+        if nominal[_CLIP]:  # else of a small model, which says nothing about other kinds
+            if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
+                for kinds in self._measured.values():
+                    kinds.clear()
+            self._is_outdated = False
+            self._basis = EtaBasis.first_clip if is_cold else EtaBasis.measured
         for stage, seconds in stages.items():
-            if seconds is not None and nominal[stage] > 0:
+            if seconds is not None:
                 most = MAX_CLIPS if stage == _CLIP else MAX_STAGES
                 newest = self._measured[stage].setdefault(kind, deque(maxlen=most))
-                newest.append(Measured(seconds, seconds / nominal[stage]))
+                ratio = seconds / nominal[stage] if nominal[_CLIP] and nominal[stage] else None
+                newest.append(Measured(seconds, ratio))
 
     # -- what is expected of a clip -----------------------------------------------------------
 
@@ -244,6 +247,10 @@ class Pace:
         """Return in how many seconds these current clips will be finished; 0 when not known."""
         clips = [self._underway[job.key] for job in jobs if job.key in self._underway]
         return max(map(self._remaining_seconds, clips), default=0.0)
+
+    def is_modelled(self, job: Job) -> bool:
+        """Whether a clip's seconds say something about those of other kinds."""
+        return self._nominal(self._kind(job))[_CLIP] > 0
 
     def has_denoised(self, job: Job) -> bool:
         """Whether a current clip is only being decoded or written: its latents are saved."""
@@ -271,10 +278,7 @@ class Pace:
 
     @property
     def seconds_per_clip(self) -> float | None:
-        """Median of `record.clip_seconds` of this run's warm clips that it denoised itself.
-
-        None before the first.
-        """
+        """Median `record.clip_seconds` of warm clips that this run denoised; None without any."""
         return statistics.median(self._warm_seconds) if self._warm_seconds else None
 
     def _clip_seconds(self, kind: Kind, is_cold: bool) -> float:
@@ -313,11 +317,11 @@ class Pace:
 
     def _ratio(self, stage: str) -> float:
         """Return measured over nominal seconds, of all kinds."""
-        medians = {
-            s: statistics.median(m.ratio for newest in kinds.values() for m in newest)
+        ratios = {
+            s: [m.ratio for newest in kinds.values() for m in newest if m.ratio is not None]
             for s, kinds in self._measured.items()
-            if kinds
         }
+        medians = {s: statistics.median(found) for s, found in ratios.items() if found}
         if stage in medians:
             return medians[stage]
         if self._prior is not None:
@@ -368,7 +372,8 @@ def make_pace(
         is_calibrated = all(own.is_calibrated for own in forecast.each)
         prior = EtaBasis.calibrated if is_calibrated else EtaBasis.estimated
     cost = clip_cost_function(forecast)
-    costs = {name: own.clip_cost for name, own in forecast.further.items()} if forecast else {}
+    todo = list(todo)
+    costs = costs_by_model(forecast, todo)
     return Pace(
         cost,
         prior=prior,

@@ -33,8 +33,14 @@ from hv15_batch.planning.plan import (
 )
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
-from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
+from hv15_batch.rundir.paths import RunDir, default_run_dir
+from hv15_batch.rundir.stored import (
+    check_owner,
+    earlier_settings,
+    remembered_weights,
+    to_type_again,
+)
+from hv15_batch.status.show import resume_words
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
@@ -137,7 +143,7 @@ def prepare(
     Raises:
         Refused: The message names place, value, what is allowed and what to do.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     parse_command(config.notify.command)
     if config.manifest is None:
         raise Refused("no manifest; name one: hv15-batch prompts.csv")
@@ -159,8 +165,7 @@ def prepare(
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
-    notes += found.notes
-    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
+    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes), *found.notes))
     loras, in_sweep = found.by_path, sweep is not None
     return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
 
@@ -172,11 +177,12 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         Refused: They contradict each other; the message names the model.
     """
     for name in names:
-        if name != config.model.name:
-            try:
-                check_config(config_of(config, name))
-            except Refused as error:
-                raise Refused(f"rows with model {name}: {error}") from error
+        try:
+            check_config(config_of(config, name))
+        except Refused as error:
+            if name == config.model.name:
+                raise
+            raise Refused(f"rows with model {name}: {error}") from error
 
 
 def _clips_of(
@@ -203,13 +209,13 @@ def plan_against_log(asked: Asked) -> Todo:
     todo = Todo(clips, select(clips, config))
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
-        difference = settings_conflict(
+        if difference := settings_conflict(
             asked.manifest, todo.selected, config, earlier, history, asked.loras
-        )
-        if difference:
+        ):
+            resume = resume_words(run_dir.path, to_type_again(earlier[0]) if earlier else ())
             raise Refused(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
+                f"To resume with those: {resume}. To keep both apart: "
                 "run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
@@ -267,7 +273,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     Raises:
         Refused: A run with these settings would be refused.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     # A cell may name the model that the command had: then it comes from its own YAML.
     config = with_models(config, (row.model for row in asked.manifest.rows))
     names = models_of_rows(asked.manifest.rows, config)

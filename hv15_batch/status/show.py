@@ -70,6 +70,12 @@ def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
     return [*lines, again] if again else lines
 
 
+def resume_words(run_dir: Path, type_again: Collection[str]) -> str:
+    """Return the same within a sentence."""
+    again = type_again_text(type_again)
+    return resume_command(run_dir) + (f" ({again})" if again else "")
+
+
 def left_out_line(number: int, run_dir: Path) -> str:
     """Return how to render the clips that `only` or `limit` left out."""
     what = f"{counted(number, 'clip')} left out by limit= or only="
