@@ -86,7 +86,7 @@ class Loop:
         """
         self._run = run
         self._executor = executor
-        self._log = RunLog(run.run_dir.log, run.run_id)
+        self._log = RunLog(run.run_dir.own_log, run.run_id)
         self._progress = progress
         self._current = Current()
         # These two decide what happens. The onlookers only show it, so their faults are caught.

@@ -133,10 +133,11 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     ]
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
+        command = resume_command(run_dir.path, run_dir.shard)
         raise Refused(
             f"resume={run_dir.path}: the last run used {', '.join(lacking)}, which decides "
             "what is run or fetched on this machine and is never taken from a stored "
-            f"configuration; read {file}, and type it: {resume_command(run_dir.path)} {words}"
+            f"configuration; read {file}, and type it: {command} {words}"
         )
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
@@ -160,7 +161,7 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
         return
     raise Refused(
         f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
-        f"fetched; type it: {resume_command(run_dir.path)} model.revision=..."
+        f"fetched; type it: {resume_command(run_dir.path, run_dir.shard)} model.revision=..."
     )
 
 
@@ -182,8 +183,8 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
     """
     seen: set[str] = set()
     configs = []
-    for run_id in reversed(run_dir.run_ids()):
-        path = run_dir.run_folder(run_id) / FILE
+    for folder in reversed(run_dir.run_folders().values()):
+        path = folder / FILE
         stored = _read_yaml(path)
         key = repr([stored.get(name) for name in _MAKES_CLIPS])
         if key not in seen:
@@ -314,7 +315,8 @@ def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str,
     """
     logged = dict.fromkeys(["run_id", *(c for c in columns if c not in RUN_COLUMNS)])
     rows: list[dict[str, Any]] = read_records(run_dir.log, list(logged)).to_pylist()
-    folders = {run_id: run_dir.run_folder(run_id) for run_id in run_ids_of(rows)}
+    known = run_dir.run_folders()
+    folders = {run_id: known[run_id] for run_id in run_ids_of(rows) if run_id in known}
     add_run_columns(
         rows, {name: run_columns(run_settings(f), run_system(f)) for name, f in folders.items()}
     )
