@@ -41,8 +41,7 @@ def overall_status(run_dir: Path) -> Status:
         Refused: There is none, or it cannot be understood.
     """
     count, newest = count_of_shards(run_dir), None
-    dirs = [d for d in RunDir(run_dir).shard_dirs() if d.shard and d.shard.count == count]
-    found = [(str(d.shard), read_status(d.own)) for d in dirs if d.status.is_file()]
+    found = _newest(run_dir, count)
     if not found or count is None:
         return read_status(run_dir)
     if RunDir(run_dir).status.is_file():
@@ -50,6 +49,20 @@ def overall_status(run_dir: Path) -> Status:
     if newest is not None and all(_seen_at(newest) > _seen_at(each) for _, each in found):
         return newest
     return _combined([(name, _as_it_is(status)) for name, status in found], count)
+
+
+def _newest(run_dir: Path, count: int | None) -> list[tuple[str, Status]]:
+    """Return each share with its newest status: 0/n and n/n are the same one."""
+    found: dict[int, tuple[str, Status]] = {}
+    for directory in RunDir(run_dir).shard_dirs():
+        shard = directory.shard
+        if shard is None or shard.count != count or not directory.status.is_file():
+            continue
+        status = read_status(directory.own)
+        known = found.get(shard.remainder)
+        if known is None or _seen_at(status) > _seen_at(known[1]):
+            found[shard.remainder] = str(shard), status
+    return list(found.values())
 
 
 def current_run(run_dir: Path) -> Status | Holder:

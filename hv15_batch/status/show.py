@@ -150,8 +150,7 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
 
 def shard_lines(whole: OverallStatus) -> list[str]:
     """Return how many shards there are and what each does, those that are not done first."""
-    remainders = {int(name.partition("/")[0]) % whole.num_shards for name, _ in whole.shards}
-    lacking = whole.num_shards - len(remainders)
+    lacking = whole.num_shards - len(whole.shards)
     started = f"{lacking} of them not started" if lacking else "all of them started"
     lines = [f"{counted(whole.num_shards, 'shard')}, {started}; the counts are of those started"]
     each = sorted(whole.shards, key=lambda part: part[1].state == "done")
