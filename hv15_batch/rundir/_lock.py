@@ -73,6 +73,17 @@ def shards_in(path: Path) -> list[Shard]:
     return sorted(real, key=lambda shard: (shard.count, shard.number))
 
 
+def check_no_link(path: Path, shard: Shard | None) -> None:
+    """Refuse a shard whose folder leads elsewhere.
+
+    Raises:
+        Refused: The message names the folder.
+    """
+    own = own_folder(path, shard)
+    if shard is not None and any(part.is_symlink() for part in (path / SHARDS, own)):
+        raise Refused(f"{own}: leads through a link, and a shard writes there; remove the link.")
+
+
 def count_of_shards(path: Path) -> int | None:
     """Return in how many shards a directory was rendered last; None if in none."""
     try:
@@ -95,8 +106,7 @@ def locked(path: Path, shard: Shard | None, run_id: str) -> Iterator[int | None]
     """
     own = own_folder(path, shard)
     holder = own / HOLDER
-    if shard is not None and any(part.is_symlink() for part in (path / SHARDS, own)):
-        raise Refused(f"{own}: leads through a link, and a shard writes there; remove the link.")
+    check_no_link(path, shard)
     with ExitStack() as held:
         with ExitStack() as starting:
             if shard is not None:

@@ -24,6 +24,7 @@ from hv15_batch.rundir._lock import (
     HOLDER,
     LOCK,
     SHARDS,
+    check_no_link,
     count_of_shards,
     is_another_in_use,
     locked,
@@ -190,6 +191,7 @@ class RunDir:
                 f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
             )
         self._check_whole()
+        check_no_link(self.path, self.shard)
         if not self.path.exists():
             return
         ours = {SHARDS, *(folder.name for folder in self.written_folders()[1:])}
@@ -206,7 +208,7 @@ class RunDir:
 
     def is_run_dir(self) -> bool:
         """Whether a run was started here before."""
-        return any(d.runs.is_dir() or d.own_log.is_dir() for d in self._each())
+        return RunDir(self.path).runs.is_dir() or self.log.is_dir() or bool(self.shard_dirs())
 
     def check_started(self) -> None:
         """Refuse a folder in which no run was started.

@@ -69,9 +69,7 @@ def main(argv: Sequence[str]) -> int:
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-w", "--watch", action="store_true", help="show it until the run ends")
-    how.add_argument(
-        "--json", action="store_true", help="print status.json, of shards their sum"
-    )
+    how.add_argument("--json", action="store_true", help="print status.json, of shards their sum")
     how.add_argument(
         "--pause",
         action="store_true",
