@@ -13,7 +13,7 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
@@ -70,6 +70,9 @@ from hv15_batch.units import Say
 from hv15_batch.weights.transformer import make_transformer
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 15.0
+"""A shard that was told to stop waits at most this long to write tables and page."""
 
 
 def run(
@@ -277,7 +280,8 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
-    lines += _write_results(run.asked)
+    is_stopped = outcome.exit_code >= EXIT_SIGINT
+    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -318,15 +322,19 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         ) from error
 
 
-def _write_results(asked: Asked) -> list[str]:
+def _write_results(asked: Asked, seconds: float | None) -> list[str]:
     """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
 
     If one of them fails, a line reports it, and the others are still written. Shards write them one
     after the other, each from the logs of all: so those of the last one are complete.
+
+    Args:
+        asked: The request.
+        seconds: A shard waits at most this long for the others; None means some minutes.
     """
     run_dir = asked.run_dir
     lines: list[str] = []
-    with _up_to_date("the page", lines.append), run_dir.moment():
+    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
         with _up_to_date("plan.csv", lines.append):
             write_plan(_clips_of_now(asked), run_dir.plan, None)
         _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)

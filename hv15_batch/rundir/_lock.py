@@ -30,8 +30,8 @@ from hv15_batch.rundir.publish import publish_json, publish_text
 LOCK, HOLDER = ".lock", ".lock.json"
 SHARDS, COUNT = "shards", "run.json"
 _COUNT_KEY = "shards"
-MOMENT_SECONDS = 60.0
-"""A shard waits at most this long for others that start or write the page."""
+MOMENT_SECONDS = 300.0
+"""A shard waits at most this long for others that start or write the page: there may be many."""
 _TRY_SECONDS = 0.5
 
 
@@ -126,13 +126,17 @@ def locked(path: Path, shard: Shard | None, run_id: str) -> Iterator[int | None]
 
 
 @contextmanager
-def moment(path: Path) -> Iterator[None]:
+def moment(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Hold the lock of the directory for a moment, as one of its shards.
 
+    Args:
+        path: The directory.
+        seconds: Wait at most this long for other shards; None means `MOMENT_SECONDS`.
+
     Raises:
-        Refused: A run of all clips holds it, or other shards have it for a minute.
+        Refused: A run of all clips holds it, or other shards have it all this time.
     """
-    deadline = time.monotonic() + MOMENT_SECONDS
+    deadline = time.monotonic() + (MOMENT_SECONDS if seconds is None else seconds)
     with ExitStack() as held:
         while True:
             try:

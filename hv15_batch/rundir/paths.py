@@ -275,15 +275,15 @@ class RunDir:
             yield descriptor
 
     @contextmanager
-    def moment(self) -> Iterator[None]:
+    def moment(self, seconds: float | None = None) -> Iterator[None]:
         """Keep other shards from starting and from writing tables and page, for a moment.
 
         A run of all clips holds that lock all the time, so it waits for nothing.
 
         Raises:
-            Refused: The lock is not free within a minute.
+            Refused: The lock is not free within so many seconds; None means some minutes.
         """
-        with nullcontext() if self.shard is None else moment(self.path):
+        with nullcontext() if self.shard is None else moment(self.path, seconds):
             yield
 
     def lock_fault(self) -> str | None:

@@ -480,10 +480,9 @@ def test_the_page_that_is_written_last_has_every_clip(
             seen.append("first")
             monkeypatch.setattr(_lock, "MOMENT_SECONDS", 0.1)
             monkeypatch.setattr(_lock, "_TRY_SECONDS", 0.05)
-            with pytest.raises(Refused, match="in use by another process"):
-                other = RunDir(run_dir.path, parse_shard("2/2"))
-                with other.moment():
-                    pass
+            other = RunDir(run_dir.path, parse_shard("2/2"))
+            with pytest.raises(Refused, match="in use by another process"), other.moment():
+                pass
         write(run_dir)
 
     monkeypatch.setattr(session, "write_clips_table", overtaken)
