@@ -49,7 +49,7 @@ class Started:
     """Absolute."""
     run_id: str
     num_clips: int
-    """Clips of the manifest; repetitions in a benchmark."""
+    """Clips of the manifest or of the shard; repetitions in a benchmark."""
     num_done: int
     """How many of them earlier runs have done."""
     num_todo: int

@@ -191,16 +191,16 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
-    if run.gpu is not None:
-        _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
     facts = system_facts(run.machine)
-    _write_run_folder(run.asked, run_id, facts)
     with run.run_dir.moment():
         if run.run_dir.shard is not None:  # another shard may just have decided
             run = planned_again(run, run.asked, run.todo) or run
         for name, found in run.compilations.items():
             if found.is_new:
                 write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
+    if run.gpu is not None:
+        _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
+    _write_run_folder(run.asked, run_id, facts)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 

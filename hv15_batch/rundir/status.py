@@ -156,7 +156,7 @@ class Status:
     state: str
     """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
     total: int
-    """Clips of the current manifest."""
+    """Clips of the current manifest, or of the shard."""
     done: int
     """Clips that are `ok` or `suspect`, of this run and earlier ones."""
     failed: int

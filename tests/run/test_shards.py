@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,10 @@ from typing import Any
 
 import pytest
 from fakes.engine import InProcessExecutor
-from fakes.runs import FakeExecutor, Project, read_csv
+from fakes.runs import Project, read_csv
 
 from hv15_batch.api import plan, read_log
 from hv15_batch.config.shard import parse_shard
-from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
 from hv15_batch.references.command import main as references
 from hv15_batch.report import live
@@ -58,16 +58,6 @@ def share(project: Project, shard: str) -> list[str]:
 
 
 EVERY_ROW = [f"r{n:02}" for n in range(ROWS)]
-
-
-class Dies(FakeExecutor):
-    """Ends the run as a kill would, at the second clip."""
-
-    def submit(self, job: Job) -> None:
-        if self._events or getattr(self, "has_one", False):
-            raise KeyboardInterrupt
-        self.has_one = True
-        super().submit(job)
 
 
 @contextmanager
@@ -356,24 +346,39 @@ def test_a_shard_sweeps_what_is_common_only_while_no_other_one_renders(project: 
 # -- stop and resume --------------------------------------------------------------------------
 
 
+def end(project: Project, shard: str, number: signal.Signals) -> tuple[int, str]:
+    """Start a shard, send it a signal after its next clip; return its code and what it printed."""
+    before = len(share(project, shard))
+    words = [sys.executable, "-m", "fakes.run_parent", str(project.folder), shard]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        while len(share(project, shard)) == before:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while _lock._is_locked(of_shard(project, shard).own / ".lock"):  # its worker ends too
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process.returncode, out
+
+
 def test_a_killed_shard_is_resumed_and_the_others_stay(project: Project) -> None:
     assert project.run(shard="2/2") == 0
     others = share(project, "2/2")
-    project.write("id,prompt", *(f"r{n:02},sleep 0.3 {n}" for n in range(ROWS)))
-    words = [sys.executable, "-m", "fakes.run_parent", str(project.folder), "1/2"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        while len(share(project, "1/2")) < 1:
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+    project.write("id,prompt", *(f"r{n:02},sleep 0.2 {n}" for n in range(ROWS)))
 
-    assert process.returncode == 143
+    assert end(project, "1/2", signal.SIGKILL)[0] == -signal.SIGKILL
+    code, out = end(project, "1/2", signal.SIGTERM)
+
+    assert code == 143
     assert f"resume with: hv15-batch resume={project.run_dir.path} shard=1/2\n" in out
     assert "type again" not in out
     assert project.run(shard="1/2") == 0
     assert project.run(shard="2/2") == 0
     rows = [r["row_id"] for r in project.records() if r["status"] == "ok"]
     assert Counter(rows) == Counter([*EVERY_ROW, *others])  # the rows that were edited, again
+    assert not project.strays()
 
 
 def test_resume_takes_the_settings_of_the_last_run_of_any_shard(
