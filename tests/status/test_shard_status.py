@@ -29,7 +29,7 @@ def write(top: Path, shard: str | None, **values: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {
         **{"state": "done", "total": 10, "done": 10, "failed": 0, "suspect": 0, "message": ""},
-        **{"updated_at": NOW.isoformat(timespec="seconds"), "pid": os.getpid()},
+        **{"updated_at": datetime.now(timezone.utc).isoformat(), "pid": os.getpid()},
         **{"run_id": f"run-of-{shard}", "hostname": socket.gethostname(), "type_again": []},
     }
     path.write_text(json.dumps(known | values), encoding="utf-8")
