@@ -27,9 +27,10 @@ from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
-from hv15_batch.run.prepare import Asked, Todo
+from hv15_batch.run.prepare import Asked
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
 from hv15_batch.rundir.decided import read_compile, write_compile
 from hv15_batch.rundir.paths import RunDir
@@ -147,6 +148,7 @@ class Run:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
         return {
             "run_id": self.run_id,
+            "shard": self.config.shard,
             "manifest_sha256": self.asked.manifest.sha256,
             "repo": self.asked.checkpoints[model].repo,
             "task": self.asked.config_of(model).model.task.name,
@@ -191,7 +193,8 @@ class FailedCompilation:
             return
         if is_denoised_here(vars(record)):  # else it says how another run denoised it
             self._compiled.remove(model)
-            write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
+            with self._run.run_dir.moment():
+                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
 
 
 def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:

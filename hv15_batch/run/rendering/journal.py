@@ -35,7 +35,7 @@ class Journal:
             run: Has the log's folder, and the pace, which decides what happens.
             onlookers: Only show what happens, so their faults are caught.
         """
-        self._log = RunLog(run.run_dir.log, run.run_id)
+        self._log = RunLog(run.run_dir.own_log, run.run_id)
         self._pace = run.pace
         self._onlookers = [
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
