@@ -22,14 +22,18 @@ from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
-from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
+from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
-from hv15_batch.report.render import write_page
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
+from hv15_batch.run._results import (
+    clips_of_now,
+    up_to_date,
+    write_results,
+    write_tables_and_page,
+)
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
 from hv15_batch.run.outcome import (
     Finished,
@@ -58,7 +62,6 @@ from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
     bring_to_current_schema,
     foreign_note,
-    read_last_attempts,
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
@@ -257,7 +260,7 @@ def _write_first_plan(run: Run, say: Say) -> None:
         OSError: It cannot be written.
     """
     predict = run.forecast.stage_seconds if run.forecast else None
-    with _up_to_date("plan.csv", say) as written:
+    with up_to_date("plan.csv", say) as written:
         write_plan(run.todo.clips, run.run_dir.plan, None, predict)
     if isinstance(written.error, OSError):
         raise written.error
@@ -291,7 +294,7 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
     is_stopped = outcome.exit_code >= EXIT_SIGINT
-    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
+    lines += write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -332,45 +335,6 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         ) from error
 
 
-def _write_results(asked: Asked, seconds: float | None) -> list[str]:
-    """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
-
-    If one of them fails, a line reports it, and the others are still written. Shards write them one
-    after the other, each from the logs of all: so those of the last one are complete.
-
-    Args:
-        asked: The request.
-        seconds: A shard waits at most this long for the others; None means some minutes.
-    """
-    run_dir = asked.run_dir
-    lines: list[str] = []
-    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
-        with _up_to_date("plan.csv", lines.append):
-            write_plan(_clips_of_now(asked), run_dir.plan, None)
-        _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
-    return lines
-
-
-def _clips_of_now(asked: Asked) -> list[PlannedClip]:
-    """Return every clip with its state by the logs of this moment."""
-    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
-    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
-
-
-def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
-    with _up_to_date("clips.csv", lines.append):
-        write_clips_table(run_dir)
-    if is_benchmark:  # before the page, which links them
-        with _up_to_date("benchmark.csv", lines.append):
-            lines += write_timing_tables(run_dir)
-    with _up_to_date("the page", lines.append):
-        write_page(run_dir.path)
-
-
-def _up_to_date(what: str, tell: Say) -> Secondary:
-    return Secondary(f"{what} is not up to date", tell)
-
-
 # -- a run that renders nothing ---------------------------------------------------------------
 
 
@@ -379,16 +343,16 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
     lines: list[str] = []
-    with _up_to_date("the page", lines.append), run_dir.moment():
+    with up_to_date("the page", lines.append), run_dir.moment():
         is_stale = True
-        with _up_to_date("plan.csv", lines.append):
-            clips = todo.clips if run_dir.shard is None else _clips_of_now(asked)
+        with up_to_date("plan.csv", lines.append):
+            clips = todo.clips if run_dir.shard is None else clips_of_now(asked)
             is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
         if is_stale:
-            _write_tables_and_page(run_dir, False, lines)
+            write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
-        with _up_to_date("benchmark.csv", lines.append):
+        with up_to_date("benchmark.csv", lines.append):
             lines += write_timing_tables(run_dir)
     else:
         lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
+from hv15_batch.machine.system import commit_text
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
@@ -396,11 +397,3 @@ def run_system(folder: Path) -> dict[str, Any]:
 def codec_text(codec: str, crf: Any, preset: Any) -> str:
     """Return how files are encoded; a lossless codec has neither CRF nor preset."""
     return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
-
-
-def commit_text(project: Mapping[str, Any]) -> str | None:
-    """Return the commit of `system.json`'s `project`, and whether it was changed."""
-    commit = project.get("git_commit")
-    if not isinstance(commit, str):
-        return None
-    return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])
