@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import find_card, typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
@@ -36,6 +37,27 @@ def effective_dtype(config: Config) -> Dtype:
 
 _COMPILE_WORDS = {"auto": None, "true": True, "false": False}
 _COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
+
+
+MAX_WORKERS = 4096
+"""Of `dispatch.workers`; more is a slip."""
+
+
+def typed_workers(config: Config) -> int | str:
+    """Return `dispatch.workers`: a number, `auto` or `all`.
+
+    Raises:
+        Refused: It is something else.
+    """
+    typed = config.dispatch.workers
+    if typed in ("auto", "all"):
+        return typed
+    if isinstance(typed, bool) or not str(typed).isdecimal() or not 1 <= int(typed) <= MAX_WORKERS:
+        raise Refused(
+            f"dispatch.workers={typed}: must be auto, all or 1 to {MAX_WORKERS}; leave it out for "
+            "auto."
+        )
+    return int(typed)
 
 
 def typed_compile(config: Config) -> bool | None:
@@ -130,6 +152,12 @@ def check_config(config: Config, *, is_rendering: bool = True) -> None:
             "for all rows."
         )
     typed_compile(config)
+    if parse_shard(config.shard) is not None and config.benchmark.repeat is not None:
+        raise Refused(
+            f"shard={config.shard} with benchmark.repeat={config.benchmark.repeat}: a benchmark "
+            "measures on one machine; leave shard out."
+        )
+    typed_workers(config)
     if is_rendering and (fault := linears_fault(config, None)):
         raise Refused(fault)
     _check_sampling(config, is_rendering)

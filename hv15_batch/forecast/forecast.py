@@ -10,8 +10,14 @@ from typing import Any
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
+from hv15_batch.forecast._eta import Course, course
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
-from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
+from hv15_batch.forecast.offload import (
+    OffloadChoice,
+    choose_cards,
+    choose_offload,
+    execution_of,
+)
 from hv15_batch.forecast.seconds import (
     DISK_BYTES_PER_SECOND,
     START_SECONDS,
@@ -59,6 +65,8 @@ class Forecast:
     model: str = ""
     further: Mapping[str, Forecast] = field(default_factory=dict)
     """Those of further models, by name; each starts after the one before it."""
+    num_workers: int = 1
+    """Cards like this one that render at a time."""
 
     def of(self, settings: ClipSettings) -> Forecast:
         """Return the forecast of a clip's model."""
@@ -100,12 +108,33 @@ class Forecast:
         """Return the predicted seconds of a whole run: start, clips, and the last one's writing."""
         if not clips:
             return 0.0
+        if self.num_workers > 1:
+            return self.course(clips).seconds
         last = write_seconds(clips[-1].clip.settings)
         starts = sum(forecast.start.seconds for forecast in self.each)
         return starts + sum(map(self.clip_seconds, clips)) + last
 
+    def course(self, clips: Sequence[PlannedClip]) -> Course:
+        """Return the predicted course on several cards; texts are encoded once, by one of them."""
+        starts = {name: own.start.seconds for name, own in self.by_model.items()}
+        starts[self.model] -= self.start.encode_seconds
+        work = []
+        for planned in clips:
+            name = self.of(planned.clip.settings).model
+            work.append((name, starts[name], self.clip_seconds(planned)))
+        last = write_seconds(clips[-1].clip.settings) if clips else 0.0
+        return course(work, self.num_workers, self.start.encode_seconds, last)
+
     def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
-        """Yield the seconds of each clip and of its writing; a model's first has its start."""
+        """Yield the seconds until each clip is decoded, from the one before it on, and of writing.
+
+        A model's first has its start.
+        """
+        if self.num_workers > 1:
+            ready = self.course(clips).ready_seconds
+            for before, now, planned in zip((0.0, *ready), ready, clips, strict=False):
+                yield now - before, write_seconds(planned.clip.settings)
+            return
         starts = {id(forecast): forecast.start.seconds for forecast in self.each}
         for planned in clips:
             settings = planned.clip.settings
@@ -142,6 +171,7 @@ def make_forecast(
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
+    num_workers = len(cards_for(config, todo, machine)) if todo else 1
     found: dict[str, Forecast] = {}
     models = [
         (own, clips) for own, clips in by_model(config, todo) if not own.model.weights.is_small
@@ -154,7 +184,8 @@ def make_forecast(
     for own, clips in models:
         is_compiled = (compiled or {}).get(own.model.name, own.runtime.compile)
         own = replace(own, runtime=replace(own.runtime, compile=is_compiled))
-        forecast = _make_one(own, clips, machine, rows, 0 if found else len(encoded - {None}))
+        num_encoded = 0 if found else len(encoded - {None})
+        forecast = _make_one(own, clips, machine, rows, num_encoded, num_workers)
         if forecast is None:
             return None
         if found:
@@ -162,7 +193,28 @@ def make_forecast(
             forecast = replace(forecast, start=replace(forecast.start, load_seconds=load_seconds))
         found[own.model.name] = forecast
     first, *others = found
-    return replace(found[first], further={name: found[name] for name in others})
+    further = {name: found[name] for name in others}
+    return replace(found[first], further=further, num_workers=num_workers)
+
+
+def cards_for(
+    config: Config, todo: Sequence[PlannedClip], machine: Machine
+) -> tuple[Gpu | None, ...]:
+    """Return the card of each worker that renders these clips, see `choose_cards`.
+
+    Raises:
+        Refused: see there.
+    """
+    if config.runtime.card is not None and (card := find_card(config.runtime.card)) is not None:
+        machine = machine_with(card, machine)
+    models = [own.model for own, _ in by_model(config, todo)]
+    num_clips = len({planned.clip.denoise_sha256 for planned in todo})
+    return choose_cards(config, machine, models, num_clips)
+
+
+def sharing_ram(num_workers: int, machine: Machine) -> int:
+    """Return how many workers share this machine's RAM; a dry run may be for more machines."""
+    return min(num_workers, max(len(machine.gpus), 1))
 
 
 def by_model(config: Config, todo: Sequence[PlannedClip]) -> list[tuple[Config, list[PlannedClip]]]:
@@ -195,6 +247,7 @@ def _make_one(
     machine: Machine,
     rows: list[dict[str, Any]],
     num_encoded: int,
+    num_workers: int,
 ) -> Forecast | None:
     """Return the forecast of one model's clips; None without a known card."""
     known = _known_card(config, machine)
@@ -204,7 +257,7 @@ def _make_one(
     settings = [p.clip.settings for p in todo]
     here = machine_with(card, machine) if config.runtime.card else machine
     loras = lora_bytes(todo)
-    offload = choose_offload(config, settings, here, loras)
+    offload = choose_offload(config, settings, here, loras, sharing_ram(num_workers, machine))
     execution = execution_of(config, card)
     execution = replace(execution, offload=offload.kind.name, lora_bytes=loras)
     scales = calibrate(rows, card, execution)

@@ -17,7 +17,7 @@ from hv15_batch.model.attention import AUTO, is_exact
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Linear
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.units import counted, format_gib
+from hv15_batch.units import counted, format_duration, format_gib
 
 MAX_SIZES = 3
 """Sizes with a line of their own, those that take longest in all."""
@@ -171,6 +171,18 @@ def _stage_words(cost: ClipCost) -> str:
         f"denoise {cost.denoise_seconds:.1f} s ({cost.denoise_flop / 1e15:.1f} PFLOP) and decode "
         f"{cost.decode_seconds:.1f} s ({cost.decode_flop / 1e15:.1f})"
     )
+
+
+def workers_lines(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[str]:
+    """Return how several cards share the clips; nothing for one card."""
+    if forecast.num_workers == 1:
+        return []
+    idle = forecast.course(todo).idle_seconds
+    line = f"Workers: {forecast.num_workers} x {forecast.gpu_name}, each with a process of its own"
+    if idle >= 1:
+        share = idle / forecast.course(todo).seconds
+        line += f"; at its end each is idle for {format_duration(idle)} in the mean ({share:.0%})"
+    return [line]
 
 
 def stages_line(forecast: Forecast, todo: Sequence[PlannedClip], is_one_size: bool) -> str:

@@ -112,10 +112,10 @@ class FirstClip:
         self._compile_seconds = compile_seconds
         self._is_said = not rules.deadlines
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: Job, worker: int = 0) -> None:
         """Nothing is known of a clip that starts."""
 
-    def heard(self, event: Event) -> None:
+    def heard(self, event: Event, worker: int = 0) -> None:
         """Say the line at the first clip that was denoised here, is done, and is full-size."""
         if self._is_said or not isinstance(event, Finished):
             return

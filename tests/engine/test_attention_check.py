@@ -313,6 +313,7 @@ def test_a_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:
         read_heads(Config(model=tiny_model("tiny_t2v")), at(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(("name", "is_compiled"), [("flex", True), ("sage", False)])
 def test_a_kernel_that_the_compiler_looks_into_is_checked_as_the_run_uses_it(
     name: str,
