@@ -179,8 +179,8 @@ class RuntimeConfig:
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool | str = "auto"
     """Compile the transformer's blocks, at the first two clip sizes: `true`, `false`, or `auto`,
-    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once for
-    each run directory and model, and is `false` on the CPU."""
+    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once in a
+    run directory for each model, its weights and `linear`, and is `false` on the CPU."""
     vram_limit_gib: float | None = bounded(
         None, 0, is_over=True, about="must be over 0, for example 24"
     )

@@ -70,7 +70,7 @@ from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
 from hv15_batch.units import Say
-from hv15_batch.weights.transformer import make_transformer
+from hv15_batch.weights.transformer import make_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def run(
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, todo, say)
         _say_all(licence_notes(c for _, c in asked.models(todo)), say)
-    _make_transformers(asked, todo, say)
+    make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:
@@ -144,7 +144,7 @@ def run(
         # With `limit` a further model may be reached now, which needs all that the others did.
         check_measuring(asked, todo, machine)
         check_device(asked, todo, machine)
-        _make_transformers(asked, todo, say)
+        make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
@@ -171,13 +171,6 @@ class Listener:
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
-
-
-def _make_transformers(asked: Asked, todo: Todo, say: Say) -> None:
-    """Convert the transformers in single files that are to be rendered with, once for all runs."""
-    for own, checkpoint in asked.models(todo):
-        if checkpoint.transformer is not None:
-            make_transformer(checkpoint.transformer, own.model, say)
 
 
 def _write_rows(manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
 from hv15_batch.machine.system import commit_text
@@ -23,7 +23,7 @@ from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
 from hv15_batch.rundir._typed_only import (
     HASH,
-    changed_options,
+    lacking_fault,
     safe_options,
     section_of,
     typed_only_in_use,
@@ -132,22 +132,9 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         )
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
-    lacking = [n for n in typed_only_in_use(config) if not {n, n.split(".")[0]} & set(typed)]
-    if CONFIG_DIR in lacking and (changed := changed_options(config)):
-        raise Refused(
-            f"resume={run_dir.path}: {'; '.join(changed)}. That decides what is fetched, and is "
-            f"never taken from {file}. If the option is yours, type its folder: "
-            f"{resume_command(run_dir.path)} {CONFIG_DIR}=DIR. If the program was updated, type "
-            "the run's own command instead of resume=."
-        )
-    if lacking:
-        words = " ".join(f"{name}=..." for name in lacking)
-        command = resume_command(run_dir.path, run_dir.shard)
-        raise Refused(
-            f"resume={run_dir.path}: the last run used {', '.join(lacking)}, which decides "
-            "what is run or fetched on this machine and is never taken from a stored "
-            f"configuration; read {file}, and type it: {command} {words}"
-        )
+    command = resume_command(run_dir.path, run_dir.shard)
+    if fault := lacking_fault(config, typed, file, command):
+        raise Refused(f"resume={run_dir.path}: {fault}")
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
         section, key = section_of(config, name)
