@@ -38,7 +38,7 @@ def read_frame(run_dirs: Sequence[RunDir], *, all_attempts: bool) -> DataFrame:
     for run_dir in run_dirs:
         found = read_records(run_dir.log).to_pylist()
         chosen = found if all_attempts else _current_clips(run_dir, found)
-        rows += [row | {"run_dir": str(run_dir.path)} for row in chosen]
+        rows += [row | {"run_dir": run_dir.shown()} for row in chosen]
         by_run = {id: _flat_settings(run_dir, id) for id in {row["run_id"] for row in chosen}}
         settings += [by_run[row["run_id"]] for row in chosen]
     schema = arrow_schema().append(pa.field("run_dir", pa.string()))

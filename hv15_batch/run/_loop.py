@@ -42,7 +42,6 @@ from hv15_batch.run._signals import Demand, Signals
 from hv15_batch.run._supervisor import Supervisor, lost_gpu
 from hv15_batch.run.outcome import Outcome, StopRun
 from hv15_batch.run.schedule import Stop, Wait
-from hv15_batch.rundir.log import RunLog
 
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 0.5
@@ -86,7 +85,7 @@ class Loop:
         """
         self._run = run
         self._executor = executor
-        self._log = RunLog(run.run_dir.log, run.run_id)
+        self._log = run.open_log()
         self._progress = progress
         self._current = Current()
         # These two decide what happens. The onlookers only show it, so their faults are caught.
@@ -244,7 +243,7 @@ class Loop:
         """Return the next event that the loop must act on. Watchers get every event."""
         while True:
             self._obey_signals()
-            event = self._executor.poll(POLL_SECONDS)
+            event = self._run.confirmed(self._executor.poll(POLL_SECONDS))
             self._progress.tick()
             if isinstance(event, Declined):
                 raise Refused(event.message)

@@ -92,11 +92,11 @@ MAX_SHOWN_FAILURES = 5
 def headline(run_dir: RunDir, todo: Todo) -> str:
     """Return the first line of a run: its directory, and `new` or how many clips are done."""
     if not run_dir.run_ids() and not todo.num_done:
-        return f"{run_dir.path}: new"
+        return f"{run_dir.shown()}: new"
     if todo.repetitions is not None:
         total = todo.repetitions.num_clips * todo.repetitions.num_repeats
-        return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done"
+        return f"{run_dir.shown()}: {todo.num_done} of {total} repetitions measured"
+    return f"{run_dir.shown()}: {todo.num_done} of {todo.num_total} done"
 
 
 def nothing_to_do(
@@ -108,7 +108,7 @@ def nothing_to_do(
     suspects = sum(p.is_suspect for p in selected)
     if suspects:
         yield f"{suspects} of them suspect; retry.suspect=true renders those again."
-    yield f"Page: {run_dir.page}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
 
 
 def closing_lines(
@@ -141,8 +141,8 @@ def closing_lines(
         yield (
             f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
-    yield f"Page: {run_dir.page}"
-    yield f"Clips: {run_dir.clips}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
+    yield f"Clips: {run_dir.shown(run_dir.clips)}"
 
 
 def _has_changed(manifest: Manifest) -> bool:

@@ -34,6 +34,7 @@ from hv15_batch.planning.plan import (
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
+from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
@@ -208,9 +209,9 @@ def plan_against_log(asked: Asked) -> Todo:
         )
         if difference:
             raise Refused(
-                f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
-                "run_dir=DIR. To add clips with the new settings here: add=true."
+                f"run_dir={run_dir.shown()}: clips are done here with other settings "
+                f"({difference}). To resume with those: {resume_command(run_dir.path)}. To keep "
+                "both apart: run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
         return replace(todo, repetitions=plan_repetitions(clips, config, run_dir))
@@ -220,12 +221,16 @@ def plan_against_log(asked: Asked) -> Todo:
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     """Return the run directory: as typed, else named after the manifest.
 
+    That of a URL is a working folder, which is brought up to date.
+
     Args:
         config: Settings that name a manifest.
         sweep: Name of the run's folder in a sweep, else None.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
+    if config.run_dir is not None and is_url(config.run_dir):
+        return RunDir(place(config.run_dir))
     folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
     return RunDir(Path(os.path.abspath(folder)))
 

@@ -23,12 +23,13 @@ from hv15_batch.files import is_temporary, sweep
 from hv15_batch.machine.machine import existing_parent
 from hv15_batch.rundir._lock import RunLock, held_message, holder_facts, missing_locks
 from hv15_batch.rundir.publish import publish_text
+from hv15_batch.rundir.remote.objects import NAMES, Stored, read_stored, read_url
 from hv15_batch.units import GIB
 
 MAX_LATENTS_BYTES = 4 * GIB
 """A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of latents."""
 
-_LOCK_NAMES = (".lock", ".lock.json")
+_LOCK_NAMES = (".lock", ".lock.json", *NAMES)
 _MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
@@ -117,6 +118,22 @@ class RunDir:
         """The note of who holds the directory's lock, while it is held."""
         return self.path / ".lock.json"
 
+    @property
+    def url(self) -> str | None:
+        """The URL of which this is the working folder; None for a run directory on a disk."""
+        return read_url(self.path)
+
+    def stored(self) -> Stored | None:
+        """Return what object storage has of this run; None for a run directory on a disk."""
+        return read_stored(self.path)
+
+    def shown(self, path: Path | None = None) -> str:
+        """Return how the user knows the run directory, or a path in it: by its path or URL."""
+        url = self.url
+        if url is None:
+            return str(path or self.path)
+        return url if path is None else f"{url}/{self.relative(path)}"
+
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
         return self.latents / f"{denoise_sha256}.safetensors"
@@ -127,7 +144,9 @@ class RunDir:
         names: list[str] = []
         with suppress(OSError):  # none yet, or not readable: they are denoised again
             names = os.listdir(self.latents)
-        return {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
+        found = {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
+        stored = self.stored()
+        return found if stored is None else found | stored.latents.keys()
 
     def relative(self, path: Path) -> str:
         """Return a path as the log stores it."""
@@ -190,7 +209,7 @@ class RunDir:
         """
         if not self.is_run_dir():
             raise Refused(
-                f"{self.path}: no run directory (it has no log); "
+                f"{self.shown()}: no run directory (it has no log); "
                 "name the folder that a run prints in its first line."
             )
 
@@ -285,7 +304,7 @@ def _is_begun(folder: Path) -> bool:
 
 def resume_command(path: Path) -> str:
     """Return what to type to resume the run of a directory, quoted for a shell."""
-    return shlex.join(["hv15-batch", f"resume={path}"])
+    return shlex.join(["hv15-batch", f"resume={RunDir(path).shown()}"])
 
 
 def default_run_dir(manifest: Path, sweep: str | None) -> Path:

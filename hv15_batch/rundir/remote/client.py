@@ -64,8 +64,12 @@ SHORT = Patience(request_seconds=8.0, retries=1, retry_seconds=8.0)
 class Client:
     """Objects below one URL."""
 
-    def __init__(self, url: str, patience: Patience = USUAL) -> None:
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
         """Prepare; nothing is asked of the server yet.
+
+        Args:
+            url: As `checked_url` returns it.
+            patience: None for `USUAL`.
 
         Raises:
             Refused: obstore is not installed, or the environment does not suit it.
@@ -77,6 +81,7 @@ class Client:
             raise Refused(
                 f"{url}: run directories on object storage need obstore; type: {INSTALL}"
             ) from error
+        patience = patience or USUAL
         self.url = url
         self._scheme = url.partition(":")[0]
         self._api: Any = obstore
