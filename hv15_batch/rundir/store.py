@@ -55,12 +55,12 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
         return Path(text)
     url = checked_url(text, setting)
     folder = mirror_folder(url)
-    from hv15_batch.rundir.remote.client import Client
+    from hv15_batch.rundir.remote.client import LOOK, Client
     from hv15_batch.rundir.remote.held import pull_lock
     from hv15_batch.rundir.remote.mirror import Mirror
 
     try:
-        mirror = Mirror(Client(url), folder)
+        mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
                 mirror.pull()

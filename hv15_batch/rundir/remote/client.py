@@ -27,6 +27,11 @@ _CREDENTIALS = {
 _MOST_AT_ONCE = 4 * GIB
 """S3 takes at most 5 GiB in one request; what is larger goes in parts."""
 _STATUS = re.compile(r"non-2xx status code: ([0-9]{3})")
+_UNKNOWN = re.compile(
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|AuthenticationFailed"
+    r"|169\.254\.169\.254|metadata\.google|CredentialsNotLoaded|[Mm]issing [Aa]ccess"
+)
+"""Of servers; and the services that give an instance its identity, where none answers."""
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 
 
@@ -57,6 +62,8 @@ class Patience:
 
 USUAL = Patience(request_seconds=600.0, retries=10, retry_seconds=180.0)
 """For clips on a slow line: 100 MiB in ten minutes are 1.4 Mbit/s."""
+LOOK = Patience(request_seconds=60.0, retries=3, retry_seconds=20.0)
+"""For the first look: who typed the URL is waiting."""
 SHORT = Patience(request_seconds=8.0, retries=1, retry_seconds=8.0)
 """For the lease, whose renewal is tried again soon anyway."""
 
@@ -216,13 +223,12 @@ class Client:
         code = status[1] if status else ""
         if _NO_BUCKET.search(text):
             return self._no_bucket()
-        is_unknown = isinstance(error, self._errors.UnauthenticatedError) or code == "401"
-        if is_unknown or "credential" in text.lower():
+        if code == "401" or _UNKNOWN.search(text):
             return (
                 f"{self.url}: the store does not know these credentials, or there are none; set "
                 f"{_CREDENTIALS[self._scheme]}."
             )
-        if isinstance(error, self._errors.PermissionDeniedError) or code == "403":
+        if code == "403" or isinstance(error, self._errors.PermissionDeniedError):
             return (
                 f"{self.url}: the store does not allow to {what} with these credentials; correct "
                 f"the permissions, or set {_CREDENTIALS[self._scheme]}."
