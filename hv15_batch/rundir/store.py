@@ -7,8 +7,9 @@ readers of run directories read that folder; the store decides what exists.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = (
     "Hold",
     "below",
+    "clip_file",
     "fetched",
     "hold",
     "is_url",
     "open_uploads",
     "place",
     "put_results",
+    "refresher",
     "sha256_in",
 )
 
@@ -135,6 +138,44 @@ def fetched(run_dir: RunDir, name: str) -> Path:
     except FileNotFoundError:
         return path
     return path
+
+
+def clip_file(typed: str) -> Path:
+    """Return the path of a typed clip; one with a URL is fetched.
+
+    Raises:
+        Refused: The URL is not that of a clip in a run directory, or its store cannot be read.
+    """
+    if not is_url(typed):
+        return Path(typed)
+    run, _, name = typed.rpartition("/clips/")
+    if not run or not name or "/" in name:
+        raise Refused(f"{typed}: names no clip; type the URL of a run directory, /clips/, a name.")
+    run_dir = RunDir(place(run, "recipe"))
+    try:
+        path = fetched(run_dir, f"clips/{name}")
+    except StoreError as error:
+        raise Refused(f"recipe={error}") from error
+    if not path.is_file():
+        raise Refused(f"{typed}: there is no such clip in the store.")
+    return path
+
+
+def refresher(typed: str, seconds: float = 15.0) -> Callable[[], None]:
+    """Return what brings the working folder of a URL up to date, at most so often.
+
+    A store that does not answer changes nothing.
+    """
+    latest = time.monotonic()
+
+    def refresh() -> None:
+        nonlocal latest
+        if time.monotonic() - latest >= seconds:
+            with suppress(Refused):
+                place(typed)
+            latest = time.monotonic()
+
+    return refresh if is_url(typed) else lambda: None
 
 
 def sha256_in(run_dir: RunDir, name: str) -> str:
