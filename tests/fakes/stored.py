@@ -14,6 +14,7 @@ from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Server, lend
 from fakes.runs import Project
 from fakes.uploading import UploadingExecutor
+from hv15_batch.run import session
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import client as clients
@@ -43,8 +44,10 @@ class Stored(Project):
         return RunDir(mirror_folder(self.url))
 
     def go(self, **changes: Any) -> int:
-        """Run with a torch-free worker that uploads."""
-        return self.run(UploadingExecutor, run_dir=self.url, **changes)
+        """Run with a torch-free worker that uploads, and without a page."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "write_page", lambda _: None)
+            return self.run(UploadingExecutor, run_dir=self.url, **changes)
 
     def render(self, **changes: Any) -> int:
         """Run with the real renderer of the tiny model."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,6 +25,7 @@ from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client
 
+exhaustive = pytest.mark.exhaustive
 CLIP = r"clips/.+\.[0-9a-f]{16}\.mp4"
 
 
@@ -31,7 +36,9 @@ def ok_rows(rows: list[dict[str, Any]]) -> list[str]:
 # -- a run ------------------------------------------------------------------------------------
 
 
-def test_a_run_makes_the_same_clips_there_as_on_a_disk(stored: Stored) -> None:
+def test_a_run_makes_the_same_clips_there_as_on_a_disk(
+    stored: Stored, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert stored.render() == 0
     assert stored.said[0] == f"{stored.url}: new"
     assert f"Clips: {stored.url}/clips" in stored.said
@@ -60,13 +67,10 @@ def test_a_run_makes_the_same_clips_there_as_on_a_disk(stored: Stored) -> None:
     data = bytes(stored.server.bucket()[f"{stored.name_there}/assets/data.js"].value).decode()
     assert there["cat"]["file"] in data, "the page plays it"
     assert Path(there["cat"]["file"]).stem + ".jpg" in data
-
-
-def test_nothing_of_the_credentials_is_stored_or_printed(stored: Stored) -> None:
-    assert stored.go() == 0
+    # Nothing of the credentials is stored or printed.
     texts = [bytes(obj.value) for obj in stored.server.bucket().values()]
     texts += [path.read_bytes() for path in stored.mirror.path.rglob("*") if path.is_file()]
-    texts.append("\n".join(stored.said).encode())
+    texts.append("".join([*stored.said, *capfd.readouterr()]).encode())
     assert not [text for text in texts if b"key-of-nobody" in text or b"secret-of-nobody" in text]
 
 
@@ -87,6 +91,7 @@ def test_a_resume_with_nothing_to_do_asks_for_no_clip(stored: Stored) -> None:
     assert counts[1] - counts[0] <= fetched_more, "one more segment and run folder, not clips"
 
 
+@exhaustive
 def test_rows_that_were_changed_are_rendered_and_the_others_are_kept(stored: Stored) -> None:
     assert stored.go() == 0
     stored.on_another_machine()
@@ -96,6 +101,7 @@ def test_rows_that_were_changed_are_rendered_and_the_others_are_kept(stored: Sto
     assert stored.denoised() == ["dog", "fox"]
 
 
+@exhaustive
 def test_latents_of_the_store_are_decoded(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stored.render() == 0
     before = {row["row_id"]: row for row in stored.rows()}
@@ -112,6 +118,7 @@ def test_latents_of_the_store_are_decoded(stored: Stored, monkeypatch: pytest.Mo
     assert again["latents_sha256"] == before["cat"]["latents_sha256"]
 
 
+@exhaustive
 def test_a_clip_can_be_checked_by_its_bytes(stored: Stored) -> None:
     from hv15_batch.config.settings import FileCheck
 
@@ -146,6 +153,7 @@ def test_a_clip_whose_upload_fails_is_failed_and_later_only_decoded(
     assert not list(stored.mirror.clips.iterdir())
 
 
+@exhaustive
 def test_latents_whose_upload_fails_are_kept_here(stored: Stored) -> None:
     stored.server.fail("PUT", "latents/", 403)
     assert stored.go() == 3
@@ -157,11 +165,13 @@ def test_latents_whose_upload_fails_are_kept_here(stored: Stored) -> None:
     assert len(stored.names("latents/")) == 2
 
 
+@exhaustive
 def test_an_upload_that_fails_for_a_moment_is_tried_again(stored: Stored) -> None:
     stored.server.fail("PUT", "clips/", 503, times=1)
     assert stored.go() == 0
 
 
+@exhaustive
 def test_an_upload_whose_answer_is_lost_counts_once(stored: Stored) -> None:
     stored.server.lose_answer("PUT", "clips/cat")
     assert stored.go() == 0
@@ -189,9 +199,15 @@ def test_a_store_that_keeps_half_of_an_upload_fails_the_clip(stored: Stored) -> 
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        (lambda keys, name: keys.pop(name), "was uploaded and is not in the store"),
-        (lambda keys, name: spoil(keys[name], b"x"), "has 1 bytes instead of"),
         (lambda keys, name: spoil(keys[name], b"x" * keys[name].size), "by its checksum"),
+        pytest.param(
+            lambda keys, name: keys.pop(name),
+            "was uploaded and is not in the store",
+            marks=exhaustive,
+        ),
+        pytest.param(
+            lambda keys, name: spoil(keys[name], b"x"), "has 1 bytes instead of", marks=exhaustive
+        ),
     ],
 )
 def test_a_row_is_written_only_after_the_store_confirmed_the_file(
@@ -243,7 +259,7 @@ def kill_before_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held.StoredRun, "close", lambda *_: None)
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, True])
+@pytest.mark.parametrize("is_elsewhere", [pytest.param(False, marks=exhaustive), True])
 def test_a_kill_between_upload_and_row_leaves_each_clip_once_in_the_log(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, is_elsewhere: bool
 ) -> None:
@@ -267,6 +283,29 @@ def test_a_kill_between_upload_and_row_leaves_each_clip_once_in_the_log(
     assert stored.go() == 0
     assert not set(first) & set(stored.names("clips/cat"))
     assert len(stored.names("clips/")) == 2
+
+
+@exhaustive
+def test_a_process_that_is_killed_between_upload_and_row(stored: Stored) -> None:
+    process: subprocess.Popen[bytes]
+
+    def kill(_: object) -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    stored.server.faults.append(Fault("PUT", "log/", kill, 1))
+    words = ["model=tiny_t2v", "override.height=32", "override.width=32", "override.num_frames=1"]
+    words = [sys.executable, "-m", "hv15_batch", str(stored.manifest), *words]
+    process = subprocess.Popen([*words, f"run_dir={stored.url}"], start_new_session=True)
+    assert process.wait(120) == -signal.SIGKILL
+    stored.server.faults.clear()
+    assert len(stored.names("clips/")) in (1, 2)
+    num_latents = len(stored.names("latents/"))
+    stored.on_another_machine()
+    done = subprocess.run([*words, f"run_dir={stored.url}"], check=False, timeout=120)
+    assert done.returncode == 0
+    assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
+    assert len(stored.names("latents/")) == max(num_latents, 2), "nothing is denoised twice"
 
 
 def test_old_objects_that_rows_name_or_that_are_not_ours_stay(stored: Stored) -> None:
@@ -322,6 +361,7 @@ def test_a_driver_that_loses_its_lease_finishes_its_clip_and_stops(
     assert b"theirs" in holder
 
 
+@exhaustive
 def test_the_run_of_this_machine_that_was_killed_holds_nobody_up(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:

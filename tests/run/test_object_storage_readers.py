@@ -112,6 +112,7 @@ def test_rows_from_python_are_stored_there(stored: Stored) -> None:
     assert not stored.names(), "a plan writes nothing there"
 
 
+@pytest.mark.exhaustive
 def test_two_runs_there_are_compared_and_a_clip_gives_its_recipe(
     stored: Stored,
     capsys: pytest.CaptureFixture[str],
