@@ -14,11 +14,13 @@ import pytest
 from fakes.object_store import BUCKET, Server
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import lease as leases
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
 from hv15_batch.rundir.remote.client import SHORT, Client, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.probe import probe
+from hv15_batch.rundir.store import open_uploads
 
 URL = f"s3://{BUCKET}/night"
 QUICK = Patience(request_seconds=0.5, retries=0, retry_seconds=1.0)
@@ -72,6 +74,17 @@ def test_two_urls_have_two_working_folders_named_like_the_run() -> None:
     one, other = mirror_folder("s3://films/a/night"), mirror_folder("s3://films/b/night")
     assert one != other
     assert one.name == other.name == "night"
+
+
+def test_a_foreign_folder_that_names_a_url_is_an_ordinary_folder(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / ".store.json").write_text(json.dumps({"url": "s3://theirs/night"}))
+    (tmp_path / ".objects").write_text("7 clips/a.0123456789abcdef.mp4\n")
+    run_dir = RunDir(tmp_path)
+    assert run_dir.url is None
+    assert run_dir.stored() is None
+    assert run_dir.shown() == str(tmp_path)
+    assert open_uploads(run_dir) is None
 
 
 # -- client -----------------------------------------------------------------------------------

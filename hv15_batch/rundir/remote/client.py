@@ -9,9 +9,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of the instance",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the instance's identity",
 }
+_FOLDERS_AT_ONCE = 8
 _MOST_AT_ONCE = 4 * GIB
 """S3 takes at most 5 GiB in one request; what is larger goes in parts."""
 _STATUS = re.compile(r"non-2xx status code: ([0-9]{3})")
@@ -185,9 +188,21 @@ class Client:
         return digest.hexdigest()
 
     def list(self) -> list[Item]:
-        """Return every object below the URL, oldest first: one request per 1,000 of them."""
+        """Return every object below the URL, oldest first.
+
+        One request per 1,000 of them, for all folders in it side by side.
+        """
+
+        def below(folder: str) -> list[Item]:
+            with self._asking("list it"):
+                batches = self._api.list(self._store, folder)
+                return [_item(meta) for batch in batches for meta in batch]
+
         with self._asking("list it"):
-            found = [_item(m) for batch in self._api.list(self._store) for m in batch]
+            top = self._api.list_with_delimiter(self._store)
+        with ThreadPoolExecutor(_FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
+            parts = list(pool.map(below, top["common_prefixes"]))
+        found = chain(map(_item, top["objects"]), *parts)
         return sorted(found, key=lambda item: (item.modified, item.name))
 
     def delete(self, names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ A folder with these files stands for a run directory on object storage, for ever
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from hv15_batch.files import read_bytes, read_json
 from hv15_batch.rundir.publish import publish_json, publish_text
+from hv15_batch.rundir.remote.address import mirror_folder
 from hv15_batch.units import GIB, MIB
 
 ADDRESS = ".store.json"
@@ -47,9 +49,15 @@ class Stored:
 
 
 def read_url(folder: Path) -> str | None:
-    """Return the URL that a folder stands for; None for an ordinary one."""
+    """Return the URL that a folder stands for; None for an ordinary one.
+
+    Only the folder in the cache that belongs to the URL counts. A run directory of somebody else
+    must not decide where something is sent.
+    """
     url = _address(folder).get("url")
-    return url if isinstance(url, str) else None
+    if not isinstance(url, str) or mirror_folder(url) != Path(os.path.abspath(folder)):
+        return None
+    return url
 
 
 def read_stored(folder: Path) -> Stored | None:
