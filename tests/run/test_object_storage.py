@@ -20,7 +20,7 @@ from fakes.stored import Stored
 
 from hv15_batch import cli
 from hv15_batch.engine.render import ClipRenderer
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, StoreError
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client
@@ -246,6 +246,15 @@ def test_a_row_that_could_not_be_put_stops_the_run_and_is_put_by_the_next(stored
     assert stored.go() == 0
     assert stored.denoised() == []
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
+
+
+def test_a_run_begins_only_when_its_settings_are_there(stored: Stored) -> None:
+    stored.server.fail("PUT", "runs/", 503)
+    with pytest.raises(StoreError, match="failed to write runs/"):
+        stored.go()
+    assert not stored.names("clips|log")
+    stored.server.faults.clear()
+    assert stored.go() == 0
 
 
 class Killed(BaseException):

@@ -26,7 +26,9 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of the instance",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the instance's identity",
 }
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 _FOLDERS_AT_ONCE = 8
+_MOST_VERSIONS = 64
 _MOST_AT_ONCE = 4 * GIB
 """S3 takes at most 5 GiB in one request; what is larger goes in parts."""
 _STATUS = re.compile(r"non-2xx status code: ([0-9]{3})")
@@ -92,6 +94,7 @@ class Client:
                 f"{url}: run directories on object storage need obstore; type: {INSTALL}"
             ) from error
         patience = patience or USUAL
+        self._versions: dict[tuple[str, str], str] = {}
         self.url = url
         self._scheme = url.partition(":")[0]
         self._api: Any = obstore
@@ -100,7 +103,7 @@ class Client:
             "timeout": timedelta(seconds=patience.request_seconds),
             "connect_timeout": timedelta(seconds=min(10.0, patience.request_seconds)),
         }
-        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
             options["allow_http"] = True  # typed by the user, so it is meant
         with self._asking("opened"):
             self._store = obstore.store.from_url(
@@ -124,7 +127,10 @@ class Client:
 
     def swap(self, name: str, data: bytes, etag: str) -> str | None:
         """Write an object if it still has an etag, and return the new one; None if it has not."""
-        return self._put(name, data, {"e_tag": f'"{etag}"'})
+        mode = {"e_tag": f'"{etag}"'}
+        if (version := self._versions.get((name, etag))) is not None:
+            mode["version"] = version  # which Google compares
+        return self._put(name, data, mode)
 
     def _put(
         self, name: str, data: bytes | Path, mode: Any, attributes: Mapping[str, str] | None = None
@@ -142,7 +148,15 @@ class Client:
                 )
         except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
             return None
-        return _bare(result["e_tag"])
+        return self._seen(name, result)
+
+    def _seen(self, name: str, found: Mapping[str, Any]) -> str:
+        etag = _bare(found["e_tag"])
+        if found["version"] is not None:
+            self._versions[name, etag] = found["version"]
+            if len(self._versions) > _MOST_VERSIONS:
+                del self._versions[next(iter(self._versions))]
+        return etag
 
     def head(self, name: str) -> Item | None:
         """Return what the store has under a name; None if there is nothing."""
@@ -161,7 +175,7 @@ class Client:
                 found = self._api.get(self._store, name)
                 if found.meta["size"] > max_bytes:
                     raise StoreError(f"{self.url}/{name}: has more than {max_bytes:,} bytes.")
-                return bytes(found.bytes()), _bare(found.meta["e_tag"])
+                return bytes(found.bytes()), self._seen(name, found.meta)
         except FileNotFoundError:
             return None
 

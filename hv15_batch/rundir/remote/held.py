@@ -233,14 +233,19 @@ def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[Stor
         LogSchemaError: The log cannot be read.
     """
     try:
-        client, mirror = Client(url), None
+        client = Client(url)
         probed = probe(client)
         mirror = Mirror(client, run_dir.path)
         facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
         lease = Lease(Client(url, SHORT), facts)
         lease.acquire(probed.now)
         stored = StoredRun(run_dir, run_id, client, mirror, lease)
-        stored.prepare(probed)
+        try:
+            stored.prepare(probed)
+        except BaseException:
+            with suppress(StoreError):
+                lease.release()
+            raise
     except StoreError as error:
         raise Refused(f"run_dir={error}") from error
     stored.keep()

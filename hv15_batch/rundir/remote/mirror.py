@@ -147,11 +147,14 @@ class Mirror:
             raise StoreError(f"{self._client.url}/{item.name}: has {item.size:,} bytes, too many.")
         path = self._folder / item.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with publishing(path) as temporary:
-            self._client.fetch(item.name, temporary)
-            if path.is_file() and _has_more_rows(path, temporary):
-                temporary.write_bytes(path.read_bytes())
-                return True
+        try:
+            with publishing(path) as temporary:
+                self._client.fetch(item.name, temporary)
+                if path.is_file() and _has_more_rows(path, temporary):
+                    temporary.write_bytes(path.read_bytes())
+                    return True
+        except FileNotFoundError:  # deleted since it was listed
+            return False
         self._address.copies[item.name] = (item.etag, *_state(path))
         return False
 
