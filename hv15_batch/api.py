@@ -22,6 +22,7 @@ from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
 from hv15_batch.config.settings import CONFIG_DIR, Config
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
@@ -36,7 +37,8 @@ from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
 from hv15_batch.rundir.log import foreign_note
-from hv15_batch.rundir.paths import RunDir, find_runs, sweep_folder_name
+from hv15_batch.rundir.names import sweep_folder_name
+from hv15_batch.rundir.paths import RunDir, find_runs
 from hv15_batch.rundir.store import below, place
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.units import Say
@@ -303,6 +305,11 @@ def measure(job: Job) -> float | None:
 
 def _settings_of(job: Job) -> Config:
     """Return the settings of a run, with those of the run that it resumes and its own folder."""
+    if job.config.shard is not None and "shard" not in job.typed:
+        raise Refused(
+            f"shard={job.config.shard} in an experiment: each command has its own share; type it, "
+            "and leave it out of files."
+        )
     config = job.config if job.config.resume is None else _resumed(job)
     sweep = _sweep_of(job)
     if sweep is not None and config.run_dir is not None:
@@ -322,7 +329,8 @@ def _resumed(job: Job) -> Config:
         Refused: There is no such run, or a typed setting contradicts it.
     """
     typed = place(str(job.config.resume), "resume")
-    run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(typed))))
+    path = Path(os.path.abspath(os.path.expanduser(typed)))
+    run_dir = RunDir(path, parse_shard(job.config.shard))
     for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
             raise Refused(
@@ -337,7 +345,7 @@ def _resumed(job: Job) -> Config:
     if stored.manifest is not None and not Path(stored.manifest).is_file():
         raise Refused(
             f"resume={run_dir.shown()}: its manifest {stored.manifest} is gone; put it back "
-            f"(copies are in {run_dir.runs}/*/manifest.*)."
+            f"(copies are in {run_dir.run_folder(run_dir.run_ids()[-1]).parent}/*/manifest.*)."
         )
     return stored
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import find_card, typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
@@ -125,6 +126,11 @@ def check_config(config: Config) -> None:
             "for all rows."
         )
     typed_compile(config)
+    if parse_shard(config.shard) is not None and config.benchmark.repeat is not None:
+        raise Refused(
+            f"shard={config.shard} with benchmark.repeat={config.benchmark.repeat}: a benchmark "
+            "measures on one machine; leave shard out."
+        )
     _check_sampling(config)
 
 

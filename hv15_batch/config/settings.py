@@ -277,7 +277,9 @@ class ReportConfig:
     """Price of electricity, in any currency; null leaves cost out."""
 
 
-OF_ONE_COMMAND = ("only", "limit", "force", "add", "retry.suspect", "until", "time_limit")
+OF_ONE_COMMAND = (
+    *("only", "limit", "shard", "force", "add", "retry.suspect", "until", "time_limit"),
+)
 """Settings that apply to one command only, so that `resume=` does not take them over."""
 
 
@@ -302,6 +304,9 @@ class Config:
     """Render at most this many clips."""
     only: str | None = None
     """Render only these rows: ids, separated by commas."""
+    shard: str | None = None
+    """Render only share k of n, typed as `k/n`, with k from 1 to n or from 0 to n-1. The other
+    shares go to other commands with the same run directory, on any machine that sees it."""
     force: bool = False
     """Render finished clips again, denoising included."""
     until: str | None = None

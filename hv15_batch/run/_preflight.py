@@ -36,7 +36,8 @@ from hv15_batch.model.shapes import (
     VAE_BYTES,
 )
 from hv15_batch.model.variant import OffloadKind, Task, Weights
-from hv15_batch.run.prepare import Asked, Todo, lacks_weights
+from hv15_batch.planning.todo import Todo
+from hv15_batch.run.prepare import Asked, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.checkpoint import (

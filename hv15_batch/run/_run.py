@@ -19,9 +19,10 @@ from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
-from hv15_batch.run.prepare import Asked, Todo
+from hv15_batch.run.prepare import Asked
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
 from hv15_batch.rundir.decided import read_compile, write_compile
 from hv15_batch.rundir.log import RunLog
@@ -122,6 +123,7 @@ class Run:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
         return {
             "run_id": self.run_id,
+            "shard": self.config.shard,
             "manifest_sha256": self.asked.manifest.sha256,
             "repo": self.asked.checkpoints[model].repo,
             "task": self.asked.config_of(model).model.task.name,
@@ -132,7 +134,7 @@ class Run:
 
     def open_log(self) -> RunLog:
         """Return what this run's records are added to."""
-        return self.store.log() if self.store else RunLog(self.run_dir.log, self.run_id)
+        return self.store.log() if self.store else RunLog(self.run_dir.own_log, self.run_id)
 
     def confirmed(self, event: Event | None) -> Event | None:
         """Return an event; that of a clip which the store does not have is one of a failure."""
@@ -173,7 +175,8 @@ class FailedCompilation:
             return
         if is_denoised_here(vars(record)):  # else it says how another run denoised it
             self._compiled.remove(model)
-            write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
+            with self._run.run_dir.moment():
+                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
 
 
 def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:

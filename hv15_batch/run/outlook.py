@@ -23,6 +23,7 @@ from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
+from hv15_batch.planning.todo import Todo
 from hv15_batch.redaction import printable
 from hv15_batch.run._dry_run import (
     count_prompt_tokens,
@@ -33,7 +34,6 @@ from hv15_batch.run._dry_run import (
 from hv15_batch.run._preflight import find_hindrances, measuring_fault
 from hv15_batch.run.prepare import (
     Asked,
-    Todo,
     attention_fault,
     offline_fault,
     plan_against_log,
@@ -42,7 +42,7 @@ from hv15_batch.run.prepare import (
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.units import Say, format_duration
+from hv15_batch.units import Say, counted, format_duration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -121,6 +121,9 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
             say(text)
 
     plan_bytes = disk_need(todo.to_render, config).plan_bytes
+    if todo.shard is not None:
+        clips = counted(len(todo.clips), "clip")
+        tell(f"Shard {todo.shard}: {len(todo.share)} of {clips}; the lines below are about them")
     print_dry_run(
         asked.manifest,
         todo.selected,

@@ -11,6 +11,7 @@ from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
@@ -21,19 +22,20 @@ from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
+from hv15_batch.planning.benchmark import plan_repetitions
 from hv15_batch.planning.loras import find_loras
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
-    PlannedClip,
     plan_clips,
     select,
     settings_conflict,
 )
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
+from hv15_batch.rundir.names import default_run_dir
+from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
 from hv15_batch.units import Say
@@ -73,52 +75,6 @@ class Asked:
                 yield self.config_of(name), checkpoint
 
 
-@dataclass(frozen=True)
-class Todo:
-    """Every clip of the manifest with its state, and those that this command selects."""
-
-    clips: list[PlannedClip]
-    selected: list[PlannedClip]
-    repetitions: Repetitions | None = None
-    """The repetitions of a benchmark; None for a run that makes clips."""
-
-    @property
-    def to_render(self) -> list[PlannedClip]:
-        """What this run renders, in order."""
-        if self.repetitions is not None:
-            return self.repetitions.todo
-        return [p for p in self.selected if not p.is_done]
-
-    @property
-    def num_done(self) -> int:
-        """How many of `num_total` earlier runs have done."""
-        if self.repetitions is not None:
-            return self.repetitions.num_measured
-        return sum(p.has_result for p in self.clips)
-
-    @property
-    def num_left_out(self) -> int:
-        """Clips without a result that `only` or `limit` leave out."""
-        if self.repetitions is not None:
-            return 0
-        selected = {p.clip.settings_sha256 for p in self.selected}
-        return sum(not p.has_result and p.clip.settings_sha256 not in selected for p in self.clips)
-
-    @property
-    def again(self) -> set[tuple[str, int | None]]:
-        """Done clips that are rendered again, by `force` or because they are suspect."""
-        if self.repetitions is not None:
-            return set()
-        return {(p.clip.clip_id, p.repeat) for p in self.to_render if p.has_result}
-
-    @property
-    def num_total(self) -> int:
-        """All clips, or repetitions of a benchmark, also those that are done or not selected."""
-        if self.repetitions is not None:
-            return self.repetitions.num_measured + len(self.repetitions.todo)
-        return len(self.clips)
-
-
 def prepare(
     config: Config,
     typed: tuple[str, ...],
@@ -152,6 +108,7 @@ def prepare(
     names = models_of_rows(manifest.rows, config)
     _check_models(config, names)
     config = _with_remembered_weights(config, names, run_dir)
+    config = replace(config, shard=str(run_dir.shard) if run_dir.shard else None)
     checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
     found = find_loras(config, manifest, checkpoints)
     clips = _clips_of(manifest, config, checkpoints, found.by_path)
@@ -201,16 +158,17 @@ def plan_against_log(asked: Asked) -> Todo:
     config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     clips = plan_clips(asked.clips, config, history, run_dir)
-    todo = Todo(clips, select(clips, config))
+    todo = Todo(clips, select(clips, config), shard=run_dir.shard)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
         difference = settings_conflict(
             asked.manifest, todo.selected, config, earlier, history, asked.loras
         )
         if difference:
+            resume = resume_command(run_dir.path, run_dir.shard)
             raise Refused(
                 f"run_dir={run_dir.shown()}: clips are done here with other settings "
-                f"({difference}). To resume with those: {resume_command(run_dir.path)}. To keep "
+                f"({difference}). To resume with those: {resume}. To keep "
                 "both apart: run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
@@ -219,20 +177,31 @@ def plan_against_log(asked: Asked) -> Todo:
 
 
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
-    """Return the run directory: as typed, else named after the manifest.
+    """Return the run directory, as its shard sees it: as typed, else named after the manifest.
 
     That of a URL is a working folder, which is brought up to date.
 
     Args:
         config: Settings that name a manifest.
         sweep: Name of the run's folder in a sweep, else None.
+
+    Raises:
+        Refused: The URL, or a shard of one.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
     if config.run_dir is not None and is_url(config.run_dir):
-        return RunDir(place(config.run_dir))
-    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    return RunDir(Path(os.path.abspath(folder)))
+        folder = place(config.run_dir)
+    else:
+        typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+        folder = Path(os.path.abspath(typed))
+    run_dir = RunDir(folder, parse_shard(config.shard))
+    if run_dir.shard is not None and run_dir.url is not None:
+        raise Refused(
+            f"shard={run_dir.shard} with run_dir={run_dir.url}: shards share a folder on a disk; "
+            "leave shard= out, or name a folder that all of them see with run_dir=DIR."
+        )
+    return run_dir
 
 
 def find_manifest(typed: str) -> Path:

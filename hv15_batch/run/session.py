@@ -13,7 +13,7 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
@@ -23,8 +23,9 @@ from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
+from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
+from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
 from hv15_batch.run._loop import Loop
@@ -45,7 +46,6 @@ from hv15_batch.run.outcome import (
 from hv15_batch.run.outlook import make_plan
 from hv15_batch.run.prepare import (
     Asked,
-    Todo,
     check_device,
     lacks_weights,
     plan_against_log,
@@ -71,6 +71,9 @@ from hv15_batch.units import Say
 from hv15_batch.weights.transformer import make_transformer
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 15.0
+"""A shard that was told to stop waits at most this long to write tables and page."""
 
 
 def run(
@@ -131,7 +134,7 @@ def run(
     run_id = run_dir.new_run_id()
     with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.log)
+        bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
@@ -189,13 +192,16 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
+    facts = system_facts(run.machine)
+    with run.run_dir.moment():
+        if run.run_dir.shard is not None:  # another shard may just have decided
+            run = planned_again(run, run.asked, run.todo) or run
+        for name, found in run.compilations.items():
+            if found.is_new:
+                write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     if run.gpu is not None:
         _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
-    facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
-    for name, found in run.compilations.items():
-        if found.is_new:
-            write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -277,7 +283,8 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
-    lines += _write_results(run.asked)
+    is_stopped = outcome.exit_code >= EXIT_SIGINT
+    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -318,19 +325,29 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         ) from error
 
 
-def _write_results(asked: Asked) -> list[str]:
+def _write_results(asked: Asked, seconds: float | None) -> list[str]:
     """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
 
-    If one of them fails, a line reports it, and the others are still written.
+    If one of them fails, a line reports it, and the others are still written. Shards write them one
+    after the other, each from the logs of all: so those of the last one are complete.
+
+    Args:
+        asked: The request.
+        seconds: A shard waits at most this long for the others; None means some minutes.
     """
     run_dir = asked.run_dir
-    config = replace(asked.config, force=False)
     lines: list[str] = []
-    with _up_to_date("plan.csv", lines.append):
-        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-        write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
-    _write_tables_and_page(run_dir, config.benchmark.repeat is not None, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
+        with _up_to_date("plan.csv", lines.append):
+            write_plan(_clips_of_now(asked), run_dir.plan, None)
+        _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
     return lines
+
+
+def _clips_of_now(asked: Asked) -> list[PlannedClip]:
+    """Return every clip with its state by the logs of this moment."""
+    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
+    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
 
 
 def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
@@ -355,11 +372,13 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
     lines: list[str] = []
-    is_stale = True
-    with _up_to_date("plan.csv", lines.append):
-        is_stale = write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir)
-    if is_stale:
-        _write_tables_and_page(run_dir, False, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment():
+        is_stale = True
+        with _up_to_date("plan.csv", lines.append):
+            clips = todo.clips if run_dir.shard is None else _clips_of_now(asked)
+            is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
+        if is_stale:
+            _write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
         with _up_to_date("benchmark.csv", lines.append):

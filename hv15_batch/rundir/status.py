@@ -22,6 +22,7 @@ import psutil
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.files import read_bytes, read_json
+from hv15_batch.rundir._lock import SHARDS, whole_of
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -155,7 +156,7 @@ class Status:
     state: str
     """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
     total: int
-    """Clips of the current manifest."""
+    """Clips of the current manifest, or of the shard."""
     done: int
     """Clips that are `ok` or `suspect`, of this run and earlier ones."""
     failed: int
@@ -205,7 +206,7 @@ class Status:
 
 
 def read_status(run_dir: Path) -> Status:
-    """Return the status of a run directory.
+    """Return the status in a run directory, or in a shard's folder; `shard_status` has both.
 
     Raises:
         Refused: There is none, or it cannot be understood.
@@ -249,7 +250,7 @@ _MAX_HOLDER_BYTES = 64 * 1024
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """Return which living run holds the lock of a run directory, or None."""
+    """Return which living run holds the lock of a run directory or a shard's folder, or None."""
     path = RunDir(run_dir).lock_holder
     try:
         if not path.is_file() or path.stat().st_size > _MAX_HOLDER_BYTES:
@@ -261,32 +262,13 @@ def read_holder(run_dir: Path) -> Holder | None:
     return None if _is_process_gone(holder.pid, holder.hostname, started) else holder
 
 
-def current_run(run_dir: Path) -> Status | Holder:
-    """Return the status of the active run, else of the last one.
-
-    A run that has started and not yet written its status is a `Holder`, because the file is still
-    that of the run before.
-
-    Raises:
-        Refused: There is neither, or the status cannot be understood.
-    """
-    holder = read_holder(run_dir)
-    try:
-        status = read_status(run_dir)
-    except Refused:
-        if holder is None:
-            raise
-        return holder
-    return status if holder is None or holder.run_id == status.run_id else holder
-
-
 def find_latest_run(outputs: Path) -> Path:
-    """Return the run directory that a run wrote to last, runs of sweeps included.
+    """Return the run directory that a run or a shard wrote to last, runs of sweeps included.
 
     Raises:
         Refused: There is none.
     """
-    places = ("*", "*.sweep/*")
+    places = [f"{run}{part}" for run in ("*", "*.sweep/*") for part in ("", f"/{SHARDS}/*")]
     names = (RunDir(outputs).status.name, RunDir(outputs).lock_holder.name)
     named = [path for place in places for name in names for path in outputs.glob(f"{place}/{name}")]
     found = [path for path in named if path.is_file()]
@@ -294,7 +276,7 @@ def find_latest_run(outputs: Path) -> Path:
         raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
         )
-    return max(found, key=_written_at).parent
+    return whole_of(max(found, key=_written_at).parent)
 
 
 def _written_at(path: Path) -> float:

@@ -119,6 +119,7 @@ class FakeRenderer:
             }
         known = {
             "run_id": self._spec.run_id,
+            "shard": self._spec.config.shard,
             "repeat": job.repeat,
             "system_sha256": self._spec.system_sha256,
             "dtype": clip.settings.dtype,

@@ -120,6 +120,25 @@ def test_another_run_that_decided_while_this_one_was_starting_holds(
     assert run(project)[0] is True
 
 
+def test_another_shard_that_decided_while_this_one_was_planning_holds(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = session.check_window
+
+    def check_and_decide(*arguments: Any) -> None:
+        check(*arguments)
+        model = project.config(model=model_options()["480p_t2v_4step"]).model
+        config = project.config(model=replace(model, weights=Weights.random))
+        session.write_compile(project.run_dir, config, True)
+
+    monkeypatch.setattr(session, "check_window", check_and_decide)
+
+    is_on, line = run(project, shard="1/1")
+
+    assert is_on is True
+    assert line.startswith("Compilation: yes, as decided for this run directory; ")
+
+
 class Uncompiled(FakeRenderer):
     """Its compiler failed, so each clip ran without."""
 

@@ -398,6 +398,12 @@ def test_a_folder_with_other_objects_is_refused(stored: Stored) -> None:
         stored.go()
 
 
+def test_a_shard_of_a_url_is_refused(stored: Stored) -> None:
+    with pytest.raises(Refused, match=f"shard=1/2 with run_dir={stored.url}: shards share"):
+        stored.go(shard="1/2")
+    assert not stored.names()
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [(401, "does not know these credentials"), (403, "does not allow to list it")],
