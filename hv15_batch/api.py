@@ -92,7 +92,7 @@ def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = Non
         raise Refused(f"config_dir={folder}: there is no such folder; correct the path.")
     try:
         config = _settings_of(compose_one(overrides, folder))
-        check_config(config)
+        check_config(config, is_rendering=False)
     except (Refused, LogSchemaError):
         raise
     except Exception as error:
@@ -339,6 +339,8 @@ def _resumed(job: Job) -> Config:
     folder = job.config.config_dir
     stored = latest_settings(run_dir, [*job.typed, *[CONFIG_DIR] * (folder is not None)])
     stored.config_dir = folder
+    if "model" in job.typed:
+        stored.model_option = job.config.model_option
     for key in job.typed:
         if key != "resume":
             _copy_setting(key, job.config, stored)

@@ -9,6 +9,7 @@ from pathlib import Path
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
+from hv15_batch.figures.workers import slow_lines, worker_figures
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.todo import Todo
@@ -146,6 +147,7 @@ def closing_lines(
         yield (
             f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
+    yield from slow_lines(worker_figures(map(vars, outcome.records)))
     yield f"Page: {run_dir.shown(run_dir.page)}"
     yield f"Clips: {run_dir.shown(run_dir.clips)}"
 

@@ -35,9 +35,15 @@ from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.names import default_run_dir
-from hv15_batch.rundir.paths import RunDir, resume_command
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import is_url, place
-from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
+from hv15_batch.rundir.stored import (
+    check_owner,
+    earlier_settings,
+    remembered_weights,
+    to_type_again,
+)
+from hv15_batch.status.show import resume_words
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
@@ -94,7 +100,7 @@ def prepare(
     Raises:
         Refused: The message names place, value, what is allowed and what to do.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     parse_command(config.notify.command)
     if config.manifest is None:
         raise Refused("no manifest; name one: hv15-batch prompts.csv")
@@ -117,8 +123,7 @@ def prepare(
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
-    notes += found.notes
-    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
+    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes), *found.notes))
     loras, in_sweep = found.by_path, sweep is not None
     return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
 
@@ -130,11 +135,12 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         Refused: They contradict each other; the message names the model.
     """
     for name in names:
-        if name != config.model.name:
-            try:
-                check_config(config_of(config, name))
-            except Refused as error:
-                raise Refused(f"rows with model {name}: {error}") from error
+        try:
+            check_config(config_of(config, name))
+        except Refused as error:
+            if name == config.model.name:
+                raise
+            raise Refused(f"rows with model {name}: {error}") from error
 
 
 def _clips_of(
@@ -161,11 +167,11 @@ def plan_against_log(asked: Asked) -> Todo:
     todo = Todo(clips, select(clips, config), shard=run_dir.shard)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
-        difference = settings_conflict(
+        if difference := settings_conflict(
             asked.manifest, todo.selected, config, earlier, history, asked.loras
-        )
-        if difference:
-            resume = resume_command(run_dir.path, run_dir.shard)
+        ):
+            again = to_type_again(earlier[0]) if earlier else ()
+            resume = resume_words(run_dir.path, again, run_dir.shard)
             raise Refused(
                 f"run_dir={run_dir.shown()}: clips are done here with other settings "
                 f"({difference}). To resume with those: {resume}. To keep "
@@ -241,7 +247,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     Raises:
         Refused: A run with these settings would be refused.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     # A cell may name the model that the command had: then it comes from its own YAML.
     config = with_models(config, (row.model for row in asked.manifest.rows))
     names = models_of_rows(asked.manifest.rows, config)

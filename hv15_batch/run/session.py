@@ -18,7 +18,6 @@ from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
@@ -28,12 +27,10 @@ from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_p
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
-from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -53,6 +50,9 @@ from hv15_batch.run.prepare import (
     stored_config,
     with_weights,
 )
+from hv15_batch.run.rendering.loop import Loop
+from hv15_batch.run.rendering.stalls import PATIENCE, Patience
+from hv15_batch.run.rendering.supervisor import Start, make_supervisors
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
@@ -121,15 +121,13 @@ def run(
     check_device(asked, todo, machine)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
-    notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
+    notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, todo, say)
         _say_all(licence_notes(c for _, c in asked.models(todo)), say)
-    for own, checkpoint in asked.models(todo):
-        if checkpoint.transformer is not None:
-            make_transformer(checkpoint.transformer, own.model, say)
+    _make_transformers(asked, todo, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with hold(run_dir, run_id, say) as held:
@@ -141,6 +139,10 @@ def run(
                 f"run_dir={run_dir.shown()}: clips were finished here meanwhile, and those that "
                 "are left need weights that are not on disk; run the same command again."
             )
+        # With `limit` a further model may be reached now, which needs all that the others did.
+        check_measuring(asked, todo, machine)
+        check_device(asked, todo, machine)
+        _make_transformers(asked, todo, say)
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
@@ -167,6 +169,13 @@ class Listener:
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
+
+
+def _make_transformers(asked: Asked, todo: Todo, say: Say) -> None:
+    """Convert the transformers in single files that are to be rendered with, once for all runs."""
+    for own, checkpoint in asked.models(todo):
+        if checkpoint.transformer is not None:
+            make_transformer(checkpoint.transformer, own.model, say)
 
 
 def _write_rows(manifest: Manifest) -> None:
@@ -220,14 +229,14 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         received = listener.received if listener else None
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
+        loop = Loop(run, make_supervisors(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
                 outcome = loop.render()
         except Refused as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
-            if not loop.has_logged:
+            if not loop.journal.has_rows:
                 withdraw_settings(run.run_dir.run_folder(run.run_id))
             raise
         except Exception:
@@ -270,6 +279,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         ends_after=run.rules.ends_after,
         gpu_uuid=run.gpu.uuid if run.gpu else None,
         listen=listen,
+        workers=run.places,
     )
 
 

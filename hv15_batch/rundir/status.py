@@ -149,6 +149,33 @@ _CLOCK_SLACK = timedelta(seconds=2)
 """Process start times are read to about a hundredth of a second, boot time to a second."""
 
 
+@dataclass
+class WorkerStatus:
+    """What one of several workers does."""
+
+    worker: int
+    """Its number in the run."""
+    where: str
+    """Its card in words."""
+    clip_id: str | None = None
+    stage: str | None = None
+    """Of its clip; `lost` from its death until another worker takes its place."""
+    step: int | None = None
+    steps: int | None = None
+    loading: str | None = None
+    """What it is loading; None while it loads nothing."""
+    done: int = 0
+    """Clips of this run that it finished."""
+    failed: int = 0
+    """Attempts that failed on it."""
+    clips_per_hour: float | None = None
+    """Of the time since its first clip of this run."""
+    idle_share: float | None = None
+    """Of the same time: it had no clip on the device."""
+    last_event_at: str | None = None
+    """Time of its last step, stage or clip, ISO 8601, UTC."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Contents of `status.json`, which the run writes."""
@@ -203,6 +230,8 @@ class Status:
     """Names of this run's settings that `resume=` does not take over."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
+    workers: Sequence[WorkerStatus] = ()
+    """Each of several workers; empty where one renders alone."""
 
 
 def read_status(run_dir: Path) -> Status:
@@ -216,7 +245,9 @@ def read_status(run_dir: Path) -> Status:
         content = read_bytes(path, MAX_STATUS_BYTES)
         status = msgspec.json.decode(content, type=Status)  # ignores unknown fields
         parse_time(status.updated_at)
-        for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
+        seen = (worker.last_event_at for worker in status.workers)
+        ends = status.eta_p50, status.eta_p90, status.goes_on_at
+        for moment in (*ends, status.last_event_at, *seen):
             parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise Refused(

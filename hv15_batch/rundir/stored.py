@@ -14,7 +14,7 @@ import msgspec
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
 from hv15_batch.model.options import model_options
@@ -22,6 +22,7 @@ from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
 from hv15_batch.rundir._typed_only import (
     HASH,
+    changed_options,
     safe_options,
     section_of,
     typed_only_in_use,
@@ -130,9 +131,14 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         )
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
-    lacking = [
-        name for name in typed_only_in_use(config) if not {name, name.split(".")[0]} & set(typed)
-    ]
+    lacking = [n for n in typed_only_in_use(config) if not {n, n.split(".")[0]} & set(typed)]
+    if CONFIG_DIR in lacking and (changed := changed_options(config)):
+        raise Refused(
+            f"resume={run_dir.path}: {'; '.join(changed)}. That decides what is fetched, and is "
+            f"never taken from {file}. If the option is yours, type its folder: "
+            f"{resume_command(run_dir.path)} {CONFIG_DIR}=DIR. If the program was updated, type "
+            "the run's own command instead of resume=."
+        )
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
         command = resume_command(run_dir.path, run_dir.shard)

@@ -20,10 +20,18 @@ from hv15_batch.rundir.status import (
     IDLE_STATES,
     Holder,
     Status,
+    WorkerStatus,
     format_progress,
     is_gone,
 )
-from hv15_batch.units import age, counted, format_duration, format_gib, parse_time
+from hv15_batch.units import (
+    age,
+    counted,
+    format_duration,
+    format_gib,
+    format_share,
+    parse_time,
+)
 
 ETA_WORDS = {
     "estimated": "an estimate from vendor figures",
@@ -66,6 +74,12 @@ def resume_lines(
     lines = [f"resume with: {resume_command(run_dir, shard)}"]
     again = type_again_text([name for name in type_again if shard is None or name != "shard"])
     return [*lines, again] if again else lines
+
+
+def resume_words(run_dir: Path, type_again: Collection[str], shard: Shard | None = None) -> str:
+    """Return the same within a sentence."""
+    again = type_again_text(type_again)
+    return resume_command(run_dir, shard) + (f" ({again})" if again else "")
 
 
 def left_out_line(number: int, run_dir: Path, shard: Shard | None = None) -> str:
@@ -200,14 +214,11 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     if status.state in IDLE_STATES:
         lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
         return [line for line in (*lines, format_health(status)) if line]
-    what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
-    if status.loading:
-        what.append(f"loading {status.loading}")
-    elif status.stage:
-        what.append(status.stage)
-    if status.loading is None and status.step is not None and status.steps:
-        what.append(f"step {status.step} of {status.steps}")
-    lines = [", ".join(what)]
+    if status.workers:
+        lines = [status.state, *(_worker_line(worker, now) for worker in status.workers)]
+    else:
+        named = f"{status.state} {status.clip_id}" if status.clip_id else status.state
+        lines = [", ".join([named, *_stage_words(status)])]
     if status.seconds_per_clip is not None:
         lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
     if status.eta_p50 is not None:
@@ -216,6 +227,30 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     if health:
         lines.append(health)
     return lines + silence_lines(status, now)
+
+
+def _stage_words(of: Status | WorkerStatus) -> list[str]:
+    if of.loading:
+        return [f"loading {of.loading}"]
+    words = [of.stage] if of.stage else []
+    if of.step is not None and of.steps:
+        words.append(f"step {of.step} of {of.steps}")
+    return words
+
+
+def _worker_line(worker: WorkerStatus, now: datetime) -> str:
+    """Return a worker's card, clips, clips an hour, idle share, what it does, and last event."""
+    parts = [f"{worker.done} done"]
+    parts += [f"{worker.failed} failed"] if worker.failed else []
+    if worker.clips_per_hour is not None:
+        parts.append(f"{worker.clips_per_hour:.1f} an hour")
+    if worker.idle_share is not None:
+        parts.append(f"idle {format_share(worker.idle_share)}")
+    doing = [*filter(None, [worker.clip_id]), *_stage_words(worker)] or ["waits"]
+    parts.append(" ".join(doing))
+    if worker.last_event_at is not None:
+        parts.append(f"seen {age(worker.last_event_at, now)} ago")
+    return one_line(f"  worker {worker.worker} ({worker.where}): {', '.join(parts)}")
 
 
 def _format_end(status: Status) -> str:

@@ -15,6 +15,7 @@ from fakes.runs import FakeExecutor, FakeRenderer, Project
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec
 from hv15_batch.forecast import compilation
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
@@ -82,6 +83,7 @@ def test_what_is_left_does_not_decide(project: Project) -> None:
 
     assert is_on is True
     assert line.startswith("Compilation: yes, as decided for this run directory; ")
+    assert line.endswith(f"; quality: {of_setting('compile')}")
     project.write("id,prompt", "new,a fox")
     assert run(project)[0] is True
 

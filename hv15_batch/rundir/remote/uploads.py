@@ -6,13 +6,13 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hv15_batch.errors import Secondary, StoreError
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.remote.client import Client
-from hv15_batch.rundir.remote.objects import read_stored
+from hv15_batch.rundir.remote.objects import OBJECTS, read_stored
 from hv15_batch.units import MIB
 
 NOTE_SECONDS = 60.0
@@ -30,7 +30,9 @@ class Uploads:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._begun: dict[str, Future[str]] = {}
-        self._names: dict[str, str] | None = None
+        self._own: dict[str, str] = {}
+        self._listed: dict[str, str] = {}
+        self._read_at: tuple[int, int] | None = None
 
     def fetch_latents(self, path: Path) -> bool:
         """Bring saved latents into their file here; return whether the store has some.
@@ -38,30 +40,36 @@ class Uploads:
         Args:
             path: Named by their `denoise_sha256`.
         """
-        name = self._known.get(path.stem)
+        name = self._name_of(path.stem)
         if name is None:
             return False
         with publishing(path, makes_folder=True) as temporary:
             self._client.fetch(name, temporary)
         return True
 
-    @property
-    def _known(self) -> dict[str, str]:
-        if self._names is None:  # the working folder's list, which the parent has just written
-            stored = read_stored(self._folder)
-            self._names = {} if stored is None else stored.latents
-        return self._names
+    def _name_of(self, key: str) -> str | None:
+        """Return the name of saved latents; other workers may have uploaded them meanwhile."""
+        if (name := self._own.get(key) or self._listed.get(key)) is not None:
+            return name
+        with suppress(FileNotFoundError):
+            status = (self._folder / OBJECTS).stat()
+            state = (status.st_size, status.st_mtime_ns)
+            if state != self._read_at:
+                stored = read_stored(self._folder)
+                self._listed = {} if stored is None else stored.latents
+                self._read_at = state
+        return self._listed.get(key)
 
     def begin_latents(self, path: Path, attempt_id: str, is_new: bool) -> None:
         """Upload latents in the background, unless the store has them already."""
         key = path.stem
-        known = None if is_new else self._known.get(key)
+        known = None if is_new else self._name_of(key)
         name = known or f"latents/{key}.{attempt_id}{path.suffix}"
 
         def upload() -> str:
             if known is None:
                 self._upload(name, path)
-                self._known[key] = name
+                self._own[key] = name
             return name
 
         self._begun[attempt_id] = self._thread.submit(upload)
