@@ -299,7 +299,7 @@ class Config:
     manifest_other: OtherColumns = OtherColumns.refuse
     """What becomes of columns that have no meaning here."""
     run_dir: str | None = None
-    """Folder for clips and log; null means outputs/<name of the manifest>."""
+    """Folder, or s3://, gs:// or az:// URL, for clips and log; null means outputs/<manifest>."""
     resume: str | None = None
     """Run directory whose manifest and settings are used again."""
     dry_run: bool = False

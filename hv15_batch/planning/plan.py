@@ -26,7 +26,7 @@ from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
 
 _MAX_SHOWN_CHARACTERS = 40
@@ -127,7 +127,8 @@ def plan_clips(
     clips: Sequence[Clip], config: Config, history: History, run_dir: RunDir
 ) -> list[PlannedClip]:
     """Return each clip with its state, in the order in which they are to be rendered."""
-    files = _file_sizes(run_dir.clips)
+    stored = run_dir.stored()
+    files = _file_sizes(run_dir.clips) if stored is None else stored.sizes(run_dir.clips.name)
     latents = run_dir.saved_latents()
     current = {clip.settings_sha256 for clip in clips}
     planned = []
@@ -341,7 +342,7 @@ def _fault(
         return f"its file has {size} bytes instead of {last['file_bytes']}"
     if check is FileCheck.sha256:
         try:
-            sha256 = sha256_of_file(run_dir.clips / name)
+            sha256 = sha256_in(run_dir, run_dir.relative(run_dir.clips / name))
         except OSError as error:  # one bad sector costs one clip
             return f"its file cannot be read ({error.strerror})"
         if sha256 != last["file_sha256"]:

@@ -97,11 +97,11 @@ def headline(run_dir: RunDir, todo: Todo) -> str:
     if todo.shard is not None:
         share = f" (shard {todo.shard}: {len(todo.share)} of {counted(len(todo.clips), 'clip')})"
     if not run_dir.run_ids() and not todo.num_done:
-        return f"{run_dir.path}: new{share}"
+        return f"{run_dir.shown()}: new{share}"
     if todo.repetitions is not None:
         total = todo.repetitions.num_clips * todo.repetitions.num_repeats
-        return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done{share}"
+        return f"{run_dir.shown()}: {todo.num_done} of {total} repetitions measured"
+    return f"{run_dir.shown()}: {todo.num_done} of {todo.num_total} done{share}"
 
 
 def nothing_to_do(
@@ -114,7 +114,7 @@ def nothing_to_do(
     suspects = sum(p.is_suspect for p in selected)
     if suspects:
         yield f"{suspects} of them suspect; retry.suspect=true renders those again."
-    yield f"Page: {run_dir.page}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
 
 
 def closing_lines(
@@ -148,8 +148,8 @@ def closing_lines(
             f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
     yield from slow_lines(worker_figures(map(vars, outcome.records)))
-    yield f"Page: {run_dir.page}"
-    yield f"Clips: {run_dir.clips}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
+    yield f"Clips: {run_dir.shown(run_dir.clips)}"
 
 
 def _has_changed(manifest: Manifest) -> bool:

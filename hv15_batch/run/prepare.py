@@ -34,7 +34,9 @@ from hv15_batch.planning.plan import (
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.paths import RunDir, default_run_dir
+from hv15_batch.rundir.names import default_run_dir
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import (
     check_owner,
     earlier_settings,
@@ -171,9 +173,9 @@ def plan_against_log(asked: Asked) -> Todo:
             again = to_type_again(earlier[0]) if earlier else ()
             resume = resume_words(run_dir.path, again, run_dir.shard)
             raise Refused(
-                f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To resume with those: {resume}. To keep both apart: "
-                "run_dir=DIR. To add clips with the new settings here: add=true."
+                f"run_dir={run_dir.shown()}: clips are done here with other settings "
+                f"({difference}). To resume with those: {resume}. To keep "
+                "both apart: run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
         return replace(todo, repetitions=plan_repetitions(clips, config, run_dir))
@@ -183,14 +185,29 @@ def plan_against_log(asked: Asked) -> Todo:
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     """Return the run directory, as its shard sees it: as typed, else named after the manifest.
 
+    That of a URL is a working folder, which is brought up to date.
+
     Args:
         config: Settings that name a manifest.
         sweep: Name of the run's folder in a sweep, else None.
+
+    Raises:
+        Refused: The URL, or a shard of one.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
-    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    return RunDir(Path(os.path.abspath(folder)), parse_shard(config.shard))
+    if config.run_dir is not None and is_url(config.run_dir):
+        folder = place(config.run_dir)
+    else:
+        typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+        folder = Path(os.path.abspath(typed))
+    run_dir = RunDir(folder, parse_shard(config.shard))
+    if run_dir.shard is not None and run_dir.url is not None:
+        raise Refused(
+            f"shard={run_dir.shard} with run_dir={run_dir.url}: shards share a folder on a disk; "
+            "leave shard= out, or name a folder that all of them see with run_dir=DIR."
+        )
+    return run_dir
 
 
 def find_manifest(typed: str) -> Path:

@@ -67,6 +67,7 @@ from hv15_batch.rundir.log import (
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
 from hv15_batch.rundir.status import settle
+from hv15_batch.rundir.store import hold
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
 from hv15_batch.units import Say
@@ -132,14 +133,14 @@ def run(
     make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id) as lock:
+    with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
         bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
-                f"run_dir={run_dir.path}: clips were finished here meanwhile, and those that are "
-                "left need weights that are not on disk; run the same command again."
+                f"run_dir={run_dir.shown()}: clips were finished here meanwhile, and those that "
+                "are left need weights that are not on disk; run the same command again."
             )
         # With `limit` a further model may be reached now, which needs all that the others did.
         check_measuring(asked, todo, machine)
@@ -156,8 +157,8 @@ def run(
             listener.listen(_started(run_dir, run_id, todo))
         if run is None:
             return _nothing_to_do(asked, todo, say)
-        start = Start(make_executor, patience, lock)
-        return _render(_begin(run, run_id, say), start, say, listener)
+        start = Start(make_executor, patience, held.lock_descriptor)
+        return _render(_begin(replace(run, store=held.store), run_id, say), start, say, listener)
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         if run.asked.typed_line:
             logger.info("typed: %s", run.asked.typed_line)
         _write_first_plan(run, say)
+        if run.store is not None:
+            run.store.put_start()
         progress = _progress_of(run, listen)
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
@@ -314,7 +317,7 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
     publish_json(folder / "system.json", facts)
     _copy_manifest(manifest, folder)
     stored = replace(
-        stored_config(asked), manifest=str(manifest.path), run_dir=str(asked.run_dir.path)
+        stored_config(asked), manifest=str(manifest.path), run_dir=asked.run_dir.shown()
     )
     write_settings(folder, stored)
 

@@ -127,14 +127,14 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     run_ids = run_dir.run_ids()
     if not run_ids:
         raise Refused(
-            f"resume={run_dir.path}: no run was started there; name a run directory, for example "
-            "outputs/prompts, or start one: hv15-batch prompts.csv"
+            f"resume={run_dir.shown()}: no run was started there; name a run directory, for "
+            "example outputs/prompts, or start one: hv15-batch prompts.csv"
         )
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
     command = resume_command(run_dir.path, run_dir.shard)
     if fault := lacking_fault(config, typed, file, command):
-        raise Refused(f"resume={run_dir.path}: {fault}")
+        raise Refused(f"resume={run_dir.shown()}: {fault}")
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
         section, key = section_of(config, name)
@@ -156,7 +156,7 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
     if revision is None or HASH.fullmatch(revision) or (option and revision == option.revision):
         return
     raise Refused(
-        f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
+        f"resume={run_dir.shown()}: model.revision in {file} is no commit, and decides what is "
         f"fetched; type it: {resume_command(run_dir.path, run_dir.shard)} model.revision=..."
     )
 
@@ -232,7 +232,7 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
         raise Refused(_unreadable(path, "manifest must be a text"))
     if owner and not _is_same_file(Path(unescaped(owner)), manifest):
         raise Refused(
-            f"run_dir={run_dir.path}: belongs to the manifest {unescaped(owner)}, not to "
+            f"run_dir={run_dir.shown()}: belongs to the manifest {unescaped(owner)}, not to "
             f"{manifest}; name another folder with run_dir=DIR."
         )
 

@@ -12,7 +12,6 @@ from hv15_batch.errors import ADVICE, EXIT_STOPPED, Secondary
 from hv15_batch.record import ClipRecord
 from hv15_batch.run._run import Run
 from hv15_batch.run.outcome import StopRun
-from hv15_batch.rundir.log import RunLog
 
 
 class Watcher(Protocol):
@@ -35,7 +34,7 @@ class Journal:
             run: Has the log's folder, and the pace, which decides what happens.
             onlookers: Only show what happens, so their faults are caught.
         """
-        self._log = RunLog(run.run_dir.own_log, run.run_id)
+        self._log = run.open_log()
         self._pace = run.pace
         self._onlookers = [
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))

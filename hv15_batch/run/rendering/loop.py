@@ -270,6 +270,7 @@ class Loop:
         while True:
             self._obey_signals()
             worker, event = next_event(self._workers, POLL_SECONDS)
+            event = self._run.confirmed(event)
             self._progress.tick()
             if isinstance(event, Declined):
                 raise Refused(event.message)
