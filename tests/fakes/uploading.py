@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fakes.runs import FakeExecutor, FakeRenderer
+from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, Note
 from hv15_batch.errors import StoreError
 from hv15_batch.record import FAILED, ClipRecord
@@ -42,6 +43,11 @@ class UploadingRenderer(FakeRenderer):
             return record
 
         return finish_and_upload
+
+
+def uploading_local_executor(spec: ExecutorSpec) -> LocalExecutor:
+    """That renderer in a real child process."""
+    return LocalExecutor(spec, UploadingRenderer)
 
 
 class UploadingExecutor(FakeExecutor):

@@ -17,13 +17,17 @@ import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
 from fakes.stored import Stored
+from fakes.uploading import uploading_local_executor
 
 from hv15_batch import cli
+from hv15_batch.config.settings import DispatchConfig
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client
+from hv15_batch.rundir.remote.objects import add_objects
+from hv15_batch.rundir.store import open_uploads
 
 exhaustive = pytest.mark.exhaustive
 CLIP = r"clips/.+\.[0-9a-f]{16}\.mp4"
@@ -131,6 +135,29 @@ def test_a_clip_can_be_checked_by_its_bytes(stored: Stored) -> None:
     assert f"{stored.url}: 2 of 2 done" in stored.said
     assert stored.go(check_files=FileCheck.sha256) == 0
     assert f"{stored.url}: 1 of 2 done" in stored.said
+
+
+def test_two_workers_upload_and_find_what_the_other_one_uploaded(stored: Stored) -> None:
+    stored.write("prompt,id", *(f"a cat {number},cat{number}" for number in range(4)))
+    two = DispatchConfig(workers=2)
+    assert stored.run(uploading_local_executor, run_dir=stored.url, dispatch=two) == 0
+    rows = stored.rows()
+    assert sorted(ok_rows(rows)) == ["cat0", "cat1", "cat2", "cat3"]
+    assert {row["file"] for row in rows} == set(stored.names("clips/"))
+
+    one, other = open_uploads(stored.mirror), open_uploads(stored.mirror)
+    assert one is not None
+    assert other is not None
+    latents = stored.mirror.latents_file("ab" * 32)
+    assert not other.fetch_latents(latents)
+    latents.write_bytes(b"latents")
+    one.begin_latents(latents, "0123456789abcdef", is_new=True)
+    name = one.end_latents("0123456789abcdef", print)
+    assert name is not None
+    add_objects(stored.mirror.path, [(name, 7)])  # the parent, with the row
+    latents.unlink()
+    assert other.fetch_latents(latents)
+    assert latents.read_bytes() == b"latents"
 
 
 # -- uploads ----------------------------------------------------------------------------------
