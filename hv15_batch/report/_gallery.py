@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,30 @@ _PICK_COLUMNS = tuple(
 """Columns of a manifest that a starred clip fills; those left out the page fills by itself."""
 
 
-def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Place:
+    """Where a page finds the clips of a run, and how it tells them from another run's."""
+
+    prefix: str = ""
+    """Put before the path of a file below the run directory; quoted, ends with `/`."""
+    number: int = 0
+    """Of the run, on a page of several."""
+    name: str = ""
+    """Of the run, on a page of several; empty on its own page."""
+
+
+OWN_PAGE = Place()
+"""The page beside the clips."""
+
+
+def clip_views(
+    run: RunData, common: Mapping[str, str], place: Place = OWN_PAGE
+) -> list[dict[str, Any]]:
     """Return every clip and variant, row by row in the manifest's order."""
     clips = [(clip, False) for clip in run.clips] + [(clip, True) for clip in run.variants]
     clips.sort(key=lambda pair: pair[0]["row_index"] or 0)  # Stable: variants come last.
     has_loras = _has_loras(run)
-    return [_view(run, clip, is_variant, common, has_loras) for clip, is_variant in clips]
+    return [_view(run, clip, is_variant, common, has_loras, place) for clip, is_variant in clips]
 
 
 def _has_loras(run: RunData) -> bool:
@@ -53,11 +72,14 @@ def _view(
     is_variant: bool,
     common: Mapping[str, str],
     has_loras: bool,
+    place: Place,
 ) -> dict[str, Any]:
     finished_at = clip["finished_at"]
     can_be_picked = clip["status"] in DONE_STATUSES
     return {
         "id": clip["clip_id"],
+        "run": place.number,
+        "runName": place.name,
         "row": clip["row_index"],
         "rowId": clip["row_id"],
         "otherIds": (clip.get("other_ids") or "").split(),
@@ -72,9 +94,9 @@ def _view(
         "isCold": bool(clip["is_cold"]),
         "isFromLatents": not is_denoised_here(clip),
         "finished": finished_at.timestamp() if finished_at is not None else None,
-        "file": quote(clip["file"]) if clip["file"] else None,
+        "file": place.prefix + quote(clip["file"]) if clip["file"] else None,
         "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
-        "poster": quote(clip["thumb"]) if clip["thumb"] else None,
+        "poster": place.prefix + quote(clip["thumb"]) if clip["thumb"] else None,
         "shape": _shape(clip),
         "isVariant": is_variant,
         "differences": different_facts(clip, common),

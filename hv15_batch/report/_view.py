@@ -28,7 +28,7 @@ from hv15_batch.references.text import (
     format_utilisation,
     sentences,
 )
-from hv15_batch.report._gallery import clip_views, problem
+from hv15_batch.report._gallery import OWN_PAGE, Place, clip_views, problem
 from hv15_batch.report._headline import Headline, headline
 from hv15_batch.report._plots import plots
 from hv15_batch.report._read import FILE_MISSING, NOT_RENDERED, RunData
@@ -129,7 +129,7 @@ class Page:
     """What the scripts of the page read."""
 
 
-def make_page(run: RunData, now: datetime, price: float | None) -> Page:
+def make_page(run: RunData, now: datetime, price: float | None, place: Place = OWN_PAGE) -> Page:
     """Return the page of a run; `price` is that of a kWh, None leaves costs out."""
     done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
     repetitions = [a for a in done if a["repeat"] is not None]
@@ -156,7 +156,7 @@ def make_page(run: RunData, now: datetime, price: float | None) -> Page:
         references=_references(run),
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
-            "clips": clip_views(run, common) if has_gallery else [],
+            "clips": clip_views(run, common, place) if has_gallery else [],
             "plots": figures,
         },
     )

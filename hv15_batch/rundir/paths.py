@@ -259,6 +259,22 @@ class RunDir:
             "or mount this one with locks (NFS without nolock, Lustre with flock)."
         )
 
+    def set_pause(self, is_wanted: bool) -> None:
+        """Make or remove the file that pauses a run.
+
+        Raises:
+            Refused: The run directory cannot be written.
+        """
+        try:
+            if is_wanted:
+                # A link of that name is left alone: what it leads to must not be made.
+                with suppress(FileExistsError):
+                    os.close(os.open(self.pause, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            else:
+                self.pause.unlink(missing_ok=True)
+        except OSError as error:
+            raise Refused(f"{self.pause}: {error.strerror}; correct its permissions.") from error
+
     # -- runs ---------------------------------------------------------------------------------
 
     def run_folder(self, run_id: str) -> Path:

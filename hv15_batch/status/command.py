@@ -36,13 +36,7 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     Raises:
         Refused: the run directory cannot be written.
     """
-    try:
-        if is_wanted:
-            run_dir.pause.touch()
-        else:
-            run_dir.pause.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+    run_dir.set_pause(is_wanted)
     folder = shlex.quote(str(run_dir.path))
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:

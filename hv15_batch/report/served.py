@@ -1,0 +1,74 @@
+"""A page for a server: made in memory, of the package's own templates, from what runs logged.
+
+Nothing that lies in a run directory as a page or a script is read. Of the clips only those files
+are named that a server may hand out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hv15_batch.report._gallery import Place
+from hv15_batch.report._read import RunData, read_run
+from hv15_batch.report.render import DATA, RUN_ASSETS, Live, asset, page_of, plotly_file
+from hv15_batch.rundir.beneath import served_type
+from hv15_batch.rundir.paths import ASSETS, RunDir
+
+MEDIA = "media"
+"""The addresses of clips begin with this, and continue with the number of the run."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page and what belongs to it."""
+
+    html: str
+    data_name: str
+    """Of the script with the data, in `assets/`."""
+    data: dict[str, Any]
+    """`clips` are all clips of the runs, in the page's order."""
+    files: dict[str, tuple[int, str]]
+    """Number of the run and path below it, by address."""
+
+
+def serve_page(run_dirs: Sequence[RunDir], token: str) -> Served:
+    """Return the live page of some runs.
+
+    Args:
+        run_dirs: The runs.
+        token: What the page's scripts send with a change.
+
+    Raises:
+        Refused: a folder is no run directory.
+        LogSchemaError: a log cannot be read.
+    """
+    runs = [_served(read_run(run_dir)) for run_dir in run_dirs]
+    live = Live(token, [run.folder for run in runs])
+    html, data = page_of(runs[0], place=Place(f"{MEDIA}/0/"), live=live)
+    files = {address: file for n, run in enumerate(runs) for address, file in _files(n, run)}
+    return Served(html, DATA, data, files)
+
+
+def _served(run: RunData) -> RunData:
+    """Return a run whose clips name only files that may be handed out."""
+    for clip in (*run.clips, *run.variants):
+        for name in ("file", "thumb"):
+            if served_type(clip[name]) is None:
+                clip[name] = None
+    return run
+
+
+def _files(number: int, run: RunData) -> Iterator[tuple[str, tuple[int, str]]]:
+    for clip in (*run.clips, *run.variants):
+        for name in (clip["file"], clip["thumb"]):
+            if name is not None:
+                yield f"/{MEDIA}/{number}/{name}", (number, name)
+
+
+def served_assets() -> dict[str, Path]:
+    """Return the scripts and styles of live pages, by address; all lie in packages."""
+    named = {f"/{ASSETS}/{name}": asset(name) for name in RUN_ASSETS}
+    return {**named, f"/{ASSETS}/{plotly_file().name}": plotly_file()}
