@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
+from hv15_batch.rundir.ratings import Rating
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"
@@ -89,6 +90,11 @@ def _view(
         "status": clip["status"],
         "isDone": clip["status"] in DONE_STATUSES,
         "problem": problem(clip),
+        "settings": clip["settings_sha256"],
+        "sha": clip["file_sha256"] or "",
+        "rating": rating_view(run.ratings, clip["settings_sha256"]),
+        "fps": clip["fps"],
+        "frames": clip["num_frames"],
         "seconds": attempt_seconds(clip),
         "facts": _measured(clip),
         "isCold": bool(clip["is_cold"]),
@@ -106,6 +112,24 @@ def _view(
         "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",
     }
+
+
+def rating_view(ratings: Mapping[str, Rating], settings_sha256: str) -> dict[str, str] | None:
+    """Return how a clip is rated, of which file and when; None where it is not."""
+    rating = ratings.get(settings_sha256)
+    if rating is None:
+        return None
+    return {"value": rating.rating, "sha": rating.file_sha256, "at": rating.rated_at}
+
+
+def other_ratings(run: RunData, number: int = 0) -> list[dict[str, Any]]:
+    """Return the ratings of clips that a page does not show; a saved ratings.csv keeps them."""
+    shown = {clip["settings_sha256"] for clip in (*run.clips, *run.variants)}
+    return [
+        {"run": number, "cells": astuple(rating)}
+        for key, rating in run.ratings.items()
+        if key not in shown
+    ]
 
 
 def _shape(clip: Mapping[str, Any]) -> float | None:

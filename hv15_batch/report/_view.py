@@ -28,7 +28,7 @@ from hv15_batch.references.text import (
     format_utilisation,
     sentences,
 )
-from hv15_batch.report._gallery import OWN_PAGE, Place, clip_views, problem
+from hv15_batch.report._gallery import OWN_PAGE, Place, clip_views, other_ratings, problem
 from hv15_batch.report._headline import Headline, headline
 from hv15_batch.report._plots import plots
 from hv15_batch.report._read import FILE_MISSING, NOT_RENDERED, RunData
@@ -149,7 +149,7 @@ def make_page(run: RunData, now: datetime, price: float | None, place: Place = O
         groups=_groups(groups, names, price) if len(groups) > 1 else None,
         benchmark=_benchmark(run, repetitions) if repetitions else None,
         has_gallery=has_gallery,
-        notes=noise_notes(clip["weights"] for clip in seen),
+        notes=[*noise_notes(clip["weights"] for clip in seen), *_unrated(run)],
         problems=_problems(run.clips),
         common=common,
         warnings=_warnings(groups, names),
@@ -158,8 +158,14 @@ def make_page(run: RunData, now: datetime, price: float | None, place: Place = O
         data={
             "clips": clip_views(run, common, place) if has_gallery else [],
             "plots": figures,
+            "runs": [run.folder],
+            "otherRatings": other_ratings(run),
         },
     )
+
+
+def _unrated(run: RunData) -> list[str]:
+    return [f"Ratings are not shown. {run.ratings_fault}"] if run.ratings_fault else []
 
 
 def _references(run: RunData) -> list[ReferenceRow]:

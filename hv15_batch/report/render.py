@@ -100,7 +100,12 @@ def _environment(folder: Path) -> Environment:
 
 
 PLOTLY = "plotly.min.js"
-RUN_ASSETS = ("page.css", "gallery.js", "player.js", "stars.js", "plots.js", "page.js")
+GALLERY_ASSETS = (
+    *("page.css", "ratings.js", "picks.js", "clock.js", "player.js", "gallery.js", "large.js"),
+    *("plots.js", "page.js"),
+)
+RUN_ASSETS = GALLERY_ASSETS
+LIVE_ASSETS = (*GALLERY_ASSETS, "live.js")
 COMPARISON_ASSETS = ("page.css", "plots.js", "comparison.js")
 
 _HERE = Path(__file__).parent / ASSETS

@@ -7,13 +7,13 @@ are named that a server may hand out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.report._gallery import Place
-from hv15_batch.report._read import RunData, read_run
-from hv15_batch.report.render import DATA, RUN_ASSETS, Live, asset, page_of, plotly_file
+from hv15_batch.report._gallery import Place, rating_view
+from hv15_batch.report._read import RunData, read_rated, read_run
+from hv15_batch.report.render import DATA, LIVE_ASSETS, Live, asset, page_of, plotly_file
 from hv15_batch.rundir.beneath import served_type
 from hv15_batch.rundir.paths import ASSETS, RunDir
 
@@ -52,6 +52,16 @@ def serve_page(run_dirs: Sequence[RunDir], token: str) -> Served:
     return Served(html, DATA, data, files)
 
 
+def rate_again(served: Served, run_dirs: Sequence[RunDir]) -> Served:
+    """Return a page with the ratings of now; nothing else is read."""
+    rated = [read_rated(run_dir)[0] for run_dir in run_dirs]
+    clips = [
+        {**clip, "rating": rating_view(rated[clip["run"]], clip["settings"])}
+        for clip in served.data["clips"]
+    ]
+    return replace(served, data={**served.data, "clips": clips})
+
+
 def _served(run: RunData) -> RunData:
     """Return a run whose clips name only files that may be handed out."""
     for clip in (*run.clips, *run.variants):
@@ -70,5 +80,5 @@ def _files(number: int, run: RunData) -> Iterator[tuple[str, tuple[int, str]]]:
 
 def served_assets() -> dict[str, Path]:
     """Return the scripts and styles of live pages, by address; all lie in packages."""
-    named = {f"/{ASSETS}/{name}": asset(name) for name in RUN_ASSETS}
+    named = {f"/{ASSETS}/{name}": asset(name) for name in LIVE_ASSETS}
     return {**named, f"/{ASSETS}/{plotly_file().name}": plotly_file()}

@@ -93,6 +93,16 @@ class RunDir:
         return self.path / "pause"
 
     @property
+    def ratings(self) -> Path:
+        """How a person rated the clips."""
+        return self.path / "ratings.csv"
+
+    @property
+    def picks(self) -> Path:
+        """Copies of chosen clips."""
+        return self.path / "picks"
+
+    @property
     def plan(self) -> Path:
         """Every clip of the current manifest, its state and why."""
         return self.path / "plan.csv"
@@ -205,7 +215,7 @@ class RunDir:
         Only names in the form of `files.py` and in real folders are removed. Hidden files of a user
         and files behind a link stay.
         """
-        parts = [*self.written_folders()[1:], self.path / ASSETS]
+        parts = [*self.written_folders()[1:], self.picks, self.path / ASSETS]
         if not self.runs.is_symlink():
             parts += sorted(self.runs.iterdir())
         # The run directory itself was typed, so it may be a link.

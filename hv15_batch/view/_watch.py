@@ -17,7 +17,7 @@ import anyio
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import LogSchemaError, Refused, reason_of
-from hv15_batch.report.served import Served, serve_page
+from hv15_batch.report.served import Served, rate_again, serve_page
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
@@ -85,6 +85,7 @@ class Watch:
         self.is_closed = False
         self._token = token
         self._prints = [_print_of(run_dir) for run_dir in self.run_dirs]
+        self._ratings = [_ratings_of(run_dir) for run_dir in self.run_dirs]
         self._status_at = 0.0
         served = serve_page(self.run_dirs, token)
         self.seen = Seen(served, 1, dict.fromkeys(map(key_of, served.data["clips"]), 1), 1)
@@ -127,10 +128,16 @@ class Watch:
         seen = self.seen
         prints = [_print_of(run_dir) for run_dir in self.run_dirs]
         fault = None
-        if prints != self._prints:
+        ratings = [_ratings_of(run_dir) for run_dir in self.run_dirs]
+        if prints != self._prints or ratings != self._ratings:
             try:
-                seen = _newer(seen, serve_page(self.run_dirs, self._token))
-                self._prints = prints
+                # A page of thousands of clips takes seconds; somebody who rates does not wait.
+                if prints == self._prints:
+                    served = rate_again(seen.served, self.run_dirs)
+                else:
+                    served = serve_page(self.run_dirs, self._token)
+                seen = _newer(seen, served)
+                self._prints, self._ratings = prints, ratings
             except (Refused, LogSchemaError, OSError) as error:  # shown, and tried again
                 fault = reason_of(error)
         now = time.monotonic()
@@ -196,7 +203,12 @@ def _numbers(status: Status) -> dict[str, Any]:
 
 def _print_of(run_dir: RunDir) -> list[tuple[str, int, int]]:
     """Return what changes when a page of the run would change."""
-    return list(_stamps([run_dir.plan, run_dir.clips, run_dir.thumbs, run_dir.runs, run_dir.log]))
+    paths = [run_dir.plan, run_dir.clips, run_dir.thumbs, run_dir.runs, run_dir.log]
+    return list(_stamps(paths))
+
+
+def _ratings_of(run_dir: RunDir) -> list[tuple[str, int, int]]:
+    return list(_stamps([run_dir.ratings]))
 
 
 def _stamps(paths: Sequence[Path]) -> Iterator[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var HOVER_MS = 120;
+  var DOUBLE_MS = 400;
   var calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   function makeVideo(clip) {
@@ -55,8 +56,10 @@
   /* The frame's picture, a button over it, and what hovering does. */
   function attach(clip, frame, button) {
     var timer = 0;
-    button.addEventListener("click", function () {
+    var clicked = -DOUBLE_MS;
+    button.addEventListener("click", function (event) {
       clearTimeout(timer);
+      if (event.detail) clicked = performance.now();
       play(clip, frame).focus();
     });
     frame.addEventListener("pointerenter", function (event) {
@@ -72,6 +75,20 @@
     frame.addEventListener("pointerleave", function () {
       clearTimeout(timer);
       if (frame.classList.contains("previewing")) stop(frame);
+    });
+    // The second press of a double click finds a video, so the browser does not count it as one.
+    frame.addEventListener("mousedown", function (event) {
+      if (event.button !== 0 || performance.now() - clicked > DOUBLE_MS) return;
+      event.preventDefault();
+      event.stopPropagation();
+      clearTimeout(timer);
+      stop(frame);
+      hv15.large.open(clip);
+    }, true);
+    button.addEventListener("keydown", function (event) {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // the space bar plays here
+      hv15.large.open(clip);
     });
     frame.addEventListener("keydown", function (event) {
       if (event.key === "Escape" && frame.classList.contains("playing")) close(frame);
