@@ -3,7 +3,7 @@
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var HOVER_MS = 120;
-  var DOUBLE_MS = 400;
+  var DOUBLE_MS = 250;
   var calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   function makeVideo(clip) {
@@ -56,15 +56,16 @@
   /* The frame's picture, a button over it, and what hovering does. */
   function attach(clip, frame, button) {
     var timer = 0;
-    var clicked = -DOUBLE_MS;
+    var hover = 0;
     button.addEventListener("click", function (event) {
       clearTimeout(timer);
-      if (event.detail) clicked = performance.now();
-      play(clip, frame).focus();
+      // A click may be the first of two, and a video would take the second; a key is no click.
+      timer = setTimeout(function () { play(clip, frame).focus(); }, event.detail ? DOUBLE_MS : 0);
     });
     frame.addEventListener("pointerenter", function (event) {
       if (event.pointerType !== "mouse" || calm.matches || frame.querySelector("video")) return;
-      timer = setTimeout(function () {
+      hover = setTimeout(function () {
+        if (frame.querySelector("video")) return;
         var video = makeVideo(clip);
         video.tabIndex = -1;
         video.setAttribute("aria-hidden", "true");
@@ -73,18 +74,14 @@
       }, HOVER_MS);
     });
     frame.addEventListener("pointerleave", function () {
-      clearTimeout(timer);
+      clearTimeout(hover);
       if (frame.classList.contains("previewing")) stop(frame);
     });
-    // The second press of a double click finds a video, so the browser does not count it as one.
-    frame.addEventListener("mousedown", function (event) {
-      if (event.button !== 0 || performance.now() - clicked > DOUBLE_MS) return;
-      event.preventDefault();
-      event.stopPropagation();
+    button.addEventListener("dblclick", function () {
       clearTimeout(timer);
       stop(frame);
       hv15.large.open(clip);
-    }, true);
+    });
     button.addEventListener("keydown", function (event) {
       if (event.key !== "Enter") return;
       event.preventDefault(); // the space bar plays here
