@@ -71,8 +71,6 @@ class Live:
 
     token: str
     """Its scripts send it with what they change."""
-    runs: list[str]
-    """Names of the runs."""
 
 
 def render(template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -> str:
@@ -106,7 +104,6 @@ GALLERY_ASSETS = (
 )
 RUN_ASSETS = GALLERY_ASSETS
 LIVE_ASSETS = (*GALLERY_ASSETS, "live.js")
-COMPARISON_ASSETS = ("page.css", "plots.js", "comparison.js")
 
 _HERE = Path(__file__).parent / ASSETS
 

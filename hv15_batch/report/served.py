@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.report._comparison import DATA as COMPARISON_DATA
+from hv15_batch.report._comparison import common_folder, comparison_of, named_apart
 from hv15_batch.report._gallery import Place, rating_view
 from hv15_batch.report._read import RunData, read_rated, read_run
 from hv15_batch.report.render import DATA, LIVE_ASSETS, Live, asset, page_of, plotly_file
@@ -46,10 +48,14 @@ def serve_page(run_dirs: Sequence[RunDir], token: str) -> Served:
         LogSchemaError: a log cannot be read.
     """
     runs = [_served(read_run(run_dir)) for run_dir in run_dirs]
-    live = Live(token, [run.folder for run in runs])
-    html, data = page_of(runs[0], place=Place(f"{MEDIA}/0/"), live=live)
     files = {address: file for n, run in enumerate(runs) for address, file in _files(n, run)}
-    return Served(html, DATA, data, files)
+    if len(runs) == 1:
+        html, data = page_of(runs[0], place=Place(f"{MEDIA}/0/"), live=Live(token))
+        return Served(html, DATA, data, files)
+    runs = named_apart(runs, common_folder([run_dir.path for run_dir in run_dirs]))
+    places = [Place(f"{MEDIA}/{n}/", n, run.folder) for n, run in enumerate(runs)]
+    page = comparison_of(runs, places, dict.fromkeys((run.folder for run in runs), ""), Live(token))
+    return Served(page.html, COMPARISON_DATA, page.data, files)
 
 
 def rate_again(served: Served, run_dirs: Sequence[RunDir]) -> Served:
