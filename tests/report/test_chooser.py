@@ -225,8 +225,8 @@ def test_the_size_is_remembered(opened: Opened) -> None:
     assert opened.page.input_value("#size") == "600"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 2560])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("width", [390, pytest.param(2560, marks=pytest.mark.exhaustive)])
 def test_the_large_view_shuts_nobody_out(
     driver: Any, run_dir: Path, tmp_path: Path, scheme: str, width: int
 ) -> None:
@@ -253,3 +253,27 @@ def test_a_file_that_is_no_ratings_is_said_and_the_page_built(tmp_path: Path) ->
 
     html = RunDir(folder).page.read_text(encoding="utf-8")
     assert "ratings.csv:2: rating=9: must be 1, 2, 3, 4, 5 or x" in html
+
+
+def test_a_comparison_shows_the_clips_of_its_runs_side_by_side(driver: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        clips = [clip("fox", 0, model=name), clip("sea", 1, model=name)]
+        make_run(tmp_path / "runs" / name, clips, clips, is_playable=True)
+    main([str(tmp_path / "runs" / name) for name in ("one", "two")])
+
+    page = tmp_path / "runs" / "comparison.html"
+    with browsing(driver, page, tmp_path / "p") as opened:
+        rows = opened.page.eval_on_selector_all(
+            "#gallery .row", "r => r.map(e => [...e.querySelectorAll('.card')].map(c => c.id))"
+        )
+        assert rows == [["clip-fox", "clip-1-fox"], ["clip-sea", "clip-1-sea"]]
+        opened.page.get_by_role("button", name="Play all clips of fox").click()
+        playing = "[...document.querySelectorAll('video')].filter(v => v.currentTime > 0.1)"
+        wait(opened.page, f"{playing}.length == 2")
+        opened.page.focus("#clip-1-sea .play")
+        press(opened, "4")
+        with opened.page.expect_download() as event:
+            opened.page.click("#save-ratings")
+        assert event.value.suggested_filename in ("ratings.one.csv", "ratings.two.csv")
+        assert faults(opened.page) == []
+        assert (opened.complaints, opened.foreign()) == ([], [])

@@ -1,4 +1,4 @@
-"""The live page in a real browser: clips appear, ratings are saved, runs pause, two runs at once."""
+"""The live page in a real browser: clips appear, ratings are saved, runs pause."""
 
 from __future__ import annotations
 
@@ -187,7 +187,9 @@ def test_several_runs_stand_side_by_side(driver: Any, tmp_path: Path) -> None:
     assert not RunDir(runs[0]).ratings.exists()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (2560, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "dark"), pytest.param(2560, "light", marks=pytest.mark.exhaustive)]
+)
 def test_the_live_page_shuts_nobody_out(
     driver: Any, client: Client, tmp_path: Path, width: int, scheme: str
 ) -> None:
