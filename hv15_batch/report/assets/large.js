@@ -98,6 +98,7 @@
   }
 
   function tell() {
+    if (!clock) return; // closed; a video may still have something to say
     parts.at.textContent = "frame " + (clock.frame() + 1) + " of " + clock.frames();
     parts.play.textContent = clock.isPlaying() ? "Pause" : "Play";
   }
@@ -177,8 +178,9 @@
   }
 
   function onClose() {
-    clock.stop();
+    const last = clock;
     clock = null;
+    last.stop();
     kept = null;
     parts.stage.replaceChildren();
     hv15.clips.settle(current);
