@@ -50,6 +50,8 @@ class Manifest:
     """The text that a run writes to `path` for rows of a DataFrame; None for a user's file."""
     notes: tuple[str, ...] = ()
     """What was read as it stands but may be a mistake, a line for each kind."""
+    models: frozenset[str | None] = frozenset()
+    """The model cells of all rows, those with faults too; None is an empty one."""
 
 
 def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Manifest:
@@ -125,8 +127,8 @@ def scan_manifest(
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
     notes = (*records.notes, *unmeant.notes)
-    manifest = Manifest(absolute, name, records.sha256, tuple(rows), content, notes)
-    return manifest, faults
+    sha256, models = records.sha256, frozenset(reader.models)
+    return Manifest(absolute, name, sha256, tuple(rows), content, notes, models), faults
 
 
 def _check_file(path: Path) -> None:

@@ -24,7 +24,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
-from hv15_batch.rundir.ratings import Rating
+from hv15_batch.rundir.chosen.ratings import Rating
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"

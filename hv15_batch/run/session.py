@@ -13,26 +13,24 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
+from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
+from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
-from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -45,7 +43,6 @@ from hv15_batch.run.outcome import (
 from hv15_batch.run.outlook import make_plan
 from hv15_batch.run.prepare import (
     Asked,
-    Todo,
     check_device,
     lacks_weights,
     plan_against_log,
@@ -53,6 +50,9 @@ from hv15_batch.run.prepare import (
     stored_config,
     with_weights,
 )
+from hv15_batch.run.rendering.loop import Loop
+from hv15_batch.run.rendering.stalls import PATIENCE, Patience
+from hv15_batch.run.rendering.supervisor import Start, make_supervisors
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
@@ -70,6 +70,9 @@ from hv15_batch.units import Say
 from hv15_batch.weights.transformer import make_transformer
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 15.0
+"""A shard that was told to stop waits at most this long to write tables and page."""
 
 
 def run(
@@ -117,26 +120,28 @@ def run(
     check_device(asked, todo, machine)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
-    notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
+    notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, todo, say)
         _say_all(licence_notes(c for _, c in asked.models(todo)), say)
-    for own, checkpoint in asked.models(todo):
-        if checkpoint.transformer is not None:
-            make_transformer(checkpoint.transformer, own.model, say)
+    _make_transformers(asked, todo, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.log)
+        bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
                 f"run_dir={run_dir.path}: clips were finished here meanwhile, and those that are "
                 "left need weights that are not on disk; run the same command again."
             )
+        # With `limit` a further model may be reached now, which needs all that the others did.
+        check_measuring(asked, todo, machine)
+        check_device(asked, todo, machine)
+        _make_transformers(asked, todo, say)
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
@@ -165,6 +170,13 @@ def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
 
 
+def _make_transformers(asked: Asked, todo: Todo, say: Say) -> None:
+    """Convert the transformers in single files that are to be rendered with, once for all runs."""
+    for own, checkpoint in asked.models(todo):
+        if checkpoint.transformer is not None:
+            make_transformer(checkpoint.transformer, own.model, say)
+
+
 def _write_rows(manifest: Manifest) -> None:
     """Write the manifest if its rows came from a DataFrame, so that `resume=` finds it."""
     if manifest.content is not None:
@@ -188,13 +200,16 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
+    facts = system_facts(run.machine)
+    with run.run_dir.moment():
+        if run.run_dir.shard is not None:  # another shard may just have decided
+            run = planned_again(run, run.asked, run.todo) or run
+        for name, found in run.compilations.items():
+            if found.is_new:
+                write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     if run.gpu is not None:
         _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
-    facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
-    for name, found in run.compilations.items():
-        if found.is_new:
-            write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -211,14 +226,14 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         received = listener.received if listener else None
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
+        loop = Loop(run, make_supervisors(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
                 outcome = loop.render()
         except Refused as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
-            if not loop.has_logged:
+            if not loop.journal.has_rows:
                 withdraw_settings(run.run_dir.run_folder(run.run_id))
             raise
         except Exception:
@@ -261,6 +276,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         ends_after=run.rules.ends_after,
         gpu_uuid=run.gpu.uuid if run.gpu else None,
         listen=listen,
+        workers=run.places,
     )
 
 
@@ -274,7 +290,8 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
-    lines += _write_results(run.asked)
+    is_stopped = outcome.exit_code >= EXIT_SIGINT
+    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -315,19 +332,29 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         ) from error
 
 
-def _write_results(asked: Asked) -> list[str]:
+def _write_results(asked: Asked, seconds: float | None) -> list[str]:
     """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
 
-    If one of them fails, a line reports it, and the others are still written.
+    If one of them fails, a line reports it, and the others are still written. Shards write them one
+    after the other, each from the logs of all: so those of the last one are complete.
+
+    Args:
+        asked: The request.
+        seconds: A shard waits at most this long for the others; None means some minutes.
     """
     run_dir = asked.run_dir
-    config = replace(asked.config, force=False)
     lines: list[str] = []
-    with _up_to_date("plan.csv", lines.append):
-        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-        write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
-    _write_tables_and_page(run_dir, config.benchmark.repeat is not None, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
+        with _up_to_date("plan.csv", lines.append):
+            write_plan(_clips_of_now(asked), run_dir.plan, None)
+        _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
     return lines
+
+
+def _clips_of_now(asked: Asked) -> list[PlannedClip]:
+    """Return every clip with its state by the logs of this moment."""
+    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
+    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
 
 
 def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
@@ -352,11 +379,13 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
     lines: list[str] = []
-    is_stale = True
-    with _up_to_date("plan.csv", lines.append):
-        is_stale = write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir)
-    if is_stale:
-        _write_tables_and_page(run_dir, False, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment():
+        is_stale = True
+        with _up_to_date("plan.csv", lines.append):
+            clips = todo.clips if run_dir.shard is None else _clips_of_now(asked)
+            is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
+        if is_stale:
+            _write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
         with _up_to_date("benchmark.csv", lines.append):

@@ -17,15 +17,16 @@ from starlette.requests import Request
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.picks import copy_pick, pick_name
-from hv15_batch.rundir.ratings import (
+from hv15_batch.rundir.chosen.picks import copy_pick, pick_name, picks_folder
+from hv15_batch.rundir.chosen.ratings import (
     VALUES,
     Rating,
     change_ratings,
     is_newer,
     parse_ratings,
 )
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.status import set_pause
 from hv15_batch.units import MIB, counted
 from hv15_batch.view._watch import Watch
 
@@ -73,7 +74,7 @@ class _Pause(msgspec.Struct, forbid_unknown_fields=True):
 
 def _pause(watch: Watch, body: bytes) -> Said:
     asked = _read(body, _Pause)
-    _run(watch, asked.run).set_pause(asked.pause)
+    set_pause(_run(watch, asked.run), asked.pause)
     return {}
 
 
@@ -165,7 +166,7 @@ def _copy_picks(watch: Watch, body: bytes) -> Said:
         if address not in files:
             raise Refused(f"{clip['id']}: has no file that can be copied.")
         names.append(copy_pick(_run(watch, run), files[address][1], name))
-    folders = dict.fromkeys(str(_run(watch, run).picks) for run, _ in found)
+    folders = dict.fromkeys(str(picks_folder(_run(watch, run))) for run, _ in found)
     return {"said": f"{counted(len(names), 'clip')} in {', '.join(folders)}", "names": names}
 
 

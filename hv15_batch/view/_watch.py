@@ -18,14 +18,10 @@ import anyio
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import LogSchemaError, Refused, reason_of
 from hv15_batch.report.served import Served, rate_again, serve_page
+from hv15_batch.rundir.chosen.ratings import ratings_file
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.status import (
-    ACTIVE_STATES,
-    Holder,
-    Status,
-    current_run,
-    is_gone,
-)
+from hv15_batch.rundir.shard_status import current_run
+from hv15_batch.rundir.status import ACTIVE_STATES, Holder, Status, is_gone
 from hv15_batch.status.show import format_start, format_status
 
 LOOK_SECONDS = 0.4
@@ -203,12 +199,13 @@ def _numbers(status: Status) -> dict[str, Any]:
 
 def _print_of(run_dir: RunDir) -> list[tuple[str, int, int]]:
     """Return what changes when a page of the run would change."""
-    paths = [run_dir.plan, run_dir.clips, run_dir.thumbs, run_dir.runs, run_dir.log]
+    own = [folder for d in (run_dir, *run_dir.shard_dirs()) for folder in (d.runs, d.own_log)]
+    paths = [run_dir.plan, run_dir.clips, run_dir.thumbs, *own]
     return list(_stamps(paths))
 
 
 def _ratings_of(run_dir: RunDir) -> list[tuple[str, int, int]]:
-    return list(_stamps([run_dir.ratings]))
+    return list(_stamps([ratings_file(run_dir)]))
 
 
 def _stamps(paths: Sequence[Path]) -> Iterator[tuple[str, int, int]]:

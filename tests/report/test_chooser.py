@@ -12,8 +12,14 @@ from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, failed, make_run, record
 
 from hv15_batch.report.command import main
+from hv15_batch.rundir.chosen.ratings import (
+    COLUMNS,
+    Rating,
+    format_ratings,
+    parse_ratings,
+    ratings_file,
+)
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.ratings import COLUMNS, Rating, format_ratings, parse_ratings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium
@@ -48,7 +54,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Rating(sha("gone"), sha("file gone"), 'gone, "row"', "3", "2", at),
     ]
     text = format_ratings({rating.settings_sha256: rating for rating in ratings})
-    RunDir(folder).ratings.write_text(text, encoding="utf-8")
+    ratings_file(RunDir(folder)).write_text(text, encoding="utf-8")
     main([str(folder)])
     return folder
 
@@ -135,15 +141,15 @@ def test_the_newer_of_file_and_browser_counts(
 ) -> None:
     opened.page.focus("#clip-sea .play")
     press(opened, "2")
-    before = RunDir(run_dir).ratings.read_text(encoding="utf-8")
+    before = ratings_file(RunDir(run_dir)).read_text(encoding="utf-8")
     try:
         late = Rating(sha("sea"), sha("file sea"), "sea", "7", "5", "2999-01-01T00:00:00+00:00")
-        RunDir(run_dir).ratings.write_text(format_ratings({"": late}), encoding="utf-8")
+        ratings_file(RunDir(run_dir)).write_text(format_ratings({"": late}), encoding="utf-8")
         main([str(run_dir)])
         opened.page.reload()
         assert valuetext(opened, "#clip-sea") == "5 of 5"
     finally:
-        RunDir(run_dir).ratings.write_text(before, encoding="utf-8")
+        ratings_file(RunDir(run_dir)).write_text(before, encoding="utf-8")
         main([str(run_dir)])
 
 
@@ -246,7 +252,7 @@ def test_the_large_view_shuts_nobody_out(
 def test_a_file_that_is_no_ratings_is_said_and_the_page_built(tmp_path: Path) -> None:
     clips = [clip("a", 0)]
     folder = make_run(tmp_path / "run", clips, clips)
-    RunDir(folder).ratings.write_text(
+    ratings_file(RunDir(folder)).write_text(
         ",".join(COLUMNS) + f"\n{sha('a')},,a,7,9,2026-11-25T07:00:00+00:00\n", encoding="utf-8"
     )
     assert main([str(folder)]) == 0

@@ -41,6 +41,7 @@ INWARD = {
     "manifest": "a file that is read",
     "run_dir": "a folder of the user",
     "resume": "never stored",
+    "shard": "two whole numbers, k/n; any other text is refused",
     "only": "names of rows",
     "until": "a time",
     "time_limit": "a time",

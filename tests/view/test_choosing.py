@@ -14,16 +14,17 @@ from fakes.served import Client, serving
 
 from hv15_batch.errors import Refused
 from hv15_batch.rundir._lock import RunLock
-from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.picks import pick_name
-from hv15_batch.rundir.ratings import (
+from hv15_batch.rundir.chosen.picks import pick_name, picks_folder
+from hv15_batch.rundir.chosen.ratings import (
     COLUMNS,
     Rating,
     change_ratings,
     format_ratings,
     parse_ratings,
+    ratings_file,
     read_ratings,
 )
+from hv15_batch.rundir.paths import RunDir
 
 LATE = "2999-01-01T00:00:00+00:00"
 EARLY = "2001-01-01T00:00:00+00:00"
@@ -61,7 +62,7 @@ def test_a_rating_is_written_with_what_it_is_about(client: Client, run_dir: RunD
     assert rate(client, "fox", "4") == 200
     assert rate(client, "sea", "x") == 200
 
-    lines = run_dir.ratings.read_text(encoding="utf-8").splitlines()
+    lines = ratings_file(run_dir).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "settings_sha256,file_sha256,row_id,seed,rating,rated_at"
     assert lines[1].startswith(f"{sha('fox')},{sha('file fox')},fox,3,4,20")
     ratings = read_ratings(run_dir)
@@ -83,7 +84,7 @@ def test_open_pages_hear_of_a_rating_and_of_one_from_elsewhere(
         assert news["clips"][0]["rating"]["value"] == "4"
         assert news["version"] > version
         other = Rating(sha("sea"), "", "sea", "7", "1", LATE)
-        run_dir.ratings.write_text(format_ratings({"": other}), encoding="utf-8")
+        ratings_file(run_dir).write_text(format_ratings({"": other}), encoding="utf-8")
         news = next(n for n in events if n["clips"])
         assert {c["id"]: c["rating"] for c in news["clips"]} == {
             "fox_c": None, "sea_c": {"value": "1", "sha": "", "at": LATE},
@@ -103,7 +104,7 @@ def test_a_rating_that_cannot_be_is_refused(
 ) -> None:
     usual = {"run": 0, "settings_sha256": sha("fox"), "file_sha256": "", "rating": "3"}
     assert client.post("/rate", {**usual, **asked}).status == 400
-    assert not run_dir.ratings.exists()
+    assert not ratings_file(run_dir).exists()
 
 
 def test_ratings_of_many_pages_at_once_are_all_kept(run_dir: RunDir) -> None:
@@ -123,7 +124,7 @@ def test_ratings_of_many_pages_at_once_are_all_kept(run_dir: RunDir) -> None:
 def test_a_lock_that_is_held_is_waited_for_and_then_said(
     client: Client, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hv15_batch.rundir.ratings._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("hv15_batch.rundir.chosen.ratings._LOCK_SECONDS", 0.1)
     with RunLock(run_dir.path / ".ratings.lock"):
         answer = client.post(
             "/rate", {"run": 0, "settings_sha256": sha("fox"), "file_sha256": "", "rating": "3"}
@@ -147,12 +148,12 @@ def test_links_are_not_followed(client: Client, run_dir: RunDir, tmp_path: Path,
 def test_a_file_of_ratings_that_is_none_is_never_overwritten(
     client: Client, run_dir: RunDir
 ) -> None:
-    run_dir.ratings.write_text("my own notes\n", encoding="utf-8")
+    ratings_file(run_dir).write_text("my own notes\n", encoding="utf-8")
     answer = client.post(
         "/rate", {"run": 0, "settings_sha256": sha("fox"), "file_sha256": "", "rating": "3"}
     )
     assert "is it a ratings.csv?" in answer.json()["fault"]
-    assert run_dir.ratings.read_text(encoding="utf-8") == "my own notes\n"
+    assert ratings_file(run_dir).read_text(encoding="utf-8") == "my own notes\n"
 
 
 def load(client: Client, *ratings: Rating) -> Any:
@@ -194,7 +195,7 @@ def test_a_file_that_is_no_ratings_is_refused_as_a_whole(
     answer = client.post("/load", {"text": text})
     assert answer.status == 400
     assert said in answer.json()["fault"]
-    assert not run_dir.ratings.exists()
+    assert not ratings_file(run_dir).exists()
 
 
 def test_of_two_lines_of_one_clip_the_later_counts() -> None:
@@ -212,20 +213,20 @@ def test_picks_are_copied_once_under_their_names(client: Client, run_dir: RunDir
     answer = copy(client, "fox", "sea")
 
     assert answer.json()["names"] == ["010_v3.mp4", "sea_v7.mp4"]
-    assert (run_dir.picks / "010_v3.mp4").read_bytes() == moving_clip()[0]
+    assert (picks_folder(run_dir) / "010_v3.mp4").read_bytes() == moving_clip()[0]
     assert copy(client, "fox", "sea").json()["names"] == ["010_v3.mp4", "sea_v7.mp4"]
-    assert sorted(os.listdir(run_dir.picks)) == ["010_v3.mp4", "sea_v7.mp4"]
+    assert sorted(os.listdir(picks_folder(run_dir))) == ["010_v3.mp4", "sea_v7.mp4"]
 
 
 def test_a_name_that_another_clip_has_is_never_taken(client: Client, run_dir: RunDir) -> None:
-    run_dir.picks.mkdir()
-    (run_dir.picks / "010_v3.mp4").write_bytes(b"mine")
-    (run_dir.picks / "010_v3.2.mp4").symlink_to(run_dir.picks / "new")
+    picks_folder(run_dir).mkdir()
+    (picks_folder(run_dir) / "010_v3.mp4").write_bytes(b"mine")
+    (picks_folder(run_dir) / "010_v3.2.mp4").symlink_to(picks_folder(run_dir) / "new")
 
     assert copy(client, "fox").json()["names"] == ["010_v3.3.mp4"]
 
-    assert (run_dir.picks / "010_v3.mp4").read_bytes() == b"mine"
-    assert not (run_dir.picks / "new").exists()
+    assert (picks_folder(run_dir) / "010_v3.mp4").read_bytes() == b"mine"
+    assert not (picks_folder(run_dir) / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_pattern_never_leads_out_of_picks(
     (name,) = copy(client, "fox", pattern=pattern).json()["names"]
 
     made = set(tmp_path.rglob("*")) - set(before)
-    assert made == {run_dir.picks, run_dir.picks / name}
+    assert made == {picks_folder(run_dir), picks_folder(run_dir) / name}
     assert not name.startswith(".")
 
 
@@ -246,7 +247,7 @@ def test_a_pattern_with_an_unknown_field_is_refused(client: Client, run_dir: Run
     answer = copy(client, "fox", pattern="{prompt}")
     assert answer.status == 400
     assert "{prompt}: no such field; name {row_id}, {clip_id}, {seed}" in answer.json()["fault"]
-    assert not run_dir.picks.exists()
+    assert not picks_folder(run_dir).exists()
     with pytest.raises(Refused, match="at most 200"):
         pick_name("x" * 201, {}, "row")
 
@@ -255,15 +256,15 @@ def test_picks_that_are_a_link_or_clips_that_are_one_are_refused(
     client: Client, run_dir: RunDir, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    run_dir.picks.symlink_to(tmp_path / "elsewhere")
+    picks_folder(run_dir).symlink_to(tmp_path / "elsewhere")
     assert copy(client, "fox").status == 400
     assert os.listdir(tmp_path / "elsewhere") == []
-    run_dir.picks.unlink()
+    picks_folder(run_dir).unlink()
     clip = run_dir.clips / "fox_c.mp4"
     clip.unlink()
     clip.symlink_to("/etc/passwd")
     assert copy(client, "fox").status == 500
-    assert not run_dir.picks.exists()
+    assert not picks_folder(run_dir).exists()
 
 
 def test_several_runs_have_their_own_ratings(tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_several_runs_have_their_own_ratings(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert client.get("/media/1/clips/fox_c.mp4").body == moving_clip()[0]
         assert rate(client, "fox", "2", run=1, file="b") == 200
-        assert not RunDir(tmp_path / "s" / "a").ratings.exists()
+        assert not ratings_file(RunDir(tmp_path / "s" / "a")).exists()
         # Of two clips of the same settings, the one with the file that was rated is meant.
         load(client, Rating(sha("fox"), sha("file a"), "fox", "7", "5", LATE))
         assert read_ratings(RunDir(tmp_path / "s" / "a"))[sha("fox")].rating == "5"

@@ -13,9 +13,10 @@ from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, make_run, make_status, moving_clip, record
 from fakes.served import Client, serving
 
+from hv15_batch.rundir.chosen.picks import picks_folder
+from hv15_batch.rundir.chosen.ratings import Rating, format_ratings, ratings_file, read_ratings
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.ratings import Rating, format_ratings, read_ratings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium
@@ -100,7 +101,7 @@ def test_a_rating_is_saved_and_shown_on_another_page(
 
 
 def test_a_rating_that_is_not_saved_is_said_and_taken_back(opened: Opened, run_dir: RunDir) -> None:
-    run_dir.ratings.write_text("my notes\n", encoding="utf-8")
+    ratings_file(run_dir).write_text("my notes\n", encoding="utf-8")
     press(opened, "fox", "4")
 
     wait(opened.page, "document.querySelector('#toast').textContent.startsWith('Not saved: ')")
@@ -139,7 +140,7 @@ def test_picks_are_copied_and_ratings_loaded(
 
     opened.page.click("#copy-picks")
     wait(opened.page, "document.querySelector('#toast').textContent.includes('1 clip in')")
-    assert [path.name for path in run_dir.picks.iterdir()] == ["020_v7.mp4"]
+    assert [path.name for path in picks_folder(run_dir).iterdir()] == ["020_v7.mp4"]
     with opened.page.expect_download():
         opened.page.click("#download")
 
@@ -184,7 +185,7 @@ def test_several_runs_stand_side_by_side(driver: Any, tmp_path: Path) -> None:
         assert faults(opened.page) == []
         assert (opened.complaints, opened.foreign()) == ([], [])
     assert read_ratings(RunDir(runs[1]))[sha("fox")].rating == "5"
-    assert not RunDir(runs[0]).ratings.exists()
+    assert not ratings_file(RunDir(runs[0])).exists()
 
 
 @pytest.mark.parametrize(

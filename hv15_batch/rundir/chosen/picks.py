@@ -9,7 +9,7 @@ import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from hv15_batch.errors import Refused
 from hv15_batch.rundir.beneath import open_beneath
@@ -52,6 +52,11 @@ def pick_name(pattern: str, values: Mapping[str, str], instead: str) -> str:
     return name or instead
 
 
+def picks_folder(run_dir: RunDir) -> Path:
+    """Return where copies of a run directory's clips go."""
+    return run_dir.path / "picks"
+
+
 def copy_pick(run_dir: RunDir, file: str, name: str) -> str:
     """Copy a clip into picks/ and return the copy's name; no file there is replaced.
 
@@ -83,17 +88,21 @@ def copy_pick(run_dir: RunDir, file: str, name: str) -> str:
             os.close(folder)
     finally:
         os.close(source)
-    raise Refused(f"{run_dir.picks}: holds too many files named {name}; choose another pattern.")
+    raise Refused(
+        f"{picks_folder(run_dir)}: has too many files named {name}; choose another pattern."
+    )
 
 
 def _open_folder(run_dir: RunDir) -> int:
     with suppress(FileExistsError):
-        run_dir.picks.mkdir()
+        picks_folder(run_dir).mkdir()
     try:
-        return os.open(run_dir.picks, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(
+            picks_folder(run_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
     except OSError as error:
         raise Refused(
-            f"{run_dir.picks}: is a link or no folder; copies go into a real folder: move it."
+            f"{folder}: is a link or no folder; copies go into a real folder: move it."
         ) from error
 
 
@@ -107,7 +116,7 @@ def _is_free(folder: int, name: str) -> bool:
 
 def _is_the_same(run_dir: RunDir, name: str, digest: str) -> bool:
     try:
-        descriptor = open_beneath(run_dir, f"{run_dir.picks.name}/{name}")
+        descriptor = open_beneath(run_dir, f"{picks_folder(run_dir).name}/{name}")
     except OSError:  # a link or a folder has that name
         return False
     try:

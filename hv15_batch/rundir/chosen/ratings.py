@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, fields
 from datetime import timezone
+from pathlib import Path
 
 from filelock import Timeout
 
@@ -55,26 +56,32 @@ Ratings = Mapping[str, Rating]
 """By `settings_sha256`."""
 
 
+def ratings_file(run_dir: RunDir) -> Path:
+    """Return where the ratings of a run directory are."""
+    return run_dir.path / "ratings.csv"
+
+
 def read_ratings(run_dir: RunDir) -> dict[str, Rating]:
     """Return the ratings of a run directory; none where there is no file.
 
     Raises:
         Refused: the file cannot be read, or a line of it is no rating.
     """
+    path = ratings_file(run_dir)
     try:
-        descriptor = open_beneath(run_dir, run_dir.ratings.name)
+        descriptor = open_beneath(run_dir, path.name)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise Refused(f"{run_dir.ratings}: {system_message(error)}.") from error
+        raise Refused(f"{path}: {system_message(error)}.") from error
     with os.fdopen(descriptor, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise Refused(f"{run_dir.ratings}: more than {MAX_BYTES // MIB} MiB; move it elsewhere.")
+        raise Refused(f"{path}: more than {MAX_BYTES // MIB} MiB; move it elsewhere.")
     try:
-        return parse_ratings(content.decode("utf-8-sig"), str(run_dir.ratings))
+        return parse_ratings(content.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
-        raise Refused(f"{run_dir.ratings}: no UTF-8; save it as UTF-8, or move it.") from error
+        raise Refused(f"{path}: no UTF-8; save it as UTF-8, or move it.") from error
 
 
 def parse_ratings(text: str, name: str) -> dict[str, Rating]:
@@ -154,6 +161,7 @@ def change_ratings(run_dir: RunDir, change: Callable[[dict[str, Rating]], None])
         Refused: another process holds the lock, or the present file is no ratings.csv.
         OSError: it cannot be written.
     """
+    path = ratings_file(run_dir)
     file = run_dir.path / ".ratings.lock"
     if file.is_symlink():
         raise Refused(f"{file}: is a link, and ratings are locked by it; remove the link.")
@@ -161,12 +169,12 @@ def change_ratings(run_dir: RunDir, change: Callable[[dict[str, Rating]], None])
     try:
         lock.acquire()
     except Timeout:
-        raise Refused(f"{run_dir.ratings}: in use by another hv15-batch view; try again.") from None
+        raise Refused(f"{path}: in use by another hv15-batch view; try again.") from None
     try:
         ratings = read_ratings(run_dir)
         before = dict(ratings)
         change(ratings)
         if ratings != before:
-            publish_text(run_dir.ratings, format_ratings(ratings))
+            publish_text(path, format_ratings(ratings))
     finally:
         lock.release()
