@@ -94,15 +94,14 @@ def copy_pick(run_dir: RunDir, file: str, name: str) -> str:
 
 
 def _open_folder(run_dir: RunDir) -> int:
+    path = picks_folder(run_dir)
     with suppress(FileExistsError):
-        picks_folder(run_dir).mkdir()
+        path.mkdir()
     try:
-        return os.open(
-            picks_folder(run_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise Refused(
-            f"{folder}: is a link or no folder; copies go into a real folder: move it."
+            f"{path}: is a link or no folder; copies go into a real folder: move it."
         ) from error
 
 
