@@ -37,6 +37,7 @@ hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; for several runs
 hv15-batch prompts.csv window=22:00-07:00 render by night only; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; default: the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause
+hv15-batch view [RUN_DIR ...] [--port N]  the page, live on 127.0.0.1: choose, rate, pause
 hv15-batch references [RUN_DIR ...]       compare the log with published numbers
 hv15-batch compare RUN_A RUN_B            same rows and seeds: PSNR, SSIM, speed, memory
 hv15-batch prefetch model=480p_t2v        print size and folder, download, verify
@@ -111,6 +112,10 @@ def _run_reader(word: str, arguments: list[str]) -> int:
             from hv15_batch.report.command import main as report
 
             return report(arguments)
+        if word == "view":
+            from hv15_batch.view.command import main as view
+
+            return view(arguments)
         if word == "references":
             from hv15_batch.references.command import main as references
 

@@ -14,7 +14,10 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
 from hv15_batch.redaction import show, shown
 
-WORDS = ("report", "status", "references", "compare", "recipe", "convert", "prefetch", "doctor")
+WORDS = (
+    *("report", "status", "view", "references", "compare", "recipe", "convert", "prefetch"),
+    "doctor",
+)
 """The subcommands. They are here so that the command line finds them without importing Hydra."""
 _FULL_ERROR = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
 """Hydra prints this instead of the reason why a plugin cannot be loaded."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from hv15_batch.clock import utc_now
-from hv15_batch.figures.facts import KEY_FACTS, group_facts, noise_notes
+from hv15_batch.figures.facts import KEY_FACTS, common_facts, group_facts, noise_notes
 from hv15_batch.figures.groups import Group, group_rows
 from hv15_batch.figures.summary import (
     ALWAYS_SHOWN,
@@ -29,10 +29,12 @@ from hv15_batch.figures.tables import (
     format_markdown,
 )
 from hv15_batch.record import DONE_STATUSES
+from hv15_batch.report._gallery import Place, clip_views, other_ratings
 from hv15_batch.report._plots import make_plot
-from hv15_batch.report._read import RunData, read_run
+from hv15_batch.report._read import NOT_RENDERED, RunData, read_run
 from hv15_batch.report.render import (
-    COMPARISON_ASSETS,
+    GALLERY_ASSETS,
+    Live,
     render,
     write_assets,
     write_data,
@@ -64,11 +66,55 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     """
     directories = [RunDir(path.absolute()) for path in run_dirs]
     above = common_folder(run_dirs)
-    runs = [
-        replace(r, folder=os.path.relpath(r.directory.path, above))
-        for r in map(read_run, directories)
-    ]
+    runs = named_apart(map(read_run, directories), above)
     links = {run.folder: _link(run.directory, folder) for run in runs}
+    places = [
+        Place(f"{quote(os.path.relpath(run.directory.path, folder.absolute()))}/", n, run.folder)
+        for n, run in enumerate(runs)
+    ]
+    page = comparison_of(runs, places, links)
+    folder.mkdir(parents=True, exist_ok=True)
+    publish_text(folder / CSV, format_csv(page.compared, page.numbers))
+    publish_text(folder / MARKDOWN, format_markdown(page.named, page.common, page.shown))
+    write_assets(folder, GALLERY_ASSETS)
+    write_data(folder, DATA, page.data)
+    publish_text(folder / PAGE, page.html)
+    write_library(folder)
+    return folder / PAGE
+
+
+def named_apart(runs: Iterable[RunData], above: Path) -> list[RunData]:
+    """Return runs named by their path below a folder, because names of folders may repeat."""
+    return [replace(r, folder=os.path.relpath(r.directory.path, above)) for r in runs]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A page that compares runs, and what its tables are made of."""
+
+    html: str
+    data: dict[str, Any]
+    compared: list[Group]
+    named: Sequence[tuple[str, Facts, Group]]
+    common: Facts
+    shown: Sequence[str]
+    numbers: dict[str, int]
+
+
+def comparison_of(
+    runs: Sequence[RunData],
+    places: Sequence[Place],
+    links: Mapping[str, str],
+    live: Live | None = None,
+) -> Compared:
+    """Return the page that compares runs.
+
+    Args:
+        runs: The runs, each with another name.
+        places: Where the page finds the clips of each run.
+        links: Addresses of the runs' own pages by name; a run without one is only named.
+        live: What a served page needs; None for one on the disk.
+    """
     numbers = {run.folder: number for number, run in enumerate(runs, 1)}
     compared = group_rows({**a, "run": r.folder} for r in runs for a in r.attempts)
     facts = [group_facts(group.columns) for group in compared]
@@ -76,15 +122,34 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     common = common_to_all(facts) if facts else {}
     common = {name: value for name, value in common.items() if name not in shown}
     named = list(zip(labels(facts, fewest(facts)), facts, compared, strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / CSV, format_csv(compared, numbers))
-    publish_text(folder / MARKDOWN, format_markdown(named, common, shown))
-    write_assets(folder, COMPARISON_ASSETS)
-    write_data(folder, DATA, {"plots": _plots(named)})
-    values = _values(runs, named, common, shown, links) | {"numbers": numbers}
-    publish_text(folder / PAGE, render("comparison.html.j2", values))
-    write_library(folder)
-    return folder / PAGE
+    clips = clips_of_runs(runs, places)
+    values = _values(runs, named, common, shown, links) | {
+        "numbers": numbers,
+        "has_gallery": any(clip["status"] != NOT_RENDERED for clip in clips),
+        "live": live,
+    }
+    data = {
+        "clips": clips if values["has_gallery"] else [],
+        "plots": _plots(named),
+        "runs": [run.folder for run in runs],
+        "otherRatings": [r for n, run in enumerate(runs) for r in other_ratings(run, n)],
+    }
+    html = render("comparison.html.j2", values)
+    return Compared(html, data, compared, named, common, shown, numbers)
+
+
+def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return the clips of several runs: those of one prompt together, seed by seed, run by run."""
+    common = common_facts([clip for run in runs for clip in (*run.clips, *run.variants)])
+    views = [
+        view
+        for run, place in zip(runs, places, strict=True)
+        for view in clip_views(run, common, place)
+    ]
+    rows: dict[tuple[str, str], int] = {}
+    for view in views:
+        view["row"] = rows.setdefault((view["prompt"], view["image"]), len(rows))
+    return sorted(views, key=lambda view: (view["row"], int(view["seed"]), view["run"]))
 
 
 def _values(

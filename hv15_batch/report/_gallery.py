@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
+from hv15_batch.rundir.chosen.ratings import Rating
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"
@@ -34,12 +36,30 @@ _PICK_COLUMNS = tuple(
 """Columns of a manifest that a starred clip fills; those left out the page fills by itself."""
 
 
-def clip_views(run: RunData, common: Mapping[str, str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Place:
+    """Where a page finds the clips of a run, and how it tells them from another run's."""
+
+    prefix: str = ""
+    """Put before the path of a file below the run directory; quoted, ends with `/`."""
+    number: int = 0
+    """Of the run, on a page of several."""
+    name: str = ""
+    """Of the run, on a page of several; empty on its own page."""
+
+
+OWN_PAGE = Place()
+"""The page beside the clips."""
+
+
+def clip_views(
+    run: RunData, common: Mapping[str, str], place: Place = OWN_PAGE
+) -> list[dict[str, Any]]:
     """Return every clip and variant, row by row in the manifest's order."""
     clips = [(clip, False) for clip in run.clips] + [(clip, True) for clip in run.variants]
     clips.sort(key=lambda pair: pair[0]["row_index"] or 0)  # Stable: variants come last.
     has_loras = _has_loras(run)
-    return [_view(run, clip, is_variant, common, has_loras) for clip, is_variant in clips]
+    return [_view(run, clip, is_variant, common, has_loras, place) for clip, is_variant in clips]
 
 
 def _has_loras(run: RunData) -> bool:
@@ -53,11 +73,14 @@ def _view(
     is_variant: bool,
     common: Mapping[str, str],
     has_loras: bool,
+    place: Place,
 ) -> dict[str, Any]:
     finished_at = clip["finished_at"]
     can_be_picked = clip["status"] in DONE_STATUSES
     return {
         "id": clip["clip_id"],
+        "run": place.number,
+        "runName": place.name,
         "row": clip["row_index"],
         "rowId": clip["row_id"],
         "otherIds": (clip.get("other_ids") or "").split(),
@@ -67,14 +90,19 @@ def _view(
         "status": clip["status"],
         "isDone": clip["status"] in DONE_STATUSES,
         "problem": problem(clip),
+        "settings": clip["settings_sha256"],
+        "sha": clip["file_sha256"] or "",
+        "rating": rating_view(run.ratings, clip["settings_sha256"]),
+        "fps": clip["fps"],
+        "frames": clip["num_frames"],
         "seconds": attempt_seconds(clip),
         "facts": _measured(clip),
         "isCold": bool(clip["is_cold"]),
         "isFromLatents": not is_denoised_here(clip),
         "finished": finished_at.timestamp() if finished_at is not None else None,
-        "file": quote(clip["file"]) if clip["file"] else None,
+        "file": place.prefix + quote(clip["file"]) if clip["file"] else None,
         "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
-        "poster": quote(clip["thumb"]) if clip["thumb"] else None,
+        "poster": place.prefix + quote(clip["thumb"]) if clip["thumb"] else None,
         "shape": _shape(clip),
         "isVariant": is_variant,
         "differences": different_facts(clip, common),
@@ -84,6 +112,24 @@ def _view(
         "pickWords": pick_words(run, clip) if can_be_picked else None,
         "variant": clip["model"] or "",
     }
+
+
+def rating_view(ratings: Mapping[str, Rating], settings_sha256: str) -> dict[str, str] | None:
+    """Return how a clip is rated, of which file and when; None where it is not."""
+    rating = ratings.get(settings_sha256)
+    if rating is None:
+        return None
+    return {"value": rating.rating, "sha": rating.file_sha256, "at": rating.rated_at}
+
+
+def other_ratings(run: RunData, number: int = 0) -> list[dict[str, Any]]:
+    """Return the ratings of clips that a page does not show; a saved ratings.csv keeps them."""
+    shown = {clip["settings_sha256"] for clip in (*run.clips, *run.variants)}
+    return [
+        {"run": number, "cells": astuple(rating)}
+        for key, rating in run.ratings.items()
+        if key not in shown
+    ]
 
 
 def _shape(clip: Mapping[str, Any]) -> float | None:

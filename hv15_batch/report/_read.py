@@ -11,6 +11,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.planning.benchmark import Progress, progress_of
 from hv15_batch.planning.tables import FROM_PLAN, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
+from hv15_batch.rundir.chosen.ratings import Rating, read_ratings
 from hv15_batch.rundir.log import last_attempts, read_rows
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.shard_status import overall_status
@@ -48,6 +49,9 @@ class RunData:
     """`system.json` by run."""
     progress: Progress | None
     """Of the last run's repetitions; None where it is no benchmark."""
+    ratings: dict[str, Rating]
+    ratings_fault: str | None
+    """Why the ratings are not shown."""
 
     @property
     def last_settings(self) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def read_run(directory: RunDir) -> RunData:
     clips = [_shown(a, last.get(a["settings_sha256"]), files, thumbs) for a in asked]
     current = {clip["settings_sha256"] for clip in clips}
     others = [_shown(a, a, files, thumbs) for key, a in last.items() if key not in current]
+    ratings, ratings_fault = read_rated(directory)
     return RunData(
         directory=directory,
         folder=directory.path.name,
@@ -96,7 +101,17 @@ def read_run(directory: RunDir) -> RunData:
         settings=settings,
         systems=systems,
         progress=progress_of(plan or _measured_clips(attempts), attempts, directory),
+        ratings=ratings,
+        ratings_fault=ratings_fault,
     )
+
+
+def read_rated(directory: RunDir) -> tuple[dict[str, Rating], str | None]:
+    """Return the ratings of a run directory, or why they cannot be shown."""
+    try:
+        return read_ratings(directory), None
+    except Refused as error:
+        return {}, str(error)
 
 
 def _shown(

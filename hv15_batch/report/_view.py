@@ -35,7 +35,7 @@ from hv15_batch.references.text import (
     format_utilisation,
     sentences,
 )
-from hv15_batch.report._gallery import clip_views, problem
+from hv15_batch.report._gallery import OWN_PAGE, Place, clip_views, other_ratings, problem
 from hv15_batch.report._headline import Headline, headline
 from hv15_batch.report._plots import plots
 from hv15_batch.report._read import FILE_MISSING, NOT_RENDERED, RunData
@@ -138,7 +138,7 @@ class Page:
     """What the scripts of the page read."""
 
 
-def make_page(run: RunData, now: datetime, price: float | None) -> Page:
+def make_page(run: RunData, now: datetime, price: float | None, place: Place = OWN_PAGE) -> Page:
     """Return the page of a run; `price` is that of a kWh, None leaves costs out."""
     done = [a for a in run.attempts if a["status"] in DONE_STATUSES]
     repetitions = [a for a in done if a["repeat"] is not None]
@@ -160,17 +160,23 @@ def make_page(run: RunData, now: datetime, price: float | None) -> Page:
         workers=_workers(workers, now) if len(workers) > 1 else None,
         benchmark=_benchmark(run, repetitions) if repetitions else None,
         has_gallery=has_gallery,
-        notes=noise_notes(clip["weights"] for clip in seen),
+        notes=[*noise_notes(clip["weights"] for clip in seen), *_unrated(run)],
         problems=_problems(run.clips),
         common=common,
         warnings=[*_warnings(groups, names), *slow_lines(workers)],
         references=_references(run),
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
-            "clips": clip_views(run, common) if has_gallery else [],
+            "clips": clip_views(run, common, place) if has_gallery else [],
             "plots": figures,
+            "runs": [run.folder],
+            "otherRatings": other_ratings(run),
         },
     )
+
+
+def _unrated(run: RunData) -> list[str]:
+    return [f"Ratings are not shown. {run.ratings_fault}"] if run.ratings_fault else []
 
 
 def _references(run: RunData) -> list[ReferenceRow]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused
-from hv15_batch.report._read import read_run
+from hv15_batch.report._gallery import OWN_PAGE, Place
+from hv15_batch.report._read import RunData, read_run
 from hv15_batch.report._view import MAX_GROUPS_AT_HEAD, MAX_LISTED, make_page
 from hv15_batch.rundir.paths import ASSETS, RunDir
 from hv15_batch.rundir.publish import publish_copy, publish_text
@@ -37,22 +39,47 @@ def write_page(run_dir: Path, price: float | None = None) -> Path:
         LogSchemaError: the log cannot be read.
     """
     directory = RunDir(run_dir.absolute())
-    run = read_run(directory)
-    if price is None:
-        price = (run.last_settings.get("report") or {}).get("price_per_kwh")
-    page = make_page(run, utc_now(), price)
+    html, data = page_of(read_run(directory), price)
     write_assets(directory.path, RUN_ASSETS)
-    write_data(directory.path, DATA, page.data)
-    limits = {"max_listed": MAX_LISTED, "max_groups": MAX_GROUPS_AT_HEAD}
-    html = render("page.html.j2", {"page": page, **limits})
+    write_data(directory.path, DATA, data)
     publish_text(directory.page, html)
     write_library(directory.path)
     return directory.page
 
 
+def page_of(
+    run: RunData, price: float | None = None, place: Place = OWN_PAGE, live: Live | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return a run's page as HTML, and what its scripts read.
+
+    Args:
+        run: The run.
+        price: Of a kWh; None means as the last run was set.
+        place: Where the page finds the clips.
+        live: What a served page needs; None for one on the disk.
+    """
+    if price is None:
+        price = (run.last_settings.get("report") or {}).get("price_per_kwh")
+    page = make_page(run, utc_now(), price, place)
+    limits = {"max_listed": MAX_LISTED, "max_groups": MAX_GROUPS_AT_HEAD}
+    return render("page.html.j2", {"page": page, "live": live, **limits}), page.data
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a page needs that a server shows."""
+
+    token: str
+    """Its scripts send it with what they change."""
+
+
 def render(template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -> str:
     """Return a template as HTML; its folder's templates may use the macros of this package."""
-    return _environment(folder).get_template(template).render(long_text=LONG_TEXT, **values)
+    return (
+        _environment(folder)
+        .get_template(template)
+        .render({"long_text": LONG_TEXT, "live": None, **values})
+    )
 
 
 @cache
@@ -71,8 +98,12 @@ def _environment(folder: Path) -> Environment:
 
 
 PLOTLY = "plotly.min.js"
-RUN_ASSETS = ("page.css", "gallery.js", "player.js", "stars.js", "plots.js", "page.js")
-COMPARISON_ASSETS = ("page.css", "plots.js", "comparison.js")
+GALLERY_ASSETS = (
+    *("page.css", "ratings.js", "picks.js", "clock.js", "player.js", "gallery.js", "large.js"),
+    *("plots.js", "page.js"),
+)
+RUN_ASSETS = GALLERY_ASSETS
+LIVE_ASSETS = (*GALLERY_ASSETS, "live.js")
 
 _HERE = Path(__file__).parent / ASSETS
 
@@ -98,6 +129,11 @@ def write_assets(folder: Path, names: tuple[str, ...], source: Path = _HERE) -> 
             (target / name).read_bytes() != text.encode()
         ):
             publish_text(target / name, text)
+
+
+def asset(name: str) -> Path:
+    """Return a script or style of the pages, in this package."""
+    return _HERE / name
 
 
 def write_library(folder: Path) -> None:

@@ -266,8 +266,8 @@ class RunDir:
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
-        parts = (self.clips, self.latents, self.thumbs, self.embeddings, self.path / ASSETS)
-        return [self.path.resolve(), *parts]
+        names = ("clips", "latents", "thumbs", "embeddings", "picks", ASSETS)
+        return [self.path.resolve(), *(self.path / name for name in names)]
 
     def linked_folders(self) -> list[tuple[str, Path]]:
         """Return the folders of this run that are links, and their targets."""

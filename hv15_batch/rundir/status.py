@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -339,6 +340,23 @@ def _is_process_gone(pid: int, hostname: str | None, seen_at: datetime) -> bool:
         return True
     # A process that started after that moment has only taken over the number.
     return is_zombie or started > seen_at + _CLOCK_SLACK
+
+
+def set_pause(run_dir: RunDir, is_wanted: bool) -> None:
+    """Make or remove the file that pauses a run.
+
+    Raises:
+        Refused: The run directory cannot be written.
+    """
+    try:
+        if is_wanted:
+            # A link of that name is left alone: what it leads to must not be made.
+            with suppress(FileExistsError):
+                os.close(os.open(run_dir.pause, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        else:
+            run_dir.pause.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
 
 
 def format_progress(*, total: int, done: int, failed: int, suspect: int) -> str:

@@ -28,6 +28,7 @@ from hv15_batch.rundir.status import (
     find_latest_run,
     is_gone,
     read_holder,
+    set_pause,
 )
 from hv15_batch.rundir.store import place, refresher
 from hv15_batch.status.show import format_start, format_status, resume_lines
@@ -44,13 +45,7 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
             f"{run_dir.url}: no run of this machine is active there; a run is paused on the "
             "machine that it runs on."
         )
-    try:
-        if is_wanted:
-            run_dir.pause.touch()
-        else:
-            run_dir.pause.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(f"{run_dir.pause}: {error.strerror}; correct its permissions.") from error
+    set_pause(run_dir, is_wanted)
     folder = shlex.quote(run_dir.shown())
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:

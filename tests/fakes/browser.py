@@ -5,7 +5,6 @@ Chromium is Debian's (`apt-get install chromium`); without one the tests that us
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,6 +33,8 @@ class Opened:
     page: Any
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    origin: str = ""
+    """Of the server that the page comes from; empty for one of the disk."""
 
     def cards(self) -> list[str]:
         """Return the clips shown, in their order."""
@@ -42,14 +43,15 @@ class Opened:
 
     def foreign(self) -> list[str]:
         """Return what was asked for outside the disk and the page itself."""
-        return [url for url in self.requests if not re.match(r"(file|data|blob):", url)]
+        own = ("data:", "blob:", f"{self.origin}/" if self.origin else "file:")
+        return [url for url in self.requests if not url.startswith(own)]
 
 
 @contextmanager
 def browsing(
-    driver: Any, page: Path, profile: Path, *, width: int = 1280, scheme: str = "light"
+    driver: Any, page: Path | str, profile: Path, *, width: int = 1280, scheme: str = "light"
 ) -> Iterator[Opened]:
-    """Open a page of the disk in a new browser with an empty profile."""
+    """Open a page of the disk, or an address, in a new browser with an empty profile."""
     context = driver.chromium.launch_persistent_context(
         profile, executable_path=CHROMIUM, args=list(FLAGS), color_scheme=scheme,
         viewport={"width": width, "height": 900}, accept_downloads=True,
@@ -60,7 +62,9 @@ def browsing(
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
         opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
         context.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.goto(page.as_uri())
+        if isinstance(page, str):
+            opened.origin = page.partition("/?")[0]
+        opened.page.goto(page if isinstance(page, str) else page.as_uri())
         yield opened
     finally:
         context.close()

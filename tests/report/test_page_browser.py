@@ -1,4 +1,4 @@
-"""The page in a real browser, from the disk: it plays, filters, stars, and asks no network."""
+"""The page in a real browser, from the disk: it plays, filters, rates, and asks no network."""
 
 from __future__ import annotations
 
@@ -200,13 +200,38 @@ def test_all_clips_of_a_row_play_side_by_side(opened: Opened) -> None:
     wait(opened.page, playing)
 
 
-def test_the_keyboard_goes_from_clip_to_clip_and_stars(opened: Opened) -> None:
+def rate(opened: Opened, name: str, key: str) -> None:
+    """Press a key on a clip of the gallery."""
+    opened.page.focus(f"#clip-{name} .play")
+    opened.page.keyboard.press(key)
+
+
+def rating_of(opened: Opened, name: str) -> str:
+    text: str = opened.page.get_attribute(f"#clip-{name} .stars", "aria-valuetext")
+    return text
+
+
+def test_the_keyboard_goes_from_clip_to_clip_and_rates(opened: Opened) -> None:
     opened.page.focus("#clip-fox_s0 .play")
     opened.page.keyboard.press("ArrowRight")
-    opened.page.keyboard.press("s")
+    for key, said in (("3", "3 of 5"), ("x", "rejected"), ("5", "5 of 5"), ("0", "not rated")):
+        opened.page.keyboard.press(key)
+        assert rating_of(opened, "fox_s1") == said
+    assert rating_of(opened, "fox_s0") == "not rated"
 
-    assert opened.page.get_attribute("#clip-fox_s1 .star", "aria-pressed") == "true"
-    assert opened.page.get_attribute("#clip-fox_s0 .star", "aria-pressed") == "false"
+
+def test_the_mouse_rates_and_clears_and_rejects(opened: Opened) -> None:
+    stars = opened.page.locator("#clip-fox_s0 .stars")
+    width = stars.bounding_box()["width"]
+    stars.click(position={"x": width * 0.5, "y": 8})
+    assert rating_of(opened, "fox_s0") == "3 of 5"
+    stars.click(position={"x": width * 0.5, "y": 8})
+    assert rating_of(opened, "fox_s0") == "not rated"
+    opened.page.get_by_role("button", name="Reject clip fox_s0").click()
+    assert rating_of(opened, "fox_s0") == "rejected"
+    stars.focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert rating_of(opened, "fox_s0") == "1 of 5"
 
 
 def download(opened: Opened, to: Path) -> Path:
@@ -217,9 +242,10 @@ def download(opened: Opened, to: Path) -> Path:
     return to / "picks.csv"
 
 
-def test_starred_seeds_become_a_manifest_that_is_read(opened: Opened, tmp_path: Path) -> None:
+def test_picked_seeds_become_a_manifest_that_is_read(opened: Opened, tmp_path: Path) -> None:
     for name in ("fox_s1", "sign", "hack", "fox_s0"):
-        opened.page.get_by_role("button", name=f"Star clip {name}").click()
+        rate(opened, name, "4")
+    rate(opened, "dark", "3")  # good, but no pick
 
     picks = read_manifest(download(opened, tmp_path), Task.t2v)
 
@@ -241,7 +267,7 @@ def test_the_command_for_picks_renders_these_clips(
     main([str(folder)])
 
     with browsing(driver, folder / "index.html", tmp_path / "profile") as opened:
-        opened.page.get_by_role("button", name="Star clip a").click()
+        rate(opened, "a", "5")
         download(opened, tmp_path)
 
         said = opened.page.text_content("#toast")
@@ -249,23 +275,43 @@ def test_the_command_for_picks_renders_these_clips(
     assert said.endswith(" runtime.mask_free=false video.crf=35")
 
 
-def test_stars_outlive_the_page_and_can_be_filtered(opened: Opened) -> None:
-    opened.page.get_by_role("button", name="Star clip hack").click()
+def test_ratings_outlive_the_page_and_can_be_filtered_and_sorted(opened: Opened) -> None:
+    for name, key in (("hack", "5"), ("fox_s1", "2"), ("dark", "x"), ("sign", "4")):
+        rate(opened, name, key)
     opened.page.reload()
 
-    opened.page.select_option("#filter-status", "starred")
+    opened.page.select_option("#sort", "rating")
+    assert opened.cards()[:3] == ["hack", "sign", "fox_s1"]
+    for choice, names in (
+        ("2", ["hack", "sign", "fox_s1"]), ("5", ["hack"]), ("rejected", ["dark"]),
+        ("unrated", ["fox_s0"]), ("picks", ["hack", "sign"]), ("outdated", []),
+    ):  # fmt: skip
+        opened.page.select_option("#filter-rating", choice)
+        assert opened.cards() == names
+    assert opened.page.text_content("#download") == "picks.csv (2)"
+    opened.page.select_option("#least", "2")
+    assert opened.page.text_content("#download") == "picks.csv (3)"
 
-    assert opened.cards() == ["hack"]
-    assert opened.page.text_content("#download") == "Download picks.csv (1)"
+
+def test_rejected_clips_are_hidden_at_once_and_the_next_has_the_focus(opened: Opened) -> None:
+    opened.page.check("#hide-rejected")
+    rate(opened, "fox_s1", "x")
+
+    assert opened.cards() == ["fox_s0", "sign", "hack", "bad", "dark", "later"]
+    assert opened.page.text_content("#count") == "6 of 7 clips"
+    focused = "document.activeElement.closest('.card').id"
+    assert opened.page.evaluate(focused) == "clip-sign"
+    opened.page.reload()
+    assert "fox_s1" not in opened.cards()
 
 
-def test_stars_work_where_storage_is_blocked(driver: Any, run_dir: Path, tmp_path: Path) -> None:
+def test_ratings_work_where_storage_is_blocked(driver: Any, run_dir: Path, tmp_path: Path) -> None:
     with browsing(driver, run_dir / "index.html", tmp_path / "profile") as opened:
         opened.page.add_init_script(
             "Object.defineProperty(window, 'localStorage', {get() { throw new Error('blocked'); }})"
         )
         opened.page.reload()
-        opened.page.get_by_role("button", name="Star clip hack").click()
+        rate(opened, "hack", "5")
 
         assert "hack" in download(opened, tmp_path).read_text(encoding="utf-8")
         assert opened.complaints == []
@@ -409,7 +455,8 @@ def test_nobody_is_shut_out(
 ) -> None:
     page = run_dir / "index.html"
     with browsing(driver, page, tmp_path / "p", width=width, scheme=scheme) as opened:
-        opened.page.get_by_role("button", name="Star clip hack").click()
+        rate(opened, "hack", "5")
+        rate(opened, "dark", "x")
         opened.page.get_by_role("button", name="Play clip fox_s0").click()
         opened.page.click("summary:has(#common-title)")
         draw_all(opened.page)

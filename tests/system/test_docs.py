@@ -19,6 +19,7 @@ import pytest
 from hv15_batch import cli
 from hv15_batch.config.messages import WORDS
 from hv15_batch.config.settings import Config, each_setting
+from hv15_batch.errors import EXIT_SIGINT
 from hv15_batch.model.options import model_options
 from hv15_batch.rundir.schema import arrow_schema
 
@@ -149,9 +150,16 @@ def test_a_command_of_the_pages_runs(
         if words[0] not in HERE and not {"--dry-run", "--cfg"} & set(words):
             words.append("--dry-run")
         words = ["hydra.sweeper.n_trials=2" if "n_trials" in word else word for word in words]
+    if words and words[0] == "view":  # it serves until Ctrl-C
+        monkeypatch.setattr("uvicorn.Server.run", interrupted)
+        expected = EXIT_SIGINT
     monkeypatch.chdir(folder)
 
     assert cli.main(words) == expected
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: shown.name)

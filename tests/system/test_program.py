@@ -123,7 +123,7 @@ def test_a_watch_ends_with_its_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["report", "status", "compare", "references", "prefetch", "recipe", "doctor"]
+    "word", ["report", "status", "view", "compare", "references", "prefetch", "recipe", "doctor"]
 )
 def test_each_word_is_a_module_too(tmp_path: Path, word: str) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

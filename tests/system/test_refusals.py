@@ -174,13 +174,13 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("prompts.csv", "rendr"): (
         "'rendr': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
-        "key=value nor one of the words report, status, references, compare, recipe, convert, "
-        "prefetch, doctor. See hv15-batch --help."
+        "key=value nor one of the words report, status, view, references, compare, recipe, "
+        "convert, prefetch, doctor. See hv15-batch --help."
     ),
     ("satus",): (
         "'satus': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
-        "key=value nor one of the words report, status, references, compare, recipe, convert, "
-        "prefetch, doctor. Did you mean status? See hv15-batch --help."
+        "key=value nor one of the words report, status, view, references, compare, recipe, "
+        "convert, prefetch, doctor. Did you mean status? See hv15-batch --help."
     ),
     ("prompts.csv", "only="): (
         "only=: names no row; give ids, for example only=a,b, or leave it out for all rows."
@@ -190,8 +190,8 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("=",): (
         "'=': neither a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .txt) nor "
-        "key=value nor one of the words report, status, references, compare, recipe, convert, "
-        "prefetch, doctor. See hv15-batch --help."
+        "key=value nor one of the words report, status, view, references, compare, recipe, "
+        "convert, prefetch, doctor. See hv15-batch --help."
     ),
     ("prompts.csv", "--limit=1"): (
         f"--limit=1: there is no such flag. Did you mean limit=1? {FLAGS}"

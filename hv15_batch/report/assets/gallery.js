@@ -64,22 +64,57 @@
     return frame;
   }
 
-  function starOf(clip) {
-    var star = make("button", "star");
-    star.type = "button";
-    star.setAttribute("aria-label", "Star clip " + clip.id);
-    function show() {
-      var on = hv15.stars.has(clip.id);
-      star.setAttribute("aria-pressed", String(on));
-      star.textContent = on ? "★" : "☆";
-    }
-    star.addEventListener("click", function () {
-      hv15.stars.toggle(clip.id);
-      show();
-      document.dispatchEvent(new Event("hv15-stars"));
+  /* Five stars in one element: a click rates by its place, the same one again clears. */
+  function ratingOf(clip) {
+    var block = make("div", "rating");
+    var stars = make("div", "stars");
+    stars.tabIndex = 0;
+    stars.setAttribute("role", "slider");
+    stars.setAttribute("aria-label", "Rating of clip " + clip.id);
+    stars.setAttribute("aria-valuemin", "0");
+    stars.setAttribute("aria-valuemax", "5");
+    var reject = make("button", "reject", "✕");
+    reject.type = "button";
+    reject.title = "Reject (x)";
+    reject.setAttribute("aria-label", "Reject clip " + clip.id);
+    block.append(stars, reject, make("span", "outdated"));
+    stars.addEventListener("click", function (event) {
+      var box = stars.getBoundingClientRect();
+      var number = Math.min(5, Math.max(1, Math.ceil((event.clientX - box.left) / box.width * 5)));
+      hv15.ratings.set(clip, hv15.ratings.numberOf(clip) === number ? "" : String(number));
     });
-    show();
-    return star;
+    stars.addEventListener("keydown", function (event) {
+      var step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+      if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      var number = Math.min(5, Math.max(0, Math.max(hv15.ratings.numberOf(clip), 0) + step));
+      hv15.ratings.set(clip, number ? String(number) : "");
+    });
+    reject.addEventListener("click", function () {
+      var isRejected = hv15.ratings.valueOf(clip) === hv15.ratings.REJECTED;
+      hv15.ratings.set(clip, isRejected ? "" : hv15.ratings.REJECTED);
+    });
+    showRating(clip, block);
+    return block;
+  }
+
+  /* Bring a rating, on a card or in the large view, up to date. */
+  function showRating(clip, block) {
+    var number = Math.max(hv15.ratings.numberOf(clip), 0);
+    var isRejected = hv15.ratings.valueOf(clip) === hv15.ratings.REJECTED;
+    var isOutdated = hv15.ratings.isOutdated(clip);
+    var stars = block.querySelector(".stars");
+    stars.textContent = "★".repeat(number) + "☆".repeat(5 - number);
+    stars.setAttribute("aria-valuenow", String(number));
+    var text = isRejected ? "rejected" : number ? number + " of 5" : "not rated";
+    stars.setAttribute("aria-valuetext", text + (isOutdated ? ", of an earlier file" : ""));
+    block.querySelector(".reject").setAttribute("aria-pressed", String(isRejected));
+    block.querySelector(".outdated").textContent = isOutdated ? "outdated" : "";
+    block.classList.toggle("is-rated", number > 0);
+    block.classList.toggle("is-outdated", isOutdated);
+    var card = block.closest(".card");
+    if (card) card.classList.toggle("rejected", isRejected);
   }
 
   function line(parts, className) {
@@ -105,6 +140,7 @@
     if (clip.status !== "ok") {
       parts.push(make("span", "status " + clip.status.replace(/ /g, "-"), clip.status));
     }
+    if (clip.runName) parts.push(make("span", "chip run", clip.runName));
     if (clip.isVariant) parts.push(make("span", "status variant", "other settings"));
     Object.keys(clip.differences).forEach(function (name) {
       var chip = make("span", "chip", name + " ");
@@ -142,11 +178,15 @@
 
   function makeCard(clip) {
     var card = make("article", "card");
-    card.id = "clip-" + clip.id;
+    card.id = "clip-" + (clip.run ? clip.run + "-" : "") + clip.id;
     card.setAttribute("aria-label", "Clip " + clip.id);
+    card.hv15 = clip;
     card.appendChild(frameOf(clip));
-    if (clip.pick) card.appendChild(starOf(clip));
     var text = make("div", "about");
+    if (clip.isDone) {
+      text.appendChild(ratingOf(clip));
+      card.classList.toggle("rejected", hv15.ratings.valueOf(clip) === hv15.ratings.REJECTED);
+    }
     text.appendChild(factsOf(clip));
     var problem = clip.problem ? textBlock(clip.problem, "problem") : null;
     [labelsOf(clip), problem, actionsOf(clip)].forEach(function (part) {
@@ -161,6 +201,33 @@
     return cards.get(clip);
   }
 
+  /* Put a clip that changed in the place of what it was; one that plays is left until it stops. */
+  function renew(before, clip) {
+    var old = cards.get(before);
+    if (!old) return;
+    if (old.querySelector("video")) {
+      setTimeout(renew, 1000, before, clip);
+      return;
+    }
+    cards.delete(before);
+    if (!hv15.clips.all.includes(clip)) return; // it has changed again meanwhile
+    var hadFocus = old.contains(document.activeElement);
+    var card = cardOf(clip);
+    old.replaceWith(card);
+    if (hadFocus) (card.querySelector(".play") || card.querySelector("button, a, [tabindex]")).focus();
+  }
+
+  /* Take a card away; what is below it moves up, and all else stays where it is. */
+  function remove(clip) {
+    var card = cards.get(clip);
+    var row = card && card.closest(".row");
+    if (!row) return;
+    card.remove();
+    var left = row.querySelectorAll(".card").length;
+    if (left) row.style.setProperty("--clips", left);
+    else row.remove();
+  }
+
   /* Width over height of every tile in a row: that of its tallest clip, so that the tiles stay level. */
   function shapeOf(clips) {
     var shapes = clips.map(function (clip) { return clip.shape; }).filter(Boolean);
@@ -172,7 +239,8 @@
     var row = make("section", "row");
     row.style.setProperty("--clips", clips.length);
     var head = make("div", "row-head");
-    var title = make("h3", "", [clips[0].rowId].concat(clips[0].otherIds).join(", "));
+    var ids = new Set(clips.map(function (clip) { return clip.rowId; }).concat(clips[0].otherIds));
+    var title = make("h3", "", Array.from(ids).join(", "));
     head.appendChild(title);
     var playable = clips.filter(function (clip) { return clip.file && clip.isPlayable; });
     if (playable.length > 1) head.appendChild(playAll(clips[0], playable));
@@ -239,5 +307,13 @@
     };
   }
 
-  hv15.gallery = { show: show, cardOf: cardOf, finish: function () {} };
+  document.addEventListener("hv15-ratings", function (event) {
+    var card = cards.get(event.detail);
+    if (card && card.querySelector(".rating")) showRating(event.detail, card.querySelector(".rating"));
+  });
+
+  hv15.gallery = {
+    show: show, cardOf: cardOf, renew: renew, remove: remove, finish: function () {},
+    ratingOf: ratingOf, showRating: showRating,
+  };
 })();

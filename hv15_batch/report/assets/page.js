@@ -1,10 +1,9 @@
-/* The page of a run: filters, sorting, copying, keys. */
+/* The page of a run or of several: filters, sorting, copying, keys. */
 (function () {
   "use strict";
   var hv15 = window.hv15;
   var clips = hv15.data.clips;
-  var texts = new Map();
-  var STARRED = "starred";
+  var texts = new WeakMap();
   var HASH = /_[0-9a-f]{8}$/;
   var SEED = /\bseed(?:\s+(\d+)\b|\s*$)/g; // the word alone is on its way to one
 
@@ -20,6 +19,34 @@
     say.timer = setTimeout(function () { toast.classList.remove("shown"); }, 6000);
   }
 
+  hv15.say = say;
+
+  /* Let the browser save a text as a file. */
+  hv15.save = function (name, text) {
+    var link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.download = name;
+    link.click();
+    setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
+  };
+
+  /* A choice that this browser remembers, for all pages of a disk or of a server. */
+  function remembered(name) {
+    try {
+      return localStorage.getItem("hv15-" + name);
+    } catch (error) {
+      return null; // storage is blocked: it lives as long as the page
+    }
+  }
+
+  function remember(name, value) {
+    try {
+      localStorage.setItem("hv15-" + name, value);
+    } catch (error) {
+      /* as above */
+    }
+  }
+
   /* -- filter and sort ---------------------------------------------------------------------- */
 
   /* Facts as they are written under a clip. */
@@ -30,11 +57,23 @@
   function haystack(clip) {
     if (!texts.has(clip)) {
       // Of an id's hash, in which any digit would be found, only the whole is looked for.
-      var parts = [clip.prompt, clip.id.replace(HASH, ""), clip.rowId, clip.seed, clip.image, clip.problem];
+      var parts = [clip.prompt, clip.id.replace(HASH, ""), clip.rowId, clip.runName, clip.seed, clip.image, clip.problem];
       parts = parts.concat(clip.otherIds, chips(clip.tags, ": "), chips(clip.differences, " "));
       texts.set(clip, parts.join("\n").toLowerCase());
     }
     return texts.get(clip);
+  }
+
+  var RATED = {
+    any: function () { return true; },
+    unrated: function (clip) { return clip.isDone && hv15.ratings.valueOf(clip) === ""; },
+    rejected: function (clip) { return hv15.ratings.valueOf(clip) === hv15.ratings.REJECTED; },
+    outdated: hv15.ratings.isOutdated,
+    picks: hv15.picks.has,
+  };
+
+  function isRated(choice) {
+    return RATED[choice] || function (clip) { return hv15.ratings.numberOf(clip) >= Number(choice); };
   }
 
   function wanted() {
@@ -47,8 +86,12 @@
     var words = text.split(/\s+/).filter(Boolean);
     var status = byId("filter-status").value;
     var tag = byId("filter-tag").value ? JSON.parse(byId("filter-tag").value) : null;
+    var rating = byId("filter-rating").value;
+    var fits = isRated(rating);
+    var hidesRejected = byId("hide-rejected").checked && rating !== "rejected";
     return clips.filter(function (clip) {
-      if (status === STARRED ? !hv15.stars.has(clip.id) : status && clip.status !== status) return false;
+      if (status && clip.status !== status) return false;
+      if (!fits(clip) || (hidesRejected && RATED.rejected(clip))) return false;
       if (tag && clip.tags[tag[0]] !== tag[1]) return false;
       if (seeds.length && seeds.indexOf(clip.seed) < 0) return false;
       return words.every(function (word) {
@@ -71,6 +114,7 @@
     slowest: by(function (clip) { return clip.seconds; }, -1),
     fastest: by(function (clip) { return clip.seconds; }, 1),
     seed: by(function (clip) { return BigInt(clip.seed); }, 1),
+    rating: by(function (clip) { return hv15.ratings.numberOf(clip) || null; }, -1),
   };
 
   var timer = 0; // of an update that waits for more letters
@@ -80,10 +124,94 @@
     var shown = wanted();
     var sort = byId("sort").value;
     if (ORDERS[sort]) shown.sort(ORDERS[sort]);
+    hv15.clips.shown = shown;
     hv15.gallery.show(shown, sort === "manifest");
-    var all = clips.length + " clip" + (clips.length === 1 ? "" : "s");
-    byId("count").textContent = shown.length === clips.length ? all : shown.length + " of " + all;
+    count();
   }
+
+  function count() {
+    var all = clips.length + " clip" + (clips.length === 1 ? "" : "s");
+    var shown = hv15.clips.shown.length;
+    byId("count").textContent = shown === clips.length ? all : shown + " of " + all;
+  }
+
+  /* -- clips that change while the page is open --------------------------------------------- */
+
+  function keyOf(clip) {
+    return clip.run + "/" + clip.id;
+  }
+
+  function keysOf(list) {
+    return list.map(keyOf).join("\n");
+  }
+
+  /* Take clips that are new or changed; `order` names all of them where it is another one. */
+  function take(changed, order) {
+    var known = new Map(clips.map(function (clip) { return [keyOf(clip), clip]; }));
+    var replaced = [];
+    changed.forEach(function (clip) {
+      var before = known.get(keyOf(clip));
+      if (before) replaced.push([before, clip]);
+      known.set(keyOf(clip), clip);
+    });
+    var keys = order || clips.map(keyOf);
+    clips = keys.map(function (key) { return known.get(key); }).filter(Boolean);
+    hv15.clips.all = clips;
+    var before = keysOf(hv15.clips.shown);
+    var shown = wanted();
+    var sort = byId("sort").value;
+    if (ORDERS[sort]) shown.sort(ORDERS[sort]);
+    if (keysOf(shown) === before) {
+      hv15.clips.shown = shown;
+      replaced.forEach(function (pair) { hv15.gallery.renew(pair[0], pair[1]); });
+    } else {
+      var top = window.scrollY;
+      update();
+      if (top > 0) {
+        hv15.gallery.finish();
+        window.scrollTo(0, top);
+      }
+    }
+    replaced.forEach(function (pair) { hv15.large.renew(pair[0], pair[1]); });
+    fillFilters();
+    count();
+    countPicks();
+  }
+
+  /* After the large view: what was rated there may not be wanted any more. */
+  function settle(clip) {
+    if (keysOf(wanted().sort(ORDERS[byId("sort").value])) !== keysOf(hv15.clips.shown)) {
+      var top = window.scrollY;
+      update();
+      hv15.gallery.finish();
+      window.scrollTo(0, top);
+    }
+    if (hv15.clips.shown.indexOf(clip) >= 0) focusOn(hv15.gallery.cardOf(clip));
+  }
+
+  function focusOn(card) {
+    var target = card.querySelector(".play") || card.querySelector("button, a, [tabindex]");
+    if (!target) return;
+    target.focus({ preventScroll: true });
+    card.scrollIntoView({ block: "nearest" });
+  }
+
+  document.addEventListener("hv15-ratings", function (event) {
+    var clip = event.detail;
+    countPicks();
+    if (hv15.large.isOpen() || hv15.clips.shown.indexOf(clip) < 0) return;
+    if (wanted().indexOf(clip) >= 0) return;
+    var place = hv15.clips.shown.indexOf(clip);
+    var card = hv15.gallery.cardOf(clip);
+    var hadFocus = card.contains(document.activeElement);
+    hv15.clips.shown.splice(place, 1);
+    hv15.gallery.remove(clip);
+    count();
+    var next = hv15.clips.shown[place] || hv15.clips.shown[place - 1];
+    if (hadFocus && next) focusOn(hv15.gallery.cardOf(next));
+  });
+
+  hv15.clips = { all: clips, shown: [], update: take, settle: settle };
 
   function option(value, text) {
     var item = document.createElement("option");
@@ -92,23 +220,28 @@
     return item;
   }
 
+  function fill(select, options) {
+    var chosen = select.value;
+    select.replaceChildren.apply(select, options);
+    select.value = chosen;
+    if (select.selectedIndex < 0) select.selectedIndex = 0;
+  }
+
   function fillFilters() {
-    var status = byId("filter-status");
-    status.appendChild(option("", "any"));
     var counts = new Map();
     clips.forEach(function (clip) { counts.set(clip.status, (counts.get(clip.status) || 0) + 1); });
-    counts.forEach(function (count, name) { status.appendChild(option(name, name + " (" + count + ")")); });
-    status.appendChild(option(STARRED, STARRED));
+    var statuses = [option("", "any")];
+    counts.forEach(function (count, name) { statuses.push(option(name, name + " (" + count + ")")); });
+    fill(byId("filter-status"), statuses);
     var tags = new Set();
     clips.forEach(function (clip) {
       Object.keys(clip.tags).forEach(function (name) {
         tags.add(JSON.stringify([name, clip.tags[name]]));
       });
     });
-    byId("filter-tag").appendChild(option("", "any"));
-    Array.from(tags).sort().forEach(function (tag) {
-      byId("filter-tag").appendChild(option(tag, JSON.parse(tag).join(": ")));
-    });
+    fill(byId("filter-tag"), [option("", "any")].concat(Array.from(tags).sort().map(function (tag) {
+      return option(tag, JSON.parse(tag).join(": "));
+    })));
     byId("filter-tag-label").hidden = tags.size === 0;
   }
 
@@ -118,19 +251,56 @@
       clearTimeout(timer);
       timer = setTimeout(update, 80);
     });
-    ["filter-status", "filter-tag", "sort"].forEach(function (id) {
+    ["filter-status", "filter-tag", "filter-rating", "hide-rejected", "sort"].forEach(function (id) {
       byId(id).addEventListener("change", update);
     });
-    byId("download").addEventListener("click", function () {
-      say("Saved. Render it with: " + hv15.stars.download(clips).join(" and "));
+    byId("hide-rejected").addEventListener("change", function (event) {
+      remember("hide-rejected", String(event.target.checked));
     });
-    document.addEventListener("hv15-stars", countStars);
+    byId("least").addEventListener("change", function (event) {
+      hv15.picks.setLeast(Number(event.target.value));
+      remember("least", event.target.value);
+      countPicks();
+      if (byId("filter-rating").value === "picks") update();
+    });
+    byId("size").addEventListener("input", function (event) {
+      setSize(event.target.value);
+      remember("size", event.target.value);
+    });
+    byId("download").addEventListener("click", function () {
+      say("Saved. Render it with: " + hv15.picks.download(clips).join(" and "));
+    });
+    byId("save-ratings").addEventListener("click", function () {
+      say("Saved: " + hv15.ratings.download().join(", ") + ". Put it into the run directory.");
+    });
   }
 
-  function countStars() {
-    var n = clips.filter(function (clip) { return clip.pick && hv15.stars.has(clip.id); }).length;
+  function setSize(pixels) {
+    byId("gallery").style.setProperty("--clip", pixels + "px");
+  }
+
+  /* What this browser remembers of size, picks and rejected clips. */
+  function recall() {
+    var size = remembered("size");
+    var slider = byId("size");
+    if (size) setSize(size);
+    slider.value = size || parseFloat(getComputedStyle(byId("gallery")).getPropertyValue("--clip")) * 16;
+    var least = remembered("least");
+    if (least) byId("least").value = least;
+    if (byId("least").selectedIndex < 0) byId("least").value = "4";
+    hv15.picks.setLeast(Number(byId("least").value));
+    byId("hide-rejected").checked = remembered("hide-rejected") === "true";
+  }
+
+  function picked() {
+    return clips.filter(hv15.picks.has);
+  }
+
+  function countPicks() {
+    var n = picked().length;
     byId("download").disabled = n === 0;
-    byId("download").textContent = n ? "Download picks.csv (" + n + ")" : "Download picks.csv";
+    byId("download").textContent = "picks.csv (" + n + ")";
+    if (byId("copy-picks")) byId("copy-picks").disabled = n === 0;
   }
 
   /* -- copying ------------------------------------------------------------------------------ */
@@ -189,26 +359,68 @@
 
   /* -- keys --------------------------------------------------------------------------------- */
 
+  /* Rate a clip by the key that was pressed; return whether it was such a key. */
+  hv15.rateByKey = function (event, clip) {
+    var key = event.key.toLowerCase();
+    var value = /^[1-5]$/.test(key) ? key : { 0: "", x: hv15.ratings.REJECTED }[key];
+    if (value === undefined || !clip) return false;
+    event.preventDefault();
+    hv15.ratings.set(clip, value);
+    return true;
+  };
+
   byId("gallery").addEventListener("keydown", function (event) {
     var card = event.target.closest(".card");
     if (!card || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "VIDEO") return;
-    if (event.key === "s" && card.querySelector(".star")) card.querySelector(".star").click();
+    if (hv15.rateByKey(event, card.hv15)) return;
     var step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     var all = Array.from(document.querySelectorAll("#gallery .card"));
     var next = all[all.indexOf(card) + step];
     if (!next) return;
     event.preventDefault();
-    var target = next.querySelector(".play") || next.querySelector("button, a");
-    if (target) target.focus();
+    focusOn(next);
   });
+
+  /* -- what only a server can do ------------------------------------------------------------ */
+
+  function listenLive() {
+    byId("pattern").value = remembered("pattern") || byId("pattern").value;
+    byId("copy-picks").addEventListener("click", async function () {
+      var pattern = byId("pattern").value;
+      remember("pattern", pattern);
+      try {
+        var said = await hv15.live.post("picks", {
+          pattern: pattern,
+          picks: picked().map(function (clip) { return { run: clip.run, settings_sha256: clip.settings }; }),
+        });
+        say(said.said);
+      } catch (error) {
+        say(error.message);
+      }
+    });
+    byId("load-ratings").addEventListener("click", function () { byId("ratings-file").click(); });
+    byId("ratings-file").addEventListener("change", async function (event) {
+      var file = event.target.files[0];
+      event.target.value = "";
+      if (!file) return;
+      try {
+        say((await hv15.live.post("load", { text: await file.text() })).said);
+      } catch (error) {
+        say(error.message);
+      }
+    });
+    hv15.live.open();
+  }
 
   byId("toolbar").hidden = false;
   byId("hint").hidden = false;
+  recall();
   fillFilters();
   listen();
-  countStars();
+  countPicks();
   update();
+  if (hv15.live) listenLive();
   hv15.plots.show(hv15.data.plots);
   document.documentElement.dataset.ready = String(performance.now());
 })();

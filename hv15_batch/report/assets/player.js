@@ -3,6 +3,7 @@
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var HOVER_MS = 120;
+  var DOUBLE_MS = 220;
   var calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   function makeVideo(clip) {
@@ -35,14 +36,25 @@
     frame.classList.remove("playing", "previewing");
   }
 
+  /* Play without controls, under the button. */
+  function preview(clip, frame) {
+    var video = makeVideo(clip);
+    video.tabIndex = -1;
+    video.setAttribute("aria-hidden", "true");
+    frame.classList.add("previewing");
+    start(video, frame);
+  }
+
   /* Play with controls until Escape. */
   function play(clip, frame) {
-    stop(frame);
-    var video = makeVideo(clip);
+    if (!frame.querySelector("video")) preview(clip, frame);
+    var video = frame.querySelector("video");
     video.controls = true;
+    video.removeAttribute("tabindex");
+    video.removeAttribute("aria-hidden");
     video.setAttribute("aria-label", "Clip " + clip.id);
+    frame.classList.remove("previewing");
     frame.classList.add("playing");
-    start(video, frame);
     return video;
   }
 
@@ -55,26 +67,36 @@
   /* The frame's picture, a button over it, and what hovering does. */
   function attach(clip, frame, button) {
     var timer = 0;
-    button.addEventListener("click", function () {
+    var hover = 0;
+    button.addEventListener("click", function (event) {
       clearTimeout(timer);
-      play(clip, frame).focus();
+      clearTimeout(hover);
+      if (!frame.querySelector("video")) preview(clip, frame);
+      // A click may be the first of two, and controls would take the second; a key is no click.
+      timer = setTimeout(function () { play(clip, frame).focus(); }, event.detail ? DOUBLE_MS : 0);
     });
     frame.addEventListener("pointerenter", function (event) {
       if (event.pointerType !== "mouse" || calm.matches || frame.querySelector("video")) return;
-      timer = setTimeout(function () {
-        var video = makeVideo(clip);
-        video.tabIndex = -1;
-        video.setAttribute("aria-hidden", "true");
-        frame.classList.add("previewing");
-        start(video, frame);
-      }, HOVER_MS);
+      hover = setTimeout(preview, HOVER_MS, clip, frame);
     });
     frame.addEventListener("pointerleave", function () {
-      clearTimeout(timer);
+      clearTimeout(hover);
       if (frame.classList.contains("previewing")) stop(frame);
     });
+    button.addEventListener("dblclick", function () {
+      clearTimeout(timer);
+      stop(frame);
+      hv15.large.open(clip);
+    });
+    button.addEventListener("keydown", function (event) {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // the space bar plays here
+      hv15.large.open(clip);
+    });
     frame.addEventListener("keydown", function (event) {
-      if (event.key === "Escape" && frame.classList.contains("playing")) close(frame);
+      if (event.key !== "Escape" || !frame.querySelector("video")) return;
+      clearTimeout(timer);
+      close(frame);
     });
   }
 

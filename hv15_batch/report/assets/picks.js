@@ -1,31 +1,11 @@
-/* Stars: which clips a person likes, and the manifest that renders them again. */
+/* Picks: the clips that are rated well enough, and the manifest that renders them again. */
 (function () {
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
-  /* The folder is known from the page's own address: one store serves all pages on a disk. */
-  var KEY = "hv15-stars:" + decodeURIComponent(location.pathname).replace(/[^/]*$/, "");
-  var starred = new Set(read());
+  var least = 4; // rating from which a clip is picked
 
-  function read() {
-    try {
-      return JSON.parse(localStorage.getItem(KEY)) || [];
-    } catch (error) {
-      return []; // storage is blocked: stars live as long as the page
-    }
-  }
-
-  function save() {
-    try {
-      localStorage.setItem(KEY, JSON.stringify(Array.from(starred)));
-    } catch (error) {
-      /* as above */
-    }
-  }
-
-  function toggle(id) {
-    if (!starred.delete(id)) starred.add(id);
-    save();
-    return starred.has(id);
+  function isPicked(clip) {
+    return Boolean(clip.pick) && hv15.ratings.numberOf(clip) >= least;
   }
 
   /* RFC 4180. Always quoted, so that nothing in a prompt can be taken for structure. */
@@ -33,7 +13,7 @@
     return text === "" ? "" : '"' + text.replace(/"/g, '""') + '"';
   }
 
-  /* One row for each row and way of rendering: its starred seeds share a cell, and it keeps its id. */
+  /* One row for each row and way of rendering: its picked seeds share a cell, and it keeps its id. */
   function rows(clips) {
     var merged = new Map();
     clips.forEach(function (clip) {
@@ -83,7 +63,7 @@
   function files(clips) {
     var byWords = new Map();
     clips.forEach(function (clip) {
-      if (!starred.has(clip.id) || !clip.pick) return;
+      if (!isPicked(clip)) return;
       if (!byWords.has(clip.pickWords)) byWords.set(clip.pickWords, []);
       byWords.get(clip.pickWords).push(clip);
     });
@@ -97,24 +77,18 @@
     });
   }
 
+  /* Save the manifests; return the commands that render them. */
   function download(clips) {
-    var made = files(clips);
-    made.forEach(function (file) {
-      var link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([file.text], { type: "text/csv;charset=utf-8" }));
-      link.download = file.name;
-      link.click();
-      setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
-    });
-    return made.map(function (file) {
+    return files(clips).map(function (file) {
+      hv15.save(file.name, file.text);
       return "hv15-batch " + file.name + " " + file.words;
     });
   }
 
-  hv15.stars = {
-    has: function (id) { return starred.has(id); },
-    toggle: toggle,
+  hv15.picks = {
+    has: isPicked,
     download: download,
     manifest: manifest,
+    setLeast: function (rating) { least = rating; },
   };
 })();

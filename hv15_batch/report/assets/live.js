@@ -1,0 +1,148 @@
+/* The live page: what a server says about runs and clips, and what it is asked to do. */
+(function () {
+  "use strict";
+  const hv15 = (window.hv15 = window.hv15 || {});
+  const token = document.querySelector('meta[name="hv15-token"]');
+  const REFRESH_MS = 4000; // the text around the gallery is fetched again at most this often
+  const PARTS = ["body > header", "#trouble"];
+  let version = hv15.data.version || 0;
+  let source = null;
+  let timer = 0;
+  let refreshed = 0;
+
+  /* Ask the server for a change; resolves to its answer, or throws with its reason. */
+  async function post(name, values) {
+    let answer;
+    try {
+      answer = await fetch(name, {
+        method: "POST",
+        headers: { "Content-Type": "application/json", "X-HV15-Token": token.content },
+        body: JSON.stringify(values),
+      });
+    } catch (error) {
+      throw new Error("the server does not answer: is hv15-batch view still running?");
+    }
+    const text = await answer.text();
+    let said = {};
+    try {
+      said = JSON.parse(text);
+    } catch (error) {
+      said = { fault: text.trim() };
+    }
+    if (!answer.ok) throw new Error(said.fault || "the server refused it");
+    return said;
+  }
+
+  function make(tag, className, text) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  /* One box for each run: a bar, what `hv15-batch status` says, and a button that pauses. */
+  function boxOf(number) {
+    const box = make("div", "run-box");
+    const head = make("div", "run-head");
+    const pause = make("button", "pause");
+    pause.type = "button";
+    pause.addEventListener("click", async function () {
+      pause.disabled = true;
+      try {
+        await post("pause", { run: number, pause: pause.dataset.paused !== "true" });
+      } catch (error) {
+        hv15.say(error.message);
+      }
+      pause.disabled = false;
+    });
+    const bar = make("progress");
+    bar.setAttribute("aria-label", "Clips done");
+    head.append(make("strong", "run-name"), bar, make("span", "run-counts"), pause);
+    box.append(head, make("ul", "run-lines"));
+    return box;
+  }
+
+  function showStatuses(statuses) {
+    const place = document.getElementById("live");
+    statuses.forEach(function (status, number) {
+      if (!place.children[number]) place.append(boxOf(number));
+      const box = place.children[number];
+      const [counts, ...lines] = status.lines;
+      box.classList.toggle("active", status.isActive);
+      box.querySelector(".run-name").textContent = status.name;
+      box.querySelector(".run-counts").textContent = counts;
+      const bar = box.querySelector("progress");
+      bar.hidden = !status.total;
+      if (status.total) {
+        bar.max = status.total;
+        bar.value = status.done + status.failed;
+      }
+      const pause = box.querySelector(".pause");
+      pause.dataset.paused = String(status.isPaused);
+      pause.hidden = !status.isActive && !status.isPaused;
+      pause.textContent = status.isPaused ? "unpause" : "pause";
+      pause.setAttribute("aria-label", (status.isPaused ? "Unpause " : "Pause ") + status.name);
+      const list = box.querySelector(".run-lines");
+      const texts = Array.from(list.children, (item) => item.textContent);
+      if (texts.join("\n") !== lines.join("\n")) {
+        list.replaceChildren(...lines.map((line) => make("li", "", line)));
+      }
+    });
+  }
+
+  /* The head of the page, failures and warnings as the server writes them now. */
+  async function refresh() {
+    timer = 0;
+    refreshed = Date.now();
+    try {
+      const answer = await fetch("./");
+      if (!answer.ok) return;
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      PARTS.forEach(function (selector) {
+        const now = document.querySelector(selector);
+        const then = fresh.querySelector(selector);
+        if (!now || !then || now.contains(document.activeElement)) return;
+        if (now.innerHTML !== then.innerHTML) now.replaceChildren(...then.childNodes);
+      });
+      document.title = fresh.title;
+    } catch (error) {
+      /* the next change tries again */
+    }
+  }
+
+  function take(news) {
+    version = news.version;
+    if (news.statuses) showStatuses(news.statuses);
+    if (news.clips.length || news.order) {
+      hv15.clips.update(news.clips, news.order);
+      if (!timer) timer = setTimeout(refresh, Math.max(300, refreshed + REFRESH_MS - Date.now()));
+    }
+  }
+
+  function open() {
+    if (source || document.hidden) return;
+    source = new EventSource("events?have=" + version);
+    source.onmessage = function (event) {
+      document.documentElement.classList.remove("lost");
+      take(JSON.parse(event.data));
+    };
+    source.onerror = function () {
+      document.documentElement.classList.add("lost");
+      close();
+      setTimeout(open, 2000); // with the version of now
+    };
+  }
+
+  function close() {
+    if (source) source.close();
+    source = null;
+  }
+
+  /* A browser has six connections for all tabs of a server: hidden ones give theirs back. */
+  document.addEventListener("visibilitychange", function () {
+    if (document.hidden) close();
+    else open();
+  });
+
+  hv15.live = { post: post, open: open };
+})();
