@@ -190,6 +190,10 @@ class Clip:
     """Ids of further rows with exactly this clip, in the manifest's order."""
     other_lines: tuple[int, ...] = ()
     """Lines that repeat this clip; a line comes once for each repetition."""
+    template_ids: tuple[str, ...] = ()
+    """Ids of the rows whose templates gave its prompt; `only` knows them too."""
+    template_draw: int | None = None
+    """Number of the draw or combination that gave its prompt, from 0."""
 
     @property
     def ids(self) -> tuple[str, ...]:

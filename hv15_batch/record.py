@@ -146,6 +146,10 @@ class ClipRecord:
     loras: str | None = _asked(
         "LoRA files as JSON, SHA-256 and scale of each; null without any", groups=True
     )
+    template_draw: int | None = _asked(
+        "number of the draw, or of the combination, of the row's template that gave the prompt, "
+        "from 0; null without choices"
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -336,9 +340,17 @@ def peak_column(stage: str) -> str:
     return f"{stage}_peak_vram_allocated_bytes"
 
 
+_OF_SETTINGS = (
+    *("prompt", "negative_prompt", "seed", "height", "width", "num_frames", "num_inference_steps"),
+    *("guidance_scale", "flow_shift", "fps", "transformer_sha256", "linear", "cache"),
+    *("model", "revision", "weights"),
+)
+"""Columns that a clip's settings have under the same names."""
+
+
 def asked_record(clip: Clip, **known: Any) -> ClipRecord:
     """Return a record with all that is known of a clip before it is rendered."""
-    settings = clip.settings
+    settings = {name: getattr(clip.settings, name) for name in _OF_SETTINGS}
     return replace(
         ClipRecord(
             clip_id=clip.clip_id,
@@ -346,27 +358,13 @@ def asked_record(clip: Clip, **known: Any) -> ClipRecord:
             row_index=clip.row_index,
             settings_sha256=clip.settings_sha256,
             denoise_sha256=clip.denoise_sha256,
-            prompt=settings.prompt,
-            negative_prompt=settings.negative_prompt,
             image=clip.image,
-            seed=settings.seed,
-            height=settings.height,
-            width=settings.width,
-            num_frames=settings.num_frames,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            flow_shift=settings.flow_shift,
-            fps=settings.fps,
             tags=json.dumps(clip.tags, ensure_ascii=False, sort_keys=True),
-            attention_backend_requested=settings.attention_backend,
+            attention_backend_requested=clip.settings.attention_backend,
             off_recipe=clip.off_recipe,
-            transformer_sha256=settings.transformer_sha256,
-            loras=loras_text(settings.loras),
-            linear=settings.linear,
-            cache=settings.cache,
-            model=settings.model,
-            revision=settings.revision,
-            weights=settings.weights,
+            loras=loras_text(clip.settings.loras),
+            template_draw=clip.template_draw,
+            **settings,
         ),
         **known,
     )

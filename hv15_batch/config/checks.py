@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import typing
@@ -53,6 +54,27 @@ def typed_compile(config: Config) -> bool | None:
             f"runtime.compile={typed}: must be auto, true or false; leave it out for auto."
         )
     return _COMPILE_WORDS[word]
+
+
+ALL_COMBINATIONS = "all"
+MAX_DRAWS = 1_000_000
+
+
+def typed_templates(config: Config) -> int | str | None:
+    """Return `ALL_COMBINATIONS`, or how many prompts to draw; None where braces are text.
+
+    Raises:
+        Refused: It is something else.
+    """
+    typed = config.templates
+    if typed is None or typed == ALL_COMBINATIONS:
+        return typed
+    if not re.fullmatch("[0-9]{1,7}", typed) or not 1 <= int(typed) <= MAX_DRAWS:
+        raise Refused(
+            f"templates={typed}: must be all, or how many prompts to draw for each row (1 to "
+            f"{MAX_DRAWS:,}); leave it out to take braces as text."
+        )
+    return int(typed)
 
 
 def linears_fault(config: Config, gpu_name: str | None) -> str | None:
@@ -125,6 +147,7 @@ def check_config(config: Config) -> None:
             "for all rows."
         )
     typed_compile(config)
+    typed_templates(config)
     _check_sampling(config)
 
 

@@ -292,6 +292,10 @@ class Config:
     manifest_columns: ManifestColumns = field(default_factory=ManifestColumns)
     manifest_other: OtherColumns = OtherColumns.refuse
     """What becomes of columns that have no meaning here."""
+    templates: str | None = None
+    """Expand `{red|blue}` in prompts: `all`, or so many draws of each; null takes it as text."""
+    templates_seed: int = at_least(0, 0)
+    """Draws other prompts; no seed of a clip."""
     run_dir: str | None = None
     """Folder for clips and log; null means outputs/<name of the manifest>."""
     resume: str | None = None

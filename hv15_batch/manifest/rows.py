@@ -105,6 +105,10 @@ class Row:
     guidance_scale: float | None = None
     flow_shift: float | None = None
     fps: float | None = None
+    template_id: str | None = None
+    """Id of the row whose template it comes from; None without one."""
+    template_draw: int | None = None
+    """Number of its draw, or of its combination, from 0."""
 
 
 Content = tuple[str, str | None]

@@ -165,17 +165,22 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {row_id: None for p in planned for row_id in p.clip.ids}
+        known = {name: None for p in planned for name in _names(p.clip)}
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
                 raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if not set(wanted).isdisjoint(p.clip.ids)]
+        selected = [p for p in planned if not set(wanted).isdisjoint(_names(p.clip))]
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}
         selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
     return selected
+
+
+def _names(clip: Clip) -> tuple[str, ...]:
+    """Return the ids of its rows, and of the templates that they come from."""
+    return clip.ids + clip.template_ids
 
 
 def settings_conflict(

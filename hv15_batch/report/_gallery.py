@@ -140,7 +140,7 @@ def _image_path(run: RunData, image: str) -> str:
 
 
 _NOT_OF_A_ROW = ("runtime", "video")
-_READING = ("manifest_literal", "manifest_other")
+_READING = ("manifest_literal", "manifest_other", "templates", "templates_seed")
 """How the manifest is read: settings at the top, beside the section `manifest_columns`."""
 _SECTIONS = ("sampling", "override", "manifest_columns", *_NOT_OF_A_ROW)
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
@@ -168,6 +168,7 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     words = [
         *_folder_words(settings["model"]["name"], *(settings.get("models") or {})),
         *_source(run, clip, settings),
+        *(["limit=1"] if settings.get("templates") else []),  # without it many prompts are refused
         f"override.seeds={clip['seed']}",
         *_typed_settings(_without_preset(settings, clip["model"])),
         f"run_dir={again}",

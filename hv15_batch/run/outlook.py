@@ -21,6 +21,7 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.wording import uncertainty
 from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
+from hv15_batch.manifest.templates.expand import shown_prompts
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.redaction import printable
@@ -129,6 +130,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         plan_bytes,
         tell,
     )
+    tell(*shown_prompts(p.clip for p in todo.selected))
     if foreign := foreign_note(asked.run_dir.log):
         tell(foreign)
     if todo.repetitions is not None:

@@ -17,6 +17,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.clips import advice_notes, make_clips, read_rows, repeats_note
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.secrets import check_no_secrets
+from hv15_batch.manifest.templates.expand import templates_line
 from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
@@ -155,7 +156,8 @@ def prepare(
     found = find_loras(config, manifest, checkpoints)
     clips = _clips_of(manifest, config, checkpoints, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
+    notes = [templates_line(manifest.rows, config.templates)]
+    notes += [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)

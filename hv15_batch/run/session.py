@@ -313,6 +313,11 @@ def _copy_manifest(manifest: Manifest, folder: Path) -> None:
         raise Refused(
             f"{manifest.path}: is gone since it was read; put it back and run again."
         ) from error
+    for name, content in manifest.words:  # under the same names, so that the copy is a manifest too
+        words = folder / name
+        words.parent.mkdir(parents=True, exist_ok=True)
+        with publishing(words) as temporary:
+            temporary.write_bytes(content)
 
 
 def _write_results(asked: Asked) -> list[str]:

@@ -207,7 +207,7 @@ class RunDir:
         """
         parts = [*self.written_folders()[1:], self.path / ASSETS]
         if not self.runs.is_symlink():
-            parts += sorted(self.runs.iterdir())
+            parts += sorted(path for path in self.runs.rglob("*") if path.is_dir())
         # The run directory itself was typed, so it may be a link.
         return sum(map(sweep, [self.path.resolve(), *parts]))
 

@@ -39,6 +39,7 @@ REACHING = {
 """Settings that reach a process, a socket or a download, and how."""
 INWARD = {
     "manifest": "a file that is read",
+    "templates": "all or a number; any other text is refused",
     "run_dir": "a folder of the user",
     "resume": "never stored",
     "only": "names of rows",
