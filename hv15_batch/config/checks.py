@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hv15_batch.config.rewriting import check_rewriting
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import find_card, typed_card
@@ -148,6 +149,7 @@ def check_config(config: Config) -> None:
         )
     typed_compile(config)
     typed_templates(config)
+    check_rewriting(config.rewrite)
     _check_sampling(config)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.config.rewriting import RewriteConfig
 from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
@@ -337,6 +338,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)

@@ -322,6 +322,8 @@ def _clip(
         off_recipe=is_off_recipe,
         loras=loras,
     )
+    if row.rewrite is not None:
+        clip = clip.with_rewrite(row.rewrite)
     if row.template_id is None:
         return clip
     return replace(clip, template_ids=(row.template_id,), template_draw=row.template_draw)

@@ -43,6 +43,7 @@ HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
             *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
         )
     )
@@ -135,6 +136,8 @@ def plan_clips(
         fault = _fault(last, config.check_files, run_dir, files)
         if last is not None:
             state, reason = _state_of_tried(last, fault, config)
+        elif clip.is_pending:
+            state, reason = State.new, "not yet rewritten"
         else:
             earlier = history.earlier_clip_of_row(clip, current)
             state = State.new if earlier is None else State.changed
@@ -231,6 +234,7 @@ def settings_conflict(
                     replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            difference = difference or "prompts are rewritten"
             return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
 

@@ -62,6 +62,7 @@ def _view(
         "rowId": clip["row_id"],
         "otherIds": (clip.get("other_ids") or "").split(),
         "prompt": clip["prompt"] or "",
+        "promptOriginal": clip["prompt_original"] or "",
         "image": clip["image"] or "",
         "seed": str(clip["seed"]),
         "status": clip["status"],
@@ -158,11 +159,14 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     `...`, which is refused, so that whoever pastes the command types it.
 
     Returns:
-        None where the run that made the clip left no settings.
+        None where the run that made the clip left no settings, or a server wrote the prompt: it
+        would write another one.
     """
     run_id, row_id = clip["run_id"], clip["logged_row_id"]
     settings = run.settings.get(run_id or "")
     if not settings or not settings["manifest"] or not settings["model"]["name"] or row_id is None:
+        return None
+    if clip["prompt_original"] is not None:
         return None
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [

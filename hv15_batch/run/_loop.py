@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from hv15_batch.clip import Clip
+from hv15_batch.clock import utc_now
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
     Declined,
@@ -34,9 +35,10 @@ from hv15_batch.errors import (
     Refused,
     Secondary,
 )
+from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import FAILED, INTERRUPTED, ClipRecord
 from hv15_batch.run._progress import Progress
-from hv15_batch.run._recovery import Current, Recovery, record_of_lost
+from hv15_batch.run._recovery import Current, Held, Recovery, record_of_lost
 from hv15_batch.run._run import Run
 from hv15_batch.run._signals import Demand, Signals
 from hv15_batch.run._supervisor import Supervisor, lost_gpu
@@ -111,13 +113,17 @@ class Loop:
             Refused: The executor cannot use these settings on this machine.
         """
         todo = self._run.todo.to_render
-        queue = [self._recovery.first_attempt(p) for p in reversed(todo)]
+        ready = [p for p in todo if not p.clip.is_pending]
+        queue = [self._recovery.first_attempt(p) for p in reversed(ready)]
         with self._signals:
             try:
+                for planned in todo:
+                    if planned.clip.is_pending:
+                        self._fail_without_text(planned)
                 if self._may_start(queue):
                     self._executor.start()
                     self._tell(_NEW_WORKER)
-                    self._encode([p.clip for p in todo if not p.is_from_latents])
+                    self._encode([p.clip for p in ready if not p.is_from_latents])
                     self._progress.rendering(len(todo))
                 self._render(queue)
                 self._executor.close()
@@ -134,6 +140,14 @@ class Loop:
         if failed or self._num_given_up:
             return Outcome(EXIT_SOME_FAILED, "failed", message, records)
         return Outcome(EXIT_OK, "done", "", records)
+
+    def _fail_without_text(self, planned: PlannedClip) -> None:
+        """Log a clip whose prompt could not be rewritten; the original is never rendered."""
+        job = self._recovery.first_attempt(planned)
+        reason = (planned.clip.rewrite and planned.clip.rewrite.fault) or "it was not asked for"
+        why = (FAILED, "NotRewritten", reason)
+        self._run.pace.left_out([job])
+        self._tell(Finished(job, record_of_lost(Held(job, utc_now()), self._known(job), *why)))
 
     # -- phases -------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
+from hv15_batch.rewrite.client import missing_fault
+from hv15_batch.rewrite.phase import rewrite_prompts
 from hv15_batch.run._loop import Loop
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
@@ -47,6 +49,7 @@ from hv15_batch.run.prepare import (
     Asked,
     Todo,
     check_device,
+    clips_of,
     lacks_weights,
     plan_against_log,
     prepare,
@@ -115,6 +118,8 @@ def run(
     todo = plan_against_log(asked)
     check_measuring(asked, todo, machine)
     check_device(asked, todo, machine)
+    if fault := missing_fault(config.rewrite, (p.clip for p in todo.to_render)):
+        raise Refused(fault)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
     notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
@@ -143,6 +148,10 @@ def run(
         if foreign := foreign_note(run_dir.log):
             say(foreign)
         run_dir.sweep_temporary()
+        if asked.config.rewrite.is_on:
+            asked = _rewritten(asked, todo, say)
+            todo = plan_against_log(asked)
+            run = planned_again(run, asked, todo) if run else None
         _write_rows(asked.manifest)
         if listener is not None:
             listener.listen(_started(run_dir, run_id, todo))
@@ -163,6 +172,14 @@ class Listener:
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
+
+
+def _rewritten(asked: Asked, todo: Todo, say: Say) -> Asked:
+    """Return the request with the rewritten prompts of what is to be rendered."""
+    rows = [p.clip.row_index for p in todo.to_render if p.clip.is_pending]
+    manifest = rewrite_prompts(asked.manifest, rows, asked.config, asked.run_dir, say)
+    clips = clips_of(manifest, asked.config, asked.checkpoints, asked.loras)
+    return replace(asked, manifest=manifest, clips=clips)
 
 
 def _write_rows(manifest: Manifest) -> None:

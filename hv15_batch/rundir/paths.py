@@ -78,6 +78,11 @@ class RunDir:
         return self.path / "rows.jsonl"
 
     @property
+    def rewrites(self) -> Path:
+        """Rewritten prompts, one a line, which the user may edit."""
+        return self.path / "rewrites.jsonl"
+
+    @property
     def status(self) -> Path:
         """Progress of the current or last run."""
         return self.path / "status.json"
