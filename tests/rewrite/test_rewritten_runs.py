@@ -290,25 +290,6 @@ def test_a_run_in_which_every_prompt_fails_renders_nothing(
     assert {row["status"] for row in read_csv(project.run_dir.clips_table)} == {"failed"}
 
 
-@pytest.mark.parametrize("first", [429, 500, 503, None, b"{broken", b"[]", b'{"choices": []}', ""])
-def test_what_passes_is_asked_again(project: Rewritten, server: ChatServer, first: Any) -> None:
-    project.write("id,prompt", "cat,a cat")
-    server.first, server.headers = [first], {"Retry-After-Ms": "10"}
-    assert project.run() == 0
-    assert server.prompts == ["a cat", "a cat"]
-
-
-def test_a_server_that_says_nothing_is_left_after_a_time(
-    project: Rewritten, server: ChatServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.2)
-    project.write("id,prompt", "cat,a cat")
-    server.answer = lambda prompt: 0.5
-    assert project.run() == 3
-    assert "timed out" in project.records()[0]["error_message"].lower()
-    assert len(server.asked) == 2
-
-
 def test_a_wrong_key_is_found_at_the_first_prompt(
     project: Rewritten, server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,15 +308,15 @@ def test_a_server_that_dies_in_between_loses_only_what_was_not_answered(
     project: Rewritten, server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "MAX_RETRIES", 0)
-    project.write("prompt", *[f"a cat {n}" for n in range(40)])
+    project.write("prompt", *[f"a cat {n}" for n in range(24)])
     answer = server.answer
-    server.answer = lambda prompt: answer(prompt) if len(server.asked) <= 10 else None
+    server.answer = lambda prompt: answer(prompt) if len(server.asked) <= 6 else None
     assert project.run() == 3
-    assert len(project.lines()) == 10
-    assert len(server.asked) <= 10 + phase.MAX_FAILED_IN_A_ROW + 2 * phase.CONCURRENCY
+    assert len(project.lines()) == 6
+    assert len(server.asked) <= 6 + phase.MAX_FAILED_IN_A_ROW + 2 * phase.CONCURRENCY
     server.answer = answer
     assert project.run() == 0
-    assert len(project.lines()) == 40
+    assert len(project.lines()) == 24
 
 
 def test_no_answer_is_lost_when_the_user_ends_it(
@@ -352,41 +333,6 @@ def test_no_answer_is_lost_when_the_user_ends_it(
         project.run()
     assert len(project.lines()) == 1
     assert project.records() == []
-
-
-@pytest.mark.parametrize("answer", ["A sign.", 'A sign "open".', 'A sign "OPEN', "“OPEN”!"])
-def test_a_quoted_text_must_come_back_letter_by_letter(
-    project: Rewritten, server: ChatServer, answer: str
-) -> None:
-    project.write("id,prompt", '"sign","A sign ""OPEN"" and ""24 h""."')
-    server.answer = lambda prompt: answer
-    assert project.run() == 3
-    (record,) = project.records()
-    assert "the answer lacks the quoted text" in record["error_message"]
-    assert len(server.asked) == client.MAX_ANSWERS
-    server.answer = lambda prompt: 'At night a sign glows: "OPEN", below it "24 h".'
-    assert project.run() == 0
-
-
-@pytest.mark.parametrize(
-    ("answer", "text"),
-    [
-        ("<think>\nA cat?\n</think>\n\nA cat.\n", "A cat."),
-        ('"A cat sleeps."', "A cat sleeps."),
-        ("“A cat sleeps.”", "A cat sleeps."),
-        ('"A" and "B"', '"A" and "B"'),
-    ],
-)
-def test_thoughts_and_quotation_marks_around_an_answer_are_no_part_of_it(
-    answer: str, text: str
-) -> None:
-    assert client.checked("a cat", answer) == text
-
-
-@pytest.mark.parametrize("answer", ["", "  \n", "<think>x</think>", "a" * 20_001, "a\0b"])
-def test_an_answer_that_is_no_prompt_is_none(answer: str) -> None:
-    with pytest.raises(ValueError, match=r"answer|NUL"):
-        client.checked("a cat", answer)
 
 
 # -- secrets, settings, the dry run -----------------------------------------------------------

@@ -34,6 +34,9 @@ REACHING = {
     "model.transformer_hub.revision": "is downloaded",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
+    "rewrite.base_url": "is an address that prompts are sent to",
+    "rewrite.model": "turns that on",
+    "rewrite.template": "is a file that is sent there",
     "runtime.attention_backend": "downloads and runs a kernel of the hub",
 }
 """Settings that reach a process, a socket or a download, and how."""
