@@ -207,7 +207,8 @@ _LOG_HEAD = f"""\
 # Columns of the log
 
 This page explains each column of the log, in schema version {SCHEMA_VERSION}. The log has one row
-per attempt, in `log/*.parquet` of a run directory. Each run writes Parquet files of its own, the
+per attempt, in `log/*.parquet` of a run directory, and in `shards/*/log/*.parquet` if shards
+rendered there. Each run writes Parquet files of its own, the
 segments. Every column is in every segment of this version. A value that was not measured is null,
 never 0. Nothing is rounded. The files describe each column in the same words:
 `pyarrow.parquet.read_schema(FILE).field("denoise_seconds").metadata`. How to read segments of

@@ -22,6 +22,7 @@ from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
 from hv15_batch.config.settings import CONFIG_DIR, Config
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, LogSchemaError, Refused
 from hv15_batch.figures.frame import read_frame
@@ -89,7 +90,7 @@ def load_config(*overrides: str, config_dir: str | os.PathLike[str] | None = Non
         raise Refused(f"config_dir={folder}: there is no such folder; correct the path.")
     try:
         config = _settings_of(compose_one(overrides, folder))
-        check_config(config)
+        check_config(config, is_rendering=False)
     except (Refused, LogSchemaError):
         raise
     except Exception as error:
@@ -301,6 +302,11 @@ def measure(job: Job) -> float | None:
 
 def _settings_of(job: Job) -> Config:
     """Return the settings of a run, with those of the run that it resumes and its own folder."""
+    if job.config.shard is not None and "shard" not in job.typed:
+        raise Refused(
+            f"shard={job.config.shard} in an experiment: each command has its own share; type it, "
+            "and leave it out of files."
+        )
     config = job.config if job.config.resume is None else _resumed(job)
     sweep = _sweep_of(job)
     if sweep is not None and config.run_dir is not None:
@@ -319,7 +325,8 @@ def _resumed(job: Job) -> Config:
     Raises:
         Refused: There is no such run, or a typed setting contradicts it.
     """
-    run_dir = RunDir(Path(os.path.abspath(os.path.expanduser(str(job.config.resume)))))
+    path = Path(os.path.abspath(os.path.expanduser(str(job.config.resume))))
+    run_dir = RunDir(path, parse_shard(job.config.shard))
     for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
             raise Refused(
@@ -328,13 +335,15 @@ def _resumed(job: Job) -> Config:
     folder = job.config.config_dir
     stored = latest_settings(run_dir, [*job.typed, *[CONFIG_DIR] * (folder is not None)])
     stored.config_dir = folder
+    if "model" in job.typed:
+        stored.model_option = job.config.model_option
     for key in job.typed:
         if key != "resume":
             _copy_setting(key, job.config, stored)
     if stored.manifest is not None and not Path(stored.manifest).is_file():
         raise Refused(
             f"resume={run_dir.path}: its manifest {stored.manifest} is gone; put it back (copies "
-            f"are in {run_dir.runs}/*/manifest.*)."
+            f"are in {run_dir.run_folder(run_dir.run_ids()[-1]).parent}/*/manifest.*)."
         )
     return stored
 

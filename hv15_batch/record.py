@@ -118,6 +118,7 @@ class ClipRecord:
     settings_sha256: str | None = _identity("hash of everything asked; identifies the clip")
     denoise_sha256: str | None = _identity("the same hash without fps and video settings")
     manifest_sha256: str | None = _identity("hash of the manifest's bytes")
+    shard: str | None = _identity("share of the manifest that the run had, as k/n; null for all")
     started_at: datetime | None = _identity("start of the attempt, UTC")  # noqa: RUF009
     finished_at: datetime | None = _identity("end of the attempt, UTC")  # noqa: RUF009
     # asked for

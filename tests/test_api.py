@@ -226,10 +226,16 @@ def test_an_image_is_found_from_the_working_directory(folder: Path, photo: Path)
         [{"path": "sub/x.safetensors", "scale": 0.5}],
         {"path": Path("sub/x.safetensors"), "scale": np.float32(0.5)},
         np.array([{"path": "sub/x.safetensors", "scale": 0.5}], object),
+        {"path": "sub/x.safetensors", "scale": np.float32(0.3)},
+        ["sub/x.safetensors"],
+        [Path("sub/x.safetensors")],
     ],
-    ids=["text", "list", "object", "array"],
+    ids=["text", "list", "object", "array", "narrow", "texts", "paths"],
 )
-def test_loras_are_found_from_the_working_directory_in_each_form(folder: Path, cell: Any) -> None:
+def test_loras_are_found_from_the_working_directory_in_each_form(
+    folder: Path, cell: Any, request: pytest.FixtureRequest
+) -> None:
+    scale = {"narrow": 0.3, "texts": 1.0, "paths": 1.0}.get(request.node.callspec.id, 0.5)
     (folder / "sub").mkdir()
     saved_lora(folder / "sub" / "x.safetensors", lora_of("tiny_t2v"))
     rows = pd.DataFrame({"prompt": ["a", "b", "c"], "loras": [cell, None, "none"]}, dtype=object)
@@ -238,7 +244,7 @@ def test_loras_are_found_from_the_working_directory_in_each_form(folder: Path, c
 
     found = {p.clip.settings.prompt: p.clip.loras for p in clips}
     assert [(lora.path, lora.scale) for lora in found["a"]] == [
-        (str(folder / "sub" / "x.safetensors"), 0.5)
+        (str(folder / "sub" / "x.safetensors"), scale)
     ]
     assert found["b"] == found["c"] == ()
 
@@ -247,7 +253,8 @@ def test_loras_are_found_from_the_working_directory_in_each_form(folder: Path, c
     ("cell", "said"),
     [
         ([{"file": "x.safetensors"}], "a list of LoRAs has objects with path and scale"),
-        (["x.safetensors"], "a list of LoRAs has objects with path and scale"),
+        ([3], "a list of LoRAs has objects with path and scale"),
+        (["x.safetensors"], "the file must exist, and .*x.safetensors does not"),
         ("a.safetensors 0.5", "the file must exist, and .*a.safetensors does not"),
         (3, "must be text"),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 
 from hv15_batch.config.rewriting import check_rewriting
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import find_card, typed_card
 from hv15_batch.model.attention import ATTENTION_BACKENDS
@@ -38,6 +39,27 @@ def effective_dtype(config: Config) -> Dtype:
 
 _COMPILE_WORDS = {"auto": None, "true": True, "false": False}
 _COMPILE_WORDS |= {"yes": True, "no": False, "on": True, "off": False}
+
+
+MAX_WORKERS = 4096
+"""Of `dispatch.workers`; more is a slip."""
+
+
+def typed_workers(config: Config) -> int | str:
+    """Return `dispatch.workers`: a number, `auto` or `all`.
+
+    Raises:
+        Refused: It is something else.
+    """
+    typed = config.dispatch.workers
+    if typed in ("auto", "all"):
+        return typed
+    if isinstance(typed, bool) or not str(typed).isdecimal() or not 1 <= int(typed) <= MAX_WORKERS:
+        raise Refused(
+            f"dispatch.workers={typed}: must be auto, all or 1 to {MAX_WORKERS}; leave it out for "
+            "auto."
+        )
+    return int(typed)
 
 
 def typed_compile(config: Config) -> bool | None:
@@ -98,8 +120,13 @@ def linears_fault(config: Config, gpu_name: str | None) -> str | None:
     )
 
 
-def check_config(config: Config) -> None:
+def check_config(config: Config, *, is_rendering: bool = True) -> None:
     """Check what can be checked without the manifest.
+
+    Args:
+        config: Settings.
+        is_rendering: Whether a clip is made with this model. Without it, every row may name another
+            one, so that neither a typed size nor `runtime.linear` is judged by it.
 
     Raises:
         Refused: The message names the key, its value, what is allowed and what to do.
@@ -150,7 +177,15 @@ def check_config(config: Config) -> None:
     typed_compile(config)
     typed_templates(config)
     check_rewriting(config.rewrite)
-    _check_sampling(config)
+    if parse_shard(config.shard) is not None and config.benchmark.repeat is not None:
+        raise Refused(
+            f"shard={config.shard} with benchmark.repeat={config.benchmark.repeat}: a benchmark "
+            "measures on one machine; leave shard out."
+        )
+    typed_workers(config)
+    if is_rendering and (fault := linears_fault(config, None)):
+        raise Refused(fault)
+    _check_sampling(config, is_rendering)
 
 
 def _names_meanflow(repo: str | None) -> bool:
@@ -199,32 +234,39 @@ def _bounds_fault(value: Any, bounds: Mapping[str, Any]) -> str | None:
     return about.replace("must be", "must be a finite number,", 1)
 
 
-def _check_sampling(config: Config) -> None:
+def _check_sampling(config: Config, is_rendering: bool) -> None:
     """Check every sampling value of the command, the experiment and the model option."""
+    task = config.model.task
+    typed = None if task is Task.i2v and not is_rendering else task
     defaults = {**asdict(config.model.default_sampling), "seeds": None}
-    if config.model.task is Task.i2v:
+    if task is Task.i2v:
         # A default of the model; the size of a clip follows from its image.
         defaults |= {"height": None, "width": None}
-    sections = {
-        "sampling": asdict(config.sampling),
-        "override": asdict(config.override),
-        "model.default_sampling": defaults,
-    }
-    for section, values in sections.items():
+    for section, values, judged_as in (
+        ("sampling", asdict(config.sampling), typed),
+        ("override", asdict(config.override), typed),
+        ("model.default_sampling", defaults, task),
+    ):
         for name in SAMPLING_FIELDS:
-            fault = check_sampling_value(name, values[name], config.model.task)
-            if fault:
+            if fault := check_sampling_value(name, values[name], judged_as):
                 raise Refused(f"{section}.{name}={values[name]}: {fault}.")
 
 
-def check_sampling_value(name: str, value: Any, task: Task) -> str | None:
+def check_sampling_value(name: str, value: Any, task: Task | None) -> str | None:
     """Return what is wrong with a sampling value and what to do, or None.
 
     The rule is the same for manifest cells, `sampling.*` and `override.*`.
+
+    Args:
+        name: Of the setting.
+        value: Its value; None is the default.
+        task: Of the model; None if it is not known, which sizes depend on.
     """
     if value is None or name in ("seeds", "negative_prompt"):
         return None
     if name in ("height", "width"):
+        if task is None:
+            return None
         if task is Task.i2v:
             return (
                 "an image-to-video model takes its size from the image; "

@@ -34,6 +34,7 @@ from hv15_batch.config.checks import check_sweep_value
 from hv15_batch.config.files import MANIFEST_SUFFIXES
 from hv15_batch.config.folder import PROVIDER, conf_folder, limit_sources
 from hv15_batch.config.messages import flag_fault, refusal_of, report_error
+from hv15_batch.config.origin import note_origin
 from hv15_batch.config.settings import Config
 from hv15_batch.config.words import (
     REFUSED_FLAGS,
@@ -245,7 +246,7 @@ def _run_once(typed: Typed, run: Run) -> int:
             composed.hydra.runtime.output_dir = folder
             configure_log(composed.hydra.job_logging, composed.hydra.verbose)
         config = _resolved(composed, typed.texts)
-        return run(_job(config, typed, typed.values(typed.overrides), ()))
+        return run(_job(config, typed, typed.values(typed.overrides), (), composed.hydra))
 
 
 def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
@@ -254,15 +255,14 @@ def compose_one(words: Sequence[str], config_dir: str | None) -> Job:
     with _hydra(config_dir):
         composed = compose(_CONFIG, list(typed.overrides), return_hydra_config=True)
         config = _resolved(composed, typed.texts)
-    return _job(config, typed, typed.values(typed.overrides), ())
+    return _job(config, typed, typed.values(typed.overrides), (), composed.hydra)
 
 
-def _job(config: Config, typed: Typed, values: dict[str, str], swept: tuple[str, ...]) -> Job:
+def _job(
+    config: Config, typed: Typed, values: dict[str, str], swept: tuple[str, ...], hydra: Any
+) -> Job:
     """Return a run whose settings know what rows of other models need (`options`)."""
-    config.config_dir = typed.config_dir and os.path.abspath(typed.config_dir)
-    if values.get("experiment", "null") != "null":
-        given = (name for name, value in vars(config.sampling).items() if value is not None)
-        config.preset_sampling = [name for name in given if f"sampling.{name}" not in values]
+    note_origin(config, typed.config_dir, hydra.runtime.choices["model"], values)
     return Job(config, values, swept)
 
 
@@ -383,7 +383,7 @@ def _run_job(
     line = ""
     try:
         caller.check_job()
-        job = _job(to_config(composed, typed.texts), typed, values, swept)
+        job = _job(to_config(composed, typed.texts), typed, values, swept, HydraConfig.get())
         code = run(job)
         if measure is not None and code == EXIT_OK:
             value = measure(job)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -59,6 +60,12 @@ def row_option(config: Config, name: str) -> ModelConfig:
         Refused: Its YAML cannot be read as one.
     """
     if name == config.model.name:
+        if config.model_option is not None:
+            own = config.model_option
+            raise ValueError(
+                f"model={own} of the command says name: {name} in its file, so this cell could "
+                f"mean either; write name: {own} into {own}.yaml"
+            )
         return config.model
     if name in config.models:
         return _with_weights(config, config.models[name])
@@ -103,16 +110,24 @@ def _composed(config: Config, name: str) -> ModelConfig | None:
         return copy.deepcopy(model_options().get(name))
     from hv15_batch.config.compose import compose_one  # Hydra, which few runs need for it
 
-    where = f"--config-dir={config.config_dir}: model/{name}.yaml"
     try:
         return compose_one([f"model={name}", "experiment=null"], config.config_dir).config.model
     except Refused as error:
-        raise Refused(f"{where}: {error}") from error
+        raise Refused(_with_file(config, name, str(error))) from error
     except Exception as error:
         refusal = refusal_of(error)
         if refusal is None:
             raise
-        raise Refused(f"{where}: {refusal[0]}") from error
+        raise Refused(_with_file(config, name, refusal[0])) from error
+
+
+def _with_file(config: Config, name: str, fault: str) -> str:
+    """Return a fault of an own option with its file named once, and without a full stop."""
+    fault = fault.removesuffix(".")
+    file = os.path.join(str(config.config_dir), "model", f"{name}.yaml")
+    if file in fault:
+        return fault
+    return f"{file}: {fault.removeprefix(f'model/{name}.yaml: ')}"
 
 
 def _own_names(config: Config) -> list[str]:

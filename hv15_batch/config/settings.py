@@ -157,7 +157,11 @@ class DispatchConfig:
     """Which executor renders: one YAML under `conf/dispatch/`."""
 
     kind: DispatchKind = DispatchKind.local
-    """`local` is a child process on this machine; typed as `dispatch=NAME`."""
+    """`local` is child processes on this machine; typed as `dispatch=NAME`."""
+    workers: int | str = "auto"
+    """How many cards of this machine render at a time, each with a process of its own: a number,
+    `all`, or `auto`, which takes those that are like the first one and as free. On the CPU it is a
+    number of processes, and `auto` is one."""
 
 
 @dataclass
@@ -278,7 +282,9 @@ class ReportConfig:
     """Price of electricity, in any currency; null leaves cost out."""
 
 
-OF_ONE_COMMAND = ("only", "limit", "force", "add", "retry.suspect", "until", "time_limit")
+OF_ONE_COMMAND = (
+    *("only", "limit", "shard", "force", "add", "retry.suspect", "until", "time_limit"),
+)
 """Settings that apply to one command only, so that `resume=` does not take them over."""
 
 
@@ -307,6 +313,9 @@ class Config:
     """Render at most this many clips."""
     only: str | None = None
     """Render only these rows: ids, separated by commas."""
+    shard: str | None = None
+    """Render only share k of n, typed as `k/n`, with k from 1 to n or from 0 to n-1. The other
+    shares go to other commands with the same run directory, on any machine that sees it."""
     force: bool = False
     """Render finished clips again, denoising included."""
     until: str | None = None
@@ -343,13 +352,15 @@ class Config:
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)
     """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    model_option: str | None = None
+    """Name of the option `model` whose file says another `name`; stored, never typed."""
     config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
     """Folder of `--config-dir`; never stored."""
 
 
 CONFIG_DIR = "--config-dir"
 """The flag, as messages name it."""
-NOT_TYPED = ("models", "preset_sampling", "config_dir")
+NOT_TYPED = ("models", "preset_sampling", "model_option", "config_dir")
 """What is gathered while settings are composed."""
 
 X264_PRESETS = (

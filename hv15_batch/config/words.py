@@ -27,7 +27,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.model.variant import HubFile
 
 _COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
-_TEXT_KEYS = ("run_dir", "resume", "only", "notify.command", *_COLUMN_KEYS)
+_TEXT_KEYS = ("run_dir", "resume", "only", "shard", "notify.command", *_COLUMN_KEYS)
 """Settings that are text, commas included. A value in brackets is a list of Hydra's grammar."""
 _SWEPT_TEXT_KEYS = (
     "manifest",

@@ -76,6 +76,8 @@ def child_main(
             except OSError:
                 os._exit(0)  # the parent is gone
 
+    if spec.only_card is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec.only_card  # before CUDA looks at it, once
     with text_log(RunDir(spec.run_dir).run_log(spec.run_id)):
         is_up = False
         try:

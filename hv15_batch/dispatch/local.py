@@ -89,6 +89,11 @@ class LocalExecutor:
         """The child's process id."""
         return self._process.pid if self._process else None
 
+    @property
+    def waitable(self) -> Connection | None:
+        """See `dispatch.protocol.Executor.waitable`."""
+        return self._pipe
+
     def encode(self, clips: Sequence[Clip]) -> None:
         """See `dispatch.protocol.Executor.encode`."""
         self._send(list(clips))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +64,8 @@ class ExecutorSpec:
     """Compilation was not typed: where it fails, clips are rendered without it."""
     further: tuple[ModelSpec, ...] = ()
     """Models after that of `config`."""
+    only_card: str | None = None
+    """UUID of the one card that it may see; None where no other executor has a card."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
 
@@ -208,6 +211,10 @@ class Renderer(Protocol):
 
 class Executor(Protocol):
     """What the loop talks to, by its supervisor."""
+
+    @property
+    def waitable(self) -> Connection | None:
+        """What becomes readable when there is an event; None before `start`."""
 
     def start(self) -> None:
         """Bring the executor up; returns at once."""

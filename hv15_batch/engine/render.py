@@ -233,6 +233,7 @@ class ClipRenderer:
         return asked_record(
             job.clip,
             run_id=spec.run_id,
+            shard=spec.config.shard,
             attempt=job.attempt,
             repeat=job.repeat,
             manifest_sha256=spec.manifest_sha256,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch.config.settings import NOT_TYPED, OF_ONE_COMMAND, Config
@@ -39,7 +40,9 @@ def read_frame(run_dirs: Sequence[RunDir], *, all_attempts: bool) -> DataFrame:
         found = read_records(run_dir.log).to_pylist()
         chosen = found if all_attempts else _current_clips(run_dir, found)
         rows += [row | {"run_dir": str(run_dir.path)} for row in chosen]
-        by_run = {id: _flat_settings(run_dir, id) for id in {row["run_id"] for row in chosen}}
+        folders = run_dir.run_folders()
+        run_ids = {row["run_id"] for row in chosen}
+        by_run = {run_id: _flat_settings(folders.get(run_id)) for run_id in run_ids}
         settings += [by_run[row["run_id"]] for row in chosen]
     schema = arrow_schema().append(pa.field("run_dir", pa.string()))
     table = pa.Table.from_pylist(rows, schema=schema)
@@ -74,12 +77,12 @@ def _current_clips(run_dir: RunDir, attempts: list[dict[str, Any]]) -> list[dict
     ]
 
 
-def _flat_settings(run_dir: RunDir, run_id: str | None) -> dict[str, Any]:
-    """Return the settings of a run by dotted name; empty where they cannot be read.
+def _flat_settings(folder: Path | None) -> dict[str, Any]:
+    """Return the settings in a run's folder by dotted name; empty where they cannot be read.
 
     What a version before did not have yet has its default.
     """
-    stored = run_settings(run_dir.run_folder(run_id)) if run_id else {}
+    stored = run_settings(folder) if folder is not None else {}
     if not stored:
         return {}
     flat = dict(_flatten(asdict(Config()))) | dict(_flatten(stored))

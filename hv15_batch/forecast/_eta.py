@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeVar
@@ -47,7 +49,8 @@ class Measured(NamedTuple):
     """What something took, in seconds and relative to what was predicted."""
 
     seconds: float
-    ratio: float
+    ratio: float | None
+    """None where nothing was predicted, so that it says nothing about other kinds."""
 
 
 def time_left(
@@ -55,25 +58,29 @@ def time_left(
     predicted: Mapping[Kind, float],
     measured: Mapping[Kind, Iterable[Measured]],
     basis: EtaBasis,
-    current: Kind | None = None,
-    passed_seconds: float = 0.0,
+    current: Iterable[tuple[Kind, float]] = (),
+    num_workers: int = 1,
 ) -> TimeLeft:
-    """Return how long clips will take, one after another.
+    """Return how long clips will take, one after another on each worker.
 
     Args:
-        counts: Clips that are left, by kind, the current one included.
+        counts: Clips that are left, by kind, the current ones included.
         predicted: Seconds of a clip of each of these kinds; only proportions count once
             something is measured.
         measured: What clips took, by kind; may lack kinds of `counts` and have others.
         basis: Basis of `measured`, or of `predicted` where nothing was measured.
-        current: Kind of the clip that is being rendered, if any.
-        passed_seconds: What that one has taken so far; at most its expected time counts.
+        current: Of each clip that is being rendered, its kind and the seconds that it has taken so
+            far; at most its expected time counts.
+        num_workers: How many render at a time. Several are idle for a part of a clip at the end:
+            (1 - 1 / n) / 2 of the shortest one, the mean over all numbers of equal clips.
     """
     spread = ASSUMED_SPREAD[basis.name]
     known = {kind: [m.seconds for m in found] for kind, found in measured.items()}
-    ratios = [m.ratio for found in measured.values() for m in found] or [1.0]
+    each = (m.ratio for found in measured.values() for m in found)
+    ratios = [ratio for ratio in each if ratio is not None] or [1.0]
     ratio, ratio_deviation = _mean_and_deviation(ratios, spread)
     total = variance = unseen = 0.0
+    means = {}
     for kind, count in counts.items():
         if kind in known:
             # The mean and no median: the result is a sum, and rare long clips are part of it.
@@ -84,11 +91,13 @@ def time_left(
             mean = predicted[kind] * ratio
             unseen += count * predicted[kind]
         total += count * mean
-        if kind == current:
-            total -= min(passed_seconds, mean)
+        means[kind] = mean
+    total -= sum(min(passed, means[kind]) for kind, passed in current if kind in means)
     # A prediction has the same error for every clip of a kind, so errors do not average out.
     variance += (unseen * max(ratio_deviation, spread * ratio)) ** 2
-    return TimeLeft(total, total + NORMAL_90 * math.sqrt(variance), basis)
+    tail = min(means.values(), default=0.0) * (1 - 1 / num_workers) / 2
+    p50 = total / num_workers + tail
+    return TimeLeft(p50, p50 + NORMAL_90 * math.sqrt(variance) / num_workers, basis)
 
 
 def _mean_and_deviation(values: list[float], assumed: float) -> tuple[float, float]:
@@ -99,3 +108,84 @@ def _mean_and_deviation(values: list[float], assumed: float) -> tuple[float, flo
     freedom = len(values) - 1
     quantile = STUDENT_90[freedom - 1] if freedom <= len(STUDENT_90) else NORMAL_90
     return mean, statistics.stdev(values) * quantile / NORMAL_90
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run goes on several workers."""
+
+    seconds: float
+    """From the start until the last file is written."""
+    idle_seconds: float
+    """How long a worker has nothing to do at the end, in the mean over all workers."""
+    ready_seconds: Sequence[float]
+    """When each clip is decoded, in that order."""
+
+
+def course(
+    work: Iterable[tuple[Hashable, float, float]],
+    num_workers: int,
+    first_seconds: float,
+    last_seconds: float,
+) -> Course:
+    """Return how clips go on several workers, each of which takes the longest that is left.
+
+    A free worker keeps to its group; where that has no clip left it takes one of the group with
+    most work for each worker, if starting it takes less time than it saves, as `run.rendering`
+    does.
+
+    Args:
+        work: For each clip its group, the seconds that a worker needs once for that group, and its
+            own seconds.
+        num_workers: How many render at a time.
+        first_seconds: Before the first clip, for all of them.
+        last_seconds: Writing of the last file.
+    """
+    waiting: dict[Hashable, list[float]] = {}
+    starts: dict[Hashable, float] = {}
+    for group, start, seconds in work:
+        waiting.setdefault(group, []).append(seconds)
+        starts[group] = start
+    for left in waiting.values():
+        left.sort()  # the longest is taken from the end
+    sums = {group: sum(left) for group, left in waiting.items()}
+    at: Counter[Hashable] = Counter()
+    free: list[tuple[float, int, Hashable]] = [
+        (first_seconds, number, None) for number in range(num_workers)
+    ]
+    ends: list[float] = []
+    ready: list[float] = []
+    while free:
+        now, number, own = heapq.heappop(free)
+        group = own if waiting.get(own) else _next_group(own, waiting, sums, starts, at)
+        if group is None:
+            ends.append(now)
+            continue
+        start = 0.0
+        if group != own:
+            at[own] -= 1
+            at[group] += 1
+            start = starts[group]
+        seconds = waiting[group].pop()
+        sums[group] -= seconds
+        ready.append(now + start + seconds)
+        heapq.heappush(free, (ready[-1], number, group))
+    end = max(ends)
+    idle = statistics.fmean(end - each for each in ends)
+    return Course(end + last_seconds, idle, sorted(ready))
+
+
+def _next_group(
+    own: Hashable,
+    waiting: Mapping[Hashable, list[float]],
+    sums: Mapping[Hashable, float],
+    starts: Mapping[Hashable, float],
+    at: Mapping[Hashable, int],
+) -> Hashable:
+    """Return the group that a worker without work changes to; None if it had better not."""
+    groups = [
+        group
+        for group, left in waiting.items()
+        if left and (own is None or not at[group] or sums[group] > at[group] * starts[group])
+    ]
+    return max(groups, key=lambda group: sums[group] / (at[group] + 1), default=None)

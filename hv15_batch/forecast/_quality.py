@@ -33,8 +33,6 @@ class Measured:
     asked: int
     of: str = ""
     """What else was the same in all of them, where a reader would take it for something else."""
-    base: str = "base"
-    """The row without the setting."""
 
     @property
     def obedience(self) -> float:
@@ -52,7 +50,7 @@ def measured() -> dict[str, Measured]:
 def of_setting(name: str) -> str:
     """Return the quality line of a setting in `measured`."""
     found = measured()[name]
-    base = measured()[found.base]
+    base = measured()["base"]
     difference = found.obedience - base.obedience
     obeys = f"{found.obedience:.1%} of what the prompts ask, and {base.obedience:.1%} without"
     if abs(difference) < _ALIKE:

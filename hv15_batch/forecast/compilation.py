@@ -118,7 +118,9 @@ def _fault(config: Config, machine: Machine) -> str | None:
 def _kept(is_on: bool, where: str) -> Compilation:
     other = str(not is_on).lower()
     return Compilation(
-        is_on, f"Compilation: {_yes(is_on)}, as {where}; runtime.compile={other} changes it"
+        is_on,
+        f"Compilation: {_yes(is_on)}, as {where}; runtime.compile={other} changes it"
+        f"{_quality(is_on)}",
     )
 
 
@@ -147,7 +149,8 @@ def _compared(
                 found[is_on] = forecast
     if len(found) < 2:
         is_on = True in found
-        words = "Compilation: yes; without it no offload profile fits" if is_on else ""
+        words = "Compilation: yes; without it no offload profile fits" + _quality(True)
+        words *= is_on
         return Compilation(is_on, words, is_new=is_on)
     return _shorter({way: f.total_seconds(whole) for way, f in found.items()}, found, whole, basis)
 
@@ -162,14 +165,18 @@ def _shorter(
     saves = seconds[False] - seconds[True] + costs
     is_on = saves > costs
     verbs = ("takes", "saves") if is_on else ("would take", "save")
-    quality = f"; quality: {of_setting('compile')}" if is_on else ""
     return Compilation(
         is_on,
         f"Compilation: {_yes(is_on)}; it {verbs[0]} about {format_duration(costs)} and {verbs[1]} "
         f"about {format_duration(saves)} in the manifest's {counted(len(clips), 'clip')}{basis}"
-        f"{quality}",
+        f"{_quality(is_on)}",
         is_new=True,
     )
+
+
+def _quality(is_on: bool) -> str:
+    """Return what compiling costs in quality, for the end of a line; empty without it."""
+    return f"; quality: {of_setting('compile')}" if is_on else ""
 
 
 def _yes(is_on: bool) -> str:

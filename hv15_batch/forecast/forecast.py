@@ -10,8 +10,14 @@ from typing import Any
 from hv15_batch.clip import ClipSettings
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
+from hv15_batch.forecast._eta import Course, course
 from hv15_batch.forecast.calibrate import calibrate, read_log_rows
-from hv15_batch.forecast.offload import OffloadChoice, choose_offload, execution_of
+from hv15_batch.forecast.offload import (
+    OffloadChoice,
+    choose_cards,
+    choose_offload,
+    execution_of,
+)
 from hv15_batch.forecast.seconds import (
     DISK_BYTES_PER_SECOND,
     START_SECONDS,
@@ -30,10 +36,13 @@ from hv15_batch.machine.cards import EXAMPLE, Card, find_card, typed_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.variant import Weights
+from hv15_batch.model.variant import SMALL, Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import GIB
 
+NO_COST = ClipCost(0.0, 0.0, CostBasis.calibrated)
+"""Of a clip of a tiny or demo model beside full-size ones: it takes seconds, and the arithmetic of
+the full-size model says nothing about it."""
 DISPLAY_GIB = 0.5
 """Reserved for a desktop on a GeForce card that is not in this machine; assumed."""
 
@@ -56,6 +65,8 @@ class Forecast:
     model: str = ""
     further: Mapping[str, Forecast] = field(default_factory=dict)
     """Those of further models, by name; each starts after the one before it."""
+    num_workers: int = 1
+    """Cards like this one that render at a time."""
 
     def of(self, settings: ClipSettings) -> Forecast:
         """Return the forecast of a clip's model."""
@@ -72,12 +83,19 @@ class Forecast:
         return self, *self.further.values()
 
     def clip_cost(self, settings: ClipSettings | Shape) -> ClipCost:
-        """Return the predicted cost of a warm clip, by stage."""
+        """Return the predicted cost of a warm clip, by stage; `NO_COST` for a small model's."""
+        if isinstance(settings, ClipSettings) and not is_modelled(settings):
+            return NO_COST
         own = self if isinstance(settings, Shape) else self.of(settings)
         return predict_clip(Shape.of(settings), own.card, own.execution, own.scales)
 
-    def stage_seconds(self, settings: ClipSettings) -> tuple[float, float]:
-        """Return the predicted seconds of denoising and of decoding a warm clip."""
+    def stage_seconds(self, settings: ClipSettings) -> tuple[float, float] | None:
+        """Return the predicted seconds of denoising and of decoding a warm clip.
+
+        None for a clip of a small model.
+        """
+        if not is_modelled(settings):
+            return None
         cost = self.clip_cost(settings)
         return cost.denoise_seconds, cost.decode_seconds
 
@@ -90,17 +108,43 @@ class Forecast:
         """Return the predicted seconds of a whole run: start, clips, and the last one's writing."""
         if not clips:
             return 0.0
+        if self.num_workers > 1:
+            return self.course(clips).seconds
         last = write_seconds(clips[-1].clip.settings)
         starts = sum(forecast.start.seconds for forecast in self.each)
         return starts + sum(map(self.clip_seconds, clips)) + last
 
+    def course(self, clips: Sequence[PlannedClip]) -> Course:
+        """Return the predicted course on several cards; texts are encoded once, by one of them."""
+        starts = {name: own.start.seconds for name, own in self.by_model.items()}
+        starts[self.model] -= self.start.encode_seconds
+        work = []
+        for planned in clips:
+            name = self.of(planned.clip.settings).model
+            work.append((name, starts[name], self.clip_seconds(planned)))
+        last = write_seconds(clips[-1].clip.settings) if clips else 0.0
+        return course(work, self.num_workers, self.start.encode_seconds, last)
+
     def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
-        """Yield the seconds of each clip and of its writing; a model's first has its start."""
+        """Yield the seconds until each clip is decoded, from the one before it on, and of writing.
+
+        A model's first has its start.
+        """
+        if self.num_workers > 1:
+            ready = self.course(clips).ready_seconds
+            for before, now, planned in zip((0.0, *ready), ready, clips, strict=False):
+                yield now - before, write_seconds(planned.clip.settings)
+            return
         starts = {id(forecast): forecast.start.seconds for forecast in self.each}
         for planned in clips:
             settings = planned.clip.settings
             start = starts.pop(id(self.of(settings)), 0.0)
             yield start + self.clip_seconds(planned), write_seconds(settings)
+
+
+def is_modelled(settings: ClipSettings) -> bool:
+    """Whether a clip is of a full-size model, which the predictions are made for."""
+    return settings.weights not in SMALL
 
 
 def make_forecast(
@@ -127,6 +171,7 @@ def make_forecast(
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
+    num_workers = len(cards_for(config, todo, machine)) if todo else 1
     found: dict[str, Forecast] = {}
     models = [
         (own, clips) for own, clips in by_model(config, todo) if not own.model.weights.is_small
@@ -139,7 +184,8 @@ def make_forecast(
     for own, clips in models:
         is_compiled = (compiled or {}).get(own.model.name, own.runtime.compile)
         own = replace(own, runtime=replace(own.runtime, compile=is_compiled))
-        forecast = _make_one(own, clips, machine, rows, 0 if found else len(encoded - {None}))
+        num_encoded = 0 if found else len(encoded - {None})
+        forecast = _make_one(own, clips, machine, rows, num_encoded, num_workers)
         if forecast is None:
             return None
         if found:
@@ -147,7 +193,28 @@ def make_forecast(
             forecast = replace(forecast, start=replace(forecast.start, load_seconds=load_seconds))
         found[own.model.name] = forecast
     first, *others = found
-    return replace(found[first], further={name: found[name] for name in others})
+    further = {name: found[name] for name in others}
+    return replace(found[first], further=further, num_workers=num_workers)
+
+
+def cards_for(
+    config: Config, todo: Sequence[PlannedClip], machine: Machine
+) -> tuple[Gpu | None, ...]:
+    """Return the card of each worker that renders these clips, see `choose_cards`.
+
+    Raises:
+        Refused: see there.
+    """
+    if config.runtime.card is not None and (card := find_card(config.runtime.card)) is not None:
+        machine = machine_with(card, machine)
+    models = [own.model for own, _ in by_model(config, todo)]
+    num_clips = len({planned.clip.denoise_sha256 for planned in todo})
+    return choose_cards(config, machine, models, num_clips)
+
+
+def sharing_ram(num_workers: int, machine: Machine) -> int:
+    """Return how many workers share this machine's RAM; a dry run may be for more machines."""
+    return min(num_workers, max(len(machine.gpus), 1))
 
 
 def by_model(config: Config, todo: Sequence[PlannedClip]) -> list[tuple[Config, list[PlannedClip]]]:
@@ -180,6 +247,7 @@ def _make_one(
     machine: Machine,
     rows: list[dict[str, Any]],
     num_encoded: int,
+    num_workers: int,
 ) -> Forecast | None:
     """Return the forecast of one model's clips; None without a known card."""
     known = _known_card(config, machine)
@@ -189,7 +257,7 @@ def _make_one(
     settings = [p.clip.settings for p in todo]
     here = machine_with(card, machine) if config.runtime.card else machine
     loras = lora_bytes(todo)
-    offload = choose_offload(config, settings, here, loras)
+    offload = choose_offload(config, settings, here, loras, sharing_ram(num_workers, machine))
     execution = execution_of(config, card)
     execution = replace(execution, offload=offload.kind.name, lora_bytes=loras)
     scales = calibrate(rows, card, execution)
@@ -254,6 +322,27 @@ def clip_cost_function(forecast: Forecast | None) -> Callable[[ClipSettings | Sh
     card = find_card(EXAMPLE)  # any card: costs are only compared with each other
     assert card is not None
     return lambda settings: predict_clip(Shape.of(settings), card, default_execution(card), None)
+
+
+def costs_by_model(
+    forecast: Forecast | None, todo: Sequence[PlannedClip]
+) -> dict[str, Callable[[ClipSettings | Shape], ClipCost]]:
+    """Return what `clip_cost_function` returns for models that differ from the first one.
+
+    Small models beside full-size ones have no cost.
+    """
+    further = forecast.further if forecast else {}
+    costs: dict[str, Callable[[ClipSettings | Shape], ClipCost]] = {
+        name: own.clip_cost for name, own in further.items()
+    }
+    small = {p.clip.settings.model for p in todo if not is_modelled(p.clip.settings)}
+    if len(small) < len({p.clip.settings.model for p in todo}):
+        costs |= dict.fromkeys(small, _no_cost)
+    return costs
+
+
+def _no_cost(settings: ClipSettings | Shape) -> ClipCost:
+    return NO_COST
 
 
 def machine_with(card: Card, machine: Machine) -> Machine:

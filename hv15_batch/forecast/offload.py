@@ -1,4 +1,4 @@
-"""Chooses a run's offload profile by predicted peaks and free memory, with a reason. No torch."""
+"""Chooses a run's cards, and its offload profile by predicted peaks and free memory. No torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config.checks import effective_dtype, typed_compile
+from hv15_batch.config.checks import effective_dtype, typed_compile, typed_workers
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
-from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.machine import Machine, usable_cpus
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.linears import linear_name, weights_text
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.variant import OffloadKind, Weights
-from hv15_batch.units import GIB, format_gib
+from hv15_batch.model.variant import ModelConfig, OffloadKind, Weights
+from hv15_batch.units import GIB, counted, format_gib
 
 _USUAL_ORDER = (
     OffloadKind.resident,
@@ -28,6 +28,61 @@ _USUAL_ORDER = (
     OffloadKind.stream_disk,
 )
 """The fastest first, for clips that are long enough to hide the copying of weights."""
+
+
+_AS_FREE = 0.8
+"""`dispatch.workers=auto` takes a further card if so much of the first one's free memory is free
+there: a desktop takes less than the rest, another program's model takes more."""
+
+
+def choose_cards(
+    config: Config, machine: Machine, models: Iterable[ModelConfig], num_clips: int
+) -> tuple[Gpu | None, ...]:
+    """Return the card of each worker; None stands for a process on the CPU.
+
+    Args:
+        config: Has `dispatch.workers`.
+        machine: Has the cards.
+        models: Those of the clips.
+        num_clips: Clips to render that do not share latents: more workers would be idle.
+
+    Raises:
+        Refused: More cards are typed than this machine has, or several for a benchmark.
+    """
+    typed, most = typed_workers(config), max(num_clips, 1)
+    if config.benchmark.repeat is not None or config.benchmark.calibrate:
+        if typed not in ("auto", 1):
+            raise Refused(
+                f"dispatch.workers={typed}: a benchmark measures one card at a time, because "
+                "several share RAM and disk; leave it out."
+            )
+        typed = 1
+    if not machine.gpus or all(model.weights is Weights.tiny for model in models):
+        count = {"auto": 1, "all": usable_cpus()}.get(str(typed), typed)
+        return (None,) * min(int(count), most)
+    cards = machine.gpus
+    if isinstance(typed, int):
+        if (fault := workers_fault(config, machine)) and not config.dry_run:
+            raise Refused(fault)
+        cards = (cards * typed)[:typed]
+    elif typed == "auto":
+        first = cards[0]
+        kind, least = (first.name, first.total_bytes), _AS_FREE * first.free_bytes
+        cards = tuple(
+            gpu for gpu in cards if (gpu.name, gpu.total_bytes) == kind and gpu.free_bytes >= least
+        )
+    return cards[:most]
+
+
+def workers_fault(config: Config, machine: Machine) -> str | None:
+    """Return why a run with so many workers would be refused here, or None."""
+    typed = typed_workers(config)
+    if not isinstance(typed, int) or not machine.gpus or typed <= len(machine.gpus):
+        return None
+    return (
+        f"dispatch.workers={typed}: this machine shows {counted(len(machine.gpus), 'card')}; type "
+        "dispatch.workers=all, or look at CUDA_VISIBLE_DEVICES."
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +103,11 @@ class OffloadChoice:
 
 
 def choose_offload(
-    config: Config, settings: Iterable[ClipSettings], machine: Machine, lora_bytes: int = 0
+    config: Config,
+    settings: Iterable[ClipSettings],
+    machine: Machine,
+    lora_bytes: int = 0,
+    num_workers: int = 1,
 ) -> OffloadChoice:
     """Return the profile typed, or for `auto` the fastest one that fits.
 
@@ -57,6 +116,7 @@ def choose_offload(
         settings: Clips to be rendered; the size that needs most memory decides.
         machine: Has the card and the RAM.
         lora_bytes: Bytes of the largest set of LoRAs, in 16 bits.
+        num_workers: How many share the RAM of this machine.
 
     Raises:
         Refused: the typed profile, or every profile, needs more memory than there is.
@@ -66,6 +126,7 @@ def choose_offload(
         kind = config.offload.kind
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind
         return OffloadChoice(kind, "on the CPU nothing is moved", None, False, None, None)
+    machine = replace(machine, ram_available_bytes=machine.ram_available_bytes // num_workers)
     budget = device_budget_bytes(config, gpu.free_bytes)
     card = find_card(gpu.name)
     execution = replace(execution_of(config, card), lora_bytes=lora_bytes)
@@ -81,7 +142,7 @@ def choose_offload(
     fitting = [kind for kind in fastest_first if faults[kind] is None]
     wanted = config.offload.kind
     if wanted is not OffloadKind.auto and wanted in fitting:
-        return _choice(by_kind[wanted], "as typed", budget, machine)
+        return _choice(by_kind[wanted], "as typed", budget, machine, num_workers)
     if not fitting:
         why = "; ".join(f"{kind.name} {faults[kind]}" for kind in _USUAL_ORDER)
         raise Refused(
@@ -99,7 +160,8 @@ def choose_offload(
     reasons = [f"{k.name} {faults[k]}" for k in before]
     usual = _USUAL_ORDER[: _USUAL_ORDER.index(kind)]
     reasons += [f"{k.name} would take longer for clips this short" for k in usual if k in fitting]
-    return _choice(by_kind[kind], "; ".join(reasons) or "everything fits", budget, machine)
+    why = "; ".join(reasons) or "everything fits"
+    return _choice(by_kind[kind], why, budget, machine, num_workers)
 
 
 def _fastest_first(
@@ -169,17 +231,20 @@ def _neediest(
     return max(found, key=lambda c: c.peaks.allocated_bytes)
 
 
-def _choice(candidate: _Candidate, why: str, budget: int, machine: Machine) -> OffloadChoice:
+def _choice(
+    candidate: _Candidate, why: str, budget: int, machine: Machine, num_workers: int
+) -> OffloadChoice:
     peaks = candidate.peaks
     stages = (peaks.encode_bytes, peaks.denoise_bytes, peaks.decode_bytes)
     encode, denoise, decode = map(format_gib, stages)
     reserved = peaks.reserved_bytes
     held = f", held by the allocator {format_gib(reserved)}" if reserved else ""
+    where = f"for each of {num_workers} workers" if num_workers > 1 else "on this machine"
     text = (
         f"offload {candidate.kind.name}: {why}; predicted peak {format_gib(peaks.device_bytes)} "
         f"GiB of card (encode {encode}, denoise {denoise}, decode {decode}, CUDA's own "
         f"{format_gib(CONTEXT_BYTES)}{held}) and {format_gib(peaks.host_bytes)} GiB of RAM ("
-        f"{format_gib(machine.ram_available_bytes)} are available on this machine)"
+        f"{format_gib(machine.ram_available_bytes)} are available {where})"
     )
     execution = candidate.execution
     if execution.linear is not None:

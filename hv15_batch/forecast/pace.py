@@ -11,17 +11,16 @@ import statistics
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from hv15_batch.clip import ClipSettings
 from hv15_batch.clock import Clock
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Key, Note, Ready, Stepped
 from hv15_batch.forecast._eta import EtaBasis, Measured, TimeLeft, time_left
-from hv15_batch.forecast.forecast import Forecast, clip_cost_function
+from hv15_batch.forecast._underway import STEP as STEP
+from hv15_batch.forecast._underway import Kind, Place, Underway, kind_of
+from hv15_batch.forecast.forecast import Forecast, clip_cost_function, costs_by_model
 from hv15_batch.forecast.seconds import ClipCost, write_seconds
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.step_cache import computed_seconds, parse_step_cache
+from hv15_batch.model.step_cache import computed_seconds
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import (
     DECODE,
@@ -40,38 +39,9 @@ MAX_STAGES = 5
 MAX_CLIPS = 100
 """Whole clips that count for the predicted end, which needs their spread too."""
 
-STEP, _CLIP = "step", "clip"
+_CLIP = "clip"
 _IN_TURN = STAGES[STAGES.index(DENOISE) :]
 """What a clip goes through; `step` is a part of it, and `clip` the time from file to file."""
-
-
-class _Kind(NamedTuple):
-    """Clips that are expected to take the same time."""
-
-    shape: Shape
-    is_decoded_only: bool
-    on_torch_attention: bool
-    model: str
-
-
-def _kind(settings: ClipSettings, is_decoded_only: bool, on_torch_attention: bool = False) -> _Kind:
-    return _Kind(Shape.of(settings), is_decoded_only, on_torch_attention, settings.model)
-
-
-@dataclass
-class _Underway:
-    """How far a clip is; times are seconds on the run's clock."""
-
-    job: Job
-    kind: _Kind
-    began: float
-    is_cold: bool
-    stage: str | None = None
-    stage_began: float = 0.0
-    step: int = 0
-    stepped: float = 0.0
-    first: tuple[int, float] | None = None
-    """The first step seen, and when."""
 
 
 class Pace:
@@ -89,6 +59,7 @@ class Pace:
         clock: Clock,
         todo: Iterable[PlannedClip] = (),
         costs: Mapping[str, Callable[[Shape], ClipCost]] | None = None,
+        num_workers: int = 1,
     ) -> None:
         """Begin with a prediction.
 
@@ -99,6 +70,7 @@ class Pace:
             clock: The run's.
             todo: What is to be rendered.
             costs: The same as `cost`, by model, where models differ.
+            num_workers: How many render at a time.
         """
         self._cost = cost
         self._costs = costs or {}
@@ -107,41 +79,43 @@ class Pace:
         self._clock = clock
         self._lock = threading.Lock()
         self._left = {
-            (p.clip.settings_sha256, p.repeat): _kind(p.clip.settings, p.is_from_latents)
+            (p.clip.settings_sha256, p.repeat): kind_of(p.clip.settings, p.is_from_latents)
             for p in todo
         }
-        self._measured: dict[str, dict[_Kind, deque[Measured]]] = {
+        self._measured: dict[str, dict[Kind, deque[Measured]]] = {
             stage: {} for stage in (STEP, *_IN_TURN, _CLIP)
         }
         self._is_outdated = False  # what is measured is of a profile that is no longer used
         self._rest: deque[float] = deque(maxlen=MAX_STAGES)  # of a clip, in none of its stages
         self._cold_rest: deque[float] = deque(maxlen=MAX_STAGES)
         self._warm_seconds: list[float] = []
-        self._is_cold = True  # the next clip waits for a worker that loads its model
-        self._model: str | None = None  # of the last clip: another one is loaded first
+        self._places = [Place() for _ in range(num_workers)]
+        self._num_at_work = num_workers
         self._first_ratio = 0.0  # of a clip that is still being written, where nothing is known
-        self._underway: dict[Key, _Underway] = {}
-        self._on_device: _Underway | None = None
-        self._since = 0.0  # the last file was finished, or a worker that had nothing got a clip
+        self._underway: dict[Key, Underway] = {}
 
     # -- what happens -------------------------------------------------------------------------
 
-    def started_worker(self) -> None:
+    def started_worker(self, worker: int = 0) -> None:
         """Note that the next clip has to wait until a worker has loaded its model."""
         with self._lock:
-            self._lose_all()
+            self._lose_all(self._places[worker])
 
-    def submitted(self, job: Job) -> None:
+    def lost_worker(self) -> None:
+        """Note that a worker is not replaced: the others do its work."""
+        self._num_at_work -= 1
+
+    def submitted(self, job: Job, worker: int = 0) -> None:
         """Note that a clip is started."""
-        now, kind = self._clock.elapsed_seconds(), self._kind(job)
+        now, kind, place = self._clock.elapsed_seconds(), self._kind(job), self._places[worker]
         with self._lock:
-            if not self._underway:
-                self._since = now
+            if not self._at(place):
+                place.since = now
             self._left[job.key] = kind
-            self._is_cold = self._is_cold_for(kind)
-            self._model = kind.model
-            self._on_device = _Underway(job, kind, now, self._is_cold)
-            self._underway[job.key] = self._on_device
+            place.is_cold = place.is_cold_for(kind)
+            place.model = kind.model
+            place.on_device = Underway(job, kind, place, now, place.is_cold)
+            self._underway[job.key] = place.on_device
 
     def left_out(self, jobs: Iterable[Job]) -> None:
         """Note that clips are not rendered in this run."""
@@ -149,32 +123,37 @@ class Pace:
             for job in jobs:
                 self._left.pop(job.key, None)
 
-    def heard(self, event: Event) -> None:
-        """Follow an event of the worker."""
+    def heard(self, event: Event, worker: int = 0) -> None:
+        """Follow an event of a worker."""
+        place = self._places[worker]
         with self._lock:
             match event:
                 case Stepped(stage=stage) if stage in (DENOISE, DECODE):
-                    self._stepped(event)
+                    self._stepped(event, place)
                 case Ready():
-                    self._ready()
+                    self._ready(place)
                 case Finished(job, record):
                     self._finished(job, record)
                 case Died():
-                    for key in self._underway:
-                        self._left.pop(key, None)  # until it is tried again
-                    self._lose_all()
+                    for clip in self._at(place):
+                        self._left.pop(clip.job.key, None)  # until it is tried again
+                    self._lose_all(place)
                 case Note(offload=kind) if kind is not None:
                     self._is_outdated = True
                 case _:
                     pass
 
-    def _lose_all(self) -> None:
-        self._underway.clear()
-        self._on_device = None
-        self._is_cold = True
+    def _at(self, place: Place) -> list[Underway]:
+        return [clip for clip in self._underway.values() if clip.place is place]
 
-    def _stepped(self, event: Stepped) -> None:
-        clip = self._on_device
+    def _lose_all(self, place: Place) -> None:
+        for clip in self._at(place):
+            del self._underway[clip.job.key]
+        place.on_device = None
+        place.is_cold = True
+
+    def _stepped(self, event: Stepped, place: Place) -> None:
+        clip = place.on_device
         if clip is None or clip.job.clip.clip_id != event.clip_id:
             return
         now = self._clock.elapsed_seconds()
@@ -183,26 +162,28 @@ class Pace:
         clip.step, clip.stepped = event.step, now
         clip.first = clip.first or (event.step, now)
 
-    def _ready(self) -> None:
+    def _ready(self, place: Place) -> None:
         """Note that the clip on the device is decoded and is now being written."""
-        self._is_cold = False
-        clip, now = self._on_device, self._clock.elapsed_seconds()
+        place.is_cold = False
+        clip, now = place.on_device, self._clock.elapsed_seconds()
         if clip is not None:
             clip.stage, clip.stage_began = WRITE, now
             nominal = self._nominal(clip.kind)
-            self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
-            self._on_device = None
+            if nominal[_CLIP]:
+                self._first_ratio = (now - clip.began) / sum(nominal[stage] for stage in _IN_TURN)
+            place.on_device = None
 
     def _finished(self, job: Job, record: ClipRecord) -> None:
         """Learn from a clip that has ended."""
         clip = self._underway.pop(job.key, None)
         if clip is None:
             return
-        if clip is self._on_device:
-            self._on_device = None
+        place = clip.place
+        if clip is place.on_device:
+            place.on_device = None
         self._left.pop(job.key, None)
         now = self._clock.elapsed_seconds()
-        wall, self._since = now - self._since, now
+        wall, place.since = now - place.since, now
         if record.status == FAILED:
             return
         is_own = is_denoised_here(vars(record))
@@ -225,21 +206,23 @@ class Pace:
         stages[_CLIP] = busy or wall if record.is_cold else max(wall, busy)
         self._learn(clip.kind._replace(is_decoded_only=not is_own), stages, bool(record.is_cold))
 
-    def _learn(self, kind: _Kind, stages: dict[str, float | None], is_cold: bool) -> None:
+    def _learn(self, kind: Kind, stages: dict[str, float | None], is_cold: bool) -> None:
         """Take what a clip took; cold clips count only until there is a warm one."""
         if not self._is_outdated and is_cold and self._basis is EtaBasis.measured:
             return
-        if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
-            for kinds in self._measured.values():
-                kinds.clear()
-        self._is_outdated = False
-        self._basis = EtaBasis.first_clip if is_cold else EtaBasis.measured
         nominal = self._nominal(kind)
+        if nominal[_CLIP]:  # else of a small model, which says nothing about other kinds
+            if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
+                for kinds in self._measured.values():
+                    kinds.clear()
+            self._is_outdated = False
+            self._basis = EtaBasis.first_clip if is_cold else EtaBasis.measured
         for stage, seconds in stages.items():
-            if seconds is not None and nominal[stage] > 0:
+            if seconds is not None:
                 most = MAX_CLIPS if stage == _CLIP else MAX_STAGES
                 newest = self._measured[stage].setdefault(kind, deque(maxlen=most))
-                newest.append(Measured(seconds, seconds / nominal[stage]))
+                ratio = seconds / nominal[stage] if nominal[_CLIP] and nominal[stage] else None
+                newest.append(Measured(seconds, ratio))
 
     # -- what is expected of a clip -----------------------------------------------------------
 
@@ -248,15 +231,26 @@ class Pace:
         clip = self._underway.get(job.key)
         return self._expected(clip.kind if clip else self._kind(job))
 
-    def clip_seconds(self, job: Job) -> float:
+    def clip_seconds(self, job: Job, worker: int = 0) -> float:
         """Return in how many seconds a clip started now would be finished; 0 when not known."""
         kind = self._kind(job)
-        return self._clip_seconds(kind, self._is_cold_for(kind))
+        return self._clip_seconds(kind, self._places[worker].is_cold_for(kind))
+
+    def warm_seconds(self, job: Job) -> float:
+        """Return how long a clip keeps a worker that is warm; only proportions count at first."""
+        kind = self._kind(job)
+        expected = self._expected(kind)
+        found = expected[DENOISE] + expected[DECODE]
+        return found or self._nominal(kind)[_CLIP]
 
     def remaining_seconds(self, jobs: Iterable[Job]) -> float:
         """Return in how many seconds these current clips will be finished; 0 when not known."""
         clips = [self._underway[job.key] for job in jobs if job.key in self._underway]
         return max(map(self._remaining_seconds, clips), default=0.0)
+
+    def is_modelled(self, job: Job) -> bool:
+        """Whether a clip's seconds say something about those of other kinds."""
+        return self._nominal(self._kind(job))[_CLIP] > 0
 
     def has_denoised(self, job: Job) -> bool:
         """Whether a current clip is only being decoded or written: its latents are saved."""
@@ -265,6 +259,8 @@ class Pace:
 
     def lengths(self, denoise_share: float = 1.0) -> list[tuple[float, float]]:
         """Return for each clip that is left its seconds, and those of its writing.
+
+        Several workers share the seconds.
 
         Args:
             denoise_share: Of the expected seconds of denoising, where what was measured of them
@@ -276,52 +272,30 @@ class Pace:
         for kind, count in kinds.items():
             expected = self._expected(kind)
             seconds = denoise_share * expected[DENOISE] + expected[DECODE]
+            seconds /= self._num_at_work
             found += [(seconds, expected[WRITE])] * count
         return found
 
     @property
     def seconds_per_clip(self) -> float | None:
-        """Median of `record.clip_seconds` of this run's warm clips that it denoised itself.
-
-        None before the first.
-        """
+        """Median `record.clip_seconds` of warm clips that this run denoised; None without any."""
         return statistics.median(self._warm_seconds) if self._warm_seconds else None
 
-    def _clip_seconds(self, kind: _Kind, is_cold: bool) -> float:
+    def _clip_seconds(self, kind: Kind, is_cold: bool) -> float:
         expected = self._expected(kind)
         rests = self._cold_rest if is_cold else self._rest
         return sum(expected[s] for s in _IN_TURN) + (statistics.median(rests) if rests else 0.0)
 
-    def _remaining_seconds(self, clip: _Underway) -> float:
-        now = self._clock.elapsed_seconds()
-        expected = self._expected(clip.kind)
+    def _remaining_seconds(self, clip: Underway) -> float:
+        now, expected = self._clock.elapsed_seconds(), self._expected(clip.kind)
         if clip.stage is None:
             return max(self._clip_seconds(clip.kind, clip.is_cold) - (now - clip.began), 0.0)
-        if clip.stage == DENOISE:
-            settings = clip.job.clip.settings
-            steps = settings.num_inference_steps
-            if settings.cache is not None:
-                cache = parse_step_cache(settings.cache)
-                num_left = sum(cache.computes(step) for step in range(clip.step, steps))
-                left = max(num_left * expected[STEP] - (now - clip.stepped), 0.0)
-                return left + expected[DECODE] + expected[WRITE]
-            assert clip.first is not None
-            first, since = clip.first
-            per_step = expected[DENOISE] / steps
-            if clip.step > first:
-                per_step = (clip.stepped - since) / (clip.step - first)
-            left = max((steps - clip.step) * per_step - (now - clip.stepped), 0.0)
-            return left + expected[DECODE] + expected[WRITE]
-        left = max(expected.get(clip.stage, 0.0) - (now - clip.stage_began), 0.0)
-        return left + (expected[WRITE] if clip.stage == DECODE else 0.0)
+        return clip.remaining_seconds(now, expected)
 
-    def _kind(self, job: Job) -> _Kind:
-        return _kind(job.clip.settings, self._has_latents(job), job.on_torch_attention)
+    def _kind(self, job: Job) -> Kind:
+        return kind_of(job.clip.settings, self._has_latents(job), job.on_torch_attention)
 
-    def _is_cold_for(self, kind: _Kind) -> bool:
-        return self._is_cold or kind.model != self._model
-
-    def _expected(self, kind: _Kind) -> dict[str, float]:
+    def _expected(self, kind: Kind) -> dict[str, float]:
         nominal, expected = self._nominal(kind), {}
         for stage in (STEP, *_IN_TURN):
             if own := self._measured[stage].get(kind):
@@ -330,7 +304,7 @@ class Pace:
                 expected[stage] = nominal[stage] * self._ratio(stage)
         return expected
 
-    def _nominal(self, kind: _Kind) -> dict[str, float]:
+    def _nominal(self, kind: Kind) -> dict[str, float]:
         cost = self._costs.get(kind.model, self._cost)(kind.shape)
         denoise = 0.0 if kind.is_decoded_only else cost.denoise_seconds
         return {
@@ -343,11 +317,11 @@ class Pace:
 
     def _ratio(self, stage: str) -> float:
         """Return measured over nominal seconds, of all kinds."""
-        medians = {
-            s: statistics.median(m.ratio for newest in kinds.values() for m in newest)
+        ratios = {
+            s: [m.ratio for newest in kinds.values() for m in newest if m.ratio is not None]
             for s, kinds in self._measured.items()
-            if kinds
         }
+        medians = {s: statistics.median(found) for s, found in ratios.items() if found}
         if stage in medians:
             return medians[stage]
         if self._prior is not None:
@@ -361,17 +335,23 @@ class Pace:
         with self._lock:
             if self._basis is None:
                 return None
-            clip, passed = None, 0.0
-            if self._underway:
-                clip = (self._on_device or next(iter(self._underway.values()))).kind
-                passed = self._clock.elapsed_seconds() - self._since
+            now = self._clock.elapsed_seconds()
+            current = []
+            for place in self._places:
+                if clips := self._at(place):
+                    current.append(((place.on_device or clips[0]).kind, now - place.since))
             counts = Counter(self._left.values())
             nominal = {kind: self._nominal(kind)[_CLIP] for kind in counts}
-            return time_left(counts, nominal, self._measured[_CLIP], self._basis, clip, passed)
+            measured = self._measured[_CLIP]
+            return time_left(counts, nominal, measured, self._basis, current, self._num_at_work)
 
 
 def make_pace(
-    forecast: Forecast | None, run_dir: RunDir, clock: Clock, todo: Iterable[PlannedClip] = ()
+    forecast: Forecast | None,
+    run_dir: RunDir,
+    clock: Clock,
+    todo: Iterable[PlannedClip] = (),
+    num_workers: int = 1,
 ) -> Pace:
     """Return what predicts the clips of a run.
 
@@ -381,6 +361,7 @@ def make_pace(
         run_dir: Has the latents.
         clock: The run's.
         todo: What is to be rendered.
+        num_workers: How many render at a time.
     """
 
     def has_latents(job: Job) -> bool:
@@ -391,5 +372,14 @@ def make_pace(
         is_calibrated = all(own.is_calibrated for own in forecast.each)
         prior = EtaBasis.calibrated if is_calibrated else EtaBasis.estimated
     cost = clip_cost_function(forecast)
-    costs = {name: own.clip_cost for name, own in forecast.further.items()} if forecast else {}
-    return Pace(cost, prior=prior, has_latents=has_latents, clock=clock, todo=todo, costs=costs)
+    todo = list(todo)
+    costs = costs_by_model(forecast, todo)
+    return Pace(
+        cost,
+        prior=prior,
+        has_latents=has_latents,
+        clock=clock,
+        todo=todo,
+        costs=costs,
+        num_workers=num_workers,
+    )

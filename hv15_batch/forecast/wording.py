@@ -7,25 +7,55 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import CacheKind, Config
-from hv15_batch.forecast._quality import of_setting
-from hv15_batch.forecast.forecast import Forecast
+from hv15_batch.forecast._quality import measured, of_setting
+from hv15_batch.forecast.forecast import Forecast, is_modelled
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.forecast.seconds import ClipCost, CostBasis, write_seconds
 from hv15_batch.model.attention import AUTO, is_exact
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Linear
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.units import counted, format_gib
+from hv15_batch.units import counted, format_duration, format_gib
 
 MAX_SIZES = 3
 """Sizes with a line of their own, those that take longest in all."""
 
 
+def modelled(todo: Sequence[PlannedClip]) -> list[PlannedClip]:
+    """Return the clips of full-size models: the others are not predicted."""
+    return [p for p in todo if is_modelled(p.clip.settings)]
+
+
+def small_models(todo: Sequence[PlannedClip]) -> list[str]:
+    """Return the model of each clip that is not predicted."""
+    return [p.clip.settings.model for p in todo if not is_modelled(p.clip.settings)]
+
+
+def beside_total(
+    forecast: Forecast, todo: Sequence[PlannedClip], sizes: Sequence[Sequence[PlannedClip]]
+) -> str:
+    """Return what follows a total: the time of a clip, where all have one size, and what it lacks.
+
+    Args:
+        forecast: The prediction.
+        todo: All clips.
+        sizes: The result of `by_size`.
+    """
+    words = ""
+    if len(sizes) == 1:
+        words += f", {forecast.clip_seconds(sizes[0][0]):.0f} s per warm clip"
+    if small := small_models(todo):
+        names = " and ".join(dict.fromkeys(small))
+        words += f", without {counted(len(small), 'clip')} of {names} (some seconds each)"
+    return words
+
+
 def by_size(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[list[PlannedClip]]:
-    """Return the clips by what decides their time, what takes longest in all first."""
+    """Return the full-size clips by what decides their time, what takes longest in all first."""
     sizes: dict[tuple[str, Shape], list[PlannedClip]] = {}
-    for planned in todo:
+    for planned in modelled(todo):
         settings = planned.clip.settings
         sizes.setdefault((settings.model, Shape.of(settings)), []).append(planned)
     return sorted(
@@ -33,15 +63,24 @@ def by_size(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[list[Planne
     )
 
 
-def size_lines(forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]]) -> list[str]:
-    """Return a line for each size of several: a mean over them is the time of no clip."""
+def size_lines(
+    forecast: Forecast, sizes: Sequence[Sequence[PlannedClip]], todo: Sequence[PlannedClip]
+) -> list[str]:
+    """Return a line for each size of several: a mean over them is the time of no clip.
+
+    Args:
+        forecast: The prediction.
+        sizes: The result of `by_size`.
+        todo: All clips.
+    """
     if len(sizes) == 1:
         return []
     lines = []
+    has_models = bool(forecast.further or small_models(todo))
     for clips in sizes[:MAX_SIZES]:
         shape = Shape.of(clips[0].clip.settings)
         cost = forecast.clip_cost(clips[0].clip.settings)
-        model = f"{clips[0].clip.settings.model} " * bool(forecast.further)
+        model = f"{clips[0].clip.settings.model} " * has_models
         lines.append(
             f"{len(clips):>6} x {model}{shape.height}x{shape.width} "
             f"{counted(shape.num_frames, 'frame')}, "
@@ -78,7 +117,9 @@ _UNKNOWN_KIND = "{card} was never measured; twice as long is assumed at worst"
 
 def uncertainty(forecast: Forecast, todo: Sequence[PlannedClip]) -> Uncertainty:
     """Return how wrong the predicted seconds of these clips may be, by their basis."""
-    kinds = {(p.clip.settings.model, Shape.of(p.clip.settings)): p.clip.settings for p in todo}
+    kinds = {
+        (p.clip.settings.model, Shape.of(p.clip.settings)): p.clip.settings for p in modelled(todo)
+    }
     basis = min(forecast.clip_cost(settings).basis for settings in kinds.values())
     if basis is CostBasis.calibrated:
         return _CALIBRATED
@@ -99,17 +140,20 @@ def memory_lines(choices: Mapping[str, OffloadChoice]) -> list[str]:
 def quality_lines(config: Config) -> list[str]:
     """Return a line for each setting of the command that is faster and changes the frames.
 
-    Compilation has its own line, see `forecast.compilation`.
+    Compilation that was not typed has its own line, see `forecast.compilation`.
     """
     linear, backend = config.runtime.linear, config.runtime.attention_backend
     cache = config.override.cache or config.sampling.cache or CacheKind.none
     found = {}
+    if typed_compile(config):
+        found["runtime.compile=true"] = of_setting("compile")
     if linear is not Linear.bf16:
         found[f"runtime.linear={linear.name}"] = of_setting(linear.name)
     if cache is not CacheKind.none:
         found[f"sampling.cache={cache.name}"] = of_setting("cache")
     if backend != AUTO and not is_exact(backend):
-        found[f"runtime.attention_backend={backend}"] = _OF_FEWER_BITS
+        line = of_setting(backend) if backend in measured() else _OF_FEWER_BITS
+        found[f"runtime.attention_backend={backend}"] = line
     return [f"Quality: {typed}: {line}" for typed, line in found.items()]
 
 
@@ -129,13 +173,25 @@ def _stage_words(cost: ClipCost) -> str:
     )
 
 
+def workers_lines(forecast: Forecast, todo: Sequence[PlannedClip]) -> list[str]:
+    """Return how several cards share the clips; nothing for one card."""
+    if forecast.num_workers == 1:
+        return []
+    idle = forecast.course(todo).idle_seconds
+    line = f"Workers: {forecast.num_workers} x {forecast.gpu_name}, each with a process of its own"
+    if idle >= 1:
+        share = idle / forecast.course(todo).seconds
+        line += f"; at its end each is idle for {format_duration(idle)} in the mean ({share:.0%})"
+    return [line]
+
+
 def stages_line(forecast: Forecast, todo: Sequence[PlannedClip], is_one_size: bool) -> str:
     """Return the time by stage: of a clip, where all have one size, and of what comes once."""
     start = forecast.start
     for other in forecast.further.values():
         start += other.start
     num_denoised = sum(not p.is_from_latents for p in todo)
-    cost = forecast.clip_cost(todo[0].clip.settings)
+    cost = forecast.clip_cost(modelled(todo)[0].clip.settings)
     if not num_denoised:
         cost = replace(cost, denoise_seconds=0.0, denoise_flop=0.0)
     clip = f"a clip {_stage_words(cost)}; " * is_one_size

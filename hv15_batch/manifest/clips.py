@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
-from hv15_batch.config.checks import SAMPLING_FIELDS, effective_dtype
+from hv15_batch.config.checks import SAMPLING_FIELDS, check_config, effective_dtype
 from hv15_batch.config.options import config_of, row_option, with_models
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
@@ -47,12 +47,15 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         content: The future content of the file, as `manifest.frame.frame_content` returns it.
 
     Raises:
-        Refused: There is no such file, or it is no manifest at all.
+        Refused: There is no such file, it is no manifest at all, or the settings contradict the
+            command's model, which rows use.
         ManifestError: All faults of all rows, and of the clips of good rows.
     """
     task_of = cache(lambda name: row_option(config, name).task)
     reading = reading_of(config)
     manifest, faults = scan_manifest(path, config.model.task, reading, content, task_of)
+    if manifest.models & {None, config.model.name}:
+        check_config(config)
     if faults:
         config = with_models(config, (row.model for row in manifest.rows))
         asked = _asked_clips(manifest, config, {}, NO_LORAS)

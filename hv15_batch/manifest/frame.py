@@ -96,8 +96,8 @@ def _cells(column: str, values: Iterable[Any]) -> list[Any]:
 def _loras_cell(value: Any) -> Any:
     """Return a cell of `loras` with absolute paths; what is of no known form stays as it is.
 
-    It is a text as in a file, a path, an object with `path` and `scale`, or a list of these objects
-    or paths.
+    It is a text as in a file, a path, an object with `path` and `scale`, or a list of objects and
+    paths; a text in a list is a path.
     """
     import numpy as np
 
@@ -116,7 +116,7 @@ def _loras_cell(value: Any) -> Any:
 
 
 def _lora_item(item: Any) -> Any:
-    if isinstance(item, os.PathLike):
+    if isinstance(item, (str, os.PathLike)):
         return _lora_object(os.fspath(item), 1.0)
     if not isinstance(item, dict):
         return _plain(item)
@@ -138,7 +138,9 @@ def _plain(value: Any) -> Any:
     import numpy as np
     import pandas as pd
 
-    if isinstance(value, np.generic):
+    if isinstance(value, np.floating) and value.itemsize < 8:
+        value = float(str(value))  # 0.3 and not 0.30000001192092896
+    elif isinstance(value, np.generic):
         value = value.item()
     elif isinstance(value, np.ndarray):
         value = value.tolist()

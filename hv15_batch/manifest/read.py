@@ -53,6 +53,8 @@ class Manifest:
     """What was read as it stands but may be a mistake, a line for each kind."""
     words: tuple[tuple[str, bytes], ...] = ()
     """Path, relative to the manifest's folder, and content of each file of words of templates."""
+    models: frozenset[str | None] = frozenset()
+    """The model cells of all rows, those with faults too; None is an empty one."""
 
 
 def read_manifest(path: Path, task: Task, reading: Reading = AS_IT_STANDS) -> Manifest:
@@ -135,9 +137,10 @@ def scan_manifest(
         rule = "a manifest has at least one row, and this one has none; write a prompt into it"
         faults.add(1, "rows", 0, rule)
     notes = (*records.notes, *unmeant.notes)
+    sha256, models = records.sha256, frozenset(reader.models)
     words = () if expander is None else expander.words
-    manifest = Manifest(absolute, name, records.sha256, tuple(rows), content, notes, words)
-    return manifest, faults
+    made = tuple(rows)
+    return Manifest(absolute, name, sha256, made, content, notes, words, models), faults
 
 
 def _check_file(path: Path) -> None:

@@ -157,13 +157,17 @@ class RowReader:
             faults: Where faults are noted.
             task_of: Returns the task of a model option; ValueError where there is no such option.
         """
-        self._default_task = self._task = task
+        self._default_task = task
+        self._task: Task | None = task
+        """Of the row that is being read; None where its model is not known."""
+        self.models: set[str | None] = set()
+        """The model cells so far, those of rows with other faults too; None is an empty one."""
         self._task_of = task_of
         self._faults = faults
         self._images = FirstFrames(str(folder))
         self._ids: dict[str, tuple[str, int, Content]] = {}
         self._num_clips = 0
-        self._accepted: dict[tuple[str, str, Task] | None, Any] = {}
+        self._accepted: dict[tuple[str, str, Task | None] | None, Any] = {}
 
     @property
     def has_too_many_clips(self) -> bool:
@@ -204,11 +208,16 @@ class RowReader:
 
     def _model(self, record: Record) -> str | None:
         """Return the row's own model option; its task decides what other cells may hold."""
-        self._task = self._default_task
+        if is_empty(record.cells.get("model")):
+            self._task = self._default_task
+            self.models.add(None)
+            return None
+        self._task = None
 
         def parse_and_find(value: Any) -> str:
             name = parse_text(value).strip()
             self._task = self._task_of(name)
+            self.models.add(name)
             return name
 
         return self._cell(record, "model", parse_and_find)
@@ -275,6 +284,8 @@ class RowReader:
 
     def _first_frame(self, record: Record, image: str | None) -> FirstFrame | None:
         value = record.cells.get("image")
+        if self._task is None:
+            return None
         if self._task is Task.t2v:
             if not is_empty(value):
                 rule = "a text-to-video model uses no image; leave the cell empty, or use an"

@@ -54,6 +54,7 @@ def _texts(clip: Clip) -> Iterator[tuple[str, str]]:
     yield from (("id", row_id) for row_id in clip.ids)
     yield "negative_prompt", clip.settings.negative_prompt or ""
     yield "image", clip.image or ""
+    yield from (("loras", lora.path) for lora in clip.loras)
     yield from clip.tags.items()
 
 

@@ -56,7 +56,7 @@ def write_plan(
     planned: Sequence[PlannedClip],
     path: Path,
     prompt_tokens: dict[str, int] | None,
-    predict: Callable[[ClipSettings], tuple[float, float]] | None = None,
+    predict: Callable[[ClipSettings], tuple[float, float] | None] | None = None,
 ) -> bool:
     """Write every clip with its state; return whether that changed anything.
 
@@ -64,8 +64,9 @@ def write_plan(
         planned: The clips, in the plan's order.
         path: Where `plan.csv` goes.
         prompt_tokens: Number of tokens by prompt; None without a tokenizer.
-        predict: Returns the predicted seconds of denoising and of decoding a warm clip; None where
-            the card is unknown. It is called for clips that are to be rendered.
+        predict: Returns the predicted seconds of denoising and of decoding a warm clip, None for
+            one of a small model; None where the card is unknown. It is called for clips that are
+            to be rendered.
     """
     return publish_plan(plan_rows(planned, prompt_tokens or {}, predict), path)
 
@@ -73,7 +74,7 @@ def write_plan(
 def plan_rows(
     planned: Sequence[PlannedClip],
     prompt_tokens: Mapping[str, int],
-    predict: Callable[[ClipSettings], tuple[float, float]] | None,
+    predict: Callable[[ClipSettings], tuple[float, float] | None] | None,
 ) -> list[dict[str, Any]]:
     """Return the `PLAN_COLUMNS` of each clip; the arguments are those of `write_plan`."""
     return [_plan_row(p, prompt_tokens, predict) for p in planned]
@@ -145,7 +146,7 @@ def _plan_schema() -> pa.Schema:
 def _plan_row(
     p: PlannedClip,
     prompt_tokens: Mapping[str, int],
-    predict: Callable[[ClipSettings], tuple[float, float]] | None,
+    predict: Callable[[ClipSettings], tuple[float, float] | None] | None,
 ) -> dict[str, Any]:
     clip, settings = p.clip, p.clip.settings
     is_from_latents = p.is_from_latents and not p.is_done

@@ -13,7 +13,8 @@ from hv15_batch.planning.tables import FROM_PLAN, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.log import last_attempts, read_rows
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.status import Status, read_status
+from hv15_batch.rundir.shard_status import overall_status
+from hv15_batch.rundir.status import Status
 from hv15_batch.rundir.stored import (
     RUN_COLUMNS,
     add_run_columns,
@@ -67,8 +68,7 @@ def read_run(directory: RunDir) -> RunData:
         LogSchemaError: the log cannot be read.
     """
     directory.check_started()
-    run_ids = directory.run_ids()
-    folders = {run_id: directory.run_folder(run_id) for run_id in run_ids}
+    folders = directory.run_folders()
     settings = {run_id: run_settings(folder) for run_id, folder in folders.items()}
     systems = {run_id: run_system(folder) for run_id, folder in folders.items()}
     attempts = read_rows(directory.log)
@@ -141,7 +141,7 @@ def _variants(
 
 def _status(directory: RunDir) -> Status | None:
     try:
-        return read_status(directory.path)
+        return overall_status(directory.path)
     except Refused:  # deleted, or of another version: the page says less
         return None
 

@@ -17,6 +17,13 @@ from hv15_batch.figures.tables import (
     format_cells,
     group_names,
 )
+from hv15_batch.figures.workers import (
+    COLUMNS,
+    WorkerFigures,
+    format_worker,
+    slow_lines,
+    worker_figures,
+)
 from hv15_batch.model.options import conf_dir
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.references.check import MET, compare_with_references
@@ -115,6 +122,8 @@ class Page:
     """The few numbers at the head."""
     groups: FiguresTable | None
     """Numbers of each group of settings; only where there are several groups."""
+    workers: FiguresTable | None
+    """Clips and idle share of each worker; only where there are several."""
     benchmark: Benchmark | None
     has_gallery: bool
     """Whether there is a clip to show: a benchmark keeps none."""
@@ -141,18 +150,20 @@ def make_page(run: RunData, now: datetime, price: float | None) -> Page:
     names = labels(facts, differing(facts))
     has_gallery = not repetitions or any(c["status"] != NOT_RENDERED for c in run.clips)
     figures = plots(run)
+    workers = worker_figures(run.attempts)
     return Page(
         headline=headline(run, now),
         folder=run.folder,
         written_at=f"{now.astimezone():%Y-%m-%d %H:%M %Z}",
         figures=_figures(done, groups, price),
         groups=_groups(groups, names, price) if len(groups) > 1 else None,
+        workers=_workers(workers, now) if len(workers) > 1 else None,
         benchmark=_benchmark(run, repetitions) if repetitions else None,
         has_gallery=has_gallery,
         notes=noise_notes(clip["weights"] for clip in seen),
         problems=_problems(run.clips),
         common=common,
-        warnings=_warnings(groups, names),
+        warnings=[*_warnings(groups, names), *slow_lines(workers)],
         references=_references(run),
         is_benchmark=any(attempt["repeat"] for attempt in run.attempts),
         data={
@@ -229,6 +240,10 @@ def _groups(groups: Sequence[Group], names: Sequence[str], price: float | None) 
         [*TABLE_COLUMNS, f"cost at {price:g} a kWh"],
         [(name, [*cells, cost]) for (name, cells), cost in zip(rows, costs, strict=True)],
     )
+
+
+def _workers(workers: Sequence[WorkerFigures], now: datetime) -> FiguresTable:
+    return FiguresTable([*COLUMNS], [(each.worker, format_worker(each, now)) for each in workers])
 
 
 def _cost(group: Group, price: float | None) -> str | None:

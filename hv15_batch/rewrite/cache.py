@@ -12,7 +12,7 @@ from hv15_batch.files import parse_json, read_text
 from hv15_batch.manifest.cells import ManifestError, is_empty, parse_text
 from hv15_batch.rewrite.asked import Key
 from hv15_batch.rundir.log import read_records
-from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.paths import REWRITES, RunDir
 from hv15_batch.rundir.publish import publish_text
 from hv15_batch.units import MIB
 
@@ -29,20 +29,23 @@ def read_rewrites(run_dir: RunDir) -> dict[Key, str]:
         Refused: The file cannot be read; `ManifestError` has each line that is no rewrite.
         LogSchemaError: The log cannot be read.
     """
-    if not run_dir.rewrites.exists():
+    path = run_dir.path / REWRITES
+    if not path.exists():
         return _of_log(run_dir)
     try:
-        text = read_text(run_dir.rewrites, MAX_BYTES)
+        text = read_text(path, MAX_BYTES)
     except OSError as error:
-        raise Refused(f"{run_dir.rewrites}: {system_message(error)}.") from error
+        raise Refused(f"{path}: {system_message(error)}.") from error
     except UnicodeDecodeError:
-        raise Refused(f"{run_dir.rewrites}: is no UTF-8; save it as UTF-8.") from None
-    return _parsed(run_dir.rewrites, text.removeprefix("\N{BYTE ORDER MARK}"))
+        raise Refused(f"{path}: is no UTF-8; save it as UTF-8.") from None
+    return _parsed(path, text.removeprefix("\N{BYTE ORDER MARK}"))
 
 
 def publish_rewrites(run_dir: RunDir, rewrites: Mapping[Key, str]) -> None:
     """Write the file as a whole, a line for each text, so that it can be read and edited."""
-    publish_text(run_dir.rewrites, "".join(_line(key, text) for key, text in rewrites.items()))
+    publish_text(
+        run_dir.path / REWRITES, "".join(_line(key, text) for key, text in rewrites.items())
+    )
 
 
 def _line(key: Key, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from hv15_batch.config.settings import Config
 from hv15_batch.manifest.read import Manifest
@@ -13,7 +13,7 @@ from hv15_batch.rewrite.asked import Key, Rewriting, rewriting_of
 from hv15_batch.rewrite.cache import publish_rewrites, read_rewrites
 from hv15_batch.rewrite.client import Client, NotRewritten
 from hv15_batch.rewrite.rows import with_rewrites
-from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.paths import REWRITES, RunDir
 from hv15_batch.units import Say, counted
 
 CONCURRENCY = 4
@@ -63,8 +63,8 @@ def rewrite_prompts(
         for key, reason in list(faults.items())[:MAX_SHOWN]:
             say(f"  not rewritten: {key.prompt_original[:60]!r}: {reason}")
         done = len(todo) - len(faults)
-        say(f"Rewritten: {done} of {counted(len(todo), 'prompt')}: {run_dir.rewrites}")
-    elif known and not run_dir.rewrites.exists():
+        say(f"Rewritten: {done} of {counted(len(todo), 'prompt')}: {run_dir.path / REWRITES}")
+    elif known and not (run_dir.path / REWRITES).exists():
         publish_rewrites(run_dir, known)
     return with_rewrites(manifest, rewriting, known, faults)
 
@@ -94,43 +94,66 @@ def _ask(
 def _answers(client: Client, todo: list[Key]) -> Iterator[tuple[Key, str | NotRewritten]]:
     """Yield every key with its text or its failure, in the order of the answers."""
     waiting: SimpleQueue[Key] = SimpleQueue()
-    answers: SimpleQueue[tuple[Key, str | NotRewritten | BaseException]] = SimpleQueue()
+    answers: SimpleQueue[tuple[Key, str | BaseException]] = SimpleQueue()
     for key in todo:
         waiting.put(key)
-    is_over = Event()
+    server = _Server()
 
     def work() -> None:
-        while not is_over.is_set():
+        while not server.is_given_up.is_set():
             try:
                 key = waiting.get_nowait()
             except Empty:
                 return
+            found: str | BaseException
             try:
-                answers.put((key, client.rewrite(key)))
+                found = client.rewrite(key)
             except BaseException as error:
-                answers.put((key, error))
+                found = error
+            server.heard(found)
+            answers.put((key, found))
 
     # Daemons, so that a request that is under way keeps nobody from ending the program.
-    for _ in range(min(CONCURRENCY, len(todo))):
-        Thread(target=work, name="hv15_batch-rewrite", daemon=True).start()
+    threads = [
+        Thread(target=work, name="hv15_batch-rewrite", daemon=True)
+        for _ in range(min(CONCURRENCY, len(todo)))
+    ]
+    for thread in threads:
+        thread.start()
     left = dict.fromkeys(todo)
-    in_a_row = 0
     try:
         while left:
+            is_over = not any(thread.is_alive() for thread in threads)
             try:
-                key, found = answers.get(timeout=POLL_SECONDS)
+                key, found = answers.get(timeout=0 if is_over else POLL_SECONDS)
             except Empty:
+                if is_over:
+                    break
                 continue
             del left[key]
             if isinstance(found, BaseException) and not isinstance(found, NotRewritten):
                 raise found
             yield key, found
-            is_gone = isinstance(found, NotRewritten) and found.is_server
-            in_a_row = in_a_row + 1 if is_gone else 0
-            is_hopeless = isinstance(found, NotRewritten) and found.is_hopeless
-            if is_hopeless or in_a_row >= MAX_FAILED_IN_A_ROW:
-                for other in left:
-                    yield other, NotRewritten(f"not asked, since the server failed before: {found}")
-                return
+        for other in left:
+            yield other, NotRewritten(f"not asked, since the server failed before: {server.reason}")
     finally:
-        is_over.set()
+        server.is_given_up.set()
+
+
+class _Server:
+    """Whether the server is still worth asking, by its answers to all threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._failed_in_a_row = 0
+        self.is_given_up = Event()
+        self.reason = ""
+
+    def heard(self, found: str | BaseException) -> None:
+        with self._lock:
+            is_failure = isinstance(found, NotRewritten) and found.is_server
+            self._failed_in_a_row = self._failed_in_a_row + 1 if is_failure else 0
+            is_hopeless = isinstance(found, NotRewritten) and found.is_hopeless
+            if is_hopeless or self._failed_in_a_row >= MAX_FAILED_IN_A_ROW:
+                self.reason = self.reason or str(found)
+                self.is_given_up.set()

@@ -21,6 +21,7 @@ from hv15_batch.forecast.cheaper import Trial, ways_in_time
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.forecast.seconds import write_seconds
 from hv15_batch.forecast.wording import (
+    beside_total,
     by_size,
     memory_lines,
     quality_lines,
@@ -324,11 +325,10 @@ def predict_run(
     finishes = list(rules.finishes(forecast.lengths(todo)))
     seconds = forecast.total_seconds(todo)
     sizes = by_size(forecast, todo)
-    warm = f", {forecast.clip_seconds(todo[0]):.0f} s per warm clip" * (len(sizes) == 1)
     lines = [
-        f"Time: {format_duration(seconds)} in all{warm}, "
+        f"Time: {format_duration(seconds)} in all{beside_total(forecast, todo, sizes)}, "
         f"done {format_moment(finishes[-1], rules)} ({forecast.basis})",
-        *size_lines(forecast, sizes),
+        *size_lines(forecast, sizes, todo),
         stages_line(forecast, todo, len(sizes) == 1),
         *memory_lines({name: own.offload for name, own in forecast.by_model.items()}),
         *quality_lines(config),

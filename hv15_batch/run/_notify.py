@@ -224,10 +224,10 @@ class Notices:
         self._told_failure_at: float | None = None
         self._has_said_fault = False
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: Job, worker: int = 0) -> None:
         """No news."""
 
-    def heard(self, event: Event) -> None:
+    def heard(self, event: Event, worker: int = 0) -> None:
         """Follow an event of the worker."""
         if isinstance(event, Finished):
             self.finished(event.record)

@@ -36,7 +36,8 @@ from hv15_batch.model.shapes import (
     VAE_BYTES,
 )
 from hv15_batch.model.variant import OffloadKind, Task, Weights
-from hv15_batch.run.prepare import Asked, Todo, lacks_weights
+from hv15_batch.planning.todo import Todo
+from hv15_batch.run.prepare import Asked, lacks_weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB, format_gib
 from hv15_batch.weights.checkpoint import (
@@ -110,24 +111,29 @@ class _Claim:
         return "HF_HOME" if is_hub else self.remedy
 
 
-def refuse_or_note(asked: Asked, todo: Todo, offloads: Collection[OffloadKind]) -> tuple[str, ...]:
+def refuse_or_note(
+    asked: Asked, todo: Todo, offloads: Collection[OffloadKind], num_workers: int = 1
+) -> tuple[str, ...]:
     """Return the notes to print before a run starts.
 
     Args:
         asked: Settings, weights and run directory.
         todo: The clips to render.
         offloads: The chosen profiles.
+        num_workers: How many render at a time on this machine.
 
     Raises:
         Refused: Not even the first clips could be rendered.
     """
-    findings = find_hindrances(asked, todo, offloads)
+    findings = find_hindrances(asked, todo, offloads, num_workers)
     if findings.refusals:
         raise Refused("\n".join(findings.refusals))
     return findings.notes
 
 
-def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] = ()) -> Findings:
+def find_hindrances(
+    asked: Asked, todo: Todo, offloads: Collection[OffloadKind] = (), num_workers: int = 1
+) -> Findings:
     """Look at disk, permissions and licence before weights are fetched or a file is written.
 
     Nothing is left behind, because the test files have no name.
@@ -136,6 +142,7 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
         asked: Settings, weights and run directory.
         todo: The clips to render.
         offloads: The chosen profiles, where they are known.
+        num_workers: How many render at a time on this machine.
     """
     config, run_dir = asked.config, asked.run_dir
     need = disk_need(todo.to_render, config)
@@ -143,7 +150,7 @@ def find_hindrances(asked: Asked, todo: Todo, offloads: Collection[OffloadKind] 
     for own, checkpoint in asked.models(todo):
         others += _conversion_claims(own, checkpoint)
     if OffloadKind.stream_disk in offloads:
-        others.append(_blocks_claim(config))
+        others.append(_blocks_claim(config, num_workers))
     refusals = [_run_dir_fault(run_dir), run_dir.lock_fault()]
     refusals += [_write_fault(claim.folder, claim.written_by, _PROBE_BYTES) for claim in others]
     refusals += _cache_faults(asked, todo)
@@ -267,8 +274,8 @@ def _conversion_claims(config: Config, checkpoint: Checkpoint) -> list[_Claim]:
     return [_Claim(folder, "the converted transformer", needed, "XDG_CACHE_HOME")]
 
 
-def _blocks_claim(config: Config) -> _Claim:
-    num_bytes = transformer_bytes(config.runtime.linear) - TRANSFORMER_REST_BYTES
+def _blocks_claim(config: Config, num_workers: int) -> _Claim:
+    num_bytes = num_workers * (transformer_bytes(config.runtime.linear) - TRANSFORMER_REST_BYTES)
     what = "the transformer's blocks (offload=stream_disk)"
     return _Claim(cache_root() / "blocks", what, num_bytes, "XDG_CACHE_HOME")
 

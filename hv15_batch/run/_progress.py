@@ -33,6 +33,7 @@ from hv15_batch.machine.machine import free_disk_bytes
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.record import ENCODE, FAILED, SUSPECT, ClipRecord, attempt_seconds
 from hv15_batch.redaction import redacted, shown
+from hv15_batch.run._crew import Crew, Waiting
 from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
 from hv15_batch.rundir.status import IDLE_STATES, StatusFile
@@ -88,6 +89,7 @@ class Progress:
         ends_after: Callable[[float], datetime] = _from_now,
         gpu_uuid: str | None = None,
         listen: Listen | None = None,
+        workers: Sequence[str] = ("",),
     ) -> None:
         """Start with `done` of `total` clips finished by earlier runs.
 
@@ -104,13 +106,14 @@ class Progress:
             ends_after: Returns when work of so many seconds will be done, `window` included.
             gpu_uuid: The card to watch; None for none.
             listen: Receives the events, and nothing is shown; None shows them.
+            workers: Where each worker renders, in words, e.g. its card.
         """
+        self._crew = Crew(workers)
         self._out = out or sys.stdout
         self._listen = listen
         self._bars = Bars(self._out) if listen is None and can_redraw(self._out) else None
         self.guard = Secondary("something of the run could not be shown")
-        self._loading: tuple[str, float] | None = None
-        self._is_loading_told = False
+        self._loading: dict[int, Waiting] = {}
         self._number = 0  # ended clips
         self._left_shown_at = 0.0
         self._pace = pace
@@ -125,6 +128,7 @@ class Progress:
         self._done_before = done - len(self._done)  # not touched by this run
         self._state = self._state_before = "encoding"
         values = _first_values(run_id, total, done) | {"type_again": list(type_again)}
+        values |= self._crew.values()
         self._status = StatusFile(status_file, values, self._sample)
 
     @_shown
@@ -141,47 +145,49 @@ class Progress:
                 print(text, file=self._out, flush=True)
 
     @_shown
-    def submitted(self, job: Job) -> None:
-        """Show that a clip was handed to the worker."""
-        self.started(job.clip.clip_id)
+    def submitted(self, job: Job, worker: int = 0) -> None:
+        """Show that a clip was handed to a worker."""
+        self._crew.submitted(worker, job.clip.clip_id)
+        self.started(job.clip.clip_id, worker)
 
     @_shown
-    def heard(self, event: Event) -> None:
-        """Show an event of the worker."""
-        if self._loading is not None and not isinstance(event, Note):
-            self._loaded(is_there=not isinstance(event, Died))
+    def heard(self, event: Event, worker: int = 0) -> None:
+        """Show an event of a worker."""
+        if worker in self._loading and not isinstance(event, Note):
+            self._loaded(worker, is_there=not isinstance(event, Died))
+        self._crew.heard(worker, event)
         match event:
             case Note():
-                self.say(event.text)
+                self.say(self._crew.named(worker, event.text))
             case Loading(what):
-                self.loading(what)
+                self.loading(what, worker)
             case Encoded():
                 self.encoding(event.done, event.total)
             case Stepped(clip_id, stage, step, steps):
-                self.stepped(clip_id, stage, step, steps)
+                self.stepped(clip_id, stage, step, steps, worker)
             case Finished(_, record):
                 self._ended.add((record.clip_id, record.repeat))
-                self.finished_clip(record, len(self._ended), self._num_todo)
+                self.finished_clip(record, len(self._ended), self._num_todo, worker)
             case _:
                 pass
 
     @_shown
-    def loading(self, what: str) -> None:
+    def loading(self, what: str, worker: int = 0) -> None:
         """Show what is being loaded, and for how long."""
-        self._loading, self._is_loading_told = (what, time.monotonic()), False
+        self._loading[worker] = Waiting(what, time.monotonic())
         if self._bars is not None:
-            self._bars.show_loading(what)
+            self._bars.show_loading(what, worker)
         self._status.update(loading=what)
 
-    def _loaded(self, is_there: bool) -> None:
-        assert self._loading is not None
-        (what, since), self._loading = self._loading, None
-        seconds = time.monotonic() - since
+    def _loaded(self, worker: int, is_there: bool) -> None:
+        ended = self._loading.pop(worker)
+        seconds = time.monotonic() - ended.since
         if self._bars is not None:
-            self._bars.clear_current()
-        elif self._is_loading_told and is_there:
-            self.say(f"loaded {what} in {format_duration(seconds)}")
-        self._status.update(loading=None)
+            self._bars.clear_current(worker=worker)
+        elif ended.is_told and is_there:
+            text = f"loaded {ended.what} in {format_duration(seconds)}"
+            self.say(self._crew.named(worker, text))
+        self._status.update(loading=next((each.what for each in self._loading.values()), None))
 
     @_shown
     def tick(self) -> None:
@@ -191,11 +197,11 @@ class Progress:
             if now - self._left_shown_at >= LEFT_SECONDS:
                 self._show_clips()
             self._bars.tick()
-        elif self._loading is not None and not self._is_loading_told:
-            what, since = self._loading
-            if now - since >= LOADING_SECONDS:
-                self._is_loading_told = True
-                self.say(f"loading {what}")
+            return
+        for worker, each in self._loading.items():
+            if not each.is_told and now - each.since >= LOADING_SECONDS:
+                each.is_told = True
+                self.say(self._crew.named(worker, f"loading {each.what}"))
 
     @_shown
     def encoding(self, done: int, total: int) -> None:
@@ -217,10 +223,10 @@ class Progress:
         self._status.update(state=self._state, stage=None, step=None, steps=None)
 
     @_shown
-    def started(self, clip_id: str) -> None:
-        """Show that the executor has a clip."""
+    def started(self, clip_id: str, worker: int = 0) -> None:
+        """Show that a worker has a clip."""
         if self._bars is not None:
-            self._bars.show_stage(clip_id, "start")
+            self._bars.show_stage(clip_id, "start", worker)
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     @_shown
@@ -243,22 +249,22 @@ class Progress:
         self._status.update(state=self._state, message="", goes_on_at=None)
 
     @_shown
-    def stepped(self, clip_id: str, stage: str, step: int, steps: int) -> None:
-        """Show a denoising step or another stage of the current clip."""
+    def stepped(self, clip_id: str, stage: str, step: int, steps: int, worker: int = 0) -> None:
+        """Show a denoising step or another stage of a worker's current clip."""
         if self._bars is not None:
-            self._bars.show_steps(clip_id, stage, step, steps)
+            self._bars.show_steps(clip_id, stage, step, steps, worker)
         if self._listen is not None:
             self._listen(Stepped(clip_id, stage, step, steps))
         self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
 
     @_shown
-    def finished_clip(self, record: ClipRecord, number: int, todo: int) -> None:
+    def finished_clip(self, record: ClipRecord, number: int, todo: int, worker: int = 0) -> None:
         """Show an ended attempt."""
         self._count(record)
-        self.say(_line(record, number, todo))
+        self.say(f"{_line(record, number, todo)}{self._crew.where(worker)}")
         self._number = number
         if self._bars is not None:
-            self._bars.clear_current(record.clip_id)
+            self._bars.clear_current(record.clip_id, worker)
         self._show_clips()
         self._status.update(
             done=self._num_done,
@@ -285,7 +291,12 @@ class Progress:
         """Close the bars and write the last status."""
         self._state = state
         self._status.close(
-            state=state, message=redacted(message), goes_on_at=None, **_NO_CLIP, **_NO_ETA
+            state=state,
+            message=redacted(message),
+            goes_on_at=None,
+            **_NO_CLIP,
+            **_NO_ETA,
+            **self._crew.values(),
         )
         self._health.close()
         if self._bars is not None:
@@ -309,12 +320,13 @@ class Progress:
         return self._done_before + len(self._done)
 
     def _sample(self) -> dict[str, Any]:
-        """Return what changes without an event: the card, the disk, the predicted end."""
+        """Return what is not kept up to date by each event: the card, disk, end and workers."""
         try:
             free = free_disk_bytes(self._folder)
         except OSError:
             free = None
-        return {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        now = {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        return now | self._crew.values()
 
     def _expected_end(self) -> dict[str, Any]:
         is_going_on = self._state in ("encoding", "rendering", "waiting")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hv15_batch import __version__
@@ -13,15 +14,23 @@ from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job, ModelSpec
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
-from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
+from hv15_batch.forecast.forecast import (
+    Forecast,
+    by_model,
+    cards_for,
+    lora_bytes,
+    make_forecast,
+    sharing_ram,
+)
 from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
-from hv15_batch.run.prepare import Asked, Todo
+from hv15_batch.run.prepare import Asked
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
 from hv15_batch.rundir.decided import read_compile, write_compile
 from hv15_batch.rundir.paths import RunDir
@@ -35,8 +44,11 @@ class Run:
     todo: Todo
     machine: Machine
     rules: Rules
-    offloads: Mapping[str, OffloadChoice]
-    """By model, each chosen once. Refusals, predictions and workers use these choices."""
+    cards: Sequence[Gpu | None]
+    """The card of each worker; None for a process on the CPU."""
+    choices: Sequence[Mapping[str, OffloadChoice]]
+    """For each worker by model, chosen once for each kind of card. Refusals, predictions and
+    workers use these choices."""
     forecast: Forecast | None
     """None for an unknown card."""
     pace: Pace
@@ -65,18 +77,36 @@ class Run:
     @property
     def offload_kinds(self) -> set[OffloadKind]:
         """The profiles of all models."""
-        return {choice.kind for choice in self.offloads.values()}
+        return {choice.kind for offloads in self.choices for choice in offloads.values()}
+
+    @property
+    def gpus(self) -> list[Gpu | None]:
+        """The card that each worker holds weights on; None on the CPU."""
+        return [_gpu_of(offloads) for offloads in self.choices]
 
     @property
     def gpu(self) -> Gpu | None:
-        """The card that it renders on; None on the CPU."""
-        return next((choice.gpu for choice in self.offloads.values() if choice.gpu), None)
+        """The first worker's card; None on the CPU."""
+        return self.gpus[0]
+
+    @property
+    def places(self) -> list[str]:
+        """Where each worker renders, in words."""
+        return [f"{gpu.name}, card {gpu.index}" if gpu else "CPU" for gpu in self.cards]
 
     def offload_lines(self) -> list[str]:
-        """Return what was chosen for the card, a line for each model."""
-        chosen = {n: c for n, c in self.offloads.items() if c.budget_bytes is not None}
-        is_one = len({choice.reason for choice in chosen.values()}) == 1
-        lines = [c.reason if is_one else f"{name}: {c.reason}" for name, c in chosen.items()]
+        """Return what was chosen for the cards, a line for each kind of card and model."""
+        lines = []
+        for offloads in self.choices:
+            gpu = _gpu_of(offloads)
+            chosen = {n: c for n, c in offloads.items() if c.budget_bytes is not None}
+            is_one = len({choice.reason for choice in chosen.values()}) == 1
+            is_like_all = len({other.name for other in self.gpus if other}) == 1
+            card = "" if gpu is None or is_like_all else f"{gpu.name}: "
+            lines += [
+                f"{card}{c.reason}" if is_one else f"{card}{name}: {c.reason}"
+                for name, c in chosen.items()
+            ]
         return list(dict.fromkeys(lines))
 
     @property
@@ -84,8 +114,9 @@ class Run:
         """Whether some model is compiled."""
         return any(found.is_on for found in self.compilations.values())
 
-    def spec(self, lock_descriptor: int | None) -> ExecutorSpec:
-        """Return the settings that each worker gets at its start."""
+    def spec(self, lock_descriptor: int | None, worker: int = 0) -> ExecutorSpec:
+        """Return the settings that a worker gets at its start."""
+        offloads = self.choices[worker]
         first, *further = (
             ModelSpec(
                 self.compilations[name].in_config(self.asked.config_of(name)),
@@ -93,7 +124,7 @@ class Run:
                 choice.kind,
                 choice.streams_text_encoder,
             )
-            for name, choice in self.offloads.items()
+            for name, choice in offloads.items()
         )
         return ExecutorSpec(
             config=first.config,
@@ -104,8 +135,9 @@ class Run:
             hostname=self.machine.hostname,
             system_sha256=self.system_sha256,
             offload=first.offload,
-            budget_bytes=next(filter(None, (c.budget_bytes for c in self.offloads.values())), None),
-            gpu=self.gpu,
+            budget_bytes=next(filter(None, (c.budget_bytes for c in offloads.values())), None),
+            gpu=self.gpus[worker],
+            only_card=card.uuid if len(self.cards) > 1 and (card := self.cards[worker]) else None,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
             compile_is_auto=typed_compile(self.config) is None,
@@ -116,6 +148,7 @@ class Run:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
         return {
             "run_id": self.run_id,
+            "shard": self.config.shard,
             "manifest_sha256": self.asked.manifest.sha256,
             "repo": self.asked.checkpoints[model].repo,
             "task": self.asked.config_of(model).model.task.name,
@@ -124,11 +157,16 @@ class Run:
             "hv15_batch_version": __version__,
         }
 
-    def gate(self, job: Job) -> Verdict:
+    def load_seconds(self, job: Job) -> float:
+        """Return the predicted seconds before a worker of another group renders a clip."""
+        return self.forecast.of(job.clip.settings).start.seconds if self.forecast else 0.0
+
+    def gate(self, job: Job, worker: int = 0) -> Verdict:
         """Return whether a clip may start: the disk decides first, then the clock."""
         if fault := disk_fault(self.run_dir.path, self.disk):
             return Stop(fault)
-        return Schedule(self.rules, self.run_dir.pause, self.pace.clip_seconds)(job)
+        seconds = partial(self.pace.clip_seconds, worker=worker)
+        return Schedule(self.rules, self.run_dir.pause, seconds)(job)
 
 
 class FailedCompilation:
@@ -143,10 +181,10 @@ class FailedCompilation:
         is_auto = typed_compile(run.config) is None
         self._compiled = {n for n, found in run.compilations.items() if found.is_on and is_auto}
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: Job, worker: int = 0) -> None:
         """Nothing is known of a clip that starts."""
 
-    def heard(self, event: Event) -> None:
+    def heard(self, event: Event, worker: int = 0) -> None:
         """Look at the first finished clip of a model that ran without its compilation."""
         if not isinstance(event, Finished) or event.record.status not in DONE_STATUSES:
             return
@@ -155,7 +193,8 @@ class FailedCompilation:
             return
         if is_denoised_here(vars(record)):  # else it says how another run denoised it
             self._compiled.remove(model)
-            write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
+            with self._run.run_dir.moment():
+                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
 
 
 def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
@@ -173,26 +212,59 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
     log = asked.run_dir.log
     forecast = make_forecast(config, todo.to_render, machine, log, compiled=compiled)
     known = forecast.by_model if forecast is not None else {}
-    offloads = {}
-    for own, clips in by_model(config, todo.to_render):
-        name, settings = own.model.name, [p.clip.settings for p in clips]
-        own = compilations[name].in_config(own)
-        offloads[name] = (
-            known[name].offload
-            if name in known
-            else choose_offload(own, settings, machine, lora_bytes(clips))
-        )
+    cards = cards_for(config, todo.to_render, machine)
+
+    def choose(gpu: Gpu | None) -> dict[str, OffloadChoice]:
+        here = machine if gpu is None else replace(machine, gpus=(gpu,))
+        offloads = {}
+        for own, clips in by_model(config, todo.to_render):
+            name, settings = own.model.name, [p.clip.settings for p in clips]
+            if name in known and gpu == machine.gpu:
+                offloads[name] = known[name].offload
+            else:
+                own = compilations[name].in_config(own)
+                shared = lora_bytes(clips), sharing_ram(len(cards), machine)
+                offloads[name] = choose_offload(own, settings, here, *shared)
+        return offloads
+
+    choices = _for_each_card(cards, choose)
     return Run(
         asked,
         todo,
         machine,
         rules,
-        offloads,
+        cards,
+        choices,
         forecast,
-        make_pace(forecast, asked.run_dir, rules.clock, todo.to_render),
+        make_pace(forecast, asked.run_dir, rules.clock, todo.to_render, len(choices)),
         disk_need(todo.to_render, asked.config),
         compilations,
     )
+
+
+def _for_each_card(
+    gpus: Sequence[Gpu | None], choose: Callable[[Gpu | None], dict[str, OffloadChoice]]
+) -> list[dict[str, OffloadChoice]]:
+    """Return the profiles of each card, chosen once for its kind by the one with least memory."""
+    kinds: dict[tuple[str, int] | None, list[Gpu]] = {}
+    for gpu in filter(None, gpus):
+        kinds.setdefault((gpu.name, gpu.total_bytes), []).append(gpu)
+    if not kinds:
+        return [choose(None)] * len(gpus)
+    chosen = {
+        kind: choose(min(like, key=lambda gpu: gpu.free_bytes)) for kind, like in kinds.items()
+    }
+    return [
+        {
+            name: replace(choice, gpu=gpu) if choice.gpu is not None else choice
+            for name, choice in chosen[gpu.name, gpu.total_bytes].items()
+        }
+        for gpu in filter(None, gpus)
+    ]
+
+
+def _gpu_of(offloads: Mapping[str, OffloadChoice]) -> Gpu | None:
+    return next((choice.gpu for choice in offloads.values() if choice.gpu), None)
 
 
 def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
@@ -206,16 +278,19 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     """
     if not todo.to_render:
         return None
-    if {p.clip.settings.model for p in todo.to_render} - run.offloads.keys():
+    if {p.clip.settings.model for p in todo.to_render} - run.choices[0].keys():
         return make_run(asked, todo, run.machine, run.rules)  # `limit` reaches a further model now
     for name, found in run.compilations.items():
         stored = read_compile(asked.run_dir, asked.config_of(name))
         if found.is_new and stored not in (None, found.is_on):
             return make_run(asked, todo, run.machine, run.rules)
+    num_workers = len(cards_for(asked.config, todo.to_render, run.machine))
     return replace(
         run,
         asked=asked,
         todo=todo,
-        pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render),
+        cards=run.cards[:num_workers],
+        choices=run.choices[:num_workers],
+        pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render, num_workers),
         disk=disk_need(todo.to_render, asked.config),
     )

@@ -9,17 +9,19 @@ from pathlib import Path, PurePosixPath
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
+from hv15_batch.figures.workers import slow_lines, worker_figures
 from hv15_batch.files import read_below
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import FAILED, SUSPECT, ClipRecord
 from hv15_batch.redaction import redacted
-from hv15_batch.run.prepare import Asked, Todo
+from hv15_batch.run.prepare import Asked
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.stored import to_type_again
 from hv15_batch.status.show import left_out_line, resume_lines
-from hv15_batch.units import format_gib
+from hv15_batch.units import counted, format_gib
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Started:
     """Absolute."""
     run_id: str
     num_clips: int
-    """Clips of the manifest; repetitions in a benchmark."""
+    """Clips of the manifest or of the shard; repetitions in a benchmark."""
     num_done: int
     """How many of them earlier runs have done."""
     num_todo: int
@@ -92,12 +94,15 @@ MAX_SHOWN_FAILURES = 5
 
 def headline(run_dir: RunDir, todo: Todo) -> str:
     """Return the first line of a run: its directory, and `new` or how many clips are done."""
+    share = ""
+    if todo.shard is not None:
+        share = f" (shard {todo.shard}: {len(todo.share)} of {counted(len(todo.clips), 'clip')})"
     if not run_dir.run_ids() and not todo.num_done:
-        return f"{run_dir.path}: new"
+        return f"{run_dir.path}: new{share}"
     if todo.repetitions is not None:
         total = todo.repetitions.num_clips * todo.repetitions.num_repeats
         return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done"
+    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done{share}"
 
 
 def nothing_to_do(
@@ -105,6 +110,7 @@ def nothing_to_do(
 ) -> Iterator[str]:
     """Yield the lines of a run that finds everything done."""
     which = f"the rows of only={config.only}" if config.only else manifest.name
+    which = f"shard {run_dir.shard} of {which}" if run_dir.shard else which
     yield f"Nothing to do: every clip of {which} is done. force=true renders again."
     suspects = sum(p.is_suspect for p in selected)
     if suspects:
@@ -131,17 +137,18 @@ def closing_lines(
     if len(failed) > MAX_SHOWN_FAILURES:
         yield f"  and {len(failed) - MAX_SHOWN_FAILURES} more, all of them on the page"
     if outcome.exit_code != EXIT_OK:
-        how, *again = resume_lines(run_dir.path, to_type_again(asked.config))
+        how, *again = resume_lines(run_dir.path, to_type_again(asked.config), run_dir.shard)
         yield f"{outcome.message}; {how}"
         yield from again
         if asked.is_in_sweep and outcome.exit_code >= EXIT_SIGINT:
             yield "That resumes this run only; the same command again resumes the whole sweep."
     if num_left_out:
-        yield left_out_line(num_left_out, run_dir.path)
+        yield left_out_line(num_left_out, run_dir.path, run_dir.shard)
     if _has_changed(manifest):
         yield (
             f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
+    yield from slow_lines(worker_figures(map(vars, outcome.records)))
     yield f"Page: {run_dir.page}"
     yield f"Clips: {run_dir.clips}"
 

@@ -16,14 +16,21 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.cheaper import Trial
 from hv15_batch.forecast.compilation import compilation_lines, decide_compilations
 from hv15_batch.forecast.disk import disk_need
-from hv15_batch.forecast.forecast import Forecast, by_model, lora_bytes, make_forecast
-from hv15_batch.forecast.offload import OffloadChoice, choose_offload
-from hv15_batch.forecast.wording import uncertainty
+from hv15_batch.forecast.forecast import (
+    Forecast,
+    by_model,
+    lora_bytes,
+    make_forecast,
+    sharing_ram,
+)
+from hv15_batch.forecast.offload import OffloadChoice, choose_offload, workers_fault
+from hv15_batch.forecast.wording import uncertainty, workers_lines
 from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.manifest.templates.expand import shown_prompts
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
+from hv15_batch.planning.todo import Todo
 from hv15_batch.redaction import printable
 from hv15_batch.rewrite.client import missing_fault
 from hv15_batch.rewrite.rows import rewriting_lines
@@ -36,7 +43,6 @@ from hv15_batch.run._dry_run import (
 from hv15_batch.run._preflight import find_hindrances, measuring_fault
 from hv15_batch.run.prepare import (
     Asked,
-    Todo,
     attention_fault,
     offline_fault,
     plan_against_log,
@@ -45,7 +51,7 @@ from hv15_batch.run.prepare import (
 from hv15_batch.run.schedule import Rules
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.units import Say, format_duration
+from hv15_batch.units import Say, counted, format_duration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -124,6 +130,9 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
             say(text)
 
     plan_bytes = disk_need(todo.to_render, config).plan_bytes
+    if todo.shard is not None:
+        clips = counted(len(todo.clips), "clip")
+        tell(f"Shard {todo.shard}: {len(todo.share)} of {clips}; the lines below are about them")
     print_dry_run(
         asked.manifest,
         todo.selected,
@@ -147,7 +156,10 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         tell(*compilation_lines(compilations))
     tell(*told)
     if forecast is not None:
-        tell(_uncertainty_line(forecast, todo.to_render, rules))
+        tell(
+            _uncertainty_line(forecast, todo.to_render, rules),
+            *workers_lines(forecast, todo.to_render),
+        )
     choices = (
         [own.offload for own in forecast.each]
         if forecast
@@ -157,7 +169,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     refusals: list[str] = []
     if todo.to_render:
         kinds = [own.offload.kind for own in forecast.each] if forecast else []
-        findings = find_hindrances(asked, todo, kinds)
+        num_here = sharing_ram(forecast.num_workers, machine) if forecast else 1
+        findings = find_hindrances(asked, todo, kinds, num_here)
         typed = config.runtime.card
         gpu_name = typed_card(typed).name if typed else machine.gpu.name if machine.gpu else None
         # With `runtime.card` the lines are about another machine.
@@ -165,6 +178,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
             refusals.append(fault)
         card = forecast.card if forecast else None
         if fault := missing_fault(config.rewrite, (p.clip for p in todo.to_render)):
+            refusals.append(fault)
+        if not typed and (fault := workers_fault(config, machine)):
             refusals.append(fault)
         refusals += [*_settings_faults(asked, todo, card, gpu_name), *findings.refusals]
         tell(*findings.notes, *(f"A run would be refused: {fault}" for fault in refusals))

@@ -11,6 +11,7 @@ from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.options import config_of, with_models
 from hv15_batch.config.settings import Config
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.machine.cards import Card, find_card
 from hv15_batch.machine.machine import Machine
@@ -22,22 +23,28 @@ from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
-from hv15_batch.planning.benchmark import Repetitions, plan_repetitions
+from hv15_batch.planning.benchmark import plan_repetitions
 from hv15_batch.planning.loras import find_loras
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
-    PlannedClip,
     plan_clips,
     select,
     settings_conflict,
 )
+from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rewrite.phase import with_known_rewrites
 from hv15_batch.rewrite.rows import as_before
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.paths import RunDir, default_run_dir, resume_command
-from hv15_batch.rundir.stored import check_owner, earlier_settings, remembered_weights
+from hv15_batch.rundir.paths import RunDir, default_run_dir
+from hv15_batch.rundir.stored import (
+    check_owner,
+    earlier_settings,
+    remembered_weights,
+    to_type_again,
+)
+from hv15_batch.status.show import resume_words
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
 from hv15_batch.weights.fetch import fetch
@@ -75,52 +82,6 @@ class Asked:
                 yield self.config_of(name), checkpoint
 
 
-@dataclass(frozen=True)
-class Todo:
-    """Every clip of the manifest with its state, and those that this command selects."""
-
-    clips: list[PlannedClip]
-    selected: list[PlannedClip]
-    repetitions: Repetitions | None = None
-    """The repetitions of a benchmark; None for a run that makes clips."""
-
-    @property
-    def to_render(self) -> list[PlannedClip]:
-        """What this run renders, in order."""
-        if self.repetitions is not None:
-            return self.repetitions.todo
-        return [p for p in self.selected if not p.is_done]
-
-    @property
-    def num_done(self) -> int:
-        """How many of `num_total` earlier runs have done."""
-        if self.repetitions is not None:
-            return self.repetitions.num_measured
-        return sum(p.has_result for p in self.clips)
-
-    @property
-    def num_left_out(self) -> int:
-        """Clips without a result that `only` or `limit` leave out."""
-        if self.repetitions is not None:
-            return 0
-        selected = {p.clip.settings_sha256 for p in self.selected}
-        return sum(not p.has_result and p.clip.settings_sha256 not in selected for p in self.clips)
-
-    @property
-    def again(self) -> set[tuple[str, int | None]]:
-        """Done clips that are rendered again, by `force` or because they are suspect."""
-        if self.repetitions is not None:
-            return set()
-        return {(p.clip.clip_id, p.repeat) for p in self.to_render if p.has_result}
-
-    @property
-    def num_total(self) -> int:
-        """All clips, or repetitions of a benchmark, also those that are done or not selected."""
-        if self.repetitions is not None:
-            return self.repetitions.num_measured + len(self.repetitions.todo)
-        return len(self.clips)
-
-
 def prepare(
     config: Config,
     typed: tuple[str, ...],
@@ -140,7 +101,7 @@ def prepare(
     Raises:
         Refused: The message names place, value, what is allowed and what to do.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     parse_command(config.notify.command)
     if config.manifest is None:
         raise Refused("no manifest; name one: hv15-batch prompts.csv")
@@ -154,6 +115,7 @@ def prepare(
     names = models_of_rows(manifest.rows, config)
     _check_models(config, names)
     config = _with_remembered_weights(config, names, run_dir)
+    config = replace(config, shard=str(run_dir.shard) if run_dir.shard else None)
     checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
     found = find_loras(config, manifest, checkpoints)
     clips = clips_of(manifest, config, checkpoints, found.by_path)
@@ -163,8 +125,7 @@ def prepare(
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
-    notes += found.notes
-    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
+    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes), *found.notes))
     loras, in_sweep = found.by_path, sweep is not None
     return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
 
@@ -176,11 +137,12 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         Refused: They contradict each other; the message names the model.
     """
     for name in names:
-        if name != config.model.name:
-            try:
-                check_config(config_of(config, name))
-            except Refused as error:
-                raise Refused(f"rows with model {name}: {error}") from error
+        try:
+            check_config(config_of(config, name))
+        except Refused as error:
+            if name == config.model.name:
+                raise
+            raise Refused(f"rows with model {name}: {error}") from error
 
 
 def clips_of(
@@ -205,7 +167,7 @@ def plan_against_log(asked: Asked) -> Todo:
     config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
     clips = plan_clips(asked.clips, config, history, run_dir)
-    todo = Todo(clips, select(clips, config))
+    todo = Todo(clips, select(clips, config), shard=run_dir.shard)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
         found = (
@@ -213,9 +175,11 @@ def plan_against_log(asked: Asked) -> Todo:
             for rows in as_before(asked.manifest, history.by_settings.values())
         )
         if difference := next(filter(None, found), None):
+            again = to_type_again(earlier[0]) if earlier else ()
+            resume = resume_words(run_dir.path, again, run_dir.shard)
             raise Refused(
                 f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To resume with those: {resume_command(run_dir.path)}. To keep both apart: "
+                f"To resume with those: {resume}. To keep both apart: "
                 "run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
@@ -224,7 +188,7 @@ def plan_against_log(asked: Asked) -> Todo:
 
 
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
-    """Return the run directory: as typed, else named after the manifest.
+    """Return the run directory, as its shard sees it: as typed, else named after the manifest.
 
     Args:
         config: Settings that name a manifest.
@@ -233,7 +197,7 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
     folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    return RunDir(Path(os.path.abspath(folder)))
+    return RunDir(Path(os.path.abspath(folder)), parse_shard(config.shard))
 
 
 def find_manifest(typed: str) -> Path:
@@ -273,7 +237,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     Raises:
         Refused: A run with these settings would be refused.
     """
-    check_config(config)
+    check_config(config, is_rendering=False)
     # A cell may name the model that the command had: then it comes from its own YAML.
     config = with_models(config, (row.model for row in asked.manifest.rows))
     names = models_of_rows(asked.manifest.rows, config)

@@ -112,16 +112,18 @@ class FirstClip:
         self._compile_seconds = compile_seconds
         self._is_said = not rules.deadlines
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: Job, worker: int = 0) -> None:
         """Nothing is known of a clip that starts."""
 
-    def heard(self, event: Event) -> None:
-        """Say the line at the first clip that was denoised here and is done."""
+    def heard(self, event: Event, worker: int = 0) -> None:
+        """Say the line at the first clip that was denoised here, is done, and is full-size."""
         if self._is_said or not isinstance(event, Finished):
             return
         record = event.record
         if record.status not in DONE_STATUSES or not is_denoised_here(vars(record)):
             return
+        if not self._pace.is_modelled(event.job):
+            return  # of a small model beside full-size ones
         self._is_said = True
         share = 1.0
         if record.is_cold and record.compiled and record.denoise_seconds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.clock import Clock
@@ -13,28 +12,24 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, Refused, Secondary
+from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.stalls import PATIENCE, Patience
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
-from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips
+from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
+from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
 from hv15_batch.report.render import write_page
-from hv15_batch.rewrite.client import missing_fault
-from hv15_batch.rewrite.phase import rewrite_prompts
-from hv15_batch.run._loop import Loop
+from hv15_batch.run._inputs import check_rewriter, copy_manifest, rewritten, write_rows
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
-from hv15_batch.run._supervisor import Start, make_supervisor
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -47,15 +42,16 @@ from hv15_batch.run.outcome import (
 from hv15_batch.run.outlook import make_plan
 from hv15_batch.run.prepare import (
     Asked,
-    Todo,
     check_device,
-    clips_of,
     lacks_weights,
     plan_against_log,
     prepare,
     stored_config,
     with_weights,
 )
+from hv15_batch.run.rendering.loop import Loop
+from hv15_batch.run.rendering.stalls import PATIENCE, Patience
+from hv15_batch.run.rendering.supervisor import Start, make_supervisors
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
@@ -65,7 +61,7 @@ from hv15_batch.rundir.log import (
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
+from hv15_batch.rundir.publish import publish_json
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
@@ -73,6 +69,9 @@ from hv15_batch.units import Say
 from hv15_batch.weights.transformer import make_transformer
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 15.0
+"""A shard that was told to stop waits at most this long to write tables and page."""
 
 
 def run(
@@ -118,41 +117,42 @@ def run(
     todo = plan_against_log(asked)
     check_measuring(asked, todo, machine)
     check_device(asked, todo, machine)
-    if fault := missing_fault(config.rewrite, (p.clip for p in todo.to_render)):
-        raise Refused(fault)
+    check_rewriter(asked, todo)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
-    notes += refuse_or_note(asked, todo, run.offload_kinds) if run else ()
+    notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, todo, say)
         _say_all(licence_notes(c for _, c in asked.models(todo)), say)
-    for own, checkpoint in asked.models(todo):
-        if checkpoint.transformer is not None:
-            make_transformer(checkpoint.transformer, own.model, say)
+    _make_transformers(asked, todo, say)
     run_dir.create()
     run_id = run_dir.new_run_id()
     with run_dir.locked(run_id) as lock:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.log)
+        bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
+        if asked.config.rewrite.is_on:
+            _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
+            is_announced, asked = True, rewritten(asked, todo, say)
+            todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
                 f"run_dir={run_dir.path}: clips were finished here meanwhile, and those that are "
                 "left need weights that are not on disk; run the same command again."
             )
+        # With `limit` a further model may be reached now, which needs all that the others did.
+        check_measuring(asked, todo, machine)
+        check_device(asked, todo, machine)
+        _make_transformers(asked, todo, say)
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
         if foreign := foreign_note(run_dir.log):
             say(foreign)
         run_dir.sweep_temporary()
-        if asked.config.rewrite.is_on:
-            asked = _rewritten(asked, todo, say)
-            todo = plan_against_log(asked)
-            run = planned_again(run, asked, todo) if run else None
-        _write_rows(asked.manifest)
+        write_rows(asked.manifest)
         if listener is not None:
             listener.listen(_started(run_dir, run_id, todo))
         if run is None:
@@ -174,19 +174,11 @@ def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
 
 
-def _rewritten(asked: Asked, todo: Todo, say: Say) -> Asked:
-    """Return the request with the rewritten prompts of what is to be rendered."""
-    rows = [p.clip.row_index for p in todo.to_render if p.clip.is_pending]
-    manifest = rewrite_prompts(asked.manifest, rows, asked.config, asked.run_dir, say)
-    clips = clips_of(manifest, asked.config, asked.checkpoints, asked.loras)
-    return replace(asked, manifest=manifest, clips=clips)
-
-
-def _write_rows(manifest: Manifest) -> None:
-    """Write the manifest if its rows came from a DataFrame, so that `resume=` finds it."""
-    if manifest.content is not None:
-        with publishing(manifest.path) as temporary:
-            temporary.write_bytes(manifest.content)
+def _make_transformers(asked: Asked, todo: Todo, say: Say) -> None:
+    """Convert the transformers in single files that are to be rendered with, once for all runs."""
+    for own, checkpoint in asked.models(todo):
+        if checkpoint.transformer is not None:
+            make_transformer(checkpoint.transformer, own.model, say)
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -205,13 +197,16 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
+    facts = system_facts(run.machine)
+    with run.run_dir.moment():
+        if run.run_dir.shard is not None:  # another shard may just have decided
+            run = planned_again(run, run.asked, run.todo) or run
+        for name, found in run.compilations.items():
+            if found.is_new:
+                write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     if run.gpu is not None:
         _say_all([*run.offload_lines(), *compilation_lines(run.compilations)], say)
-    facts = system_facts(run.machine)
     _write_run_folder(run.asked, run_id, facts)
-    for name, found in run.compilations.items():
-        if found.is_new:
-            write_compile(run.run_dir, run.asked.config_of(name), found.is_on)
     return replace(run, run_id=run_id, system_sha256=system_sha256(facts))
 
 
@@ -228,14 +223,14 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         received = listener.received if listener else None
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, make_supervisor(run, start), progress, watchers, received)
+        loop = Loop(run, make_supervisors(run, start), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
                 outcome = loop.render()
         except Refused as error:
             outcome.exit_code, outcome.message = EXIT_REFUSED, str(error)
-            if not loop.has_logged:
+            if not loop.journal.has_rows:
                 withdraw_settings(run.run_dir.run_folder(run.run_id))
             raise
         except Exception:
@@ -278,6 +273,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         ends_after=run.rules.ends_after,
         gpu_uuid=run.gpu.uuid if run.gpu else None,
         listen=listen,
+        workers=run.places,
     )
 
 
@@ -291,7 +287,8 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
-    lines += _write_results(run.asked)
+    is_stopped = outcome.exit_code >= EXIT_SIGINT
+    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -316,40 +313,36 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
     folder.mkdir()
     manifest = asked.manifest
     publish_json(folder / "system.json", facts)
-    _copy_manifest(manifest, folder)
+    copy_manifest(manifest, folder)
     stored = replace(
         stored_config(asked), manifest=str(manifest.path), run_dir=str(asked.run_dir.path)
     )
     write_settings(folder, stored)
 
 
-def _copy_manifest(manifest: Manifest, folder: Path) -> None:
-    try:
-        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
-    except FileNotFoundError as error:
-        raise Refused(
-            f"{manifest.path}: is gone since it was read; put it back and run again."
-        ) from error
-    for name, content in manifest.words:  # under the same names, so that the copy is a manifest too
-        words = folder / name
-        words.parent.mkdir(parents=True, exist_ok=True)
-        with publishing(words) as temporary:
-            temporary.write_bytes(content)
-
-
-def _write_results(asked: Asked) -> list[str]:
+def _write_results(asked: Asked, seconds: float | None) -> list[str]:
     """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
 
-    If one of them fails, a line reports it, and the others are still written.
+    If one of them fails, a line reports it, and the others are still written. Shards write them one
+    after the other, each from the logs of all: so those of the last one are complete.
+
+    Args:
+        asked: The request.
+        seconds: A shard waits at most this long for the others; None means some minutes.
     """
     run_dir = asked.run_dir
-    config = replace(asked.config, force=False)
     lines: list[str] = []
-    with _up_to_date("plan.csv", lines.append):
-        history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-        write_plan(plan_clips(asked.clips, config, history, run_dir), run_dir.plan, None)
-    _write_tables_and_page(run_dir, config.benchmark.repeat is not None, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
+        with _up_to_date("plan.csv", lines.append):
+            write_plan(_clips_of_now(asked), run_dir.plan, None)
+        _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
     return lines
+
+
+def _clips_of_now(asked: Asked) -> list[PlannedClip]:
+    """Return every clip with its state by the logs of this moment."""
+    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
+    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
 
 
 def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
@@ -374,11 +367,13 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
     lines: list[str] = []
-    is_stale = True
-    with _up_to_date("plan.csv", lines.append):
-        is_stale = write_plan(todo.clips, run_dir.plan, None) or not is_up_to_date(run_dir)
-    if is_stale:
-        _write_tables_and_page(run_dir, False, lines)
+    with _up_to_date("the page", lines.append), run_dir.moment():
+        is_stale = True
+        with _up_to_date("plan.csv", lines.append):
+            clips = todo.clips if run_dir.shard is None else _clips_of_now(asked)
+            is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
+        if is_stale:
+            _write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
         with _up_to_date("benchmark.csv", lines.append):

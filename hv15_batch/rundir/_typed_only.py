@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from hv15_batch.config.settings import CONFIG_DIR, TYPED_ONLY, Config
 from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig
+from hv15_batch.units import shortened
 
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """Form of a stored revision: a commit, or the hash of a local checkpoint's content."""
+_MAX_CHARACTERS = 80
+"""Of a stored value in a message."""
 
 
 def typed_only_in_use(config: Config) -> list[str]:
@@ -57,12 +61,38 @@ def safe_options(config: Config) -> dict[str, ModelConfig]:
     }
 
 
+def changed_options(config: Config) -> list[str]:
+    """Return how stored options of rows differ from the package's options of the same names.
+
+    They come from the user's folder, or from another version of the package.
+    """
+    texts = []
+    for name, model in config.models.items():
+        option = model_options().get(name)
+        if name == config.model.name or option is None or _is_ours(model):
+            continue
+        key = next(_reaching_differences(model, option), "name")
+        stored, ours = (_shown(value_of(each, key)) for each in (model, option))
+        texts.append(f"the option {name} has {key}={stored}, and that of this version {key}={ours}")
+    return texts
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else shortened(str(value), _MAX_CHARACTERS)
+
+
 def _is_ours(model: ModelConfig) -> bool:
     """Whether what is fetched or opened for an option is what the package's option says."""
     option = model_options().get(model.name)
-    if option is None:
-        return False
+    return option is not None and not any(_reaching_differences(model, option))
+
+
+def _reaching_differences(model: ModelConfig, option: ModelConfig) -> Iterator[str]:
+    """Yield the members of an option that decide what is fetched or opened, where they differ."""
+    for name in TYPED_ONLY:
+        section, _, key = name.partition(".")
+        if section == "model" and value_of(model, key) != value_of(option, key):
+            yield key
     revision = model.revision
-    is_fixed = revision in (None, option.revision) or bool(HASH.fullmatch(str(revision)))
-    names = [name.partition(".")[2] for name in TYPED_ONLY if name.startswith("model.")]
-    return is_fixed and all(value_of(model, name) == value_of(option, name) for name in names)
+    if revision not in (None, option.revision) and not HASH.fullmatch(str(revision)):
+        yield "revision"

@@ -1,7 +1,7 @@
 """The Parquet log of a run directory: append a record, read them, last attempt per clip.
 
-One writer (the parent). A segment is rewritten whole and renamed after each attempt, so that
-`pandas.read_parquet("<run_dir>/log")` works at every moment.
+One writer for each folder (the parent). A segment is rewritten whole and renamed after each
+attempt, so that `pandas.read_parquet("<run_dir>/log")` works at every moment.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hv15_batch.errors import LogSchemaError, system_message
 from hv15_batch.files import check_regular
 from hv15_batch.record import ClipRecord
 from hv15_batch.redaction import redacted_or_none
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.schema import SCHEMA_VERSION, arrow_schema
 from hv15_batch.units import GIB, MIB
@@ -73,7 +74,11 @@ class RunLog:
 
 
 def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return all records of a log; columns that a segment lacks are null.
+    """Return all records of a log and of all shards; columns that a segment lacks are null.
+
+    Args:
+        log_folder: `RunDir.log`.
+        columns: Which columns; None means all.
 
     Raises:
         LogSchemaError: A segment is unreadable or written by a newer version.
@@ -119,14 +124,16 @@ def last_attempts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def bring_to_current_schema(log_folder: Path) -> int:
-    """Rewrite segments of older schema versions; return how many. Needs the lock.
+    """Rewrite segments of older schema versions; return how many. Needs the folder's lock.
+
+    Those of shards are left to them: the readers of this module read older ones too.
 
     Raises:
         LogSchemaError: a segment is unreadable or written by a newer version.
     """
     schema = arrow_schema()
     rewritten = 0
-    for path in segments(log_folder):
+    for path in _segments_in(log_folder):
         with _open_segment(path) as (file, written, version):
             if version is None or version == SCHEMA_VERSION:
                 continue  # foreign, or current
@@ -138,10 +145,16 @@ def bring_to_current_schema(log_folder: Path) -> int:
 
 
 def segments(log_folder: Path) -> list[Path]:
-    """Return the files with a segment's name, oldest first."""
-    if not log_folder.is_dir():
+    """Return the files with a segment's name, those of all shards included, oldest first."""
+    shards = [run_dir.own_log for run_dir in RunDir(log_folder.parent).shard_dirs()]
+    found = (path for folder in [log_folder, *shards] for path in _segments_in(folder))
+    return sorted(found, key=lambda path: path.name)
+
+
+def _segments_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
         return []
-    return sorted(p for p in log_folder.glob("*.parquet") if _SEGMENT.fullmatch(p.name))
+    return sorted(p for p in folder.glob("*.parquet") if _SEGMENT.fullmatch(p.name))
 
 
 def foreign_note(log_folder: Path) -> str | None:

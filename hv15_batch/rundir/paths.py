@@ -1,4 +1,4 @@
-"""The run directory: its paths and its lock.
+"""The run directory: its paths, its lock, and the folders of its shards.
 
 Only this module knows the names inside a run directory.
 """
@@ -6,41 +6,64 @@ Only this module knows the names inside a run directory.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import Timeout
-
 from hv15_batch.clock import utc_now
+from hv15_batch.config.shard import Shard
 from hv15_batch.errors import Refused
 from hv15_batch.files import is_temporary, sweep
 from hv15_batch.machine.machine import existing_parent
-from hv15_batch.rundir._lock import RunLock, held_message, holder_facts, missing_locks
-from hv15_batch.rundir.publish import publish_text
+from hv15_batch.rundir._lock import (
+    COUNT,
+    HOLDER,
+    LOCK,
+    SHARDS,
+    check_no_link,
+    count_of_shards,
+    is_another_in_use,
+    locked,
+    missing_locks,
+    moment,
+    own_folder,
+    shards_in,
+    whole_of,
+)
 from hv15_batch.units import GIB
 
 MAX_LATENTS_BYTES = 4 * GIB
 """A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of latents."""
 
-_LOCK_NAMES = (".lock", ".lock.json")
 _MAX_FOLDER_NAME = 120
 _RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
 """Folder beside a page with the files that it loads."""
+REWRITES = "rewrites.jsonl"
+"""Rewritten prompts, one a line, which the user may edit."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run directory."""
+    """Paths of one run directory, as one of its shards sees it, or a run of all clips.
+
+    Shards share clips, latents, embeddings, tables and page. Each has a lock, a log, a status and
+    runs of its own.
+    """
 
     path: Path
-    """Absolute."""
+    """Absolute; the directory itself, for shards too."""
+    shard: Shard | None = None
+    """None for a run of all clips, and for readers."""
+
+    @property
+    def own(self) -> Path:
+        """The folder that only this shard writes; the directory itself without one."""
+        return own_folder(self.path, self.shard)
 
     @property
     def clips(self) -> Path:
@@ -59,8 +82,13 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """Parquet segments of `ClipRecord`s."""
+        """Parquet segments of `ClipRecord`s; `rundir.log` reads those of all shards with it."""
         return self.path / "log"
+
+    @property
+    def own_log(self) -> Path:
+        """The log that this run writes."""
+        return self.own / "log"
 
     @property
     def embeddings(self) -> Path:
@@ -69,8 +97,8 @@ class RunDir:
 
     @property
     def runs(self) -> Path:
-        """One folder per run."""
-        return self.path / "runs"
+        """One folder per run of this shard, or of all clips."""
+        return self.own / "runs"
 
     @property
     def rows(self) -> Path:
@@ -78,14 +106,9 @@ class RunDir:
         return self.path / "rows.jsonl"
 
     @property
-    def rewrites(self) -> Path:
-        """Rewritten prompts, one a line, which the user may edit."""
-        return self.path / "rewrites.jsonl"
-
-    @property
     def status(self) -> Path:
         """Progress of the current or last run."""
-        return self.path / "status.json"
+        return self.own / "status.json"
 
     @property
     def decided(self) -> Path:
@@ -119,8 +142,8 @@ class RunDir:
 
     @property
     def lock_holder(self) -> Path:
-        """The note of who holds the directory's lock, while it is held."""
-        return self.path / ".lock.json"
+        """The note of who holds the lock, while it is held."""
+        return self.own / HOLDER
 
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
@@ -165,18 +188,20 @@ class RunDir:
         Raises:
             Refused: The folder exists, is not empty and is no run directory.
         """
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
+        if self.path.exists() and not self.path.is_dir():
             raise Refused(
                 f"run_dir={self.path}: a file has that name; name a folder with run_dir=DIR."
             )
-        ours = {folder.name for folder in self.written_folders()[1:]}
+        self._check_whole()
+        check_no_link(self.path, self.shard)
+        if not self.path.exists():
+            return
+        ours = {SHARDS, *(folder.name for folder in self.written_folders()[1:])}
         names = {
             entry.name
             for entry in self.path.iterdir()
             if not is_temporary(entry.name) and not (entry.name in ours and _is_begun(entry))
-        } - {self.plan.name, *_LOCK_NAMES}
+        } - {self.plan.name, LOCK, HOLDER, COUNT}
         if names and not self.is_run_dir():
             raise Refused(
                 f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
@@ -185,14 +210,15 @@ class RunDir:
 
     def is_run_dir(self) -> bool:
         """Whether a run was started here before."""
-        return self.runs.is_dir() or self.log.is_dir()
+        return RunDir(self.path).runs.is_dir() or self.log.is_dir() or bool(self.shard_dirs())
 
     def check_started(self) -> None:
         """Refuse a folder in which no run was started.
 
         Raises:
-            Refused: It is no run directory.
+            Refused: It is no run directory, or the folder of a shard in one.
         """
+        self._check_whole()
         if not self.is_run_dir():
             raise Refused(
                 f"{self.path}: no run directory (it has no log); "
@@ -201,56 +227,65 @@ class RunDir:
 
     def written_folders(self) -> tuple[Path, ...]:
         """Return the run directory and its folders that runs write to."""
-        parts = (self.clips, self.latents, self.thumbs, self.log, self.embeddings, self.runs)
-        return (self.path, *parts)
+        own = (self.own_log, self.runs)
+        return (self.path, self.clips, self.latents, self.thumbs, *own, self.embeddings)
 
     def sweep_temporary(self) -> int:
         """Remove files of interrupted writes; return how many. Needs the lock.
 
         Only names in the form of `files.py` and in real folders are removed. Hidden files of a user
-        and files behind a link stay.
+        and files behind a link stay. A shard leaves the folders that all shards write alone while
+        another one renders. A run of all clips sweeps everything: no shard starts beside it.
         """
-        parts = [*self.written_folders()[1:], self.path / ASSETS]
-        if not self.runs.is_symlink():
-            parts += sorted(path for path in self.runs.rglob("*") if path.is_dir())
+        if self.shard is None:
+            each = (folder for d in self._each() for folder in d._own_folders())
+            return sum(map(sweep, [*self._common_folders(), *each]))
+        num_removed = sum(map(sweep, self._own_folders()))
+        with self.moment():
+            if not is_another_in_use(self.path, self.shard):
+                num_removed += sum(map(sweep, self._common_folders()))
+        return num_removed
+
+    def _own_folders(self) -> list[Path]:
+        own = [] if self.shard is None else [self.own]
+        runs = () if self.runs.is_symlink() else sorted(self.runs.rglob("*"))
+        return [*own, self.own_log, self.runs, *(path for path in runs if path.is_dir())]
+
+    def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
-        return sum(map(sweep, [self.path.resolve(), *parts]))
+        parts = (self.clips, self.latents, self.thumbs, self.embeddings, self.path / ASSETS)
+        return [self.path.resolve(), *parts]
 
     def linked_folders(self) -> list[tuple[str, Path]]:
         """Return the folders of this run that are links, and their targets."""
-        parts = self.written_folders()[1:]
-        return [(part.name, part.resolve()) for part in parts if part.is_symlink()]
+        return [(p.name, p.resolve()) for p in self.written_folders()[1:] if p.is_symlink()]
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[int | None]:
-        """Hold the directory's lock and yield its descriptor, if it has one.
+        """Hold the lock of the directory, or of this shard; yield its descriptor, if it has one.
 
         The kernel releases it when all processes that have the descriptor are gone.
 
         Raises:
-            Refused: Another run holds it (the message names that run), the file system has no
-                locks, or the lock's file is a link.
+            Refused: Another run holds it, or its clips (the message names that run), the file
+                system has no locks, or the lock's file is a link.
         """
-        holder = self.lock_holder
-        file = self.path / ".lock"
         if fault := self.lock_fault():
             raise Refused(fault)
-        if file.is_symlink():  # some versions of the library follow it
-            raise Refused(f"{file}: is a link, and a run locks this file; remove the link.")
-        lock = RunLock(file, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise Refused(held_message(self.path, holder)) from None
-        try:
-            publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
-            yield lock.descriptor
-        finally:
-            # A fault here does not change how the run ended.
-            with suppress(OSError):
-                holder.unlink(missing_ok=True)
-            with suppress(OSError):
-                lock.release()
+        with locked(self.path, self.shard, run_id) as descriptor:
+            yield descriptor
+
+    @contextmanager
+    def moment(self, seconds: float | None = None) -> Iterator[None]:
+        """Keep other shards from starting and from writing tables and page, for a moment.
+
+        A run of all clips holds that lock all the time, so it waits for nothing.
+
+        Raises:
+            Refused: The lock is not free within so many seconds; None means some minutes.
+        """
+        with nullcontext() if self.shard is None else moment(self.path, seconds):
+            yield
 
     def lock_fault(self) -> str | None:
         """Return why the folder, or its nearest parent, cannot be locked; None if it can."""
@@ -264,23 +299,49 @@ class RunDir:
             "or mount this one with locks (NFS without nolock, Lustre with flock)."
         )
 
+    # -- shards -------------------------------------------------------------------------------
+
+    def shard_dirs(self) -> list[RunDir]:
+        """Return the directory as each shard sees it that was ever started, of any count."""
+        return [RunDir(self.path, shard) for shard in shards_in(self.path)]
+
+    def _each(self) -> list[RunDir]:
+        return [RunDir(self.path), *self.shard_dirs()]
+
+    def _check_whole(self) -> None:
+        """Refuse the folder of a shard in the place of the run directory.
+
+        Raises:
+            Refused: The message names the directory.
+        """
+        whole = whole_of(self.path)
+        if whole != self.path and count_of_shards(whole) is not None:
+            raise Refused(f"{self.path}: is the folder of a shard; name {whole}.")
+
     # -- runs ---------------------------------------------------------------------------------
 
     def run_folder(self, run_id: str) -> Path:
-        """Return the folder of one run."""
-        return self.runs / run_id
+        """Return the folder of one run; of a new one that of this shard."""
+        folders = [d.runs / run_id for d in (self, *self._each())]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def run_log(self, run_id: str) -> Path:
         """Return the text log of one run."""
         return self.run_folder(run_id) / "run.log"
 
+    def run_folders(self) -> dict[str, Path]:
+        """Return the folders of the runs that were started here, of all shards, oldest first."""
+        found = [path.parent for d in self._each() for path in d.runs.glob("*/config.yaml")]
+        return {folder.name: folder for folder in sorted(found, key=lambda folder: folder.name)}
+
     def run_ids(self) -> list[str]:
-        """Return the ids of the runs that were started here, oldest first."""
-        return sorted(path.parent.name for path in self.runs.glob("*/config.yaml"))
+        """Return the ids of the same runs, oldest first."""
+        return list(self.run_folders())
 
     def new_run_id(self) -> str:
         """Return an id for the next run, which sorts after all others."""
-        return new_run_id(path.name for path in (*self.runs.glob("*"), *self.log.glob("*")))
+        folders = [folder for d in self._each() for folder in (d.runs, d.own_log)]
+        return new_run_id(path.name for folder in folders for path in folder.glob("*"))
 
 
 def _is_begun(folder: Path) -> bool:
@@ -288,17 +349,16 @@ def _is_begun(folder: Path) -> bool:
     return folder.is_dir() and (folder.is_symlink() or not any(folder.iterdir()))
 
 
-def resume_command(path: Path) -> str:
-    """Return what to type to resume the run of a directory, quoted for a shell."""
-    return shlex.join(["hv15-batch", f"resume={path}"])
+def resume_command(path: Path, shard: Shard | None = None) -> str:
+    """Return what to type to resume the run of a directory, or of a shard, quoted for a shell."""
+    return shlex.join(["hv15-batch", f"resume={path}", *([f"shard={shard}"] if shard else [])])
 
 
 def default_run_dir(manifest: Path, sweep: str | None) -> Path:
     """Return outputs/<manifest name>, or the folder of one run of a sweep below it."""
     name = manifest.stem.lstrip(".") or "manifest"
-    if sweep is None:
-        return Path("outputs") / name
-    return Path("outputs") / f"{name}.sweep" / sweep
+    outputs = Path("outputs")
+    return outputs / name if sweep is None else outputs / f"{name}.sweep" / sweep
 
 
 def new_run_id(existing: Iterable[str]) -> str:
@@ -307,7 +367,7 @@ def new_run_id(existing: Iterable[str]) -> str:
     newest, number = max(((m[1], int(m[2])) for m in matches if m), default=("", 0))
     stamp = utc_now().strftime("%Y%m%dT%H%M%S")
     stamp, number = (stamp, 0) if stamp > newest else (newest, number + 1)
-    return f"{stamp}-{number:04d}-{os.urandom(2).hex()}"
+    return f"{stamp}-{number:04d}-{os.urandom(8).hex()}"
 
 
 def find_runs(*folders: str | Path) -> list[RunDir]:

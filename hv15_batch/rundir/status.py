@@ -22,6 +22,7 @@ import psutil
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.files import read_bytes, read_json
+from hv15_batch.rundir._lock import SHARDS, whole_of
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -148,6 +149,33 @@ _CLOCK_SLACK = timedelta(seconds=2)
 """Process start times are read to about a hundredth of a second, boot time to a second."""
 
 
+@dataclass
+class WorkerStatus:
+    """What one of several workers does."""
+
+    worker: int
+    """Its number in the run."""
+    where: str
+    """Its card in words."""
+    clip_id: str | None = None
+    stage: str | None = None
+    """Of its clip; `lost` from its death until another worker takes its place."""
+    step: int | None = None
+    steps: int | None = None
+    loading: str | None = None
+    """What it is loading; None while it loads nothing."""
+    done: int = 0
+    """Clips of this run that it finished."""
+    failed: int = 0
+    """Attempts that failed on it."""
+    clips_per_hour: float | None = None
+    """Of the time since its first clip of this run."""
+    idle_share: float | None = None
+    """Of the same time: it had no clip on the device."""
+    last_event_at: str | None = None
+    """Time of its last step, stage or clip, ISO 8601, UTC."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Contents of `status.json`, which the run writes."""
@@ -155,7 +183,7 @@ class Status:
     state: str
     """encoding, rendering, waiting, paused, done, stopped, failed or interrupted."""
     total: int
-    """Clips of the current manifest."""
+    """Clips of the current manifest, or of the shard."""
     done: int
     """Clips that are `ok` or `suspect`, of this run and earlier ones."""
     failed: int
@@ -202,10 +230,12 @@ class Status:
     """Names of this run's settings that `resume=` does not take over."""
     hostname: str | None = None
     """Machine of the process; None counts as this one."""
+    workers: Sequence[WorkerStatus] = ()
+    """Each of several workers; empty where one renders alone."""
 
 
 def read_status(run_dir: Path) -> Status:
-    """Return the status of a run directory.
+    """Return the status in a run directory, or in a shard's folder; `shard_status` has both.
 
     Raises:
         Refused: There is none, or it cannot be understood.
@@ -215,7 +245,9 @@ def read_status(run_dir: Path) -> Status:
         content = read_bytes(path, MAX_STATUS_BYTES)
         status = msgspec.json.decode(content, type=Status)  # ignores unknown fields
         parse_time(status.updated_at)
-        for moment in (*(status.eta_p50, status.eta_p90, status.last_event_at, status.goes_on_at),):
+        seen = (worker.last_event_at for worker in status.workers)
+        ends = status.eta_p50, status.eta_p90, status.goes_on_at
+        for moment in (*ends, status.last_event_at, *seen):
             parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise Refused(
@@ -249,7 +281,7 @@ _MAX_HOLDER_BYTES = 64 * 1024
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """Return which living run holds the lock of a run directory, or None."""
+    """Return which living run holds the lock of a run directory or a shard's folder, or None."""
     path = RunDir(run_dir).lock_holder
     try:
         if not path.is_file() or path.stat().st_size > _MAX_HOLDER_BYTES:
@@ -261,32 +293,13 @@ def read_holder(run_dir: Path) -> Holder | None:
     return None if _is_process_gone(holder.pid, holder.hostname, started) else holder
 
 
-def current_run(run_dir: Path) -> Status | Holder:
-    """Return the status of the active run, else of the last one.
-
-    A run that has started and not yet written its status is a `Holder`, because the file is still
-    that of the run before.
-
-    Raises:
-        Refused: There is neither, or the status cannot be understood.
-    """
-    holder = read_holder(run_dir)
-    try:
-        status = read_status(run_dir)
-    except Refused:
-        if holder is None:
-            raise
-        return holder
-    return status if holder is None or holder.run_id == status.run_id else holder
-
-
 def find_latest_run(outputs: Path) -> Path:
-    """Return the run directory that a run wrote to last, runs of sweeps included.
+    """Return the run directory that a run or a shard wrote to last, runs of sweeps included.
 
     Raises:
         Refused: There is none.
     """
-    places = ("*", "*.sweep/*")
+    places = [f"{run}{part}" for run in ("*", "*.sweep/*") for part in ("", f"/{SHARDS}/*")]
     names = (RunDir(outputs).status.name, RunDir(outputs).lock_holder.name)
     named = [path for place in places for name in names for path in outputs.glob(f"{place}/{name}")]
     found = [path for path in named if path.is_file()]
@@ -294,7 +307,7 @@ def find_latest_run(outputs: Path) -> Path:
         raise Refused(
             f"no run below {outputs.absolute()}; name a run directory: hv15-batch status RUN_DIR."
         )
-    return max(found, key=_written_at).parent
+    return whole_of(max(found, key=_written_at).parent)
 
 
 def _written_at(path: Path) -> float:

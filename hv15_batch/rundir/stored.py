@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import msgspec
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
 from hv15_batch.model.options import model_options
@@ -20,6 +22,7 @@ from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
 from hv15_batch.rundir._typed_only import (
     HASH,
+    changed_options,
     safe_options,
     section_of,
     typed_only_in_use,
@@ -128,15 +131,21 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
         )
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
-    lacking = [
-        name for name in typed_only_in_use(config) if not {name, name.split(".")[0]} & set(typed)
-    ]
+    lacking = [n for n in typed_only_in_use(config) if not {n, n.split(".")[0]} & set(typed)]
+    if CONFIG_DIR in lacking and (changed := changed_options(config)):
+        raise Refused(
+            f"resume={run_dir.path}: {'; '.join(changed)}. That decides what is fetched, and is "
+            f"never taken from {file}. If the option is yours, type its folder: "
+            f"{resume_command(run_dir.path)} {CONFIG_DIR}=DIR. If the program was updated, type "
+            "the run's own command instead of resume=."
+        )
     if lacking:
         words = " ".join(f"{name}=..." for name in lacking)
+        command = resume_command(run_dir.path, run_dir.shard)
         raise Refused(
             f"resume={run_dir.path}: the last run used {', '.join(lacking)}, which decides "
             "what is run or fetched on this machine and is never taken from a stored "
-            f"configuration; read {file}, and type it: {resume_command(run_dir.path)} {words}"
+            f"configuration; read {file}, and type it: {command} {words}"
         )
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
@@ -160,7 +169,7 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
         return
     raise Refused(
         f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
-        f"fetched; type it: {resume_command(run_dir.path)} model.revision=..."
+        f"fetched; type it: {resume_command(run_dir.path, run_dir.shard)} model.revision=..."
     )
 
 
@@ -182,8 +191,7 @@ def earlier_settings(run_dir: RunDir) -> list[Config]:
     """
     seen: set[str] = set()
     configs = []
-    for run_id in reversed(run_dir.run_ids()):
-        path = run_dir.run_folder(run_id) / FILE
+    for path in (folder / FILE for folder in reversed(run_dir.run_folders().values())):
         stored = _read_yaml(path)
         key = repr([stored.get(name) for name in _MAKES_CLIPS])
         if key not in seen:
@@ -314,10 +322,9 @@ def read_rows_of_runs(run_dir: RunDir, columns: Sequence[str]) -> list[dict[str,
     """
     logged = dict.fromkeys(["run_id", *(c for c in columns if c not in RUN_COLUMNS)])
     rows: list[dict[str, Any]] = read_records(run_dir.log, list(logged)).to_pylist()
-    folders = {run_id: run_dir.run_folder(run_id) for run_id in run_ids_of(rows)}
-    add_run_columns(
-        rows, {name: run_columns(run_settings(f), run_system(f)) for name, f in folders.items()}
-    )
+    used, folders = run_ids_of(rows), run_dir.run_folders().items()
+    found = {n: run_columns(run_settings(f), run_system(f)) for n, f in folders if n in used}
+    add_run_columns(rows, found)
     return rows
 
 
@@ -349,16 +356,22 @@ def run_columns(settings: Mapping[str, Any], system: Mapping[str, Any]) -> dict[
 def run_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a run as plain values, with the setting's type and enums by name.
 
-    Unknown settings are left out, and missing ones have their defaults. Empty if they cannot be
-    read.
+    Unknown settings are left out, missing ones have their defaults. Empty if it cannot be read.
     """
-    path = folder / FILE
     try:
-        known = _known_part(_read_yaml(path), OmegaConf.structured(Config))
-        config = _to_config(path, known, is_part=True)
-    except (Refused, OSError):
+        stored = _read_yaml(folder / FILE)
+        shard = stored.pop("shard", None)  # in which the runs of shards differ
+        named = _named_settings(json.dumps(stored, sort_keys=True, default=str))
+    except (Refused, OSError, ValueError):
         return {}
-    named: dict[str, Any] = _by_name(asdict(config))
+    return {**named, "shard": shard if isinstance(shard, str) else None}
+
+
+@lru_cache(maxsize=32)
+def _named_settings(text: str) -> dict[str, Any]:
+    """Return settings by name, of stored ones as JSON, which are the same for many shards."""
+    known = _known_part(json.loads(text), OmegaConf.structured(Config))
+    named: dict[str, Any] = _by_name(asdict(_to_config(Path(FILE), known, is_part=True)))
     return named
 
 

@@ -1,6 +1,6 @@
-"""Bars at the foot of a terminal: one for all clips, one for the current clip.
+"""Bars at the foot of a terminal: one for all clips, one for the current clip of each worker.
 
-tqdm formats the lines, and this module places them. Both are drawn at once for the current width,
+tqdm formats the lines, and this module places them. All are drawn at once for the current width,
 and the cursor rests at the start of the first. So nothing remains on the screen when a terminal is
 made narrower and wraps them.
 """
@@ -28,7 +28,7 @@ _NAME_COLUMNS, _BAR_COLUMNS = 10, 10
 
 
 class Bars:
-    """The two lines, and the text above them."""
+    """The lines, and the text above them."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         """Draw nothing yet.
@@ -40,7 +40,7 @@ class Bars:
         self._out = out
         self._clock = clock
         self._whole: _Bar | None = None
-        self._current: _Bar | None = None
+        self._current: dict[int, _Bar] = {}
         self._num_drawn = 0
         self._drawn_at = 0.0
         self._is_ascii = not _takes_blocks(out)
@@ -56,34 +56,39 @@ class Bars:
         self._whole.done, self._whole.left = done, left
         self._draw()
 
-    def show_steps(self, name: str, stage: str, step: int, steps: int) -> None:
+    def show_steps(self, name: str, stage: str, step: int, steps: int, worker: int = 0) -> None:
         """Show a stage of a clip; each clip and each stage starts at zero.
 
         The first event of denoising is the end of a step, so seconds count from the clip's start.
         """
-        now, bar = self._clock(), self._current
+        now, bar = self._clock(), self._current.get(worker)
         if bar is None or (bar.name, bar.stage, bar.total) != (name, stage, steps):
             is_begun = bar is not None and bar.name == name and stage == DENOISE
             since = bar.since if bar is not None and is_begun else now
-            bar = self._current = _Bar(name, stage, step, steps, now, since)
+            bar = self._current[worker] = _Bar(name, stage, step, steps, now, since)
         bar.step(step, now)
         self._draw()
 
-    def show_stage(self, name: str, stage: str) -> None:
+    def show_stage(self, name: str, stage: str, worker: int = 0) -> None:
         """Show a stage without steps, and its seconds so far."""
-        self._current = _Bar(name, stage, 0, 1, self._clock())
+        self._current[worker] = _Bar(name, stage, 0, 1, self._clock())
         self._draw()
 
-    def show_loading(self, what: str) -> None:
+    def show_loading(self, what: str, worker: int = 0) -> None:
         """Show what is being loaded, and its seconds so far."""
-        self._current = _Bar(f"loading {what}", "", 0, 0, self._clock())
+        self._current[worker] = _Bar(f"loading {what}", "", 0, 0, self._clock())
         self._draw()
 
-    def clear_current(self, name: str | None = None) -> None:
-        """Remove the line of the current clip; with a name only if it is that clip."""
-        if self._current is not None and name in (None, self._current.name):
-            self._current = None
-            self._draw()
+    def clear_current(self, name: str | None = None, worker: int | None = None) -> None:
+        """Remove the line of a worker's current clip; with a name only if it is that clip.
+
+        Without a worker, those of all are removed.
+        """
+        workers = list(self._current) if worker is None else [worker]
+        for each in workers:
+            if each in self._current and name in (None, self._current[each].name):
+                del self._current[each]
+                self._draw()
 
     def tick(self) -> None:
         """Draw the seconds again; called often."""
@@ -92,7 +97,7 @@ class Bars:
 
     def close(self) -> None:
         """Keep the bar of all clips on the screen, and move below it."""
-        self._current = None
+        self._current = {}
         if self._num_drawn:
             last = self._lines()
             self._num_drawn = 0
@@ -115,7 +120,7 @@ class Bars:
     def _lines(self) -> list[str]:
         columns, rows = size_of(self._out)
         now = self._clock()
-        bars = [bar for bar in (self._whole, self._current) if bar is not None]
+        bars = [*filter(None, [self._whole]), *(bar for _, bar in sorted(self._current.items()))]
         # One column less, so that no terminal wraps. With one row there is no room to move back.
         return [bar.line(columns - 1, now, self._is_ascii) for bar in bars[: max(rows - 1, 1)]]
 

@@ -11,21 +11,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from hv15_batch.clock import utc_now
 from hv15_batch.config.messages import Parser
 from hv15_batch.errors import Refused
 from hv15_batch.files import MAX_JSON_BYTES, read_text
 from hv15_batch.redaction import printable_json, show
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.shard_status import OverallStatus, current_run, overall_status
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     OUTPUTS,
     Holder,
     Status,
-    current_run,
     find_latest_run,
     is_gone,
-    read_status,
 )
 from hv15_batch.status.show import format_start, format_status, resume_lines
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-w", "--watch", action="store_true", help="show it until the run ends")
-    how.add_argument("--json", action="store_true", help="print status.json as it is")
+    how.add_argument("--json", action="store_true", help="print status.json, of shards their sum")
     how.add_argument(
         "--pause",
         action="store_true",
@@ -83,14 +84,16 @@ def main(argv: Sequence[str]) -> int:
 
             return watch(run_dir)
         if arguments.json:
-            read_status(run_dir)
+            if isinstance(whole := overall_status(run_dir), OverallStatus):
+                show(printable_json(msgspec.json.encode(whole).decode()))
+                return 0
             show(printable_json(read_text(RunDir(run_dir).status, MAX_JSON_BYTES)), end="")
             return 0
         if isinstance(status := current_run(run_dir), Holder):
             if not (arguments.pause or arguments.unpause):
                 show(format_start(run_dir, status, utc_now()))
                 return 0
-            status = read_status(run_dir)
+            status = overall_status(run_dir)
         if arguments.pause or arguments.unpause:
             show(_set_pause(RunDir(Path(os.path.abspath(run_dir))), arguments.pause, status))
         else:

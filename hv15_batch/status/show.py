@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, TYPED_ONLY
+from hv15_batch.config.shard import Shard
 from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
+from hv15_batch.rundir.shard_status import OverallStatus
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     IDLE_STATES,
     Holder,
     Status,
+    WorkerStatus,
     format_progress,
     is_gone,
 )
-from hv15_batch.units import age, counted, format_duration, format_gib, parse_time
+from hv15_batch.units import (
+    age,
+    counted,
+    format_duration,
+    format_gib,
+    format_share,
+    parse_time,
+)
 
 ETA_WORDS = {
     "estimated": "an estimate from vendor figures",
@@ -32,6 +42,7 @@ ETA_WORDS = {
 """What each `eta_basis` means."""
 QUIET_SECONDS = 120.0
 """After this time without a step, stage or clip a line says so; a long decoding takes less."""
+MAX_SHARD_LINES = 16
 LOST_SECONDS = 60.0
 """A living run writes its status every few seconds; after this time a line says that it stopped."""
 
@@ -50,22 +61,32 @@ def format_eta(status: Status, now: datetime) -> str:
     return f"{text}\n  ({basis})" if basis else text
 
 
-def resume_lines(run_dir: Path, type_again: Collection[str]) -> list[str]:
+def resume_lines(
+    run_dir: Path, type_again: Collection[str], shard: Shard | None = None
+) -> list[str]:
     """Return how to resume a run: the command, and the settings to type again.
 
     Args:
         run_dir: Its directory.
         type_again: `Status.type_again`.
+        shard: What it rendered; None for all clips.
     """
-    lines = [f"resume with: {resume_command(run_dir)}"]
-    again = type_again_text(type_again)
+    lines = [f"resume with: {resume_command(run_dir, shard)}"]
+    again = type_again_text([name for name in type_again if shard is None or name != "shard"])
     return [*lines, again] if again else lines
 
 
-def left_out_line(number: int, run_dir: Path) -> str:
+def resume_words(run_dir: Path, type_again: Collection[str], shard: Shard | None = None) -> str:
+    """Return the same within a sentence."""
+    again = type_again_text(type_again)
+    return resume_command(run_dir, shard) + (f" ({again})" if again else "")
+
+
+def left_out_line(number: int, run_dir: Path, shard: Shard | None = None) -> str:
     """Return how to render the clips that `only` or `limit` left out."""
     what = f"{counted(number, 'clip')} left out by limit= or only="
-    return f"{what}; to render {'it' if number == 1 else 'them'}: {resume_command(run_dir)}"
+    command = resume_command(run_dir, shard)
+    return f"{what}; to render {'it' if number == 1 else 'them'}: {command}"
 
 
 def type_again_text(names: Collection[str]) -> str:
@@ -135,8 +156,27 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     else:
         lines.append(_format_end(status))
         lines += _done_lines(status, path) if status.state == "done" else again
+    if isinstance(status, OverallStatus):
+        lines += shard_lines(status)
     lines.append(f"last update {age(status.updated_at, now)} ago{_format_process(status)}")
     return "\n".join(lines)
+
+
+def shard_lines(whole: OverallStatus) -> list[str]:
+    """Return how many shards there are and what each does, those that are not done first."""
+    lacking = whole.num_shards - len(whole.shards)
+    started = f"{lacking} of them not started" if lacking else "all of them started"
+    lines = [f"{counted(whole.num_shards, 'shard')}, {started}; the counts are of those started"]
+    each = sorted(whole.shards, key=lambda part: part[1].state == "done")
+    for name, part in each[:MAX_SHARD_LINES]:
+        status = _in_single_lines(part)
+        counts = format_progress(
+            total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
+        )
+        where = f", {status.clip_id}" if status.state in ACTIVE_STATES and status.clip_id else ""
+        lines.append(f"  {name}: {counts}, {_format_end(status)}{where}{_format_process(status)}")
+    rest = len(each) - MAX_SHARD_LINES
+    return [*lines, f"  and {rest} more"] if rest > 0 else lines
 
 
 def _done_lines(status: Status, path: Path) -> list[str]:
@@ -174,14 +214,11 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     if status.state in IDLE_STATES:
         lines = [format_wait(status), format_eta(status, now) if status.eta_p50 else ""]
         return [line for line in (*lines, format_health(status)) if line]
-    what = [f"{status.state} {status.clip_id}" if status.clip_id else status.state]
-    if status.loading:
-        what.append(f"loading {status.loading}")
-    elif status.stage:
-        what.append(status.stage)
-    if status.loading is None and status.step is not None and status.steps:
-        what.append(f"step {status.step} of {status.steps}")
-    lines = [", ".join(what)]
+    if status.workers:
+        lines = [status.state, *(_worker_line(worker, now) for worker in status.workers)]
+    else:
+        named = f"{status.state} {status.clip_id}" if status.clip_id else status.state
+        lines = [", ".join([named, *_stage_words(status)])]
     if status.seconds_per_clip is not None:
         lines.append(f"{status.seconds_per_clip:.1f} s a clip (median of this run's warm clips)")
     if status.eta_p50 is not None:
@@ -190,6 +227,30 @@ def _active_lines(status: Status, now: datetime) -> list[str]:
     if health:
         lines.append(health)
     return lines + silence_lines(status, now)
+
+
+def _stage_words(of: Status | WorkerStatus) -> list[str]:
+    if of.loading:
+        return [f"loading {of.loading}"]
+    words = [of.stage] if of.stage else []
+    if of.step is not None and of.steps:
+        words.append(f"step {of.step} of {of.steps}")
+    return words
+
+
+def _worker_line(worker: WorkerStatus, now: datetime) -> str:
+    """Return a worker's card, clips, clips an hour, idle share, what it does, and last event."""
+    parts = [f"{worker.done} done"]
+    parts += [f"{worker.failed} failed"] if worker.failed else []
+    if worker.clips_per_hour is not None:
+        parts.append(f"{worker.clips_per_hour:.1f} an hour")
+    if worker.idle_share is not None:
+        parts.append(f"idle {format_share(worker.idle_share)}")
+    doing = [*filter(None, [worker.clip_id]), *_stage_words(worker)] or ["waits"]
+    parts.append(" ".join(doing))
+    if worker.last_event_at is not None:
+        parts.append(f"seen {age(worker.last_event_at, now)} ago")
+    return one_line(f"  worker {worker.worker} ({worker.where}): {', '.join(parts)}")
 
 
 def _format_end(status: Status) -> str:

@@ -1,4 +1,4 @@
-"""The parent of the kill suite: `python -m fakes.kill_parent FOLDER fake|tiny` runs there."""
+"""The parent of the kill suite: `python -m fakes.kill_parent FOLDER fake|tiny WORKERS`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from fakes.kill_points import Trap, note, plant
 from fakes.runs import FakeRenderer, Project
 from hv15_batch.clip import Clip
+from hv15_batch.config.settings import DispatchConfig
 from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job
@@ -149,4 +150,5 @@ if __name__ == "__main__":
     say = partial(print, flush=True)
     make = partial(LocalExecutor, renderer=renderer)
     line = "hv15-batch prompts.csv"
-    sys.exit(session.run(project.config(), (), None, say, make, typed_line=line))
+    config = project.config(dispatch=DispatchConfig(workers=int(sys.argv[3])))
+    sys.exit(session.run(config, (), None, say, make, typed_line=line))

@@ -82,8 +82,11 @@ class Trap:
             self._calls += 1
             if self._calls < self._kill.call:
                 return
-            self._file.unlink()
             victim, self._kill = self._kill.victim, None
+            try:
+                self._file.unlink()
+            except FileNotFoundError:
+                return  # another worker came first
             spoil()
             note(self._folder, f"kill {victim} at {point}")
             self._send(victim)

@@ -1,4 +1,4 @@
-"""A run as a process of its own: `python -m fakes.run_parent FOLDER`, over the manifest there."""
+"""A run as a process of its own: `python -m fakes.run_parent FOLDER [SHARD]`, over its manifest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from hv15_batch.run import session
 
 if __name__ == "__main__":
     project = Project(Path(sys.argv[1]))
+    config = project.config(shard=sys.argv[2] if len(sys.argv) > 2 else None)
     try:
-        code = session.run(
-            project.config(), (), None, partial(print, flush=True), fake_local_executor
-        )
+        code = session.run(config, (), None, partial(print, flush=True), fake_local_executor)
     except Refused as error:
         print(error, file=sys.stderr)
         code = 2

@@ -119,8 +119,10 @@ class FakeRenderer:
             }
         known = {
             "run_id": self._spec.run_id,
+            "shard": self._spec.config.shard,
             "repeat": job.repeat,
             "system_sha256": self._spec.system_sha256,
+            "worker_id": self._spec.worker_id,
             "dtype": clip.settings.dtype,
         }
         return asked_record(clip, **known, **columns, finished_at=utc_now())

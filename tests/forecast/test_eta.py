@@ -292,6 +292,39 @@ def test_after_a_change_of_profile_only_clips_of_the_new_one_count() -> None:
     assert left(eta).basis is EtaBasis.measured
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_small_models_say_nothing_about_full_size_clips(is_known: bool, forecast: Forecast) -> None:
+    small = clips(3, model="tiny_t2v", weights="tiny", num_frames=9)
+    full = clips(3)
+    eta = Eta([*small, *full], forecast if is_known else None)
+    before = eta.left(0)
+    job = Job(full[0].clip, 1, False)
+    step = eta.pace.expected(job)["step"]
+    eta.finished(record(small[0], step_seconds=[9.0] * 50), 450.0)
+    eta.finished(record(small[1], step_seconds=[9.0] * 50), 450.0)
+
+    after = eta.left(0)
+    assert eta.pace.expected(job)["step"] == step
+    if before is None:
+        assert after is None
+    else:
+        expected = before.p50_seconds + 450.0
+        assert after == TimeLeft(pytest.approx(expected), after.p90_seconds, before.basis)
+
+    eta.finished(record(full[0]), 100.0)
+    assert left(eta).p50_seconds == pytest.approx(2 * 100.0)
+
+
+def test_the_first_clip_whose_pace_counts_is_full_size(forecast: Forecast) -> None:
+    small, full = clips(1, model="tiny_t2v", weights="tiny"), clips(1)
+    alone = Eta(small, None)
+    mixed = Eta([*small, *full], forecast)
+
+    assert alone.pace.is_modelled(Job(small[0].clip, 1, False))
+    assert not mixed.pace.is_modelled(Job(small[0].clip, 1, False))
+    assert mixed.pace.is_modelled(Job(full[0].clip, 1, False))
+
+
 def test_seconds_a_clip_are_those_of_warm_clips_that_were_denoised_here() -> None:
     todo = clips(5)
     eta = Eta(todo, None)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes.forecasts import GIB, SETTINGS, config, machine
 
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import Config, DispatchConfig
 from hv15_batch.errors import Refused
-from hv15_batch.forecast.offload import choose_offload
+from hv15_batch.forecast.offload import choose_cards, choose_offload
+from hv15_batch.machine.machine import Machine, usable_cpus
+from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.linears import transformer_bytes
 from hv15_batch.model.variant import Dtype, Linear, OffloadKind, Weights
 
@@ -218,3 +221,59 @@ def test_on_the_cpu_nothing_is_chosen() -> None:
 
     assert choice.kind is OffloadKind.resident
     assert choice.budget_bytes is None
+
+
+# -- several cards ------------------------------------------------------------------------------
+
+
+def cards(*free_gib: float, names: str = "") -> Machine:
+    """A machine with such cards; each letter of `names` is another kind."""
+    found = tuple(
+        Gpu(n, f"NVIDIA {name}", f"GPU-{n}", 24 * GIB, int(free * GIB), "580", 450.0)
+        for n, (free, name) in enumerate(zip(free_gib, names or "x" * 9, strict=False))
+    )
+    return replace(machine(24), gpus=found)
+
+
+def chosen(typed: int | str, here: Machine, clips: int = 100, **changes: Any) -> list[int | None]:
+    made = replace(pretrained(), dispatch=DispatchConfig(workers=typed), **changes)
+    found = choose_cards(made, here, [made.model], clips)
+    return [gpu.index if gpu else None for gpu in found]
+
+
+def test_auto_takes_cards_that_are_like_the_first_and_as_free() -> None:
+    assert chosen("auto", cards(23, 23, 23)) == [0, 1, 2]
+    assert chosen("auto", cards(23, 8, 22)) == [0, 2], "another program is on card 1"
+    assert chosen("auto", cards(23, 23, 23, names="xyx")) == [0, 2]
+    assert chosen("all", cards(23, 8, 23, names="xyx")) == [0, 1, 2]
+    assert chosen(2, cards(23, 23, 23)) == [0, 1]
+    assert chosen("all", cards(23, 23, 23), clips=2) == [0, 1], "no more workers than clips"
+
+
+def test_more_cards_than_there_are_is_refused_with_what_there_is() -> None:
+    with pytest.raises(Refused, match=r"dispatch.workers=3: this machine shows 2 cards"):
+        chosen(3, cards(23, 23))
+    assert chosen(3, cards(23, 23), dry_run=True) == [0, 1, 0], "the dry run plans for more"
+
+
+def test_on_the_cpu_workers_are_processes() -> None:
+    nothing = replace(machine(24), gpus=())
+    assert chosen("auto", nothing) == [None]
+    assert chosen(3, nothing) == [None] * 3
+    assert len(chosen("all", nothing)) == usable_cpus()
+
+
+@pytest.mark.parametrize("typed", ["two", "0", "-1", "true", "5000", "1.5"])
+def test_what_is_no_number_of_workers_is_refused(typed: str) -> None:
+    with pytest.raises(Refused, match=r"dispatch.workers=.*: must be auto, all or 1 to 4096"):
+        chosen(typed, cards(23))
+
+
+def test_workers_share_the_ram_of_a_machine() -> None:
+    made = pretrained()
+    alone = choose_offload(made, [SETTINGS], machine(12, 40))
+    of_two = choose_offload(made, [SETTINGS], machine(12, 40), num_workers=2)
+
+    assert alone.kind is OffloadKind.stream
+    assert of_two.kind is OffloadKind.stream_disk
+    assert "20.0 are available for each of 2 workers" in of_two.reason

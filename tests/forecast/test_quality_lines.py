@@ -13,7 +13,8 @@ from fakes.forecasts import SETTINGS, config
 from PIL import Image
 
 from hv15_batch.config.settings import Config
-from hv15_batch.forecast._quality import measured, of_model, of_setting
+from hv15_batch.forecast import _quality
+from hv15_batch.forecast._quality import Measured, measured, of_model, of_setting
 from hv15_batch.forecast.cheaper import cheaper_ways
 from hv15_batch.machine import cards
 from hv15_batch.machine.cards import CARDS
@@ -50,6 +51,18 @@ def test_a_line_says_decibels_and_obedience_with_and_without_the_setting() -> No
     )
 
 
+def test_a_line_says_how_much_is_obeyed_where_that_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = {"base": Measured("a", 8, 41.4, 38, 38), "slip": Measured("b", 8, 31.8, 36, 38)}
+    monkeypatch.setattr(_quality, "measured", lambda: rows)
+
+    assert of_setting("slip") == (
+        "PSNR 31.8 dB on 8 demo clips, 41.4 without; 94.7% of what the prompts ask, and 100.0% "
+        "without"
+    )
+
+
 def test_the_cache_line_says_how_many_steps_were_computed_of_how_many() -> None:
     steps = model_options()["demo_t2v"].default_sampling.num_inference_steps
     computed = make_step_cache(steps, None, None, None).num_computed(steps)
@@ -62,9 +75,13 @@ def test_the_cache_line_says_how_many_steps_were_computed_of_how_many() -> None:
     [
         (
             "runtime.linear=fp8",
-            "PSNR 31.8 dB on 8 demo clips, 41.4 without; 94.7% of what the prompts ask, and 100.0% "
-            "without",
+            "PSNR 27.8 dB on 160 demo clips, 43.5 without; prompts obeyed as without",
         ),
+        (
+            "runtime.attention_backend=comfy_int8",
+            "PSNR 40.3 dB on 160 demo clips, 43.5 without; prompts obeyed as without",
+        ),
+        ("runtime.compile=true", of_setting("compile")),
         ("sampling.cache=static", of_setting("cache")),
         (
             "runtime.attention_backend=sage",

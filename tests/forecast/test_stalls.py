@@ -25,11 +25,11 @@ from hv15_batch.dispatch.protocol import (
 from hv15_batch.forecast._eta import EtaBasis
 from hv15_batch.forecast.pace import Pace
 from hv15_batch.forecast.seconds import ClipCost, CostBasis
-from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.record import asked_record
-from hv15_batch.run import _supervisor as supervisor
 from hv15_batch.run import session
-from hv15_batch.run._supervisor import Supervisor
+from hv15_batch.run.rendering import supervisor
+from hv15_batch.run.rendering.stalls import Patience, StallWatch
+from hv15_batch.run.rendering.supervisor import Supervisor
 
 COLD, WARM = 1000.0, 50.0
 STEPS = 2

@@ -42,7 +42,9 @@ def test_a_prompt_is_rewritten_by_a_language_model(
 
     assert project.run(rewrite=rewrite) == 0
 
-    (line,) = map(json.loads, project.run_dir.rewrites.read_text("utf-8").splitlines())
+    (line,) = map(
+        json.loads, (project.run_dir.path / "rewrites.jsonl").read_text("utf-8").splitlines()
+    )
     (record,) = project.records()
     assert record["prompt"] == line["prompt"]
     assert record["prompt_original"] == line["prompt_original"] == "A cat sleeps in the sun."

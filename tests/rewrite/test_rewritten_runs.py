@@ -39,6 +39,10 @@ class Rewritten(Project):
 
     server: ChatServer
 
+    @property
+    def file(self) -> Path:
+        return self.run_dir.path / "rewrites.jsonl"
+
     def rewrites(self, **changes: Any) -> RewriteConfig:
         return RewriteConfig(**{"base_url": self.server.url, "model": "small", **changes})
 
@@ -47,11 +51,11 @@ class Rewritten(Project):
         return super().run(*args, **changes)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run_dir.rewrites.read_text("utf-8").splitlines()]
+        return [json.loads(line) for line in self.file.read_text("utf-8").splitlines()]
 
     def write_lines(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        self.run_dir.rewrites.write_text(text, encoding="utf-8")
+        self.file.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
@@ -175,7 +179,7 @@ def test_a_lost_file_is_made_again_from_the_log(project: Rewritten, server: Chat
     project.run()
     lines = project.lines()
     server.asked.clear()
-    project.run_dir.rewrites.unlink()
+    project.file.unlink()
     assert project.run() == 0
     assert server.asked == []
     key = lambda line: line["prompt_original"]  # noqa: E731
@@ -184,7 +188,7 @@ def test_a_lost_file_is_made_again_from_the_log(project: Rewritten, server: Chat
 
 def test_a_line_that_is_none_is_refused_with_its_number(project: Rewritten) -> None:
     project.run()
-    with project.run_dir.rewrites.open("a", encoding="utf-8") as file:
+    with project.file.open("a", encoding="utf-8") as file:
         file.write('{"prompt": "half\n{"prompt": ""}\n[1]\n')
     with pytest.raises(ManifestError) as caught:
         project.run()
@@ -249,7 +253,7 @@ def test_a_first_frame_has_instructions_and_texts_of_its_own(
     images = {line["image_sha256"] for line in project.lines()}
     assert len(images) == 2
     assert {r["image_sha256"] for r in project.records()} == images
-    project.run_dir.rewrites.unlink()
+    project.file.unlink()
     project.run(model=model)
     assert {line["image_sha256"] for line in project.lines()} == images
     assert len(server.asked) == 2
@@ -359,7 +363,7 @@ def test_an_answer_with_the_key_in_it_is_refused(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef")
     server.answer = lambda prompt: f"{prompt} sk-0123456789abcdef"
     assert project.run() == 3
-    assert not project.run_dir.rewrites.read_text("utf-8")
+    assert not project.file.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -432,7 +436,7 @@ def test_the_dry_run_counts_what_is_not_rewritten_and_asks_nobody(
     answer = command(*words)
     assert answer.code == 0, answer.err
     assert "Rewriting by small: 2 prompts, 2 not yet: the server is asked when a run" in answer.out
-    assert not project.run_dir.rewrites.exists()
+    assert not project.file.exists()
     project.run(only="dog")
     server.asked.clear()
     answer = command(*words, "add=true")

@@ -15,6 +15,7 @@ from fakes.runs import FakeExecutor, FakeRenderer, Project
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec
 from hv15_batch.forecast import compilation
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Weights
@@ -82,6 +83,7 @@ def test_what_is_left_does_not_decide(project: Project) -> None:
 
     assert is_on is True
     assert line.startswith("Compilation: yes, as decided for this run directory; ")
+    assert line.endswith(f"; quality: {of_setting('compile')}")
     project.write("id,prompt", "new,a fox")
     assert run(project)[0] is True
 
@@ -118,6 +120,25 @@ def test_another_run_that_decided_while_this_one_was_starting_holds(
     monkeypatch.setattr(session, "plan_against_log", plan_and_decide)
 
     assert run(project)[0] is True
+
+
+def test_another_shard_that_decided_while_this_one_was_planning_holds(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = session.check_window
+
+    def check_and_decide(*arguments: Any) -> None:
+        check(*arguments)
+        model = project.config(model=model_options()["480p_t2v_4step"]).model
+        config = project.config(model=replace(model, weights=Weights.random))
+        session.write_compile(project.run_dir, config, True)
+
+    monkeypatch.setattr(session, "check_window", check_and_decide)
+
+    is_on, line = run(project, shard="1/1")
+
+    assert is_on is True
+    assert line.startswith("Compilation: yes, as decided for this run directory; ")
 
 
 class Uncompiled(FakeRenderer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,7 @@ from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora, OffloadKind, SamplingDefaults, Weights
 from hv15_batch.prefetch import prefetch
-from hv15_batch.run import _preflight, outlook
+from hv15_batch.run import _preflight, outlook, session
 from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import prepare
 from hv15_batch.run.schedule import Deadline, Rules
@@ -252,13 +253,15 @@ def test_the_rules_of_a_column_are_those_of_the_rows_model(tmp_path: Path) -> No
 
 def test_an_unknown_option_is_one_fault_with_the_nearest_name(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.write("prompt,model,image", "a,demo_t3v,", "b,480p_t2v.yaml,x.png", "c,../demo_t2v,")
+    header = "prompt,model,image,height"
+    lines = ["a,demo_t3v,,97", "b,480p_t2v.yaml,x.png,", "c,../demo_t2v,,", "d,demo_i3v,x.png,"]
+    project.write(header, *lines)
 
     with pytest.raises(ManifestError) as caught:
         planned(project)
 
-    faults = [m for m in caught.value.faults if "image=" not in m]
-    assert len(faults) == 3
+    faults = caught.value.faults  # whether an image or a size is allowed, nobody knows
+    assert len(faults) == 4
     assert "model=demo_t3v: did you mean demo_t2v? a row names a model option, one of" in faults[0]
     assert "--config-dir=DIR adds those in DIR/model" in faults[0]
 
@@ -299,6 +302,34 @@ def test_a_model_of_the_command_that_no_row_uses_is_not_checked(tmp_path: Path) 
     assert [r["model"] for r in project.records()] == ["tiny_t2v"]
 
 
+@pytest.mark.parametrize("section", ["override", "sampling"])
+def test_a_typed_size_is_judged_by_the_models_of_rows(tmp_path: Path, section: str) -> None:
+    project = Project(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    typed = {section: SamplingConfig(height=96)}
+    config = project.config(model=model_options()["tiny_i2v"], **typed)
+    project.write("id,prompt,model,image", "a,a,tiny_t2v,", "b,b,demo_t2v,")
+
+    assert {s.height for s in rows(project, config).values()} == {96}
+
+    project.write("id,prompt,model,image", "a,a,tiny_t2v,", "b,b,,a.png")
+    with pytest.raises(Refused, match=rf"^{section}\.height=96: an image-to-video model takes"):
+        planned(project, config)
+
+
+def test_a_command_line_leaves_a_typed_size_to_the_rows(tmp_path: Path, command: Any) -> None:
+    Project(tmp_path).write("id,prompt,model", "a,a,tiny_t2v")
+    words = ("prompts.csv", "model=tiny_i2v", "--dry-run")
+
+    fits = command(*words, "override.height=96")
+    odd = command(*words, "override.height=97")
+
+    assert (fits.code, fits.err) == (0, "")
+    assert "96x" in fits.out
+    assert odd.code == 2
+    assert "rows with model tiny_t2v: override.height=97: must be a multiple of 16" in odd.err
+
+
 @pytest.fixture
 def mixed(tmp_path: Path) -> Project:
     """Rows of a small model, and one of a full-size model that is not on disk."""
@@ -322,12 +353,110 @@ def test_only_the_models_to_render_need_weights_and_a_card(
         mixed.run()
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Any]) -> None:
+    """Let something happen between the first look at a run directory and its lock."""
+    make_run, waiting = session.make_run, [happens]
+
+    def made(*arguments: Any) -> Any:
+        run = make_run(*arguments)
+        while waiting:
+            waiting.pop()()
+        return run
+
+    monkeypatch.setattr(session, "make_run", made)
+
+
+@pytest.fixture
+def specs() -> list[ExecutorSpec]:
+    return []
+
+
+@pytest.fixture
+def noting(specs: list[ExecutorSpec]) -> Callable[[ExecutorSpec], FakeExecutor]:
+    def make(spec: ExecutorSpec) -> FakeExecutor:
+        specs.append(spec)
+        return FakeExecutor(spec)
+
+    return make
+
+
+def test_a_limit_that_reaches_a_further_model_after_the_lock_renders_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    specs: list[ExecutorSpec],
+    noting: Callable[[ExecutorSpec], FakeExecutor],
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,", "b,b,demo_t2v")
+    meanwhile(monkeypatch, lambda: project.run(noting, limit=1))
+
+    assert project.run(noting, limit=1) == 0
+
+    assert [spec.config.model.name for spec in specs] == ["tiny_t2v", "demo_t2v"]
+    assert [r["model"] for r in project.records()] == ["tiny_t2v", "demo_t2v"]
+
+
+def test_a_further_model_after_the_lock_whose_weights_are_lacking_is_refused(
+    mixed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed.write("id,prompt,model", "a,a,", "b,b,480p_t2v")
+    meanwhile(monkeypatch, lambda: mixed.run(limit=1))
+
+    with pytest.raises(Refused, match="finished here meanwhile, and those that are left need"):
+        mixed.run(limit=1)
+
+    assert [r["row_id"] for r in mixed.records()] == ["a"]
+
+
+def test_a_further_model_after_the_lock_is_checked_like_the_others(
+    mixed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed.write("id,prompt,model", "a,a,tiny_t2v", "b,b,")
+    model = replace(model_options()["480p_t2v"], weights=Weights.random)
+    meanwhile(monkeypatch, lambda: mixed.run(limit=1, model=model))
+
+    with pytest.raises(Refused, match="model=480p_t2v: needs a CUDA card"):
+        mixed.run(limit=1, model=model)
+
+    assert [r["row_id"] for r in mixed.records()] == ["a"]
+
+
 def test_checks_are_those_of_the_models_to_render(mixed: Project) -> None:
     benchmark = BenchmarkConfig(calibrate=True)
     with pytest.raises(Refused, match="and none is visible here"):
         mixed.run(benchmark=benchmark)
     with pytest.raises(Refused, match="is small"):
         mixed.run(benchmark=benchmark, only="a")
+
+
+def test_a_prediction_leaves_out_small_models_and_says_so(tmp_path: Path, command: Any) -> None:
+    project = Project(tmp_path)
+    full = ["a,a,480p_t2v_distilled"]
+    words = ("prompts.csv", "--dry-run", "runtime.card=h200", "model.weights=random")
+    project.write("id,prompt,model", *full)
+    alone = command(*words).out.splitlines()
+
+    project.write("id,prompt,model", "t,t,tiny_t2v", *full, "d,d,demo_t2v", "e,e,demo_t2v")
+    mixed = command(*words).out.splitlines()
+    project.write(
+        "id,prompt,model,num_frames", *(f"{x},121" for x in full), "b,b,,61", "t,t,tiny_t2v,"
+    )
+    sizes = command(*words).out.splitlines()
+
+    def told(lines: list[str], word: str) -> str:
+        return next(line for line in lines if word in line)
+
+    time, _, rest = told(mixed, "Time: ").partition(", without 3 clips of tiny_t2v and demo_t2v")
+    assert time == told(alone, "Time: ").split(", done")[0]
+    assert rest.startswith(" (some seconds each), done")
+    stages = [told(lines, "Stages: a clip").split(", last write")[0] for lines in (mixed, alone)]
+    assert stages[0] == stages[1]
+    assert (
+        told(sizes, "s per warm clip, denoise").lstrip().startswith("1 x 480p_t2v_distilled 480x")
+    )
+    with (tmp_path / "outputs" / "prompts" / "plan.csv").open(newline="") as file:
+        plan = {row["row_id"]: row["predicted_denoise_seconds"] for row in csv.DictReader(file)}
+    assert (plan["t"], float(plan["a"]) > 1) == ("", True)
 
 
 # -- a sweep ----------------------------------------------------------------------------------
@@ -424,9 +553,25 @@ def test_a_stored_option_never_decides_what_is_fetched(project: Project) -> None
     values["models"]["demo_t2v"] |= {"repo": "someone/else", "weights": "pretrained"}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
 
+    text = "the option demo_t2v has repo=someone/else, and that of this version repo=null. "
+    with pytest.raises(Refused, match=re.escape(text + "That decides what is fetched")) as refused:
+        latest_settings(project.run_dir)
+    assert "the last run used" not in str(refused.value)
+    assert f"hv15-batch resume={project.run_dir.path} --config-dir=DIR. If the" in str(
+        refused.value
+    )
+    assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
+
+
+def test_a_stored_option_that_this_version_lacks_was_one_of_the_users(
+    tmp_path: Path, own: Path
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine")
+    assert project.run(config_dir=str(own)) == 0
+
     with pytest.raises(Refused, match="the last run used --config-dir, which decides"):
         latest_settings(project.run_dir)
-    assert "demo_t2v" not in latest_settings(project.run_dir, [CONFIG_DIR]).models
 
 
 @pytest.mark.parametrize("place", ["models", "models.demo_t2v", "model.loras", "sampling"])
@@ -524,7 +669,16 @@ def test_the_folder_is_absolute_and_known_to_the_run(
     ("text", "message"),
     [
         ("defaults: [demo_t2v]\n", "name: demo_t2v, by which it is logged; write name: mine"),
-        ("name: mine\nstops: 3\n", r"model/mine\.yaml: .*stops"),
+        (
+            "name: mine\nstops: 3\n",
+            r"^[^:]*prompts\.csv:2: model=mine: [^:]*/conf/model/mine\.yaml: there is no setting "
+            r"model\.stops.*[^.]\.$",
+        ),
+        (
+            "name: mine\nstops: [\n",
+            r"^[^:]*prompts\.csv:2: model=mine: [^:]*/conf/model/mine\.yaml:3: expected the node "
+            r".*; correct the YAML there\.$",
+        ),
     ],
 )
 def test_an_own_option_with_a_fault_is_refused_by_its_file(
@@ -536,6 +690,64 @@ def test_an_own_option_with_a_fault_is_refused_by_its_file(
 
     with pytest.raises(Refused, match=message):
         planned(project, project.config(config_dir=str(own)))
+
+
+def test_a_cell_that_could_mean_two_options_is_refused(
+    tmp_path: Path, own: Path, command: Any
+) -> None:
+    text = "defaults: [tiny_t2v, _self_]\nname: tiny_t2v\n"
+    (own / "model" / "other.yaml").write_text(text + "default_sampling: {num_frames: 5}\n")
+    project = Project(tmp_path)
+    words = ("prompts.csv", "--config-dir=conf", "--dry-run")
+
+    project.write("id,prompt,model", "a,a,", "b,b,demo_t2v")
+    fits = command(*words, "model=other")
+    project.write("id,prompt,model", "a,a,tiny_t2v", "b,b,demo_t2v")
+    refused = command(*words, "model=other")
+    ours = command(*words, "model=tiny_t2v")
+
+    assert (fits.code, ours.code, refused.code) == (0, 0, 2)
+    assert " 5 frames" in fits.out
+    assert " 5 frames" not in ours.out
+    assert refused.err.startswith(
+        "prompts.csv:2: model=tiny_t2v: model=other of the command says name: tiny_t2v in its "
+        "file, so this cell could mean either; write name: other into other.yaml."
+    )
+
+
+def test_a_resume_knows_the_option_whose_file_says_another_name(
+    tmp_path: Path, own: Path, command: Any
+) -> None:
+    text = "defaults: [tiny_t2v, _self_]\nname: tiny_t2v\n"
+    (own / "model" / "other.yaml").write_text(text + "default_sampling: {num_frames: 5}\n")
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,")
+    config = compose_one(["model=other"], str(own)).config
+    assert project.run(model=config.model, model_option=config.model_option) == 0
+
+    project.write("id,prompt,model", "a,a,", "b,b,tiny_t2v")
+    refused = command(f"resume={project.run_dir.path}", "--dry-run")
+    words = (f"resume={project.run_dir.path}", "model=tiny_t2v", "add=true", "--dry-run")
+    typed = command(*words)
+
+    assert refused.code == 2
+    assert "write name: other into other.yaml" in refused.err
+    assert (typed.code, typed.err) == (0, "")
+
+
+def test_a_refusal_of_other_settings_names_the_folder_that_a_resume_needs(
+    tmp_path: Path, own: Path
+) -> None:
+    project = Project(tmp_path)
+    project.write("id,prompt,model", "a,a,mine", "b,b,demo_t2v")
+    assert project.run(config_dir=str(own)) == 0
+    changes = {"config_dir": str(own), "override": SamplingConfig(num_inference_steps=4)}
+
+    with pytest.raises(Refused) as refused:
+        project.run(**changes)
+
+    how = f"hv15-batch resume={project.run_dir.path} (type again in any case: --config-dir)."
+    assert f"To resume with those: {how} To keep both" in str(refused.value)
 
 
 # -- workers ----------------------------------------------------------------------------------

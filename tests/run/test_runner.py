@@ -20,8 +20,7 @@ from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Note
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.run import _loop as loop
-from hv15_batch.run import _supervisor as supervisor
+from hv15_batch.run.rendering import loop, supervisor
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status

@@ -543,8 +543,9 @@ def test_resume_takes_the_latest_settings_but_not_what_was_meant_once(project: P
 
 def test_what_is_to_be_typed_again_is_what_a_resume_does_not_take_over(project: Project) -> None:
     of_one_command: dict[str, Any] = {
-        **{"only": "cat", "limit": 1, "force": True, "add": True, "time_limit": "8h"},
-        **{"until": "23:59", "retry": RetryConfig(suspect=True, max_attempts=7)},
+        **{"only": "cat", "limit": 1, "shard": "1/2", "force": True, "add": True},
+        **{"time_limit": "8h", "until": "23:59"},
+        **{"retry": RetryConfig(suspect=True, max_attempts=7)},
     }
     config = project.config(**of_one_command, keep_latents=False)
     folder = project.run_dir.run_folder("20261122T000000-0000-abcd")

@@ -70,7 +70,7 @@ def test_a_run_id_sorts_after_all_others_also_when_the_clock_was_set_back(
         existing.append(new_run_id(reversed(existing)))
 
     assert existing == sorted(existing)
-    assert [name[:-5] for name in existing] == [
+    assert [name.rpartition("-")[0] for name in existing] == [
         "20261122T100000-0000",
         "20261122T100000-0001",
         "20261122T100000-0002",

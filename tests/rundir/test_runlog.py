@@ -46,7 +46,7 @@ OLD = "20250101T000000-0000-aaaa-0000.parquet"
 
 COLUMNS = """
 run_id clip_id row_id row_index attempt repeat settings_sha256 denoise_sha256 manifest_sha256
-started_at finished_at
+shard started_at finished_at
 prompt negative_prompt image seed height width num_frames num_inference_steps guidance_scale
 flow_shift fps tags attention_backend_requested off_recipe linear cache
 transformer_sha256 loras

@@ -45,6 +45,7 @@ INWARD = {
     "templates": "all or a number; any other text is refused",
     "run_dir": "a folder of the user",
     "resume": "never stored",
+    "shard": "two whole numbers, k/n; any other text is refused",
     "only": "names of rows",
     "until": "a time",
     "time_limit": "a time",

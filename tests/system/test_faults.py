@@ -41,13 +41,13 @@ from hv15_batch.engine._quality import QualityMeter
 from hv15_batch.engine.encode import phase as encode_phase
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.forecast.disk import DiskNeed
-from hv15_batch.forecast.stalls import Patience
 from hv15_batch.media.video import check_video, read_comment
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import _preflight as preflight
-from hv15_batch.run import _recovery as recovery
 from hv15_batch.run import _run as one_run
 from hv15_batch.run import session
+from hv15_batch.run.rendering import recovery
+from hv15_batch.run.rendering.stalls import Patience
 from hv15_batch.rundir import paths as rundir
 
 Command = Callable[..., Answer]

@@ -38,6 +38,7 @@ from hv15_batch.weights.checkpoint import resolve_checkpoint
 
 SEED = 20261122
 RUN_DIRECTORIES, KILLS_EACH = 20, 10
+TWO_WORKER_DIRECTORIES = 10
 TINY_RUN_DIRECTORIES, TINY_KILLS_EACH = 3, 5
 SAMPLED, TINY_SAMPLED = 4, 1
 """Of the run directories, those that `make test` takes."""
@@ -55,6 +56,7 @@ class Night:
     folder: Path
     renderer: str
     rng: random.Random
+    workers: int = 1
     kills: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
@@ -103,6 +105,7 @@ class Night:
         env["CUDA_VISIBLE_DEVICES"] = ""
         env["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")  # torch's, made at import
         words = [sys.executable, "-m", "fakes.kill_parent", str(self.folder), self.renderer]
+        words.append(str(self.workers))
         with (self.folder / "said.txt").open("ab") as said:
             return subprocess.Popen(words, cwd=TESTS, env=env, stdout=said, stderr=said)
 
@@ -304,6 +307,22 @@ def test_after_ten_kills_every_clip_is_there_once_and_nothing_was_done_twice(
     print(f"seed {SEED}-{number}")
     night = Night(tmp_path, "fake", rng)
     named = named_kills()[number::RUN_DIRECTORIES]
+
+    survive(night, plan_of(rng, named, KILLS_EACH))
+
+    assert night.kills.total() == KILLS_EACH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", sampled(range(TWO_WORKER_DIRECTORIES), 1))
+def test_after_ten_kills_of_two_workers_every_clip_is_there_once(
+    tmp_path: Path, number: int
+) -> None:
+    rng = random.Random(f"{SEED}-two-{number}")
+    print(f"seed {SEED}-two-{number}")
+    night = Night(tmp_path, "fake", rng, workers=2)
+    kills = named_kills()[number::TWO_WORKER_DIRECTORIES]
+    named = rng.sample(kills, min(len(kills), KILLS_EACH - 3))
 
     survive(night, plan_of(rng, named, KILLS_EACH))
 

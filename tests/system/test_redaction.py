@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes.command import Answer
+from fakes.loras import lora_of, saved_lora
 from fakes.runs import FakeExecutor, Project
 
 from hv15_batch.record import ClipRecord
@@ -221,6 +222,7 @@ def test_a_message_of_the_command_line_and_a_traceback_have_none(
         ("prompt", f"a sign says {TOKEN}", "prompt"),
         ("id,prompt", f"{TOKEN},a cat", "id"),
         ("prompt,tag_who", f"a cat,{TOKEN}", "tag_who"),
+        ("prompt,loras", f"a cat,{TOKEN}.safetensors", "loras"),
     ],
 )
 def test_a_manifest_that_holds_a_secret_is_refused_and_the_value_not_shown(
@@ -233,6 +235,10 @@ def test_a_manifest_that_holds_a_secret_is_refused_and_the_value_not_shown(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     (tmp_path / "p.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    files = ["p.csv"]
+    if column == "loras":
+        saved_lora(tmp_path / f"{TOKEN}.safetensors", lora_of("tiny_t2v"))
+        files.append(f"{TOKEN}.safetensors")
 
     answer = command("p.csv", "model=tiny_t2v")
 
@@ -241,7 +247,7 @@ def test_a_manifest_that_holds_a_secret_is_refused_and_the_value_not_shown(
         f"p.csv:2: {column}=***: holds the value of HF_TOKEN, which would be in log, video and "
         "page; take it out.\n"
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
 def test_a_setting_that_holds_a_secret_is_refused_because_settings_are_stored(

@@ -139,6 +139,10 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("prompts.csv", "--dry-run=1"): "--dry-run: takes no value; leave it out.",
     ("prompts.csv", "--config-dir", "no"): "--config-dir=no: there is no such folder.",
+    ("prompts.csv", "runtime.dtype=float32", "runtime.linear=fp8", "--dry-run"): (
+        "runtime.linear=fp8 with runtime.dtype=float32: on a card fp8 products come in bfloat16 "
+        "only; use runtime.dtype=bfloat16, or runtime.linear=int8."
+    ),
     ("prompts.csv", "--experimental-rerun", "x.pickle"): (
         f"--experimental-rerun: there is no such flag. {FLAGS}"
     ),

@@ -78,7 +78,8 @@
     return lines.map(function (line) { return line.join(",") + "\r\n"; }).join("");
   }
 
-  /* A manifest names neither model nor codec: clips of several such settings become a file for each. */
+  /* A picked row has no cell for its model, codec or type: clips of several such settings become a
+     file for each, and its command types them. */
   function files(clips) {
     var byWords = new Map();
     clips.forEach(function (clip) {

@@ -7,7 +7,7 @@ what happened.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,6 +29,7 @@ from hv15_batch.dispatch.protocol import (
 )
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.record import DECODE, FAILED, OK, SUSPECT, ClipRecord, asked_record
+from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.units import GIB, counted, format_gib, shortened
 
 MIN_DEATHS_TO_STOP = 2
@@ -119,9 +120,10 @@ class Recovery:
         """Start at zero."""
         self._retry = retry
         self._blamed: Counter[Key] = Counter()
-        self._lost: list[frozenset[Key]] = []  # at each death since a clip was finished
+        # By worker, what it lost at each death since it finished a clip.
+        self._lost: defaultdict[int, list[frozenset[Key]]] = defaultdict(list)
         self._tried_alone: set[Key] = set()
-        self._bad_in_a_row: Counter[Group] = Counter()
+        self._bad_in_a_row: Counter[tuple[Group, int]] = Counter()  # by group and worker
         self._last_bad: dict[Group, str] = {}
         self._given_up: set[Group] = set()
 
@@ -137,15 +139,17 @@ class Recovery:
             on_torch_attention=is_suspect and self._retry.suspect and planned.repeat is None,
         )
 
-    def died(self, event: Died, lost: Sequence[Held], rendering: Key | None) -> None:
-        """Count a death.
+    def died(
+        self, event: Died, lost: Sequence[Held], rendering: Key | None, worker: int = 0
+    ) -> None:
+        """Count a death of a worker.
 
         A clip that was only being written is not blamed, unless it was the only one. No clip is
         blamed for a lost card, or for a worker that never started.
         """
         is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
         suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
-        self._lost.append(frozenset(suspects))
+        self._lost[worker].append(frozenset(suspects))
         self._blamed.update(suspects & {rendering} or suspects)
 
     def another_attempt(self, lost: Held) -> Job | None:
@@ -165,32 +169,33 @@ class Recovery:
         """
         return len(keys) > 1 and not keys.isdisjoint(self._tried_alone)
 
-    def finished(self, job: Job, record: ClipRecord) -> None:
+    def finished(self, job: Job, record: ClipRecord, worker: int = 0) -> None:
         """Count an attempt that ended, well or not: it shows that the worker works."""
-        self._lost.clear()
+        self._lost[worker].clear()
         self._tried_alone.discard(job.key)
-        self.ended(job, record)
+        self.ended(job, record, worker)
 
-    def ended(self, job: Job, record: ClipRecord) -> None:
-        """Count a clip's last attempt, in its group."""
+    def ended(self, job: Job, record: ClipRecord, worker: int = 0) -> None:
+        """Count a clip's last attempt, in its group on this worker."""
         group = job.clip.settings.group
         if record.status == OK:
-            self._bad_in_a_row[group] = 0
+            self._bad_in_a_row[group, worker] = 0
             return
-        self._bad_in_a_row[group] += 1
+        self._bad_in_a_row[group, worker] += 1
         what = record.error_type if record.status == FAILED else record.quality_flag
         self._last_bad[group] = f"{record.clip_id}: {what}"
 
-    def hopeless(self, reason: str) -> str | None:
-        """Return why the run must stop: workers died in a row, and no single clip explains it.
+    def hopeless(self, reason: str, worker: int = 0) -> str | None:
+        """Return why no worker is started there again: deaths in a row that no clip explains.
 
         A clip that kills its worker is current at every death. It is skipped after its attempts,
         and the next clip is tried.
         """
-        if len(self._lost) < MIN_DEATHS_TO_STOP or frozenset.intersection(*self._lost):
+        lost = self._lost[worker]
+        if len(lost) < MIN_DEATHS_TO_STOP or frozenset.intersection(*lost):
             return None
         return (
-            f"{reason}, {len(self._lost)} times without a clip in between; look at run.log, "
+            f"{reason}, {len(lost)} times without a clip in between; look at run.log, "
             "nvidia-smi and dmesg for the cause"
         )
 
@@ -199,7 +204,7 @@ class Recovery:
         """Return why the run must stop if no worker starts."""
         return f"{reason}, twice before its first clip; look at run.log for the cause"
 
-    def give_up(self, queue: list[Job], groups: Collection[Group]) -> GivenUp | None:
+    def give_up(self, queue: Queue, groups: Collection[Group]) -> GivenUp | None:
         """Take the clips of groups with too many bad clips in a row out of the queue.
 
         Args:
@@ -210,7 +215,9 @@ class Recovery:
             What was given up now; None if nothing was.
         """
         most = self._retry.max_consecutive_bad
-        bad = {group for group, count in self._bad_in_a_row.items() if count >= most}
+        bad = {group for (group, _), count in self._bad_in_a_row.items() if count >= most}
+        if not bad:
+            return None
         # A group whose clips were all tried has nothing to give up.
         self._given_up |= bad & {job.clip.settings.group for job in queue}
         left_out = [job for job in queue if job.clip.settings.group in self._given_up]
@@ -225,13 +232,14 @@ class Recovery:
             for jobs in _by_group(left_out)
         ]
         if not ends_run:
-            queue[:] = [job for job in queue if job.clip.settings.group not in self._given_up]
+            queue.drop(self._given_up)
         return GivenUp(tuple(left_out), "\n".join(lines), ends_run)
 
     def _bad_text(self, job: Job) -> str:
         group = job.clip.settings.group
+        most = max(n for (of, _), n in self._bad_in_a_row.items() if of == group)
         return (
-            f"{self._bad_in_a_row[group]} clips in a row failed or are suspect (the last one "
+            f"{most} clips in a row failed or are suspect (the last one "
             f"{self._last_bad[group]}); look at the page and at run.log for their common cause, "
             "and raise retry.max_consecutive_bad if there is none"
         )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing.connection
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, Group
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
     WORKER_STALLED,
@@ -22,11 +24,11 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Note,
 )
-from hv15_batch.forecast.stalls import Patience, StallWatch
 from hv15_batch.machine.nvml import Gpu, read_gpus
 from hv15_batch.model.variant import OffloadKind
-from hv15_batch.run._recovery import Recycling
 from hv15_batch.run._run import Run
+from hv15_batch.run.rendering.recovery import Current, Recycling
+from hv15_batch.run.rendering.stalls import Patience, StallWatch
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ class Supervisor:
         make_executor: Callable[[Mapping[str, OffloadKind]], Executor],
         retry: RetryConfig,
         stalls: StallWatch,
+        place: int = 0,
+        gpu: Gpu | None = None,
     ) -> None:
         """Make a supervisor without a worker; `start` starts one.
 
@@ -50,18 +54,31 @@ class Supervisor:
                 to change to, by model.
             retry: Decides when a worker is recycled.
             stalls: Decides when a worker counts as dead.
+            place: Number of this supervisor among those of the run.
+            gpu: The card of its workers; None on the CPU.
         """
+        self.place, self.gpu = place, gpu
+        self.current = Current()
+        """The clips that its worker has."""
+        self.group: Group | None = None
+        """Of the worker's last clip; None before its first."""
+        self.asked_at = 0.0
+        """When it was asked for an event, see `next_event`."""
+        self.is_given_up = False
+        """No worker is started here again."""
         self._make_executor = make_executor
         self._stalls = stalls
         self._recycling = Recycling(retry)
         self._executor: Executor | None = None
         self._offloads: dict[str, OffloadKind] = {}
         self._model = ""
+        self._waited_seconds = 0.0
 
     def start(self) -> None:
         """Start a new worker; returns at once."""
         self._recycling.new_worker()
         self._stalls.new_worker()
+        self.group = None
         self._executor = self._make_executor(self._offloads)
         self._executor.start()
 
@@ -77,14 +94,20 @@ class Supervisor:
         self._stalls.submitted(job)
         if job.clip.settings.model != self._model:
             self._recycling.new_model()
-        self._model = job.clip.settings.model
+        self._model, self.group = job.clip.settings.model, job.clip.settings.group
         self._recycling.submitted()
+        self.current.submitted(job)
         self._executor.submit(job)
+
+    def waited(self, seconds: float) -> None:
+        """Note that all workers were waited for, before `poll` asks this one."""
+        self._waited_seconds += seconds
 
     def poll(self, timeout_seconds: float) -> Event | None:
         """Return the next event. A worker that stalls is ended, and the event is `Died`."""
         assert self._executor is not None
-        begin = time.monotonic()
+        begin = time.monotonic() - self._waited_seconds
+        self._waited_seconds = 0.0
         event = self._executor.poll(timeout_seconds)
         if event is None:
             seconds = min(time.monotonic() - begin, _MAX_TICK_SECONDS)
@@ -104,6 +127,16 @@ class Supervisor:
         return self._executor is not None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether its worker has a clip, or is still at work on the device."""
+        return bool(self.current) or self.current.rendering is not None
+
+    @property
+    def waitable(self) -> Connection | None:
+        """What `next_event` waits for; None without a worker."""
+        return self._executor.waitable if self._executor is not None else None
+
+    @property
     def recycle_reason(self) -> str | None:
         """Why this worker must be replaced before its next clip, or None."""
         return self._recycling.reason
@@ -112,11 +145,6 @@ class Supervisor:
         """Replace a worker that has no clip."""
         logger.info("the worker is replaced %s", self.recycle_reason)
         self.close()
-        self.start()
-
-    def replace(self) -> None:
-        """Replace a dead worker."""
-        self.kill()
         self.start()
 
     def close(self) -> None:
@@ -132,6 +160,29 @@ class Supervisor:
             self._executor = None
 
 
+def next_event(
+    supervisors: Sequence[Supervisor], timeout_seconds: float
+) -> tuple[Supervisor, Event | None]:
+    """Return the next event of any worker, and whose it is; None when there was none in that time.
+
+    Each worker is asked in turn, so that one that sends much does not hide the others.
+    """
+    up = [each for each in supervisors if each.is_up]
+    if len(up) == 1:
+        return up[0], up[0].poll(timeout_seconds)
+    begin = time.monotonic()
+    pipes = [pipe for each in up if (pipe := each.waitable) is not None]
+    multiprocessing.connection.wait(pipes, timeout_seconds)
+    seconds = time.monotonic() - begin
+    for each in up:
+        each.waited(seconds)
+    for each in sorted(up, key=lambda each: each.asked_at):
+        each.asked_at = time.monotonic()
+        if (event := each.poll(0.0)) is not None:
+            return each, event
+    return supervisors[0], None
+
+
 @dataclass(frozen=True)
 class Start:
     """How workers of a run are started, and how long they may be silent."""
@@ -142,19 +193,37 @@ class Start:
     """File descriptor of the run directory's lock, which holds until parent and worker are gone."""
 
 
-def make_supervisor(run: Run, start: Start) -> Supervisor:
-    """Return the supervisor of a run's workers, which are numbered from 0."""
-    spec = run.spec(start.lock_descriptor)
+def make_supervisors(run: Run, start: Start) -> list[Supervisor]:
+    """Return a supervisor for each card of a run, or for each process on the CPU.
+
+    Workers are `local-0`, `local-1`, ... where there is one at a time; else the card's place comes
+    before that number, e.g. `local-2-0`.
+    """
+    retry = run.config.retry
+    return [
+        Supervisor(
+            _maker(run, start, place),
+            retry,
+            StallWatch(retry.stall_factor, start.patience, run.pace, run.compiles),
+            place,
+            gpu,
+        )
+        for place, gpu in enumerate(run.gpus)
+    ]
+
+
+def _maker(run: Run, start: Start, place: int) -> Callable[[Mapping[str, OffloadKind]], Executor]:
+    """Return what makes the workers of one card, which are numbered from 0."""
+    spec = run.spec(start.lock_descriptor, place)
     numbers = itertools.count()
-    retry, compiles = spec.config.retry, run.compiles
-    stalls = StallWatch(retry.stall_factor, start.patience, run.pace, compiles)
+    prefix = f"local-{place}" if len(run.gpus) > 1 else "local"
 
     def make_executor(offloads: Mapping[str, OffloadKind]) -> Executor:
-        run.pace.started_worker()
-        worker_id = f"local-{next(numbers)}"
+        run.pace.started_worker(place)
+        worker_id = f"{prefix}-{next(numbers)}"
         return start.make_executor(replace(spec, worker_id=worker_id).with_offloads(offloads))
 
-    return Supervisor(make_executor, retry, stalls)
+    return make_executor
 
 
 def lost_gpu(card: Gpu | None) -> str | None:

@@ -1,0 +1,98 @@
+"""What is kept and passed on of a run's events: the log's rows, and all who follow the run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.protocol import Event, Finished, Job, Key
+from hv15_batch.errors import ADVICE, EXIT_STOPPED, Secondary
+from hv15_batch.record import FAILED, ClipRecord
+from hv15_batch.run._run import Run
+from hv15_batch.run.outcome import StopRun
+from hv15_batch.run.rendering.recovery import Held, record_of_lost
+from hv15_batch.rundir.log import RunLog
+
+
+class Watcher(Protocol):
+    """Follows a run: each clip that is handed over, and each event once, with its worker."""
+
+    def submitted(self, job: Job, worker: int = 0) -> None:
+        """Learn that a clip was handed to a worker."""
+
+    def heard(self, event: Event, worker: int = 0) -> None:
+        """Receive an event; its record is already logged."""
+
+
+class Journal:
+    """The log of a run, and those who follow it."""
+
+    def __init__(self, run: Run, onlookers: Iterable[Watcher]) -> None:
+        """Write nothing yet.
+
+        Args:
+            run: Has the log's folder, and the pace, which decides what happens.
+            onlookers: Only show what happens, so their faults are caught.
+        """
+        self._log = RunLog(run.run_dir.own_log, run.run_id)
+        self._pace = run.pace
+        self._known_columns = run.known_columns
+        self._onlookers = [
+            (each, Secondary(f"{type(each).__name__} missed an event of the run"))
+            for each in onlookers
+        ]
+        self._records: dict[Key, ClipRecord] = {}
+        self.has_rows = False
+        """Whether the log has a row of this run."""
+
+    @property
+    def records(self) -> list[ClipRecord]:
+        """The last record of each clip, without its texts."""
+        return list(self._records.values())
+
+    def submitted(self, job: Job, worker: int) -> None:
+        """Pass on that a clip was handed to a worker."""
+        self._pace.submitted(job, worker)
+        for onlooker, guard in self._onlookers:
+            with guard:
+                onlooker.submitted(job, worker)
+
+    def heard(self, event: Event, worker: int) -> None:
+        """Log the event's record, if it has one, and pass the event on."""
+        if isinstance(event, Finished):
+            self.append(event.record)
+            record = replace(event.record, prompt=None, negative_prompt=None)
+            self._records[event.job.key] = record
+        self._pace.heard(event, worker)
+        for onlooker, guard in self._onlookers:
+            with guard:
+                onlooker.heard(event, worker)
+
+    def without_text(self, jobs: Iterable[Job]) -> None:
+        """Log clips whose prompts could not be rewritten; the originals are never rendered."""
+        for job in jobs:
+            self._pace.left_out([job])
+            rewrite, known = job.clip.rewrite, self._known_columns(job.clip.settings.model)
+            why = (rewrite and rewrite.fault) or "its prompt was not asked for"
+            held = Held(job, utc_now())
+            self.heard(Finished(job, record_of_lost(held, known, FAILED, "NotRewritten", why)), 0)
+
+    def append(self, record: ClipRecord) -> None:
+        """Write a record into the log.
+
+        Raises:
+            StopRun: It cannot be written.
+        """
+        try:
+            self._log.append(record)
+        except OSError as error:
+            # The clip has a file and no row, so the next run decodes it again from its latents.
+            message = f"the log could not be written ({error.strerror})"
+            advice = ADVICE.get(error.errno or 0)
+            if advice is not None and error.errno != errno.ENOSPC:  # needs no further advice
+                message += f"; {advice.text}"
+            raise StopRun(EXIT_STOPPED, "stopped", message) from error
+        self.has_rows = True

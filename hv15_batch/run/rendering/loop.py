@@ -1,0 +1,396 @@
+"""The loop: hand clips to the workers, take records, log, status, stop rules.
+
+No torch. The loop decides which clip is next and when to stop. The workers render the clips.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hv15_batch.clip import Clip
+from hv15_batch.dispatch.protocol import (
+    GPU_LOST,
+    Declined,
+    Died,
+    Encoded,
+    EncodingEnded,
+    Event,
+    Finished,
+    Job,
+    Loading,
+    Note,
+    Stepped,
+)
+from hv15_batch.errors import (
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    Refused,
+)
+from hv15_batch.record import FAILED, INTERRUPTED
+from hv15_batch.run._progress import Progress
+from hv15_batch.run._run import Run
+from hv15_batch.run.outcome import Outcome, StopRun
+from hv15_batch.run.rendering.journal import Journal, Watcher
+from hv15_batch.run.rendering.queue import Queue
+from hv15_batch.run.rendering.recovery import Recovery, record_of_lost
+from hv15_batch.run.rendering.signals import Demand, Signals
+from hv15_batch.run.rendering.supervisor import Supervisor, lost_gpu, next_event
+from hv15_batch.run.schedule import Stop, Wait
+from hv15_batch.units import counted
+
+POLL_SECONDS = 0.2
+WAIT_SECONDS = 0.5
+"""Pause between two looks at clock, pause file and signals while nothing is rendered."""
+SIGNAL_GRACE_SECONDS = 0.3
+"""A signal to the whole process group may reach the executor before it reaches the parent."""
+
+_NEW_WORKER = Loading("PyTorch")
+"""What a new worker loads before its first event."""
+
+
+class Loop:
+    """Renders the clips of a run."""
+
+    def __init__(
+        self,
+        run: Run,
+        workers: Sequence[Supervisor],
+        progress: Progress,
+        watchers: Sequence[Watcher] = (),
+        received: list[int] | None = None,
+    ) -> None:
+        """Make a loop.
+
+        Args:
+            run: The clips to render, and what was decided for them.
+            workers: Render; a dead one is replaced.
+            progress: Shows what happens.
+            watchers: Others that follow the run, after its pace and `progress`.
+            received: See `Signals`; None if only the system sends signals.
+        """
+        self._run = run
+        self._workers = workers
+        self.journal = Journal(run, (progress, *watchers))
+        self._progress = progress
+        self._recovery = Recovery(run.config.retry)
+        self._queue = self._make_queue()
+        self._signals = Signals(run.pace, run.clock, received)
+        self._stop_reason: str | None = None
+        self._groups = {p.clip.settings.group for p in run.todo.to_render}
+        self._num_given_up = 0
+
+    def _make_queue(self) -> Queue:
+        ready = (p for p in self._run.todo.to_render if not p.clip.is_pending)
+        jobs = map(self._recovery.first_attempt, ready)
+        if len(self._workers) == 1:
+            return Queue(jobs)
+        return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
+
+    def render(self) -> Outcome:
+        """Render all clips.
+
+        Raises:
+            Refused: A worker cannot use these settings on this machine.
+        """
+        todo = self._run.todo.to_render
+        pending = [p for p in todo if p.clip.is_pending]
+        with self._signals:
+            try:
+                if self._next_job(self._workers[0]):
+                    for worker in self._workers:
+                        self._start(worker)
+                    self._encode([p.clip for p in todo if not (p.is_from_latents or p in pending)])
+                    self._progress.rendering(len(todo))
+                if pending:
+                    self._progress.rendering(len(todo))
+                    self.journal.without_text(map(self._recovery.first_attempt, pending))
+                self._render()
+                for worker in self._workers:
+                    worker.close()
+            except StopRun as stop:
+                return Outcome(stop.exit_code, stop.state, stop.message, self.journal.records)
+            finally:
+                for worker in self._workers:
+                    worker.kill()
+        records = self.journal.records
+        failed = sum(r.status == FAILED for r in records)
+        message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
+        if self._num_given_up:
+            message += f", {self._num_given_up} given up"
+        if failed or self._num_given_up:
+            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+        return Outcome(EXIT_OK, "done", "", records)
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def _encode(self, clips: list[Clip]) -> None:
+        """Let one worker encode what these clips need. What fails here fails again with its clip.
+
+        After a second death each clip is encoded just before it is rendered. So a clip that kills
+        the worker is found and skipped.
+        """
+        if not clips:
+            return
+        encoder, is_last_try = self._workers[0], False
+        while True:
+            encoder.encode(clips)  # finished encodings stay on the disk
+            event = self._next_event_of(encoder)
+            if isinstance(event, EncodingEnded):
+                return
+            assert isinstance(event, Died), event
+            if is_last_try and not event.was_up:
+                self._retire(encoder, self._recovery.unfit(event.reason))
+                encoder, is_last_try = self._working[0], False
+                continue
+            self._say(encoder, f"{event.reason} while encoding; starting another one")
+            self._start(encoder)
+            if is_last_try:
+                self._progress.say("from here on each clip is encoded just before it is rendered")
+                return
+            is_last_try = True
+
+    def _next_event_of(self, encoder: Supervisor) -> Event:
+        """Return the next event of one worker, while the others have nothing to do."""
+        while True:
+            worker, event = self._next_event()
+            if worker is encoder:
+                worker.kill() if isinstance(event, Died) else None
+                return event
+            if isinstance(event, Died):
+                self._bury(worker, event)
+                self._replace(worker, event)
+
+    def _render(self) -> None:
+        """Render the jobs of the queue."""
+        self._submit()
+        while self._is_busy:
+            worker, event = self._next_event()
+            if isinstance(event, Finished):
+                self._recovery.finished(event.job, event.record, worker.place)
+            elif isinstance(event, Died):
+                self._queue.put_back(self._bury(worker, event))
+                if self._next_job(worker):
+                    self._replace(worker, event)
+            self._submit()
+        if self._stop_reason:
+            raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
+        if self._queue:
+            assert self._signals.demand, f"{len(self._queue)} clips were never rendered"
+            self._stop_interrupted()
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(worker.is_busy for worker in self._workers)
+
+    @property
+    def _working(self) -> list[Supervisor]:
+        return [worker for worker in self._workers if not worker.is_given_up]
+
+    @property
+    def _current_jobs(self) -> list[Job]:
+        return [job for worker in self._workers for job in worker.current.jobs]
+
+    # -- which clip is next -------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Hand each free worker its next clip, unless there is a reason to wait or to stop."""
+        for worker in self._working:
+            if self._queue and not worker.current.rendering:
+                self._submit_to(worker)
+
+    def _submit_to(self, worker: Supervisor) -> None:
+        job, reason = self._choose(worker), worker.recycle_reason
+        if job is None:
+            return
+        is_alone = self._recovery.must_be_alone({job.key, *worker.current.keys})
+        if worker.current and (is_alone or reason):
+            return  # the clip that is being written is finished first
+        if (job := self._next_job(worker)) is None:
+            return
+        if not worker.is_up:
+            self._start(worker)  # after a wait
+        elif reason:
+            self._say(worker, f"The worker is replaced {reason}.")
+            worker.recycle()
+            self._tell(worker, _NEW_WORKER)
+        self._queue.take(job)
+        self.journal.submitted(job, worker.place)
+        worker.submit(job)
+
+    def _choose(self, worker: Supervisor) -> Job | None:
+        """Return the job that a free worker takes next; None if the others had better take it."""
+        others = [other for other in self._workers if other is not worker]
+        rendering = {job.clip.denoise_sha256 for other in others for job in other.current.jobs}
+        elsewhere = Counter(other.group for other in others if other.group and other.is_busy)
+        return self._queue.next_for(worker.group, elsewhere, rendering)
+
+    def _next_job(self, worker: Supervisor) -> Job | None:
+        """Return the job that a worker may start now.
+
+        Waits if the gate says so. Current clips are finished first.
+        """
+        waited: Wait | None = None
+        if not self._stop_reason:
+            self._give_up()
+        while not self._signals.demand and not self._stop_reason:
+            job = self._choose(worker)
+            verdict = self._run.gate(job, worker.place) if job else None
+            if verdict is None:
+                if waited:
+                    self._progress.resuming()
+                return job
+            if isinstance(verdict, Stop):
+                self._stop_reason = verdict.reason
+                break
+            if self._is_busy:
+                break
+            if verdict != waited:
+                for each in self._workers:
+                    each.close()
+                self._progress.waiting(waited := verdict)
+            self._run.clock.sleep(WAIT_SECONDS)
+        return None
+
+    def _give_up(self) -> None:
+        """Leave out the clips of groups with too many bad ones; stop if no other group is left."""
+        given_up = self._recovery.give_up(self._queue, self._groups)
+        if given_up is None:
+            return
+        if given_up.ends_run:
+            self._stop_reason = given_up.reason
+        else:
+            self._num_given_up += len(given_up.jobs)
+            self._run.pace.left_out(given_up.jobs)
+            self._progress.say(given_up.reason)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _next_event(self) -> tuple[Supervisor, Event]:
+        """Return the next event that the loop must act on. Watchers get every event."""
+        while True:
+            self._obey_signals()
+            worker, event = next_event(self._workers, POLL_SECONDS)
+            self._progress.tick()
+            if isinstance(event, Declined):
+                raise Refused(event.message)
+            if isinstance(event, Died):
+                time.sleep(SIGNAL_GRACE_SECONDS)
+                self._obey_signals()
+                if self._signals.demand is Demand.soon:
+                    self._interrupt(worker)
+                    if not self._is_busy:
+                        self._stop_interrupted()  # nobody is left to finish a clip
+                    continue
+                if lost := lost_gpu(worker.gpu):
+                    event = replace(event, reason=lost, error_type=GPU_LOST)
+            if event is not None:
+                self._tell(worker, event)
+            if not isinstance(event, Note | Loading | Encoded | Stepped | None):
+                return worker, event
+
+    def _tell(self, worker: Supervisor, event: Event) -> None:
+        """Log the event's record, if it has one, and pass the event to all who follow."""
+        worker.current.heard(event)
+        self.journal.heard(event, worker.place)
+
+    def _known(self, job: Job) -> dict[str, Any]:
+        return self._run.known_columns(job.clip.settings.model)
+
+    # -- deaths -------------------------------------------------------------------------------
+
+    def _say(self, worker: Supervisor, text: str) -> None:
+        where = f"worker {worker.place}: " if len(self._workers) > 1 else ""
+        self._progress.say(f"{where}{text}")
+
+    def _start(self, worker: Supervisor) -> None:
+        worker.start()
+        self._tell(worker, _NEW_WORKER)
+
+    def _bury(self, worker: Supervisor, event: Died) -> list[Job]:
+        """Log the clips of a dead worker as failed; return those to try again, last first.
+
+        They are tried at once. A clip with latents needs only decoding, and a clip that kills its
+        worker is skipped before it can harm others.
+        """
+        worker.kill()
+        rendering, lost = worker.current.rendering, worker.current.let_go()
+        self._recovery.died(event, lost, rendering, worker.place)
+        if not event.was_up:  # it never received them
+            return [held.job for held in lost][::-1]
+        again = []
+        for held in lost:
+            record = event.record if held.job.key == rendering else None
+            why = (FAILED, event.error_type, event.reason)
+            record = record or record_of_lost(held, self._known(held.job), *why)
+            self._tell(worker, Finished(held.job, record))
+            job = self._recovery.another_attempt(held)
+            if job is None:
+                self._recovery.ended(held.job, record, worker.place)
+                self._progress.say(f"{record.clip_id} is skipped: its worker died each time")
+            else:
+                again.append(job)
+        return again[::-1]
+
+    def _replace(self, worker: Supervisor, event: Died) -> None:
+        """Start another worker where one died, unless that has no prospect."""
+        message = self._recovery.hopeless(event.reason, worker.place)
+        if message is None and event.error_type == GPU_LOST and len(self._working) > 1:
+            message = event.reason
+        if message is not None:
+            self._retire(worker, message)
+            return
+        self._say(worker, f"{event.reason}; starting another one")
+        self._start(worker)
+
+    def _retire(self, worker: Supervisor, reason: str) -> None:
+        """Leave the clips to the other workers.
+
+        Raises:
+            StopRun: There are none.
+        """
+        worker.is_given_up = True
+        if not self._working:
+            raise StopRun(EXIT_STOPPED, "stopped", reason)
+        self._run.pace.lost_worker()
+        left = counted(len(self._working), "worker")
+        self._progress.say(f"worker {worker.place} is given up, {left} left: {reason}")
+
+    # -- signals ------------------------------------------------------------------------------
+
+    def _obey_signals(self) -> None:
+        """Stop if a signal demands it now; print a line if it demands it soon.
+
+        Raises:
+            StopRun: The run ends now.
+        """
+        if self._signals.end_now(self._current_jobs):
+            self._stop_interrupted()
+        if line := self._signals.news(self._current_jobs):
+            self._progress.say(line)
+
+    def _interrupt(self, worker: Supervisor) -> None:
+        """End a worker at once; log its current clips as interrupted."""
+        worker.kill()
+        name = self._signals.cause.name
+        for lost in worker.current.let_go():
+            why = (name, "stopped by the user")
+            self.journal.append(record_of_lost(lost, self._known(lost.job), INTERRUPTED, *why))
+            self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
+
+    def _stop_interrupted(self) -> None:
+        """End at once; log the current clips as interrupted.
+
+        Raises:
+            StopRun: Always.
+        """
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            self._interrupt(worker)
+        name = self._signals.cause.name
+        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")

@@ -1,0 +1,113 @@
+"""Which clip is next, and for which worker. No torch, no processes and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
+
+from hv15_batch.clip import Group
+from hv15_batch.dispatch.protocol import Job
+
+
+class Queue:
+    """The jobs that are left.
+
+    One worker takes them in the order of the plan. Several take the longest first, so that the last
+    of them do not wait long for each other. A worker keeps to its group, whose model it has loaded.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        seconds: Callable[[Job], float] | None = None,
+        load_seconds: Callable[[Job], float] = lambda _: 0.0,
+    ) -> None:
+        """Take the jobs in the order of the plan.
+
+        Args:
+            jobs: What is to be rendered.
+            seconds: Returns how long a job takes, for several workers; None keeps the order.
+            load_seconds: Returns how long a worker of another group loads before a job.
+        """
+        self._seconds = seconds
+        self._load_seconds = load_seconds
+        self._jobs: dict[Group | None, list[Job]] = {}
+        """By group, the next one last."""
+        for job in jobs:
+            self._jobs.setdefault(self._key(job), []).append(job)
+        for waiting in self._jobs.values():
+            if seconds is not None:
+                waiting.sort(key=seconds, reverse=True)  # stable: equal ones in the plan's order
+            waiting.reverse()
+
+    def _key(self, job: Job) -> Group | None:
+        return None if self._seconds is None else job.clip.settings.group
+
+    def __len__(self) -> int:
+        return sum(map(len, self._jobs.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        """Yield the jobs of each group, the next one last."""
+        return chain.from_iterable(self._jobs.values())
+
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Take jobs that are tried again, the next one last: they go before all others."""
+        for job in jobs:
+            self._jobs.setdefault(self._key(job), []).append(job)
+
+    def take(self, job: Job) -> None:
+        """Remove a job that is handed to a worker."""
+        waiting = self._jobs[self._key(job)]
+        del waiting[next(n for n in reversed(range(len(waiting))) if waiting[n] is job)]
+        if not waiting:
+            del self._jobs[self._key(job)]
+
+    def drop(self, groups: Collection[Group]) -> list[Job]:
+        """Remove and return the jobs of these groups."""
+        dropped = []
+        for key, waiting in list(self._jobs.items()):
+            dropped += [job for job in waiting if job.clip.settings.group in groups]
+            waiting[:] = [job for job in waiting if job.clip.settings.group not in groups]
+            if not waiting:
+                del self._jobs[key]
+        return dropped
+
+    def next_for(
+        self,
+        own: Group | None,
+        elsewhere: Mapping[Group, int],
+        rendering: Collection[str] = (),
+    ) -> Job | None:
+        """Return the job that a free worker takes next; None if it had better take none now.
+
+        It changes its group when that ends the run earlier: with `k` workers on the other group
+        and `R` seconds of work left there, when `(R + load) / (k + 1) < R / k`.
+
+        Args:
+            own: Group of the worker's last job; None if it has loaded nothing.
+            elsewhere: How many other workers render each group.
+            rendering: `denoise_sha256` of clips that other workers render. A job that shares one
+                waits for its latents.
+        """
+        if self._seconds is None:
+            return self._last_free(None, rendering)
+        if job := self._last_free(own, rendering):
+            return job
+        best, most = None, 0.0
+        for group, waiting in self._jobs.items():
+            job = None if group is None or group == own else self._last_free(group, rendering)
+            if job is None or group is None:
+                continue
+            others, left = elsewhere.get(group, 0), sum(map(self._seconds, waiting))
+            load = self._load_seconds(job)
+            if own is not None and others and left <= others * load:
+                continue  # loading takes longer than it saves
+            if best is None or left / (others + 1) > most:
+                best, most = job, left / (others + 1)
+        return best
+
+    def _last_free(self, group: Group | None, rendering: Collection[str]) -> Job | None:
+        waiting = self._jobs.get(group, ())
+        return next(
+            (job for job in reversed(waiting) if job.clip.denoise_sha256 not in rendering), None
+        )
