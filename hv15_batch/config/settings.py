@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.config.rewriting import RewriteConfig
 from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
@@ -298,6 +299,10 @@ class Config:
     manifest_columns: ManifestColumns = field(default_factory=ManifestColumns)
     manifest_other: OtherColumns = OtherColumns.refuse
     """What becomes of columns that have no meaning here."""
+    templates: str | None = None
+    """Expand `{red|blue}` in prompts: `all`, or so many draws of each; null takes it as text."""
+    templates_seed: int = at_least(0, 0)
+    """Draws other prompts; no seed of a clip."""
     run_dir: str | None = None
     """Folder, or s3://, gs:// or az:// URL, for clips and log; null means outputs/<manifest>."""
     resume: str | None = None
@@ -342,6 +347,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)

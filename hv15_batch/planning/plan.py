@@ -44,6 +44,7 @@ HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
             *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
         )
     )
@@ -137,6 +138,8 @@ def plan_clips(
         fault = _fault(last, config.check_files, run_dir, files)
         if last is not None:
             state, reason = _state_of_tried(last, fault, config)
+        elif clip.is_pending:
+            state, reason = State.new, "not yet rewritten"
         else:
             earlier = history.earlier_clip_of_row(clip, current)
             state = State.new if earlier is None else State.changed
@@ -169,18 +172,23 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {row_id: None for p in planned for row_id in p.clip.ids}
+        known = {name: None for p in planned for name in _names(p.clip)}
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
                 raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if not set(wanted).isdisjoint(p.clip.ids)]
+        selected = [p for p in planned if not set(wanted).isdisjoint(_names(p.clip))]
     selected = share_of(selected, parse_shard(config.shard))
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}
         selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
     return selected
+
+
+def _names(clip: Clip) -> tuple[str, ...]:
+    """Return the ids of its rows, and of the templates that they come from."""
+    return clip.ids + clip.template_ids
 
 
 def share_of(planned: Sequence[PlannedClip], shard: Shard | None) -> list[PlannedClip]:
@@ -236,6 +244,7 @@ def settings_conflict(
                     replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            difference = difference or "prompts are rewritten"
             return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
 

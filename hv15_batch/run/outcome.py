@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
 from hv15_batch.figures.workers import slow_lines, worker_figures
+from hv15_batch.files import read_below
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.todo import Todo
@@ -153,8 +154,13 @@ def closing_lines(
 
 
 def _has_changed(manifest: Manifest) -> bool:
-    """Whether the manifest has changed since the start, or can no longer be read."""
+    """Whether the manifest, or a file of words, has changed since the start, or cannot be read."""
     try:
+        if any(
+            read_below(manifest.path.parent, PurePosixPath(name).parts, len(content)) != content
+            for name, content in manifest.words
+        ):
+            return True
         return sha256_of_file(manifest.path) != manifest.sha256
     except OSError:
         return True

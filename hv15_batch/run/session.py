@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.clock import Clock
@@ -21,10 +20,10 @@ from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
-from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
+from hv15_batch.run._inputs import check_rewriter, copy_manifest, rewritten, write_rows
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
@@ -65,7 +64,7 @@ from hv15_batch.rundir.log import (
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
+from hv15_batch.rundir.publish import publish_json
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.store import hold
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
@@ -122,6 +121,7 @@ def run(
     todo = plan_against_log(asked)
     check_measuring(asked, todo, machine)
     check_device(asked, todo, machine)
+    check_rewriter(asked, todo)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
     notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
@@ -137,6 +137,10 @@ def run(
         check_owner(run_dir, asked.manifest.path)
         bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
+        if asked.config.rewrite.is_on:
+            _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
+            is_announced, asked = True, rewritten(asked, todo, say)
+            todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
                 f"run_dir={run_dir.shown()}: clips were finished here meanwhile, and those that "
@@ -152,7 +156,7 @@ def run(
         if foreign := foreign_note(run_dir.log):
             say(foreign)
         run_dir.sweep_temporary()
-        _write_rows(asked.manifest)
+        write_rows(asked.manifest)
         if listener is not None:
             listener.listen(_started(run_dir, run_id, todo))
         if run is None:
@@ -172,13 +176,6 @@ class Listener:
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
-
-
-def _write_rows(manifest: Manifest) -> None:
-    """Write the manifest if its rows came from a DataFrame, so that `resume=` finds it."""
-    if manifest.content is not None:
-        with publishing(manifest.path) as temporary:
-            temporary.write_bytes(manifest.content)
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -315,20 +312,11 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
     folder.mkdir()
     manifest = asked.manifest
     publish_json(folder / "system.json", facts)
-    _copy_manifest(manifest, folder)
+    copy_manifest(manifest, folder)
     stored = replace(
         stored_config(asked), manifest=str(manifest.path), run_dir=asked.run_dir.shown()
     )
     write_settings(folder, stored)
-
-
-def _copy_manifest(manifest: Manifest, folder: Path) -> None:
-    try:
-        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
-    except FileNotFoundError as error:
-        raise Refused(
-            f"{manifest.path}: is gone since it was read; put it back and run again."
-        ) from error
 
 
 # -- a run that renders nothing ---------------------------------------------------------------

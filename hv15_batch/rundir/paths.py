@@ -40,6 +40,8 @@ MAX_LATENTS_BYTES = 4 * GIB
 
 ASSETS = "assets"
 """Folder beside a page with the files that it loads."""
+REWRITES = "rewrites.jsonl"
+"""Rewritten prompts, one a line, which the user may edit."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ class RunDir:
 
     def _own_folders(self) -> list[Path]:
         own = [] if self.shard is None else [self.own]
-        has_runs = self.runs.is_dir() and not self.runs.is_symlink()
-        return [*own, self.own_log, self.runs, *(sorted(self.runs.iterdir()) if has_runs else ())]
+        runs = () if self.runs.is_symlink() else sorted(self.runs.rglob("*"))
+        return [*own, self.own_log, self.runs, *(path for path in runs if path.is_dir())]
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
@@ -271,8 +273,7 @@ class RunDir:
 
     def linked_folders(self) -> list[tuple[str, Path]]:
         """Return the folders of this run that are links, and their targets."""
-        parts = self.written_folders()[1:]
-        return [(part.name, part.resolve()) for part in parts if part.is_symlink()]
+        return [(p.name, p.resolve()) for p in self.written_folders()[1:] if p.is_symlink()]
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[int | None]:
