@@ -21,6 +21,7 @@ from hv15_batch.clock import Clock
 from hv15_batch.config.checks import check_config
 from hv15_batch.config.compose import Job, compose_one
 from hv15_batch.config.messages import refusal_of
+from hv15_batch.config.run_names import sweep_folder_name
 from hv15_batch.config.settings import CONFIG_DIR, Config
 from hv15_batch.config.shard import parse_shard
 from hv15_batch.dispatch.protocol import Stepped
@@ -37,7 +38,6 @@ from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
 from hv15_batch.rundir.log import foreign_note
-from hv15_batch.rundir.names import sweep_folder_name
 from hv15_batch.rundir.paths import RunDir, find_runs
 from hv15_batch.rundir.store import below, place
 from hv15_batch.rundir.stored import latest_settings

@@ -10,6 +10,7 @@ from pathlib import Path
 from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.config.checks import check_config, effective_dtype, linears_fault, parse_command
 from hv15_batch.config.options import config_of, with_models
+from hv15_batch.config.run_names import default_run_dir
 from hv15_batch.config.settings import Config
 from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
@@ -37,7 +38,6 @@ from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rewrite.phase import with_known_rewrites
 from hv15_batch.rewrite.rows import as_before
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.names import default_run_dir
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import (

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hv15_batch.config.run_names import new_run_id
 from hv15_batch.config.shard import Shard
 from hv15_batch.errors import Refused
 from hv15_batch.files import is_temporary, sweep
@@ -31,7 +32,6 @@ from hv15_batch.rundir._lock import (
     shards_in,
     whole_of,
 )
-from hv15_batch.rundir.names import new_run_id
 from hv15_batch.rundir.remote.objects import NAMES, Stored, read_stored, read_url
 from hv15_batch.units import GIB
 

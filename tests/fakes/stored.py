@@ -14,7 +14,7 @@ from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Server, lend
 from fakes.runs import Project
 from fakes.uploading import UploadingExecutor
-from hv15_batch.run import session
+from hv15_batch.run import _results
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import client as clients
@@ -46,7 +46,7 @@ class Stored(Project):
     def go(self, **changes: Any) -> int:
         """Run with a torch-free worker that uploads, and without a page."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session, "write_page", lambda _: None)
+            patch.setattr(_results, "write_page", lambda _: None)
             return self.run(UploadingExecutor, run_dir=self.url, **changes)
 
     def render(self, **changes: Any) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hv15_batch.config import run_names as names
+from hv15_batch.config.run_names import default_run_dir, new_run_id, sweep_folder_name
 from hv15_batch.errors import Refused
-from hv15_batch.rundir import names
-from hv15_batch.rundir.names import default_run_dir, new_run_id, sweep_folder_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_json, publish_text, publishing, sha256_of_file
 
