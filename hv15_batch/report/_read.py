@@ -14,7 +14,6 @@ from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.chosen.ratings import Rating, read_ratings
 from hv15_batch.rundir.log import last_attempts, read_rows
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shard_status import overall_status
 from hv15_batch.rundir.status import Status
 from hv15_batch.rundir.stored import (
     RUN_COLUMNS,
@@ -23,6 +22,7 @@ from hv15_batch.rundir.stored import (
     run_settings,
     run_system,
 )
+from hv15_batch.status.overall import overall_status
 
 NOT_RENDERED = "not rendered"
 FILE_MISSING = "file missing"

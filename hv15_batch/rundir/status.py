@@ -24,6 +24,7 @@ from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.files import read_bytes, read_json
 from hv15_batch.rundir._lock import SHARDS, whole_of
+from hv15_batch.rundir._lock import count_of_shards as count_of_shards
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import overwrite_json, publish_json
 from hv15_batch.units import parse_time
@@ -236,7 +237,7 @@ class Status:
 
 
 def read_status(run_dir: Path) -> Status:
-    """Return the status in a run directory, or in a shard's folder; `shard_status` has both.
+    """Return the status in a run directory, or in a shard's folder; `status.overall` has both.
 
     Raises:
         Refused: There is none, or it cannot be understood.

@@ -11,8 +11,8 @@ from typing import TextIO
 from hv15_batch.clock import utc_now
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT, Refused
 from hv15_batch.redaction import one_line, show, shown
-from hv15_batch.rundir.shard_status import current_run
 from hv15_batch.rundir.status import ACTIVE_STATES, Holder, Status, format_progress, is_gone
+from hv15_batch.status.overall import current_run
 from hv15_batch.status.show import format_start, format_status
 from hv15_batch.status.terminal import can_redraw, fit, laid_out, num_rows, size_of
 

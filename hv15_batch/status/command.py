@@ -19,7 +19,6 @@ from hv15_batch.errors import Refused
 from hv15_batch.files import MAX_JSON_BYTES, read_text
 from hv15_batch.redaction import printable_json, show
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shard_status import OverallStatus, current_run, overall_status
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     OUTPUTS,
@@ -31,6 +30,7 @@ from hv15_batch.rundir.status import (
     set_pause,
 )
 from hv15_batch.rundir.store import place, refresher
+from hv15_batch.status.overall import OverallStatus, current_run, overall_status
 from hv15_batch.status.show import format_start, format_status, resume_lines
 
 

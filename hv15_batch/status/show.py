@@ -14,7 +14,6 @@ from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.config.shard import Shard
 from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
-from hv15_batch.rundir.shard_status import OverallStatus
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     IDLE_STATES,
@@ -24,6 +23,7 @@ from hv15_batch.rundir.status import (
     format_progress,
     is_gone,
 )
+from hv15_batch.status.overall import OverallStatus
 from hv15_batch.units import (
     age,
     counted,

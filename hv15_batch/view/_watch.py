@@ -20,8 +20,8 @@ from hv15_batch.errors import LogSchemaError, Refused, reason_of
 from hv15_batch.report.served import Served, rate_again, serve_page
 from hv15_batch.rundir.chosen.ratings import ratings_file
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shard_status import current_run
 from hv15_batch.rundir.status import ACTIVE_STATES, Holder, Status, is_gone
+from hv15_batch.status.overall import current_run
 from hv15_batch.status.show import format_start, format_status
 
 LOOK_SECONDS = 0.4

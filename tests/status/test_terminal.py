@@ -21,11 +21,11 @@ from hv15_batch.dispatch.protocol import Encoded, Loading, Note
 from hv15_batch.record import OK, ClipRecord
 from hv15_batch.run import _progress
 from hv15_batch.run._progress import Progress
-from hv15_batch.rundir.shard_status import current_run
 from hv15_batch.rundir.status import Holder, find_latest_run
 from hv15_batch.status import _watch as watch
 from hv15_batch.status.bars import Bars
 from hv15_batch.status.command import main
+from hv15_batch.status.overall import current_run
 from hv15_batch.status.terminal import can_redraw, laid_out, width
 
 

@@ -17,8 +17,8 @@ from fakes.command import Answer
 from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shard_status import OverallStatus, current_run, overall_status
 from hv15_batch.rundir.status import Holder, find_latest_run
+from hv15_batch.status.overall import OverallStatus, current_run, overall_status
 
 NOW = datetime.now(timezone.utc)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hv15_batch.errors import Refused
-from hv15_batch.rundir._lock import count_of_shards
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import (
     ACTIVE_STATES,
     Holder,
     Status,
+    count_of_shards,
     is_gone,
     read_holder,
     read_status,
