@@ -108,6 +108,7 @@ def test_the_shards_render_every_clip_once_and_a_run_of_all_has_nothing_to_do(
     assert not project.strays()
 
 
+@pytest.mark.exhaustive
 def test_two_shards_give_the_clips_of_one_run_bit_by_bit(tmp_path: Path) -> None:
     """The tiny model itself, so that files, latents and embeddings are real."""
 
@@ -363,6 +364,7 @@ def end(project: Project, shard: str, number: signal.Signals) -> tuple[int, str]
     return process.returncode, out
 
 
+@pytest.mark.exhaustive
 def test_a_killed_shard_is_resumed_and_the_others_stay(project: Project) -> None:
     assert project.run(shard="2/2") == 0
     others = share(project, "2/2")

@@ -75,15 +75,6 @@ def test_one_worker_has_the_names_and_the_order_of_before(project: Project) -> N
     assert read_status(project.run_dir.path).workers == ()
 
 
-def test_several_workers_take_the_longest_clips_first(project: Project) -> None:
-    project.write("id,prompt,num_frames", "a,sleep 0.2 a,1", "b,sleep 0.2 b,5", "c,sleep 0.2 c,9")
-
-    assert run(project) == 0
-    begun = [line.split()[1][0] for line in project.did()]
-    assert set(begun[:2]) == {"b", "c"}
-    assert begun[2] == "a"
-
-
 def test_a_clip_whose_worker_died_is_tried_again_and_the_others_go_on(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
