@@ -17,7 +17,7 @@ from hv15_batch.errors import Refused, Secondary, StoreError
 from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
 from hv15_batch.rundir._lock import holder_facts
 from hv15_batch.rundir.log import RunLog, read_records
-from hv15_batch.rundir.paths import ASSETS, RunDir
+from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
 from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
@@ -81,13 +81,15 @@ class StoredRun:
             StoreError: The store does not take it.
         """
         run_dir = self._run_dir
-        small = (run_dir.plan, run_dir.decided, run_dir.rows, run_dir.status)
+        rewrites = run_dir.path / REWRITES
+        small = (run_dir.plan, run_dir.decided, run_dir.rows, rewrites, run_dir.status)
         with self._putting:
             self._mirror.push([*map(run_dir.relative, small), *self._run_files()])
 
     def _run_files(self) -> list[str]:
         folder = self._run_dir.run_folder(self._run_id)
-        return sorted(self._run_dir.relative(path) for path in folder.glob("[!.]*"))
+        files = (path for path in folder.rglob("[!.]*") if path.is_file())
+        return sorted(map(self._run_dir.relative, files))
 
     def fault(self) -> str | None:
         """Return why no further clip may start; None while the lease is held."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hv15_batch.errors import LogSchemaError, Refused, StoreError
 from hv15_batch.rundir.log import num_rows
+from hv15_batch.rundir.paths import REWRITES
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.remote import lease
 from hv15_batch.rundir.remote.client import Client, Item
@@ -31,7 +32,7 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _SEGMENT = rf"log/{_NAME}\.parquet"
 _COPIED = re.compile(
     rf"{_SEGMENT}|runs/{_NAME}/(config\.yaml|system\.json|manifest\.[a-z]+)"
-    r"|status\.json|plan\.csv|decided\.json|rows\.jsonl"
+    r"|status\.json|plan\.csv|decided\.json|(rows|rewrites)\.jsonl"
 )
 """What planning and readers need. A name from the store decides nothing else here."""
 _LISTED = re.compile(r"(clips|latents|thumbs)/[A-Za-z0-9._-]+")
@@ -118,6 +119,7 @@ class Mirror:
         if any(name.startswith(("log/", "runs/")) for name in names):
             return
         small = {"status.json", "plan.csv", "decided.json", "rows.jsonl", "index.html", "clips.csv"}
+        small.add(REWRITES)
         if others := sorted(n for n in names if not _OURS.fullmatch(n) and n not in small):
             raise Refused(
                 f"run_dir={self._client.url}: holds other objects ({', '.join(others[:3])}) and is "
