@@ -37,7 +37,9 @@ from hv15_batch.run.outlook import Plan, make_plan
 from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
 from hv15_batch.rundir.log import foreign_note
-from hv15_batch.rundir.paths import RunDir, find_runs, sweep_folder_name
+from hv15_batch.rundir.names import sweep_folder_name
+from hv15_batch.rundir.paths import RunDir, find_runs
+from hv15_batch.rundir.store import below, place
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.units import Say
 
@@ -186,7 +188,7 @@ def read_log(*run_dirs: str | os.PathLike[str], all_attempts: bool = False) -> D
     """
     if not run_dirs:
         raise Refused('read_log(): names no run; name one, for example "outputs/prompts".')
-    found = find_runs(*map(Path, run_dirs))
+    found = find_runs(*map(place, run_dirs))
     for run_dir in found:
         if note := foreign_note(run_dir.log):
             warnings.warn(printable(note), stacklevel=2)
@@ -206,7 +208,8 @@ def _with_rows(config: Config, rows: DataFrame | None) -> tuple[Config, bytes | 
         return config, None
     if config.manifest is not None:
         raise Refused(f"manifest={config.manifest}: rows are given too; leave one out.")
-    path = Path(os.path.abspath(os.path.expanduser(config.run_dir or DEFAULT_ROWS_DIR)))
+    typed = config.run_dir or str(DEFAULT_ROWS_DIR)
+    path = Path(os.path.abspath(os.path.expanduser(place(typed))))
     manifest = RunDir(path).rows
     content = frame_content(rows, reading_of(config))
     return replace(config, manifest=str(manifest), run_dir=str(path)), content
@@ -311,7 +314,7 @@ def _settings_of(job: Job) -> Config:
     sweep = _sweep_of(job)
     if sweep is not None and config.run_dir is not None:
         # One folder for all runs of a sweep would mix their settings.
-        return replace(config, run_dir=str(Path(config.run_dir) / sweep))
+        return replace(config, run_dir=below(config.run_dir, sweep))
     return config
 
 
@@ -325,12 +328,13 @@ def _resumed(job: Job) -> Config:
     Raises:
         Refused: There is no such run, or a typed setting contradicts it.
     """
-    path = Path(os.path.abspath(os.path.expanduser(str(job.config.resume))))
+    typed = place(str(job.config.resume), "resume")
+    path = Path(os.path.abspath(os.path.expanduser(typed)))
     run_dir = RunDir(path, parse_shard(job.config.shard))
     for key in ("manifest", "run_dir", "experiment"):
         if key in job.typed:
             raise Refused(
-                f"{key}= with resume={run_dir.path}: a run directory has its own; leave one out."
+                f"{key}= with resume={run_dir.shown()}: a run directory has its own; leave one out."
             )
     folder = job.config.config_dir
     stored = latest_settings(run_dir, [*job.typed, *[CONFIG_DIR] * (folder is not None)])
@@ -342,8 +346,8 @@ def _resumed(job: Job) -> Config:
             _copy_setting(key, job.config, stored)
     if stored.manifest is not None and not Path(stored.manifest).is_file():
         raise Refused(
-            f"resume={run_dir.path}: its manifest {stored.manifest} is gone; put it back (copies "
-            f"are in {run_dir.run_folder(run_dir.run_ids()[-1]).parent}/*/manifest.*)."
+            f"resume={run_dir.shown()}: its manifest {stored.manifest} is gone; put it back "
+            f"(copies are in {run_dir.run_folder(run_dir.run_ids()[-1]).parent}/*/manifest.*)."
         )
     return stored
 

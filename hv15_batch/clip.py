@@ -165,6 +165,21 @@ def loras_text(loras: tuple[tuple[str, float], ...] | None) -> str | None:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """How a prompt was rewritten, or is to be."""
+
+    original: str
+    """The prompt as the manifest has it."""
+    model: str
+    template_sha256: str
+    """Of the instructions that the model was given."""
+    is_pending: bool = False
+    """There is no rewritten text yet, so the clip cannot be rendered."""
+    fault: str | None = None
+    """Why there is none."""
+
+
+@dataclass(frozen=True)
 class Clip:
     """One clip to render."""
 
@@ -190,11 +205,42 @@ class Clip:
     """Ids of further rows with exactly this clip, in the manifest's order."""
     other_lines: tuple[int, ...] = ()
     """Lines that repeat this clip; a line comes once for each repetition."""
+    template_ids: tuple[str, ...] = ()
+    """Ids of the rows whose templates gave its prompt; `only` knows them too."""
+    template_draw: int | None = None
+    """Number of the draw or combination that gave its prompt, from 0."""
+    rewrite: Rewrite | None = None
+    """None for a prompt as it was written."""
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All its row ids; the first one names the file."""
         return (self.row_id, *self.other_ids)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its prompt is not rewritten yet. Then its hashes stand for no file."""
+        return self.rewrite is not None and self.rewrite.is_pending
+
+    def with_rewrite(self, rewrite: Rewrite) -> Clip:
+        """Return the same clip with what is known of its rewriting.
+
+        A pending one gets hashes of its own: the original prompt makes another clip.
+        """
+        if not rewrite.is_pending:
+            return replace(self, rewrite=rewrite)
+        asked = [rewrite.original, rewrite.model, rewrite.template_sha256]
+        settings, denoise = (
+            _sha256(_CANONICAL.encode(["to rewrite", *asked, sha256]))
+            for sha256 in (self.settings_sha256, self.denoise_sha256)
+        )
+        return replace(
+            self,
+            rewrite=rewrite,
+            settings_sha256=settings,
+            denoise_sha256=denoise,
+            clip_id=_clip_id(self.row_id, self.settings.seed, settings),
+        )
 
     def named(self, row_id: str) -> Clip:
         """Return the same clip, named by the id of another row."""

@@ -37,6 +37,16 @@ class LogSchemaError(ValueError):
     """This version cannot read a segment of the log."""
 
 
+class StoreError(OSError):
+    """Object storage does not do what was asked; the message is for the user, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(None, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 # -- errors of the system ---------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,9 @@ MAX_DEPTH = 64
 MAX_YAML_BYTES = 1 * _MIB
 MAX_YAML_NODES = 100_000
 """With what aliases repeat: ten lines of them can stand for a billion."""
+_NOT_THROUGH = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _ODD = {
+    stat.S_IFLNK: (errno.ELOOP, "is a link"),
     stat.S_IFDIR: (errno.EISDIR, "is a folder"),
     stat.S_IFIFO: (errno.EINVAL, "is a pipe and no regular file"),
     stat.S_IFSOCK: (errno.EINVAL, "is a socket and no regular file"),
@@ -75,6 +78,34 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """
     with open_regular(path, max_bytes) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # what is appended now is left
+
+
+def read_below(folder: Path, parts: Sequence[str], max_bytes: int) -> bytes:
+    """Return all bytes of a regular file below a folder, to which no link leads.
+
+    Args:
+        folder: Where the path starts; it may be a link itself.
+        parts: Names of the folders below it, and of the file.
+        max_bytes: Its limit.
+
+    Raises:
+        OSError: as `open_regular`, or a part of the path is a link.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in parts[:-1]:
+            below = os.open(name, _REAL_FOLDER, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        name, path = parts[-1], os.path.join(folder, *parts)
+        _check(path, os.stat(name, dir_fd=descriptor, follow_symlinks=False), max_bytes)
+        number = os.open(name, os.O_RDONLY | _NOT_THROUGH, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    with os.fdopen(number, "rb") as file:
+        status = os.fstat(number)
+        _check(path, status, max_bytes)  # of what was opened, not of the name
+        return file.read(status.st_size)
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int) -> str:

@@ -36,6 +36,7 @@ from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, HubFile, ModelConfig, Task, Weights
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.rundir.store import clip_file
 from hv15_batch.units import format_setting
 
 SUFFIXES = (".csv", ".jsonl")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
         Refused: The tag cannot be used, or the manifest cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    tag = read_clip_tag(arguments.clip)
+    tag = read_clip_tag(str(clip_file(arguments.clip)))
     path = Path(os.path.expanduser(arguments.out) if arguments.out else f"{tag.path.stem}.csv")
     if path.suffix.lower() not in SUFFIXES:
         raise Refused(f"--out {path}: the manifest's name ends in {' or '.join(SUFFIXES)}.")

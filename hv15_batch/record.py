@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, Literal
@@ -147,6 +147,13 @@ class ClipRecord:
     loras: str | None = _asked(
         "LoRA files as JSON, SHA-256 and scale of each; null without any", groups=True
     )
+    prompt_original: str | None = _asked("prompt before it was rewritten; else null", private=True)
+    rewrite_model: str | None = _asked("model that rewrote the prompt; else null")
+    rewrite_template_sha256: str | None = _asked("hash of the instructions to that model")
+    template_draw: int | None = _asked(
+        "number of the draw, or of the combination, of the row's template that gave the prompt, "
+        "from 0; null without choices"
+    )
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -167,6 +174,7 @@ class ClipRecord:
     )
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
+    image_sha256: str | None = _effect("hash of the first frame's file; null without one")
     num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     lora_keys_matched: int | None = _effect(
         "tensors of the LoRA files that are in effect; null without a LoRA"
@@ -337,40 +345,32 @@ def peak_column(stage: str) -> str:
     return f"{stage}_peak_vram_allocated_bytes"
 
 
+_OF_CLIP = (
+    *("clip_id", "row_id", "row_index", "settings_sha256", "denoise_sha256", "image", "off_recipe"),
+    "template_draw",
+)
+_OF_SETTINGS = (
+    *("prompt", "negative_prompt", "seed", "height", "width", "num_frames", "num_inference_steps"),
+    *("guidance_scale", "flow_shift", "fps", "transformer_sha256", "linear", "cache"),
+    *("image_sha256", "model", "revision", "weights"),
+)
+"""Columns that a clip and its settings have under the same names."""
+
+
 def asked_record(clip: Clip, **known: Any) -> ClipRecord:
     """Return a record with all that is known of a clip before it is rendered."""
-    settings = clip.settings
-    return replace(
-        ClipRecord(
-            clip_id=clip.clip_id,
-            row_id=clip.row_id,
-            row_index=clip.row_index,
-            settings_sha256=clip.settings_sha256,
-            denoise_sha256=clip.denoise_sha256,
-            prompt=settings.prompt,
-            negative_prompt=settings.negative_prompt,
-            image=clip.image,
-            seed=settings.seed,
-            height=settings.height,
-            width=settings.width,
-            num_frames=settings.num_frames,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            flow_shift=settings.flow_shift,
-            fps=settings.fps,
-            tags=json.dumps(clip.tags, ensure_ascii=False, sort_keys=True),
-            attention_backend_requested=settings.attention_backend,
-            off_recipe=clip.off_recipe,
-            transformer_sha256=settings.transformer_sha256,
-            loras=loras_text(settings.loras),
-            linear=settings.linear,
-            cache=settings.cache,
-            model=settings.model,
-            revision=settings.revision,
-            weights=settings.weights,
-        ),
-        **known,
-    )
+    settings, rewrite = clip.settings, clip.rewrite
+    values = {name: getattr(clip, name) for name in _OF_CLIP}
+    values |= {name: getattr(settings, name) for name in _OF_SETTINGS}
+    values["tags"] = json.dumps(clip.tags, ensure_ascii=False, sort_keys=True)
+    values["attention_backend_requested"] = settings.attention_backend
+    values["loras"] = loras_text(settings.loras)
+    if rewrite is not None:
+        values["prompt_original"], values["rewrite_model"] = rewrite.original, rewrite.model
+        values["rewrite_template_sha256"] = rewrite.template_sha256
+        if rewrite.is_pending:
+            values["prompt"] = None
+    return ClipRecord(**{**values, **known})
 
 
 WARM_UP = 0

@@ -23,6 +23,7 @@ from hv15_batch.compare._pairs import Pair, Record
 from hv15_batch.files import read_bytes
 from hv15_batch.media.video import Frames
 from hv15_batch.rundir.paths import MAX_LATENTS_BYTES, RunDir
+from hv15_batch.rundir.store import fetched
 
 Luma = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -125,7 +126,7 @@ def read_saved_latents(run_dir: RunDir, record: Record) -> np.ndarray[Any, Any] 
     if not record["latents_file"]:
         return None
     try:
-        content = read_bytes(run_dir.path / record["latents_file"], MAX_LATENTS_BYTES)
+        content = read_bytes(fetched(run_dir, record["latents_file"]), MAX_LATENTS_BYTES)
         stored = dict(_deserialize(content))[TENSOR]
     except (OSError, KeyError, ValueError, SafetensorError):
         return None

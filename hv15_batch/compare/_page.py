@@ -32,6 +32,7 @@ from hv15_batch.record import clip_seconds
 from hv15_batch.report.render import render, write_assets
 from hv15_batch.rundir.paths import ASSETS, RunDir
 from hv15_batch.rundir.publish import publish_text, publishing
+from hv15_batch.rundir.store import fetched
 from hv15_batch.units import NOT_MEASURED, format_seconds
 
 PAGE = "compare.html"
@@ -192,7 +193,7 @@ def _playable(run_dir: RunDir, record: Record, folder: Path, side: str) -> str |
 
 
 def _poster(run_dir: RunDir, record: Record, folder: Path) -> str | None:
-    path = run_dir.thumbs / f"{record['clip_id']}.jpg"
+    path = fetched(run_dir, f"{run_dir.thumbs.name}/{Path(record['file'] or '').stem}.jpg")
     return _href(path, folder) if path.is_file() else None
 
 

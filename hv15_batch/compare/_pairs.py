@@ -14,6 +14,7 @@ from hv15_batch.media.video import read_comment
 from hv15_batch.planning.tables import read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import fetched
 from hv15_batch.rundir.stored import read_rows_of_runs
 from hv15_batch.units import shortened
 
@@ -145,7 +146,7 @@ def _read_tag(run_dir: RunDir, record: Record) -> dict[str, Any]:
     if not record["file"]:
         return {}
     try:
-        comment = read_comment(run_dir.path / record["file"]) or "{}"
+        comment = read_comment(fetched(run_dir, record["file"])) or "{}"
         tag = parse_json(comment) if len(comment) <= MAX_TAG_CHARACTERS else None
     except (OSError, ValueError):
         return {}

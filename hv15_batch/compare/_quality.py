@@ -21,6 +21,7 @@ from hv15_batch.compare._pairs import Pair
 from hv15_batch.config.settings import VideoCodec
 from hv15_batch.media.video import file_suffix, read_frames
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import fetched
 
 LOSSLESS = "lossless"
 H264 = "h264"
@@ -69,7 +70,8 @@ def measure_pair(run_a: RunDir, run_b: RunDir, pair: Pair) -> Quality:
         return Quality(pair, fault=pair.fault)
     latents, is_same = measure_latents(run_a, run_b, pair), _has_identical_files(pair)
     paths = [
-        run_dir.path / str(record["file"]) for run_dir, record in ((run_a, pair.a), (run_b, pair.b))
+        fetched(run_dir, str(record["file"]))
+        for run_dir, record in ((run_a, pair.a), (run_b, pair.b))
     ]
     is_gone_a, is_gone_b = (not path.is_file() for path in paths)
     if is_gone_a or is_gone_b:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hv15_batch.config.messages import Parser
-from hv15_batch.errors import EXIT_OK
+from hv15_batch.errors import EXIT_OK, Refused
 from hv15_batch.redaction import show
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import place
 
 __all__ = ["main"]
 
@@ -33,8 +35,8 @@ def main(argv: Sequence[str], say: Callable[[str], None] = show) -> int:
         description=DESCRIPTION,
         epilog="example: hv15-batch compare outputs/prompts outputs/other",
     )
-    parser.add_argument("run_a", metavar="RUN_A", type=Path, help="the run that B is compared with")
-    parser.add_argument("run_b", metavar="RUN_B", type=Path)
+    parser.add_argument("run_a", metavar="RUN_A", help="the run that B is compared with")
+    parser.add_argument("run_b", metavar="RUN_B")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="default: RUN_B/compare/<name of A>"
     )
@@ -44,7 +46,10 @@ def main(argv: Sequence[str], say: Callable[[str], None] = show) -> int:
     from hv15_batch.compare._page import write_comparison
     from hv15_batch.rundir.log import foreign_note
 
-    comparison = compare_runs(arguments.run_a, arguments.run_b, say)
+    run_a, run_b = place(arguments.run_a), place(arguments.run_b)
+    if arguments.out is None and (url := RunDir(run_b).url):
+        raise Refused(f"--out DIR: names the folder of the comparison, because {url} is no folder.")
+    comparison = compare_runs(run_a, run_b, say)
     a, b = comparison.matched.a, comparison.matched.b
     folder = b.path / "compare" / a.path.name if arguments.out is None else arguments.out
     page = write_comparison(comparison, folder.expanduser().absolute())

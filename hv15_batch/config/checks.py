@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import typing
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hv15_batch.config.rewriting import check_rewriting
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
@@ -75,6 +77,27 @@ def typed_compile(config: Config) -> bool | None:
             f"runtime.compile={typed}: must be auto, true or false; leave it out for auto."
         )
     return _COMPILE_WORDS[word]
+
+
+ALL_COMBINATIONS = "all"
+MAX_DRAWS = 1_000_000
+
+
+def typed_templates(config: Config) -> int | str | None:
+    """Return `ALL_COMBINATIONS`, or how many prompts to draw; None where braces are text.
+
+    Raises:
+        Refused: It is something else.
+    """
+    typed = config.templates
+    if typed is None or typed == ALL_COMBINATIONS:
+        return typed
+    if not re.fullmatch("[0-9]{1,7}", typed) or not 1 <= int(typed) <= MAX_DRAWS:
+        raise Refused(
+            f"templates={typed}: must be all, or how many prompts to draw for each row (1 to "
+            f"{MAX_DRAWS:,}); leave it out to take braces as text."
+        )
+    return int(typed)
 
 
 def linears_fault(config: Config, gpu_name: str | None) -> str | None:
@@ -152,6 +175,8 @@ def check_config(config: Config, *, is_rendering: bool = True) -> None:
             "for all rows."
         )
     typed_compile(config)
+    typed_templates(config)
+    check_rewriting(config.rewrite)
     if parse_shard(config.shard) is not None and config.benchmark.repeat is not None:
         raise Refused(
             f"shard={config.shard} with benchmark.repeat={config.benchmark.repeat}: a benchmark "

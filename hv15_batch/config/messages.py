@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from hv15_batch.errors import ADVICE, EXIT_REFUSED, Refused
+from hv15_batch.errors import ADVICE, EXIT_REFUSED, EXIT_STOPPED, Refused, StoreError
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import STEP_DISTILLED_T2V
 from hv15_batch.redaction import show, shown
@@ -63,6 +63,8 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
     """Return the message and the exit code of a user error; None for any other error."""
     if isinstance(error, Refused):
         return str(error), error.exit_code
+    if isinstance(error, StoreError):
+        return str(error), EXIT_STOPPED
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

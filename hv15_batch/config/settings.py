@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.config.rewriting import RewriteConfig
 from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
 
 
@@ -179,8 +180,8 @@ class RuntimeConfig:
     """Drop the padded text tokens instead of masking them: same maths, far less work."""
     compile: bool | str = "auto"
     """Compile the transformer's blocks, at the first two clip sizes: `true`, `false`, or `auto`,
-    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once for
-    each run directory and model, and is `false` on the CPU."""
+    which compiles if the whole manifest is long enough to pay for it. `auto` is decided once in a
+    run directory for each model, its weights and `linear`, and is `false` on the CPU."""
     vram_limit_gib: float | None = bounded(
         None, 0, is_over=True, about="must be over 0, for example 24"
     )
@@ -298,8 +299,12 @@ class Config:
     manifest_columns: ManifestColumns = field(default_factory=ManifestColumns)
     manifest_other: OtherColumns = OtherColumns.refuse
     """What becomes of columns that have no meaning here."""
+    templates: str | None = None
+    """Expand `{red|blue}` in prompts: `all`, or so many draws of each; null takes it as text."""
+    templates_seed: int = at_least(0, 0)
+    """Draws other prompts; no seed of a clip."""
     run_dir: str | None = None
-    """Folder for clips and log; null means outputs/<name of the manifest>."""
+    """Folder, or s3://, gs:// or az:// URL, for clips and log; null means outputs/<manifest>."""
     resume: str | None = None
     """Run directory whose manifest and settings are used again."""
     dry_run: bool = False
@@ -342,6 +347,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ class Attempt:
         """Begin with what is known of the clip before it is rendered."""
         self._base = base
         self._columns: dict[str, Any] = {}
+        self.id = secrets.token_hex(8)
+        """Tells this attempt from every other, also of other machines."""
         self.error: tuple[str, str] | None = None
         """Class and message of the first error."""
         self.status = OK
@@ -38,6 +41,10 @@ class Attempt:
         for name, value in columns.items():
             if self._columns.get(name) is None:
                 self._columns[name] = value
+
+    def value(self, column: str) -> Any:
+        """Return a column that was set; None without it."""
+        return self._columns.get(column)
 
     @property
     def has_reused_latents(self) -> bool:

@@ -7,7 +7,8 @@ record. A clip that fails gives a record too (`_attempt`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,6 +51,10 @@ from hv15_batch.record import (
     seconds_column,
 )
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import open_uploads
+
+if TYPE_CHECKING:
+    from hv15_batch.rundir.store import Uploads
 
 Emit = Callable[[Event], None]
 
@@ -73,6 +78,7 @@ class ClipRenderer:
         self._to_denoise: set[str] = set()
         """Models with clips that must be denoised."""
         self._has_rendered = False
+        self._uploads = open_uploads(self._run_dir)
         self._machines = {device: machine_columns(device) for device in self._devices}
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
@@ -149,7 +155,8 @@ class ClipRenderer:
         # A repetition measures the whole rendering, and leaves nothing behind.
         is_repetition = job.repeat is not None
         may_reuse = job.use_latents and not is_repetition
-        saved = read_latents(path, clip.denoise_sha256) if may_reuse else None
+        saved = self._saved(path, clip.denoise_sha256) if may_reuse else None
+        is_new = saved is None
         if saved is not None:
             attempt.add(**saved.columns)
             # 0 where another clip denoised them, or an attempt that a crash left without a record.
@@ -161,10 +168,19 @@ class ClipRenderer:
             if not is_repetition:
                 write_latents(path, clip, saved)
             attempt.add(**saved.columns)
+        if self._uploads is not None and not is_repetition and model.config.keep_latents:
+            self._uploads.begin_latents(path, attempt.id, is_new)
         attempt.add(
             latents_file=None if is_repetition else self._run_dir.relative(path),
             latents_sha256=saved.latents_sha256,
         )
+        return saved
+
+    def _saved(self, path: Path, denoise_sha256: str) -> DenoisedClip | None:
+        """Return saved latents of the disk, else of object storage; None without any."""
+        saved = read_latents(path, denoise_sha256)
+        if saved is None and self._uploads is not None and self._uploads.fetch_latents(path):
+            saved = read_latents(path, denoise_sha256)
         return saved
 
     def _denoise(
@@ -215,15 +231,37 @@ class ClipRenderer:
         if decoded.tries > 1:
             attempt.add(is_cold=True)
 
-    @staticmethod
     def _finish(
-        job: Job, writer: ClipWriter, attempt: Attempt, frames: torch.Tensor | None, emit: Emit
+        self,
+        job: Job,
+        writer: ClipWriter,
+        attempt: Attempt,
+        frames: torch.Tensor | None,
+        emit: Emit,
     ) -> ClipRecord:
         """Write the frames; runs on a thread while the next clip denoises."""
         if frames is not None:
             with attempt.failing():
                 writer.write(job, attempt, frames, emit)
+        if self._uploads is not None and job.repeat is None:
+            with attempt.failing():
+                self._upload(self._uploads, attempt, emit)
         return attempt.record()
+
+    @staticmethod
+    def _upload(uploads: Uploads, attempt: Attempt, emit: Emit) -> None:
+        """Upload what an attempt made, and name the objects in its columns."""
+
+        def tell(text: str) -> None:
+            emit(Note(text))
+
+        name = None
+        try:
+            name = uploads.end_latents(attempt.id, tell)
+        finally:
+            attempt.add(latents_file=name)
+        if attempt.error is None:
+            attempt.add(file=uploads.upload_clip(attempt.value("file"), attempt.id, tell))
 
     def _make_meter(self, device: torch.device) -> StageMeter:
         return StageMeter(device, self._samplers[device])

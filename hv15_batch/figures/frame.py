@@ -39,7 +39,7 @@ def read_frame(run_dirs: Sequence[RunDir], *, all_attempts: bool) -> DataFrame:
     for run_dir in run_dirs:
         found = read_records(run_dir.log).to_pylist()
         chosen = found if all_attempts else _current_clips(run_dir, found)
-        rows += [row | {"run_dir": str(run_dir.path)} for row in chosen]
+        rows += [row | {"run_dir": run_dir.shown()} for row in chosen]
         folders = run_dir.run_folders()
         run_ids = {row["run_id"] for row in chosen}
         by_run = {run_id: _flat_settings(folders.get(run_id)) for run_id in run_ids}

@@ -15,7 +15,7 @@ from hv15_batch.forecast._quality import of_frames, of_model, of_setting, of_siz
 from hv15_batch.forecast.forecast import Forecast
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import LEAST_STEPS
-from hv15_batch.model.variant import Distillation, ModelConfig, Task
+from hv15_batch.model.variant import Distillation, Linear, ModelConfig, Task
 from hv15_batch.planning.plan import PlannedClip
 
 MAX_WAYS = 4
@@ -146,9 +146,13 @@ def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
     if not typed_compile(config):
         compiled = replace(config, runtime=replace(config.runtime, compile=True))
         yield Way("runtime.compile=true", compiled, of_setting("compile"))
-    mild = [*_cached(as_it_is), *_shorter(as_it_is, todo)]
-    yield from mild
-    for way in _cached(as_it_is):
+    eight_bit = list(_eight_bit(config))
+    yield from _cached(as_it_is)
+    yield from eight_bit
+    yield from _shorter(as_it_is, todo)
+    for way in eight_bit:
+        yield from _cached(way)
+    for way in (*_cached(as_it_is), *eight_bit):
         yield from _shorter(way, todo)
     frames = max(s.num_frames for s in todo)
     distilled = list(_distilled(config, frames))
@@ -161,6 +165,18 @@ def cheaper_ways(config: Config, todo: Sequence[ClipSettings]) -> Iterator[Way]:
         yield from _cached(way)
     for way in (*distilled, *pictures, *models):
         yield from _shorter(way, todo)
+
+
+def _eight_bit(config: Config) -> Iterator[Way]:
+    """Yield the types of 8-bit linear modules, the more exact one first, unless one was typed.
+
+    The caller leaves out what the card cannot do.
+    """
+    if config.runtime.linear is not Linear.bf16:
+        return
+    for linear in (Linear.int8, Linear.fp8):
+        changed = replace(config, runtime=replace(config.runtime, linear=linear))
+        yield Way(f"runtime.linear={linear.name}", changed, of_setting(linear.name))
 
 
 def _cached(way: Way) -> Iterator[Way]:

@@ -8,17 +8,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hv15_batch.clip import ClipSettings
-from hv15_batch.config.checks import effective_dtype, typed_compile, typed_workers
+from hv15_batch.config.checks import (
+    effective_dtype,
+    linears_fault,
+    typed_compile,
+    typed_workers,
+)
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.forecast._memory import Peaks, fits_text_encoder, predict_peaks
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.seconds import Execution, auto_backend, predict_clip
 from hv15_batch.machine.cards import ALLOCATOR_BYTES, CONTEXT_BYTES, Card, find_card
 from hv15_batch.machine.machine import Machine, usable_cpus
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.linears import linear_name, weights_text
 from hv15_batch.model.shapes import Shape
-from hv15_batch.model.variant import ModelConfig, OffloadKind, Weights
+from hv15_batch.model.variant import Linear, ModelConfig, OffloadKind, Weights
 from hv15_batch.units import GIB, counted, format_gib
 
 _USUAL_ORDER = (
@@ -148,6 +154,7 @@ def choose_offload(
         raise Refused(
             f"offload={wanted.name}: {by_kind[_USUAL_ORDER[0]].size} fits no profile here: "
             f"{why}. {_what_would_do(sizes, execution, config, machine)}"
+            f"{_eight_bit_ways(sizes, execution, budget, config, machine)}"
             f"{_remedy(sizes[0], execution, budget, config, machine)}"
         )
     if wanted is not OffloadKind.auto:
@@ -304,6 +311,36 @@ def _what_would_do(
         f"offload={name} needs only {_at_least(peaks.host_bytes)} GiB of RAM and "
         f"{_at_least(_card_bytes(peaks))} GiB of card. "
     )
+
+
+def _eight_bit_ways(
+    sizes: Sequence[ClipSettings],
+    execution: Execution,
+    budget: int,
+    config: Config,
+    machine: Machine,
+) -> str:
+    """Return the types of linear modules with which a profile fits, with their quality lines.
+
+    Empty where none does, or where it is typed already.
+    """
+    if execution.linear is not None or machine.gpu is None:
+        return ""
+    ways = []
+    for linear in (Linear.int8, Linear.fp8):
+        typed = replace(config, runtime=replace(config.runtime, linear=linear))
+        if linears_fault(typed, machine.gpu.name) is not None:
+            continue
+        for kind in _USUAL_ORDER:
+            way = replace(execution, offload=kind.name, linear=linear_name(linear))
+            if _fault(_neediest(kind, sizes, way, budget, config).peaks, budget, machine) is None:
+                quality = of_setting(linear.name)
+                ways.append(
+                    f"runtime.linear={linear.name} fits with offload={kind.name} "
+                    f"(quality: {quality}). "
+                )
+                break
+    return "".join(ways)
 
 
 def _remedy(

@@ -363,9 +363,12 @@ def make_pace(
         todo: What is to be rendered.
         num_workers: How many render at a time.
     """
+    stored = run_dir.stored()
+    in_store = stored.latents if stored else {}
 
     def has_latents(job: Job) -> bool:
-        return job.use_latents and run_dir.latents_file(job.clip.denoise_sha256).is_file()
+        sha256 = job.clip.denoise_sha256
+        return job.use_latents and (sha256 in in_store or run_dir.latents_file(sha256).is_file())
 
     prior = None
     if forecast is not None:

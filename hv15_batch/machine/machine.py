@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from hv15_batch import __version__
+from hv15_batch.errors import Refused
 from hv15_batch.machine.nvml import Gpu, read_gpus
 
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -214,3 +215,20 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def cache_root() -> Path:
+    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch.
+
+    Raises:
+        Refused: XDG_CACHE_HOME is not set, and the home folder is not known.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "hv15_batch"
+    try:
+        return Path.home() / ".cache" / "hv15_batch"
+    except RuntimeError as error:
+        raise Refused(
+            "HOME is not set, and this user has no home folder; set HOME, or XDG_CACHE_HOME and "
+            "HF_HOME, to folders that can be written."
+        ) from error

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -201,3 +201,11 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def _pick(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
+
+
+def commit_text(project: Mapping[str, Any]) -> str | None:
+    """Return the commit of `system.json`'s `project`, and whether it was changed."""
+    commit = project.get("git_commit")
+    if not isinstance(commit, str):
+        return None
+    return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])

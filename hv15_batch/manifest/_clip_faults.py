@@ -84,7 +84,10 @@ def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) 
     pairs = [
         (row, other)
         for row in manifest.rows
-        if row.id_given and (other := first.setdefault(row.id.lower(), row)) is not row
+        if row.id_given
+        and (other := first.setdefault(row.id.lower(), row)) is not row
+        # Of ten thousand prompts of one template two may well share six digits.
+        and (row.template_id is None or row.line != other.line)
     ]
     if not pairs:
         return

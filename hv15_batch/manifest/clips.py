@@ -184,7 +184,11 @@ def _merged(asked: Iterable[Clip], manifest: Manifest) -> list[Clip]:
             tags = {name: tag for clip in reversed(each) for name, tag in clip.tags.items()}
             lines = tuple(clip.line for clip in others)
             first = replace(
-                first.named(ids[0]), other_ids=tuple(ids[1:]), other_lines=lines, tags=tags
+                first.named(ids[0]),
+                other_ids=tuple(ids[1:]),
+                other_lines=lines,
+                tags=tags,
+                template_ids=tuple(dict.fromkeys(t for clip in each for t in clip.template_ids)),
             )
         merged.append(first)
     return merged
@@ -310,7 +314,7 @@ def _clip(
     )
     is_refused = check_recipe(model, steps, guidance_scale) is not None
     is_off_recipe = is_refused or bool(_off_advice(settings, model))
-    return make_clip(
+    clip = make_clip(
         row_id=row.id,
         row_index=row.index,
         line=row.line,
@@ -321,6 +325,11 @@ def _clip(
         off_recipe=is_off_recipe,
         loras=loras,
     )
+    if row.rewrite is not None:
+        clip = clip.with_rewrite(row.rewrite)
+    if row.template_id is None:
+        return clip
+    return replace(clip, template_ids=(row.template_id,), template_draw=row.template_draw)
 
 
 def step_cache_of(config: Config, steps: int) -> StepCache | None:

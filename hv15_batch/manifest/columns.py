@@ -13,6 +13,7 @@ from hv15_batch.config.settings import Config, ManifestColumns, OtherColumns
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._hints import advice, folded, meaning
 from hv15_batch.manifest.cells import Faults
+from hv15_batch.manifest.templates.asked import Templates, templates_of
 from hv15_batch.units import shortened
 
 KNOWN_COLUMNS = tuple(vars(ManifestColumns()))
@@ -45,13 +46,15 @@ class Reading:
     names: Mapping[str, str] = field(default_factory=dict)
     """Names in the file, by known column."""
     other: OtherColumns = OtherColumns.refuse
+    templates: Templates | None = None
+    """How prompts are expanded; None takes braces as text."""
 
 
 def reading_of(config: Config) -> Reading:
     """Return the settings for reading a manifest.
 
     Raises:
-        Refused: One column of the file is named for two known ones.
+        Refused: One column of the file is named for two known ones, or `templates` is of no form.
     """
     names = {known: name for known, name in vars(config.manifest_columns).items() if name}
     taken: dict[str, str] = {}
@@ -62,7 +65,8 @@ def reading_of(config: Config) -> Reading:
                 f"manifest_columns.{known}={name}: a column has one meaning, and "
                 f"manifest_columns.{other} names the same; name another or leave one out."
             )
-    return Reading(config.manifest_literal, names, config.manifest_other)
+    templates = templates_of(config)
+    return Reading(config.manifest_literal, names, config.manifest_other, templates)
 
 
 class Columns:

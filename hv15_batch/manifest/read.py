@@ -25,6 +25,7 @@ from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
 from hv15_batch.manifest.columns import Reading, Unreadable
 from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
 from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader, TaskOf, task_of_ours
+from hv15_batch.manifest.templates.expand import Expander
 from hv15_batch.manifest.unmeant import Unmeant
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB, MIB
@@ -50,6 +51,8 @@ class Manifest:
     """The text that a run writes to `path` for rows of a DataFrame; None for a user's file."""
     notes: tuple[str, ...] = ()
     """What was read as it stands but may be a mistake, a line for each kind."""
+    words: tuple[tuple[str, bytes], ...] = ()
+    """Path, relative to the manifest's folder, and content of each file of words of templates."""
     models: frozenset[str | None] = frozenset()
     """The model cells of all rows, those with faults too; None is an empty one."""
 
@@ -100,7 +103,11 @@ def scan_manifest(
     records = RecordReader(absolute, faults, reading, content)
     reader = RowReader(task, absolute.parent, faults, task_of)
     is_text = content is None and path.suffix.lower() == ".txt"
-    unmeant = Unmeant(faults, is_text=is_text, literal=reading.literal)
+    unmeant = Unmeant(faults, is_text=is_text, reading=reading)
+    templates = reading.templates
+    expander = None
+    if templates is not None:
+        expander = Expander(templates, faults, absolute, has_folder=content is None)
     rows: list[Row] = []
     num_records = 0
     try:
@@ -116,8 +123,11 @@ def scan_manifest(
             if unmeant.check(record):
                 continue
             row = reader.read(len(rows), record)
-            if len(faults) == num_faults and not reader.has_too_many_clips:
-                rows.append(row)
+            if len(faults) > num_faults or reader.has_too_many_clips:
+                continue
+            rows += [row] if expander is None else unmeant.accepted(expander.rows(row))
+            if expander is not None and expander.is_full:
+                break
         unmeant.finish()
     except Unreadable:
         pass  # the fault has been noted
@@ -128,7 +138,9 @@ def scan_manifest(
         faults.add(1, "rows", 0, rule)
     notes = (*records.notes, *unmeant.notes)
     sha256, models = records.sha256, frozenset(reader.models)
-    return Manifest(absolute, name, sha256, tuple(rows), content, notes, models), faults
+    words = () if expander is None else expander.words
+    made = tuple(rows)
+    return Manifest(absolute, name, sha256, made, content, notes, words, models), faults
 
 
 def _check_file(path: Path) -> None:

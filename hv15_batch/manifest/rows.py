@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.clip import Rewrite
 from hv15_batch.config.checks import check_sampling_value
 from hv15_batch.manifest._paths import path_fault
 from hv15_batch.manifest.cells import (
@@ -105,6 +106,12 @@ class Row:
     guidance_scale: float | None = None
     flow_shift: float | None = None
     fps: float | None = None
+    template_id: str | None = None
+    """Id of the row whose template it comes from; None without one."""
+    template_draw: int | None = None
+    """Number of its draw, or of its combination, from 0."""
+    rewrite: Rewrite | None = None
+    """How its prompt was rewritten, or is to be; None leaves it as it is."""
 
 
 Content = tuple[str, str | None]

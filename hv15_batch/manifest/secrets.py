@@ -50,6 +50,7 @@ def _holder(text: str, secrets: Mapping[str, str]) -> str | None:
 
 def _texts(clip: Clip) -> Iterator[tuple[str, str]]:
     yield "prompt", clip.settings.prompt
+    yield "prompt", clip.rewrite.original if clip.rewrite else ""
     yield from (("id", row_id) for row_id in clip.ids)
     yield "negative_prompt", clip.settings.negative_prompt or ""
     yield "image", clip.image or ""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hv15_batch.manifest._hints import folded, meaning
 from hv15_batch.manifest.cells import MAX_SHOWN_LINES, Faults, format_places
-from hv15_batch.manifest.columns import KNOWN_COLUMNS, Unreadable
-from hv15_batch.manifest.rows import Record
+from hv15_batch.manifest.columns import KNOWN_COLUMNS, Reading, Unreadable
+from hv15_batch.manifest.rows import Record, Row
 from hv15_batch.model.variant import QUOTED
 from hv15_batch.units import shortened
 
@@ -67,6 +67,7 @@ MARKS = re.compile(
 )
 """Each pattern of this module needs one of these, so for most prompts this one search is enough."""
 
+_CHOICES = "prompts with choices such as {red|blue}, which are read as text without templates=all"
 _NOTES: dict[str, Callable[[str], re.Match[str] | None]] = {
     "prompts wholly in quotation marks, which the model draws as lettering": (_WHOLE.match),
     "prompts wholly in quotation marks, which stay part of the text": re.compile(
@@ -79,9 +80,7 @@ _NOTES: dict[str, Callable[[str], re.Match[str] | None]] = {
         r"\([^()]{0,100}[^\d\s()][^()]{0,20}:\s?[0-9]?\.[0-9]{1,4}\)|\(\([^()]+\)\)"
     ).search,
     "prompts with BREAK, which is read as a word": re.compile(r"(?<!\w)BREAK(?!\w)").search,
-    "prompts with choices such as {red|blue}, which are read as text": re.compile(
-        r"\{[^{}|]*\|[^{}]*\}"
-    ).search,
+    _CHOICES: re.compile(r"\{[^{}|]*\|[^{}]*\}").search,
     "prompts with embedding:name, which is read as text": re.compile(r"(?<!\w)embedding:\w").search,
     "prompts that begin with #, like comments": re.compile(r"\s*#(?![0-9])").match,
     "prompts that begin with a label such as Prompt:": re.compile(
@@ -89,6 +88,8 @@ _NOTES: dict[str, Callable[[str], re.Match[str] | None]] = {
     ).match,
 }
 """What is reported, and the search that finds it. A prompt counts for the first one that fits."""
+_KINDS = tuple(_NOTES.items())
+_KINDS_OF_TEMPLATES = tuple((what, finds) for what, finds in _KINDS if what is not _CHOICES)
 _NEEDLES = {
     what: needle
     for what in _NOTES
@@ -112,17 +113,18 @@ class _Told:
 class Unmeant:
     """Checks the prompt of every record of one manifest, and collects what is to be reported."""
 
-    def __init__(self, faults: Faults, *, is_text: bool, literal: bool) -> None:
+    def __init__(self, faults: Faults, *, is_text: bool, reading: Reading) -> None:
         """Start.
 
         Args:
             faults: Where faults are noted.
             is_text: The file is a `.txt`, in which each record is a line.
-            literal: `manifest_literal=true` is set, so nothing is refused or reported.
+            reading: With `manifest_literal=true` nothing is refused or reported.
         """
         self._faults = faults
         self._is_text = is_text
-        self._literal = literal
+        self._literal = reading.literal
+        self._kinds = _KINDS_OF_TEMPLATES if reading.templates else _KINDS
         self._num_prompts = 0
         self._is_list = True
         """Whether the items of a list so far are all bullets, or numbers in order."""
@@ -148,6 +150,22 @@ class Unmeant:
             return True
         self._take(record.line, prompt)
         return False
+
+    def accepted(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of a template whose prompts are no mistake; note the faults of others.
+
+        The template itself has been checked, but not what a choice or a file puts into it.
+        """
+        found = []
+        for row in rows:
+            rule = None
+            if not self._literal and row.template_id is not None:
+                rule = unmeant_rule(row.prompt)
+            if rule is None:
+                found.append(row)
+            else:
+                self._faults.add(row.line, "prompt", row.prompt, rule)
+        return found
 
     def finish(self) -> None:
         """Check the prompts as a whole; to be called after the last record."""
@@ -186,7 +204,7 @@ class Unmeant:
             done = self._told[_LIST_NOTE].count if _LIST_NOTE in self._told else 0
             self._is_list &= item[1] is None or int(item[1]) in (done, done + 1)
             self._tell(_LIST_NOTE, line, prompt)
-        for what, finds in _NOTES.items():
+        for what, finds in self._kinds:
             if _NEEDLES.get(what, "") in prompt and finds(prompt):
                 self._tell(what, line, prompt)
                 return

@@ -16,12 +16,12 @@ from typing import Any
 
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.machine.system import system_facts, system_sha256
+from hv15_batch.machine.system import commit_text, system_facts, system_sha256
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.plan import PlannedClip, State, select
 from hv15_batch.record import DONE_STATUSES, FAILED, WARM_UP
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.stored import FILE, commit_text, read_rows_of_runs, read_settings
+from hv15_batch.rundir.stored import FILE, read_rows_of_runs, read_settings
 
 MadeOn = tuple[str | None, str | None]
 """Hash of the machine's facts, and the code's commit."""

@@ -26,7 +26,7 @@ from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
 
 _MAX_SHOWN_CHARACTERS = 40
@@ -44,6 +44,7 @@ HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
             *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
         )
     )
@@ -127,7 +128,8 @@ def plan_clips(
     clips: Sequence[Clip], config: Config, history: History, run_dir: RunDir
 ) -> list[PlannedClip]:
     """Return each clip with its state, in the order in which they are to be rendered."""
-    files = _file_sizes(run_dir.clips)
+    stored = run_dir.stored()
+    files = _file_sizes(run_dir.clips) if stored is None else stored.sizes(run_dir.clips.name)
     latents = run_dir.saved_latents()
     current = {clip.settings_sha256 for clip in clips}
     planned = []
@@ -136,6 +138,8 @@ def plan_clips(
         fault = _fault(last, config.check_files, run_dir, files)
         if last is not None:
             state, reason = _state_of_tried(last, fault, config)
+        elif clip.is_pending:
+            state, reason = State.new, "not yet rewritten"
         else:
             earlier = history.earlier_clip_of_row(clip, current)
             state = State.new if earlier is None else State.changed
@@ -168,18 +172,23 @@ def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     selected = list(planned)
     if config.only:
         wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {row_id: None for p in planned for row_id in p.clip.ids}
+        known = {name: None for p in planned for name in _names(p.clip)}
         for name in wanted:
             if name not in known:
                 some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
                 raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if not set(wanted).isdisjoint(p.clip.ids)]
+        selected = [p for p in planned if not set(wanted).isdisjoint(_names(p.clip))]
     selected = share_of(selected, parse_shard(config.shard))
     if config.limit is not None:
         todo = [p for p in selected if not p.is_done][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}
         selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
     return selected
+
+
+def _names(clip: Clip) -> tuple[str, ...]:
+    """Return the ids of its rows, and of the templates that they come from."""
+    return clip.ids + clip.template_ids
 
 
 def share_of(planned: Sequence[PlannedClip], shard: Shard | None) -> list[PlannedClip]:
@@ -235,6 +244,7 @@ def settings_conflict(
                     replaced.append((clip, now))
         if replaced:
             difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            difference = difference or "prompts are rewritten"
             return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
 
@@ -341,7 +351,7 @@ def _fault(
         return f"its file has {size} bytes instead of {last['file_bytes']}"
     if check is FileCheck.sha256:
         try:
-            sha256 = sha256_of_file(run_dir.clips / name)
+            sha256 = sha256_in(run_dir, run_dir.relative(run_dir.clips / name))
         except OSError as error:  # one bad sector costs one clip
             return f"its file cannot be read ({error.strerror})"
         if sha256 != last["file_sha256"]:

@@ -17,6 +17,7 @@ from hv15_batch.references.data import read_references
 from hv15_batch.references.text import format_references_text, format_verdicts_text
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, expand
+from hv15_batch.rundir.store import place
 from hv15_batch.rundir.stored import read_rows_of_runs
 
 
@@ -24,8 +25,9 @@ def main(argv: Sequence[str]) -> int:
     """Print references, or verdicts on them; return 0, or 2 for a log that is refused."""
     arguments = _parser().parse_args(argv)
     try:
-        show(_answer(arguments), end="")
-        for folder in arguments.run_dirs:
+        run_dirs = [place(typed) for typed in arguments.run_dirs]
+        show(_answer(run_dirs), end="")
+        for folder in run_dirs:
             for run_dir in map(RunDir, expand(folder)):
                 if note := foreign_note(run_dir.log):
                     show(note, file=sys.stderr)
@@ -35,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _answer(arguments: argparse.Namespace) -> str:
+def _answer(run_dirs: Sequence[Path]) -> str:
     references = read_references(conf_dir() / "reference")
-    if not arguments.run_dirs:
+    if not run_dirs:
         return format_references_text(references)
-    rows = read_logs(arguments.run_dirs)
+    rows = read_logs(run_dirs)
     return format_verdicts_text(compare_with_references(rows, references))
 
 
@@ -65,5 +67,5 @@ def _parser() -> argparse.ArgumentParser:
         "imply.",
         epilog="example: hv15-batch references outputs/rtx4090_step_distilled.sweep",
     )
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*", type=Path)
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="*")
     return parser

@@ -85,6 +85,7 @@ def _view(
         "rowId": clip["row_id"],
         "otherIds": (clip.get("other_ids") or "").split(),
         "prompt": clip["prompt"] or "",
+        "promptOriginal": clip["prompt_original"] or "",
         "image": clip["image"] or "",
         "seed": str(clip["seed"]),
         "status": clip["status"],
@@ -186,7 +187,7 @@ def _image_path(run: RunData, image: str) -> str:
 
 
 _NOT_OF_A_ROW = ("runtime", "video")
-_READING = ("manifest_literal", "manifest_other")
+_READING = ("manifest_literal", "manifest_other", "templates", "templates_seed")
 """How the manifest is read: settings at the top, beside the section `manifest_columns`."""
 _SECTIONS = ("sampling", "override", "manifest_columns", *_NOT_OF_A_ROW)
 _LEFT_OUT = ("sampling.seeds", "override.seeds", "runtime.card")
@@ -204,16 +205,20 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
     `...`, which is refused, so that whoever pastes the command types it.
 
     Returns:
-        None where the run that made the clip left no settings.
+        None where the run that made the clip left no settings, or a server wrote the prompt: it
+        would write another one.
     """
     run_id, row_id = clip["run_id"], clip["logged_row_id"]
     settings = run.settings.get(run_id or "")
     if not settings or not settings["manifest"] or not settings["model"]["name"] or row_id is None:
         return None
+    if clip["prompt_original"] is not None:
+        return None
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [
         *_folder_words(settings["model"]["name"], *(settings.get("models") or {})),
         *_source(run, clip, settings),
+        *(["limit=1"] if settings.get("templates") else []),  # without it many prompts are refused
         f"override.seeds={clip['seed']}",
         *_typed_settings(_without_preset(settings, clip["model"])),
         f"run_dir={again}",

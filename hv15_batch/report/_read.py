@@ -81,6 +81,8 @@ def read_run(directory: RunDir) -> RunData:
     )
     last = {a["settings_sha256"]: a for a in last_attempts(attempts)}
     files, thumbs = _names(directory.clips), _names(directory.thumbs)
+    if (stored := directory.stored()) is not None:
+        files, thumbs = (frozenset(stored.sizes(part)) for part in ("clips", "thumbs"))
     # The plan's `file` is where a clip belongs; whether it is there is checked below.
     plan = [{**row, "file": None} for row in read_plan(directory)]
     asked: list[Mapping[str, Any]] = list(plan or last.values())

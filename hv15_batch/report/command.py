@@ -18,6 +18,7 @@ from hv15_batch.report._comparison import common_folder, write_comparison
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, expand
+from hv15_batch.rundir.store import place, put_results
 
 _PRICE = "report.price_per_kwh"
 """A setting of a run that this subcommand takes too."""
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(
         [f"--price={w.removeprefix(setting)}" if w.startswith(setting) else w for w in argv]
     )
-    run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(named)]
     try:
+        run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(place(named))]
         check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
     except Refused as error:
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     for run_dir in run_dirs:
         try:
             page = _write_run(run_dir, arguments.price)
-            show(os.path.abspath(page))
+            directory = RunDir(run_dir.absolute())
+            put_results(directory)
+            show(directory.shown(page) if directory.url else os.path.abspath(page))
             if note := foreign_note(RunDir(run_dir.absolute()).log):
                 show(note, file=sys.stderr)
             built.append(run_dir)
@@ -65,11 +68,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
-    """Refuse a folder for a comparison where there is none.
+    """Refuse a folder for a comparison where there is none, and ask for one where it is needed.
 
     Raises:
-        Refused: only one run is named.
+        Refused: only one run is named with one, or several on object storage without one.
     """
+    if out is None and len(run_dirs) > 1 and any(RunDir(each).url for each in run_dirs):
+        raise Refused("--out DIR: names the folder of a comparison of runs on object storage.")
     if out is not None and len(run_dirs) < 2:
         raise Refused(
             f"--out={out}: names the folder of a comparison, but the page of a single run goes "
@@ -96,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: hv15-batch report outputs/prompts.sweep",
     )
     parser.add_argument(
-        "run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="a run, or the folder of a sweep"
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="a run, or the folder of a sweep"
     )
     parser.add_argument(
         "--out",

@@ -144,11 +144,23 @@ def write_library(folder: Path) -> None:
 
 
 def plotly_file() -> Path:
-    """Return the plotting library of the installed `plotly`, which is not imported: it is slow."""
+    """Return the plotting library of the installed `plotly`, which is not imported: it is slow.
+
+    Raises:
+        Refused: It is not installed, or not whole; the message says what to do.
+    """
     spec = find_spec("plotly")
-    assert spec is not None  # a dependency of this package
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "package_data" / PLOTLY
+    if spec is None or spec.origin is None:
+        raise Refused(
+            "plots need the package plotly, which is not installed; install it: pip install plotly"
+        )
+    file = Path(spec.origin).parent / "package_data" / PLOTLY
+    if not file.is_file():
+        raise Refused(
+            f"plots need {file}, which is missing; install it again: "
+            "pip install --force-reinstall --no-deps plotly"
+        )
+    return file
 
 
 def write_data(folder: Path, name: str, data: Any) -> None:

@@ -16,7 +16,7 @@ from hv15_batch.report._comparison import common_folder, comparison_of, named_ap
 from hv15_batch.report._gallery import Place, rating_view
 from hv15_batch.report._read import RunData, read_rated, read_run
 from hv15_batch.report.render import DATA, LIVE_ASSETS, Live, asset, page_of, plotly_file
-from hv15_batch.rundir.beneath import served_type
+from hv15_batch.rundir.chosen.beneath import served_type
 from hv15_batch.rundir.paths import ASSETS, RunDir
 
 MEDIA = "media"

@@ -272,7 +272,7 @@ class Notices:
             event,
             {
                 "MESSAGE": message,
-                "RUN_DIR": self._run_dir.path,
+                "RUN_DIR": self._run_dir.shown(),
                 "RUN_ID": values["run_id"],
                 "STATUS": values["state"],
                 "CLIP_ID": record.clip_id if record else None,
@@ -291,7 +291,8 @@ class Notices:
     def _thumbnail(self, record: ClipRecord | None) -> Path | None:
         if record is None:
             return None
-        path = self._run_dir.thumbs / f"{record.clip_id}.jpg"
+        stem = Path(record.file).stem if record.file else record.clip_id
+        path = self._run_dir.thumbs / f"{stem}.jpg"
         return path if path.is_file() else None
 
     def _show_fault(self) -> None:

@@ -207,7 +207,7 @@ def _disk_findings(
             f"clips need {format_gib(need.start_bytes, 2)} GiB to be written safely{beside}; free "
             "some, or name a folder on another disk with run_dir=DIR."
         )
-    elif (clips := need.count_clips(room)) < len(need.clip_bytes):
+    elif run_dir.url is None and (clips := need.count_clips(room)) < len(need.clip_bytes):
         latents = ", keep_latents=false" if config.keep_latents else ""
         notes.append(
             f"WARNING: the disk of {run_dir.path} has {format_gib(free, 2)} GiB free and the whole "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__
 from hv15_batch.clock import Clock
@@ -33,7 +33,11 @@ from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
 from hv15_batch.rundir.decided import read_compile, write_compile
+from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
+
+if TYPE_CHECKING:
+    from hv15_batch.rundir.store import StoredRun
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Run:
     run_id: str = ""
     """Given once the run directory is locked."""
     system_sha256: str = ""
+    store: StoredRun | None = None
+    """The run's side in object storage; None on a disk."""
 
     @property
     def config(self) -> Config:
@@ -157,13 +163,25 @@ class Run:
             "hv15_batch_version": __version__,
         }
 
+    def open_log(self) -> RunLog:
+        """Return what this run's records are added to."""
+        return self.store.log() if self.store else RunLog(self.run_dir.own_log, self.run_id)
+
+    def confirmed(self, event: Event | None) -> Event | None:
+        """Return an event; that of a clip which the store does not have is one of a failure."""
+        if self.store is None or not isinstance(event, Finished):
+            return event
+        return replace(event, record=self.store.confirmed(event.record))
+
     def load_seconds(self, job: Job) -> float:
         """Return the predicted seconds before a worker of another group renders a clip."""
         return self.forecast.of(job.clip.settings).start.seconds if self.forecast else 0.0
 
     def gate(self, job: Job, worker: int = 0) -> Verdict:
-        """Return whether a clip may start: the disk decides first, then the clock."""
+        """Return whether a clip may start: disk and lease decide first, then the clock."""
         if fault := disk_fault(self.run_dir.path, self.disk):
+            return Stop(fault)
+        if self.store is not None and (fault := self.store.fault()):
             return Stop(fault)
         seconds = partial(self.pace.clip_seconds, worker=worker)
         return Schedule(self.rules, self.run_dir.pause, seconds)(job)

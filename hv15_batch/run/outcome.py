@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
 from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
 from hv15_batch.figures.workers import slow_lines, worker_figures
+from hv15_batch.files import read_below
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.todo import Todo
@@ -97,11 +98,11 @@ def headline(run_dir: RunDir, todo: Todo) -> str:
     if todo.shard is not None:
         share = f" (shard {todo.shard}: {len(todo.share)} of {counted(len(todo.clips), 'clip')})"
     if not run_dir.run_ids() and not todo.num_done:
-        return f"{run_dir.path}: new{share}"
+        return f"{run_dir.shown()}: new{share}"
     if todo.repetitions is not None:
         total = todo.repetitions.num_clips * todo.repetitions.num_repeats
-        return f"{run_dir.path}: {todo.num_done} of {total} repetitions measured"
-    return f"{run_dir.path}: {todo.num_done} of {todo.num_total} done{share}"
+        return f"{run_dir.shown()}: {todo.num_done} of {total} repetitions measured"
+    return f"{run_dir.shown()}: {todo.num_done} of {todo.num_total} done{share}"
 
 
 def nothing_to_do(
@@ -114,7 +115,7 @@ def nothing_to_do(
     suspects = sum(p.is_suspect for p in selected)
     if suspects:
         yield f"{suspects} of them suspect; retry.suspect=true renders those again."
-    yield f"Page: {run_dir.page}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
 
 
 def closing_lines(
@@ -148,13 +149,18 @@ def closing_lines(
             f"{manifest.path.name} has changed since the start; run again to render its new clips."
         )
     yield from slow_lines(worker_figures(map(vars, outcome.records)))
-    yield f"Page: {run_dir.page}"
-    yield f"Clips: {run_dir.clips}"
+    yield f"Page: {run_dir.shown(run_dir.page)}"
+    yield f"Clips: {run_dir.shown(run_dir.clips)}"
 
 
 def _has_changed(manifest: Manifest) -> bool:
-    """Whether the manifest has changed since the start, or can no longer be read."""
+    """Whether the manifest, or a file of words, has changed since the start, or cannot be read."""
     try:
+        if any(
+            read_below(manifest.path.parent, PurePosixPath(name).parts, len(content)) != content
+            for name, content in manifest.words
+        ):
+            return True
         return sha256_of_file(manifest.path) != manifest.sha256
     except OSError:
         return True

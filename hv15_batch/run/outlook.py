@@ -27,10 +27,13 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload, workers_f
 from hv15_batch.forecast.wording import uncertainty, workers_lines
 from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
+from hv15_batch.manifest.templates.expand import shown_prompts
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.redaction import printable
+from hv15_batch.rewrite.client import missing_fault
+from hv15_batch.rewrite.rows import rewriting_lines
 from hv15_batch.run._dry_run import (
     count_prompt_tokens,
     format_moment,
@@ -138,6 +141,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         plan_bytes,
         tell,
     )
+    tell(*shown_prompts(p.clip for p in todo.selected))
+    tell(*rewriting_lines(p.clip for p in todo.selected))
     if foreign := foreign_note(asked.run_dir.log):
         tell(foreign)
     if todo.repetitions is not None:
@@ -172,6 +177,8 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         if not typed and (fault := measuring_fault(asked, todo, machine)):
             refusals.append(fault)
         card = forecast.card if forecast else None
+        if fault := missing_fault(config.rewrite, (p.clip for p in todo.to_render)):
+            refusals.append(fault)
         if not typed and (fault := workers_fault(config, machine)):
             refusals.append(fault)
         refusals += [*_settings_faults(asked, todo, card, gpu_name), *findings.refusals]

@@ -18,6 +18,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.manifest.clips import advice_notes, make_clips, read_rows, repeats_note
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.secrets import check_no_secrets
+from hv15_batch.manifest.templates.expand import templates_line
 from hv15_batch.manifest.typed import check_typed, swept_model_notes
 from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
@@ -33,8 +34,12 @@ from hv15_batch.planning.plan import (
 )
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
+from hv15_batch.rewrite.phase import with_known_rewrites
+from hv15_batch.rewrite.rows import as_before
 from hv15_batch.rundir.log import read_last_attempts
-from hv15_batch.rundir.paths import RunDir, default_run_dir
+from hv15_batch.rundir.names import default_run_dir
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import (
     check_owner,
     earlier_settings,
@@ -105,7 +110,7 @@ def prepare(
     path = find_manifest(os.path.expanduser(config.manifest))
     run_dir = find_run_dir(config, sweep)
     run_dir.check_usable()
-    manifest = read_rows(path, config, content)
+    manifest = with_known_rewrites(read_rows(path, config, content), config, run_dir)
     check_owner(run_dir, manifest.path)
     beaten = check_typed(manifest, config, typed)
     config = with_models(config, (row.model for row in manifest.rows))
@@ -115,9 +120,10 @@ def prepare(
     config = replace(config, shard=str(run_dir.shard) if run_dir.shard else None)
     checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
     found = find_loras(config, manifest, checkpoints)
-    clips = _clips_of(manifest, config, checkpoints, found.by_path)
+    clips = clips_of(manifest, config, checkpoints, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
+    notes = [templates_line(manifest.rows, config.templates)]
+    notes += [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
@@ -141,12 +147,13 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
             raise Refused(f"rows with model {name}: {error}") from error
 
 
-def _clips_of(
+def clips_of(
     manifest: Manifest,
     config: Config,
     checkpoints: Mapping[str, Checkpoint],
     loras: Mapping[str, ClipLora],
 ) -> tuple[Clip, ...]:
+    """Return the clips of the rows, with these weights."""
     known = {n: KnownWeights(c.revision, c.transformer_sha256) for n, c in checkpoints.items()}
     own = known.pop(config.model.name, UNKNOWN)
     return make_clips(manifest, config, own.revision, own.transformer_sha256, loras, known)
@@ -165,15 +172,17 @@ def plan_against_log(asked: Asked) -> Todo:
     todo = Todo(clips, select(clips, config), shard=run_dir.shard)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
-        if difference := settings_conflict(
-            asked.manifest, todo.selected, config, earlier, history, asked.loras
-        ):
+        found = (
+            settings_conflict(rows, todo.selected, config, earlier, history, asked.loras)
+            for rows in as_before(asked.manifest, history.by_settings.values())
+        )
+        if difference := next(filter(None, found), None):
             again = to_type_again(earlier[0]) if earlier else ()
             resume = resume_words(run_dir.path, again, run_dir.shard)
             raise Refused(
-                f"run_dir={run_dir.path}: clips are done here with other settings ({difference}). "
-                f"To resume with those: {resume}. To keep both apart: "
-                "run_dir=DIR. To add clips with the new settings here: add=true."
+                f"run_dir={run_dir.shown()}: clips are done here with other settings "
+                f"({difference}). To resume with those: {resume}. To keep "
+                "both apart: run_dir=DIR. To add clips with the new settings here: add=true."
             )
     if config.benchmark.repeat is not None:
         return replace(todo, repetitions=plan_repetitions(clips, config, run_dir))
@@ -183,14 +192,29 @@ def plan_against_log(asked: Asked) -> Todo:
 def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     """Return the run directory, as its shard sees it: as typed, else named after the manifest.
 
+    That of a URL is a working folder, which is brought up to date.
+
     Args:
         config: Settings that name a manifest.
         sweep: Name of the run's folder in a sweep, else None.
+
+    Raises:
+        Refused: The URL, or a shard of one.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
-    folder = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
-    return RunDir(Path(os.path.abspath(folder)), parse_shard(config.shard))
+    if config.run_dir is not None and is_url(config.run_dir):
+        folder = place(config.run_dir)
+    else:
+        typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
+        folder = Path(os.path.abspath(typed))
+    run_dir = RunDir(folder, parse_shard(config.shard))
+    if run_dir.shard is not None and run_dir.url is not None:
+        raise Refused(
+            f"shard={run_dir.shard} with run_dir={run_dir.url}: shards share a folder on a disk; "
+            "leave shard= out, or name a folder that all of them see with run_dir=DIR."
+        )
+    return run_dir
 
 
 def find_manifest(typed: str) -> Path:
@@ -239,7 +263,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     models = {name: config_of(config, name).model for name in names}
     known = {own.model.name: found for own, found in asked.models() if own.model in models.values()}
     checkpoints = {n: known.get(n) or resolve_checkpoint(model) for n, model in models.items()}
-    clips = _clips_of(asked.manifest, config, checkpoints, asked.loras)
+    clips = clips_of(asked.manifest, config, checkpoints, asked.loras)
     changed = replace(asked, config=config, checkpoints=checkpoints, clips=clips)
     return changed, plan_against_log(changed)
 
@@ -309,7 +333,7 @@ def with_weights(asked: Asked, todo: Todo, say: Say) -> Asked:
     """Fetch missing weights. If the hub names the revision, put it into the clips' settings."""
     fetched = {own.model.name: fetch(own.model, say=say) for own, _ in asked.models(todo)}
     checkpoints = {**asked.checkpoints, **fetched}
-    clips = _clips_of(asked.manifest, asked.config, checkpoints, asked.loras)
+    clips = clips_of(asked.manifest, asked.config, checkpoints, asked.loras)
     return replace(asked, checkpoints=checkpoints, clips=clips)
 
 

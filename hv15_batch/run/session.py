@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hv15_batch.clock import Clock
@@ -21,15 +20,19 @@ from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
-from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
-from hv15_batch.planning.tables import is_up_to_date, write_clips_table, write_plan
+from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
-from hv15_batch.report.render import write_page
+from hv15_batch.run._inputs import check_rewriter, copy_manifest, rewritten, write_rows
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
+from hv15_batch.run._results import (
+    clips_of_now,
+    up_to_date,
+    write_results,
+    write_tables_and_page,
+)
 from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
 from hv15_batch.run.outcome import (
     Finished,
@@ -58,16 +61,16 @@ from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
     bring_to_current_schema,
     foreign_note,
-    read_last_attempts,
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import publish_copy, publish_json, publishing
+from hv15_batch.rundir.publish import publish_json
 from hv15_batch.rundir.status import settle
+from hv15_batch.rundir.store import hold
 from hv15_batch.rundir.stored import check_owner, to_type_again, withdraw_settings, write_settings
 from hv15_batch.rundir.text_log import text_log
 from hv15_batch.units import Say
-from hv15_batch.weights.transformer import make_transformer
+from hv15_batch.weights.transformer import make_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +121,7 @@ def run(
     todo = plan_against_log(asked)
     check_measuring(asked, todo, machine)
     check_device(asked, todo, machine)
+    check_rewriter(asked, todo)
     run = make_run(asked, todo, machine, rules)
     notes = [*asked.manifest.notes]
     notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
@@ -126,35 +130,39 @@ def run(
         _say_all([headline(run_dir, todo), *notes], say)
         asked = with_weights(asked, todo, say)
         _say_all(licence_notes(c for _, c in asked.models(todo)), say)
-    _make_transformers(asked, todo, say)
+    make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
     run_dir.create()
     run_id = run_dir.new_run_id()
-    with run_dir.locked(run_id) as lock:
+    with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
         bring_to_current_schema(run_dir.own_log)
         todo = plan_against_log(asked)
+        if asked.config.rewrite.is_on:
+            _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
+            is_announced, asked = True, rewritten(asked, todo, say)
+            todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(
-                f"run_dir={run_dir.path}: clips were finished here meanwhile, and those that are "
-                "left need weights that are not on disk; run the same command again."
+                f"run_dir={run_dir.shown()}: clips were finished here meanwhile, and those that "
+                "are left need weights that are not on disk; run the same command again."
             )
         # With `limit` a further model may be reached now, which needs all that the others did.
         check_measuring(asked, todo, machine)
         check_device(asked, todo, machine)
-        _make_transformers(asked, todo, say)
+        make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
         run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
         if foreign := foreign_note(run_dir.log):
             say(foreign)
         run_dir.sweep_temporary()
-        _write_rows(asked.manifest)
+        write_rows(asked.manifest)
         if listener is not None:
             listener.listen(_started(run_dir, run_id, todo))
         if run is None:
             return _nothing_to_do(asked, todo, say)
-        start = Start(make_executor, patience, lock)
-        return _render(_begin(run, run_id, say), start, say, listener)
+        start = Start(make_executor, patience, held.lock_descriptor)
+        return _render(_begin(replace(run, store=held.store), run_id, say), start, say, listener)
 
 
 @dataclass(frozen=True)
@@ -168,20 +176,6 @@ class Listener:
 
 def _started(run_dir: RunDir, run_id: str, todo: Todo) -> Started:
     return Started(run_dir.path, run_id, todo.num_total, todo.num_done, len(todo.to_render))
-
-
-def _make_transformers(asked: Asked, todo: Todo, say: Say) -> None:
-    """Convert the transformers in single files that are to be rendered with, once for all runs."""
-    for own, checkpoint in asked.models(todo):
-        if checkpoint.transformer is not None:
-            make_transformer(checkpoint.transformer, own.model, say)
-
-
-def _write_rows(manifest: Manifest) -> None:
-    """Write the manifest if its rows came from a DataFrame, so that `resume=` finds it."""
-    if manifest.content is not None:
-        with publishing(manifest.path) as temporary:
-            temporary.write_bytes(manifest.content)
 
 
 def _say_all(lines: Iterable[str], say: Say) -> None:
@@ -219,6 +213,8 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         if run.asked.typed_line:
             logger.info("typed: %s", run.asked.typed_line)
         _write_first_plan(run, say)
+        if run.store is not None:
+            run.store.put_start()
         progress = _progress_of(run, listen)
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
@@ -257,7 +253,7 @@ def _write_first_plan(run: Run, say: Say) -> None:
         OSError: It cannot be written.
     """
     predict = run.forecast.stage_seconds if run.forecast else None
-    with _up_to_date("plan.csv", say) as written:
+    with up_to_date("plan.csv", say) as written:
         write_plan(run.todo.clips, run.run_dir.plan, None, predict)
     if isinstance(written.error, OSError):
         raise written.error
@@ -291,7 +287,7 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
     is_stopped = outcome.exit_code >= EXIT_SIGINT
-    lines += _write_results(run.asked, STOP_SECONDS if is_stopped else None)
+    lines += write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
         logger.info("%s", line)
         say(line)
@@ -316,59 +312,11 @@ def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
     folder.mkdir()
     manifest = asked.manifest
     publish_json(folder / "system.json", facts)
-    _copy_manifest(manifest, folder)
+    copy_manifest(manifest, folder)
     stored = replace(
-        stored_config(asked), manifest=str(manifest.path), run_dir=str(asked.run_dir.path)
+        stored_config(asked), manifest=str(manifest.path), run_dir=asked.run_dir.shown()
     )
     write_settings(folder, stored)
-
-
-def _copy_manifest(manifest: Manifest, folder: Path) -> None:
-    try:
-        publish_copy(folder / f"manifest{manifest.path.suffix}", manifest.path)
-    except FileNotFoundError as error:
-        raise Refused(
-            f"{manifest.path}: is gone since it was read; put it back and run again."
-        ) from error
-
-
-def _write_results(asked: Asked, seconds: float | None) -> list[str]:
-    """Write plan.csv, clips.csv, the page and a benchmark's tables; return lines about them.
-
-    If one of them fails, a line reports it, and the others are still written. Shards write them one
-    after the other, each from the logs of all: so those of the last one are complete.
-
-    Args:
-        asked: The request.
-        seconds: A shard waits at most this long for the others; None means some minutes.
-    """
-    run_dir = asked.run_dir
-    lines: list[str] = []
-    with _up_to_date("the page", lines.append), run_dir.moment(seconds):
-        with _up_to_date("plan.csv", lines.append):
-            write_plan(_clips_of_now(asked), run_dir.plan, None)
-        _write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
-    return lines
-
-
-def _clips_of_now(asked: Asked) -> list[PlannedClip]:
-    """Return every clip with its state by the logs of this moment."""
-    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
-    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
-
-
-def _write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:
-    with _up_to_date("clips.csv", lines.append):
-        write_clips_table(run_dir)
-    if is_benchmark:  # before the page, which links them
-        with _up_to_date("benchmark.csv", lines.append):
-            lines += write_timing_tables(run_dir)
-    with _up_to_date("the page", lines.append):
-        write_page(run_dir.path)
-
-
-def _up_to_date(what: str, tell: Say) -> Secondary:
-    return Secondary(f"{what} is not up to date", tell)
 
 
 # -- a run that renders nothing ---------------------------------------------------------------
@@ -379,16 +327,16 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     if todo.num_done == todo.num_total and todo.repetitions is None:
         settle(run_dir.status, todo.num_total)
     lines: list[str] = []
-    with _up_to_date("the page", lines.append), run_dir.moment():
+    with up_to_date("the page", lines.append), run_dir.moment():
         is_stale = True
-        with _up_to_date("plan.csv", lines.append):
-            clips = todo.clips if run_dir.shard is None else _clips_of_now(asked)
+        with up_to_date("plan.csv", lines.append):
+            clips = todo.clips if run_dir.shard is None else clips_of_now(asked)
             is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
         if is_stale:
-            _write_tables_and_page(run_dir, False, lines)
+            write_tables_and_page(run_dir, False, lines)
     if todo.repetitions is not None:
         say("Nothing to do: every repetition is measured. force=true measures again.")
-        with _up_to_date("benchmark.csv", lines.append):
+        with up_to_date("benchmark.csv", lines.append):
             lines += write_timing_tables(run_dir)
     else:
         lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.settings import CONFIG_DIR, TYPED_ONLY, Config
@@ -61,7 +62,33 @@ def safe_options(config: Config) -> dict[str, ModelConfig]:
     }
 
 
-def changed_options(config: Config) -> list[str]:
+def lacking_fault(config: Config, typed: Collection[str], file: Path, command: str) -> str | None:
+    """Return why stored settings are not enough to resume, and what to type; None if they are.
+
+    Args:
+        config: Those of the last run.
+        typed: Names of settings, or of their sections, that are typed now.
+        file: Where they are stored.
+        command: Resumes the run.
+    """
+    lacking = [n for n in typed_only_in_use(config) if not {n, n.split(".")[0]} & set(typed)]
+    if CONFIG_DIR in lacking and (changed := _changed_options(config)):
+        return (
+            f"{'; '.join(changed)}. That decides what is fetched, and is never taken from {file}. "
+            f"If the option is yours, type its folder: {command} {CONFIG_DIR}=DIR. If the program "
+            "was updated, type the run's own command instead of resume=."
+        )
+    if lacking:
+        words = " ".join(f"{name}=..." for name in lacking)
+        return (
+            f"the last run used {', '.join(lacking)}, which decides what is run or fetched on this "
+            f"machine and is never taken from a stored configuration; read {file}, and type it: "
+            f"{command} {words}"
+        )
+    return None
+
+
+def _changed_options(config: Config) -> list[str]:
     """Return how stored options of rows differ from the package's options of the same names.
 
     They come from the user's folder, or from another version of the package.

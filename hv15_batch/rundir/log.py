@@ -54,6 +54,11 @@ class RunLog:
         self._schema = arrow_schema()
         self._number = 0
         self._table = self._schema.empty_table()
+        self.segment = self._path()
+        """The segment of the last record."""
+
+    def _path(self) -> Path:
+        return self._folder / f"{self._run_id}-{self._number:04d}.parquet"
 
     def append(self, record: ClipRecord) -> None:
         """Append the record to the log. It is on the disk when this returns.
@@ -67,10 +72,16 @@ class RunLog:
         values = vars(record) | {"error_message": redacted_or_none(record.error_message)}
         row = pa.Table.from_pylist([values], schema=self._schema)
         table = pa.concat_tables([self._table, row]).combine_chunks()
-        path = self._folder / f"{self._run_id}-{self._number:04d}.parquet"
+        path = self._path()
         with publishing(path, makes_folder=True) as temporary:
             pq.write_table(table, temporary)
-        self._table = table
+        self._table, self.segment = table, path
+
+
+def num_rows(segment: Path) -> int:
+    """Return how many records a segment has; raise like `read_records`."""
+    with _open_segment(segment) as (file, _, _):
+        return int(file.metadata.num_rows)
 
 
 def read_records(log_folder: Path, columns: Sequence[str] | None = None) -> pa.Table:

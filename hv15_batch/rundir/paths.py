@@ -5,16 +5,13 @@ Only this module knows the names inside a run directory.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hv15_batch.clock import utc_now
 from hv15_batch.config.shard import Shard
 from hv15_batch.errors import Refused
 from hv15_batch.files import is_temporary, sweep
@@ -34,15 +31,17 @@ from hv15_batch.rundir._lock import (
     shards_in,
     whole_of,
 )
+from hv15_batch.rundir.names import new_run_id
+from hv15_batch.rundir.remote.objects import NAMES, Stored, read_stored, read_url
 from hv15_batch.units import GIB
 
 MAX_LATENTS_BYTES = 4 * GIB
 """A clip of 4,096 x 4,096 pixels and 1,000 frames has 2 GiB of latents."""
 
-_MAX_FOLDER_NAME = 120
-_RUN_ID = re.compile(r"([0-9]{8}T[0-9]{6})-([0-9]+)-")
 ASSETS = "assets"
 """Folder beside a page with the files that it loads."""
+REWRITES = "rewrites.jsonl"
+"""Rewritten prompts, one a line, which the user may edit."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +142,22 @@ class RunDir:
         """The note of who holds the lock, while it is held."""
         return self.own / HOLDER
 
+    @property
+    def url(self) -> str | None:
+        """The URL of which this is the working folder; None for a run directory on a disk."""
+        return read_url(self.path)
+
+    def stored(self) -> Stored | None:
+        """Return what object storage has of this run; None for a run directory on a disk."""
+        return read_stored(self.path)
+
+    def shown(self, path: Path | None = None) -> str:
+        """Return how the user knows the run directory, or a path in it: by its path or URL."""
+        url = self.url
+        if url is None:
+            return str(path or self.path)
+        return url if path is None else f"{url}/{self.relative(path)}"
+
     def latents_file(self, denoise_sha256: str) -> Path:
         """Return where the latents of these denoise settings are kept."""
         return self.latents / f"{denoise_sha256}.safetensors"
@@ -153,7 +168,9 @@ class RunDir:
         names: list[str] = []
         with suppress(OSError):  # none yet, or not readable: they are denoised again
             names = os.listdir(self.latents)
-        return {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
+        found = {n.removesuffix(suffix) for n in names if n[0] != "." and n.endswith(suffix)}
+        stored = self.stored()
+        return found if stored is None else found | stored.latents.keys()
 
     def relative(self, path: Path) -> str:
         """Return a path as the log stores it."""
@@ -199,7 +216,7 @@ class RunDir:
             entry.name
             for entry in self.path.iterdir()
             if not is_temporary(entry.name) and not (entry.name in ours and _is_begun(entry))
-        } - {self.plan.name, LOCK, HOLDER, COUNT}
+        } - {self.plan.name, LOCK, HOLDER, COUNT, *NAMES}
         if names and not self.is_run_dir():
             raise Refused(
                 f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
@@ -219,7 +236,7 @@ class RunDir:
         self._check_whole()
         if not self.is_run_dir():
             raise Refused(
-                f"{self.path}: no run directory (it has no log); "
+                f"{self.shown()}: no run directory (it has no log); "
                 "name the folder that a run prints in its first line."
             )
 
@@ -246,8 +263,8 @@ class RunDir:
 
     def _own_folders(self) -> list[Path]:
         own = [] if self.shard is None else [self.own]
-        has_runs = self.runs.is_dir() and not self.runs.is_symlink()
-        return [*own, self.own_log, self.runs, *(sorted(self.runs.iterdir()) if has_runs else ())]
+        runs = () if self.runs.is_symlink() else sorted(self.runs.rglob("*"))
+        return [*own, self.own_log, self.runs, *(path for path in runs if path.is_dir())]
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
@@ -256,8 +273,7 @@ class RunDir:
 
     def linked_folders(self) -> list[tuple[str, Path]]:
         """Return the folders of this run that are links, and their targets."""
-        parts = self.written_folders()[1:]
-        return [(part.name, part.resolve()) for part in parts if part.is_symlink()]
+        return [(p.name, p.resolve()) for p in self.written_folders()[1:] if p.is_symlink()]
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[int | None]:
@@ -350,24 +366,8 @@ def _is_begun(folder: Path) -> bool:
 
 def resume_command(path: Path, shard: Shard | None = None) -> str:
     """Return what to type to resume the run of a directory, or of a shard, quoted for a shell."""
-    return shlex.join(["hv15-batch", f"resume={path}", *([f"shard={shard}"] if shard else [])])
-
-
-def default_run_dir(manifest: Path, sweep: str | None) -> Path:
-    """Return outputs/<manifest name>, or the folder of one run of a sweep below it."""
-    name = manifest.stem.lstrip(".") or "manifest"
-    if sweep is None:
-        return Path("outputs") / name
-    return Path("outputs") / f"{name}.sweep" / sweep
-
-
-def new_run_id(existing: Iterable[str]) -> str:
-    """Return a name that sorts after all existing ones, also when the clock was set back."""
-    matches = (_RUN_ID.match(name) for name in existing)
-    newest, number = max(((m[1], int(m[2])) for m in matches if m), default=("", 0))
-    stamp = utc_now().strftime("%Y%m%dT%H%M%S")
-    stamp, number = (stamp, 0) if stamp > newest else (newest, number + 1)
-    return f"{stamp}-{number:04d}-{os.urandom(8).hex()}"
+    words = ["hv15-batch", f"resume={RunDir(path).shown()}"]
+    return shlex.join([*words, *([f"shard={shard}"] if shard else [])])
 
 
 def find_runs(*folders: str | Path) -> list[RunDir]:
@@ -388,13 +388,3 @@ def expand(folder: Path) -> list[Path]:
         return [folder]
     jobs = sorted(p for p in folder.iterdir() if p.is_dir() and RunDir(p).is_run_dir())
     return jobs or [folder]
-
-
-def sweep_folder_name(values: list[str]) -> str:
-    """Return a folder name of swept values, joined with `-`, safe on every file system."""
-    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", value) for value in values).strip("._-")
-    if len(name) > _MAX_FOLDER_NAME or name != "-".join(values) or "" in values:
-        # Cut, replaced or empty: what tells the values apart may be gone.
-        digest = hashlib.sha256("\0".join(values).encode()).hexdigest()[:8]
-        name = f"{name[: _MAX_FOLDER_NAME - 9]}-{digest}".lstrip("-")
-    return name

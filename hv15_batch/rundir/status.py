@@ -252,8 +252,8 @@ def read_status(run_dir: Path) -> Status:
             parse_time(moment or status.updated_at)
     except (FileNotFoundError, NotADirectoryError):
         raise Refused(
-            f"{run_dir}: no run has written its status here; name a run directory, or leave it "
-            f"out for the latest run below {OUTPUTS}/."
+            f"{RunDir(run_dir).shown()}: no run has written its status here; name a run directory, "
+            f"or leave it out for the latest run below {OUTPUTS}/."
         ) from None
     except OSError as error:
         raise Refused(

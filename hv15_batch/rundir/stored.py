@@ -14,15 +14,16 @@ import msgspec
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, Config, VideoCodec
+from hv15_batch.config.settings import OF_ONE_COMMAND, Config, VideoCodec
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json
+from hv15_batch.machine.system import commit_text
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.rundir._plain import NotPlain, escaped, literal, read_mapping, unescaped
 from hv15_batch.rundir._typed_only import (
     HASH,
-    changed_options,
+    lacking_fault,
     safe_options,
     section_of,
     typed_only_in_use,
@@ -126,27 +127,14 @@ def latest_settings(run_dir: RunDir, typed: Collection[str] = ()) -> Config:
     run_ids = run_dir.run_ids()
     if not run_ids:
         raise Refused(
-            f"resume={run_dir.path}: no run was started there; name a run directory, for example "
-            "outputs/prompts, or start one: hv15-batch prompts.csv"
+            f"resume={run_dir.shown()}: no run was started there; name a run directory, for "
+            "example outputs/prompts, or start one: hv15-batch prompts.csv"
         )
     file = run_dir.run_folder(run_ids[-1]) / FILE
     config = read_settings(file)
-    lacking = [n for n in typed_only_in_use(config) if not {n, n.split(".")[0]} & set(typed)]
-    if CONFIG_DIR in lacking and (changed := changed_options(config)):
-        raise Refused(
-            f"resume={run_dir.path}: {'; '.join(changed)}. That decides what is fetched, and is "
-            f"never taken from {file}. If the option is yours, type its folder: "
-            f"{resume_command(run_dir.path)} {CONFIG_DIR}=DIR. If the program was updated, type "
-            "the run's own command instead of resume=."
-        )
-    if lacking:
-        words = " ".join(f"{name}=..." for name in lacking)
-        command = resume_command(run_dir.path, run_dir.shard)
-        raise Refused(
-            f"resume={run_dir.path}: the last run used {', '.join(lacking)}, which decides "
-            "what is run or fetched on this machine and is never taken from a stored "
-            f"configuration; read {file}, and type it: {command} {words}"
-        )
+    command = resume_command(run_dir.path, run_dir.shard)
+    if fault := lacking_fault(config, typed, file, command):
+        raise Refused(f"resume={run_dir.shown()}: {fault}")
     defaults = Config()
     for name in (*OF_ONE_COMMAND, "dry_run", "resume"):
         section, key = section_of(config, name)
@@ -168,7 +156,7 @@ def _check_revision(run_dir: RunDir, file: Path, config: Config) -> None:
     if revision is None or HASH.fullmatch(revision) or (option and revision == option.revision):
         return
     raise Refused(
-        f"resume={run_dir.path}: model.revision in {file} is no commit, and decides what is "
+        f"resume={run_dir.shown()}: model.revision in {file} is no commit, and decides what is "
         f"fetched; type it: {resume_command(run_dir.path, run_dir.shard)} model.revision=..."
     )
 
@@ -244,7 +232,7 @@ def check_owner(run_dir: RunDir, manifest: Path) -> None:
         raise Refused(_unreadable(path, "manifest must be a text"))
     if owner and not _is_same_file(Path(unescaped(owner)), manifest):
         raise Refused(
-            f"run_dir={run_dir.path}: belongs to the manifest {unescaped(owner)}, not to "
+            f"run_dir={run_dir.shown()}: belongs to the manifest {unescaped(owner)}, not to "
             f"{manifest}; name another folder with run_dir=DIR."
         )
 
@@ -396,11 +384,3 @@ def run_system(folder: Path) -> dict[str, Any]:
 def codec_text(codec: str, crf: Any, preset: Any) -> str:
     """Return how files are encoded; a lossless codec has neither CRF nor preset."""
     return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
-
-
-def commit_text(project: Mapping[str, Any]) -> str | None:
-    """Return the commit of `system.json`'s `project`, and whether it was changed."""
-    commit = project.get("git_commit")
-    if not isinstance(commit, str):
-        return None
-    return f"{commit[:12]} and changes" if project.get("git_is_dirty") else str(commit[:12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -27,18 +28,25 @@ _END_OF_SCREEN = "\x1b[J"
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
-def watch(run_dir: Path, out: TextIO | None = None) -> int:
+def watch(
+    run_dir: Path, out: TextIO | None = None, refresh: Callable[[], None] = lambda: None
+) -> int:
     """Show the status of a run until it has ended, and return 0; 130 after Ctrl-C.
 
     On a terminal the lines are redrawn in place. Elsewhere a line is printed when the clip, the
     state or a count has changed, and the whole status at the end. A run that has just been started
     is waited for, because the file is still that of the run before.
 
+    Args:
+        run_dir: The run directory.
+        out: None for stdout.
+        refresh: Called before each look.
+
     Raises:
         Refused: There is no status, or it can't be understood.
     """
     out = out or sys.stdout
-    seen = _Watched(run_dir)
+    seen = _Watched(run_dir, refresh)
     try:
         _redraw(seen, out) if can_redraw(out) else _follow(seen, out)
     except KeyboardInterrupt:
@@ -50,12 +58,14 @@ def watch(run_dir: Path, out: TextIO | None = None) -> int:
 class _Watched:
     """The run of a directory: active, ended, or about to start."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, refresh: Callable[[], None]) -> None:
         self.run_dir = run_dir
+        self._refresh = refresh
         self._deadline: float | None = time.monotonic() + START_SECONDS
 
     def look(self) -> Status | Holder:
         """Return the run of now; wait for a first run if there is none yet."""
+        self._refresh()
         while True:
             try:
                 return current_run(self.run_dir)

@@ -27,8 +27,10 @@ from hv15_batch.rundir.status import (
     Status,
     find_latest_run,
     is_gone,
+    read_holder,
     set_pause,
 )
+from hv15_batch.rundir.store import place, refresher
 from hv15_batch.status.show import format_start, format_status, resume_lines
 
 
@@ -36,10 +38,15 @@ def _set_pause(run_dir: RunDir, is_wanted: bool, status: Status) -> str:
     """Make or remove the file that pauses a run, and return what that means now.
 
     Raises:
-        Refused: the run directory cannot be written.
+        Refused: the run directory cannot be written, or is on object storage and the run elsewhere.
     """
+    if run_dir.url is not None and read_holder(run_dir.path) is None:
+        raise Refused(
+            f"{run_dir.url}: no run of this machine is active there; a run is paused on the "
+            "machine that it runs on."
+        )
     set_pause(run_dir, is_wanted)
-    folder = shlex.quote(str(run_dir.path))
+    folder = shlex.quote(run_dir.shown())
     is_active = status.state in ACTIVE_STATES and not is_gone(status)
     if not is_wanted:
         if is_active:
@@ -59,9 +66,7 @@ def main(argv: Sequence[str]) -> int:
         description="Print the progress and the expected end of a run.",
         epilog="example: hv15-batch status outputs/prompts --watch",
     )
-    parser.add_argument(
-        "run_dir", nargs="?", type=Path, help=f"default: the latest run below {OUTPUTS}/"
-    )
+    parser.add_argument("run_dir", nargs="?", help=f"default: the latest run below {OUTPUTS}/")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-w", "--watch", action="store_true", help="show it until the run ends")
     how.add_argument("--json", action="store_true", help="print status.json, of shards their sum")
@@ -73,11 +78,12 @@ def main(argv: Sequence[str]) -> int:
     how.add_argument("--unpause", action="store_true", help="let a paused run resume")
     arguments = parser.parse_args(argv)
     try:
-        run_dir: Path = arguments.run_dir or find_latest_run(OUTPUTS)
+        typed: str | None = arguments.run_dir
+        run_dir = find_latest_run(OUTPUTS) if typed is None else place(typed)
         if arguments.watch:
             from hv15_batch.status._watch import watch
 
-            return watch(run_dir)
+            return watch(run_dir, refresh=refresher(typed or ""))
         if arguments.json:
             if isinstance(whole := overall_status(run_dir), OverallStatus):
                 show(printable_json(msgspec.json.encode(whole).decode()))

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from hv15_batch.rundir.beneath import open_beneath, served_type
+from hv15_batch.rundir.chosen.beneath import open_beneath, served_type
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB
 

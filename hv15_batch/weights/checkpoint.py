@@ -17,6 +17,7 @@ from typing import Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json, read_text
+from hv15_batch.machine.machine import cache_root as cache_root
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import HubFile, ModelConfig, Weights
 from hv15_batch.weights.files import (
@@ -106,23 +107,6 @@ class Checkpoint:
                 "for this model."
             )
         return self.folder
-
-
-def cache_root() -> Path:
-    """Return this project's cache folder: $XDG_CACHE_HOME (or ~/.cache) / hv15_batch.
-
-    Raises:
-        Refused: XDG_CACHE_HOME is not set, and the home folder is not known.
-    """
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "hv15_batch"
-    try:
-        return Path.home() / ".cache" / "hv15_batch"
-    except RuntimeError as error:
-        raise Refused(
-            "HOME is not set, and this user has no home folder; set HOME, or XDG_CACHE_HOME and "
-            "HF_HOME, to folders that can be written."
-        ) from error
 
 
 def tiny_root() -> Path:

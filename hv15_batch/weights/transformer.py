@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,15 @@ def find_transformer(
 
 def _hashes_file(own: OwnTransformer) -> Path:
     return own.folder.parents[1] / _HASHES
+
+
+def make_transformers(
+    models: Iterable[tuple[ModelConfig, OwnTransformer | None]], say: Callable[[str], None]
+) -> None:
+    """Do `make_transformer` for each model that has such a file."""
+    for model, own in models:
+        if own is not None:
+            make_transformer(own, model, say)
 
 
 def make_transformer(own: OwnTransformer, model: ModelConfig, say: Callable[[str], None]) -> None:

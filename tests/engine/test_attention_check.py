@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +23,12 @@ from hv15_batch.engine.denoise.attention_check import (
     MAX_RELATIVE_ERRORS,
     ROWS,
     check_kernel,
+    judge_kernel,
     make_inputs,
     worst_errors,
 )
 from hv15_batch.engine.denoise.attention_kernels import Heads
+from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import torch_dtype
 from hv15_batch.errors import Refused
 from hv15_batch.model.architectures import read_architecture
@@ -307,3 +311,39 @@ def test_a_backend_is_checked_at_the_start_without_a_transformer(
 def test_a_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no checkpoint in diffusers layout: config"):
         read_heads(Config(model=tiny_model("tiny_t2v")), at(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize(("name", "is_compiled"), [("flex", True), ("sage", False)])
+def test_a_kernel_that_the_compiler_looks_into_is_checked_as_the_run_uses_it(
+    name: str,
+    is_compiled: bool,
+    install: Callable[[Kernel], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(attention)
+    compiled: list[Any] = []
+    compile_ = torch.compile
+
+    def noting(function: Any, **options: Any) -> Any:
+        if isinstance(function, partial):  # flex calls the compiler itself, for its tracing
+            compiled.append(function)
+            return function
+        return compile_(function, **options)
+
+    monkeypatch.setattr(torch, "compile", noting)
+
+    assert check_kernel(name, HEADS, 100, CPU)
+    assert compiled == []
+    assert check_kernel(name, HEADS, 100, CPU, compiles=True)
+    assert bool(compiled) == is_compiled
+
+
+@pytest.mark.exhaustive
+def test_flex_is_right_compiled_too() -> None:
+    before = num_compilations()
+
+    found = judge_kernel("flex", Heads(2, 32, torch.float32), 200, CPU, compiles=True)
+
+    assert "1% is allowed in 16 bits" in found
+    assert num_compilations() > before

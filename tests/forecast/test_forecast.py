@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fakes.command import Answer
 from fakes.forecasts import SETTINGS, config, machine, row
 from fakes.runs import FakeClock
 from omegaconf import OmegaConf
@@ -20,6 +22,7 @@ from hv15_batch.config.compose import run_jobs
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import Refused
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.cheaper import Trial, cheaper_ways
 from hv15_batch.forecast.forecast import machine_with, make_forecast
 from hv15_batch.forecast.pace import Pace, make_pace
@@ -27,7 +30,7 @@ from hv15_batch.forecast.seconds import WRITE_PIXELS_PER_SECOND
 from hv15_batch.machine.cards import find_card
 from hv15_batch.machine.machine import Machine
 from hv15_batch.model.options import conf_dir, model_options
-from hv15_batch.model.variant import Dtype, ModelConfig
+from hv15_batch.model.variant import Dtype, Linear, ModelConfig
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import ClipRecord
 from hv15_batch.run import session
@@ -339,6 +342,9 @@ def asked_for(model: str) -> Config:
     return asked
 
 
+EIGHT_BIT = ("runtime.linear=int8", "runtime.linear=fp8")
+
+
 def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
     guided = replace(SETTINGS, num_inference_steps=50, guidance_scale=6.0, negative_prompt="")
 
@@ -352,8 +358,11 @@ def test_a_distilled_variant_of_the_same_model_is_tried() -> None:
     assert words_of(asked_for("480p_t2v"), guided) == [
         "runtime.compile=true",
         "sampling.cache=static",
+        *EIGHT_BIT,
         "override.num_frames=61",
+        *(f"{words} sampling.cache=static" for words in EIGHT_BIT),
         "sampling.cache=static override.num_frames=61",
+        *(f"{words} override.num_frames=61" for words in EIGHT_BIT),
         *distilled,
         *smaller,
         *(f"{words} sampling.cache=static" for words in (*distilled[:2], *smaller)),
@@ -387,6 +396,7 @@ def test_a_model_with_50_steps_is_offered_the_few_steps_of_others() -> None:
 def test_nothing_is_offered_that_would_make_a_clip_longer_larger_or_turn_it() -> None:
     asked = config()
     asked.runtime.compile = True
+    asked.runtime.linear = Linear.fp8
     asked.sampling.cache = CacheKind.static
     large = replace(SETTINGS, height=720, width=1280)
     small = replace(SETTINGS, height=320, width=576)
@@ -412,6 +422,29 @@ def test_a_cell_of_image_to_video_leaves_the_size_alone_whatever_the_command_has
     asked = asked_for("480p_i2v")
     asked.models = {"480p_t2v": model_options()["480p_t2v"]}
     assert any("override.height" in words for words in words_of(asked, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("card", "hours", "offered"),
+    [
+        ("rtx_4090", 39, ["fp8"]),
+        ("rtx_4090", 40, ["int8", "fp8"]),
+        ("rtx_3090", 85, ["int8"]),  # it has no fp8
+        ("h200", 6.75, ["fp8"]),  # int8 is slower there
+    ],
+)
+def test_8_bit_weights_that_the_card_can_do_are_offered_where_they_are_fast_enough(
+    card: str, hours: float, offered: list[str], command: Callable[..., Answer]
+) -> None:
+    words = ("manifests/rtx4090_200_clips.csv", "--dry-run", f"runtime.card={card}")
+    words += ("runtime.compile=true", "model.weights=random")
+
+    out = command(*words, f"time_limit={hours * 60:.0f}min").out
+
+    found = re.findall(
+        r"^Cheaper: runtime\.linear=(\w+) would .*; quality: (.*)$", out, re.MULTILINE
+    )
+    assert found == [(linear, of_setting(linear)) for linear in offered]
 
 
 def test_what_is_offered_fits_when_it_is_typed(tmp_path: Path) -> None:

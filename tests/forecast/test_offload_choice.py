@@ -11,6 +11,7 @@ from fakes.forecasts import GIB, SETTINGS, config, machine
 
 from hv15_batch.config.settings import Config, DispatchConfig
 from hv15_batch.errors import Refused
+from hv15_batch.forecast._quality import of_setting
 from hv15_batch.forecast.offload import choose_cards, choose_offload
 from hv15_batch.machine.machine import Machine, usable_cpus
 from hv15_batch.machine.nvml import Gpu
@@ -143,6 +144,24 @@ def test_where_nothing_fits_every_profile_is_named_with_its_numbers() -> None:
     assert choose_offload(config(limit=limit), [SETTINGS], machine(24)).kind.name == would_do[1]
     with pytest.raises(Refused):
         choose_offload(config(limit=limit - 0.1), [SETTINGS], machine(24))
+
+
+def test_where_nothing_fits_8_bit_weights_that_would_are_named_with_their_quality() -> None:
+    poor = machine(18, 5)  # too little RAM for every other profile
+    with pytest.raises(Refused) as refused:
+        choose_offload(config(), [SETTINGS], poor)
+
+    for linear in (Linear.int8, Linear.fp8):
+        quality = of_setting(linear.name)
+        words = f"runtime.linear={linear.name} fits with offload=resident (quality: {quality}). "
+        assert words in str(refused.value)
+        found = choose_offload(in_8_bits(config(), linear), [SETTINGS], poor)
+        assert found.kind is OffloadKind.resident
+    old = replace(poor, gpus=(replace(poor.gpus[0], name="NVIDIA GeForce RTX 3090"),))
+    with pytest.raises(Refused) as refused:
+        choose_offload(config(), [SETTINGS], old)
+    assert "runtime.linear=int8 fits" in str(refused.value)
+    assert "runtime.linear=fp8" not in str(refused.value)
 
 
 def test_where_only_large_clips_do_not_fit_smaller_ones_are_advised() -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes.pages import (
@@ -19,6 +20,8 @@ from fakes.pages import (
     settings,
 )
 
+from hv15_batch.errors import Refused, Secondary
+from hv15_batch.report import render
 from hv15_batch.report.command import main
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import read_settings
@@ -144,3 +147,30 @@ def test_clips_csv_is_written_again_too(tmp_path: Path) -> None:
     with RunDir(run_dir).clips_table.open(encoding="utf-8", newline="") as file:
         [row] = csv.DictReader(file)
     assert (row["clip_id"], row["status"], row["prompt"]) == ("a", "ok", "prompt of a")
+
+
+def test_without_plotly_the_line_says_what_is_missing_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setattr(render, "find_spec", lambda name: None)
+
+    with Secondary("the page is not up to date", told.append):
+        render.write_library(tmp_path)
+
+    assert told == [
+        "the page is not up to date (plots need the package plotly, which is not installed; "
+        "install it: pip install plotly)"
+    ]
+
+
+def test_a_plotly_that_lacks_its_library_is_named_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "assets").mkdir()
+    found = SimpleNamespace(origin=str(tmp_path / "plotly" / "__init__.py"))
+    monkeypatch.setattr(render, "find_spec", lambda name: found)
+
+    with pytest.raises(Refused, match=r"plots need .*/plotly/package_data/plotly\.min\.js, which"):
+        render.write_library(tmp_path)

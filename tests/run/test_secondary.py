@@ -12,7 +12,7 @@ from fakes.runs import Project
 
 from hv15_batch.errors import LogSchemaError, Refused, Secondary
 from hv15_batch.report import live
-from hv15_batch.run import _notify, _progress, session
+from hv15_batch.run import _notify, _progress, _results, session
 from hv15_batch.rundir import status, text_log
 
 ERRORS = (
@@ -61,7 +61,7 @@ def _telling() -> Any:
 def test_a_page_or_table_that_fails_is_one_line(
     project: Project, monkeypatch: pytest.MonkeyPatch, place: str, what: str, error: Exception
 ) -> None:
-    monkeypatch.setattr(session, place, raising(error))
+    monkeypatch.setattr(_results, place, raising(error))
 
     ends_as_ever(project)
 
@@ -74,7 +74,8 @@ def test_a_page_or_table_that_fails_is_one_line(
 def test_a_plan_that_cannot_be_worded_is_one_line_at_either_end(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "write_plan", raising(RuntimeError("a bug")))
+    for module in (session, _results):
+        monkeypatch.setattr(module, "write_plan", raising(RuntimeError("a bug")))
 
     ends_as_ever(project)
 
@@ -107,7 +108,7 @@ def test_a_run_that_finds_all_done_ends_well_without_its_page(
     project.run()
     project.run_dir.page.unlink()
     project.run_dir.clips_table.unlink()
-    monkeypatch.setattr(session, "write_page", raising(error))
+    monkeypatch.setattr(_results, "write_page", raising(error))
 
     assert project.run() == 0
 

@@ -35,7 +35,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.model.variant import OffloadKind, Recipe, Weights
 from hv15_batch.record import ClipRecord, asked_record
 from hv15_batch.run import _preflight as preflight
-from hv15_batch.run import session
+from hv15_batch.run import _results, session
 from hv15_batch.rundir.stored import (
     as_omegaconf,
     latest_settings,
@@ -740,7 +740,7 @@ def test_tables_that_cannot_be_written_do_not_hide_how_the_run_ended(
     def no_space(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(session, "write_clips_table", no_space)
+    monkeypatch.setattr(_results, "write_clips_table", no_space)
 
     assert project.run() == 0
     assert project.said[1].startswith("done: 2 clips rendered")

@@ -474,10 +474,10 @@ def test_the_page_that_is_written_last_has_every_clip(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard reads the logs and is overtaken by another before it writes."""
-    from hv15_batch.run import session
+    from hv15_batch.run import _results
 
     monkeypatch.setattr(live, "write_page", lambda run_dir: None)
-    write = session.write_clips_table
+    write = _results.write_clips_table
     seen: list[str] = []
 
     def overtaken(run_dir: RunDir) -> None:
@@ -490,7 +490,7 @@ def test_the_page_that_is_written_last_has_every_clip(
                 pass
         write(run_dir)
 
-    monkeypatch.setattr(session, "write_clips_table", overtaken)
+    monkeypatch.setattr(_results, "write_clips_table", overtaken)
     assert project.run(shard="1/2") == 0
     assert seen == ["first"]
     assert project.run(shard="2/2") == 0

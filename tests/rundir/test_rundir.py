@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hv15_batch.errors import Refused
-from hv15_batch.rundir import paths as rundir
-from hv15_batch.rundir.paths import RunDir, default_run_dir, new_run_id, sweep_folder_name
+from hv15_batch.rundir import names
+from hv15_batch.rundir.names import default_run_dir, new_run_id, sweep_folder_name
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_json, publish_text, publishing, sha256_of_file
 
 
@@ -66,7 +67,7 @@ def test_a_run_id_sorts_after_all_others_also_when_the_clock_was_set_back(
     existing: list[str] = []
     for time in [*times, "2026-11-22T10:00:01"]:
         now = datetime.fromisoformat(time).replace(tzinfo=timezone.utc)
-        monkeypatch.setattr(rundir, "utc_now", lambda now=now: now)
+        monkeypatch.setattr(names, "utc_now", lambda now=now: now)
         existing.append(new_run_id(reversed(existing)))
 
     assert existing == sorted(existing)

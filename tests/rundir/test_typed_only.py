@@ -34,13 +34,18 @@ REACHING = {
     "model.transformer_hub.revision": "is downloaded",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
+    "rewrite.base_url": "is an address that prompts are sent to",
+    "rewrite.model": "turns that on",
+    "rewrite.template": "is a file that is sent there",
     "runtime.attention_backend": "downloads and runs a kernel of the hub",
 }
 """Settings that reach a process, a socket or a download, and how."""
 INWARD = {
     "manifest": "a file that is read",
+    "templates": "all or a number; any other text is refused",
     "run_dir": "a folder of the user",
     "resume": "never stored",
+    "dispatch.workers": "a number, auto or all; any other text is refused",
     "shard": "two whole numbers, k/n; any other text is refused",
     "only": "names of rows",
     "until": "a time",

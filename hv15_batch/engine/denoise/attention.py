@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 
+from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
 from hv15_batch.engine.denoise.attention_check import KernelOff, check_kernel, judge_kernel
 from hv15_batch.engine.denoise.attention_kernels import (
@@ -143,7 +144,8 @@ def check_backend(
             logger.warning("%s", text)
             tell(text)
     backend = resolve_backend(runtime.attention_backend, heads, runtime.mask_free, device)
-    if found := check_kernel(backend, heads, num_tokens, device):
+    compiles = typed_compile(config) is True
+    if found := check_kernel(backend, heads, num_tokens, device, compiles=compiles):
         logger.info("%s: %s", backend, found)
     return backend
 

@@ -7,13 +7,14 @@ the full length of a clip, on inputs that show what a kernel loses.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from hv15_batch.engine.denoise.attention_kernels import Heads, attend
+from hv15_batch.engine.denoise.attention_kernels import Heads, attend, is_packaged
 from hv15_batch.errors import Refused
 from hv15_batch.model.attention import KERNELS, NATIVE
 
@@ -52,7 +53,9 @@ class KernelOff(Exception):
     """A kernel must not be used; the message is half a sentence with the figure."""
 
 
-def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device) -> str | None:
+def check_kernel(
+    name: str, heads: Heads, num_tokens: int, device: torch.device, *, compiles: bool = False
+) -> str | None:
     """Compare a typed backend that is not torch's own with torch's.
 
     Args:
@@ -60,6 +63,7 @@ def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
         heads: of the transformer.
         num_tokens: video and text tokens of a clip.
         device: where it runs.
+        compiles: whether the run compiles its blocks, see `judge_kernel`.
 
     Returns:
         What was found, in words; None of a backend that is not checked.
@@ -70,15 +74,19 @@ def check_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
     if "native" in name:
         return None
     try:
-        return judge_kernel(name, heads, num_tokens, device)
+        return judge_kernel(name, heads, num_tokens, device, compiles=compiles)
     except KernelOff as fault:
         raise Refused(f"runtime.attention_backend={name}: {fault}; use auto.") from fault
 
 
-def judge_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device) -> str:
+def judge_kernel(
+    name: str, heads: Heads, num_tokens: int, device: torch.device, *, compiles: bool = False
+) -> str:
     """Compare a kernel with torch's, on all inputs, head by head and `ROWS` by `ROWS`.
 
-    Takes some 30 KiB of device memory per token: 1.4 GiB for 480x848x121.
+    Takes some 30 KiB of device memory per token: 1.4 GiB for 480x848x121. Where the run compiles, a
+    kernel that the compiler looks into is compiled here too: `flex` is another kernel then, and
+    without it holds all scores at once.
 
     Returns:
         The errors and the limit, in words.
@@ -89,7 +97,7 @@ def judge_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
     """
     bits = KERNELS[name].bits if name in KERNELS else 16
     limit = MAX_RELATIVE_ERRORS[bits]
-    found = list(worst_errors(name, heads, num_tokens, device))
+    found = list(worst_errors(name, heads, num_tokens, device, compiles=compiles))
     worst = max(found, key=lambda it: math.inf if math.isnan(it.error) else it.error)
     if not worst.error <= limit:
         raise KernelOff(
@@ -104,19 +112,24 @@ def judge_kernel(name: str, heads: Heads, num_tokens: int, device: torch.device)
     )
 
 
-def worst_errors(name: str, heads: Heads, num_tokens: int, device: torch.device) -> Iterator[Worst]:
+def worst_errors(
+    name: str, heads: Heads, num_tokens: int, device: torch.device, *, compiles: bool = False
+) -> Iterator[Worst]:
     """Yield where a kernel is furthest from torch, for each kind of inputs.
 
     Raises:
         KernelOff: it fails, writes into its inputs, or returns another shape.
     """
+    run: Callable[..., torch.Tensor] = partial(attend, name)
+    if compiles and not is_packaged(name):
+        run = torch.compile(run, fullgraph=True)
     for kind in INPUTS:
         inputs = make_inputs(kind, heads, num_tokens, device)
         with torch.no_grad():
             reference = attend(NATIVE, *inputs)
             sums = [_checksum(tokens) for tokens in inputs]
             try:
-                found = attend(name, *inputs)
+                found = run(*inputs)
                 changed = [_checksum(tokens) for tokens in inputs] != sums
             except Exception as error:  # third-party kernels raise anything
                 raise KernelOff(

@@ -246,6 +246,9 @@
     if (playable.length > 1) head.appendChild(playAll(clips[0], playable));
     row.appendChild(head);
     if (clips[0].prompt) row.appendChild(textBlock(clips[0].prompt, "prompt"));
+    if (clips[0].promptOriginal && clips[0].promptOriginal !== clips[0].prompt) {
+      row.appendChild(textBlock("rewritten from: " + clips[0].promptOriginal, "prompt quiet"));
+    }
     if (clips[0].image) {
       var image = make("p", "quiet first", "first frame: " + clips[0].image);
       image.dir = "auto";

@@ -57,7 +57,7 @@
   function haystack(clip) {
     if (!texts.has(clip)) {
       // Of an id's hash, in which any digit would be found, only the whole is looked for.
-      var parts = [clip.prompt, clip.id.replace(HASH, ""), clip.rowId, clip.runName, clip.seed, clip.image, clip.problem];
+      var parts = [clip.prompt, clip.promptOriginal, clip.id.replace(HASH, ""), clip.rowId, clip.runName, clip.seed, clip.image, clip.problem];
       parts = parts.concat(clip.otherIds, chips(clip.tags, ": "), chips(clip.differences, " "));
       texts.set(clip, parts.join("\n").toLowerCase());
     }

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
+from hv15_batch.clock import utc_now
 from hv15_batch.dispatch.protocol import Event, Finished, Job, Key
 from hv15_batch.errors import ADVICE, EXIT_STOPPED, Secondary
-from hv15_batch.record import ClipRecord
+from hv15_batch.record import FAILED, ClipRecord
 from hv15_batch.run._run import Run
 from hv15_batch.run.outcome import StopRun
-from hv15_batch.rundir.log import RunLog
+from hv15_batch.run.rendering.recovery import Held, record_of_lost
 
 
 class Watcher(Protocol):
@@ -35,8 +36,9 @@ class Journal:
             run: Has the log's folder, and the pace, which decides what happens.
             onlookers: Only show what happens, so their faults are caught.
         """
-        self._log = RunLog(run.run_dir.own_log, run.run_id)
+        self._log = run.open_log()
         self._pace = run.pace
+        self._known_columns = run.known_columns
         self._onlookers = [
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
             for each in onlookers
@@ -67,6 +69,15 @@ class Journal:
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.heard(event, worker)
+
+    def without_text(self, jobs: Iterable[Job]) -> None:
+        """Log clips whose prompts could not be rewritten; the originals are never rendered."""
+        for job in jobs:
+            self._pace.left_out([job])
+            rewrite, known = job.clip.rewrite, self._known_columns(job.clip.settings.model)
+            why = (rewrite and rewrite.fault) or "its prompt was not asked for"
+            held = Held(job, utc_now())
+            self.heard(Finished(job, record_of_lost(held, known, FAILED, "NotRewritten", why)), 0)
 
     def append(self, record: ClipRecord) -> None:
         """Write a record into the log.

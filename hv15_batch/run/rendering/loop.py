@@ -85,7 +85,8 @@ class Loop:
         self._num_given_up = 0
 
     def _make_queue(self) -> Queue:
-        jobs = map(self._recovery.first_attempt, self._run.todo.to_render)
+        ready = (p for p in self._run.todo.to_render if not p.clip.is_pending)
+        jobs = map(self._recovery.first_attempt, ready)
         if len(self._workers) == 1:
             return Queue(jobs)
         return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
@@ -97,13 +98,17 @@ class Loop:
             Refused: A worker cannot use these settings on this machine.
         """
         todo = self._run.todo.to_render
+        pending = [p for p in todo if p.clip.is_pending]
         with self._signals:
             try:
                 if self._next_job(self._workers[0]):
                     for worker in self._workers:
                         self._start(worker)
-                    self._encode([p.clip for p in todo if not p.is_from_latents])
+                    self._encode([p.clip for p in todo if not (p.is_from_latents or p in pending)])
                     self._progress.rendering(len(todo))
+                if pending:
+                    self._progress.rendering(len(todo))
+                    self.journal.without_text(map(self._recovery.first_attempt, pending))
                 self._render()
                 for worker in self._workers:
                     worker.close()
@@ -270,6 +275,7 @@ class Loop:
         while True:
             self._obey_signals()
             worker, event = next_event(self._workers, POLL_SECONDS)
+            event = self._run.confirmed(event)
             self._progress.tick()
             if isinstance(event, Declined):
                 raise Refused(event.message)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.beneath import open_beneath
+from hv15_batch.rundir.chosen.beneath import open_beneath
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import MIB
 

@@ -20,7 +20,7 @@ from filelock import Timeout
 from hv15_batch.errors import Refused, system_message
 from hv15_batch.redaction import one_line
 from hv15_batch.rundir._lock import RunLock
-from hv15_batch.rundir.beneath import open_beneath
+from hv15_batch.rundir.chosen.beneath import open_beneath
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_text
 from hv15_batch.units import MIB, parse_time, shortened

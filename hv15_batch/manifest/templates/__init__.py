@@ -1,0 +1,1 @@
+"""Prompts as templates: choices, weights and files of words become the prompts of rows."""

@@ -1,0 +1,1 @@
+"""Prompts are rewritten by a server before they are rendered; the user may edit the texts."""

@@ -1,0 +1,157 @@
+"""One request to an OpenAI-style server: what is sent, and what counts as an answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+from hv15_batch.clip import Clip, glyph_texts
+from hv15_batch.config.rewriting import KEY_VARIABLE, URL_VARIABLE, RewriteConfig
+from hv15_batch.files import parse_json
+from hv15_batch.manifest.cells import is_empty, parse_text
+from hv15_batch.redaction import redacted, secret_values
+from hv15_batch.rewrite.asked import Key, Rewriting
+from hv15_batch.units import shortened
+
+TIMEOUT_SECONDS = 120.0
+"""For one answer; a large model on a CPU takes a minute."""
+MAX_RETRIES = 4
+"""After 408, 409, 429, 5xx, a broken connection or a time-out, each time after a longer wait."""
+MAX_ANSWERS = 3
+"""Answers that are taken before a prompt counts as failed for what they hold."""
+MAX_CHARACTERS = 20_000
+"""Of an answer. The encoder reads a thousand tokens."""
+MAX_REASON_CHARACTERS = 300
+_HOPELESS = (401, 403, 404, 405)
+"""Status codes that each further request would get too: a wrong key, address or model."""
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+PIP = "pip install 'hv15_batch[rewrite]'"
+
+
+class NotRewritten(Exception):
+    """A prompt could not be rewritten; the message is for the user."""
+
+    def __init__(self, reason: str, *, is_hopeless: bool = False, is_server: bool = False) -> None:
+        """Take the reason.
+
+        Args:
+            reason: Why.
+            is_hopeless: No other prompt would fare better.
+            is_server: The server did not answer, or with an error.
+        """
+        super().__init__(shortened(redacted(reason), MAX_REASON_CHARACTERS))
+        self.is_hopeless, self.is_server = is_hopeless, is_server
+
+
+def missing_fault(config: RewriteConfig, clips: Iterable[Clip]) -> str | None:
+    """Return what a run lacks to rewrite the prompts of clips, or None.
+
+    Raises:
+        Refused: The address of the environment is none.
+    """
+    if not any(clip.is_pending for clip in clips):
+        return None
+    if find_spec("openai") is None:
+        return f"rewriting prompts needs the client openai; install it with: {PIP}"
+    if config.address(os.environ) is None:
+        return (
+            f"rewrite.model={config.model}: no server is named; type rewrite.base_url=http://... "
+            f"or set {URL_VARIABLE}."
+        )
+    return None
+
+
+class Client:
+    """Asks one server; used by several threads."""
+
+    def __init__(self, config: RewriteConfig, rewriting: Rewriting) -> None:
+        """Make the client; nothing is sent yet."""
+        import openai  # takes a second
+
+        self._errors = openai
+        self._rewriting = rewriting
+        self._client = openai.OpenAI(
+            api_key=os.environ.get(KEY_VARIABLE) or "none",  # a server of one's own asks for none
+            base_url=config.address(os.environ),
+            timeout=TIMEOUT_SECONDS,
+            max_retries=MAX_RETRIES,
+        )
+
+    def rewrite(self, key: Key) -> str:
+        """Return the rewritten prompt.
+
+        Raises:
+            NotRewritten: The server did not answer, or with nothing that can be used.
+        """
+        for number in range(MAX_ANSWERS):
+            try:
+                return checked(key.prompt_original, self._answer(key))
+            except ValueError as error:
+                if number == MAX_ANSWERS - 1:
+                    raise NotRewritten(f"{error} ({MAX_ANSWERS} answers)") from None
+        raise AssertionError
+
+    def close(self) -> None:
+        """End requests that are under way."""
+        self._client.close()
+
+    def _answer(self, key: Key) -> str:
+        """Return the text of an answer.
+
+        Raises:
+            NotRewritten: There is none.
+            ValueError: It is not of the form that such servers answer in.
+        """
+        messages: Any = [
+            {"role": "system", "content": self._rewriting.template_of(key)},
+            {"role": "user", "content": key.prompt_original},
+        ]
+        try:
+            answer = self._client.chat.completions.with_raw_response.create(
+                model=key.rewrite_model, messages=messages
+            )
+            content = answer.content
+        except self._errors.APIStatusError as error:
+            code = error.status_code
+            hint = f"; the key comes from {KEY_VARIABLE}" if code in (401, 403) else ""
+            reason = f"the server answered {code}: {error.message}{hint}"
+            is_hopeless = code in _HOPELESS
+            raise NotRewritten(reason, is_hopeless=is_hopeless, is_server=True) from None
+        except self._errors.OpenAIError as error:
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise NotRewritten(f"{error}{cause}", is_server=True) from None
+        try:
+            text = parse_json(content)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise ValueError("the answer is no chat completion in JSON") from None
+        if not isinstance(text, str):
+            raise ValueError("the answer has no text")
+        return text
+
+
+def checked(original: str, answer: str) -> str:
+    """Return an answer as a prompt: without thoughts before it and quotation marks around it.
+
+    Raises:
+        ValueError: It is empty or too long, or lacks a quoted text of the original.
+    """
+    text = _THOUGHTS.sub("", answer).strip()
+    if len(text) > 1 and (text[0], text[-1]) in (('"', '"'), ("“", "”")):
+        inside = text[1:-1]
+        if glyph_texts(text) == [inside] and inside not in glyph_texts(original):
+            text = inside.strip()  # else all of it would be lettering
+    if is_empty(text):
+        raise ValueError("the answer is empty")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the answer has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
+    parse_text(text)
+    kept = glyph_texts(text)
+    for quoted in glyph_texts(original):
+        if quoted not in kept:
+            raise ValueError(f"the answer lacks the quoted text {shortened(quoted, 60)!r}")
+    if any(value in text for value in secret_values()):
+        raise ValueError("the answer holds a secret of the environment")
+    return text

@@ -1,0 +1,1 @@
+"""Run directories on object storage: private parts of `rundir/store.py`."""

@@ -1,0 +1,255 @@
+"""A run's hold on its directory in the store: lease, status, log, and what the store confirms."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock
+
+from hv15_batch.clock import utc_now
+from hv15_batch.errors import Refused, Secondary, StoreError
+from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
+from hv15_batch.rundir._lock import holder_facts
+from hv15_batch.rundir.log import RunLog, read_records
+from hv15_batch.rundir.paths import ASSETS, RunDir
+from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
+from hv15_batch.rundir.remote.lease import Lease
+from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
+from hv15_batch.rundir.remote.objects import ATTEMPT, add_objects
+from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
+
+STATUS_SECONDS = 15.0
+ORPHAN_AGE = timedelta(hours=24)
+_END = Patience(request_seconds=60.0, retries=3, retry_seconds=30.0)
+"""For page and tables at the end of a run."""
+_UPLOADED = re.compile(
+    rf"(clips|thumbs)/.+\.{ATTEMPT}\.(mp4|mkv|jpg)|latents/[0-9a-f]{{64}}\.{ATTEMPT}\.safetensors"
+    rf"|{FOLDER}/{ATTEMPT}"
+)
+_ATTEMPT = re.compile(rf"\.{ATTEMPT}(?=\.[a-z0-9]+$)")
+UPLOAD_LOST = "UploadLost"
+
+Tell = Callable[[str], None]
+
+
+class StoredRun:
+    """One run in a store, while it holds the lease."""
+
+    def __init__(
+        self, run_dir: RunDir, run_id: str, client: Client, mirror: Mirror, lease: Lease
+    ) -> None:
+        """Take what `holding` has prepared."""
+        self._run_dir = run_dir
+        self._run_id = run_id
+        self._client = client
+        self._mirror = mirror
+        self._lease = lease
+        self._etag_is_md5 = False
+        self._putting = threading.Lock()
+        self._closing = threading.Event()
+
+    def prepare(self, probed: Probed) -> None:
+        """Bring the working folder up to date, and delete what no row names.
+
+        Raises:
+            LogSchemaError: The log cannot be read.
+            StoreError: The store does not answer.
+        """
+        self._etag_is_md5 = probed.etag_is_md5
+        with pull_lock(self._run_dir.path):
+            items = self._mirror.pull(may_put=True)
+        old = probed.now - ORPHAN_AGE
+        with Secondary("objects that no row names were not deleted"):
+            self._client.delete(orphans(items, old, self._named()))
+
+    def _named(self) -> set[str]:
+        named: set[str] = set()
+        for row in read_records(self._run_dir.log, ("file", "latents_file")).to_pylist():
+            named |= {row["file"], row["latents_file"]} - {None}
+        return named
+
+    def put_start(self) -> None:
+        """Put what a later run needs to go on from here; a run needs it before its first row.
+
+        Raises:
+            StoreError: The store does not take it.
+        """
+        run_dir = self._run_dir
+        small = (run_dir.plan, run_dir.decided, run_dir.rows, run_dir.status)
+        with self._putting:
+            self._mirror.push([*map(run_dir.relative, small), *self._run_files()])
+
+    def _run_files(self) -> list[str]:
+        folder = self._run_dir.run_folder(self._run_id)
+        return sorted(self._run_dir.relative(path) for path in folder.glob("[!.]*"))
+
+    def fault(self) -> str | None:
+        """Return why no further clip may start; None while the lease is held."""
+        return self._lease.fault()
+
+    def confirmed(self, record: ClipRecord) -> ClipRecord:
+        """Return a finished clip's record once the store has size and checksum of its file.
+
+        Otherwise the record is that of a failed attempt; the latents are kept.
+        """
+        if record.status not in DONE_STATUSES or record.repeat is not None:
+            return record
+        try:
+            reason = self._doubt(record)
+        except StoreError as error:
+            reason = str(error)
+        if reason is None:
+            return record
+        return replace(
+            record,
+            status=FAILED,
+            error_type=UPLOAD_LOST,
+            error_message=reason,
+            file=None,
+            file_bytes=None,
+            file_sha256=None,
+        )
+
+    def _doubt(self, record: ClipRecord) -> str | None:
+        """Return what differs between a record and its object; None if nothing does."""
+        name = record.file or ""
+        where = f"{self._client.url}/{name}"
+        item = self._client.head(name) if _UPLOADED.fullmatch(name) else None
+        if item is None:
+            return f"{where}: was uploaded and is not in the store"
+        if item.size != record.file_bytes:
+            return f"{where}: has {item.size} bytes instead of {record.file_bytes}"
+        if item.sha256 not in (None, record.file_sha256):
+            return f"{where}: is another upload"
+        if self._etag_is_md5 and item.md5 is not None and item.etag != item.md5:
+            return f"{where}: has other bytes than were uploaded (by its checksum)"
+        return None
+
+    def log(self) -> RunLog:
+        """Return the log of this run, which puts each segment that it writes."""
+        return _StoredLog(self)
+
+    def put_row(self, segment: Path, record: ClipRecord) -> None:
+        """Put a segment with its new row, then let the files here go that the row names.
+
+        Raises:
+            StoreError: The store does not take it; segment and files are kept here.
+        """
+        with self._putting:
+            self._mirror.push([self._run_dir.relative(segment)])
+        done = record.status in DONE_STATUSES and record.repeat is None
+        added = []
+        for name, size in ((record.file, record.file_bytes), (record.latents_file, 0)):
+            if name is not None and _UPLOADED.fullmatch(name):
+                added.append((name, size or 0))
+                if done:
+                    with suppress(OSError):
+                        (self._run_dir.path / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
+        if record.file is not None and done:
+            added.append((f"thumbs/{Path(record.file).stem}.jpg", 0))
+        with suppress(OSError):  # a full disk stops the run where it writes the log
+            add_objects(self._run_dir.path, added)
+
+    def keep(self) -> None:
+        """Renew the lease and put the status, in threads, until `close`."""
+        self._lease.keep()
+        threading.Thread(target=self._keep_status, name="store-status", daemon=True).start()
+
+    def _keep_status(self) -> None:
+        writing = Secondary("the status in the store is not up to date")
+        client = Client(self._client.url, SHORT)  # rows must not wait for it
+        while not self._closing.wait(STATUS_SECONDS):
+            with writing, self._putting:
+                self._mirror.push([self._run_dir.relative(self._run_dir.status)], client)
+
+    def close(self, tell: Tell) -> None:
+        """Put page, tables and the run's folder, and release the lease."""
+        self._closing.set()
+        with Secondary("page and tables in the store are not up to date", tell), self._putting:
+            mirror = Mirror(Client(self._client.url, _END), self._run_dir.path)
+            push_results(mirror, self._run_dir)
+            mirror.push(self._run_files())
+            settings = self._run_dir.run_folder(self._run_id) / "config.yaml"
+            if not settings.exists():  # of a run that was refused
+                mirror.withdraw(self._run_dir.relative(settings))
+        with Secondary("the lease was not released, and ends by itself", tell):
+            self._lease.release()
+
+
+class _StoredLog(RunLog):
+    """A log whose segments are put, each as a whole object, when a row was added."""
+
+    def __init__(self, stored: StoredRun) -> None:
+        super().__init__(stored._run_dir.log, stored._run_id)
+        self._stored = stored
+
+    def append(self, record: ClipRecord) -> None:
+        super().append(record)
+        self._stored.put_row(self.segment, record)
+
+
+def push_results(mirror: Mirror, run_dir: RunDir) -> None:
+    """Put the page and the tables of a working folder.
+
+    Raises:
+        StoreError: The store does not take them.
+    """
+    tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
+    small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
+    assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
+    mirror.push(map(run_dir.relative, (*small, *tables, *assets, run_dir.page)))
+
+
+def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
+    """Return the uploads of a listing that no row names, and that are older than a moment."""
+    thumbs = {f"thumbs/{Path(name).stem}.jpg" for name in named}
+    return [
+        item.name
+        for item in items
+        if item.modified < before
+        and _UPLOADED.fullmatch(item.name)
+        and item.name not in named
+        and item.name not in thumbs
+    ]
+
+
+def pull_lock(folder: Path) -> FileLock:
+    """Return the lock that lets one process at a time bring a working folder up to date."""
+    return FileLock(folder / PULL_LOCK)
+
+
+@contextmanager
+def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[StoredRun]:
+    """Hold the lease of a run directory in the store; the working folder is locked already.
+
+    Raises:
+        Refused: Another run holds it, or the store cannot be used; nothing was changed there.
+        LogSchemaError: The log cannot be read.
+    """
+    try:
+        client = Client(url)
+        probed = probe(client)
+        mirror = Mirror(client, run_dir.path)
+        facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
+        lease = Lease(Client(url, SHORT), facts)
+        lease.acquire(probed.now)
+        stored = StoredRun(run_dir, run_id, client, mirror, lease)
+        try:
+            stored.prepare(probed)
+        except BaseException:
+            with suppress(StoreError):
+                lease.release()
+            raise
+    except StoreError as error:
+        raise Refused(f"run_dir={error}") from error
+    stored.keep()
+    try:
+        yield stored
+    finally:
+        stored.close(tell)

@@ -1,0 +1,174 @@
+"""Keeps a working folder and a run directory in the store alike: small files and log segments.
+
+Clips, latents and thumbnails are not copied; of them the folder has a list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from hv15_batch.errors import LogSchemaError, Refused, StoreError
+from hv15_batch.rundir.log import num_rows
+from hv15_batch.rundir.publish import publishing
+from hv15_batch.rundir.remote import lease
+from hv15_batch.rundir.remote.client import Client, Item
+from hv15_batch.rundir.remote.objects import (
+    NAMES,
+    PULL_LOCK,
+    read_address,
+    write_address,
+    write_objects,
+)
+from hv15_batch.units import GIB
+
+_THREADS = 16
+_MAX_COPY_BYTES = GIB
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_SEGMENT = rf"log/{_NAME}\.parquet"
+_COPIED = re.compile(
+    rf"{_SEGMENT}|runs/{_NAME}/(config\.yaml|system\.json|manifest\.[a-z]+)"
+    r"|status\.json|plan\.csv|decided\.json|rows\.jsonl"
+)
+"""What planning and readers need. A name from the store decides nothing else here."""
+_LISTED = re.compile(r"(clips|latents|thumbs)/[A-Za-z0-9._-]+")
+_OURS = re.compile(rf"(clips|latents|thumbs|log|runs|assets|probe)/.*|{re.escape(lease.NAME)}")
+
+__all__ = ("NAMES", "PULL_LOCK", "Mirror")
+
+
+class Mirror:
+    """A working folder and its run directory in the store."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        """Take both; the folder is made if there is none."""
+        self._client = client
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._address = read_address(folder, client.url)
+        write_address(folder, self._address)
+
+    @property
+    def id(self) -> str:
+        """Tells this folder from those of other machines."""
+        return self._address.id
+
+    def pull(self, may_put: bool = False) -> list[Item]:
+        """Bring the folder up to date by one listing, and return the listing.
+
+        Log segments that an earlier run here could not put are kept.
+
+        Args:
+            may_put: Put those segments; needs the lease.
+
+        Raises:
+            Refused: There are other objects, and no run.
+            StoreError: The store does not answer.
+        """
+        items = self._client.list()
+        self._check_usable(items)
+        listed = {item.name: item for item in items if _COPIED.fullmatch(item.name)}
+        changed = [item for item in listed.values() if not self._is_copy(item)]
+        unsent = [name for name in self._segments_here() if self._is_unsent(name, listed)]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
+            kept = list(pool.map(self._fetch, changed))
+        unsent += [item.name for item, is_kept in zip(changed, kept, strict=True) if is_kept]
+        for name in self._address.copies.keys() - listed.keys() - set(unsent):
+            if _COPIED.fullmatch(name):  # deleted in the store
+                (self._folder / name).unlink(missing_ok=True)
+                del self._address.copies[name]
+        write_objects(self._folder, ((i.name, i.size) for i in items if _LISTED.fullmatch(i.name)))
+        write_address(self._folder, self._address)
+        if may_put:
+            self.push(unsent)
+        return items
+
+    def push(self, names: Iterable[str], client: Client | None = None) -> None:
+        """Put the files that have changed since they were alike in the store.
+
+        Args:
+            names: Relative to the folder; missing files are left out.
+            client: Another one, with other patience.
+
+        Raises:
+            StoreError: The store does not take one.
+        """
+        try:
+            for name in names:
+                path = self._folder / name
+                with suppress(FileNotFoundError):
+                    state = _state(path)
+                    copy = self._address.copies.get(name)
+                    if copy is None or copy[1:] != state:
+                        etag = (client or self._client).put(name, path)
+                        self._address.copies[name] = (etag, *state)
+        finally:
+            write_address(self._folder, self._address)
+
+    def withdraw(self, name: str) -> None:
+        """Delete an object, and forget that it was there."""
+        if self._address.copies.pop(name, None) is not None:
+            self._client.delete([name])
+
+    def _check_usable(self, items: Iterable[Item]) -> None:
+        names = [item.name for item in items]
+        if any(name.startswith(("log/", "runs/")) for name in names):
+            return
+        small = {"status.json", "plan.csv", "decided.json", "rows.jsonl", "index.html", "clips.csv"}
+        if others := sorted(n for n in names if not _OURS.fullmatch(n) and n not in small):
+            raise Refused(
+                f"run_dir={self._client.url}: holds other objects ({', '.join(others[:3])}) and is "
+                "no run directory; name an empty or new folder with run_dir=."
+            )
+
+    def _segments_here(self) -> list[str]:
+        names = (f"log/{path.name}" for path in (self._folder / "log").glob("*.parquet"))
+        return [name for name in names if _COPIED.fullmatch(name)]
+
+    def _is_copy(self, item: Item) -> bool:
+        """Whether the file here is what the store has."""
+        copy = self._address.copies.get(item.name)
+        try:
+            return copy is not None and copy == (item.etag, *_state(self._folder / item.name))
+        except FileNotFoundError:
+            return False
+
+    def _is_unsent(self, name: str, listed: Iterable[str]) -> bool:
+        """Whether a segment here never reached the store, or not with its last row."""
+        copy = self._address.copies.get(name)
+        return name not in listed and (copy is None or copy[1:] != _state(self._folder / name))
+
+    def _fetch(self, item: Item) -> bool:
+        """Copy an object here; return whether the file here was kept, because it has more rows."""
+        if item.size > _MAX_COPY_BYTES:
+            raise StoreError(f"{self._client.url}/{item.name}: has {item.size:,} bytes, too many.")
+        path = self._folder / item.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with publishing(path) as temporary:
+                self._client.fetch(item.name, temporary)
+                if path.is_file() and _has_more_rows(path, temporary):
+                    temporary.write_bytes(path.read_bytes())
+                    return True
+        except FileNotFoundError:  # deleted since it was listed
+            return False
+        self._address.copies[item.name] = (item.etag, *_state(path))
+        return False
+
+
+def _has_more_rows(path: Path, other: Path) -> bool:
+    """Whether a segment here has rows that the store lacks: segments only grow."""
+    if path.suffix != ".parquet":
+        return False
+    try:
+        return num_rows(path) > num_rows(other)
+    except LogSchemaError:  # reading the log reports it
+        return False
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
