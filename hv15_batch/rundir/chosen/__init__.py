@@ -1,1 +1,1 @@
-"""What a person chose in a run directory: ratings, copies of picks, and files that are asked for."""
+"""What a person chose in a run directory: ratings, copies of picks; files that are asked for."""
