@@ -6,12 +6,12 @@ import argparse
 import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hv15_batch.config.messages import Parser
 from hv15_batch.errors import EXIT_REFUSED, EXIT_SIGINT, LogSchemaError, Refused
 from hv15_batch.redaction import show
 from hv15_batch.rundir.paths import find_runs
+from hv15_batch.rundir.remote.address import is_url
 from hv15_batch.rundir.status import OUTPUTS, find_latest_run
 
 USUAL_PORT = 8015
@@ -37,8 +37,13 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_SIGINT
 
 
-def _serve(named: Sequence[Path], port: int | None) -> int:
-    run_dirs = find_runs(*(named or [find_latest_run(OUTPUTS)]))
+def _serve(named: Sequence[str], port: int | None) -> int:
+    for text in filter(is_url, named):
+        raise Refused(
+            f"{text}: view serves run directories on a disk, and the clips of this one are on "
+            f"object storage; hv15-batch report {text} builds the page there."
+        )
+    run_dirs = find_runs(*(named or [str(find_latest_run(OUTPUTS))]))
     # Not at the top: other subcommands need no server.
     from hv15_batch.view._server import View, listen, server_of
 
@@ -68,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         "run_dirs",
         metavar="RUN_DIR",
         nargs="*",
-        type=Path,
         help=f"a run, or the folder of a sweep; default: the latest run below {OUTPUTS}/",
     )
     parser.add_argument(

@@ -174,7 +174,7 @@ def test_the_large_view_is_driven_by_keys(opened: Opened) -> None:
     press(opened, "Escape")
     assert not opened.page.is_visible("[role=dialog]")
     focused = "document.activeElement.getAttribute('aria-label')"
-    assert opened.page.evaluate(focused) == "Play clip fox_s1"
+    wait(opened.page, f"{focused} == 'Play clip fox_s1'")
     assert valuetext(opened, "#clip-fox_s1") == "5 of 5"
     assert opened.page.locator("video").count() == 0
 
