@@ -283,3 +283,11 @@ def test_several_runs_have_their_own_ratings(tmp_path: Path) -> None:
         load(client, Rating(sha("fox"), sha("file a"), "fox", "7", "5", LATE))
         assert read_ratings(RunDir(tmp_path / "s" / "a"))[sha("fox")].rating == "5"
         assert read_ratings(RunDir(tmp_path / "s" / "b"))[sha("fox")].rating == "2"
+
+
+def test_times_at_the_edge_of_the_calendar_are_compared(run_dir: RunDir) -> None:
+    edges = ["0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00"]
+    for first, second in (edges, reversed(edges)):
+        lines = [f"{sha('fox')},,fox,3,{1 + edges.index(t)},{t}" for t in (first, second)]
+        found = parse_ratings("\n".join([",".join(COLUMNS), *lines]), "ratings.csv")
+        assert found[sha("fox")].rating == "2"
