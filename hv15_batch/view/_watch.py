@@ -87,7 +87,7 @@ class Watch:
         self._telling = Secondary("how a run stands is not shown")
         served = serve_page(self.run_dirs, token)
         self.seen = Seen(served, 1, dict.fromkeys(map(key_of, served.data["clips"]), 1), 1)
-        self.seen = replace(self.seen, statuses=self._statuses(None), statuses_version=1)
+        self.seen = replace(self.seen, statuses=self._statuses(served, None), statuses_version=1)
         self._changed = anyio.Event()
         self._looking = anyio.Lock()
 
@@ -133,7 +133,7 @@ class Watch:
                 if prints == self._prints:
                     served = rate_again(seen.served, self.run_dirs)
                 else:
-                    served = serve_page(self.run_dirs, self._token)
+                    served = serve_page(self.run_dirs, self._token, seen.served)
                 seen = _newer(seen, served)
                 self._prints, self._ratings = prints, ratings
             if self._reading.error is not None:
@@ -141,14 +141,22 @@ class Watch:
         now = time.monotonic()
         if seen is not self.seen or fault or now > self._status_at + _STATUS_SECONDS:
             self._status_at = now
-            statuses = self._statuses(fault)
+            statuses = self._statuses(seen.served, fault)
             if statuses != seen.statuses:
                 version = max(seen.version, self.seen.version + 1)
                 seen = replace(seen, statuses=statuses, version=version, statuses_version=version)
         return seen
 
-    def _statuses(self, fault: str | None) -> list[dict[str, Any]]:
-        return [_status_of(run_dir, fault, self._telling) for run_dir in self.run_dirs]
+    def _statuses(self, served: Served, fault: str | None) -> list[dict[str, Any]]:
+        faults = [f"the log cannot be read now: {fault}"] if fault else []
+        return [
+            _status_of(run_dir, faults + _rating_lines(of_ratings), self._telling)
+            for run_dir, of_ratings in zip(self.run_dirs, served.rating_faults, strict=True)
+        ]
+
+
+def _rating_lines(fault: str | None) -> list[str]:
+    return [f"ratings are shown as they were last read: {fault}"] if fault else []
 
 
 def _newer(seen: Seen, served: Served) -> Seen:
@@ -170,11 +178,10 @@ def _newer(seen: Seen, served: Served) -> Seen:
     )
 
 
-def _status_of(run_dir: RunDir, fault: str | None, telling: Secondary) -> dict[str, Any]:
+def _status_of(run_dir: RunDir, lines: list[str], telling: Secondary) -> dict[str, Any]:
     """Return how a run stands, as `hv15-batch status` says it."""
     values: dict[str, Any] = {"name": run_dir.path.name, "isPaused": run_dir.pause.exists()}
     now = utc_now()
-    lines: list[str] = [f"the log cannot be read now: {fault}"] if fault else []
     with telling:
         try:
             status = current_run(run_dir.path)
