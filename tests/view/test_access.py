@@ -149,3 +149,12 @@ def test_a_page_of_another_site_can_follow_a_link_and_load_nothing(client: Clien
             assert client.get(path, **headers).status == 403
         headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
         assert client.get("/", **headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "other", ["theme=dark mode", 'prefs={"a":1}', 'a="b', "a", "(a)=1", "a=1;", "a=\xe9", "a=b=c"]
+)
+def test_cookies_of_other_programs_do_not_shut_the_page(client: Client, other: str) -> None:
+    for text in (f"{other}; {client.cookie}", f"{client.cookie}; {other}"):
+        assert client.get("/", Cookie=text).status == 200
+    assert client.get("/", Cookie=f"{other}; x{client.cookie}").status == 403
