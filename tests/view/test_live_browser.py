@@ -211,3 +211,17 @@ def test_the_live_page_shuts_nobody_out(
         assert faults(opened.page) == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+def test_keys_go_on_after_a_rating_by_mouse_in_the_large_view(
+    opened: Opened, run_dir: RunDir
+) -> None:
+    press(opened, "fox", "Enter")
+    opened.page.evaluate("window.block = document.querySelector('.large .rating')")
+    opened.page.click(".large .reject")
+    wait(opened.page, "!block.isConnected")  # renewed by what the server told
+    assert opened.page.evaluate("document.activeElement.className") == "reject"
+    opened.page.evaluate("document.activeElement.blur()")
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.page.text_content("#large-title") == "sea, seed 7"
+    assert read_ratings(run_dir)[sha("fox")].rating == "x"
