@@ -283,3 +283,12 @@ def test_a_comparison_shows_the_clips_of_its_runs_side_by_side(driver: Any, tmp_
         assert event.value.suggested_filename in ("ratings.one.csv", "ratings.two.csv")
         assert faults(opened.page) == []
         assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+def test_arrows_after_a_click_on_the_stars_go_to_the_next_clip(opened: Opened) -> None:
+    box = opened.page.locator("#clip-sign .stars").bounding_box()
+    opened.page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] / 2)
+    assert valuetext(opened, "#clip-sign") == "3 of 5"
+    press(opened, "ArrowRight", "2")
+    assert valuetext(opened, "#clip-sign") == "3 of 5"
+    assert valuetext(opened, "#clip-sea") == "2 of 5"
