@@ -211,7 +211,7 @@
   function renew(before, clip) {
     var old = cards.get(before);
     if (!old) return;
-    if (old.querySelector("video")) {
+    if (old.isConnected && old.querySelector("video")) {
       setTimeout(renew, 1000, before, clip);
       return;
     }
