@@ -292,3 +292,18 @@ def test_arrows_after_a_click_on_the_stars_go_to_the_next_clip(opened: Opened) -
     press(opened, "ArrowRight", "2")
     assert valuetext(opened, "#clip-sign") == "3 of 5"
     assert valuetext(opened, "#clip-sea") == "2 of 5"
+
+
+def test_a_link_to_a_failure_resets_the_filters_alone(opened: Opened) -> None:
+    page = opened.page
+    page.fill("#size", "600")
+    page.select_option("#least", "2")
+    page.select_option("#sort", "rating")
+    page.select_option("#filter-rating", "5")
+    page.fill("#filter-text", "sign")
+    page.check("#hide-rejected")
+    page.evaluate("document.querySelector('[data-clip]').click()")
+    assert "bad" in opened.cards()
+    fields = ("size", "least", "sort", "filter-rating", "filter-text")
+    assert [page.input_value(f"#{name}") for name in fields] == ["600", "2", "rating", "any", ""]
+    assert not page.is_checked("#hide-rejected")

@@ -401,7 +401,9 @@
   function jump(id) {
     var clip = clips.find(function (item) { return item.id === id; });
     if (!clip) return;
-    byId("toolbar").reset();
+    ["filter-text", "filter-status", "filter-tag"].forEach(function (id) { byId(id).value = ""; });
+    byId("filter-rating").value = "any";
+    byId("hide-rejected").checked = false;
     update();
     hv15.gallery.finish();
     var card = hv15.gallery.cardOf(clip);
