@@ -307,3 +307,18 @@ def test_a_link_to_a_failure_resets_the_filters_alone(opened: Opened) -> None:
     fields = ("size", "least", "sort", "filter-rating", "filter-text")
     assert [page.input_value(f"#{name}") for name in fields] == ["600", "2", "rating", "any", ""]
     assert not page.is_checked("#hide-rejected")
+
+
+def test_ratings_of_the_browser_follow_the_run_not_its_place(driver: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        clips = [clip("fox", 0), clip("sea", 1)]
+        make_run(tmp_path / "runs" / name, clips, clips, is_playable=True)
+    main([str(tmp_path / "runs" / name) for name in ("one", "two")])
+    page = tmp_path / "runs" / "comparison.html"
+    with browsing(driver, page, tmp_path / "p") as opened:
+        opened.page.focus("#clip-1-fox .play")
+        press(opened, "4")
+        main([str(tmp_path / "runs" / name) for name in ("two", "one")])
+        opened.page.reload()
+        assert valuetext(opened, "#clip-fox") == "4 of 5"
+        assert valuetext(opened, "#clip-1-fox") == "not rated"
