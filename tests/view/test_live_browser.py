@@ -229,7 +229,7 @@ def test_keys_go_on_after_a_rating_by_mouse_in_the_large_view(
 
 def test_a_rating_moves_no_list_and_no_focus(opened: Opened, run_dir: RunDir) -> None:
     page = opened.page
-    card = "document.activeElement.closest('.card').id"
+    card = "document.activeElement.closest('.card')?.id"
     page.select_option("#sort", "rating")
     before = opened.cards()
     page.evaluate("window.old = document.querySelector('#clip-sea')")
