@@ -114,7 +114,7 @@ class _Load(msgspec.Struct, forbid_unknown_fields=True):
 
 def _load(watch: Watch, body: bytes) -> Said:
     """Take over ratings that a page from the disk saved; of two of one clip the later counts."""
-    loaded = parse_ratings(_read(body, _Load).text, "ratings.csv")
+    loaded = parse_ratings(_read(body, _Load).text, "ratings.csv", keeps_cleared=True)
     clips = watch.seen.served.data["clips"]
     files = {(clip["settings"], clip["sha"]) for clip in clips}
     taken: set[str] = set()
@@ -139,9 +139,13 @@ def _load(watch: Watch, body: bytes) -> Said:
 
 def _merge(meant: Mapping[str, Rating], taken: set[str], ratings: dict[str, Rating]) -> None:
     for key, rating in meant.items():
-        if key not in ratings or is_newer(rating, ratings[key]):
+        if key in ratings and not is_newer(rating, ratings[key]):
+            continue
+        taken.add(key)
+        if rating.rating:
             ratings[key] = rating
-            taken.add(key)
+        else:
+            ratings.pop(key, None)
 
 
 class _Pick(msgspec.Struct, forbid_unknown_fields=True):

@@ -125,6 +125,9 @@ def test_changes_stay_in_the_browser_and_are_saved_with_the_others(
     values = {rating.row_id: rating.rating for rating in saved.values()}
     assert values == {"fox": "x", "sign": "5", 'gone, "row"': "2"}
     assert saved[sha("fox_s1")].file_sha256 == sha("file fox_s1")
+    text = (tmp_path / "ratings.csv").read_text(encoding="utf-8")
+    assert parse_ratings(text, "", keeps_cleared=True)[sha("fox_s0")].rating == ""
+    assert "load ratings.csv of hv15-batch view" in opened.page.text_content("#toast")
     assert saved[sha("sign")].file_sha256 == sha("an earlier file")  # not looked at again
     assert (run_dir / "ratings.csv").read_bytes() == before
 

@@ -313,3 +313,19 @@ def test_a_spoilt_file_is_said_and_the_last_known_ratings_stay(
         news = next(n for n in events if n["clips"])
         assert news["clips"][0]["rating"]["value"] == "2"
         assert "header" not in str(client.view.watch.seen.statuses)
+
+
+def test_a_loaded_row_without_a_rating_clears_an_older_one(client: Client, run_dir: RunDir) -> None:
+    for name in ("fox", "sea"):
+        assert rate(client, name, "4") == 200
+    cleared = {
+        name: Rating(sha(name), sha(f"file {name}"), name, "7", "", at)
+        for name, at in (("fox", LATE), ("sea", EARLY), ("sky", LATE))
+    }
+
+    said = client.post("/load", {"text": format_ratings(cleared)}).json()["said"]
+
+    assert said == "loaded 2 ratings, 1 older than what is here"
+    assert list(read_ratings(run_dir)) == [sha("sea")]
+    ratings_file(run_dir).write_text(format_ratings(cleared), encoding="utf-8")
+    assert read_ratings(run_dir) == {}

@@ -324,7 +324,7 @@
       say("Saved. Render it with: " + hv15.picks.download(clips).join(" and "));
     });
     byId("save-ratings").addEventListener("click", function () {
-      say("Saved: " + hv15.ratings.download().join(", ") + ". Put it into the run directory.");
+      say("Saved: " + hv15.ratings.download().join(", ") + ". Load it with load ratings.csv of hv15-batch view.");
     });
   }
 

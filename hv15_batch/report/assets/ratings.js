@@ -86,13 +86,14 @@
 
   const cell = (text) => (/[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text);
 
-  /* The text of a run's ratings.csv; ratings of clips that are not on this page are kept. */
+  /* The text of a run's ratings.csv; ratings of clips that are not on this page are kept. What was
+     cleared here is a row without a rating, which clears where the file is loaded. */
   function csv(run) {
     const rows = (hv15.data.otherRatings || []).filter((other) => other.run === run)
       .map((other) => other.cells);
     hv15.clips.all.forEach(function (clip) {
       const entry = entryOf(clip);
-      if (clip.run !== run || !entry || !entry.value) return;
+      if (clip.run !== run || !entry) return;
       rows.push([clip.settings, entry.sha, clip.rowId, clip.seed, entry.value, entry.at]);
     });
     return [COLUMNS].concat(rows).map((row) => row.map(cell).join(",") + "\r\n").join("");

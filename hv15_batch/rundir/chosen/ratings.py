@@ -45,7 +45,7 @@ class Rating:
     row_id: str
     seed: str
     rating: str
-    """One of `VALUES`."""
+    """One of `VALUES`; empty where a page from the disk cleared it."""
     rated_at: str
     """ISO 8601, UTC."""
 
@@ -83,12 +83,13 @@ def read_ratings(run_dir: RunDir) -> dict[str, Rating]:
         raise Refused(f"{path}: no UTF-8; save it as UTF-8, or move it.") from error
 
 
-def parse_ratings(text: str, name: str) -> dict[str, Rating]:
+def parse_ratings(text: str, name: str, keeps_cleared: bool = False) -> dict[str, Rating]:
     """Return the ratings that a text holds; of two of one clip the later.
 
     Args:
         text: Of a ratings.csv.
         name: Of the file, for messages.
+        keeps_cleared: Whether clips are returned whose rating was cleared; theirs is empty.
 
     Raises:
         Refused: it is no ratings.csv, or a line of it is no rating.
@@ -106,7 +107,7 @@ def parse_ratings(text: str, name: str) -> dict[str, Rating]:
                 found[rating.settings_sha256] = rating
     except csv.Error as error:
         raise Refused(f"{name}:{reader.line_num}: no CSV ({error}).") from error
-    return found
+    return {key: rating for key, rating in found.items() if rating.rating or keeps_cleared}
 
 
 def _checked(row: Mapping[str, str | None], place: str) -> Rating:
@@ -117,8 +118,9 @@ def _checked(row: Mapping[str, str | None], place: str) -> Rating:
         fault = "settings_sha256", "must be a SHA-256 in hexadecimal digits"
     elif rating.file_sha256 and _HASH.fullmatch(rating.file_sha256) is None:
         fault = "file_sha256", "must be a SHA-256 in hexadecimal digits, or empty"
-    elif rating.rating not in VALUES:
-        fault = "rating", "must be 1, 2, 3, 4, 5 or x"
+    elif rating.rating not in VALUES and (rating.rating or not rating.rated_at):
+        # Cleared is what has a time; a line that was cut off has none.
+        fault = "rating", "must be 1, 2, 3, 4, 5 or x, or empty with a time"
     elif not _is_time(rating.rated_at):
         fault = "rated_at", "must be a time such as 2026-11-30T07:00:00+00:00"
     if fault is not None:
