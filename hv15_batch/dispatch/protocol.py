@@ -22,6 +22,7 @@ from hv15_batch.weights.checkpoint import Checkpoint
 WORKER_DIED = "WorkerDied"
 WORKER_STALLED = "WorkerStalled"
 GPU_LOST = "GpuLost"
+DECLINED = "Declined"
 
 Key = tuple[str, int | None]
 """A clip's `settings_sha256`, and which repetition of a benchmark it is."""
@@ -66,6 +67,8 @@ class ExecutorSpec:
     """Models after that of `config`."""
     only_card: str | None = None
     """UUID of the one card that it may see; None where no other executor has a card."""
+    num_workers: int = 1
+    """Executors that render this run at a time; on the CPU they share its cores."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
 

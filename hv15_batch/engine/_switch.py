@@ -68,8 +68,10 @@ class ModelSwitch:
         weights = config.model.weights
         # By default torch uses all cores of the machine, of which a container may have few. Small
         # tensors gain nothing from threads, and lose much where others use the cores.
-        torch.set_num_threads(1 if weights is Weights.tiny else usable_cpus())
         device = execution_device(config)
+        sharing = spec.num_workers if device.type == "cpu" else 1
+        threads = 1 if weights is Weights.tiny else max(usable_cpus() // sharing, 1)
+        torch.set_num_threads(threads)
         placement = Placement(model.offload, device, cache_root() / "blocks")
         models = LoadedModels(config, model.checkpoint, placement, vae)
         models.attention = self._attention.get(name, models.attention)

@@ -67,7 +67,8 @@ class ClipRenderer:
         self._spec = spec
         self._run_dir = RunDir(spec.run_dir)
         self._devices = [execution_device(model.config) for model in spec.models.values()]
-        if spec.budget_bytes is not None and all(d.type == "cpu" for d in self._devices):
+        needs_card = spec.budget_bytes is not None or spec.only_card is not None
+        if needs_card and all(d.type == "cpu" for d in self._devices):
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
         self._samplers = {device: make_sampler(device) for device in self._devices}
         self._switch = ModelSwitch(spec)

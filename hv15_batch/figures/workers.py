@@ -33,8 +33,8 @@ class WorkerFigures:
     idle_share: float | None
     """Of the same time; its own start of loading counts as work."""
     times_as_long: float | None
-    """Median over its clips of their seconds over the median of all workers with such a card, for
-    the same size and settings; None where there are too few."""
+    """Median over its clips of their seconds over the median of the other workers with such a
+    card, for the same size and settings; None where there are too few."""
     last_seen: datetime
 
     @property
@@ -108,8 +108,9 @@ def _paces(
     ratios: dict[tuple[str, str, str], list[float]] = {}
     for by_worker in seconds.values():
         if len(by_worker) > 1:
-            usual = statistics.median(map(statistics.median, by_worker.values()))
+            medians = {key: statistics.median(taken) for key, taken in by_worker.items()}
             for key, taken in by_worker.items():
+                usual = statistics.median(m for other, m in medians.items() if other != key)
                 ratios.setdefault(key, []).extend(each / usual for each in taken)
     return {key: statistics.median(of) for key, of in ratios.items() if len(of) >= MIN_CLIPS}
 

@@ -72,7 +72,8 @@ def time_left(
         current: Of each clip that is being rendered, its kind and the seconds that it has taken so
             far; at most its expected time counts.
         num_workers: How many render at a time. Several are idle for a part of a clip at the end:
-            (1 - 1 / n) / 2 of the shortest one, the mean over all numbers of equal clips.
+            (1 - 1 / n) / 2 of the shortest one, the mean over all numbers of equal clips, while
+            more clips wait than there are workers. No end is before that of the longest clip.
     """
     spread = ASSUMED_SPREAD[basis.name]
     known = {kind: [m.seconds for m in found] for kind, found in measured.items()}
@@ -92,11 +93,21 @@ def time_left(
             unseen += count * predicted[kind]
         total += count * mean
         means[kind] = mean
-    total -= sum(min(passed, means[kind]) for kind, passed in current if kind in means)
+    # Of each current clip what is left of it, and of the others their kinds.
+    begun = [(kind, max(means[kind] - passed, 0.0)) for kind, passed in current if kind in means]
+    waiting = Counter(counts)
+    waiting.subtract(Counter(kind for kind, _ in begun))
+    total -= sum(means[kind] for kind, _ in begun) - sum(left for _, left in begun)
     # A prediction has the same error for every clip of a kind, so errors do not average out.
     variance += (unseen * max(ratio_deviation, spread * ratio)) ** 2
-    tail = min(means.values(), default=0.0) * (1 - 1 / num_workers) / 2
-    p50 = total / num_workers + tail
+    tail = 0.0
+    if sum(waiting.values()) > num_workers:
+        tail = min(means.values()) * (1 - 1 / num_workers) / 2
+    longest = max(
+        [*(left for _, left in begun), *(means[k] for k, n in waiting.items() if n > 0)],
+        default=0.0,
+    )
+    p50 = max(total / num_workers + tail, longest)
     return TimeLeft(p50, p50 + NORMAL_90 * math.sqrt(variance) / num_workers, basis)
 
 

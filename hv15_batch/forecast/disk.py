@@ -63,18 +63,19 @@ class DiskNeed:
         return sum(num_bytes <= free_bytes for num_bytes in needed)
 
 
-def disk_need(todo: Sequence[PlannedClip], config: Config) -> DiskNeed:
+def disk_need(todo: Sequence[PlannedClip], config: Config, num_workers: int = 1) -> DiskNeed:
     """Return the bytes of disk that rendering these clips needs.
 
     Args:
         todo: Clips in the order of rendering; finished ones are ignored.
         config: Decides whether latents are kept.
+        num_workers: How many write at a time.
     """
     todo = [p for p in todo if not p.is_done]
     largest = max((_writing_bytes(p.clip.settings) for p in todo), default=0)
     return DiskNeed(
         encode_bytes=_embedding_bytes(todo),
-        next_bytes=SPARE_BYTES + CLIPS_IN_WRITING * largest,
+        next_bytes=SPARE_BYTES + num_workers * CLIPS_IN_WRITING * largest,
         clip_bytes=tuple(_clip_bytes(p, config.keep_latents) for p in todo),
     )
 

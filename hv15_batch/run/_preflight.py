@@ -145,7 +145,7 @@ def find_hindrances(
         num_workers: How many render at a time on this machine.
     """
     config, run_dir = asked.config, asked.run_dir
-    need = disk_need(todo.to_render, config)
+    need = disk_need(todo.to_render, config, num_workers)
     others = _weights_claims(asked, todo) if lacks_weights(asked, todo) else []
     for own, checkpoint in asked.models(todo):
         others += _conversion_claims(own, checkpoint)

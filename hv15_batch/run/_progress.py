@@ -144,6 +144,10 @@ class Progress:
             else:
                 print(text, file=self._out, flush=True)
 
+    def say_of(self, worker: int, text: str) -> None:
+        """Print a line about a worker."""
+        self.say(self._crew.named(worker, text))
+
     @_shown
     def submitted(self, job: Job, worker: int = 0) -> None:
         """Show that a clip was handed to a worker."""

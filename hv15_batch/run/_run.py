@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__
+from hv15_batch.clip import Group
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
@@ -144,6 +145,7 @@ class Run:
             budget_bytes=next(filter(None, (c.budget_bytes for c in offloads.values())), None),
             gpu=self.gpus[worker],
             only_card=card.uuid if len(self.cards) > 1 and (card := self.cards[worker]) else None,
+            num_workers=len(self.cards),
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
             compile_is_auto=typed_compile(self.config) is None,
@@ -173,9 +175,13 @@ class Run:
             return event
         return replace(event, record=self.store.confirmed(event.record))
 
-    def load_seconds(self, job: Job) -> float:
-        """Return the predicted seconds before a worker of another group renders a clip."""
-        return self.forecast.of(job.clip.settings).start.seconds if self.forecast else 0.0
+    def load_seconds(self, job: Job, own: Group | None) -> float:
+        """Return the predicted seconds before a worker of the group `own` renders a clip."""
+        group = job.clip.settings.group
+        if self.forecast is None or (own is not None and own[:3] == group[:3]):
+            return 0.0  # only the LoRAs differ, which takes seconds
+        start = self.forecast.of(job.clip.settings).start
+        return start.seconds - start.encode_seconds
 
     def gate(self, job: Job, worker: int = 0) -> Verdict:
         """Return whether a clip may start: disk and lease decide first, then the clock."""
@@ -255,7 +261,7 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         choices,
         forecast,
         make_pace(forecast, asked.run_dir, rules.clock, todo.to_render, len(choices)),
-        disk_need(todo.to_render, asked.config),
+        disk_need(todo.to_render, asked.config, len(cards)),
         compilations,
     )
 
@@ -310,5 +316,5 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
         cards=run.cards[:num_workers],
         choices=run.choices[:num_workers],
         pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render, num_workers),
-        disk=disk_need(todo.to_render, asked.config),
+        disk=disk_need(todo.to_render, asked.config, num_workers),
     )

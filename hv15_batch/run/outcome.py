@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.protocol import Stepped
-from hv15_batch.errors import EXIT_OK, EXIT_SIGINT
+from hv15_batch.errors import EXIT_OK, EXIT_SIGINT, EXIT_SOME_FAILED
 from hv15_batch.figures.workers import slow_lines, worker_figures
 from hv15_batch.files import read_below
 from hv15_batch.manifest.read import Manifest
@@ -90,6 +90,17 @@ class StopRun(Exception):
 
 
 MAX_SHOWN_FAILURES = 5
+
+
+def ended(records: list[ClipRecord], num_todo: int, num_given_up: int) -> Outcome:
+    """Return the outcome of a run that tried all of its clips but those that were given up."""
+    failed = sum(r.status == FAILED for r in records)
+    message = f"{failed} of {counted(num_todo, 'clip')} failed"
+    if num_given_up:
+        message += f", {num_given_up} given up"
+    if failed or num_given_up:
+        return Outcome(EXIT_SOME_FAILED, "failed", message, records)
+    return Outcome(EXIT_OK, "done", "", records)
 
 
 def headline(run_dir: RunDir, todo: Todo) -> str:

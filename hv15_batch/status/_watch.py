@@ -133,7 +133,8 @@ def _follow(watched: _Watched, out: TextIO) -> None:
             show(_text(watched.run_dir, seen), file=out)
             return
         if isinstance(seen, Status) and not watched.is_waiting:
-            news = (seen.state, seen.done, seen.failed, seen.suspect, seen.clip_id)
+            clip = None if seen.workers else seen.clip_id  # of several each step brings another
+            news = (seen.state, seen.done, seen.failed, seen.suspect, clip)
             if news != shown:
                 shown = news
                 show(_line(seen), file=out)

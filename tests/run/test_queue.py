@@ -63,7 +63,7 @@ def test_several_take_the_longest_first_and_equal_ones_in_the_order_of_the_plan(
 def test_each_worker_begins_with_a_group_of_its_own() -> None:
     jobs = [job(f"{model}{n}", 5, model) for model in "ab" for n in range(6)]
 
-    begun = drain(Queue(jobs, seconds, lambda _: 100.0), 2, load=100.0)
+    begun = drain(Queue(jobs, seconds, lambda _job, _own: 100.0), 2, load=100.0)
 
     by_worker = {number: {name[0] for _, n, name in begun if n == number} for number in (0, 1)}
     assert sorted(map(sorted, by_worker.values())) == [["a"], ["b"]]
@@ -75,7 +75,7 @@ def test_a_worker_changes_its_group_only_if_loading_takes_less_than_it_saves(
 ) -> None:
     jobs = [job("b0", 21, "b"), *(job(f"a{n}", 5, "a") for n in range(8))]
 
-    begun = drain(Queue(jobs, seconds, lambda _: load), 2, load=load)
+    begun = drain(Queue(jobs, seconds, lambda _job, _own: load), 2, load=load)
 
     helper = next(number for _, number, name in begun if name == "b0")
     assert (len([1 for _, number, _ in begun if number == helper]) > 1) == changes
@@ -119,7 +119,7 @@ def test_the_predicted_course_is_that_of_the_queue() -> None:
     jobs = [job(f"{m}{n}", 4 * (n % 5) + 1, m) for m in "abc" for n in range(40)]
     load = 30.0
     for workers in (1, 2, 3, 5, 8, 64):
-        begun = drain(Queue(jobs, seconds, lambda _: load), workers, load)
+        begun = drain(Queue(jobs, seconds, lambda _job, _own: load), workers, load)
         frames = {each.clip.row_id: seconds(each) for each in jobs}
         loaded: dict[int, str] = {}
         ends = []
@@ -155,3 +155,24 @@ def test_several_workers_share_the_time_that_is_left() -> None:
     assert alone.p50_seconds == pytest.approx(720)
     assert four.p50_seconds == pytest.approx((720 - 4 * 30) / 4 + 60 * 0.75 / 2)
     assert four.p90_seconds >= four.p50_seconds
+
+
+@pytest.mark.parametrize(
+    ("counts", "current", "seconds"),
+    [
+        ({"long": 8}, [("long", 0.0)] * 8, 600),
+        ({"long": 8}, [("long", 590.0)] * 8, 10),
+        ({"long": 1}, [("long", 0.0)], 600),
+        ({"short": 7, "huge": 1}, [("short", 0.0)] * 7 + [("huge", 0.0)], 3600),
+        ({"huge": 1}, [("huge", 1000.0)], 2600),
+    ],
+)
+def test_a_run_of_several_workers_ends_with_its_longest_clip(
+    counts: dict[str, int], current: list[tuple[str, float]], seconds: float
+) -> None:
+    lengths = {"short": 60.0, "long": 600.0, "huge": 3600.0}
+    measured = {kind: [Measured(length, 1.0)] * 5 for kind, length in lengths.items()}
+
+    left = time_left(counts, lengths, measured, EtaBasis.measured, current, num_workers=8)
+
+    assert left.p50_seconds == pytest.approx(seconds)

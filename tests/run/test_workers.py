@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 from fakes.runs import FakeRenderer, Project, fake_local_executor
 
+from hv15_batch.clip import Clip
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
 from hv15_batch.dispatch.local import LocalExecutor
-from hv15_batch.dispatch.protocol import ExecutorSpec
+from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
 from hv15_batch.errors import Refused
+from hv15_batch.record import ClipRecord
 from hv15_batch.report.render import write_page
 from hv15_batch.run.rendering import loop
 from hv15_batch.rundir.status import read_status
@@ -52,8 +55,8 @@ def test_two_workers_render_each_clip_once(project: Project) -> None:
     assert len(project.records()) == 12
     assert min(places(project).values()) >= 1
     assert set(places(project)) == {"local-0-0", "local-1-0"}
-    encodings = (project.folder / "journal.txt").read_text().count("encode")
-    assert encodings == 1, "texts are encoded once, by one worker"
+    encodings = (project.folder / "journal.txt").read_text().splitlines()[:2]
+    assert encodings == ["encode 12"] * 2, "by one worker, and then the other finds all encoded"
 
     assert run(project) == 0
     assert len(project.records()) == 12, "everything is done"
@@ -246,3 +249,55 @@ def test_a_worker_that_never_starts_is_given_up(
     assert code == 0
     assert set(places(project)) == {"local-1-0"}
     assert "worker 0 is given up" in capsys.readouterr().out
+
+
+def test_a_worker_that_was_held_back_by_a_pause_goes_on_at_once(project: Project) -> None:
+    project.write("id,prompt", "long,sleep 6", *(f"r{n},sleep 0.2 {n}" for n in range(3)))
+    journal = project.folder / "journal.txt"
+
+    def pause() -> None:
+        while not journal.exists() or journal.read_text().count("denoise") < 2:
+            time.sleep(0.02)
+        project.run_dir.pause.touch()
+        time.sleep(1.0)
+        project.run_dir.pause.unlink()
+
+    thread = threading.Thread(target=pause, daemon=True)
+    thread.start()
+    assert run(project) == 0
+    thread.join(10)
+    assert [r["row_id"] for r in project.records()][-1] == "long", "the others did not wait for it"
+
+
+class DeclinesLate(FakeRenderer):
+    """Cannot render on the second worker's card."""
+
+    def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
+        if self._spec.worker_id.startswith("local-1"):
+            raise Refused("runtime.attention_backend=flash: not on this card")
+        return super().render(job, emit)
+
+
+def test_a_worker_that_declines_leaves_its_clips_to_the_others(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", *(f"r{n},sleep 0.2 {n}" for n in range(6)))
+
+    assert project.run(lambda spec: LocalExecutor(spec, DeclinesLate), dispatch=TWO) == 0
+    assert [r["status"] for r in project.records()] == ["ok"] * 6
+    assert "worker 1 is given up, 1 worker left: runtime.att" in capsys.readouterr().out
+
+
+class Declines(FakeRenderer):
+    """Cannot render anywhere."""
+
+    def encode(self, clips: Sequence[Clip], emit: Callable[[Event], None]) -> None:
+        raise Refused("runtime.linear=fp8: not on these cards")
+
+
+def test_a_run_that_every_worker_declines_is_refused(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+
+    with pytest.raises(Refused, match="not on these cards"):
+        project.run(lambda spec: LocalExecutor(spec, Declines), dispatch=TWO)
+    assert project.records() == []

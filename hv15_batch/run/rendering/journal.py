@@ -79,6 +79,11 @@ class Journal:
             held = Held(job, utc_now())
             self.heard(Finished(job, record_of_lost(held, known, FAILED, "NotRewritten", why)), 0)
 
+    def record_of(self, lost: Held, status: str, error_type: str, message: str) -> ClipRecord:
+        """Return a record for an attempt whose worker wrote none."""
+        known = self._known_columns(lost.job.clip.settings.model)
+        return record_of_lost(lost, known, status, error_type, message)
+
     def append(self, record: ClipRecord) -> None:
         """Write a record into the log.
 

@@ -1,7 +1,4 @@
-"""The loop: hand clips to the workers, take records, log, status, stop rules.
-
-No torch. The loop decides which clip is next and when to stop. The workers render the clips.
-"""
+"""The loop: hand clips to the workers, take records, decide when to stop. No torch."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch.protocol import (
+    DECLINED,
     GPU_LOST,
     Declined,
     Died,
@@ -25,19 +22,14 @@ from hv15_batch.dispatch.protocol import (
     Note,
     Stepped,
 )
-from hv15_batch.errors import (
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    EXIT_STOPPED,
-    Refused,
-)
+from hv15_batch.errors import EXIT_STOPPED, Refused
 from hv15_batch.record import FAILED, INTERRUPTED
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import Run
-from hv15_batch.run.outcome import Outcome, StopRun
+from hv15_batch.run.outcome import Outcome, StopRun, ended
 from hv15_batch.run.rendering.journal import Journal, Watcher
 from hv15_batch.run.rendering.queue import Queue
-from hv15_batch.run.rendering.recovery import Recovery, record_of_lost
+from hv15_batch.run.rendering.recovery import Recovery
 from hv15_batch.run.rendering.signals import Demand, Signals
 from hv15_batch.run.rendering.supervisor import Supervisor, lost_gpu, next_event
 from hv15_batch.run.schedule import Stop, Wait
@@ -49,8 +41,7 @@ WAIT_SECONDS = 0.5
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
 
-_NEW_WORKER = Loading("PyTorch")
-"""What a new worker loads before its first event."""
+_NEW_WORKER = Loading("PyTorch")  # before its first event
 
 
 class Loop:
@@ -81,6 +72,7 @@ class Loop:
         self._queue = self._make_queue()
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
+        self._is_held_back = False
         self._groups = {p.clip.settings.group for p in run.todo.to_render}
         self._num_given_up = 0
 
@@ -117,14 +109,7 @@ class Loop:
             finally:
                 for worker in self._workers:
                     worker.kill()
-        records = self.journal.records
-        failed = sum(r.status == FAILED for r in records)
-        message = f"{failed} of {len(todo)} clip{'' if len(todo) == 1 else 's'} failed"
-        if self._num_given_up:
-            message += f", {self._num_given_up} given up"
-        if failed or self._num_given_up:
-            return Outcome(EXIT_SOME_FAILED, "failed", message, records)
-        return Outcome(EXIT_OK, "done", "", records)
+        return ended(self.journal.records, len(todo), self._num_given_up)
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -139,31 +124,45 @@ class Loop:
         encoder, is_last_try = self._workers[0], False
         while True:
             encoder.encode(clips)  # finished encodings stay on the disk
-            event = self._next_event_of(encoder)
-            if isinstance(event, EncodingEnded):
-                return
-            assert isinstance(event, Died), event
-            if is_last_try and not event.was_up:
-                self._retire(encoder, self._recovery.unfit(event.reason))
+            event = self._until_encoded([encoder], encoder)
+            if event is None:
+                break
+            if event.error_type == DECLINED or (is_last_try and not event.was_up):
+                self._retire(encoder, self._recovery.unfit(event))
                 encoder, is_last_try = self._working[0], False
                 continue
-            self._say(encoder, f"{event.reason} while encoding; starting another one")
+            self._progress.say_of(
+                encoder.place, f"{event.reason} while encoding; starting another one"
+            )
             self._start(encoder)
             if is_last_try:
                 self._progress.say("from here on each clip is encoded just before it is rendered")
                 return
             is_last_try = True
+        others = [worker for worker in self._working if worker is not encoder]
+        for worker in others:
+            worker.encode(clips)  # all is on the disk: they choose and check their kernels
+        self._until_encoded(others)
 
-    def _next_event_of(self, encoder: Supervisor) -> Event:
-        """Return the next event of one worker, while the others have nothing to do."""
-        while True:
+    def _until_encoded(
+        self, workers: Sequence[Supervisor], encoder: Supervisor | None = None
+    ) -> Died | None:
+        """Wait until these workers have encoded; return the death of `encoder`.
+
+        Another one that dies is replaced.
+        """
+        waiting = list(workers)
+        while waiting:
             worker, event = self._next_event()
-            if worker is encoder:
-                worker.kill() if isinstance(event, Died) else None
-                return event
             if isinstance(event, Died):
+                if worker is encoder:
+                    worker.kill()
+                    return event
                 self._bury(worker, event)
                 self._replace(worker, event)
+            if worker in waiting and isinstance(event, Died | EncodingEnded):
+                waiting.remove(worker)
+        return None
 
     def _render(self) -> None:
         """Render the jobs of the queue."""
@@ -199,6 +198,7 @@ class Loop:
 
     def _submit(self) -> None:
         """Hand each free worker its next clip, unless there is a reason to wait or to stop."""
+        self._is_held_back = False
         for worker in self._working:
             if self._queue and not worker.current.rendering:
                 self._submit_to(worker)
@@ -215,7 +215,7 @@ class Loop:
         if not worker.is_up:
             self._start(worker)  # after a wait
         elif reason:
-            self._say(worker, f"The worker is replaced {reason}.")
+            self._progress.say_of(worker.place, f"The worker is replaced {reason}.")
             worker.recycle()
             self._tell(worker, _NEW_WORKER)
         self._queue.take(job)
@@ -248,6 +248,7 @@ class Loop:
                 self._stop_reason = verdict.reason
                 break
             if self._is_busy:
+                self._is_held_back = True
                 break
             if verdict != waited:
                 for each in self._workers:
@@ -270,15 +271,21 @@ class Loop:
 
     # -- events -------------------------------------------------------------------------------
 
-    def _next_event(self) -> tuple[Supervisor, Event]:
-        """Return the next event that the loop must act on. Watchers get every event."""
+    def _next_event(self) -> tuple[Supervisor, Event | None]:
+        """Return the next event that the loop must act on. Watchers get every event.
+
+        None comes while a free worker is held back by a wait that may be over.
+        """
         while True:
             self._obey_signals()
             worker, event = next_event(self._workers, POLL_SECONDS)
             event = self._run.confirmed(event)
             self._progress.tick()
             if isinstance(event, Declined):
-                raise Refused(event.message)
+                is_first = len(self._working) == 1 and not self.journal.has_rows
+                if is_first or len(self._workers) == 1:
+                    raise Refused(event.message)
+                event = Died(event.message, DECLINED, was_up=False)
             if isinstance(event, Died):
                 time.sleep(SIGNAL_GRACE_SECONDS)
                 self._obey_signals()
@@ -291,6 +298,8 @@ class Loop:
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(worker, event)
+            elif self._is_held_back:
+                return worker, None
             if not isinstance(event, Note | Loading | Encoded | Stepped | None):
                 return worker, event
 
@@ -299,14 +308,7 @@ class Loop:
         worker.current.heard(event)
         self.journal.heard(event, worker.place)
 
-    def _known(self, job: Job) -> dict[str, Any]:
-        return self._run.known_columns(job.clip.settings.model)
-
     # -- deaths -------------------------------------------------------------------------------
-
-    def _say(self, worker: Supervisor, text: str) -> None:
-        where = f"worker {worker.place}: " if len(self._workers) > 1 else ""
-        self._progress.say(f"{where}{text}")
 
     def _start(self, worker: Supervisor) -> None:
         worker.start()
@@ -327,7 +329,7 @@ class Loop:
         for held in lost:
             record = event.record if held.job.key == rendering else None
             why = (FAILED, event.error_type, event.reason)
-            record = record or record_of_lost(held, self._known(held.job), *why)
+            record = record or self.journal.record_of(held, *why)
             self._tell(worker, Finished(held.job, record))
             job = self._recovery.another_attempt(held)
             if job is None:
@@ -340,13 +342,14 @@ class Loop:
     def _replace(self, worker: Supervisor, event: Died) -> None:
         """Start another worker where one died, unless that has no prospect."""
         message = self._recovery.hopeless(event.reason, worker.place)
-        if message is None and event.error_type == GPU_LOST and len(self._working) > 1:
+        is_lost = event.error_type == GPU_LOST and len(self._working) > 1
+        if is_lost or event.error_type == DECLINED:
             message = event.reason
         if message is not None:
             self._retire(worker, message)
-            return
-        self._say(worker, f"{event.reason}; starting another one")
-        self._start(worker)
+        else:
+            self._progress.say_of(worker.place, f"{event.reason}; starting another one")
+            self._start(worker)
 
     def _retire(self, worker: Supervisor, reason: str) -> None:
         """Leave the clips to the other workers.
@@ -380,7 +383,7 @@ class Loop:
         name = self._signals.cause.name
         for lost in worker.current.let_go():
             why = (name, "stopped by the user")
-            self.journal.append(record_of_lost(lost, self._known(lost.job), INTERRUPTED, *why))
+            self.journal.append(self.journal.record_of(lost, INTERRUPTED, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
 
     def _stop_interrupted(self) -> None:
@@ -393,5 +396,5 @@ class Loop:
             worker.kill()
         for worker in self._workers:
             self._interrupt(worker)
-        name = self._signals.cause.name
-        raise StopRun(self._signals.exit_code, "interrupted", f"interrupted by {name}")
+        message = f"interrupted by {self._signals.cause.name}"
+        raise StopRun(self._signals.exit_code, "interrupted", message)

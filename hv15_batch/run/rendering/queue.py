@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 from hv15_batch.clip import Group
-from hv15_batch.dispatch.protocol import Job
+from hv15_batch.dispatch.protocol import Job, Key
 
 
 class Queue:
@@ -20,7 +21,7 @@ class Queue:
         self,
         jobs: Iterable[Job],
         seconds: Callable[[Job], float] | None = None,
-        load_seconds: Callable[[Job], float] = lambda _: 0.0,
+        load_seconds: Callable[[Job, Group | None], float] = lambda _job, _own: 0.0,
     ) -> None:
         """Take the jobs in the order of the plan.
 
@@ -29,19 +30,29 @@ class Queue:
             seconds: Returns how long a job takes, for several workers; None keeps the order.
             load_seconds: Returns how long a worker of another group loads before a job.
         """
-        self._seconds = seconds
+        self._is_shared = seconds is not None
         self._load_seconds = load_seconds
+        self._seconds: dict[Key, float] = {}
+        self._left: defaultdict[Group | None, float] = defaultdict(float)
+        """Seconds of work that are left in each group."""
         self._jobs: dict[Group | None, list[Job]] = {}
         """By group, the next one last."""
         for job in jobs:
-            self._jobs.setdefault(self._key(job), []).append(job)
-        for waiting in self._jobs.values():
             if seconds is not None:
-                waiting.sort(key=seconds, reverse=True)  # stable: equal ones in the plan's order
+                self._seconds[job.key] = seconds(job)
+            self._add(job)
+        for waiting in self._jobs.values():
+            if self._is_shared:  # a stable order: equal ones stay in the plan's
+                waiting.sort(key=lambda job: self._seconds[job.key], reverse=True)
             waiting.reverse()
 
+    def _add(self, job: Job) -> None:
+        key = self._key(job)
+        self._jobs.setdefault(key, []).append(job)
+        self._left[key] += self._seconds.get(job.key, 0.0)
+
     def _key(self, job: Job) -> Group | None:
-        return None if self._seconds is None else job.clip.settings.group
+        return job.clip.settings.group if self._is_shared else None
 
     def __len__(self) -> int:
         return sum(map(len, self._jobs.values()))
@@ -53,14 +64,16 @@ class Queue:
     def put_back(self, jobs: Iterable[Job]) -> None:
         """Take jobs that are tried again, the next one last: they go before all others."""
         for job in jobs:
-            self._jobs.setdefault(self._key(job), []).append(job)
+            self._add(job)
 
     def take(self, job: Job) -> None:
         """Remove a job that is handed to a worker."""
-        waiting = self._jobs[self._key(job)]
+        key = self._key(job)
+        waiting = self._jobs[key]
+        self._left[key] -= self._seconds.get(job.key, 0.0)
         del waiting[next(n for n in reversed(range(len(waiting))) if waiting[n] is job)]
         if not waiting:
-            del self._jobs[self._key(job)]
+            del self._jobs[key], self._left[key]
 
     def drop(self, groups: Collection[Group]) -> list[Job]:
         """Remove and return the jobs of these groups."""
@@ -68,8 +81,9 @@ class Queue:
         for key, waiting in list(self._jobs.items()):
             dropped += [job for job in waiting if job.clip.settings.group in groups]
             waiting[:] = [job for job in waiting if job.clip.settings.group not in groups]
+            self._left[key] = sum((self._seconds.get(job.key, 0.0) for job in waiting), 0.0)
             if not waiting:
-                del self._jobs[key]
+                del self._jobs[key], self._left[key]
         return dropped
 
     def next_for(
@@ -89,17 +103,17 @@ class Queue:
             rendering: `denoise_sha256` of clips that other workers render. A job that shares one
                 waits for its latents.
         """
-        if self._seconds is None:
+        if not self._is_shared:
             return self._last_free(None, rendering)
         if job := self._last_free(own, rendering):
             return job
         best, most = None, 0.0
-        for group, waiting in self._jobs.items():
+        for group in self._jobs:
             job = None if group is None or group == own else self._last_free(group, rendering)
             if job is None or group is None:
                 continue
-            others, left = elsewhere.get(group, 0), sum(map(self._seconds, waiting))
-            load = self._load_seconds(job)
+            others, left = elsewhere.get(group, 0), self._left[group]
+            load = self._load_seconds(job, own)
             if own is not None and others and left <= others * load:
                 continue  # loading takes longer than it saves
             if best is None or left / (others + 1) > most:

@@ -17,6 +17,7 @@ from hv15_batch.clip import Clip, Group
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
+    DECLINED,
     GPU_LOST,
     Died,
     Event,
@@ -200,9 +201,11 @@ class Recovery:
         )
 
     @staticmethod
-    def unfit(reason: str) -> str:
-        """Return why the run must stop if no worker starts."""
-        return f"{reason}, twice before its first clip; look at run.log for the cause"
+    def unfit(event: Died) -> str:
+        """Return why no worker is started again where none was of use."""
+        if event.error_type == DECLINED:
+            return event.reason
+        return f"{event.reason}, twice before its first clip; look at run.log for the cause"
 
     def give_up(self, queue: Queue, groups: Collection[Group]) -> GivenUp | None:
         """Take the clips of groups with too many bad clips in a row out of the queue.

@@ -208,7 +208,7 @@ def make_supervisors(run: Run, start: Start) -> list[Supervisor]:
             place,
             gpu,
         )
-        for place, gpu in enumerate(run.gpus)
+        for place, gpu in enumerate(run.cards)
     ]
 
 
@@ -216,7 +216,7 @@ def _maker(run: Run, start: Start, place: int) -> Callable[[Mapping[str, Offload
     """Return what makes the workers of one card, which are numbered from 0."""
     spec = run.spec(start.lock_descriptor, place)
     numbers = itertools.count()
-    prefix = f"local-{place}" if len(run.gpus) > 1 else "local"
+    prefix = f"local-{place}" if len(run.cards) > 1 else "local"
 
     def make_executor(offloads: Mapping[str, OffloadKind]) -> Executor:
         run.pace.started_worker(place)
