@@ -35,6 +35,7 @@ from hv15_batch.report._read import NOT_RENDERED, RunData, read_run
 from hv15_batch.report.render import (
     GALLERY_ASSETS,
     Live,
+    finite,
     render,
     write_assets,
     write_data,
@@ -135,7 +136,7 @@ def comparison_of(
         "otherRatings": [r for n, run in enumerate(runs) for r in other_ratings(run, n)],
     }
     html = render("comparison.html.j2", values)
-    return Compared(html, data, compared, named, common, shown, numbers)
+    return Compared(html, finite(data), compared, named, common, shown, numbers)
 
 
 def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict[str, Any]]:

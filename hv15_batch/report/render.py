@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,7 +63,7 @@ def page_of(
         price = (run.last_settings.get("report") or {}).get("price_per_kwh")
     page = make_page(run, utc_now(), price, place)
     limits = {"max_listed": MAX_LISTED, "max_groups": MAX_GROUPS_AT_HEAD}
-    return render("page.html.j2", {"page": page, "live": live, **limits}), page.data
+    return render("page.html.j2", {"page": page, "live": live, **limits}), finite(page.data)
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,17 @@ def plotly_file() -> Path:
 def write_data(folder: Path, name: str, data: Any) -> None:
     """Write what a page's scripts read, as a script that sets `hv15.data`."""
     publish_text(folder / ASSETS / name, format_data(data))
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-able data with null for each number that JSON lacks, such as NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return value
 
 
 def format_data(data: Any) -> str:

@@ -17,6 +17,7 @@ from hv15_batch.report._gallery import Place, rating_view
 from hv15_batch.report._read import RunData, read_rated, read_run
 from hv15_batch.report.render import DATA, LIVE_ASSETS, Live, asset, page_of, plotly_file
 from hv15_batch.rundir.chosen.beneath import served_type
+from hv15_batch.rundir.chosen.ratings import Rating
 from hv15_batch.rundir.paths import ASSETS, RunDir
 
 MEDIA = "media"
@@ -34,38 +35,63 @@ class Served:
     """`clips` are all clips of the runs, in the page's order."""
     files: dict[str, tuple[int, str]]
     """Number of the run and path below it, by address."""
+    ratings: list[dict[str, Rating]]
+    """Of each run; the last that could be read."""
+    rating_faults: list[str | None]
+    """Of each run: why those of now cannot be read."""
 
 
-def serve_page(run_dirs: Sequence[RunDir], token: str) -> Served:
+def serve_page(run_dirs: Sequence[RunDir], token: str, before: Served | None = None) -> Served:
     """Return the live page of some runs.
 
     Args:
         run_dirs: The runs.
         token: What the page's scripts send with a change.
+        before: The page as it was; its ratings are kept where those of now cannot be read.
 
     Raises:
         Refused: a folder is no run directory.
         LogSchemaError: a log cannot be read.
     """
     runs = [_served(read_run(run_dir)) for run_dir in run_dirs]
+    faults = [run.ratings_fault for run in runs]
+    ratings = _known([(run.ratings, run.ratings_fault) for run in runs], before)
+    # The fault stands in the box of the run, which is kept up to date.
+    runs = [
+        replace(run, ratings=known, ratings_fault=None)
+        for run, known in zip(runs, ratings, strict=True)
+    ]
     files = {address: file for n, run in enumerate(runs) for address, file in _files(n, run)}
     if len(runs) == 1:
         html, data = page_of(runs[0], place=Place(f"{MEDIA}/0/"), live=Live(token))
-        return Served(html, DATA, data, files)
+        return Served(html, DATA, data, files, ratings, faults)
     runs = named_apart(runs, common_folder([run_dir.path for run_dir in run_dirs]))
     places = [Place(f"{MEDIA}/{n}/", n, run.folder) for n, run in enumerate(runs)]
     page = comparison_of(runs, places, dict.fromkeys((run.folder for run in runs), ""), Live(token))
-    return Served(page.html, COMPARISON_DATA, page.data, files)
+    return Served(page.html, COMPARISON_DATA, page.data, files, ratings, faults)
 
 
 def rate_again(served: Served, run_dirs: Sequence[RunDir]) -> Served:
     """Return a page with the ratings of now; nothing else is read."""
-    rated = [read_rated(run_dir)[0] for run_dir in run_dirs]
+    read = [read_rated(run_dir) for run_dir in run_dirs]
+    rated = _known(read, served)
     clips = [
         {**clip, "rating": rating_view(rated[clip["run"]], clip["settings"])}
         for clip in served.data["clips"]
     ]
-    return replace(served, data={**served.data, "clips": clips})
+    faults = [fault for _, fault in read]
+    data = {**served.data, "clips": clips}
+    return replace(served, data=data, ratings=rated, rating_faults=faults)
+
+
+def _known(
+    read: Sequence[tuple[dict[str, Rating], str | None]], before: Served | None
+) -> list[dict[str, Rating]]:
+    """Return the ratings of each run; those of before where they cannot be read now."""
+    return [
+        before.ratings[n] if fault and before else ratings
+        for n, (ratings, fault) in enumerate(read)
+    ]
 
 
 def _served(run: RunData) -> RunData:

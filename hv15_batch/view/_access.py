@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -49,7 +48,7 @@ class Gate:
 
         Args:
             app: What lies behind.
-            port: That the server listens on; part of the cookie's name.
+            port: That the server listens on.
             page_token: What the page's scripts send with a change.
             tell: Called with a new address when the one before was used.
         """
@@ -57,7 +56,6 @@ class Gate:
         self._port = port
         self._page_token = page_token
         self._tell = tell
-        self._cookie = f"hv15_{port}"
         self._session = secrets.token_hex(TOKEN_BYTES)
         self._token = secrets.token_hex(TOKEN_BYTES)
         self._spent: set[str] = set()
@@ -85,25 +83,29 @@ class Gate:
             return _refused("this server answers to 127.0.0.1, localhost and [::1] only")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("GET, HEAD or POST\n", 405, {"allow": "GET, HEAD, POST"})
-        is_known = self._is_known(headers.getlist("cookie"))
+        is_known = self._is_known(headers.getlist("cookie"), hosts[0])
         tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token")
         if tokens and scope["method"] == "GET" and scope["path"] == "/":
-            return self._exchange(tokens[-1], is_known)
+            return self._exchange(tokens[-1], is_known, hosts[0])
         if not is_known:
             return _refused(_NO_COOKIE)
         if _is_foreign(headers):
             return _refused("a page of another site asked for this")
         return self._write_fault(headers) if scope["method"] == "POST" else None
 
-    def _is_known(self, cookies: Iterable[str]) -> bool:
-        for text in cookies:
-            try:
-                found = SimpleCookie(text).get(self._cookie)
-            except CookieError:
-                continue
-            if found is not None and _is_same(found.value, self._session):
-                return True
-        return False
+    def _cookie(self, host: str) -> str:
+        """Return the cookie's name: browsers share cookies between ports, also of tunnels."""
+        port = host.rpartition("]")[2].partition(":")[2]
+        return f"hv15_{port or self._port}"
+
+    def _is_known(self, cookies: Iterable[str], host: str) -> bool:
+        names = (self._cookie(host), self._cookie(""))
+        # Not by a parser: it gives up at a cookie of another program that it does not understand.
+        pairs = (pair.partition("=") for text in cookies for pair in text.split(";"))
+        return any(
+            name.strip() in names and _is_same(value.strip(), self._session)
+            for name, _, value in pairs
+        )
 
     def _write_fault(self, headers: Headers) -> Response | None:
         """Return the refusal of a change that the page's own script did not ask for."""
@@ -116,7 +118,7 @@ class Gate:
             return PlainTextResponse("JSON only\n", 415)
         return None
 
-    def _exchange(self, token: str, is_known: bool) -> Response:
+    def _exchange(self, token: str, is_known: bool, host: str) -> Response:
         """Return the redirect that sets the cookie; the token counts once."""
         if token in self._spent and is_known:
             return RedirectResponse("/", 303)
@@ -125,7 +127,8 @@ class Gate:
         self._spent.add(self._token)
         self._token = secrets.token_hex(TOKEN_BYTES)
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(self._cookie, self._session, path="/", httponly=True, samesite="strict")
+        name = self._cookie(host)
+        answer.set_cookie(name, self._session, path="/", httponly=True, samesite="strict")
         self._tell(self.address)
         return answer
 

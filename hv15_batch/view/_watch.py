@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 from hv15_batch.clock import utc_now
-from hv15_batch.errors import LogSchemaError, Refused, reason_of
+from hv15_batch.errors import Refused, Secondary, reason_of
 from hv15_batch.report.served import Served, rate_again, serve_page
 from hv15_batch.rundir.chosen.ratings import ratings_file
 from hv15_batch.rundir.paths import RunDir
@@ -83,9 +83,11 @@ class Watch:
         self._prints = [_print_of(run_dir) for run_dir in self.run_dirs]
         self._ratings = [_ratings_of(run_dir) for run_dir in self.run_dirs]
         self._status_at = 0.0
+        self._reading = Secondary("the page is not up to date")
+        self._telling = Secondary("how a run stands is not shown")
         served = serve_page(self.run_dirs, token)
         self.seen = Seen(served, 1, dict.fromkeys(map(key_of, served.data["clips"]), 1), 1)
-        self.seen = replace(self.seen, statuses=self._statuses(None), statuses_version=1)
+        self.seen = replace(self.seen, statuses=self._statuses(served, None), statuses_version=1)
         self._changed = anyio.Event()
         self._looking = anyio.Lock()
 
@@ -126,27 +128,35 @@ class Watch:
         fault = None
         ratings = [_ratings_of(run_dir) for run_dir in self.run_dirs]
         if prints != self._prints or ratings != self._ratings:
-            try:
+            with self._reading:  # what fails is shown, and tried again
                 # A page of thousands of clips takes seconds; somebody who rates does not wait.
                 if prints == self._prints:
                     served = rate_again(seen.served, self.run_dirs)
                 else:
-                    served = serve_page(self.run_dirs, self._token)
+                    served = serve_page(self.run_dirs, self._token, seen.served)
                 seen = _newer(seen, served)
                 self._prints, self._ratings = prints, ratings
-            except (Refused, LogSchemaError, OSError) as error:  # shown, and tried again
-                fault = reason_of(error)
+            if self._reading.error is not None:
+                fault = reason_of(self._reading.error)
         now = time.monotonic()
         if seen is not self.seen or fault or now > self._status_at + _STATUS_SECONDS:
             self._status_at = now
-            statuses = self._statuses(fault)
+            statuses = self._statuses(seen.served, fault)
             if statuses != seen.statuses:
                 version = max(seen.version, self.seen.version + 1)
                 seen = replace(seen, statuses=statuses, version=version, statuses_version=version)
         return seen
 
-    def _statuses(self, fault: str | None) -> list[dict[str, Any]]:
-        return [_status_of(run_dir, fault) for run_dir in self.run_dirs]
+    def _statuses(self, served: Served, fault: str | None) -> list[dict[str, Any]]:
+        faults = [f"the log cannot be read now: {fault}"] if fault else []
+        return [
+            _status_of(run_dir, faults + _rating_lines(of_ratings), self._telling)
+            for run_dir, of_ratings in zip(self.run_dirs, served.rating_faults, strict=True)
+        ]
+
+
+def _rating_lines(fault: str | None) -> list[str]:
+    return [f"ratings are shown as they were last read: {fault}"] if fault else []
 
 
 def _newer(seen: Seen, served: Served) -> Seen:
@@ -168,20 +178,22 @@ def _newer(seen: Seen, served: Served) -> Seen:
     )
 
 
-def _status_of(run_dir: RunDir, fault: str | None) -> dict[str, Any]:
+def _status_of(run_dir: RunDir, lines: list[str], telling: Secondary) -> dict[str, Any]:
     """Return how a run stands, as `hv15-batch status` says it."""
     values: dict[str, Any] = {"name": run_dir.path.name, "isPaused": run_dir.pause.exists()}
     now = utc_now()
-    lines: list[str] = [f"the log cannot be read now: {fault}"] if fault else []
-    try:
-        status = current_run(run_dir.path)
-    except Refused as error:
-        return {**values, "isActive": False, "lines": [*lines, str(error)]}
-    if isinstance(status, Holder):
-        _, *said = format_start(run_dir.path, status, now).splitlines()
-        return {**values, "isActive": True, "lines": [*lines, *said]}
-    _, *said = format_status(run_dir.path, status, now).splitlines()
-    return {**values, **_numbers(status), "lines": [*lines, *said]}
+    with telling:
+        try:
+            status = current_run(run_dir.path)
+        except Refused as error:  # it has not begun
+            return {**values, "isActive": False, "lines": [*lines, str(error)]}
+        if isinstance(status, Holder):
+            _, *said = format_start(run_dir.path, status, now).splitlines()
+            return {**values, "isActive": True, "lines": [*lines, *said]}
+        _, *said = format_status(run_dir.path, status, now).splitlines()
+        return {**values, **_numbers(status), "lines": [*lines, *said]}
+    reason = reason_of(telling.error) if telling.error is not None else ""
+    return {**values, "isActive": False, "lines": [*lines, f"the status cannot be read: {reason}"]}
 
 
 def _numbers(status: Status) -> dict[str, Any]:

@@ -283,3 +283,42 @@ def test_a_comparison_shows_the_clips_of_its_runs_side_by_side(driver: Any, tmp_
         assert event.value.suggested_filename in ("ratings.one.csv", "ratings.two.csv")
         assert faults(opened.page) == []
         assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+def test_arrows_after_a_click_on_the_stars_go_to_the_next_clip(opened: Opened) -> None:
+    box = opened.page.locator("#clip-sign .stars").bounding_box()
+    opened.page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] / 2)
+    assert valuetext(opened, "#clip-sign") == "3 of 5"
+    press(opened, "ArrowRight", "2")
+    assert valuetext(opened, "#clip-sign") == "3 of 5"
+    assert valuetext(opened, "#clip-sea") == "2 of 5"
+
+
+def test_a_link_to_a_failure_resets_the_filters_alone(opened: Opened) -> None:
+    page = opened.page
+    page.fill("#size", "600")
+    page.select_option("#least", "2")
+    page.select_option("#sort", "rating")
+    page.select_option("#filter-rating", "5")
+    page.fill("#filter-text", "sign")
+    page.check("#hide-rejected")
+    page.evaluate("document.querySelector('[data-clip]').click()")
+    assert "bad" in opened.cards()
+    fields = ("size", "least", "sort", "filter-rating", "filter-text")
+    assert [page.input_value(f"#{name}") for name in fields] == ["600", "2", "rating", "any", ""]
+    assert not page.is_checked("#hide-rejected")
+
+
+def test_ratings_of_the_browser_follow_the_run_not_its_place(driver: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        clips = [clip("fox", 0), clip("sea", 1)]
+        make_run(tmp_path / "runs" / name, clips, clips, is_playable=True)
+    main([str(tmp_path / "runs" / name) for name in ("one", "two")])
+    page = tmp_path / "runs" / "comparison.html"
+    with browsing(driver, page, tmp_path / "p") as opened:
+        opened.page.focus("#clip-1-fox .play")
+        press(opened, "4")
+        main([str(tmp_path / "runs" / name) for name in ("two", "one")])
+        opened.page.reload()
+        assert valuetext(opened, "#clip-fox") == "4 of 5"
+        assert valuetext(opened, "#clip-1-fox") == "not rated"

@@ -149,3 +149,29 @@ def test_a_page_of_another_site_can_follow_a_link_and_load_nothing(client: Clien
             assert client.get(path, **headers).status == 403
         headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
         assert client.get("/", **headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "other", ["theme=dark mode", 'prefs={"a":1}', 'a="b', "a", "(a)=1", "a=1;", "a=\xe9", "a=b=c"]
+)
+def test_cookies_of_other_programs_do_not_shut_the_page(client: Client, other: str) -> None:
+    for text in (f"{other}; {client.cookie}", f"{client.cookie}; {other}"):
+        assert client.get("/", Cookie=text).status == 200
+    assert client.get("/", Cookie=f"{other}; x{client.cookie}").status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_two_tunnels_do_not_share_a_cookie(run_dir: Path, host: str) -> None:
+    with serving(run_dir, is_let_in=False) as client:
+        browser = {}  # like a browser, which keeps one cookie of each name for all ports
+        for port in ("8016", "8017"):
+            answer = client.send("GET", client.path_with_token, {"Host": f"{host}:{port}"})
+            name, _, value = answer.headers["set-cookie"].partition(";")[0].partition("=")
+            assert name == f"hv15_{port}"
+            browser[name] = value if port == "8016" else "of another server"
+        cookies = "; ".join(f"{name}={value}" for name, value in browser.items())
+
+        assert client.get("/", Host=f"{host}:8016", Cookie=cookies).status == 200
+        assert client.get("/", Host=f"{host}:8017", Cookie=cookies).status == 403
+        answer = client.send("GET", client.path_with_token, {"Host": host})
+        assert answer.headers["set-cookie"].startswith(f"hv15_{client.port}=")

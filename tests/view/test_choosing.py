@@ -24,6 +24,7 @@ from hv15_batch.rundir.chosen.ratings import (
     ratings_file,
     read_ratings,
 )
+from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
 
 LATE = "2999-01-01T00:00:00+00:00"
@@ -283,3 +284,32 @@ def test_several_runs_have_their_own_ratings(tmp_path: Path) -> None:
         load(client, Rating(sha("fox"), sha("file a"), "fox", "7", "5", LATE))
         assert read_ratings(RunDir(tmp_path / "s" / "a"))[sha("fox")].rating == "5"
         assert read_ratings(RunDir(tmp_path / "s" / "b"))[sha("fox")].rating == "2"
+
+
+def test_times_at_the_edge_of_the_calendar_are_compared(run_dir: RunDir) -> None:
+    edges = ["0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00"]
+    for first, second in (edges, reversed(edges)):
+        lines = [f"{sha('fox')},,fox,3,{1 + edges.index(t)},{t}" for t in (first, second)]
+        found = parse_ratings("\n".join([",".join(COLUMNS), *lines]), "ratings.csv")
+        assert found[sha("fox")].rating == "2"
+
+
+def test_a_spoilt_file_is_said_and_the_last_known_ratings_stay(
+    client: Client, run_dir: RunDir
+) -> None:
+    rate(client, "fox", "4")
+    good = ratings_file(run_dir).read_text(encoding="utf-8")
+    with client.events() as events:
+        next(events)
+        ratings_file(run_dir).write_text(good.replace(",", ";"), encoding="utf-8")
+        news = next(n for n in events if "its header lacks" in str(n.get("statuses")))
+        assert any("as they were last read" in line for line in news["statuses"][0]["lines"])
+        RunLog(run_dir.log, "20261124T230000-0001-bbbb").append(clip("later", 3))
+        news = next(n for n in events if n["clips"])
+        assert [c["id"] for c in news["clips"]] == ["later_c"]  # and the rating of fox is kept
+        assert client.view.watch.seen.served.data["clips"][0]["rating"]["value"] == "4"
+
+        ratings_file(run_dir).write_text(good.replace(",4,", ",2,"), encoding="utf-8")
+        news = next(n for n in events if n["clips"])
+        assert news["clips"][0]["rating"]["value"] == "2"
+        assert "header" not in str(client.view.watch.seen.statuses)

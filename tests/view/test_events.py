@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes.pages import RUN_ID, failed, make_run, make_status, moving_clip, record
 from fakes.runs import Project
 from fakes.served import serving
@@ -117,3 +118,32 @@ def test_a_run_of_this_program_is_followed_to_its_end(tmp_path: Path) -> None:
         runner.join()
         assert codes == [0]
         first(events, lambda n: n.get("statuses", [{}])[0].get("state") == "done")
+
+
+def test_a_number_that_json_lacks_is_left_out(tmp_path: Path) -> None:
+    clips = [record("a", fps=float("nan"), denoise_seconds=float("inf")), record("b", 1)]
+    one = make_run(tmp_path / "one", clips, clips)
+    two = make_run(tmp_path / "two", clips, clips)
+    for runs in ([one], [one, two]):
+        with serving(*runs) as client, client.events() as events:
+            assert next(events)["clips"][0]["fps"] is None
+            assert client.get(f"/assets/{client.view.watch.seen.served.data_name}").status == 200
+
+
+def test_the_watcher_outlives_what_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = make_run(tmp_path / "run", [], [record("a")])
+
+    def fail(*_: object) -> None:
+        raise OverflowError("date value out of range")
+
+    with serving(run_dir) as client, client.events() as events:
+        next(events)
+        with monkeypatch.context() as broken:
+            broken.setattr("hv15_batch.view._watch.serve_page", fail)
+            broken.setattr("hv15_batch.view._watch.format_status", fail)
+            RunLog(run_dir / "log", RUN_ID).append(failed("a"))
+            (run_dir / "status.json").write_text(json.dumps(make_status()), encoding="utf-8")
+            first(events, lambda n: str(n.get("statuses")).count("OverflowError: date value") == 2)
+        assert first(events, lambda n: n["clips"] != [])["clips"][0]["status"] == "failed"

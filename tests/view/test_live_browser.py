@@ -211,3 +211,49 @@ def test_the_live_page_shuts_nobody_out(
         assert faults(opened.page) == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+def test_keys_go_on_after_a_rating_by_mouse_in_the_large_view(
+    opened: Opened, run_dir: RunDir
+) -> None:
+    press(opened, "fox", "Enter")
+    opened.page.evaluate("window.block = document.querySelector('.large .rating')")
+    opened.page.click(".large .reject")
+    wait(opened.page, "!block.isConnected")  # renewed by what the server told
+    assert opened.page.evaluate("document.activeElement.className") == "reject"
+    opened.page.evaluate("document.activeElement.blur()")
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.page.text_content("#large-title") == "sea, seed 7"
+    assert read_ratings(run_dir)[sha("fox")].rating == "x"
+
+
+def test_a_rating_moves_no_list_and_no_focus(opened: Opened, run_dir: RunDir) -> None:
+    page = opened.page
+    card = "document.activeElement.closest('.card')?.id"
+    page.select_option("#sort", "rating")
+    before = opened.cards()
+    page.evaluate("window.old = document.querySelector('#clip-sea')")
+    press(opened, "sea", "5")
+    wait(page, "!old.isConnected")  # renewed by what the server told
+    assert (opened.cards(), page.evaluate(card)) == (before, "clip-sea")
+
+    RunLog(run_dir.log, "20261124T230000-0001-bbbb").append(clip("sky", 2))
+    page.wait_for_selector("#clip-sky .play")
+    page.select_option("#sort", "manifest")
+    page.select_option("#filter-rating", "unrated")
+    assert opened.cards() == ["fox", "sky"]
+    press(opened, "fox", "Enter")
+    page.keyboard.press("4")
+    wait(page, "hv15.clips.shown.every(clip => hv15.clips.all.includes(clip))")
+    wait(page, "hv15.clips.all[0].rating && hv15.clips.all[0].rating.value == '4'")
+    assert page.text_content(".large-head .quiet") == "1 of 2"
+    page.keyboard.press("ArrowRight")
+    assert page.text_content("#large-title") == "sky, seed 7"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    wait(page, f"{card} == 'clip-sky'")  # the successor of what was rated
+    assert opened.cards() == ["sky"]
+
+    ratings_file(run_dir).unlink()  # by somebody else: the list is made again
+    wait(page, "document.querySelectorAll('#gallery .card').length == 3")
+    assert page.evaluate(card) == "clip-sky"

@@ -78,6 +78,12 @@
     reject.title = "Reject (x)";
     reject.setAttribute("aria-label", "Reject clip " + clip.id);
     block.append(stars, reject, make("span", "outdated"));
+    // The arrows of a focused slider rate; after a click they go on to the next clip.
+    stars.addEventListener("mousedown", function (event) {
+      event.preventDefault();
+      var card = stars.closest(".card");
+      if (card) (card.querySelector(".play") || card.querySelector("a, button")).focus({ preventScroll: true });
+    });
     stars.addEventListener("click", function (event) {
       var box = stars.getBoundingClientRect();
       var number = Math.min(5, Math.max(1, Math.ceil((event.clientX - box.left) / box.width * 5)));
@@ -205,7 +211,7 @@
   function renew(before, clip) {
     var old = cards.get(before);
     if (!old) return;
-    if (old.querySelector("video")) {
+    if (old.isConnected && old.querySelector("video")) {
       setTimeout(renew, 1000, before, clip);
       return;
     }

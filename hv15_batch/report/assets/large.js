@@ -57,7 +57,8 @@
     const foot = make("div", "large-foot");
     foot.append(keys, parts.facts, parts.prompt);
     dialog.append(head, parts.stage, foot);
-    dialog.addEventListener("keydown", onKey);
+    // On the document: what had the focus may have been replaced, and the keys go to the body.
+    document.addEventListener("keydown", (event) => dialog.open && onKey(event));
     dialog.addEventListener("close", onClose);
     document.body.append(dialog);
   }
@@ -208,7 +209,12 @@
       if (before === kept) kept = clip;
       if (before !== current) return;
       current = clip;
-      if (dialog && dialog.open) parts.rating.replaceChildren(...(clip.isDone ? [hv15.gallery.ratingOf(clip)] : []));
+      if (!dialog || !dialog.open) return;
+      const active = document.activeElement;
+      const focused = parts.rating.contains(active) ? active.className : "";
+      parts.rating.replaceChildren(...(clip.isDone ? [hv15.gallery.ratingOf(clip)] : []));
+      const again = focused && parts.rating.getElementsByClassName(focused)[0];
+      if (again) again.focus();
     },
   };
 })();

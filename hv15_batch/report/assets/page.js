@@ -145,6 +145,53 @@
     return list.map(keyOf).join("\n");
   }
 
+  /* What the filters let through, in the order that is chosen. */
+  function ordered() {
+    var list = wanted();
+    var order = ORDERS[byId("sort").value];
+    return order ? list.sort(order) : list;
+  }
+
+  /* Whether two states of a clip differ in nothing but its rating. */
+  function differInRating(pair) {
+    function text(clip) { return JSON.stringify(Object.assign({}, clip, { rating: null })); }
+    return text(pair[0]) === text(pair[1]);
+  }
+
+  function renewAll(replaced) {
+    replaced.forEach(function (pair) { hv15.gallery.renew(pair[0], pair[1]); });
+  }
+
+  /* Change the list; the focus stays on its card, or goes to the one that took its place. */
+  function keepFocus(change) {
+    var active = document.activeElement;
+    var card = active && active.closest("#gallery .card");
+    var before = hv15.clips.shown.map(keyOf);
+    var place = card ? before.indexOf(keyOf(card.hv15)) : -1;
+    change();
+    if (place < 0 || (active.isConnected && active === document.activeElement)) return;
+    hv15.gallery.finish();
+    var now = new Map(hv15.clips.shown.map(function (clip) { return [keyOf(clip), clip]; }));
+    var goal = before.slice(place).concat(before.slice(0, place).reverse())
+      .find(function (key) { return now.has(key); });
+    if (goal === undefined) return;
+    var next = hv15.gallery.cardOf(now.get(goal));
+    var same = goal === before[place] && active.className && next.getElementsByClassName(active.className)[0];
+    if (same) same.focus({ preventScroll: true });
+    else focusOn(next);
+  }
+
+  function showAgain() {
+    keepFocus(function () {
+      var top = window.scrollY;
+      update();
+      if (top > 0) {
+        hv15.gallery.finish();
+        window.scrollTo(0, top);
+      }
+    });
+  }
+
   /* Take clips that are new or changed; `order` names all of them where it is another one. */
   function take(changed, order) {
     var known = new Map(clips.map(function (clip) { return [keyOf(clip), clip]; }));
@@ -157,20 +204,25 @@
     var keys = order || clips.map(keyOf);
     clips = keys.map(function (key) { return known.get(key); }).filter(Boolean);
     hv15.clips.all = clips;
-    var before = keysOf(hv15.clips.shown);
-    var shown = wanted();
-    var sort = byId("sort").value;
-    if (ORDERS[sort]) shown.sort(ORDERS[sort]);
-    if (keysOf(shown) === before) {
-      hv15.clips.shown = shown;
-      replaced.forEach(function (pair) { hv15.gallery.renew(pair[0], pair[1]); });
+    var later = new Map(replaced);
+    var swapped = hv15.clips.shown.map(function (clip) { return later.get(clip) || clip; });
+    var fitting = ordered();
+    var fits = new Set(fitting);
+    var kept = swapped.filter(function (clip) { return fits.has(clip); });
+    var isRatingAlone = !order && changed.length === replaced.length && replaced.every(differInRating);
+    if (hv15.large.isOpen()) {
+      // Its keys go along this list; it is settled when it closes.
+      hv15.clips.shown = swapped;
+      renewAll(replaced);
+    } else if (keysOf(fitting) === keysOf(swapped) || (isRatingAlone && kept.length === fits.size)) {
+      keepFocus(function () {
+        hv15.clips.shown = kept;
+        // Before the cards are renewed: one that plays is renewed later.
+        replaced.forEach(function (pair) { if (!fits.has(pair[1])) hv15.gallery.remove(pair[0]); });
+        renewAll(replaced);
+      });
     } else {
-      var top = window.scrollY;
-      update();
-      if (top > 0) {
-        hv15.gallery.finish();
-        window.scrollTo(0, top);
-      }
+      showAgain();
     }
     replaced.forEach(function (pair) { hv15.large.renew(pair[0], pair[1]); });
     fillFilters();
@@ -180,13 +232,14 @@
 
   /* After the large view: what was rated there may not be wanted any more. */
   function settle(clip) {
-    if (keysOf(wanted().sort(ORDERS[byId("sort").value])) !== keysOf(hv15.clips.shown)) {
-      var top = window.scrollY;
-      update();
-      hv15.gallery.finish();
-      window.scrollTo(0, top);
-    }
-    if (hv15.clips.shown.indexOf(clip) >= 0) focusOn(hv15.gallery.cardOf(clip));
+    var before = hv15.clips.shown;
+    if (keysOf(ordered()) !== keysOf(before)) showAgain();
+    var place = before.indexOf(clip);
+    var goal = before.slice(Math.max(place, 0)).concat(before.slice(0, Math.max(place, 0)).reverse())
+      .find(function (one) { return hv15.clips.shown.indexOf(one) >= 0; });
+    if (!goal) return;
+    hv15.gallery.finish();
+    focusOn(hv15.gallery.cardOf(goal));
   }
 
   function focusOn(card) {
@@ -348,7 +401,9 @@
   function jump(id) {
     var clip = clips.find(function (item) { return item.id === id; });
     if (!clip) return;
-    byId("toolbar").reset();
+    ["filter-text", "filter-status", "filter-tag"].forEach(function (id) { byId(id).value = ""; });
+    byId("filter-rating").value = "any";
+    byId("hide-rejected").checked = false;
     update();
     hv15.gallery.finish();
     var card = hv15.gallery.cardOf(clip);

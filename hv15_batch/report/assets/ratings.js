@@ -26,7 +26,8 @@
     }
   }
 
-  const keyOf = (clip) => clip.run + ":" + clip.settings;
+  /* By the run's name: its number is its place in one command, and another in the next. */
+  const keyOf = (clip) => (hv15.data.runs ? hv15.data.runs[clip.run] : clip.run) + ":" + clip.settings;
 
   /* The rating of a clip: what the page came with, or a change of this browser if it is newer. */
   function entryOf(clip) {

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, fields
-from datetime import timezone
 from pathlib import Path
 
 from filelock import Timeout
@@ -137,8 +136,8 @@ def _is_time(text: str) -> bool:
 
 def is_newer(rating: Rating, other: Rating) -> bool:
     """Whether a rating was given after another one."""
-    first, second = parse_time(rating.rated_at), parse_time(other.rated_at)
-    return first.astimezone(timezone.utc) > second.astimezone(timezone.utc)
+    # Compared as they are: in UTC, a time at the edge of the calendar would be beyond it.
+    return parse_time(rating.rated_at) > parse_time(other.rated_at)
 
 
 def format_ratings(ratings: Ratings) -> str:
