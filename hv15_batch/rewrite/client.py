@@ -129,9 +129,7 @@ class Client:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError("the answer is no chat completion in JSON") from None
         if is_cut_off:
-            raise ValueError(
-                "the answer is cut off at the server's limit of tokens; raise it there"
-            )
+            raise ValueError("the answer is cut off: raise the server's limit of tokens")
         if not isinstance(text, str):
             raise ValueError("the answer has no text")
         return text
