@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hv15_batch.clip import Clip
 from hv15_batch.errors import Refused
@@ -49,9 +49,13 @@ class Shard:
 def first_of_chain(clip: Clip) -> str:
     """Return the `settings_sha256` of the clip that begins a clip's chain.
 
-    A clip whose first frame is no frame of another clip begins its own, as all clips do today.
+    A clip whose first frame is no frame of another clip begins its own, as all clips do today. One
+    with a rewritten prompt counts with its original one: its share is known before a server is
+    asked, and stays the same.
     """
-    return clip.settings_sha256
+    if clip.rewrite is None:
+        return clip.settings_sha256
+    return replace(clip.settings, prompt=clip.rewrite.original).hashes()[0]
 
 
 def parse_shard(typed: str | None) -> Shard | None:

@@ -18,7 +18,8 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.system import commit_text, system_facts, system_sha256
 from hv15_batch.model.shapes import Shape
-from hv15_batch.planning.plan import PlannedClip, State, select
+from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.planning.selection import select
 from hv15_batch.record import DONE_STATUSES, FAILED, WARM_UP
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import FILE, read_rows_of_runs, read_settings

@@ -1,4 +1,4 @@
-"""Decides what to do with each clip: its state and the reason, the order, the selection."""
+"""Decides what to do with each clip: its state and the reason, and the order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from typing import Any
 from hv15_batch.clip import Clip, ClipLora, ClipSettings, Group, loras_text
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config, FileCheck, Order
-from hv15_batch.config.shard import Shard, parse_shard
-from hv15_batch.errors import Refused
 from hv15_batch.manifest.clips import resolve_clips
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.rows import Row
@@ -159,41 +157,6 @@ def plan_clips(
             )
         )
     return _by_group(_takes_first(planned) if config.order is Order.takes else planned)
-
-
-def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
-    """Return the clips of `shard` that `only` names, with at most `limit` unfinished ones.
-
-    Finished ones stay.
-
-    Raises:
-        Refused: `only` names a row that is not there.
-    """
-    selected = list(planned)
-    if config.only:
-        wanted = [name.strip() for name in config.only.split(",") if name.strip()]
-        known = {name: None for p in planned for name in _names(p.clip)}
-        for name in wanted:
-            if name not in known:
-                some = ", ".join(list(known)[:5]) + (" ..." if len(known) > 5 else "")
-                raise Refused(f"only={name}: no row has that id; ids are {some}.")
-        selected = [p for p in planned if not set(wanted).isdisjoint(_names(p.clip))]
-    selected = share_of(selected, parse_shard(config.shard))
-    if config.limit is not None:
-        todo = [p for p in selected if not p.is_done][: config.limit]
-        kept = {p.clip.settings_sha256 for p in todo}
-        selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
-    return selected
-
-
-def _names(clip: Clip) -> tuple[str, ...]:
-    """Return the ids of its rows, and of the templates that they come from."""
-    return clip.ids + clip.template_ids
-
-
-def share_of(planned: Sequence[PlannedClip], shard: Shard | None) -> list[PlannedClip]:
-    """Return the clips that belong to a shard; all of them without one."""
-    return [p for p in planned if shard is None or shard.has(p.clip)]
 
 
 def settings_conflict(

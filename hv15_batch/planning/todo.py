@@ -7,7 +7,8 @@ from functools import cached_property
 
 from hv15_batch.config.shard import Shard
 from hv15_batch.planning.benchmark import Repetitions
-from hv15_batch.planning.plan import PlannedClip, share_of
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.selection import share_of
 
 
 @dataclass(frozen=True)

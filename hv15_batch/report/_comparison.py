@@ -140,7 +140,10 @@ def comparison_of(
 
 
 def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Return the clips of several runs: those of one prompt together, seed by seed, run by run."""
+    """Return the clips of several runs: those of one prompt together, seed by seed, run by run.
+
+    Rewritten texts of one prompt stand together too.
+    """
     common = common_facts([clip for run in runs for clip in (*run.clips, *run.variants)])
     views = [
         view
@@ -149,7 +152,9 @@ def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict
     ]
     rows: dict[tuple[str, str], int] = {}
     for view in views:
-        view["row"] = rows.setdefault((view["prompt"], view["image"]), len(rows))
+        view["row"] = rows.setdefault(
+            (view["promptOriginal"] or view["prompt"], view["image"]), len(rows)
+        )
     return sorted(views, key=lambda view: (view["row"], int(view["seed"]), view["run"]))
 
 

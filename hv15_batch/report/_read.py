@@ -144,16 +144,21 @@ def _variants(
     clips: list[dict[str, Any]], others: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the clips of other settings that a row of today has, in that row's place."""
-    rows = {(c["prompt"], c["image"] or "", c["row_id"]): c for c in reversed(clips)}
-    by_text = {(c["prompt"], c["image"] or ""): c for c in reversed(clips)}
+    rows = {(*_as_written(c), c["row_id"]): c for c in reversed(clips)}
+    by_text = {_as_written(c): c for c in reversed(clips)}
     found = []
     for other in others:
-        text = (other["prompt"], other["image"] or "")
+        text = _as_written(other)
         row = rows.get((*text, other["row_id"])) or by_text.get(text)
         if row is not None and other["file"] is not None:
             place = {"row_index": row["row_index"], "row_id": row["row_id"]}
             found.append({**other, **place})
     return found
+
+
+def _as_written(clip: Mapping[str, Any]) -> tuple[str, str]:
+    """Return prompt and first frame of a clip as its row has them, rewritten or not."""
+    return clip["prompt_original"] or clip["prompt"] or "", clip["image"] or ""
 
 
 def _status(directory: RunDir) -> Status | None:

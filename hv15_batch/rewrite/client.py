@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -27,7 +26,8 @@ MAX_CHARACTERS = 20_000
 MAX_REASON_CHARACTERS = 300
 _HOPELESS = (401, 403, 404, 405)
 """Status codes that each further request would get too: a wrong key, address or model."""
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_THOUGHT, _THOUGHT_END = "<think>", "</think>"
+"""Around the thoughts of a model. Servers that begin an answer with the first leave it out."""
 PIP = "pip install 'hv15_batch[rewrite]'"
 
 
@@ -103,7 +103,7 @@ class Client:
 
         Raises:
             NotRewritten: There is none.
-            ValueError: It is not of the form that such servers answer in.
+            ValueError: It is cut off, or not of the form that such servers answer in.
         """
         messages: Any = [
             {"role": "system", "content": self._rewriting.template_of(key)},
@@ -124,9 +124,12 @@ class Client:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
             raise NotRewritten(f"{error}{cause}", is_server=True) from None
         try:
-            text = parse_json(content)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+            choice = parse_json(content)["choices"][0]
+            text, is_cut_off = choice["message"]["content"], choice.get("finish_reason") == "length"
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError("the answer is no chat completion in JSON") from None
+        if is_cut_off:
+            raise ValueError("the answer is cut off: raise the server's limit of tokens")
         if not isinstance(text, str):
             raise ValueError("the answer has no text")
         return text
@@ -136,9 +139,12 @@ def checked(original: str, answer: str) -> str:
     """Return an answer as a prompt: without thoughts before it and quotation marks around it.
 
     Raises:
-        ValueError: It is empty or too long, or lacks a quoted text of the original.
+        ValueError: It is empty or too long, ends in a thought, or lacks a quoted text of the
+            original.
     """
-    text = _THOUGHTS.sub("", answer).strip()
+    text = answer.rpartition(_THOUGHT_END)[2].strip()
+    if _THOUGHT in text:
+        raise ValueError(f"the answer has {_THOUGHT} and no {_THOUGHT_END} after it")
     if len(text) > 1 and (text[0], text[-1]) in (('"', '"'), ("“", "”")):
         inside = text[1:-1]
         if glyph_texts(text) == [inside] and inside not in glyph_texts(original):

@@ -26,13 +26,8 @@ from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import plan_repetitions
 from hv15_batch.planning.loras import find_loras
-from hv15_batch.planning.plan import (
-    HISTORY_COLUMNS,
-    History,
-    plan_clips,
-    select,
-    settings_conflict,
-)
+from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips, settings_conflict
+from hv15_batch.planning.selection import select
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rewrite.phase import with_known_rewrites

@@ -140,6 +140,8 @@ def run(
         if asked.config.rewrite.is_on:
             _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
             is_announced, asked = True, rewritten(asked, todo, say)
+            if held.store is not None:
+                held.store.put_rewrites()
             todo = plan_against_log(asked)
         if lacks_weights(asked, todo):
             raise Refused(

@@ -2,6 +2,7 @@
 
 A run of all clips holds the lock of the directory. A shard holds the one of its own folder, and
 that of the directory for moments only: while it starts, and while it writes what all shards write.
+A shard that rewrites prompts holds a lock for that alone, since it may take hours.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -28,11 +29,14 @@ from hv15_batch.files import read_json
 from hv15_batch.rundir.publish import publish_json, publish_text
 
 LOCK, HOLDER = ".lock", ".lock.json"
+REWRITING_LOCK = ".rewrites.lock"
 SHARDS, COUNT = "shards", "run.json"
 _COUNT_KEY = "shards"
 MOMENT_SECONDS = 300.0
 """A shard waits at most this long for others that start or write the page: there may be many."""
 _TRY_SECONDS = 0.5
+_POLL_SECONDS = 0.5
+"""Between two looks at a lock that may be held for hours, perhaps over a network."""
 
 
 class RunLock(FileLock):
@@ -150,6 +154,25 @@ def moment(path: Path, seconds: float | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def rewriting(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of the shard that rewrites prompts. Wait for it without limit, and say so.
+
+    Raises:
+        Refused: The file is a link.
+    """
+    lock = _lock_of(path / REWRITING_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"Waiting while another shard rewrites prompts: {path}")
+        lock.acquire(timeout=-1, poll_interval=_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        _release(lock)
+
+
 def is_another_in_use(path: Path, shard: Shard) -> bool:
     """Whether any other shard of a directory is rendering."""
     others = (other for other in shards_in(path) if other != shard)
@@ -163,20 +186,32 @@ def _taken(path: Path, folder: Path, seconds: float) -> Iterator[RunLock]:
     Raises:
         Refused: Another run holds it, or the file is a link.
     """
-    file = folder / LOCK
-    if file.is_symlink():  # some versions of the library follow it
-        raise Refused(f"{file}: is a link, and a run locks this file; remove the link.")
-    lock = RunLock(file, timeout=seconds)
+    lock = _lock_of(folder / LOCK)
     try:
-        lock.acquire()
+        lock.acquire(timeout=seconds)
     except Timeout:
         raise Refused(_held_message(path, folder)) from None
     try:
         yield lock
     finally:
-        # A fault here does not change how the run ended.
-        with suppress(OSError):
-            lock.release()
+        _release(lock)
+
+
+def _lock_of(file: Path) -> RunLock:
+    """Return the lock of a file, which is not held yet.
+
+    Raises:
+        Refused: It is a link.
+    """
+    if file.is_symlink():  # some versions of the library follow it
+        raise Refused(f"{file}: is a link, and a run locks this file; remove the link.")
+    return RunLock(file)
+
+
+def _release(lock: RunLock) -> None:
+    # A fault here does not change how the run ended.
+    with suppress(OSError):
+        lock.release()
 
 
 def _is_locked(file: Path) -> bool:

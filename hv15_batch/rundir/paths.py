@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hv15_batch.rundir._lock import (
     COUNT,
     HOLDER,
     LOCK,
+    REWRITING_LOCK,
     SHARDS,
     check_no_link,
     count_of_shards,
@@ -29,6 +30,7 @@ from hv15_batch.rundir._lock import (
     missing_locks,
     moment,
     own_folder,
+    rewriting,
     shards_in,
     whole_of,
 )
@@ -216,7 +218,7 @@ class RunDir:
             entry.name
             for entry in self.path.iterdir()
             if not is_temporary(entry.name) and not (entry.name in ours and _is_begun(entry))
-        } - {self.plan.name, LOCK, HOLDER, COUNT, *NAMES}
+        } - {self.plan.name, LOCK, HOLDER, REWRITING_LOCK, COUNT, *NAMES}
         if names and not self.is_run_dir():
             raise Refused(
                 f"run_dir={self.path}: holds other files ({', '.join(sorted(names)[:3])}) and is "
@@ -301,6 +303,10 @@ class RunDir:
         """
         with nullcontext() if self.shard is None else moment(self.path, seconds):
             yield
+
+    def rewriting(self, tell: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Return what keeps other shards from rewriting; it waits for them and says so."""
+        return nullcontext() if self.shard is None else rewriting(self.path, tell)
 
     def lock_fault(self) -> str | None:
         """Return why the folder, or its nearest parent, cannot be locked; None if it can."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes.command import Answer
+from fakes.planned import BASE, clip_of
 from fakes.tiny_clips import clips_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, Rewrite
 from hv15_batch.config.shard import MAX_SHARDS, Shard, parse_shard, shard_of_folder
 from hv15_batch.errors import Refused
 
@@ -121,3 +123,17 @@ def test_a_benchmark_of_a_share_is_refused(command: Callable[..., Answer]) -> No
 
     assert answer.code == 2
     assert answer.err.startswith("shard=1/2 with benchmark.repeat=2: a benchmark measures on one")
+
+
+def test_a_rewritten_clip_keeps_the_share_of_its_original_prompt() -> None:
+    clip = clip_of(0, BASE)
+    rewrite = Rewrite(BASE.prompt, "a model", "0" * 64)
+    written = clip_of(0, replace(BASE, prompt="A cat, at length.")).with_rewrite(rewrite)
+    pending = clip.with_rewrite(replace(rewrite, is_pending=True))
+
+    assert len({clip.settings_sha256, written.settings_sha256, pending.settings_sha256}) == 3
+    for count in range(1, 40):
+        shares = [Shard(n, count) for n in range(1, count + 1)]
+        assert {n for n, s in enumerate(shares) for c in (written, pending) if s.has(c)} == {
+            n for n, s in enumerate(shares) if s.has(clip)
+        }

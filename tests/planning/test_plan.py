@@ -24,8 +24,8 @@ from hv15_batch.planning.plan import (
     _settings_difference,
     describe_difference,
     plan_clips,
-    select,
 )
+from hv15_batch.planning.selection import select
 from hv15_batch.record import asked_record
 from hv15_batch.rundir.paths import RunDir
 

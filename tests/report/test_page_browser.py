@@ -123,6 +123,18 @@ def test_hostile_and_long_prompts_are_text(opened: Opened) -> None:
     assert long.locator(".prompt .body").get_attribute("dir") == "auto"
 
 
+def test_a_row_shows_every_text_of_its_prompt_and_what_was_written(
+    driver: Any, tmp_path: Path
+) -> None:
+    now = record("now", row_id="fox", prompt="A red fox.", prompt_original="a fox")
+    before = replace(now, clip_id="before", prompt="A fox trots.", settings_sha256="sha-before")
+    folder = make_run(tmp_path / "run", [before, now], [now])
+    main([str(folder)])
+    with browsing(driver, folder / "index.html", tmp_path / "profile") as browser:
+        texts = browser.page.locator(".row .prompt")
+        assert texts.all_inner_texts() == ["A red fox.", "A fox trots.", "rewritten from: a fox"]
+
+
 def test_filters_by_text_status_and_tag(opened: Opened) -> None:
     opened.page.fill("#filter-text", "red FOX 9223")
     wait(opened.page, "document.querySelector('#count').textContent == '1 of 7 clips'")

@@ -30,6 +30,16 @@ from hv15_batch.model.variant import Lora
 # -- the clips --------------------------------------------------------------------------------
 
 
+def test_an_earlier_text_of_a_rewritten_prompt_is_shown_in_its_row(tmp_path: Path) -> None:
+    now = record("now", 3, row_id="fox", prompt="A red fox.", prompt_original="a fox")
+    before = record("before", 0, row_id="fox", prompt="A fox trots.", prompt_original="a fox")
+    plain = record("plain", 1, row_id="fox", prompt="a fox")
+    other = record("other", 2, row_id="owl", prompt="an owl")
+    _, clips = build(make_run(tmp_path, [before, plain, other, now], [now]))
+    shown = [(c["id"], c["row"], c["isVariant"]) for c in clips]
+    assert shown == [("now", 3, False), ("before", 3, True), ("plain", 3, True)]
+
+
 def test_a_clip_says_what_was_asked_and_what_it_cost(tmp_path: Path) -> None:
     clip = record("a", tags='{"tag_scene": "city"}', energy_joules=3600.0)
 

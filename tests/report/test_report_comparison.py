@@ -15,7 +15,11 @@ from fakes.pages import MEASURED, failed, make_run, record
 from hv15_batch.config.settings import Config
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import ClipRecord
+from hv15_batch.report._comparison import clips_of_runs
+from hv15_batch.report._gallery import Place
+from hv15_batch.report._read import read_run
 from hv15_batch.report.command import main
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import RUN_COLUMNS
 
 SETTINGS: dict[str, Any] = {
@@ -353,6 +357,28 @@ def config_of(folder: Path) -> Config:
     config = Config(manifest=str(folder / "p.csv"), run_dir=str(folder), model=ModelConfig())
     config.model.name, config.model.repo = "480p_t2v", str(folder)
     return config
+
+
+def test_clips_of_one_prompt_stand_together_however_it_was_rewritten(tmp_path: Path) -> None:
+    texts = {
+        "plain": ("a fox", None),
+        "one": ("A fox trots.", "a fox"),
+        "two": ("A red fox.", "a fox"),
+    }
+    clips = []
+    for name, (prompt, original) in texts.items():
+        changes = {**SETTINGS, "prompt": prompt, "prompt_original": original}
+        own = [record(f"{name}-fox", 0, **changes), record(f"{name}-owl", 1, prompt="an owl")]
+        clips.append(make_run(tmp_path / name, own, own))
+
+    runs = [read_run(RunDir(path)) for path in clips]
+    views = clips_of_runs(runs, [Place("", n, run.folder) for n, run in enumerate(runs)])
+
+    assert [view["id"] for view in views] == [
+        *("plain-fox", "one-fox", "two-fox"),
+        *("plain-owl", "one-owl", "two-owl"),
+    ]
+    assert [view["row"] for view in views] == [0, 0, 0, 1, 1, 1]
 
 
 def test_runs_without_a_finished_clip_are_named(tmp_path: Path) -> None:

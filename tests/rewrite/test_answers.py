@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,24 @@ def test_what_passes_is_asked_again(server: ChatServer, first: Any) -> None:
     server.first = [first]
     assert asking(server).rewrite(KEY) == "Rewritten: a cat"
     assert server.prompts == ["a cat", "a cat"]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": "A cat that"}, "finish_reason": "length"},
+        {"message": {"content": "<think>A cat?"}, "finish_reason": "stop"},
+    ],
+)
+def test_an_answer_that_is_cut_off_is_asked_for_again_and_never_a_prompt(
+    server: ChatServer, choice: dict[str, Any]
+) -> None:
+    broken = json.dumps({"choices": [choice]}).encode()
+    server.first = [broken]
+    assert asking(server).rewrite(KEY) == "Rewritten: a cat"
+    server.answer = lambda prompt: broken
+    with pytest.raises(client.NotRewritten, match=r"the answer .* \(3 answers\)"):
+        asking(server).rewrite(KEY)
 
 
 def test_a_busy_server_is_asked_after_the_time_that_it_names(server: ChatServer) -> None:
@@ -88,6 +107,9 @@ def test_a_quoted_text_must_come_back_letter_by_letter(server: ChatServer, answe
     ("answer", "text"),
     [
         ("<think>\nA cat?\n</think>\n\nA cat.\n", "A cat."),
+        ("They want a cat.\n</think>\n\nA cat.", "A cat."),
+        ("<think>One.</think> No. <think>Two.</think>\nA cat.", "A cat."),
+        ("Let me see: <think>A cat?</think>A cat.", "A cat."),
         ('"A cat sleeps."', "A cat sleeps."),
         ("“A cat sleeps.”", "A cat sleeps."),
         ('"A" and "B"', '"A" and "B"'),
@@ -99,7 +121,13 @@ def test_thoughts_and_quotation_marks_around_an_answer_are_no_part_of_it(
     assert client.checked("a cat", answer) == text
 
 
-@pytest.mark.parametrize("answer", ["", "  \n", "<think>x</think>", "a" * 20_001, "a\0b"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("", "  \n", "<think>x</think>", "a" * 20_001, "a\0b"),
+        *("<think>The answer must", "<think>x</think>A cat. <think>The answer"),
+    ],
+)
 def test_an_answer_that_is_no_prompt_is_none(answer: str) -> None:
     with pytest.raises(ValueError, match=r"answer|NUL"):
         client.checked("a cat", answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from fakes.pages import read_data
 from fakes.runs import Project, read_csv
 
 from hv15_batch.config.rewriting import RewriteConfig
+from hv15_batch.config.shard import parse_shard
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.model.variant import Task
 from hv15_batch.rewrite import client, phase
+from hv15_batch.rundir import _lock
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import latest_settings, to_type_again
 
 Command = Callable[..., Answer]
@@ -257,6 +261,75 @@ def test_a_first_frame_has_instructions_and_texts_of_its_own(
     project.run(model=model)
     assert {line["image_sha256"] for line in project.lines()} == images
     assert len(server.asked) == 2
+
+
+# -- shards -----------------------------------------------------------------------------------
+
+
+def test_a_shard_that_rewrites_keeps_no_other_from_starting(
+    project: Rewritten, server: ChatServer
+) -> None:
+    other = RunDir(project.run_dir.path, parse_shard("2/2"))
+    started: list[str] = []
+
+    def answer(prompt: str) -> str:
+        with other.moment(0):
+            started.append(prompt)
+        return f"Rewritten: {prompt}"
+
+    server.answer = answer
+    assert project.run(shard="1/2") == 0
+    assert sorted(started) == ["a cat", "a dog"]
+    assert project.run(shard="2/2") == 0
+    assert len(started) == 2
+    assert len(project.records()) == 4
+
+
+def test_a_shard_waits_while_another_rewrites_and_says_so(
+    project: Rewritten, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lock, "MOMENT_SECONDS", 0.0)
+    other = RunDir(project.run_dir.path, parse_shard("2/2"))
+    other.create()
+    asked: list[list[str]] = []
+    held, is_waiting = threading.Event(), threading.Event()
+    waiting = f"Waiting while another shard rewrites prompts: {project.run_dir.path}"
+
+    def rewrite() -> None:
+        with other.rewriting(project.said.append):
+            held.set()
+            is_waiting.wait(30)
+            asked.append(list(server.prompts))
+
+    class Said(list[str]):
+        def append(self, line: str) -> None:
+            super().append(line)
+            if line == waiting:
+                is_waiting.set()
+
+    project.said = Said()
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    assert held.wait(10)
+    assert project.run(shard="1/2") == 0
+    thread.join()
+    assert is_waiting.is_set()
+    assert asked == [[]]
+    assert len(server.prompts) == 2
+
+
+def test_a_shard_asks_only_for_what_only_names(project: Rewritten, server: ChatServer) -> None:
+    for shard in ("1/2", "2/2"):
+        assert project.run(shard=shard, only="dog") == 0
+    assert server.prompts == ["a dog"]
+    assert [r["row_id"] for r in project.records()] == ["dog"]
+
+
+def test_a_link_in_place_of_the_lock_of_rewriting_is_refused(project: Rewritten) -> None:
+    project.run_dir.create()
+    (project.run_dir.path / _lock.REWRITING_LOCK).symlink_to(project.folder / "elsewhere")
+    with pytest.raises(Refused, match=r"\.rewrites\.lock: is a link"):
+        project.run(shard="1/2")
 
 
 # -- failures ---------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from hv15_batch.errors import system_message
 from hv15_batch.files import read_below
 from hv15_batch.manifest.cells import parse_text
 from hv15_batch.units import MIB
@@ -57,9 +57,13 @@ class Words:
         try:
             return read_below(self._folder, parts, MAX_WORDS_BYTES)
         except OSError as error:
+            # The usual advice is about files of a run.
+            reason = error.strerror or str(error)
+            if error.errno == errno.ENOTDIR:
+                reason = "a folder in its path is none, or is a link"
             raise ValueError(
-                f"{path} cannot be read ({system_message(error)}); {WORDS_FORM}, a regular file "
-                "of at most 1 MiB that no link leads to"
+                f"{path} cannot be read ({reason}); {WORDS_FORM}, a regular file of at most 1 MiB "
+                "that no link leads to"
             ) from None
 
 

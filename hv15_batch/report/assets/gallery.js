@@ -251,10 +251,12 @@
     var playable = clips.filter(function (clip) { return clip.file && clip.isPlayable; });
     if (playable.length > 1) head.appendChild(playAll(clips[0], playable));
     row.appendChild(head);
-    if (clips[0].prompt) row.appendChild(textBlock(clips[0].prompt, "prompt"));
-    if (clips[0].promptOriginal && clips[0].promptOriginal !== clips[0].prompt) {
-      row.appendChild(textBlock("rewritten from: " + clips[0].promptOriginal, "prompt quiet"));
-    }
+    var texts = new Set(clips.map(function (clip) { return clip.prompt; }).filter(Boolean));
+    texts.forEach(function (text) { row.appendChild(textBlock(text, "prompt")); });
+    var originals = new Set(clips.map(function (clip) { return clip.promptOriginal; }).filter(Boolean));
+    originals.forEach(function (original) {
+      if (!texts.has(original)) row.appendChild(textBlock("rewritten from: " + original, "prompt quiet"));
+    });
     if (clips[0].image) {
       var image = make("p", "quiet first", "first frame: " + clips[0].image);
       image.dir = "auto";

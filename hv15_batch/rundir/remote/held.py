@@ -74,6 +74,15 @@ class StoredRun:
             named |= {row["file"], row["latents_file"]} - {None}
         return named
 
+    def put_rewrites(self) -> None:
+        """Put the rewritten prompts, so that no other machine asks for them again.
+
+        Raises:
+            StoreError: The store does not take them.
+        """
+        with self._putting:
+            self._mirror.push([REWRITES])
+
     def put_start(self) -> None:
         """Put what a later run needs to go on from here; a run needs it before its first row.
 
@@ -81,8 +90,7 @@ class StoredRun:
             StoreError: The store does not take it.
         """
         run_dir = self._run_dir
-        rewrites = run_dir.path / REWRITES
-        small = (run_dir.plan, run_dir.decided, run_dir.rows, rewrites, run_dir.status)
+        small = (run_dir.plan, run_dir.decided, run_dir.rows, run_dir.status)
         with self._putting:
             self._mirror.push([*map(run_dir.relative, small), *self._run_files()])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from hv15_batch.errors import LogSchemaError, Refused, StoreError
 from hv15_batch.rundir.log import num_rows
 from hv15_batch.rundir.paths import REWRITES
-from hv15_batch.rundir.publish import publishing
+from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote import lease
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import (
@@ -60,23 +60,29 @@ class Mirror:
     def pull(self, may_put: bool = False) -> list[Item]:
         """Bring the folder up to date by one listing, and return the listing.
 
-        Log segments that an earlier run here could not put are kept.
+        Log segments that an earlier run here could not put are kept. So are rewritten prompts
+        that were edited here.
 
         Args:
-            may_put: Put those segments; needs the lease.
+            may_put: Put those files; needs the lease.
 
         Raises:
-            Refused: There are other objects, and no run.
+            Refused: There are other objects, and no run. Or rewritten prompts that would be put
+                were changed in the store too.
             StoreError: The store does not answer.
         """
         items = self._client.list()
         self._check_usable(items)
         listed = {item.name: item for item in items if _COPIED.fullmatch(item.name)}
+        is_edited = self._is_edited(listed.get(REWRITES), may_put)
+        if is_edited:
+            listed.pop(REWRITES, None)
         changed = [item for item in listed.values() if not self._is_copy(item)]
         unsent = [name for name in self._segments_here() if self._is_unsent(name, listed)]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
             kept = list(pool.map(self._fetch, changed))
         unsent += [item.name for item, is_kept in zip(changed, kept, strict=True) if is_kept]
+        unsent += [REWRITES] if is_edited else []
         for name in self._address.copies.keys() - listed.keys() - set(unsent):
             if _COPIED.fullmatch(name):  # deleted in the store
                 (self._folder / name).unlink(missing_ok=True)
@@ -137,6 +143,37 @@ class Mirror:
             return copy is not None and copy == (item.etag, *_state(self._folder / item.name))
         except FileNotFoundError:
             return False
+
+    def _is_edited(self, item: Item | None, may_put: bool) -> bool:
+        """Whether the rewritten prompts here are other ones than the store last had from here.
+
+        Args:
+            item: Those in the store.
+            may_put: They will be put, so none in the store may be lost.
+
+        Raises:
+            Refused: Those in the store have changed too.
+        """
+        path = self._folder / REWRITES
+        try:
+            state = _state(path)
+        except FileNotFoundError:
+            return False
+        etag, *known = self._address.copies.get(REWRITES, (None,))
+        if tuple(known) == state:
+            return False
+        if item is None or item.etag == etag:
+            return True
+        with suppress(FileNotFoundError):  # deleted since it was listed
+            if self._client.sha256(REWRITES) == sha256_of_file(path):
+                self._address.copies[REWRITES] = (item.etag, *state)
+            elif may_put:
+                raise Refused(
+                    f"run_dir={self._client.url}: {path} was edited, and so was "
+                    f"{self._client.url}/{REWRITES}; put the lines that you want into one of them, "
+                    "and delete the other."
+                )
+        return True
 
     def _is_unsent(self, name: str, listed: Iterable[str]) -> bool:
         """Whether a segment here never reached the store, or not with its last row."""
