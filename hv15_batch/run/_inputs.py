@@ -7,8 +7,6 @@ from pathlib import Path
 
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.read import Manifest
-from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.planning.selection import named
 from hv15_batch.planning.todo import Todo
 from hv15_batch.rewrite.client import missing_fault
 from hv15_batch.rewrite.phase import rewrite_prompts
@@ -23,29 +21,20 @@ def check_rewriter(asked: Asked, todo: Todo) -> None:
     Raises:
         Refused: The client or the server's address is missing.
     """
-    if fault := missing_fault(asked.config.rewrite, (p.clip for p in _needed(asked, todo))):
+    if fault := missing_fault(asked.config.rewrite, (p.clip for p in todo.to_render)):
         raise Refused(fault)
 
 
 def rewritten(asked: Asked, todo: Todo, say: Say) -> Asked:
     """Return the request with the rewritten prompts of what is to be rendered.
 
-    A shard rewrites for all shards, while they wait without limit.
+    One shard does so at a time, since all write one file; the others wait without limit.
     """
-    rows = [p.clip.row_index for p in _needed(asked, todo) if p.clip.is_pending]
+    rows = [p.clip.row_index for p in todo.to_render if p.clip.is_pending]
     with asked.run_dir.rewriting(say):
         manifest = rewrite_prompts(asked.manifest, rows, asked.config, asked.run_dir, say)
     clips = clips_of(manifest, asked.config, asked.checkpoints, asked.loras)
     return replace(asked, manifest=manifest, clips=clips)
-
-
-def _needed(asked: Asked, todo: Todo) -> list[PlannedClip]:
-    """Return the clips whose prompts are asked for.
-
-    A clip's share follows from its text. So a shard needs the texts of other shares too, and
-    cannot tell before which clips are within `limit`.
-    """
-    return todo.to_render if todo.shard is None else named(todo.clips, asked.config)
 
 
 def write_rows(manifest: Manifest) -> None:
