@@ -236,7 +236,7 @@ def test_only_a_clip_that_compiled_is_said_to_have_taken_longer(
         return []
 
     rules: Any = SimpleNamespace(deadlines=("time_limit=1h",), finishes=lambda found: found)
-    pace: Any = SimpleNamespace(lengths=lengths)
+    pace: Any = SimpleNamespace(lengths=lengths, is_modelled=lambda _job: True)
     job: Any = None
     event = Finished(job, ClipRecord(status="ok", denoise_seconds=100.0, **record))
 

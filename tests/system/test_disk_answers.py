@@ -18,9 +18,9 @@ from hv15_batch.config.settings import FileCheck
 from hv15_batch.dispatch.protocol import Event, Job
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import ADVICE, NO_LOCKS, system_message
-from hv15_batch.planning import plan as planning
 from hv15_batch.record import ClipRecord
 from hv15_batch.rundir import log as run_log
+from hv15_batch.rundir import store
 
 ROWS = ("cat", "dog", "owl")
 
@@ -66,14 +66,14 @@ def test_a_clip_that_cannot_be_read_is_made_again_and_the_night_goes_on(
 ) -> None:
     assert project.run() == 0
     project.did()
-    read = planning.sha256_of_file
+    read = store.sha256_of_file
 
     def reading(path: Path) -> str:
         if path.name.startswith("dog"):
             raise OSError(number, os.strerror(number), str(path))
         return read(path)
 
-    monkeypatch.setattr(planning, "sha256_of_file", reading)
+    monkeypatch.setattr(store, "sha256_of_file", reading)
     assert project.run(check_files=FileCheck.sha256) == 0
 
     assert [line.split("_")[0] for line in project.did()] == ["decode dog"]

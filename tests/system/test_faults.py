@@ -30,6 +30,7 @@ from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor
 from safetensors import safe_open
 
 from hv15_batch.clip import Clip
+from hv15_batch.config import run_names
 from hv15_batch.config.settings import FileCheck
 from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
@@ -572,7 +573,7 @@ def test_a_clock_that_is_set_back_a_day_confuses_neither_plan_nor_log(
     project.write("id,prompt", "cat,a cat", "dog,fail once", "owl,an owl")
     assert project.run() == 3
     now = recovery.utc_now
-    for module in (rundir, recovery, run_fakes):
+    for module in (run_names, recovery, run_fakes):
         monkeypatch.setattr(module, "utc_now", lambda: now() - timedelta(days=1))
 
     assert project.run() == 0
