@@ -335,6 +335,8 @@ class Config:
     """How a finished clip's file is checked: by its logged size, or the hash of all its bytes."""
     keep_latents: bool = True
     """Keep the denoised latents (3 MB a clip), from which a clip is decoded without denoising."""
+    preview: bool = True
+    """Show the clip that denoises as a small picture, in `view` and in `previews/`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     dispatch: DispatchConfig = field(default_factory=DispatchConfig)

@@ -69,6 +69,8 @@ class ExecutorSpec:
     """UUID of the one card that it may see; None where no other executor has a card."""
     num_workers: int = 1
     """Executors that render this run at a time; on the CPU they share its cores."""
+    worker: int = 0
+    """Which of them it is; one that replaces it has the same number."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
 

@@ -7,8 +7,10 @@ kept for the rest of the run.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -19,7 +21,7 @@ from hv15_batch.engine._measure import StageMeter
 from hv15_batch.engine._models import LoadedModels
 from hv15_batch.engine._quality import QualityMeter
 from hv15_batch.engine.decode.decode import decode_frames
-from hv15_batch.engine.denoise.pipeline import Denoised, denoise
+from hv15_batch.engine.denoise.pipeline import Denoised, Watch, denoise
 from hv15_batch.engine.encode.cache import Conditioning
 from hv15_batch.model.tiles import NoPlanError, TilePlan, plan_tiles
 from hv15_batch.record import DENOISE
@@ -68,6 +70,8 @@ class Ladder:
         self._budget_bytes = budget_bytes
         self._is_climbed = is_climbed
         self._may_run_plain = may_run_plain
+        self.watch: Watch | None = None
+        """Sees the steps of the next clip."""
 
     def denoise(
         self,
@@ -145,6 +149,14 @@ class Ladder:
             _release_memory()
         raise AssertionError("the last rung returns or raises")
 
+    @contextmanager
+    def vae(self) -> Iterator[Any]:
+        """Yield the VAE where it runs."""
+        with self._placement.decoding():
+            yield self._models.vae()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the peaks of the next clip are its own
+
     def _denoise(
         self,
         clip: Clip,
@@ -159,7 +171,7 @@ class Ladder:
             emit(Stepped(clip.clip_id, DENOISE, step, total))
 
         with meter.stage(DENOISE), self._placement.denoising():
-            return denoise(pipe, clip, conditioning, on_step)
+            return denoise(pipe, clip, conditioning, on_step, self.watch)
 
     def _step_down(self, emit: Emit) -> bool:
         """Change to the next smaller profile for the rest of the run."""

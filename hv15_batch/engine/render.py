@@ -35,6 +35,7 @@ from hv15_batch.engine.denoise.compilation import num_compilations
 from hv15_batch.engine.device import device_fault, execution_device, limit_device_memory
 from hv15_batch.engine.encode.phase import EncodePhase
 from hv15_batch.engine.load.linears import check_linears
+from hv15_batch.engine.preview.of_clips import ClipPreviews
 from hv15_batch.errors import Secondary
 from hv15_batch.machine.cards import ALLOCATOR_BYTES
 from hv15_batch.model.shapes import Shape
@@ -80,6 +81,7 @@ class ClipRenderer:
         """Models with clips that must be denoised."""
         self._has_rendered = False
         self._uploads = open_uploads(self._run_dir)
+        self._previews = ClipPreviews(spec)
         self._machines = {device: machine_columns(device) for device in self._devices}
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
@@ -129,10 +131,12 @@ class ClipRenderer:
             if will_denoise:
                 # All at once, also where the first clips come from latents: a worker loads once.
                 model.models.load()
-            denoised = self._denoised(job, model, meter, attempt, emit)
-            emit(Stepped(clip.clip_id, DECODE, steps, steps))
-            with meter.stage(DECODE):
-                decoded = model.ladder.decode(clip, denoised.latents, emit)
+            with self._previews.showing(job, model, emit):
+                denoised = self._denoised(job, model, meter, attempt, emit)
+                emit(Stepped(clip.clip_id, DECODE, steps, steps))
+                with meter.stage(DECODE):
+                    decoded = model.ladder.decode(clip, denoised.latents, emit)
+            self._previews.decoded(job, model, denoised.latents, decoded.frames)
             self._judge(attempt, decoded, model)
         if attempt.error and (fault := device_fault(model.device, *attempt.error)):
             raise RendererBroken(

@@ -146,6 +146,7 @@ class Run:
             gpu=self.gpus[worker],
             only_card=card.uuid if len(self.cards) > 1 and (card := self.cards[worker]) else None,
             num_workers=len(self.cards),
+            worker=worker,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
             compile_is_auto=typed_compile(self.config) is None,

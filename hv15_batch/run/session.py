@@ -64,6 +64,7 @@ from hv15_batch.rundir.log import (
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.previews import clear_previews
 from hv15_batch.rundir.publish import publish_json
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.store import hold
@@ -158,6 +159,7 @@ def run(
         if foreign := foreign_note(run_dir.log):
             say(foreign)
         run_dir.sweep_temporary()
+        clear_previews(run_dir)
         write_rows(asked.manifest)
         if listener is not None:
             listener.listen(_started(run_dir, run_id, todo))
@@ -239,6 +241,7 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
             raise
         finally:
             progress.end(outcome.state, outcome.message)
+            clear_previews(run.run_dir)
             if outcome.exit_code not in (EXIT_FAULT, EXIT_REFUSED):
                 _finish(run, outcome, say)
             with Secondary("the last notice is lost", say):

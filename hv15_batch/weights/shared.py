@@ -40,13 +40,16 @@ def group_by_parts(
     wanted, first = tuple(names), dict[str, str]()
     found = {}
     for model, checkpoint in models:
-        key = _parts_sha256(model, checkpoint, wanted, say)
+        key = parts_sha256(model, checkpoint, wanted, say)
         found[model.name] = first.setdefault(key, model.name)
     return found
 
 
-def _parts_sha256(
-    model: ModelConfig, checkpoint: Checkpoint, names: tuple[str, ...], say: Callable[[str], None]
+def parts_sha256(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    names: tuple[str, ...],
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return a hash of all that decides some components; the same for the same content."""
     if checkpoint.is_random:

@@ -99,6 +99,10 @@ class ImageToVideo(_GivenTexts, HunyuanVideo15ImageToVideoPipeline):  # type: ig
 
 Denoiser = TextToVideo | ImageToVideo
 
+Watch = Callable[[int, int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called after a scheduler's step with the steps done, all steps, the sigma before the step, the
+latents before it and the velocity predicted, guidance included. It must change none of them."""
+
 
 def load_vae(config: Config, checkpoint: Checkpoint, device: torch.device | None = None) -> Any:
     """Return the VAE alone, so that a clip can be decoded without the transformer.
@@ -165,6 +169,7 @@ def denoise(
     clip: Clip,
     conditioning: Conditioning,
     on_step: Callable[[int, int], None],
+    watch: Watch | None = None,
 ) -> Denoised:
     """Denoise one clip; its noise comes from a CPU generator, the same on every machine.
 
@@ -173,6 +178,7 @@ def denoise(
         clip: Settings of the clip.
         conditioning: as cached; `negative` and `image` where the clip needs them.
         on_step: called with the steps done and all steps, after each step.
+        watch: sees what each step predicts; None for nobody.
 
     Raises:
         ValueError: the conditioning lacks something, or the image's bucket is not the clip's size.
@@ -184,6 +190,8 @@ def denoise(
     pipe.scheduler = type(pipe.scheduler).from_config(
         pipe.scheduler.config, shift=settings.flow_shift
     )
+    if watch is not None:
+        pipe.scheduler.step = _watched(pipe.scheduler, steps, watch)
     clock = StepClock(pipe.given_device)
     cached = None
     if settings.cache is not None:
@@ -213,6 +221,19 @@ def denoise(
     on_step(steps, steps)
     computed = steps if cached is None else cached.num_computed
     return Denoised(latents, computed, clock.seconds())
+
+
+def _watched(scheduler: Any, steps: int, watch: Watch) -> Callable[..., Any]:
+    """Return a scheduler's `step` that shows what it was given; what it returns is the same."""
+    take_step = scheduler.step
+
+    def step(velocity: torch.Tensor, timestep: Any, latents: torch.Tensor, **named: Any) -> Any:
+        result = take_step(velocity, timestep, latents, **named)
+        done = scheduler.step_index
+        watch(done, steps, scheduler.sigmas[done - 1], latents, velocity)
+        return result
+
+    return step
 
 
 @contextmanager
