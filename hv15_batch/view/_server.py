@@ -59,6 +59,7 @@ class View:
             routes=[
                 Route("/", self._page),
                 Route("/events", self._events),
+                Route("/plots", self._plots),
                 *(
                     Route(f"/{name}", partial(self._change, change), methods=["POST"])
                     for name, change in CHANGES.items()
@@ -72,6 +73,10 @@ class View:
     async def _page(self, request: Request) -> Response:
         return HTMLResponse(self.watch.seen.served.html)
 
+    async def _plots(self, request: Request) -> Response:
+        """Return the plots of now: an open page draws again those that have changed."""
+        return JSONResponse(self.watch.seen.served.data["plots"])
+
     async def _file(self, request: Request) -> Response | Media:
         """Return a file of the package, the data, or a clip: all are looked up by their address."""
         address, served = request.scope["path"], self.watch.seen.served
@@ -80,7 +85,8 @@ class View:
         if address == f"/{ASSETS}/{served.data_name}":
             values = {**served.data, "version": self.watch.seen.version}
             return Response(format_data(values), media_type="text/javascript")
-        if (found := served.files.get(address)) is not None:
+        found = served.files.get(address) or self.watch.seen.previews.get(address)
+        if found is not None:
             number, name = found
             return Media(self.watch.run_dirs[number], name, self.streams)
         return PlainTextResponse("no such page\n", 404)

@@ -23,6 +23,7 @@ from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import ACTIVE_STATES, Holder, Status, is_gone
 from hv15_batch.status.overall import current_run
 from hv15_batch.status.show import format_start, format_status
+from hv15_batch.view._previews import preview_files, shown_previews
 
 LOOK_SECONDS = 0.4
 """Between two looks; a clip is on the page within two seconds."""
@@ -46,6 +47,11 @@ class Seen:
     statuses: list[dict[str, Any]] = field(default_factory=list)
     """How each run stands."""
     statuses_version: int = 0
+
+    @property
+    def previews(self) -> dict[str, tuple[int, str]]:
+        """Pictures of clips that denoise: number of the run and path below it, by address."""
+        return preview_files(self.statuses)
 
     def since(self, version: int) -> dict[str, Any]:
         """Return what a page lacks that has a version, as JSON-able values."""
@@ -150,8 +156,10 @@ class Watch:
     def _statuses(self, served: Served, fault: str | None) -> list[dict[str, Any]]:
         faults = [f"the log cannot be read now: {fault}"] if fault else []
         return [
-            _status_of(run_dir, faults + _rating_lines(of_ratings), self._telling)
-            for run_dir, of_ratings in zip(self.run_dirs, served.rating_faults, strict=True)
+            _status_of(n, run_dir, faults + _rating_lines(of_ratings), self._telling)
+            for n, (run_dir, of_ratings) in enumerate(
+                zip(self.run_dirs, served.rating_faults, strict=True)
+            )
         ]
 
 
@@ -178,8 +186,10 @@ def _newer(seen: Seen, served: Served) -> Seen:
     )
 
 
-def _status_of(run_dir: RunDir, lines: list[str], telling: Secondary) -> dict[str, Any]:
-    """Return how a run stands, as `hv15-batch status` says it."""
+def _status_of(
+    number: int, run_dir: RunDir, lines: list[str], telling: Secondary
+) -> dict[str, Any]:
+    """Return how a run stands, as `hv15-batch status` says it, and the clips that denoise."""
     values: dict[str, Any] = {"name": run_dir.path.name, "isPaused": run_dir.pause.exists()}
     now = utc_now()
     with telling:
@@ -191,7 +201,8 @@ def _status_of(run_dir: RunDir, lines: list[str], telling: Secondary) -> dict[st
             _, *said = format_start(run_dir.path, status, now).splitlines()
             return {**values, "isActive": True, "lines": [*lines, *said]}
         _, *said = format_status(run_dir.path, status, now).splitlines()
-        return {**values, **_numbers(status), "lines": [*lines, *said]}
+        previews = shown_previews(number, run_dir, status)
+        return {**values, **_numbers(status), "lines": [*lines, *said], "previews": previews}
     reason = reason_of(telling.error) if telling.error is not None else ""
     return {**values, "isActive": False, "lines": [*lines, f"the status cannot be read: {reason}"]}
 

@@ -12,11 +12,13 @@ import pytest
 from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, make_run, make_status, moving_clip, record
 from fakes.served import Client, serving
+from PIL import Image
 
 from hv15_batch.rundir.chosen.picks import picks_folder
 from hv15_batch.rundir.chosen.ratings import Rating, format_ratings, ratings_file, read_ratings
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.previews import remove_preview, write_preview
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium
@@ -257,3 +259,50 @@ def test_a_rating_moves_no_list_and_no_focus(opened: Opened, run_dir: RunDir) ->
     ratings_file(run_dir).unlink()  # by somebody else: the list is made again
     wait(page, "document.querySelectorAll('#gallery .card').length == 3")
     assert page.evaluate(card) == "clip-sky"
+
+
+def test_the_clip_that_denoises_is_shown_and_refreshed(opened: Opened, run_dir: RunDir) -> None:
+    page = opened.page
+
+    def denoise(step: int, colour: str) -> None:
+        write_preview(run_dir, 0, lambda path: Image.new("RGB", (96, 64), colour).save(path, "JPEG"))
+        working = {"state": "rendering", "hostname": "another", "total": 3, "done": 2}
+        status = make_status(**working, clip_id="sky", stage="denoise", step=step, steps=50)
+        run_dir.status.write_text(json.dumps(status), encoding="utf-8")
+
+    denoise(5, "red")
+    page.wait_for_selector(".preview img")
+    assert page.text_content(".preview figcaption") == "sky, step 5 of 50"
+    picture = "document.querySelector('.preview img')"
+    wait(page, f"{picture}.complete && {picture}.naturalWidth == 96")
+    first = page.evaluate(f"window.before = {picture}, before.src")
+    denoise(10, "blue")
+    wait(page, f"{picture}.src != '{first}' && {picture} === before")
+    wait(page, "document.querySelector('.preview figcaption').textContent.includes('step 10')")
+    remove_preview(run_dir, 0)
+    wait(page, "document.querySelector('.run-previews').hidden")
+
+
+def test_plots_and_tables_follow_and_what_was_opened_stays_open(
+    opened: Opened, run_dir: RunDir
+) -> None:
+    page = opened.page
+    seconds = "#plot-seconds .plot[data-drawn]"
+    page.evaluate("document.querySelector('#plot-seconds').scrollIntoView()")
+    page.wait_for_selector(seconds)
+    page.evaluate("document.querySelector('#common details').open = true")
+    page.evaluate("window.plot = document.querySelector('#plot-seconds')")
+    drawn = "document.querySelector('#plot-seconds .plot').data[0].x.length"
+    assert page.evaluate(drawn) == 2
+    before = page.evaluate("window.scrollY")
+    assert "2 of 3" in page.text_content("h1")
+
+    RunLog(run_dir.log, "20261124T230000-0001-bbbb").append(clip("sky", 2, flow_shift=9.0))
+
+    wait(page, f"{drawn} == 3")
+    wait(page, "document.querySelector('h1').textContent.includes('3')")
+    assert page.evaluate("document.querySelector('#plot-seconds') === plot")
+    assert page.evaluate("document.querySelector('#common details').open")
+    assert abs(page.evaluate("window.scrollY") - before) < 400
+    page.click(".contents a[href='#common']")
+    assert page.evaluate("location.hash") == "#common"

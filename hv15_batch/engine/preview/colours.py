@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-
 LATENT_CHANNELS = 32
 SIDE = 3
 """Places of the latents' grid, in both directions, that decide a colour."""

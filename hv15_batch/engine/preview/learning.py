@@ -1,8 +1,8 @@
 """Learns the colours of a VAE from one decoded clip, and keeps them for later runs.
 
 One clip shows few colours. So a small piece of it is read by the VAE's own encoder in other colours
-too: channels exchanged, negative, darker and brighter, mirrored. With these, a map from one demo clip
-has 18 dB or more on every other one, and without them 8 dB on some.
+too: channels exchanged, negative, darker and brighter, mirrored. With these, a map from one demo
+clip has 18 dB or more on every other one, and without them 8 dB on some.
 """
 
 from __future__ import annotations

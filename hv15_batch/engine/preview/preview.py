@@ -121,9 +121,7 @@ class _OnItsWay:
 class _Shown:
     """The pictures of one clip."""
 
-    def __init__(
-        self, run_dir: RunDir, worker: int, colours: ColourMap, guard: Secondary
-    ) -> None:
+    def __init__(self, run_dir: RunDir, worker: int, colours: ColourMap, guard: Secondary) -> None:
         self._run_dir, self._worker = run_dir, worker
         self._colours = colours
         self._guard = guard

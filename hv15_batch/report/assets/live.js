@@ -4,7 +4,7 @@
   const hv15 = (window.hv15 = window.hv15 || {});
   const token = document.querySelector('meta[name="hv15-token"]');
   const REFRESH_MS = 4000; // the text around the gallery is fetched again at most this often
-  const PARTS = ["body > header", "#trouble"];
+  const KEPT = "#clips, #plots"; // the scripts keep these up to date
   let version = hv15.data.version || 0;
   let source = null;
   let timer = 0;
@@ -58,8 +58,31 @@
     const bar = make("progress");
     bar.setAttribute("aria-label", "Clips done");
     head.append(make("strong", "run-name"), bar, make("span", "run-counts"), pause);
-    box.append(head, make("ul", "run-lines"));
+    box.append(head, make("ul", "run-lines"), make("div", "run-previews"));
     return box;
+  }
+
+  /* The clips that denoise: one picture a worker, the same element as long as it is the same clip. */
+  function showPreviews(place, previews) {
+    place.hidden = !previews.length;
+    const kept = new Map(Array.from(place.children, (figure) => [figure.dataset.address, figure]));
+    place.replaceChildren(...previews.map(function (preview) {
+      const figure = kept.get(preview.address) || make("figure", "preview");
+      if (!figure.firstChild) {
+        figure.dataset.address = preview.address;
+        const picture = make("img");
+        picture.addEventListener("error", () => { figure.hidden = true; }); // its clip has ended
+        picture.addEventListener("load", () => { figure.hidden = false; });
+        figure.append(picture, make("figcaption"));
+      }
+      const source = preview.address + "?v=" + preview.version;
+      const picture = figure.querySelector("img");
+      if (picture.getAttribute("src") !== source) picture.setAttribute("src", source);
+      picture.alt = "Preview of " + preview.clip;
+      const step = preview.steps ? ", step " + preview.step + " of " + preview.steps : "";
+      figure.querySelector("figcaption").textContent = preview.clip + step;
+      return figure;
+    }));
   }
 
   function showStatuses(statuses) {
@@ -82,6 +105,7 @@
       pause.hidden = !status.isActive && !status.isPaused;
       pause.textContent = status.isPaused ? "unpause" : "pause";
       pause.setAttribute("aria-label", (status.isPaused ? "Unpause " : "Pause ") + status.name);
+      showPreviews(box.querySelector(".run-previews"), status.previews || []);
       const list = box.querySelector(".run-lines");
       const texts = Array.from(list.children, (item) => item.textContent);
       if (texts.join("\n") !== lines.join("\n")) {
@@ -90,21 +114,70 @@
     });
   }
 
-  /* The head of the page, failures and warnings as the server writes them now. */
+  /* -- the text around the gallery --------------------------------------------------------- */
+
+  function keyOf(part) {
+    return part.id || part.getAttribute("aria-labelledby") || part.tagName;
+  }
+
+  /* Whether somebody is at work in a part: its next state waits. */
+  function isInUse(part) {
+    const selection = window.getSelection();
+    const isSelected = selection && !selection.isCollapsed && selection.containsNode(part, true);
+    return part.contains(document.activeElement) || isSelected;
+  }
+
+  /* Let a new state look as the one before was left: folds that were opened, tables that were moved. */
+  function leaveAs(before, after) {
+    const folds = before.querySelectorAll("details");
+    after.querySelectorAll("details").forEach(function (fold, n) { if (folds[n]) fold.open = folds[n].open; });
+  }
+
+  function renew(now, then) {
+    if (isInUse(now)) return;
+    leaveAs(now, then);
+    if (now.innerHTML === then.innerHTML) return;
+    const moved = Array.from(now.querySelectorAll(".scroll"), (table) => table.scrollLeft);
+    now.replaceChildren(...then.childNodes);
+    now.querySelectorAll(".scroll").forEach(function (table, n) { table.scrollLeft = moved[n] || 0; });
+  }
+
+  function partsOf(page) {
+    return Array.from(page.querySelectorAll("main > *")).filter((part) => !part.matches(KEPT));
+  }
+
+  /* The head of the page, tables, failures and warnings as the server writes them now. */
+  function renewParts(fresh) {
+    renew(document.querySelector("body > header"), fresh.querySelector("body > header"));
+    const known = new Map(partsOf(document).map((part) => [keyOf(part), part]));
+    const wanted = partsOf(fresh);
+    wanted.forEach(function (then) {
+      const now = known.get(keyOf(then));
+      if (now) {
+        renew(now, then);
+      } else {
+        let next = then.nextElementSibling;
+        while (next && !(known.get(keyOf(next)) || (next.id && document.getElementById(next.id)))) next = next.nextElementSibling;
+        const goal = next && (known.get(keyOf(next)) || document.getElementById(next.id));
+        const part = document.importNode(then, true);
+        document.querySelector("main").insertBefore(part, goal || null);
+        known.set(keyOf(then), part);
+      }
+    });
+    const keys = new Set(wanted.map(keyOf));
+    known.forEach(function (part, key) { if (!keys.has(key) && !isInUse(part)) part.remove(); });
+  }
+
   async function refresh() {
     timer = 0;
     refreshed = Date.now();
     try {
-      const answer = await fetch("./");
-      if (!answer.ok) return;
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      PARTS.forEach(function (selector) {
-        const now = document.querySelector(selector);
-        const then = fresh.querySelector(selector);
-        if (!now || !then || now.contains(document.activeElement)) return;
-        if (now.innerHTML !== then.innerHTML) now.replaceChildren(...then.childNodes);
-      });
+      const [page, plots] = await Promise.all([fetch("./"), fetch("plots")]);
+      if (!page.ok || !plots.ok) return;
+      const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
+      renewParts(fresh);
       document.title = fresh.title;
+      hv15.plots.update(await plots.json());
     } catch (error) {
       /* the next change tries again */
     }

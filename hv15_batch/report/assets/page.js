@@ -390,12 +390,12 @@
   });
 
   /* The gallery is made whole first, or it would grow and push the goal away; folds are opened. */
-  document.querySelectorAll(".contents a").forEach(function (link) {
-    link.addEventListener("click", function () {
-      hv15.gallery.finish();
-      var fold = document.querySelector(link.getAttribute("href") + " > details");
-      if (fold) fold.open = true;
-    });
+  document.addEventListener("click", function (event) {
+    var link = event.target.closest(".contents a");
+    if (!link) return;
+    hv15.gallery.finish();
+    var fold = document.querySelector(link.getAttribute("href") + " > details");
+    if (fold) fold.open = true;
   });
 
   function jump(id) {
@@ -476,6 +476,6 @@
   countPicks();
   update();
   if (hv15.live) listenLive();
-  hv15.plots.show(hv15.data.plots);
+  hv15.plots.update(hv15.data.plots);
   document.documentElement.dataset.ready = String(performance.now());
 })();

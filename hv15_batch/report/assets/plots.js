@@ -114,6 +114,7 @@
       });
   }
 
+  /* A figure and its plot, which is drawn when it comes into view. */
   function figureOf(plot) {
     var figure = document.createElement("figure");
     figure.id = "plot-" + plot.id;
@@ -133,33 +134,82 @@
     }
     figure.appendChild(place);
     if (plot.caption) figure.appendChild(caption);
-    return { figure: figure, place: place };
+    return { figure: figure, place: place, caption: caption, plot: plot };
   }
 
-  function show(plots) {
-    var waiting = new Map();
-    var observer = new IntersectionObserver(function (entries) {
-      entries.forEach(function (entry) {
-        var plot = waiting.get(entry.target);
-        if (!entry.isIntersecting || !plot) return;
-        waiting.delete(entry.target);
-        observer.unobserve(entry.target);
-        load().then(function () { return draw(plot, entry.target); }).catch(function (error) {
-          entry.target.textContent = error.message;
-        });
-      });
-    }, { rootMargin: "300px" });
-    plots.forEach(function (plot) {
-      var made = figureOf(plot);
-      document.getElementById("figures").appendChild(made.figure);
-      if (!plot.traces.length) return;
-      waiting.set(made.place, plot);
-      observer.observe(made.place);
-    });
-    isDark.addEventListener("change", function () {
-      drawn.forEach(function (place, plot) { draw(plot, place); });
+  function paint(made) {
+    return load().then(function () { return draw(made.plot, made.place); }).catch(function (error) {
+      made.place.textContent = error.message;
     });
   }
 
-  hv15.plots = { show: show };
+  var shown = new Map(); // what there is, by the plot's id
+  var waiting = new Map(); // of these, what was not in view yet, by its place
+  var observer = new IntersectionObserver(function (entries) {
+    entries.forEach(function (entry) {
+      var made = waiting.get(entry.target);
+      if (!entry.isIntersecting || !made) return;
+      waiting.delete(entry.target);
+      observer.unobserve(entry.target);
+      paint(made);
+    });
+  }, { rootMargin: "300px" });
+
+  function forget(made) {
+    waiting.delete(made.place);
+    observer.unobserve(made.place);
+    drawn.delete(made.plot);
+    if (made.place.dataset.drawn) window.Plotly.purge(made.place);
+    made.figure.remove();
+  }
+
+  function add(plot, before) {
+    var made = figureOf(plot);
+    document.getElementById("figures").insertBefore(made.figure, before);
+    shown.set(plot.id, made);
+    if (!plot.traces.length) return made;
+    waiting.set(made.place, made);
+    observer.observe(made.place);
+    return made;
+  }
+
+  /* Take the values of a plot that is there; one that is drawn is drawn again. */
+  function renew(made, plot) {
+    drawn.delete(made.plot);
+    made.plot = plot;
+    made.caption.textContent = plot.caption;
+    made.place.setAttribute("aria-label", "Plot: " + plot.title + ". " + plot.caption);
+    if (!waiting.has(made.place)) paint(made);
+  }
+
+  /* Show the plots of now: what has not changed stays as it is. */
+  function update(plots) {
+    var ids = new Set(plots.map(function (plot) { return plot.id; }));
+    shown.forEach(function (made, id) {
+      if (ids.has(id)) return;
+      forget(made);
+      shown.delete(id);
+    });
+    plots.forEach(function (plot, n) {
+      var made = shown.get(plot.id);
+      var place = document.getElementById("figures").children[n] || null;
+      if (made && JSON.stringify(made.plot) === JSON.stringify(plot)) return;
+      var isAlike = made && made.plot.title === plot.title && !made.plot.traces.length === !plot.traces.length && !made.plot.caption === !plot.caption;
+      if (isAlike) {
+        renew(made, plot);
+        return;
+      }
+      if (made) {
+        place = made.figure.nextSibling;
+        forget(made);
+      }
+      add(plot, place);
+    });
+  }
+
+  isDark.addEventListener("change", function () {
+    drawn.forEach(function (place, plot) { draw(plot, place); });
+  });
+
+  hv15.plots = { update: update };
 })();
