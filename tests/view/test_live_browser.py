@@ -287,12 +287,12 @@ def test_plots_and_tables_follow_and_what_was_opened_stays_open(
     opened: Opened, run_dir: RunDir
 ) -> None:
     page = opened.page
-    seconds = "#plot-seconds .plot[data-drawn]"
-    page.evaluate("document.querySelector('#plot-seconds').scrollIntoView()")
+    seconds = "#plot-vram .plot[data-drawn]"
+    page.evaluate("document.querySelector('#plot-vram').scrollIntoView()")
     page.wait_for_selector(seconds)
     page.evaluate("document.querySelector('#common details').open = true")
-    page.evaluate("window.plot = document.querySelector('#plot-seconds')")
-    drawn = "document.querySelector('#plot-seconds .plot').data[0].x.length"
+    page.evaluate("window.plot = document.querySelector('#plot-vram')")
+    drawn = "document.querySelector('#plot-vram .plot').data[0].x.length"
     assert page.evaluate(drawn) == 2
     before = page.evaluate("window.scrollY")
     assert "2 of 3" in page.text_content("h1")
@@ -301,7 +301,7 @@ def test_plots_and_tables_follow_and_what_was_opened_stays_open(
 
     wait(page, f"{drawn} == 3")
     wait(page, "document.querySelector('h1').textContent.includes('3')")
-    assert page.evaluate("document.querySelector('#plot-seconds') === plot")
+    assert page.evaluate("document.querySelector('#plot-vram') === plot")
     assert page.evaluate("document.querySelector('#common details').open")
     assert abs(page.evaluate("window.scrollY") - before) < 400
     page.click(".contents a[href='#common']")
