@@ -1,4 +1,4 @@
-"""Shows a run: bars on a terminal, plain lines elsewhere, and status.json.
+"""Shows a run: a live line on a terminal, plain lines elsewhere, and status.json.
 
 It decides nothing.
 """
@@ -37,7 +37,8 @@ from hv15_batch.run._crew import Crew, Waiting
 from hv15_batch.run.outcome import ClipFinished, Listen, Message, format_error
 from hv15_batch.run.schedule import Wait
 from hv15_batch.rundir.status import IDLE_STATES, StatusFile
-from hv15_batch.status.bars import Bars
+from hv15_batch.status.live_line import LiveLine
+from hv15_batch.status.show import line_facts
 from hv15_batch.status.terminal import can_redraw
 from hv15_batch.units import format_duration, format_gib
 
@@ -51,8 +52,8 @@ Rendering = tuple[str | None, int | None]
 
 LOADING_SECONDS = 2.0
 """Without a terminal, loading that takes longer prints a line."""
-LEFT_SECONDS = 5.0
-"""The time left is predicted this often."""
+FACTS_SECONDS = 2.0
+"""Expected end, temperature and memory are shown anew this often."""
 
 _P = ParamSpec("_P")
 
@@ -98,7 +99,7 @@ class Progress:
             run_id: This run.
             total: Clips of the manifest.
             done: How many of them were finished before.
-            out: Stream for bars and lines; None means stdout.
+            out: Stream for the live line and others; None means stdout.
             again: Finished clips that this run renders again.
             type_again: Names of settings that `resume=` does not take over.
             pace: Predicts when all clips will be done; gets each event before this does. None
@@ -111,11 +112,11 @@ class Progress:
         self._crew = Crew(workers)
         self._out = out or sys.stdout
         self._listen = listen
-        self._bars = Bars(self._out) if listen is None and can_redraw(self._out) else None
+        self._line = LiveLine(self._out) if listen is None and can_redraw(self._out) else None
         self.guard = Secondary("something of the run could not be shown")
         self._loading: dict[int, Waiting] = {}
         self._number = 0  # ended clips
-        self._left_shown_at = 0.0
+        self._facts_shown_at = 0.0
         self._pace = pace
         self._health = GpuHealthReader(gpu_uuid)
         self._folder = status_file.parent
@@ -133,14 +134,14 @@ class Progress:
 
     @_shown
     def say(self, text: str) -> None:
-        """Print a line without breaking the bars."""
+        """Print a line above the live one."""
         text = shown(text)
         if self._listen is not None:
             self._listen(Message(text))
             return
         with suppress(OSError):  # a full disk or a closed pipe must not end the run
-            if self._bars is not None:
-                self._bars.print(text)
+            if self._line is not None:
+                self._line.print(text)
             else:
                 print(text, file=self._out, flush=True)
 
@@ -179,15 +180,15 @@ class Progress:
     def loading(self, what: str, worker: int = 0) -> None:
         """Show what is being loaded, and for how long."""
         self._loading[worker] = Waiting(what, time.monotonic())
-        if self._bars is not None:
-            self._bars.show_loading(what, worker)
+        if self._line is not None:
+            self._line.show_loading(what, worker)
         self._status.update(loading=what)
 
     def _loaded(self, worker: int, is_there: bool) -> None:
         ended = self._loading.pop(worker)
         seconds = time.monotonic() - ended.since
-        if self._bars is not None:
-            self._bars.clear_current(worker=worker)
+        if self._line is not None:
+            self._line.clear_current(worker=worker)
         elif ended.is_told and is_there:
             text = f"loaded {ended.what} in {format_duration(seconds)}"
             self.say(self._crew.named(worker, text))
@@ -197,10 +198,10 @@ class Progress:
     def tick(self) -> None:
         """Update the seconds on the screen; called often while nothing happens."""
         now = time.monotonic()
-        if self._bars is not None:
-            if now - self._left_shown_at >= LEFT_SECONDS:
+        if self._line is not None:
+            if now - self._facts_shown_at >= FACTS_SECONDS:
                 self._show_clips()
-            self._bars.tick()
+            self._line.tick()
             return
         for worker, each in self._loading.items():
             if not each.is_told and now - each.since >= LOADING_SECONDS:
@@ -212,8 +213,8 @@ class Progress:
         """Show that another text or image was encoded."""
         if self._state != "encoding":
             return  # a damaged cache entry is encoded again during the run
-        if self._bars is not None:
-            self._bars.show_whole(ENCODE, done, total)
+        if self._line is not None:
+            self._line.show_whole(ENCODE, done, total)
         elif done == total:
             self.say(f"encoded {total} {'text or image' if total == 1 else 'texts and images'}")
         self._status.update(stage=ENCODE, step=done, steps=total)
@@ -229,16 +230,16 @@ class Progress:
     @_shown
     def started(self, clip_id: str, worker: int = 0) -> None:
         """Show that a worker has a clip."""
-        if self._bars is not None:
-            self._bars.show_stage(clip_id, "start", worker)
+        if self._line is not None:
+            self._line.show_stage(clip_id, "start", worker)
         self._status.update(**{**_NO_CLIP, "clip_id": clip_id})
 
     @_shown
     def waiting(self, wait: Wait) -> None:
         """Show that the run waits, why, and until when."""
         self.say(wait.line)
-        if self._bars is not None:
-            self._bars.clear_current()
+        if self._line is not None:
+            self._line.clear_current()
         self._state_before = self._state_before if self._state in IDLE_STATES else self._state
         self._state = wait.state
         moment = wait.until.isoformat(timespec="seconds") if wait.until else None
@@ -255,8 +256,8 @@ class Progress:
     @_shown
     def stepped(self, clip_id: str, stage: str, step: int, steps: int, worker: int = 0) -> None:
         """Show a denoising step or another stage of a worker's current clip."""
-        if self._bars is not None:
-            self._bars.show_steps(clip_id, stage, step, steps, worker)
+        if self._line is not None:
+            self._line.show_steps(clip_id, stage, step, steps, worker)
         if self._listen is not None:
             self._listen(Stepped(clip_id, stage, step, steps))
         self._status.update(clip_id=clip_id, stage=stage, step=step, steps=steps)
@@ -267,8 +268,8 @@ class Progress:
         self._count(record)
         self.say(f"{_line(record, number, todo)}{self._crew.where(worker)}")
         self._number = number
-        if self._bars is not None:
-            self._bars.clear_current(record.clip_id, worker)
+        if self._line is not None:
+            self._line.clear_current(record.clip_id, worker)
         self._show_clips()
         self._status.update(
             done=self._num_done,
@@ -292,7 +293,7 @@ class Progress:
 
     @_shown
     def end(self, state: str, message: str = "") -> None:
-        """Close the bars and write the last status."""
+        """Leave the live line and write the last status."""
         self._state = state
         self._status.close(
             state=state,
@@ -303,8 +304,8 @@ class Progress:
             **self._crew.values(),
         )
         self._health.close()
-        if self._bars is not None:
-            self._bars.close()
+        if self._line is not None:
+            self._line.close()
 
     def _count(self, record: ClipRecord) -> None:
         """Count clips, not attempts: one that failed may be tried again."""
@@ -344,13 +345,11 @@ class Progress:
         return {"eta_p50": p50, "eta_p90": p90, "eta_basis": left.basis.name}
 
     def _show_clips(self) -> None:
-        if self._bars is None or self._state != "rendering":
+        if self._line is None or self._state != "rendering":
             return
-        self._left_shown_at = time.monotonic()
-        is_known = self._pace is not None and 0 < self._number < self._num_todo
-        left = self._pace.left() if self._pace is not None and is_known else None
-        words = f"about {format_duration(left.p50_seconds)} left" if left is not None else ""
-        self._bars.show_whole("clips", self._number, self._num_todo, words)
+        self._facts_shown_at = time.monotonic()
+        facts = line_facts(self._status.snapshot(), len(self._failed), len(self._suspect))
+        self._line.show_whole("clips", self._number, self._num_todo, facts)
 
 
 def _first_values(run_id: str, total: int, done: int) -> dict[str, Any]:

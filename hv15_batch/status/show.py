@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.config.shard import Shard
+from hv15_batch.machine.machine import read_ram
 from hv15_batch.redaction import one_line
 from hv15_batch.rundir.paths import RunDir, resume_command
 from hv15_batch.rundir.status import (
@@ -116,6 +117,46 @@ def format_health(status: Status) -> str:
     if status.free_disk_bytes is not None:
         parts.append(f"{format_gib(status.free_disk_bytes)} GiB of disk free")
     return ", ".join(parts)
+
+
+def line_facts(
+    values: Mapping[str, Any], failed: int, suspect: int, now: datetime | None = None
+) -> list[str]:
+    """Return what the live line says besides clips and steps; what is unknown is left out.
+
+    Args:
+        values: Content of status.json as of now.
+        failed: Clips of this run.
+        suspect: Clips of this run.
+        now: None for the time of now.
+    """
+    facts = [
+        f"{count} {word}" for count, word in ((failed, "failed"), (suspect, "suspect")) if count
+    ]
+    if values.get("eta_p50") is not None:
+        day = (now or datetime.now()).astimezone().date()
+        end = f"end {_on_the_clock(values['eta_p50'], day)}"
+        if values.get("eta_p90") is not None:
+            end += f", 90 % by {_on_the_clock(values['eta_p90'], day)}"
+        facts.append(end)
+    if values.get("temperature_celsius") is not None:
+        facts.append(f"{values['temperature_celsius']:.0f} °C")
+    used, total = values.get("vram_used_bytes"), values.get("vram_total_bytes")
+    if used is not None and total is not None:
+        facts.append(f"VRAM {format_gib(used)} of {format_gib(total)} GiB")
+    else:
+        total, available = read_ram()
+        facts.append(f"RAM {format_gib(total - available)} of {format_gib(total)} GiB")
+    return facts
+
+
+def _on_the_clock(moment: str, day: date) -> str:
+    """Return a moment as local time, with the day where it is another one."""
+    local = parse_time(moment).astimezone()
+    if local.date() == day:
+        return f"{local:%H:%M}"
+    is_soon = (local.date() - day).days < 7
+    return f"{local:%a %H:%M}" if is_soon else f"{local:%Y-%m-%d %H:%M}"
 
 
 def format_wait(status: Status) -> str:

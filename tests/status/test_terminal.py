@@ -23,9 +23,10 @@ from hv15_batch.run import _progress
 from hv15_batch.run._progress import Progress
 from hv15_batch.rundir.status import Holder, find_latest_run
 from hv15_batch.status import _watch as watch
-from hv15_batch.status.bars import Bars
 from hv15_batch.status.command import main
+from hv15_batch.status.live_line import LiveLine
 from hv15_batch.status.overall import current_run
+from hv15_batch.status.show import line_facts
 from hv15_batch.status.terminal import can_redraw, laid_out, width
 
 
@@ -51,93 +52,148 @@ def screen() -> Iterator[Screen]:
     made.close()
 
 
-# -- bars -------------------------------------------------------------------------------------
+# -- the live line ----------------------------------------------------------------------------
+
+FACTS = ["2 failed", "end 07:12, 90 % by 08:03", "71 °C", "VRAM 12.3 of 24.0 GiB"]
 
 
-def test_each_clip_begins_at_zero_and_its_pace_is_that_of_its_own_steps(
+def test_each_clip_begins_anew_and_its_pace_is_the_median_of_its_own_steps(
     screen: Screen, clock: Ticking
 ) -> None:
-    bars = Bars(screen, clock)
+    line = LiveLine(screen, clock)
     for number in range(1, 10):
         name = f"clip{number}_s0_11223344"
-        bars.show_whole("clips", number - 1, 9)
-        bars.show_stage(name, "start")
+        line.show_whole("clips", number - 1, 9)
+        line.show_stage(name, "start")
         clock.seconds += 20.0  # loading, encoding, the first step
         for step in range(1, 51):
-            bars.show_steps(name, "denoise", step, 50)
-            clock.seconds += 0.093
-        last = screen.lines()[-1]
-        assert f"{name} denoise 50/50" in last
-        assert "10.75it/s" in last  # 0.093 s a step, in clip 9 as in clip 1
-        assert last.split("|")[-1].startswith(" 00:24, ")
-        bars.show_steps(name, "decode", 50, 50)
-        assert "it/s" not in screen.lines()[-1]
+            line.show_steps(name, "denoise", step, 50)
+            clock.seconds += 9.0 if step == 7 else 0.093 * number
+        pace = f"{0.093 * number:.3f}"
+        expected = f"clips {number - 1}/9 | {name} denoise 50/50 | {pace} s a step"
+        assert screen.lines()[-1] == expected
+        line.show_steps(name, "decode", 50, 50)
+        assert "s a step" not in screen.lines()[-1]
 
 
-def test_slow_steps_are_told_in_seconds_and_a_step_underway_does_not_slow_them(
-    screen: Screen, clock: Ticking
-) -> None:
-    bars = Bars(screen, clock)
+def test_a_step_underway_does_not_slow_the_others(screen: Screen, clock: Ticking) -> None:
+    line = LiveLine(screen, clock)
     for step in (1, 2, 3):
-        bars.show_steps("cat", "denoise", step, 50)
+        line.show_steps("cat", "denoise", step, 50)
         clock.seconds += 14.25
     clock.seconds += 10.0
-    bars.tick()
+    line.tick()
 
-    assert "14.25s/it" in screen.lines()[-1]
+    assert screen.lines()[-1] == "cat denoise 3/50 | 14.2 s a step"
 
 
-@pytest.mark.parametrize("columns", [79, 60, 50, 45, 40, 25])
-def test_no_bar_is_wider_than_the_terminal_and_its_figures_stand_in_it(
-    columns: int, clock: Ticking
-) -> None:
+@pytest.mark.parametrize("columns", [200, 80, 40, 25])
+def test_a_narrow_terminal_breaks_the_line_between_its_parts(columns: int, clock: Ticking) -> None:
+    name = "fox-in-the-snow_s0_11223344"
     with Screen(columns) as screen:
-        bars = Bars(screen, clock)
-        bars.show_whole("clips", 143, 200, "about 6 h 30 min left")
-        for step in (1, 2):
-            bars.show_steps("a-very-long-clip-name_s0_11223344", "denoise", step, 50)
+        line = LiveLine(screen, clock)
+        line.print("/runs/prompts: new")
+        line.show_whole("clips", 143, 200, FACTS)
+        for step in (1, 2, 3):
+            line.show_steps(name, "denoise", step, 50)
             clock.seconds += 2.0
-        bars.tick()
+        line.tick()
 
-        whole, steps = screen.lines()
-        assert max(width(whole), width(steps)) < columns
-        if columns >= 40:
-            assert "143/200" in whole
-            assert "about 6 h 30 min" in whole
-            assert "2/50" in steps
-            assert "2.00s/it" in steps
+        first, *rows = screen.lines()
+        assert first == "/runs/prompts: new"
+        assert max(map(width, rows)) < columns
+        parts = " | ".join(rows).split(" | ")
+        working = f"{name} denoise 3/50"
+        assert [part for part in parts if "…" not in part] == [
+            part
+            for part in ("clips 143/200", working, "2.00 s a step", *FACTS)
+            if width(part) < columns
+        ]
+        assert len(rows) == {200: 1, 80: 2, 40: 4, 25: 6}[columns]
+        line.close()
+        assert screen.lines() == [first, "clips 143/200"]
+
+
+def test_several_workers_stay_readable(clock: Ticking) -> None:
+    with Screen(80) as screen:
+        line = LiveLine(screen, clock)
+        line.show_whole("clips", 143, 200, FACTS[1:])
+        for worker in range(8):
+            for step in (1, 2 + worker):
+                line.show_steps(f"a-very-long-clip-name_s{worker}", "denoise", step, 50, worker)
+                clock.seconds += 0.0
+        clock.seconds += 3.0
+        line.show_steps("a-very-long-clip-name_s2", "decode", 50, 50, 2)
+        line.show_loading("the VAE", 5)
+        clock.seconds += 7.0
+        line.tick()
+
+        rows = screen.lines()
+        assert len(rows) <= 4
+        assert max(map(width, rows)) < 80
+        text = " | ".join(rows)
+        for part in ("0: denoise 2/50", "2: decode 00:07", "5: loading the VAE 00:07", "71 °C"):
+            assert part in text
 
 
 def test_a_terminal_that_is_made_narrower_again_and_again_is_not_flooded(
     screen: Screen, clock: Ticking
 ) -> None:
-    bars = Bars(screen, clock)
-    bars.print("/runs/prompts: new")
-    bars.show_whole("clips", 3, 9, "about 12 min left")
+    line = LiveLine(screen, clock)
+    line.print("/runs/prompts: new")
+    line.show_whole("clips", 3, 9, ["end 07:12, 90 % by 08:03"])
     for columns in range(79, 40, -1):
         screen.resize(columns)
         clock.seconds += 1.5
-        bars.show_steps("a-very-long-clip-name_s0_11223344", "denoise", 80 - columns, 50)
-        bars.tick()
+        line.show_steps("a-very-long-clip-name_s0_11223344", "denoise", 80 - columns, 50)
+        line.tick()
 
     lines = screen.lines()
     assert lines[0] == "/runs/prompts: new"
-    assert len(lines) == 3
-    bars.print("[4/9] a-very-long-clip-name_s0_11223344 72.1 s")
-    bars.close()
-    assert [line.split()[0] for line in screen.lines() if "clip" in line][-1] == "clips"
-    assert sum("denoise" in line for line in screen.lines()) == 0
+    assert len(lines) == 4
+    assert sum("clips 3/9" in row for row in lines) == 1
+    line.print("[4/9] a-very-long-clip-name_s0_11223344 72.1 s")
+    line.close()
+    assert [row.split()[0] for row in screen.lines() if "clip" in row][-1] == "clips"
+    assert sum("denoise" in row for row in screen.lines()) == 0
 
 
 def test_the_cursor_rests_where_a_terminal_that_breaks_lines_anew_keeps_it(
     screen: Screen, clock: Ticking
 ) -> None:
-    bars = Bars(screen, clock)
-    bars.show_whole("clips", 3, 9)
-    bars.show_steps("cat", "denoise", 3, 9)
+    screen.resize(25)
+    line = LiveLine(screen, clock)
+    line.show_whole("clips", 3, 9, FACTS)
+    line.show_steps("cat", "denoise", 3, 9)
 
     cursor = screen._screen.cursor
+    assert len(screen.lines()) > 2
     assert (cursor.y, cursor.x) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("p50", "p90", "words"),
+    [
+        ("2026-11-30T07:12:00+00:00", "2026-11-30T08:03:00+00:00", "end 07:12, 90 % by 08:03"),
+        ("2026-11-30T23:12:00+00:00", "2026-12-01T00:03:00+00:00", "end 23:12, 90 % by Tue 00:03"),
+        ("2026-12-09T23:12:00+00:00", None, "end 2026-12-09 23:12"),
+    ],
+)
+def test_the_end_is_told_on_the_clock(
+    p50: str, p90: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    now = datetime(2026, 11, 30, 5, 0, tzinfo=timezone.utc)
+    values = {"eta_p50": p50, "eta_p90": p90, "temperature_celsius": 70.6}
+    card = {"vram_used_bytes": 2**33, "vram_total_bytes": 3 * 2**33}
+
+    assert line_facts({**values, **card}, 1, 0, now) == [
+        "1 failed", words, "71 °C", "VRAM 8.0 of 24.0 GiB",
+    ]  # fmt: skip
+    assert re.fullmatch(r"RAM [0-9.]+ of [0-9.]+ GiB", line_facts({}, 0, 0, now)[-1])
+    monkeypatch.undo()
+    time.tzset()
 
 
 # -- a run ------------------------------------------------------------------------------------

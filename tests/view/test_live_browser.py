@@ -265,7 +265,9 @@ def test_the_clip_that_denoises_is_shown_and_refreshed(opened: Opened, run_dir: 
     page = opened.page
 
     def denoise(step: int, colour: str) -> None:
-        write_preview(run_dir, 0, lambda path: Image.new("RGB", (96, 64), colour).save(path, "JPEG"))
+        write_preview(
+            run_dir, 0, lambda path: Image.new("RGB", (96, 64), colour).save(path, "JPEG")
+        )
         working = {"state": "rendering", "hostname": "another", "total": 3, "done": 2}
         status = make_status(**working, clip_id="sky", stage="denoise", step=step, steps=50)
         run_dir.status.write_text(json.dumps(status), encoding="utf-8")
