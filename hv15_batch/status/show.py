@@ -10,6 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import CONFIG_DIR, OF_ONE_COMMAND, TYPED_ONLY
 from hv15_batch.config.shard import Shard
 from hv15_batch.machine.machine import read_ram
@@ -134,7 +135,7 @@ def line_facts(
         f"{count} {word}" for count, word in ((failed, "failed"), (suspect, "suspect")) if count
     ]
     if values.get("eta_p50") is not None:
-        day = (now or datetime.now()).astimezone().date()
+        day = (now or utc_now()).astimezone().date()
         end = f"end {_on_the_clock(values['eta_p50'], day)}"
         if values.get("eta_p90") is not None:
             end += f", 90 % by {_on_the_clock(values['eta_p90'], day)}"

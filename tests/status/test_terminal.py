@@ -109,7 +109,7 @@ def test_a_narrow_terminal_breaks_the_line_between_its_parts(columns: int, clock
             for part in ("clips 143/200", working, "2.00 s a step", *FACTS)
             if width(part) < columns
         ]
-        assert len(rows) == {200: 1, 80: 2, 40: 4, 25: 6}[columns]
+        assert len(rows) == {200: 1, 80: 2, 40: 5, 25: 6}[columns]
         line.close()
         assert screen.lines() == [first, "clips 143/200"]
 
