@@ -333,7 +333,7 @@ def test_noise_repetitions_and_what_is_switched_off_are_not_shown(
 # -- on the demo VAE --------------------------------------------------------------------------
 
 
-def test_a_map_that_is_linear_is_found_again() -> None:
+def test_a_map_that_is_linear_is_found_again_and_kept(kept: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(32, 4, 16, 16, generator=generator)
     weights = torch.randn(NUM_TERMS, 3, generator=generator) * 0.01
@@ -343,6 +343,10 @@ def test_a_map_that_is_linear_is_found_again() -> None:
 
     other = torch.randn(32, 16, 16, generator=generator)
     assert psnr(found.colours(other), ColourMap(weights).colours(other)) > 30
+    learning.write_colours(kept, KEY, found)
+    read = learning.read_colours(kept, KEY)
+    assert read is not None
+    assert torch.equal(read.weights, found.weights)
 
 
 @pytest.mark.exhaustive

@@ -24,10 +24,11 @@ from hv15_batch.config.settings import DispatchConfig
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.rundir.log import RunLog
+from hv15_batch.rundir.previews import remove_preview, write_preview
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client
 from hv15_batch.rundir.remote.objects import add_objects
-from hv15_batch.rundir.store import open_uploads
+from hv15_batch.rundir.store import hold, open_uploads
 
 exhaustive = pytest.mark.exhaustive
 CLIP = r"clips/.+\.[0-9a-f]{16}\.mp4"
@@ -367,6 +368,29 @@ def write_lease(stored: Stored, run_id: str = "theirs") -> None:
         b'{"pid": 9, "hostname": "far", "run_id": "%s", "started_at": "today", "folder": "x"}'
         % run_id.encode(),
     )
+
+
+def test_previews_are_put_with_the_status_and_go_with_their_clip(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "STATUS_SECONDS", 0.05)
+    assert stored.go() == 0
+    run_dir, name = stored.mirror, "previews/worker-0.jpg"
+
+    def wait_for(is_there: bool) -> None:
+        end = time.monotonic() + 20
+        while (name in stored.names()) != is_there:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with hold(run_dir, "20261130T000000-0000-cccc", print):
+        write_preview(run_dir, 0, lambda path: path.write_bytes(b"picture") and None)
+        wait_for(True)
+        remove_preview(run_dir, 0)
+        wait_for(False)
+        write_preview(run_dir, 0, lambda path: path.write_bytes(b"another") and None)
+        wait_for(True)
+    assert name not in stored.names()
 
 
 def test_a_second_driver_is_refused_and_told_who_is_there(stored: Stored) -> None:

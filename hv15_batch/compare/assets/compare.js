@@ -1,78 +1,37 @@
 // Two videos of a pair, played as one.
 "use strict";
 
-const DRIFT_SECONDS = 0.03; // beyond this B is set to where A is
-const READY_MS = 2000; // a video that is not there by then is not waited for
 const pairs = [...document.querySelectorAll(".pair")];
+const clocks = new Map(); // of the pairs that have a video
 
 const videosOf = (pair) => [...pair.querySelectorAll("video")];
-const isPlaying = (pair) => pair.classList.contains("playing");
 
-function frameOf(pair) {
-  const time = Math.max(...videosOf(pair).map((video) => video.currentTime));
-  // Half a millisecond: a frame's time is rounded in the file.
-  return Math.min(Math.floor((time + 5e-4) * Number(pair.dataset.fps)), pair.dataset.frames - 1);
-}
-
-function showFrame(pair) {
-  pair.querySelector(".at").textContent = `frame ${frameOf(pair) + 1} of ${pair.dataset.frames}`;
-}
-
-function setPlaying(pair, isOn) {
-  pair.classList.toggle("playing", isOn);
+function show(pair) {
+  const clock = clocks.get(pair);
   const what = videosOf(pair).length === 2 ? " both" : "";
-  pair.querySelector(".verb").textContent = (isOn ? "Pause" : "Play") + what;
+  pair.classList.toggle("playing", clock.isPlaying());
+  pair.querySelector(".verb").textContent = (clock.isPlaying() ? "Pause" : "Play") + what;
+  pair.querySelector(".at").textContent = `frame ${clock.frame() + 1} of ${clock.frames()}`;
 }
 
 function pause(pair) {
-  if (!isPlaying(pair)) return;
-  setPlaying(pair, false);
-  for (const video of videosOf(pair)) video.pause();
-  align(pair);
+  const clock = clocks.get(pair);
+  if (clock && clock.isPlaying()) clock.pause();
 }
 
-/* Set B to where A is, and leave it at its end where A is longer. */
-function align(pair) {
-  const [a, b] = videosOf(pair);
-  if (b && !b.ended && a.currentTime < b.duration) b.currentTime = a.currentTime;
-}
-
-/* Resolves when a video can play from where it is, or when it is not worth waiting for. */
-function ready(video) {
-  video.preload = "auto";
-  if (video.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA || video.error) return null;
-  return new Promise((resolve) => {
-    for (const name of ["canplay", "error"]) video.addEventListener(name, resolve, { once: true });
-    setTimeout(resolve, READY_MS);
-  });
-}
-
-async function play(pair) {
-  const videos = videosOf(pair);
-  for (const other of pairs) if (other !== pair) pause(other);
-  setPlaying(pair, true);
-  const isAtEnd = frameOf(pair) === pair.dataset.frames - 1;
-  const from = isAtEnd ? 0 : videos[0].currentTime;
-  for (const video of videos) if (video.currentTime !== from) video.currentTime = from;
-  await Promise.all(videos.map(ready)); // both at once, not each when it has loaded
-  if (!isPlaying(pair)) return;
-  for (const video of videos) video.play().catch(() => {}); // the error event says so
+/* Videos are loaded when they are first wanted. */
+function load(pair) {
+  for (const video of videosOf(pair)) video.preload = "auto";
+  return clocks.get(pair);
 }
 
 function toggle(pair) {
-  if (isPlaying(pair)) pause(pair);
-  else play(pair);
+  for (const other of pairs) if (other !== pair) pause(other);
+  load(pair).toggle();
 }
 
 function step(pair, by) {
-  pause(pair);
-  const frame = Math.min(Math.max(frameOf(pair) + by, 0), pair.dataset.frames - 1);
-  for (const video of videosOf(pair)) {
-    video.preload = "auto";
-    // The middle of a frame: its border may be rounded to the frame before.
-    video.currentTime = (frame + 0.5) / Number(pair.dataset.fps);
-  }
-  showFrame(pair);
+  load(pair).step(by);
 }
 
 /* The pair that has the focus, else the one that takes most of the window. */
@@ -99,26 +58,15 @@ function go(by) {
 for (const pair of pairs) {
   const videos = videosOf(pair);
   if (!videos.length) continue;
+  const { fps, frames } = pair.dataset;
+  clocks.set(pair, window.hv15.clock.make(videos, Number(fps), Number(frames), () => show(pair)));
   pair.querySelector(".play-both").addEventListener("click", () => toggle(pair));
   for (const button of pair.querySelectorAll(".step")) {
     button.addEventListener("click", () => step(pair, Number(button.dataset.step)));
   }
   for (const video of videos) {
     video.addEventListener("click", () => toggle(pair));
-    video.addEventListener("timeupdate", () => showFrame(pair));
     video.addEventListener("error", () => video.parentNode.classList.add("broken"));
-    video.addEventListener("ended", () => {
-      // The next round begins together, also where one clip is longer.
-      if (isPlaying(pair) && videos.every((other) => other.ended || other.error)) play(pair);
-    });
-  }
-  if (videos.length === 2) {
-    const [a, b] = videos;
-    a.addEventListener("timeupdate", () => {
-      if (isPlaying(pair) && !b.seeking && Math.abs(a.currentTime - b.currentTime) > DRIFT_SECONDS) {
-        align(pair);
-      }
-    });
   }
 }
 

@@ -61,7 +61,7 @@ def fit(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> ColourMap:
         raise ValueError("no latents to fit colours to")
     ridge = torch.full((NUM_TERMS,), RIDGE * num_samples, dtype=torch.float64)
     ridge[-1] = _FREE
-    weights = torch.linalg.solve(total + torch.diag(ridge), moments).float()
+    weights = torch.linalg.solve(total + torch.diag(ridge), moments).float().contiguous()
     if not torch.isfinite(weights).all():
         raise ValueError("the colours of these latents are not finite")
     return ColourMap(weights)

@@ -116,6 +116,8 @@ def write_colours(path: Path, vae_sha256: str, colours: ColourMap) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save({_TENSOR: colours.weights}, {"form": _FORM, "vae_sha256": vae_sha256})
+    content = save(
+        {_TENSOR: colours.weights.contiguous()}, {"form": _FORM, "vae_sha256": vae_sha256}
+    )
     with publishing(path) as temporary:
         temporary.write_bytes(content)

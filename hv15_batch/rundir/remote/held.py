@@ -18,6 +18,7 @@ from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
 from hv15_batch.rundir._lock import holder_facts
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
+from hv15_batch.rundir.previews import found_previews
 from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
@@ -53,6 +54,8 @@ class StoredRun:
         self._etag_is_md5 = False
         self._putting = threading.Lock()
         self._closing = threading.Event()
+        self._previews: set[str] = set()
+        """Objects with pictures of clips that denoise."""
 
     def prepare(self, probed: Probed) -> None:
         """Bring the working folder up to date, and delete what no row names.
@@ -177,6 +180,15 @@ class StoredRun:
         while not self._closing.wait(STATUS_SECONDS):
             with writing, self._putting:
                 self._mirror.push([self._run_dir.relative(self._run_dir.status)], client)
+                self._put_previews(client)
+
+    def _put_previews(self, client: Client) -> None:
+        """Put the pictures of the clips that denoise, and delete those of clips that have ended."""
+        here = {name for name, _ in found_previews(self._run_dir).values()}
+        self._mirror.push(sorted(here), client)
+        for name in self._previews - here:
+            self._mirror.withdraw(name)
+        self._previews = here
 
     def close(self, tell: Tell) -> None:
         """Put page, tables and the run's folder, and release the lease."""
@@ -185,6 +197,8 @@ class StoredRun:
             mirror = Mirror(Client(self._client.url, _END), self._run_dir.path)
             push_results(mirror, self._run_dir)
             mirror.push(self._run_files())
+            for name in self._previews:
+                mirror.withdraw(name)
             settings = self._run_dir.run_folder(self._run_id) / "config.yaml"
             if not settings.exists():  # of a run that was refused
                 mirror.withdraw(self._run_dir.relative(settings))
