@@ -518,3 +518,47 @@ def test_published_figures_are_read_without_scrolling_sideways_on_a_phone(
             assert below["y"] == pytest.approx(above["y"] + above["height"], abs=1)
         assert faults(opened.page) == []
         assert opened.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_on_paper_all_plots_are_drawn_and_no_table_is_cut(
+    driver: Any, run_dir: Path, tmp_path: Path, kind: str, scheme: str
+) -> None:
+    page = run_dir / "index.html"
+    if kind == "comparison":
+        for number, name in enumerate(("480p_t2v", "480p_t2v_distilled", "720p_t2v")):
+            clips = [
+                record(f"c{n}", n, offload="stream", model=name, revision=str(number) * 64,
+                       attention_backend="_native_cudnn", **MEASURED)
+                for n in range(3)
+            ]  # fmt: skip
+            make_run(tmp_path / "p.sweep" / name, clips, clips)
+        main([str(tmp_path / "p.sweep")])
+        page = tmp_path / "p.sweep" / "comparison.html"
+    with browsing(driver, page, tmp_path / "profile", scheme=scheme) as opened:
+        shown = opened.page
+        shown.evaluate("void (window.print = () => { window.asked = true; })")
+        shown.keyboard.press("Control+p")
+        wait(shown, "window.asked")
+        plots = shown.locator(".plot").count()
+        assert plots > 2
+        states = shown.eval_on_selector_all(
+            ".plot", "all => all.map(e => e.dataset.drawn || e.textContent.slice(0, 200))"
+        )
+        assert states == ["true"] * plots, opened.complaints
+        shown.set_viewport_size({"width": 700, "height": 1000})  # A4 without its margins
+        shown.emulate_media(media="print")
+        cut = shown.eval_on_selector_all(
+            "table, .plot svg",
+            "all => all.filter(e => e.getBoundingClientRect().right > 701).map(e => e.outerHTML)",
+        )
+        assert cut == []
+        background = "getComputedStyle(document.documentElement).getPropertyValue('--card').trim()"
+        assert shown.evaluate(background) == "#ffffff"
+        assert shown.evaluate("[...document.querySelectorAll('main details')].every(d => d.open)")
+        (tmp_path / "page.pdf").write_bytes(shown.pdf(prefer_css_page_size=True))
+        shown.emulate_media(media="screen")
+        shown.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert not shown.evaluate("document.documentElement.classList.contains('printing')")
+        assert (tmp_path / "page.pdf").stat().st_size > 20_000

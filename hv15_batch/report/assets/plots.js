@@ -9,6 +9,7 @@
     dark: ["#6cb2ff", "#fdba74", "#5eead4", "#c4b5fd", "#fde047", "#f9a8d4", "#bef264", "#cbd5e1"],
   };
   var isDark = window.matchMedia("(prefers-color-scheme: dark)");
+  var isPrinting = false; // paper is white
   var drawn = new Map();
   var library = null;
 
@@ -59,7 +60,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif", size: 12, color: colour("--text") },
-      colorway: COLOURS[isDark.matches ? "dark" : "light"],
+      colorway: COLOURS[isDark.matches && !isPrinting ? "dark" : "light"],
       barmode: plot.isStacked ? "stack" : "group",
       bargap: plot.isByName ? 0.45 : 0.15,
       showlegend: plot.traces.length > 1 && !plot.isByName,
@@ -137,10 +138,13 @@
     return { figure: figure, place: place, caption: caption, plot: plot };
   }
 
+  var underway = new Set();
+
   function paint(made) {
-    return load().then(function () { return draw(made.plot, made.place); }).catch(function (error) {
+    var painting = load().then(function () { return draw(made.plot, made.place); }).catch(function (error) {
       made.place.textContent = error.message;
-    });
+    }).finally(function () { underway.delete(painting); });
+    underway.add(painting);
   }
 
   var shown = new Map(); // what there is, by the plot's id
@@ -209,6 +213,47 @@
 
   isDark.addEventListener("change", function () {
     drawn.forEach(function (place, plot) { draw(plot, place); });
+  });
+
+  /* -- paper ------------------------------------------------------------------------------ */
+
+  var opened = []; // folds that were closed before
+  var whenDrawn = Promise.resolve();
+
+  function setPrinting(isOn) {
+    isPrinting = isOn;
+    document.documentElement.classList.toggle("printing", isOn);
+    if (isOn) {
+      if (hv15.gallery) hv15.gallery.finish();
+      opened = Array.from(document.querySelectorAll("main details:not([open]), header details:not([open])"));
+    }
+    opened.forEach(function (fold) { fold.open = isOn; });
+    drawn.forEach(function (place, plot) { draw(plot, place); });
+  }
+
+  /* Draw all plots as they look on paper, also those that were never in view. */
+  function forPaper() {
+    if (isPrinting) return whenDrawn;
+    setPrinting(true);
+    whenDrawn = load().then(function () {
+      var rest = Array.from(waiting.values());
+      rest.forEach(function (made) {
+        waiting.delete(made.place);
+        observer.unobserve(made.place);
+      });
+      rest.forEach(paint);
+      return Promise.all(underway);
+    });
+    return whenDrawn;
+  }
+
+  // By a menu the plots must be there at once, which they are where the library was loaded before.
+  window.addEventListener("beforeprint", forPaper);
+  window.addEventListener("afterprint", function () { if (isPrinting) setPrinting(false); });
+  document.addEventListener("keydown", function (event) {
+    if (event.key.toLowerCase() !== "p" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
+    event.preventDefault();
+    forPaper().then(function () { window.print(); }, function () { window.print(); });
   });
 
   hv15.plots = { update: update };
