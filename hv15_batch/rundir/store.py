@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hv15_batch.clip import Source
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
@@ -30,6 +32,7 @@ __all__ = (
     "below",
     "clip_file",
     "fetched",
+    "frame_of",
     "hold",
     "is_url",
     "open_uploads",
@@ -138,6 +141,24 @@ def fetched(run_dir: RunDir, name: str) -> Path:
     except FileNotFoundError:
         return path
     return path
+
+
+def frame_of(run_dir: RunDir, source: Source) -> Path | None:
+    """Return the path of the frame with which a clip begins; None where there is none.
+
+    One that only the store has is fetched, under its name there, which is never reused.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    stored = read_stored(run_dir.path)
+    if stored is None:
+        path = frame_file(run_dir, source.denoise_sha256, source.number)
+    elif name := stored.frames.get(frame_name(source.denoise_sha256, source.number)):
+        path = fetched(run_dir, name)
+    else:
+        return None
+    return path if path.is_file() else None
 
 
 def clip_file(typed: str) -> Path:
