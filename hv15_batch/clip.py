@@ -242,6 +242,8 @@ class Clip:
     """The frame that it begins with, if another clip makes it."""
     kept_frames: tuple[int, ...] = ()
     """Numbers of the frames of its own with which other clips begin."""
+    films: tuple[tuple[str, int], ...] = ()
+    """Names of the films that it is part of, and its place in each, from 0."""
 
     @property
     def level(self) -> int:

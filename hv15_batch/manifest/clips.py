@@ -16,6 +16,7 @@ from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
+from hv15_batch.manifest.chains.films import films_of, with_films
 from hv15_batch.manifest.chains.links import sources_first
 from hv15_batch.manifest.chains.pairs import linked, sources_of
 from hv15_batch.manifest.columns import reading_of
@@ -62,6 +63,7 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         config = with_models(config, (row.model for row in manifest.rows))
         asked = _asked_clips(manifest, config, {}, NO_LORAS, faults)
         note_clip_faults(manifest, asked, config, faults)
+        films_of(manifest.rows, asked, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -92,9 +94,10 @@ def make_clips(
     asked = _asked_clips(manifest, config, weights, loras, faults)
     note_same_loras(manifest, asked, faults)
     note_clip_faults(manifest, asked, config, faults)
+    films = films_of(manifest.rows, asked, faults)
     if faults:
         raise ManifestError(faults.messages)
-    return tuple(linked(_merged(asked, manifest)))
+    return tuple(with_films(linked(_merged(asked, manifest)), films))
 
 
 def resolve_clips(

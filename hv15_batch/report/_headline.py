@@ -15,7 +15,7 @@ from hv15_batch.rundir.status import ACTIVE_STATES, Status, is_gone
 from hv15_batch.status.show import type_again_text
 from hv15_batch.units import format_duration, parse_time
 
-_REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
+_REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed(, \d+ skipped)?")
 """The message of a run that ended with failures; the line has counted them already."""
 
 _MAKES_AGAIN = {"force", "retry.suspect"}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hv15_batch.errors import Secondary
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.planning.chains import with_chains
 from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
 from hv15_batch.planning.tables import write_clips_table, write_plan
 from hv15_batch.report.render import write_page
@@ -37,7 +38,9 @@ def write_results(asked: Asked, seconds: float | None) -> list[str]:
 def clips_of_now(asked: Asked) -> list[PlannedClip]:
     """Return every clip with its state by the logs of this moment."""
     history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
-    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
+    config = replace(asked.config, force=False)
+    planned = plan_clips(asked.clips, config, history, asked.run_dir)
+    return with_chains(planned, asked.run_dir, is_over=True)
 
 
 def write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:

@@ -12,7 +12,15 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
+from hv15_batch.errors import (
+    EXIT_FAULT,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_SIGINT,
+    EXIT_SOME_FAILED,
+    Refused,
+    Secondary,
+)
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
@@ -343,7 +351,7 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     else:
         lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)
     _say_all(lines, say)
-    return EXIT_OK
+    return EXIT_SOME_FAILED if todo.skipped else EXIT_OK
 
 
 def show(asked: Asked, rules: Rules, say: Say) -> int:

@@ -83,6 +83,7 @@ class EncodePhase:
         """
         self._models = models
         self._make_meter = make_meter
+        self._run_dir = run_dir
         self._cache = EmbeddingCache(run_dir.embeddings)
         self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
