@@ -38,6 +38,7 @@ from hv15_batch.run._progress import Progress
 from hv15_batch.run._results import (
     clips_of_now,
     up_to_date,
+    write_films,
     write_results,
     write_tables_and_page,
 )
@@ -340,7 +341,10 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     with up_to_date("the page", lines.append), run_dir.moment():
         is_stale = True
         with up_to_date("plan.csv", lines.append):
-            clips = todo.clips if run_dir.shard is None else clips_of_now(asked)
+            is_as_planned = run_dir.shard is None and not todo.skipped
+            clips = todo.clips if is_as_planned else clips_of_now(asked)
+            if todo.repetitions is None:
+                write_films(clips, run_dir, lines)
             is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
         if is_stale:
             write_tables_and_page(run_dir, False, lines)

@@ -1,4 +1,4 @@
-"""`frames/`: the frames with which other clips begin, kept without loss."""
+"""`frames/`: the frames with which other clips begin, kept without loss; and `films/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hv15_batch.clip import Clip
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.remote.objects import FRAME_SUFFIX, FRAMES
+from hv15_batch.rundir.remote.objects import FILMS, FRAME_SUFFIX, FRAMES
 
 
 def frame_name(denoise_sha256: str, number: int) -> str:
@@ -24,6 +24,11 @@ def frame_file(run_dir: RunDir, denoise_sha256: str, number: int) -> Path:
 def frame_files(run_dir: RunDir, clip: Clip) -> list[Path]:
     """Return where each of a clip's `kept_frames` is kept."""
     return [frame_file(run_dir, clip.denoise_sha256, number) for number in clip.kept_frames]
+
+
+def film_path(run_dir: RunDir, file_name: str) -> Path:
+    """Return where a film is kept."""
+    return run_dir.path / FILMS / file_name
 
 
 def saved_frames(run_dir: RunDir) -> set[str]:

@@ -21,7 +21,13 @@ from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
 from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
-from hv15_batch.rundir.remote.objects import ATTEMPT, FRAME_SUFFIX, FRAMES, add_objects
+from hv15_batch.rundir.remote.objects import (
+    ATTEMPT,
+    FILMS,
+    FRAME_SUFFIX,
+    FRAMES,
+    add_objects,
+)
 from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
 
 STATUS_SECONDS = 15.0
@@ -225,7 +231,8 @@ def push_results(mirror: Mirror, run_dir: RunDir) -> None:
     tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
     small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
     assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
-    mirror.push(map(run_dir.relative, (*small, *tables, *assets, run_dir.page)))
+    films = sorted((run_dir.path / FILMS).glob("[!.]*"))
+    mirror.push(map(run_dir.relative, (*small, *tables, *assets, *films, run_dir.page)))
 
 
 def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:

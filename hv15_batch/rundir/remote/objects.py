@@ -25,6 +25,7 @@ NAMES = (ADDRESS, OBJECTS, PULL_LOCK)
 ATTEMPT = r"[0-9a-f]{16}"
 """Part of each uploaded name, so that no name is used twice."""
 FRAMES, FRAME_SUFFIX = "frames", ".png"
+FILMS = "films"
 _FRAME = re.compile(rf"frames/([0-9a-f]{{64}}_[0-9]+)\.{ATTEMPT}\.png")
 _LATENTS = re.compile(rf"latents/([0-9a-f]{{64}})\.{ATTEMPT}\.safetensors")
 _MAX_OBJECTS_BYTES = GIB
