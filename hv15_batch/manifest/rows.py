@@ -120,7 +120,9 @@ class Row:
 
 
 Content = tuple[str, str | None]
-"""Prompt and SHA-256 of the first frame, or the cell that names a frame of another clip. Rows that differ in them make different clips."""
+"""Prompt and SHA-256 of the first frame, or the cell that names a frame of another clip.
+
+Rows that differ in them make different clips."""
 
 
 def id_rule(given: str, first: str, where: str) -> str:
@@ -187,7 +189,7 @@ class RowReader:
         image = self._cell(record, "image", parse_text)
         source = self._frame_of(record, image)
         frame = None if source else self._first_frame(record, image)
-        given_id = self._id(record, (prompt, frame.sha256 if frame else source and image))
+        given_id = self._id(record, (prompt, frame.sha256 if frame else image if source else None))
         return Row(
             index=index,
             line=record.line,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 from av.video.stream import VideoStream
 
 from hv15_batch.config.settings import VideoCodec

@@ -115,8 +115,10 @@ def _described(source: Source | None) -> str:
     return f"frame {source.number}"
 
 
-def with_sources(chosen: Iterable[PlannedClip], planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the chosen clips and those that they follow and that are missing, in the plan's order.
+def with_sources(
+    chosen: Iterable[PlannedClip], planned: Sequence[PlannedClip]
+) -> list[PlannedClip]:
+    """Return the chosen clips and the missing ones that they follow, in the plan's order.
 
     Args:
         chosen: Some of the plan's clips.

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hv15_batch.clip import Source
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
@@ -143,8 +142,8 @@ def fetched(run_dir: RunDir, name: str) -> Path:
     return path
 
 
-def frame_of(run_dir: RunDir, source: Source) -> Path | None:
-    """Return the path of the frame with which a clip begins; None where there is none.
+def frame_of(run_dir: RunDir, denoise_sha256: str, number: int) -> Path | None:
+    """Return the path of a frame with which another clip begins; None where it is not kept.
 
     One that only the store has is fetched, under its name there, which is never reused.
 
@@ -153,8 +152,8 @@ def frame_of(run_dir: RunDir, source: Source) -> Path | None:
     """
     stored = read_stored(run_dir.path)
     if stored is None:
-        path = frame_file(run_dir, source.denoise_sha256, source.number)
-    elif name := stored.frames.get(frame_name(source.denoise_sha256, source.number)):
+        path = frame_file(run_dir, denoise_sha256, number)
+    elif name := stored.frames.get(frame_name(denoise_sha256, number)):
         path = fetched(run_dir, name)
     else:
         return None

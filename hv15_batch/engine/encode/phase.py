@@ -207,7 +207,7 @@ class EncodePhase:
         """
         if clip.source is None:
             return None
-        path = frame_of(self._run_dir, clip.source)
+        path = frame_of(self._run_dir, clip.source.denoise_sha256, clip.source.number)
         return None if path is None else frame_sha256(path)
 
     def _key_of_image(self, clip: Clip) -> str | None:
@@ -231,7 +231,7 @@ class EncodePhase:
     def _encode_image(self, key: str, clip: Clip, encoders: Any) -> None:
         settings = clip.settings
         if clip.source is not None:
-            path = frame_of(self._run_dir, clip.source)
+            path = frame_of(self._run_dir, clip.source.denoise_sha256, clip.source.number)
             if path is None or self._key_of_image(clip) != key:
                 raise FileNotFoundError(_lost_frame(clip.source))
             data = read_image_bytes(str(path))
