@@ -325,7 +325,7 @@ def _clip(
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
         image_sha256=row.image_sha256,
         image_conversion=row.image_conversion,
-        image_source=source and source.key,
+        image_source=None if source is None else source.key,
         seed=seed,
         height=values["height"],
         width=values["width"],

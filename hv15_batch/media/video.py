@@ -130,7 +130,9 @@ def container_of(path: Path, codec: VideoCodec) -> OutputContainer:
     """Return a new container for videos of a codec; the index of an mp4 stands in front."""
     is_h264 = codec is VideoCodec.h264
     options = {"movflags": "+faststart"} if is_h264 else {}
-    return av.open(str(path), "w", format="mp4" if is_h264 else "matroska", options=options)
+    name = "mp4" if is_h264 else "matroska"
+    container: OutputContainer = av.open(str(path), "w", format=name, options=options)
+    return container
 
 
 def _codec_options(video: VideoConfig) -> tuple[str, dict[str, str]]:

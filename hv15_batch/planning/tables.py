@@ -51,17 +51,8 @@ PLAN_COLUMNS = (
     *("clip_id", "row_id", "other_ids", "row_index", "line", "state", "reason", "from_latents"),
     *_SETTINGS,
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
-    *(
-        "glyph_text",
-        "image",
-        "image_source",
-        "film",
-        "off_recipe",
-        "settings_sha256",
-        "denoise_sha256",
-        "file",
-        "prompt",
-    ),
+    *("glyph_text", "image", "image_source", "film", "off_recipe"),
+    *("settings_sha256", "denoise_sha256", "file", "prompt"),
 )
 
 

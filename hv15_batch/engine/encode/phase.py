@@ -186,10 +186,11 @@ class EncodePhase:
                 if key not in seen and self._cache.read_text(key) is None:
                     texts.setdefault(own, {})[key] = text
                 seen.add(key)
-            if (key := self._key_of_image(clip)) is not None:
-                if key not in seen and self._cache.read_image(key) is None:
-                    images.setdefault(of_images, {})[key] = clip
-                seen.add(key)
+            own_frame = self._key_of_image(clip)
+            if own_frame is not None:
+                if own_frame not in seen and self._cache.read_image(own_frame) is None:
+                    images.setdefault(of_images, {})[own_frame] = clip
+                seen.add(own_frame)
         return texts, images
 
     def _text_model(self, clip: Clip) -> str:
