@@ -49,7 +49,8 @@ def films_of(rows: Iterable[Row], asked: Iterable[Clip], faults: Faults | None) 
             if other != name:
                 rule = f"the film {other} has a file of that name; give one of them another name"
                 _note(faults, joined[0], rule)
-            elif film:
+                break
+            if film:
                 films[own] = film
     return films
 
