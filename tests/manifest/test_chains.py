@@ -15,8 +15,8 @@ from hv15_batch.config.settings import Config
 from hv15_batch.config.shard import Shard
 from hv15_batch.manifest.cells import ManifestError
 from hv15_batch.manifest.clips import make_clips, read_rows
-from hv15_batch.manifest.frame import frame_content
 from hv15_batch.manifest.columns import Reading
+from hv15_batch.manifest.frame import frame_content
 from hv15_batch.manifest.read import scan_manifest
 from hv15_batch.manifest.templates.asked import Templates
 from hv15_batch.model.options import model_options
@@ -79,7 +79,8 @@ def test_one_clip_may_be_followed_by_all_seeds_of_several_rows_and_those_by_othe
         **{"b0": 1, "b1": 1, "c0": 1},
     }
     assert clips["a7"].kept_frames == (4, 8)
-    assert clips["d0"].source and clips["d0"].source.first.row_id == "a"
+    assert clips["d0"].source is not None
+    assert clips["d0"].source.first.row_id == "a"
 
 
 def test_the_first_prompt_changes_both_clips_and_the_second_one(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from fakes.runs import FakeExecutor, Project, fake_local_executor, read_csv
 from PIL import Image
 
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
+from hv15_batch.dispatch.protocol import Job
+from hv15_batch.engine import _write
 from hv15_batch.engine.encode.encoders import Encoders
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
+from hv15_batch.media.conversion import open_upright
 from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.video import read_frames
-from hv15_batch.planning import films
 from hv15_batch.record import OK
 from hv15_batch.run.rendering import rounds
 from hv15_batch.run.rendering.journal import Journal
@@ -146,13 +146,10 @@ def test_another_frame_of_a_finished_clip_is_decoded_again_from_its_latents(
     done(project)
     assert project.run() == EXIT_OK
     assert done(project) == ["e", "d", "b", "c"], "the frame was kept for rows that were there"
-    (project.run_dir.path / "frames").joinpath(
-        next(os.scandir(project.run_dir.path / "frames")).name
-    ).unlink()
-    assert project.run() == EXIT_OK
-    assert done(project) == [], "a lost frame matters only to clips that are to be rendered"
     for path in (project.run_dir.path / "frames").iterdir():
         path.unlink()
+    assert project.run() == EXIT_OK
+    assert done(project) == [], "a lost frame matters only to clips that are to be rendered"
     write(project, d=ROWS["d"].replace("owl", "big owl"))
     assert project.run() == EXIT_OK
     assert done(project) == ["A", "d"]
@@ -186,12 +183,12 @@ def _maker(project: Project, row_id: str) -> str:
 
 @pytest.mark.parametrize(("what", "verb"), [("fail", "failed"), ("suspect", "is suspect")])
 def test_what_follows_a_bad_clip_is_skipped_and_said(
-    project: Project, what: str, verb: str
+    project: Project, capsys: pytest.CaptureFixture[str], what: str, verb: str
 ) -> None:
     write(project, a=ROWS["a"].replace("cat", f"{what}"))
     assert project.run() == EXIT_SOME_FAILED
     assert done(project) == ["e", "a"]
-    said = "\n".join(project.said)
+    said = capsys.readouterr().out
     plan = {row["row_id"]: row for row in project.plan()}
     a = plan["a"]["clip_id"]
     for row, before in (("b", a), ("d", a)):
@@ -228,11 +225,16 @@ def test_followers_are_rendered_by_the_run_that_repairs_the_clip_before(project:
     assert set(states(project).values()) == {"done"}
 
 
-def test_what_follows_a_group_that_is_given_up_is_skipped(project: Project) -> None:
-    bad = [f"x{n},fail,," for n in range(3)]
-    project.write("id,prompt,model,image", *bad, "a,a cat,,", "b,dog,tiny_i2v,@a:last")
-    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) in (EXIT_SOME_FAILED, 4)
-    assert "b" not in done(project)
+def test_what_follows_a_group_that_is_given_up_is_skipped(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [f"x{n},fail {n},demo_t2v," for n in range(3)]
+    rest = ["a,a cat,demo_t2v,", "b,dog,tiny_i2v,@a:last", "c,an owl,,"]
+    project.write("id,prompt,model,image", *bad, *rest)
+    assert project.run(retry=RetryConfig(max_consecutive_bad=2)) == EXIT_SOME_FAILED
+    assert done(project) == ["x", "x", "x", "c"]
+    assert "is skipped: it begins with a frame of a_s0_" in capsys.readouterr().out
+    assert "1 given up, 1 skipped" in "\n".join(project.said)
 
 
 # -- interruptions and workers ----------------------------------------------------------------
@@ -262,8 +264,6 @@ def test_a_run_that_ends_between_two_rounds_loses_nothing(
 def test_a_signal_between_two_rounds_ends_the_run(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     real = rounds.Rounds._is_skipped
 
     def interrupt(self: rounds.Rounds, job: Job) -> bool:
@@ -280,7 +280,7 @@ def test_a_signal_between_two_rounds_ends_the_run(
 
 
 def test_two_workers_render_a_chain_in_order(project: Project) -> None:
-    more = {f"f{n}": f"f{n},sleep 0.2,tiny_i2v,@a:last," for n in range(3)}
+    more = {f"f{n}": f"f{n},sleep 0.{n + 1},tiny_i2v,@a:last," for n in range(3)}
     write(project, a="a,sleep 0.4,,,", **more)
     assert project.run(fake_local_executor, dispatch=DispatchConfig(workers=2)) == EXIT_OK
     records = {r["row_id"]: r for r in project.records()}
@@ -301,7 +301,7 @@ def test_a_worker_that_dies_in_a_later_round_is_replaced(project: Project) -> No
 
 def test_a_benchmark_takes_frames_that_are_kept_and_refuses_others(project: Project) -> None:
     config = {"benchmark": BenchmarkConfig(repeat=2), "only": "b"}
-    with pytest.raises(Refused, match="begins with a frame of a_s0_.*, which is not kept"):
+    with pytest.raises(Refused, match=r"begins with a frame of a_s0_.*, which is not kept"):
         project.run(**config)
     project.run(only="b")
     done(project)
@@ -373,28 +373,31 @@ def test_a_film_that_cannot_be_built_ends_nothing(
 # -- the real renderer ------------------------------------------------------------------------
 
 
-def test_the_first_frame_is_exactly_the_frame_before_the_video_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def real(tmp_path: Path) -> Project:
+    """Two rows for the real renderer of the tiny models."""
     project = Project(tmp_path)
     project.write(
-        "id,prompt,model,image,num_frames,num_inference_steps,join",
-        "a,a cat,,,5,2,story",
-        "b,a dog,tiny_i2v,@a:last,5,2,story",
+        "id,prompt,model,image,height,width,num_frames,num_inference_steps,join",
+        "a,a cat,,,128,128,5,2,story",
+        "b,a dog,tiny_i2v,@a:last,,,5,2,story",
     )
+    return project
+
+
+def test_the_first_frame_is_exactly_the_frame_before_the_video_encoder(
+    real: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = real
     given: list[np.ndarray[Any, Any]] = []
     real = Encoders.encode_image
 
     def encode(self: Encoders, image: bytes, height: int, width: int) -> Any:
-        from hv15_batch.media.conversion import open_upright
-
         given.append(np.asarray(open_upright(image)))
         return real(self, image, height, width)
 
     monkeypatch.setattr(Encoders, "encode_image", encode)
     decoded: list[np.ndarray[Any, Any]] = []
-    from hv15_batch.engine import _write
-
     write_video = _write.write_video
 
     def note(frames: Any, *args: Any, **named: Any) -> None:
@@ -402,11 +405,7 @@ def test_the_first_frame_is_exactly_the_frame_before_the_video_encoder(
         write_video(frames, *args, **named)
 
     monkeypatch.setattr(_write, "write_video", note)
-    config = replace(
-        project.config().model,
-        default_sampling=replace(project.config().model.default_sampling, height=128, width=128),
-    )
-    assert project.run(InProcessExecutor, model=config) == EXIT_OK
+    assert project.run(InProcessExecutor) == EXIT_OK
     (frame,) = given
     np.testing.assert_array_equal(frame, decoded[0][-1])
     records = {r["row_id"]: r for r in project.records()}
@@ -421,15 +420,20 @@ def test_the_first_frame_is_exactly_the_frame_before_the_video_encoder(
     np.testing.assert_array_equal(whole, np.array([f for c in clips for f in read_frames(c)]))
     assert film_members(film) == [records[name]["file_sha256"] for name in "ab"]
 
-    # The saved latents of b belong to that frame, and its file is made again without the model.
-    clips[1].unlink()
-    assert project.run(InProcessExecutor, model=config) == EXIT_OK
+
+@pytest.mark.exhaustive
+def test_latents_belong_to_the_frame_that_a_clip_began_with(real: Project) -> None:
+    project = real
+    assert project.run(InProcessExecutor) == EXIT_OK
+    records = {r["row_id"]: r for r in project.records()}
+    kept = project.run_dir.path / "frames" / f"{records['a']['denoise_sha256']}_4.png"
+    (project.run_dir.path / records["b"]["file"]).unlink()
+    assert project.run(InProcessExecutor) == EXIT_OK
     again = project.records()[-1]
     assert (again["row_id"], again["attempt"], again["denoise_attempt"]) == ("b", 2, 1)
     assert again["image_sha256"] == records["b"]["image_sha256"]
-    # With another frame they are not used.
     Image.new("RGB", (128, 128), "lime").save(kept)
-    assert project.run(InProcessExecutor, model=config) == EXIT_OK
+    assert project.run(InProcessExecutor) == EXIT_OK
     third = project.records()[-1]
     assert (third["row_id"], third["attempt"], third["denoise_attempt"]) == ("b", 3, 3)
     assert third["image_sha256"] == frame_sha256(kept)
