@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.engine import InProcessExecutor
+from fakes.pages import read_data
 from fakes.runs import FakeExecutor, Project, fake_local_executor, read_csv
 from PIL import Image
 
@@ -203,6 +204,9 @@ def test_what_follows_a_bad_clip_is_skipped_and_said(
     table = {row["row_id"]: row["status"] for row in read_csv(project.run_dir.clips_table)}
     assert {name for name, status in table.items() if status == "skipped"} == {"b", "c", "d"}
     assert {r["row_id"] for r in project.records()} == {"a", "e"}, "no rows in the log"
+    shown = {clip["rowId"]: clip for clip in read_data(project.run_dir.path)["clips"]}
+    assert (shown["b"]["status"], shown["b"]["problem"]) == ("skipped", plan["b"]["reason"])
+    assert shown["b"]["image"] == "@a:last"
 
 
 def test_a_suspect_clip_stops_its_followers_until_it_is_rendered_again(project: Project) -> None:
