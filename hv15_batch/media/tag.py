@@ -174,6 +174,11 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
     for key, value in video.items():
         if not _is_a(value, _VIDEO[key]):
             raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
+    source = values["image_source"]
+    if source is not None and not (isinstance(source, str) and _SOURCE.fullmatch(source)):
+        raise _refused(name, "image_source", source, "must be a SHA-256 and a frame's number")
+    if source is not None and values["image_sha256"] is not None:
+        raise _refused(name, "image_source", source, "and image_sha256 are never both there")
     image = values["image"]
     if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
         raise _refused(name, "image", image, "must be a file's name without a folder")
@@ -223,11 +228,6 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
     known = (None,) if values["image"] is None else (None, *CONVERSIONS)
     if conversion not in known:
         raise _refused(name, "image_conversion", conversion, "is not known to this version")
-    source = values["image_source"]
-    if source is not None and not (isinstance(source, str) and _SOURCE.fullmatch(source)):
-        raise _refused(name, "image_source", source, "must be a SHA-256 and a frame's number")
-    if source is not None and values["image_sha256"] is not None:
-        raise _refused(name, "image_source", source, "and image_sha256 are never both there")
     if values["negative_prompt"] is not None and not isinstance(values["negative_prompt"], str):
         raise _refused(name, "negative_prompt", values["negative_prompt"], "must be text")
 
