@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,29 @@ def test_a_run_that_ends_between_two_rounds_loses_nothing(
     monkeypatch.setattr(Journal, "status_of", real)
     assert project.run() == EXIT_OK
     assert done(project) == ["d", "b", "c"]
+    assert not project.strays()
+
+
+@pytest.mark.parametrize("row", ["b", "c"])
+def test_a_run_that_is_killed_resumes_the_chain_where_it_was(project: Project, row: str) -> None:
+    project.write(HEAD, ROWS["a"], *(ROWS[name].replace("a dog", "sleep 0.3") for name in "bc"))
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(filter(None, [str(tests.parent), str(tests)]))
+    words = [sys.executable, "-m", "fakes.run_parent", str(project.folder)]
+    journal = project.folder / "journal.txt"
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}) as parent:
+        begin = time.monotonic()
+        while f"denoise {row}_" not in (journal.read_text("utf-8") if journal.exists() else ""):
+            assert time.monotonic() - begin < 60
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.kill()
+    before = done(project)
+    assert project.run() == EXIT_OK
+    assert set(states(project).values()) == {"done"}
+    again = done(project)
+    assert not set(again) & set(before[:-1]), "what was finished stays"
+    assert "".join(again).lower() in ("bc", "c")
     assert not project.strays()
 
 
