@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hv15_batch.clip import Clip, Source
-from hv15_batch.planning.plan import PlannedClip, State
+from hv15_batch.planning.plan import FORCED, PlannedClip, State
 from hv15_batch.record import FAILED, SUSPECT
 from hv15_batch.rundir.frames import frame_file, frame_name, saved_frames
 from hv15_batch.rundir.paths import RunDir
@@ -45,8 +45,10 @@ def with_chains(
     for p in reversed(followers):
         found, source = _with_source(p, by_sha256)
         needs_frame = not (found.is_done or found.is_from_latents or found.clip.is_pending)
-        if source is None or not (needs_frame and source.is_done) or source.is_suspect:
+        if source is None or not needs_frame or source.is_suspect:
             continue
+        if not (source.is_done or source.reason == FORCED):
+            continue  # it is rendered for a reason of its own
         if _name(p.clip.source) not in kept:
             by_sha256[source.clip.settings_sha256] = replace(
                 source,
@@ -135,6 +137,8 @@ def with_sources(
             step = by_sha256.get(step.clip.source.settings_sha256)
             if step is None or not step.is_left or step.clip.settings_sha256 in wanted:
                 break
+            if step.reason == FORCED and step.has_result and not step.is_suspect:
+                break  # it is there: the command did not name it
             wanted.add(step.clip.settings_sha256)
     return [p for p in planned if p.clip.settings_sha256 in wanted]
 

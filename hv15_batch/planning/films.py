@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,9 @@ def _is_built(path: Path, members: Sequence[PlannedClip], run_dir: RunDir) -> bo
 def _build(path: Path, members: Sequence[PlannedClip], run_dir: RunDir) -> None:
     from hv15_batch.media.film import join_videos
 
-    names = [p.last["file"] for p in members if p.last is not None]
+    # A log is data: it names files of this folder alone.
+    files = [str(p.last["file"]) for p in members if p.last is not None]
+    names = [run_dir.relative(run_dir.clips / os.path.basename(file)) for file in files]
     here = {name for name in names if (run_dir.path / name).exists()}
     settings = [p.clip.settings for p in members]
     path.parent.mkdir(exist_ok=True)

@@ -27,6 +27,8 @@ from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
 
+FORCED = "force=true"
+"""Why a clip is rendered again that is done."""
 _MAX_SHOWN_CHARACTERS = 40
 
 _LOGGED_AS = {"image_sha256": "image", "attention_backend": "attention_backend_requested"}
@@ -308,7 +310,7 @@ def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[S
     if fault:
         return State.retry, fault
     if config.force:
-        return State.retry, "force=true"
+        return State.retry, FORCED
     if last["status"] == SUSPECT and config.retry.suspect:
         return State.retry, "suspect, retry.suspect=true"
     return State.done, ""

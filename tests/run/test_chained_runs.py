@@ -119,6 +119,17 @@ def test_a_follower_takes_what_is_done_and_not_more(project: Project) -> None:
     assert done(project) == ["a", "b", "d"]
 
 
+def test_force_renders_what_was_named_and_not_what_it_follows(project: Project) -> None:
+    assert project.run(only="b") == EXIT_OK
+    done(project)
+    assert project.run(only="b", force=True) == EXIT_OK
+    assert done(project) == ["b"]
+    for path in (project.run_dir.path / "frames").iterdir():
+        path.unlink()
+    assert project.run(only="b", force=True) == EXIT_OK
+    assert done(project) == ["a", "b"], "the frame is made again"
+
+
 # -- edits ------------------------------------------------------------------------------------
 
 
