@@ -43,8 +43,10 @@ class Rewriting:
 
     def template_of(self, key: Key) -> str:
         """Return the instructions for a prompt."""
-        is_text = key.rewrite_template_sha256 == _sha256(self.text_template)
-        return self.text_template if is_text else self.image_template
+        is_image = key.rewrite_template_sha256 == _sha256(self.image_template)
+        if key.image_sha256 is not None or is_image:
+            return self.image_template
+        return self.text_template
 
     def key_of(self, row: Row) -> Key:
         """Return the key of a row's rewritten prompt."""
