@@ -77,11 +77,16 @@ class ScriptRenderer:
                 seed=clip.settings.seed,
                 asks_for_sage=asks_for_sage(config),
             )
-        if attempt.error is not None and self._served is not None:
-            self._served.end()  # what is left of it after an error is not to be trusted
-            self._served = None
+        if attempt.error is not None:
+            self.close()  # what is left of a process after an error is not to be trusted
         repo = self._spec.models[clip.settings.model].checkpoint.repo
         return lambda: self._publisher.publish(job, config, repo, attempt, file, emit)
+
+    def close(self) -> None:
+        """End the process that has the model, if there is one; it also ends with the worker."""
+        if self._served is not None:
+            self._served.end()
+            self._served = None
 
     def _run(self, config: Config, clip: Clip, file: Path, watch: _Watch) -> int:
         """Run the script under torchrun for one clip; return its exit code."""

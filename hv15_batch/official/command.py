@@ -157,3 +157,21 @@ def command_lines(
         f"Line of {first.clip_id}:",
         json.dumps({"arguments": row_arguments(config, first, file)}),
     ]
+
+
+def engine_notes(engine: str | None) -> list[str]:
+    """Return what a person must type to render a clip of this engine again; nothing of diffusers.
+
+    Args:
+        engine: `ClipSettings.engine`, of a file's tag.
+    """
+    if engine is None:
+        return []
+    name, *parts = engine.split(" ")
+    flags = " ".join(f"--{flag.replace('=', ' ', 1)}" for flag in parts[2:])
+    typed = f" official.arguments={shlex.quote(flags)}" if flags else ""
+    return [
+        f"Engine: it was rendered by Tencent's script ({name}); a tag never decides what is run. "
+        "To use it, add runtime.engine=official official.repo=DIR official.python=PYTHON"
+        f"{typed}."
+    ]
