@@ -169,6 +169,7 @@ class ClipRecord:
     )
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
+    engine_version: str | None = _effect("commit or content of that script; null for diffusers")
     image_sha256: str | None = _effect("hash of the first frame's file; null without one")
     num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     lora_keys_matched: int | None = _effect(
@@ -177,7 +178,6 @@ class ClipRecord:
     lora_keys_unmatched: int | None = _effect(
         "tensors of the LoRA files that belong to nothing here and are left out"
     )
-    engine_version: str | None = _effect("commit or content of that script; null for diffusers")
     # time
     load_seconds: float | None = _time(
         "loading transformer and VAE; on the first clip of a worker", "second", CLOCK

@@ -284,6 +284,10 @@ def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
+    if name == "engine" and before and now:  # only its words that differ
+        old, new = before.split(), now.split()
+        gone, come = ([w for w in a if w not in b] for a, b in ((old, new), (new, old)))
+        return f"engine {' '.join(gone) or 'no flags'} -> {' '.join(come) or 'no flags'}"
     text = _loras_shown if name == "loras" else _value_text
     return f"{name} {text(before)} -> {text(now)}"
 
