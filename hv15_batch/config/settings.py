@@ -356,6 +356,8 @@ class Config:
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)
     """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    preset_notes: list[str] = field(default_factory=list)
+    """What the preset's own text file says of it, printed before a run; stored, never typed."""
     model_option: str | None = None
     """Name of the option `model` whose file says another `name`; stored, never typed."""
     config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
@@ -364,7 +366,7 @@ class Config:
 
 CONFIG_DIR = "--config-dir"
 """The flag, as messages name it."""
-NOT_TYPED = ("models", "preset_sampling", "model_option", "config_dir")
+NOT_TYPED = ("models", "preset_sampling", "preset_notes", "model_option", "config_dir")
 """What is gathered while settings are composed."""
 
 X264_PRESETS = (

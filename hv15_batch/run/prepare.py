@@ -125,7 +125,8 @@ def prepare(
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
-    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes), *found.notes))
+    told = (*config.preset_notes, *manifest.notes, *filter(None, notes), *found.notes)
+    manifest = replace(manifest, notes=told)
     loras, in_sweep = found.by_path, sweep is not None
     return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
 

@@ -98,7 +98,7 @@ def in_process(spec: ExecutorSpec) -> FakeExecutor:
 def official_project(folder: Path, *lines: str) -> OfficialProject:
     """Return a project with a manifest of these lines; the header comes first."""
     project = OfficialProject(folder)
-    (project.repo / "ckpts").mkdir(parents=True)
+    (project.repo / "ckpts").mkdir(parents=True, exist_ok=True)
     shutil.copy(SCRIPT, project.repo / "generate.py")
     (project.repo / "videos").mkdir()
     for name, content in {"5": video(5), "4": video(4), "plain": video(5, True)}.items():
