@@ -51,8 +51,9 @@ def test_a_warning_behind_a_bar_is_heard() -> None:
     output = Output(4)
     heard(output, *box(Attn_mode="sageattn"))
 
-    line = " 25%|█ | 1/4 [00:01<00:03, 1.0s/it]/x.py:225: UserWarning: Falling back from `sageattn` to `flash2`"
-    assert heard(output, line, is_error=True) == [Heard.step]
+    bar = " 25%|█ | 1/4 [00:01<00:03, 1.0s/it]"
+    warning = "/x.py:225: UserWarning: Falling back from `sageattn` to `flash2`"
+    assert heard(output, bar + warning, is_error=True) == [Heard.step]
 
     assert output.fell_back == [("sageattn", "flash2")]
     assert output.attention == "flash2"
