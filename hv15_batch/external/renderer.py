@@ -42,7 +42,6 @@ class ScriptRenderer:
         self._publisher = ClipPublisher(self._run_dir, open_uploads(self._run_dir))
         self._health = GpuHealthReader(spec.gpu.uuid if spec.gpu else None)
         self._served: Served | None = None
-        self._has_rendered = False
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Do nothing: the script encodes each clip's text itself."""
@@ -54,10 +53,9 @@ class ScriptRenderer:
         attempt = Attempt(self._base_record(job, config))
         output = Output(clip.settings.num_inference_steps)
         file = output_file(self._run_dir.clips, clip.clip_id)
-        is_cold = not self._has_rendered or job.repeat == WARM_UP
-        attempt.add(is_cold=is_cold)
+        # A process of its own is as cold for each clip, so that none of them is colder.
+        attempt.add(is_cold=job.repeat == WARM_UP)
         with attempt.failing():
-            self._has_rendered = True
             remove_scratch(file.parent)  # of an attempt that was killed
             file.parent.mkdir(parents=True)
             emit(Stepped(clip.clip_id, LOAD, 0, clip.settings.num_inference_steps))
