@@ -252,12 +252,16 @@ def clip_faults(clip: Clip, model: ModelConfig) -> Iterator[tuple[str, Any, str]
         yield "height", f"{size[0]} and width={size[1]}", rule
     if settings.loras:
         yield "loras", len(settings.loras), "has no effect with runtime.engine=official; use none"
-    if settings.has_image and clip.image_path is not None:
-        how = "has an orientation" if is_turned(clip.image_path) else settings.image_conversion
-        if how:
+    if settings.has_image and clip.image_path is None:
+        rule = "with runtime.engine=official a first frame is a file; save the frame, and name it"
+        yield "image", clip.image, rule
+    elif clip.image_path is not None:
+        needed = settings.image_conversion
+        why = f"needs {needed}" if needed else "has an orientation"
+        if needed or is_turned(clip.image_path):
             rule = (
-                f"with runtime.engine=official a first frame is read as plain RGB, and this one "
-                f"{how if how.startswith('has') else f'needs {how}'}; save it as an upright RGB PNG"
+                "with runtime.engine=official a first frame is read as plain RGB, and this one "
+                f"{why}; save it as an upright RGB PNG"
             )
             yield "image", clip.image, rule
     for name in ("prompt", "negative_prompt"):
