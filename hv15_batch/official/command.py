@@ -29,14 +29,16 @@ class PlannedLike(Protocol):
         """The clip."""
 
 
-def output_file(clips: Path, clip_id: str) -> Path:
+def output_file(clips: Path, clip_id: str, repeat: int | None = None) -> Path:
     """Return where the script writes a clip, before it is checked and published.
 
     Args:
         clips: Folder of the published clips.
         clip_id: Of the clip.
+        repeat: Which repetition of a benchmark it is: the one before may still be checked.
     """
-    return clips / f"{SCRATCH}{clip_id}" / f"{clip_id}.mp4"
+    number = "" if repeat is None else f".{repeat}"
+    return clips / f"{SCRATCH}{clip_id}{number}" / f"{clip_id}.mp4"
 
 
 def row_arguments(config: Config, clip: Clip, output: Path) -> list[str]:

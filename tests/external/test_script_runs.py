@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from fakes.command import CARD
 from fakes.official import OfficialProject, official_project
 
-from hv15_batch.config.settings import RetryConfig, RuntimeConfig
+from hv15_batch.config.settings import BenchmarkConfig, RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
+from hv15_batch.machine.machine import read_machine
+from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.media.tag import read_clip_tag
 from hv15_batch.media.video import read_frames
 from hv15_batch.model.variant import Engine
 from hv15_batch.recipe import make_recipe
-from hv15_batch.run import session
+from hv15_batch.run import outlook, session
 from hv15_batch.run.rendering.stalls import Patience
 
 FAULTS = {
@@ -204,6 +208,45 @@ def test_sage_is_asked_for_in_either_way_and_must_be_what_it_uses(
     project.render(runtime=runtime, add=True)
     assert [r["status"] for r in project.records()[2:]] == ["ok", "failed"]
     assert project.rows()[-1].count("--use_sageattn") == 1
+
+
+def test_on_a_card_its_memory_is_read_from_outside_and_nothing_is_predicted(
+    project: OfficialProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(read_machine(), gpus=(CARD,))
+    for module in (session, outlook):
+        monkeypatch.setattr(module, "read_machine", lambda: here)
+    used = GpuHealth(vram_used_bytes=5 * 2**30)
+    monkeypatch.setattr(GpuHealthReader, "read", lambda _: used)
+
+    assert project.run(dry_run=True) == EXIT_OK
+    told = "\n".join(project.said)
+    assert "Time: not predicted for the official script" in told
+    assert "Memory" not in told
+    assert project.render() == EXIT_OK
+
+    assert not any("Offload" in line or "Compilation" in line for line in project.said)
+    rows = project.records()
+    assert {row["peak_vram_device_bytes"] for row in rows} == {5 * 2**30}
+    assert {row["gpu_name"] for row in rows} == {CARD.name}
+    assert {row["gpu_uuid"] for row in rows} == {CARD.uuid}
+
+
+@MODES
+def test_a_repetition_is_measured_and_leaves_no_file(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "a cat")
+
+    code = project.render(official={"load_once": load_once}, benchmark=BenchmarkConfig(repeat=2))
+
+    assert code == EXIT_OK
+    rows = project.records()
+    assert [(row["repeat"], row["file"], row["status"]) for row in rows] == [
+        (number, None, "ok") for number in range(3)
+    ]
+    assert all(row["total_seconds"] and row["file_bytes"] for row in rows)
+    assert list(project.run_dir.clips.iterdir()) == []
 
 
 # -- processes --------------------------------------------------------------------------------
