@@ -44,6 +44,10 @@ FAULTS = {
 """What the stand-in does, and the error that the log has."""
 MODES = pytest.mark.parametrize("load_once", [False, True], ids=["torchrun", "once"])
 
+SAMPLED = pytest.mark.parametrize(
+    "load_once", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["torchrun", "once"]
+)
+
 
 def project_of(folder: Path, *prompts: str) -> OfficialProject:
     return official_project(
@@ -84,7 +88,7 @@ def test_a_clip_is_ok_only_if_exit_words_and_file_agree(
     assert all(r["file"] is r["file_sha256"] is None and r["error_message"] for r in failed)
 
 
-@MODES
+@SAMPLED
 def test_a_process_that_ends_well_without_a_word_is_a_failure(
     project: OfficialProject, load_once: bool
 ) -> None:
@@ -232,7 +236,7 @@ def test_on_a_card_its_memory_is_read_from_outside_and_nothing_is_predicted(
     assert {row["gpu_uuid"] for row in rows} == {CARD.uuid}
 
 
-@MODES
+@SAMPLED
 def test_a_repetition_is_measured_and_leaves_no_file(
     project: OfficialProject, load_once: bool
 ) -> None:
@@ -269,9 +273,7 @@ def run_in_child(project: OfficialProject, **changes: Any) -> int:
     )
 
 
-@pytest.mark.parametrize(
-    "load_once", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["torchrun", "once"]
-)
+@SAMPLED
 def test_a_script_that_hangs_is_ended_with_all_that_it_started(
     project: OfficialProject, load_once: bool
 ) -> None:
