@@ -61,7 +61,9 @@ def film_file(run_dir: RunDir, name: str, members: Sequence[PlannedClip]) -> Pat
 
 
 def _codec(members: Sequence[PlannedClip]) -> VideoCodec:
-    return VideoCodec[members[0].clip.settings.video["codec"]]
+    # The official script has no such setting, and writes H.264.
+    video = members[0].clip.settings.video or {}
+    return VideoCodec[video.get("codec", VideoCodec.h264.name)]
 
 
 def _sha256s(members: Sequence[PlannedClip]) -> list[str]:
