@@ -260,7 +260,7 @@ def copy_video(source: Path, path: Path, comment: str | None) -> None:
         OSError: A file cannot be opened or written.
     """
     options = {"movflags": "+faststart"}
-    with _open_video(source) as original:
+    with open_video(source) as original:
         if not original.streams.video:
             raise ValueError(f"{source.name} has no video stream")
         stream = original.streams.video[0]
