@@ -361,11 +361,7 @@ def _fault(
 
 
 def _by_group(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the clips of a model together, and those of each LoRA set: all are loaded once.
-
-    A clip comes after the one that it follows: first all clips that follow none, then all that
-    follow those, and so on.
-    """
+    """Return clips after those that they follow; then those of a model and LoRA set together."""
     models: dict[str, int] = {}
     groups: dict[Group, int] = {}
     for p in planned:
