@@ -67,6 +67,7 @@ from hv15_batch.run.rendering.loop import Loop
 from hv15_batch.run.rendering.stalls import PATIENCE, Patience
 from hv15_batch.run.rendering.supervisor import Start, make_supervisors
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
+from hv15_batch.rundir.chosen.previews import clear_previews
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
     bring_to_current_schema,
@@ -74,7 +75,6 @@ from hv15_batch.rundir.log import (
     read_records,
 )
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import clear_previews
 from hv15_batch.rundir.publish import publish_json
 from hv15_batch.rundir.status import settle
 from hv15_batch.rundir.store import hold

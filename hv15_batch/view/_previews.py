@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hv15_batch.rundir.chosen.previews import found_previews
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import found_previews
 from hv15_batch.rundir.status import ACTIVE_STATES, Status, WorkerStatus, is_gone
 from hv15_batch.status.overall import OverallStatus
 

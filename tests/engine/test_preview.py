@@ -29,8 +29,8 @@ from hv15_batch.engine.preview.preview import Previews
 from hv15_batch.model.architectures import read_architecture
 from hv15_batch.model.options import small_model
 from hv15_batch.model.variant import Weights
+from hv15_batch.rundir.chosen.previews import clear_previews, found_previews, preview_file
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import clear_previews, found_previews, preview_file
 from training.drawing import render
 from training.pixels import canvas
 from training.world import sample_scenes

@@ -26,8 +26,8 @@ from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
+from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.log import RunLog
-from hv15_batch.rundir.previews import remove_preview, write_preview
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import add_objects

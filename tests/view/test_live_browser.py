@@ -15,10 +15,10 @@ from fakes.served import Client, serving
 from PIL import Image
 
 from hv15_batch.rundir.chosen.picks import picks_folder
+from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.chosen.ratings import Rating, format_ratings, ratings_file, read_ratings
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import remove_preview, write_preview
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium

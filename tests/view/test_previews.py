@@ -12,8 +12,8 @@ from fakes.pages import make_run, make_status, record
 from fakes.served import Client, serving
 
 from hv15_batch.config.shard import Shard
+from hv15_batch.rundir.chosen.previews import preview_file, write_preview
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import preview_file, write_preview
 
 WORKING: dict[str, Any] = {
     "state": "rendering", "hostname": "another", "total": 2, "done": 1, "clip_id": "b",

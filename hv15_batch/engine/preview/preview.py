@@ -21,8 +21,8 @@ from hv15_batch.engine.denoise.pipeline import Watch
 from hv15_batch.engine.preview.colours import ColourMap
 from hv15_batch.engine.preview.learning import fits, learn, read_colours, write_colours
 from hv15_batch.errors import Secondary
+from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.previews import remove_preview, write_preview
 from hv15_batch.weights.checkpoint import cache_root
 
 MOST_OF_THE_TIME = 0.01

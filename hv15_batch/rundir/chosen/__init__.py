@@ -1,1 +1,1 @@
-"""What a person chose in a run directory: ratings, picks, and files that are asked for."""
+"""What a person sees and chooses in a run directory: previews, ratings, picks, asked-for files."""

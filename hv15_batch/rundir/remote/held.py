@@ -16,9 +16,9 @@ from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused, Secondary, StoreError
 from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
 from hv15_batch.rundir._lock import holder_facts
+from hv15_batch.rundir.chosen.previews import found_previews
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
-from hv15_batch.rundir.previews import found_previews
 from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
