@@ -30,8 +30,9 @@ from hv15_batch.figures.tables import (
 )
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.report._gallery import Place, clip_views, other_ratings
-from hv15_batch.report._plots import make_plot
+from hv15_batch.report._plots import make_plot, with_values
 from hv15_batch.report._read import NOT_RENDERED, RunData, read_run
+from hv15_batch.report._tradeoff import tradeoff
 from hv15_batch.report.render import (
     GALLERY_ASSETS,
     Live,
@@ -76,7 +77,8 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     page = comparison_of(runs, places, links)
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / CSV, format_csv(page.compared, page.numbers))
-    publish_text(folder / MARKDOWN, format_markdown(page.named, page.common, page.shown))
+    table = format_markdown(page.named, page.common, page.shown)
+    publish_text(folder / MARKDOWN, f"{table}\n{page.headline}.\n" if page.headline else table)
     write_assets(folder, GALLERY_ASSETS)
     write_data(folder, DATA, page.data)
     publish_text(folder / PAGE, page.html)
@@ -100,6 +102,7 @@ class Compared:
     common: Facts
     shown: Sequence[str]
     numbers: dict[str, int]
+    headline: str | None
 
 
 def comparison_of(
@@ -124,19 +127,22 @@ def comparison_of(
     common = {name: value for name, value in common.items() if name not in shown}
     named = list(zip(labels(facts, fewest(facts)), facts, compared, strict=True))
     clips = clips_of_runs(runs, places)
+    found = tradeoff(named, (a for run in runs for a in run.attempts))
     values = _values(runs, named, common, shown, links) | {
+        "headline": found.headline,
         "numbers": numbers,
         "has_gallery": any(clip["status"] != NOT_RENDERED for clip in clips),
         "live": live,
     }
     data = {
         "clips": clips if values["has_gallery"] else [],
-        "plots": _plots(named),
+        "plots": with_values([found.plot, *_plots(named)]),
         "runs": [run.folder for run in runs],
         "otherRatings": [r for n, run in enumerate(runs) for r in other_ratings(run, n)],
     }
     html = render("comparison.html.j2", values)
-    return Compared(html, finite(data), compared, named, common, shown, numbers)
+    headline = found.headline
+    return Compared(html, finite(data), compared, named, common, shown, numbers, headline)
 
 
 def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict[str, Any]]:

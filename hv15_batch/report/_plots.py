@@ -1,6 +1,6 @@
 """What the page plots, as traces: numbers only, drawn by assets/plots.js.
 
-A plot without measured values keeps its place, marked "not measured".
+A plot without measured values is left out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def plots(run: RunData) -> list[Plot]:
     """Return all plots of a run's page, in their order."""
     attempts = sorted(run.attempts, key=lambda a: (a["finished_at"] is None, a["finished_at"] or 0))
     done = [a for a in attempts if a["status"] in DONE_STATUSES]
-    return [
+    found = (
         _stage_seconds(done),
         _step_seconds(done),
         _stage_vram(done, _vram_limit(run, done)),
@@ -56,7 +56,8 @@ def plots(run: RunData) -> list[Plot]:
         _temperature(done),
         _clips_per_hour(attempts),
         _energy(run, done),
-    ]
+    )
+    return with_values(found)
 
 
 def _stage_seconds(done: Sequence[Record]) -> Plot:
@@ -229,6 +230,11 @@ def _energy(run: RunData, done: Sequence[Record]) -> Plot:
 # -- pieces ------------------------------------------------------------------------------------
 
 
+def with_values(found: Iterable[Plot]) -> list[Plot]:
+    """Return the plots that have something to show."""
+    return [plot for plot in found if plot["traces"]]
+
+
 def make_plot(
     name: str,
     title: str,
@@ -239,6 +245,7 @@ def make_plot(
     *,
     stacked: bool = False,
     by_name: bool = False,
+    is_free: bool = False,
     lines: Iterable[dict[str, Any]] = (),
 ) -> Plot:
     """Return a figure as assets/plots.js reads it.
@@ -252,12 +259,13 @@ def make_plot(
         caption: Below it.
         stacked: Whether bars stand on each other.
         by_name: Whether the upright axis has names, so that the level one has the values.
+        is_free: Whether the level axis has measured values from 0 on, not places in an order.
         lines: Level lines, by `y` and `name`.
     """
     return {
         "id": name, "title": title, "unit": unit, "over": over, "isTime": over == "time",
-        "isStacked": stacked, "isByName": by_name, "traces": traces, "lines": list(lines),
-        "caption": caption,
+        "isStacked": stacked, "isByName": by_name, "isFree": is_free, "traces": traces,
+        "lines": list(lines), "caption": caption,
     }  # fmt: skip
 
 
