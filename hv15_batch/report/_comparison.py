@@ -56,7 +56,12 @@ _DOTS = "Each dot is a warm clip, the vertical line is the median; without encod
 
 
 def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
-    """Write the page that compares runs, and its tables beside it; return the page's path.
+    """Write the page that compares runs, and its tables beside it; return the page's path."""
+    return publish_comparison(run_dirs, folder)[0]
+
+
+def publish_comparison(run_dirs: Sequence[Path], folder: Path) -> tuple[Path, Compared]:
+    """Write the page that compares runs, and its tables beside it; return its path and content.
 
     Args:
         run_dirs: Run directories.
@@ -83,7 +88,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     write_data(folder, DATA, page.data)
     publish_text(folder / PAGE, page.html)
     write_library(folder)
-    return folder / PAGE
+    return folder / PAGE, page
 
 
 def named_apart(runs: Iterable[RunData], above: Path) -> list[RunData]:
