@@ -56,9 +56,11 @@ def test_the_table_is_printed_and_the_page_is_written(
         "stream is 1.53 times slower than resident and needs 71 % less memory, same bits.",
         "Variant   Offload   Attention  n  median, s  p90, s  spread  peak VRAM, GiB  "
         "card's peak, GiB  Wh a clip",
-        "480p_t2v  resident  \N{EN DASH}          3      100.0   100.0    0.0%            40.0              "
+        "480p_t2v  resident  \N{EN DASH}          3      100.0   100.0    0.0%  "
+        "          40.0              "
         "15.0       69.4",
-        "480p_t2v  stream    \N{EN DASH}          3      153.0   153.0    0.0%            11.6              "
+        "480p_t2v  stream    \N{EN DASH}          3      153.0   153.0    0.0%  "
+        "          11.6              "
         "15.0       69.4",
         f"Comparison: {page}",
     ]

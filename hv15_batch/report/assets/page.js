@@ -21,10 +21,10 @@
 
   hv15.say = say;
 
-  /* Let the browser save a text as a file. */
+  /* Let the browser save a text, or a blob, as a file. */
   hv15.save = function (name, text) {
     var link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.href = URL.createObjectURL(text instanceof Blob ? text : new Blob([text], { type: "text/csv;charset=utf-8" }));
     link.download = name;
     link.click();
     setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);

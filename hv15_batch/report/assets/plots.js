@@ -117,6 +117,18 @@
       });
   }
 
+  /* A promise of a plot's picture, with its title and the colours of the page. */
+  function picture(made, kind) {
+    return load().then(function () {
+      var layout = layoutOf(made.plot, made.place);
+      layout.title = { text: made.plot.title, font: { size: 15 } };
+      layout.margin = { l: 60, r: 20, t: 60 + 18 * (layout.showlegend ? made.plot.traces.length / 3 : 0), b: 50 };
+      layout.paper_bgcolor = layout.plot_bgcolor = colour("--card");
+      var size = { format: kind, width: 960, height: layout.height + 140, scale: kind === "png" ? 2 : 1 };
+      return window.Plotly.toImage({ data: tracesOf(made.plot, made.place), layout: layout }, size);
+    });
+  }
+
   /* A figure and its plot, which is drawn when it comes into view. */
   function figureOf(plot) {
     var figure = document.createElement("figure");
@@ -132,7 +144,9 @@
     place.setAttribute("aria-label", "Plot: " + plot.title + ". " + plot.caption);
     figure.appendChild(place);
     if (plot.caption) figure.appendChild(caption);
-    return { figure: figure, place: place, caption: caption, plot: plot };
+    var made = { figure: figure, place: place, caption: caption, plot: plot };
+    figure.appendChild(hv15.downloads.buttons(function () { return made.plot; }, function (kind) { return picture(made, kind); }));
+    return made;
   }
 
   var underway = new Set();
