@@ -91,6 +91,20 @@ def publish_comparison(run_dirs: Sequence[Path], folder: Path) -> tuple[Path, Co
     return folder / PAGE, page
 
 
+def comparison_plots(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the plots of the page that compares runs.
+
+    Raises:
+        Refused: a folder is no run directory.
+        LogSchemaError: a log cannot be read.
+    """
+    directories = [RunDir(path.absolute()) for path in run_dirs]
+    runs = named_apart(map(read_run, directories), common_folder(run_dirs))
+    places = [Place("", n, run.folder) for n, run in enumerate(runs)]
+    plots = comparison_of(runs, places, dict.fromkeys((run.folder for run in runs), "")).data
+    return list(plots["plots"])
+
+
 def named_apart(runs: Iterable[RunData], above: Path) -> list[RunData]:
     """Return runs named by their path below a folder, because names of folders may repeat."""
     return [replace(r, folder=os.path.relpath(r.directory.path, above)) for r in runs]

@@ -1,7 +1,4 @@
-"""What the page plots, as traces: numbers only, drawn by assets/plots.js.
-
-A plot without measured values is left out.
-"""
+"""What the page plots, as traces: numbers that were measured, drawn by assets/plots.js."""
 
 from __future__ import annotations
 
@@ -67,13 +64,11 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
         if any(values):
             traces.append({"type": "bar", "name": stage, **_over_clips(done, values)})
     cold = sum(bool(a["is_cold"]) for a in done)
-    caption = f"{len(done)} attempts, {cold} of them cold" if traces else ""
-    reused = sum(not is_denoised_here(a) for a in done)
-    if traces and reused:
+    caption = f"{len(done)} attempts, {cold} of them cold"
+    if reused := sum(not is_denoised_here(a) for a in done):
         caption += f", {reused} from saved latents: denoised by an earlier attempt"
-    caption += "." if traces else ""
-    return make_plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
-                 stacked=True)  # fmt: skip
+    return make_plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces,
+                     f"{caption}.", stacked=True)  # fmt: skip
 
 
 def _seconds_of(stage: str, attempt: Record) -> float | None:
@@ -194,7 +189,7 @@ def _throttled(done: Sequence[Record]) -> str:
 def _temperature(done: Sequence[Record]) -> Plot:
     traces = _markers(done, {"temperature_celsius_max": "highest in a clip"}, 1, True)
     known = [a for a in done if a["temperature_celsius_max"] is not None]
-    caption = f"Highest in each attempt; {_attempts(known)}." if known else ""
+    caption = f"Highest in each attempt; {_attempts(known)}."
     return make_plot("temperature", "Temperature of the card", "°C", "time", traces, caption)
 
 
@@ -207,7 +202,7 @@ def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
         "y": [_rounded(stretch.clips_per_hour) for stretch in found],
         "width": [stretch.seconds * 1000 for stretch in found],
     }
-    traces = [trace] if found else []
+    traces = [trace] * bool(found)
     return make_plot("rate", "Clips per hour", "clips per hour", "time", traces, caption)
 
 
