@@ -145,10 +145,17 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_built(
 def test_an_axis_has_round_ticks_that_hold_all_values(
     values: list[float], ticks: list[str]
 ) -> None:
-    axis = Axis(values, 0.0, 100.0, False)
+    axis = Axis(values, 0.0, 100.0)
 
     found = list(axis.ticks())
 
     assert [text for _, text in found] == ticks
     assert found[-1][0] == pytest.approx(100.0)
     assert all(0 <= axis.place(value) <= 100 for value in values)
+
+
+def test_clips_in_their_order_have_whole_numbers(figures: Path) -> None:
+    said = texts(figures / "resident" / "vram-per-stage.svg")
+
+    assert {"1", "2", "3"} <= set(said)
+    assert not {"0.5", "1.5", "2.5"} & set(said)

@@ -28,18 +28,28 @@ _DAY = 86400
 
 
 class Axis:
-    """Values from 0, or moments from the first, along so many pixels."""
+    """Values from 0, or moments or places in an order from the first, along so many pixels."""
 
-    def __init__(self, values: Sequence[float], begin: float, end: float, is_time: bool) -> None:
-        """Take the values that must fit, and the pixels of both ends."""
+    def __init__(
+        self,
+        values: Sequence[float],
+        begin: float,
+        end: float,
+        is_time: bool = False,
+        is_order: bool = False,
+    ) -> None:
+        """Take the values that must fit, the pixels of both ends, and what the values are."""
         self._begin, self._end, self._is_time = begin, end, is_time
         high = max(values, default=1.0)
-        low = min(values, default=0.0) if is_time else min([0.0, *values])
+        is_tight = is_time or is_order
+        low = min(values, default=0.0) if is_tight else min([0.0, *values])
         if high <= low:
             high = low + 1
         self._step = _time_step((high - low) / 6) if is_time else _nice((high - low) / 6)
+        if is_order:
+            self._step = max(1.0, self._step)
         self._low = low
-        self._high = high if is_time else self._step * -(-high // self._step)
+        self._high = high if is_tight else self._step * -(-high // self._step)
 
     def place(self, value: float) -> float:
         """Return the pixel of a value."""
@@ -74,7 +84,7 @@ def _time_step(least: float) -> float:
 def draw(plot: Mapping[str, Any]) -> Sheet:
     """Return a plot, as `make_plot` of the report returns it, drawn on a sheet."""
     legend = [] if plot["isByName"] or len(plot["traces"]) < 2 else _legend(plot)
-    top = 48.0 + _LINE * len({y for _, y, _ in legend})
+    top = 56.0 + _LINE * len({y for _, y, _ in legend})
     names = list(dict.fromkeys(name for t in plot["traces"] for name in t["y"]))
     height = _ROW_HEIGHT * len(names) if plot["isByName"] else _AREA_HEIGHT
     longest = max(map(len, names)) * _CHARACTER if plot["isByName"] else 0.0
@@ -117,7 +127,7 @@ def _draw_by_name(
     area: tuple[float, float, float, float],
 ) -> None:
     left, top, right, bottom = area
-    axis = Axis([x for t in plot["traces"] for x in t["x"]], left, right, False)
+    axis = Axis([x for t in plot["traces"] for x in t["x"]], left, right)
     for pixel, text in axis.ticks():
         sheet.items += [Line(pixel, top, pixel, bottom), _below(pixel, bottom, text)]
     middles = {name: top + _ROW_HEIGHT * (n + 0.5) for n, name in enumerate(names)}
@@ -147,10 +157,12 @@ def _draw_free(
         for x, y in _points(trace, places):
             sums[x] = sums.get(x, 0.0) + y
     dots = [y for t in plot["traces"] if t not in bars for _, y in _points(t, places)]
-    upright = Axis([*sums.values(), *dots, *(n["y"] for n in plot["lines"])], bottom, top, False)
+    upright = Axis([*sums.values(), *dots, *(n["y"] for n in plot["lines"])], bottom, top)
     xs = [x for t in plot["traces"] for x in places[id(t)] if x is not None]
     ends = xs if plot["isFree"] else [*_outer(bars, places), *xs]
-    level = Axis(ends, left + 10 * (not plot["isFree"]), right - 10, plot["isTime"])
+    is_free, is_time = plot["isFree"], plot["isTime"]
+    begin = left + 10 * (not is_free)
+    level = Axis(ends, begin, right - 10, is_time, not is_time and not is_free)
     for pixel, text in upright.ticks():
         sheet.items += [
             Line(left, pixel, right, pixel),
