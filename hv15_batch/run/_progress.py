@@ -90,6 +90,7 @@ class Progress:
         gpu_uuid: str | None = None,
         listen: Listen | None = None,
         workers: Sequence[str] = ("",),
+        may_grow: bool = False,
     ) -> None:
         """Start with `done` of `total` clips finished by earlier runs.
 
@@ -107,8 +108,9 @@ class Progress:
             gpu_uuid: The card to watch; None for none.
             listen: Receives the events, and nothing is shown; None shows them.
             workers: Where each worker renders, in words, e.g. its card.
+            may_grow: Whether further workers may join.
         """
-        self._crew = Crew(workers)
+        self._crew = Crew(workers, may_grow)
         self._out = out or sys.stdout
         self._listen = listen
         self._bars = Bars(self._out) if listen is None and can_redraw(self._out) else None
@@ -143,6 +145,11 @@ class Progress:
                 self._bars.print(text)
             else:
                 print(text, file=self._out, flush=True)
+
+    @_shown
+    def joined(self, where: str) -> None:
+        """Show that a worker joined, with the next number."""
+        self._crew.joined(where)
 
     def say_of(self, worker: int, text: str) -> None:
         """Print a line about a worker."""
