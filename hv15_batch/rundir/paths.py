@@ -270,7 +270,7 @@ class RunDir:
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
-        names = ("clips", "latents", "thumbs", "embeddings", "picks", ASSETS)
+        names = ("clips", "latents", "thumbs", "embeddings", "inputs", "picks", ASSETS)
         return [self.path.resolve(), *(self.path / name for name in names)]
 
     def linked_folders(self) -> list[tuple[str, Path]]:

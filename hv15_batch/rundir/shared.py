@@ -204,6 +204,10 @@ class Inputs:
             self._shared.put(f"{INPUTS}/{name}", data)
             self.known().add(name)
 
+    def read(self, name: str) -> bytes:
+        """Return a file of the store; raise like `put`, and `FileNotFoundError`."""
+        return self._shared.read(f"{INPUTS}/{name}")
+
     def fetch(self, name: str) -> Path:
         """Return the path of a file here.
 
@@ -213,7 +217,7 @@ class Inputs:
             StoreError, OSError: It is not there, or cannot be read.
         """
         path = self._folder / name
-        data = None if path.is_file() else self._shared.read(f"{INPUTS}/{name}")
+        data = None if path.is_file() else self.read(name)
         if data is not None:
             with publishing(path, makes_folder=True) as temporary:
                 temporary.write_bytes(data)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fakes.runs import FakeRenderer
+from hv15_batch.dispatch.protocol import ExecutorSpec
+from hv15_batch.errors import Refused
 
 TESTS = Path(__file__).parents[1]
 
 
 @contextmanager
-def ray_cluster(num_cpus: int = 2) -> Iterator[Any]:
+def ray_cluster(num_cpus: int = 2, **environ: str) -> Iterator[Any]:
     """Start a head with so many CPUs, connect to it, and yield it; its servers are local."""
     before = dict(os.environ)
+    os.environ |= environ
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -58,4 +62,18 @@ def opened(renderer: Any = FakeRenderer) -> Any:
     return open_cluster
 
 
-assert str(TESTS) in sys.path
+class Hits(FakeRenderer):
+    """Renders as its prompts say; `hit` kills the process of the cluster's worker above it."""
+
+    def _act(self, words: list[str]) -> None:
+        if "hit" in words:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        super()._act(words)
+
+
+class Unfit(FakeRenderer):
+    """Cannot render anywhere."""
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        raise Refused("runtime.linear=fp8: not on these cards")

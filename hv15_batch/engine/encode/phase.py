@@ -41,6 +41,7 @@ from hv15_batch.media.conversion import look
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.shared import Inputs
 
 Emit = Callable[[Event], None]
 
@@ -63,6 +64,7 @@ class EncodePhase:
         run_dir: RunDir,
         models: ModelSwitch,
         make_meter: Callable[[torch.device], StageMeter],
+        inputs: Inputs | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -70,10 +72,11 @@ class EncodePhase:
             run_dir: Has the cache.
             models: The models of the run; those with the same encoders encode for each other.
             make_meter: Returns a meter of a device.
+            inputs: See `EmbeddingCache`.
         """
         self._models = models
         self._make_meter = make_meter
-        self._cache = EmbeddingCache(run_dir.embeddings)
+        self._cache = EmbeddingCache(run_dir.embeddings, inputs)
         self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
         self._errors: dict[str, Exception] = {}
@@ -172,11 +175,13 @@ class EncodePhase:
             own, of_images = self._text_model(clip), self._image_model(clip)
             for text in clip_texts(clip.settings):
                 key = text_key(text, self._identities[own])
+                self._cache.fetch(key)
                 if key not in seen and self._cache.read_text(key) is None:
                     texts.setdefault(own, {})[key] = text
                 seen.add(key)
             if clip.settings.image_sha256 is not None:
                 key = clip_image_key(clip.settings, self._identities[of_images])
+                self._cache.fetch(key)
                 if key not in seen and self._cache.read_image(key) is None:
                     images.setdefault(of_images, {})[key] = clip
                 seen.add(key)
