@@ -26,6 +26,8 @@ FIRST_SECONDS = 120.0
 """For the first worker, whose machine imports this package."""
 MORE_SECONDS = 10.0
 """For each further one of the start; later ones join."""
+FREE_SECONDS = 12.0
+"""A card that a run has just given back counts as free a few seconds later."""
 LOOK_SECONDS = 3.0
 """Free cards of the cluster are looked for this often."""
 GROUPS = {"control": 1, "orders": 1, "events": 1}
@@ -98,8 +100,12 @@ class RayCluster:
     def first_seats(self) -> list[Seat]:
         """See `dispatch.seats.Cluster.first_seats`."""
         seats: list[Seat] = []
-        end = time.monotonic() + FIRST_SECONDS
+        begin = time.monotonic()
+        end = begin + FIRST_SECONDS
         self._look()
+        while not self._actors and time.monotonic() - begin < FREE_SECONDS:
+            time.sleep(0.2)
+            self._look()
         if not self._actors:
             raise Refused(
                 f"dispatch=ray: no {self._kind} of the cluster is free (`ray status` shows who "

@@ -138,10 +138,9 @@ def test_a_worker_that_does_not_see_the_store_is_refused_by_name(
     assert run(project) == 0
     assert len(places(project)) == 1
     said = capsys.readouterr().out
-    fault = f"cannot read {project.run_dir.path}/probe/nothing, which the driver has just written"
-    assert re.search(
-        r"worker \d is given up, 1 worker left: .+ \(127\.0\.0\.1\): it " + fault, said
-    )
+    fault = f"it cannot read {project.run_dir.path}/probe/nothing, which the driver has just "
+    given_up = r"worker \d is given up, 1 worker left: .+ \(127\.0\.0\.1\): "
+    assert re.search(given_up + fault, said)
 
 
 def test_a_run_whose_store_no_worker_sees_is_refused(
@@ -150,7 +149,7 @@ def test_a_run_whose_store_no_worker_sees_is_refused(
     monkeypatch.setattr(_ray_executor, "ask", broken_question)
     project.write("id,prompt", "cat,a cat", "dog,a dog")
 
-    with pytest.raises(Refused, match="cannot read .*run_dir=s3://BUCKET/FOLDER"):
+    with pytest.raises(Refused, match=r"cannot read .*run_dir=s3://BUCKET/FOLDER"):
         run(project)
     assert project.records() == []
 

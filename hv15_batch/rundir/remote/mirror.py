@@ -36,9 +36,8 @@ _COPIED = re.compile(
 )
 """What planning and readers need. A name from the store decides nothing else here."""
 _LISTED = re.compile(r"(clips|latents|thumbs)/[A-Za-z0-9._-]+")
-_OURS = re.compile(
-    rf"(clips|latents|thumbs|log|runs|assets|probe|inputs)/.*|{re.escape(lease.NAME)}"
-)
+_FOLDERS = "clips|latents|thumbs|log|runs|assets|probe|inputs"
+_OURS = re.compile(rf"({_FOLDERS})/.*|{re.escape(lease.NAME)}")
 
 __all__ = ("NAMES", "PULL_LOCK", "Mirror")
 
