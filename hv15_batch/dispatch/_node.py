@@ -28,6 +28,7 @@ from hv15_batch.dispatch.protocol import (
     Encoded,
     Event,
     ExecutorSpec,
+    Finished,
     Job,
     Loading,
     Note,
@@ -41,6 +42,7 @@ from hv15_batch.machine.system import system_facts
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.shared import Inputs, Question, Shared, answer
+from hv15_batch.rundir.store import let_go
 
 BATCH_SECONDS = 0.2
 """Steps are passed on together, at most so much later; what the driver acts on goes at once."""
@@ -215,6 +217,9 @@ class _Serving:
             events = _next_events(executor)
             if events and isinstance(events[-1], Died) and (lost := lost_gpu(spec.gpu)):
                 events[-1] = replace(events[-1], reason=lost, error_type=GPU_LOST)
+            for event in events:
+                if isinstance(event, Finished):
+                    let_go(RunDir(spec.run_dir), event.record)
             yield Batch(tuple(events), executor.resident_bytes(), executor.is_up)
             if events and isinstance(events[-1], Died | Declined):
                 return

@@ -180,6 +180,7 @@ def _check_same(ray: Any, address: str | None) -> None:
 def _quieten(ray: Any) -> None:
     """Send what Ray prints about its processes to run.log; it has no setting for that."""
     worker = ray._private.worker
+    # It prints what dies to stdout, whatever `log_to_driver` says (2.60.0).
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = _log_lines
 

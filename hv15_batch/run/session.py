@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import parse_command
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import Config, DispatchKind
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
 from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
@@ -377,5 +377,10 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
 def show(asked: Asked, rules: Rules, say: Say) -> int:
     """Carry out a dry run: print what a run would do, and write its plan."""
     plan = make_plan(asked, rules, say)
+    if asked.config.dispatch.kind is DispatchKind.ray:
+        say(
+            "dispatch=ray: a dry run asks no cluster; type dispatch.workers=N and "
+            "runtime.card=NAME for the prediction."
+        )
     say(f"Every clip: {plan.write()}")
     return EXIT_OK

@@ -22,7 +22,6 @@ TESTS = Path(__file__).parents[1]
 def ray_cluster(num_cpus: int = 2, **environ: str) -> Iterator[Any]:
     """Start a head with so many CPUs, connect to it, and yield it; its servers are local."""
     before = dict(os.environ)
-    os.environ |= environ
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -30,6 +29,8 @@ def ray_cluster(num_cpus: int = 2, **environ: str) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    driver = dict(os.environ)
+    os.environ |= environ  # of the machine, not of the driver
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -39,6 +40,8 @@ def ray_cluster(num_cpus: int = 2, **environ: str) -> Iterator[Any]:
             "object_store_memory": 80 * 2**20,
         },
     )
+    os.environ.clear()
+    os.environ.update(driver)
     try:
         ray.init(
             cluster.address, log_to_driver=False, logging_level="ERROR", configure_logging=False

@@ -25,6 +25,7 @@ from hv15_batch.config.settings import DispatchConfig, DispatchKind
 from hv15_batch.dispatch import _ray_executor
 from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.errors import Refused
+from hv15_batch.machine.machine import cache_root
 from hv15_batch.run.rendering import team
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir
@@ -37,17 +38,24 @@ if TYPE_CHECKING:
 
 RAY = DispatchConfig(kind=DispatchKind.ray)
 exhaustive = pytest.mark.exhaustive
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
-def cluster(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the cluster's machine, as far as the driver can tell another one."""
+    return tmp_path_factory.mktemp("node") / "hv15_batch"
+
+
+@pytest.fixture(scope="module")
+def cluster(server: Server, node_cache: Path) -> Iterator[Any]:
     """One machine with two CPUs, whose cache is not the driver's."""
     environ = {
         "AWS_ACCESS_KEY_ID": "key-of-nobody",
         "AWS_SECRET_ACCESS_KEY": "secret-of-nobody",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": server.url,
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache-of-the-node")),
+        "XDG_CACHE_HOME": str(node_cache.parent),
         "CUDA_VISIBLE_DEVICES": "",
     }
     with ray_cluster(**environ) as found:
@@ -168,18 +176,15 @@ def test_a_machine_that_joins_gets_clips_and_one_that_is_killed_loses_none(
     cluster: Any, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("id,prompt", *(f"r{n},sleep 1 {n}" for n in range(40)))
-    journal = project.folder / "journal.txt"
-
-    def come_and_go() -> None:
-        wait_for(lambda: journal.exists() and journal.read_text().count("denoise") >= 2)
-        node = cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
-        wait_for(lambda: "ray-2-0" in places(project))
-        cluster.remove_node(node, allow_graceful=False)
-
-    thread = threading.Thread(target=come_and_go, daemon=True)
+    journal, codes = project.folder / "journal.txt", list[int]()
+    thread = threading.Thread(target=lambda: codes.append(run(project)), daemon=True)
     thread.start()
-    assert run(project) == 0
-    thread.join(30)
+    wait_for(lambda: journal.exists() and journal.read_text().count("denoise") >= 2)
+    node = cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
+    wait_for(lambda: "ray-2-0" in places(project))
+    cluster.remove_node(node, allow_graceful=False)
+    thread.join(120)
+    assert codes == [0]
     assert places(project)["ray-2-0"] >= 1
     ok = Counter(r["row_id"] for r in project.records() if r["status"] == "ok")
     assert ok == {f"r{n}": 1 for n in range(40)}
@@ -238,7 +243,7 @@ def test_workers_of_other_machines_read_and_write_object_storage(
     server: Server,
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
-    photo: Path,
+    node_cache: Path,
 ) -> None:
     lend(server, monkeypatch)
     url = "s3://films/on-ray"
@@ -254,7 +259,10 @@ def test_workers_of_other_machines_read_and_write_object_storage(
     assert len(embeddings) == 5, "four prompts and the negative one, each once"
     assert not [n for n in names if n.startswith("probe/")]
     here = RunDir(place(url))
-    assert not any(list(folder.iterdir()) for folder in (here.clips, here.latents, here.embeddings))
+    for folder in (here.clips, here.latents, here.embeddings):
+        assert list(folder.iterdir()) == [], "nothing went through the driver"
+    there = node_cache / here.path.relative_to(cache_root())
+    assert [list((there / name).iterdir()) for name in ("clips", "latents")] == [[], []]
     assert run(project, make_renderer, run_dir=url) == 0
     assert any("Nothing to do" in line for line in project.said)
 
@@ -280,12 +288,14 @@ def test_a_killed_driver_leaves_no_worker_and_the_next_run_goes_on(tmp_path: Pat
         processes = psutil.Process(driver.pid).children(recursive=True)
         sockets = [c for p in processes for c in connections(p) if c.status == psutil.CONN_LISTEN]
         assert sockets
-        assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::1"}, "no other machine reaches it"
+        rendering = ("ray::RayWorker", "spawn_main")
+        workers = [p for p in processes if any(w in " ".join(p.cmdline()) for w in rendering)]
+        assert len(workers) == 4, "two actors and their renderers"
+        assert {c.laddr.ip for c in sockets} <= LOOPBACK, "no other machine reaches it"
     finally:
         driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    wait_for(lambda: not any(p.is_running() for p in workers))
 
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
