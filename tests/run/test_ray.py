@@ -282,7 +282,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_next_run_goes_on(tmp_path: Pat
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     environ = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", script]
-    driver = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: len(project.records()) >= 2)
         processes = psutil.Process(driver.pid).children(recursive=True)
