@@ -63,10 +63,8 @@ class Sleeper:
 
 def with_core(folder: str, kills: int) -> list[float]:
     """Render with actors, the longest clip first; return how late each result came."""
-    actors = [
-        ray.remote(Sleeper).options(max_restarts=-1, max_task_retries=0).remote(folder, kills)
-        for _ in range(WORKERS)
-    ]
+    kind = ray.remote(Sleeper).options(max_task_retries=0)
+    actors = [kind.remote(folder, kills) for _ in range(WORKERS)]
     left = sorted(enumerate(lengths()), key=lambda clip: clip[1])
     free, running, late, lost = list(actors), {}, [], Counter[int]()
     while left or running:
@@ -79,6 +77,8 @@ def with_core(folder: str, kills: int) -> list[float]:
         try:
             late.append(time.time() - ray.get(ready))
         except ray.exceptions.RayActorError:
+            free[-1] = kind.remote(folder, kills)
+            actors.append(free[-1])
             lost[clip[0]] += 1
             left += [clip] if lost[clip[0]] < ATTEMPTS else []
     for actor in actors:
