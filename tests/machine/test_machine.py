@@ -20,6 +20,11 @@ from hv15_batch.units import GIB
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
 
 
+@pytest.fixture(autouse=True)
+def roomy() -> None:
+    """The tests here are about this machine as it is."""
+
+
 class FakeNvml:
     """NVML of a machine with three cards, and one slice of the third."""
 

@@ -28,6 +28,7 @@ from hv15_batch.rundir.log import segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 
+TESTS = Path(__file__).parents[1]
 ROWS = 12
 
 
@@ -160,9 +161,9 @@ def test_a_clip_that_failed_in_another_division_is_tried_again_with_the_next_num
 def test_two_processes_at_once_render_every_clip_once(project: Project) -> None:
     project.write("id,prompt", *(f"r{n:02},sleep 0.05 {n}" for n in range(ROWS)))
     words = [sys.executable, "-m", "fakes.run_parent", str(project.folder)]
+    pipe = subprocess.PIPE
     running = [
-        subprocess.Popen([*words, f"{n}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for n in (1, 2)
+        subprocess.Popen([*words, f"{n}/2"], cwd=TESTS, stdout=pipe, stderr=pipe) for n in (1, 2)
     ]
     ends = [process.communicate(timeout=120) for process in running]
 
@@ -351,7 +352,7 @@ def end(project: Project, shard: str, number: signal.Signals) -> tuple[int, str]
     """Start a shard, send it a signal after its next clip; return its code and what it printed."""
     before = len(share(project, shard))
     words = [sys.executable, "-m", "fakes.run_parent", str(project.folder), shard]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
         while len(share(project, shard)) == before:
             assert process.poll() is None
             time.sleep(0.02)
