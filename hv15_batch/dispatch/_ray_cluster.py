@@ -162,7 +162,9 @@ class RayCluster:
         self._looked_at = now
         pending = sum(actor.hello is not None for actor in self._actors)
         free = int(self._ray.available_resources().get(self._kind, 0))
-        room = self._most - self._num_failed - len(self._actors)
+        # What is free is known late: never more actors than the cluster has cards.
+        total = int(self._ray.cluster_resources().get(self._kind, 0))
+        room = min(self._most - self._num_failed, total) - len(self._actors)
         for _ in range(min(room, free - pending)):
             self._actors.append(self._make_actor())
 

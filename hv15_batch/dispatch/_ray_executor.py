@@ -105,7 +105,7 @@ class RayExecutor:
                 return None
             event: Event = self._pipe.recv()
         except (EOFError, OSError):
-            return self._death("the worker sends nothing more")
+            event = self._death("it sends nothing more")
         if isinstance(event, Died) and event.is_gone and not self._is_gone:
             self._is_gone = True
             self._gone()
