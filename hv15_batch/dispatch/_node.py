@@ -226,7 +226,10 @@ class _Serving:
 
 
 def _next_events(executor: LocalExecutor) -> list[Event]:
-    """Return what has come: up to the first event that the driver acts on, and not for long."""
+    """Return what has come: up to the first event that the driver acts on, and not for long.
+
+    Of steps of one clip the last one says all.
+    """
     events: list[Event] = []
     until = time.monotonic() + BATCH_SECONDS
     while (left := until - time.monotonic()) > 0:
@@ -235,7 +238,13 @@ def _next_events(executor: LocalExecutor) -> list[Event]:
         if event is None and executor.is_up != was_up:
             break
         if event is not None:
+            if isinstance(event, Stepped) and events and _is_step_before(events[-1], event):
+                events.pop()
             events.append(event)
             if not isinstance(event, _LATER):
                 break
     return events
+
+
+def _is_step_before(event: Event, step: Stepped) -> bool:
+    return isinstance(event, Stepped) and (event.clip_id, event.stage) == (step.clip_id, step.stage)
