@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from hv15_batch.clip import Clip, Group
@@ -16,6 +17,7 @@ from hv15_batch.run.rendering.supervisor import Supervisor
 
 JOIN_SECONDS = 120.0
 """Where all workers of a cluster are lost, the run waits so long for another one."""
+_AT_ONCE = 64
 
 
 class Arrivals(Protocol):
@@ -66,13 +68,20 @@ class Team:
 
     def close(self) -> None:
         """End every worker in order, after all events were taken."""
-        for worker in self.all:
-            worker.close()
+        self._do(Supervisor.close)
 
     def kill(self) -> None:
         """End every worker at once."""
-        for worker in self.all:
-            worker.kill()
+        self._do(Supervisor.kill)
+
+    def _do(self, end: Callable[[Supervisor], None]) -> None:
+        """End all workers; those of other machines side by side, since each answers for itself."""
+        if not self.may_grow:
+            for worker in self.all:
+                end(worker)
+            return
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="end-worker") as pool:
+            list(pool.map(end, self.all))
 
     def goes_on_without(self, worker: Supervisor) -> bool:
         """Give a worker up; return whether others are left, or may join."""
