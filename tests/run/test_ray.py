@@ -151,6 +151,7 @@ def test_a_worker_that_does_not_see_the_store_is_refused_by_name(
     assert re.search(given_up + fault, said)
 
 
+@exhaustive
 def test_a_run_whose_store_no_worker_sees_is_refused(
     cluster: Any, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
