@@ -202,6 +202,26 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @exhaustive
+def test_a_card_that_the_driver_does_not_list_is_not_used(cluster: Any) -> None:
+    node = cluster.add_node(num_cpus=0, num_gpus=1, object_store_memory=80 * 2**20)
+    try:
+        wait_for(lambda: "GPU" in cluster_resources())
+        with (
+            opened()(None, None, 3) as found,
+            pytest.raises(Refused, match=r"\(127.0.0.1\) is not used: Ray gave it a card that its"),
+        ):
+            found.first_seats()
+    finally:
+        cluster.remove_node(node)
+
+
+def cluster_resources() -> dict[str, float]:
+    import ray
+
+    return dict(ray.cluster_resources())
+
+
+@exhaustive
 def test_a_run_without_workers_waits_for_one_and_then_stops(
     cluster: Any, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
