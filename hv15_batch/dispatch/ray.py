@@ -9,9 +9,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from hv15_batch.dispatch._child import make_renderer
@@ -19,6 +21,7 @@ from hv15_batch.dispatch._node import NodeWorker
 from hv15_batch.dispatch._ray_cluster import GROUPS, RayCluster
 from hv15_batch.dispatch.protocol import HANDLED, ExecutorSpec, Renderer
 from hv15_batch.errors import Refused
+from hv15_batch.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ _ANSWER_SECONDS = 5.0
 _STORE_BYTES = 128 * 1024 * 1024
 """Of a cluster that is started here; only long lists of clips ever go there."""
 _AUTO = "auto"
+_CURRENT = Path("/tmp/ray/ray_current_cluster")
+"""Where `ray start` notes the address of the machine's cluster."""
+_MAX_ADDRESS = 1024
 
 
 @contextmanager
@@ -82,11 +88,12 @@ def _connected(address: str | None) -> Iterator[Any]:
     Raises:
         Refused: ray is not installed, or the cluster cannot be reached.
     """
-    ray = _imported(is_local=address is None)
-    if ray.is_initialized():
-        _check_same(ray, address)
-        yield ray
+    known = sys.modules.get("ray")
+    if known is not None and known.is_initialized():
+        _check_same(known, address)
+        yield known
         return
+    ray = _imported(is_local=address is None or _is_only_here(address))
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in HANDLED}
     try:
         _connect(ray, address)
@@ -111,14 +118,16 @@ def _imported(is_local: bool) -> Any:
         Refused: It is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if is_local:
-        # Ray's own switch for machines that are no cluster: all its servers bind 127.0.0.1.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # Ray's own switch for machines that are no cluster: all its servers bind 127.0.0.1, and it does
+    # not take that address for the machine's outer one.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if is_local else "1"
     try:
         import ray
     except ImportError as error:
         raise Refused(f"dispatch=ray: needs ray; type: {INSTALL}") from error
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = not is_local  # of an earlier import
     logging.getLogger("ray").setLevel(logging.ERROR)
     return ray
 
@@ -135,7 +144,6 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init("local", object_store_memory=_STORE_BYTES, **quiet)
         return
     del quiet["include_dashboard"]
-    _check_listens(address)
     try:
         ray.init(address, namespace="hv15_batch", **quiet)
     except Exception as error:  # of many kinds
@@ -143,27 +151,51 @@ def _connect(ray: Any, address: str | None) -> None:
         raise Refused(
             f"dispatch.address={address}: no Ray cluster can be used there ("
             f"{type(error).__name__}: {text[0] if text else ''}); start this command on one of its "
-            "machines, where `ray status` must work."
+            "machines, where `ray status` must work. A cluster with a token and HOST:PORT needs "
+            "RAY_AUTH_MODE=token."
         ) from error
 
 
-def _check_listens(address: str) -> None:
-    """Look whether something listens there: Ray itself waits a minute, and may end this process.
+def _is_only_here(address: str) -> bool:
+    """Whether a cluster listens on this machine's own address alone, as one started here does.
+
+    What listens is looked for first: Ray itself waits for minutes, and may end this process.
 
     Raises:
-        Refused: Nothing does.
+        Refused: Nothing listens there.
     """
-    typed = os.environ.get("RAY_ADDRESS", "") if address == _AUTO else address
+    typed = _found_by_auto() if address == _AUTO else address
     host, _, port = typed.rpartition(":")
+    host = host.strip("[]")
     if not host or not port.isdecimal():
-        return
+        return False  # Ray says what is missing
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+        _reach(host, int(port))
     except (OSError, OverflowError) as error:
         raise Refused(
             f"dispatch.address={address}: nothing answers at {typed} ({error}); type the address "
             "that `ray start --head` printed, or dispatch.address=auto on a machine of the cluster."
         ) from error
+    if host != "localhost" and not host.startswith("127.") and host != "::1":
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("192.0.2.1", 1))  # sends nothing: the system names its outer address
+            _reach(outward.getsockname()[0], int(port))
+        except OSError:
+            return True
+    return False
+
+
+def _reach(host: str, port: int) -> None:
+    socket.create_connection((host, port), _ANSWER_SECONDS).close()
+
+
+def _found_by_auto() -> str:
+    """Return the address that Ray takes for `auto`; empty if it has to look further."""
+    with suppress(OSError, UnicodeDecodeError):
+        return os.environ.get("RAY_ADDRESS") or read_text(_CURRENT, _MAX_ADDRESS).strip()
+    return ""
 
 
 def _check_same(ray: Any, address: str | None) -> None:

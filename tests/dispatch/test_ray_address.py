@@ -12,6 +12,7 @@ from fakes.runs import Project
 
 import hv15_batch
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, DispatchKind
+from hv15_batch.dispatch import ray as ray_room
 from hv15_batch.errors import Refused
 
 PACKAGE = Path(hv15_batch.__file__).parent
@@ -59,6 +60,26 @@ def test_an_address_where_nothing_answers_is_refused_at_once(project: Project) -
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     assert f"dispatch.address={address}: nothing answers at {address}" in refused(project, address)
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_room, "_CURRENT", project.folder / "current")
+    (project.folder / "current").write_text(address)
+    message = refused(project, "auto")
+    assert message.startswith(f"dispatch.address=auto: nothing answers at {address}")
+
+
+@pytest.mark.parametrize(("bound", "is_only_here"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_a_cluster_of_this_machine_alone_is_told_apart(bound: str, is_only_here: bool) -> None:
+    with socket.create_server((bound, 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert ray_room._is_only_here(address) is is_only_here
 
 
 def test_without_ray_it_is_said_what_to_install(
