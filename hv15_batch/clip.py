@@ -66,8 +66,8 @@ def _plain(value: Any) -> Any:
     return hashed_values(value) if hasattr(value, "__dataclass_fields__") else value
 
 
-Group = tuple[str, str, str | None, tuple[tuple[str, float], ...]]
-"""Model, weights, `runtime.linear`, and hash and scale of each LoRA."""
+Group = tuple[str, str, str | None, tuple[tuple[str, float], ...], str | None]
+"""Model, weights, `runtime.linear`, hash and scale of each LoRA, and `ClipSettings.engine`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class ClipSettings:
     """`runtime.linear`; None for bf16."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
+    engine: str | None = added(None)
+    """The official script by its version, model folder and flags; None for diffusers."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
@@ -134,7 +136,7 @@ class ClipSettings:
     @property
     def group(self) -> Group:
         """What a worker loads for this clip, and keeps for all clips of the same."""
-        return self.model, self.weights, self.linear, self.loras or ()
+        return self.model, self.weights, self.linear, self.loras or (), self.engine
 
     @property
     def has_guidance(self) -> bool:

@@ -34,6 +34,7 @@ from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, HubFile, ModelConfig, Task, Weights
+from hv15_batch.official.command import engine_notes
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import sha256_of_file
 from hv15_batch.rundir.store import clip_file
@@ -116,7 +117,7 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
     cells = _cells(tag, option.task)
     _check_cells(cells, tag)
     notes = [*_backend_note(tag), *_weights_notes(tag, option), *_transformer_note(tag)]
-    notes += _lora_note(tag)
+    notes += [*_lora_note(tag), *engine_notes(tag.settings.engine)]
     if option.task is Task.i2v:
         assert tag.image is not None
         image = _find_image(tag)
@@ -295,7 +296,7 @@ def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
                 f"Weights: version {tag.version!r} made them with revision {asked.revision}, and "
                 f"this version makes {here}; the clip will be another."
             )
-    elif tag.repo != option.repo:
+    elif tag.repo != option.repo and asked.engine is None:
         is_hub_id = _HUB_ID.fullmatch(tag.repo) is not None
         words = [f"model.repo={tag.repo}" if is_hub_id else "model.repo=FOLDER"]
         if is_hub_id and asked.revision:

@@ -44,6 +44,11 @@ def check_dispatch(config: Config) -> None:
             "dispatch=ray with a benchmark: it measures one card of this machine; leave "
             "dispatch=ray out."
         )
+    if is_ray and config.runtime.engine.name == "official":
+        raise Refused(
+            "dispatch=ray with runtime.engine=official: the script's folder is one of this "
+            "machine; leave dispatch=ray out."
+        )
     if is_ray and config.shard is not None:
         raise Refused(
             f"dispatch=ray with shard={config.shard}: both share a manifest between machines; "

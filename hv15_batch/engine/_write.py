@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hv15_batch.config.settings import Config, VideoCodec
+from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import Emit, Job, Note
-from hv15_batch.engine._attempt import Attempt
 from hv15_batch.errors import Secondary
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import check_video, file_suffix, write_thumbnail, write_video

@@ -15,6 +15,7 @@ import torch
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import (
     Event,
     ExecutorSpec,
@@ -24,7 +25,6 @@ from hv15_batch.dispatch.protocol import (
     RendererBroken,
     Stepped,
 )
-from hv15_batch.engine._attempt import Attempt
 from hv15_batch.engine._ladder import Decoded
 from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.engine._measure import StageMeter, machine_columns, make_sampler, work_columns

@@ -99,7 +99,7 @@ def _writing_bytes(settings: ClipSettings) -> int:
 
 def _video_bytes(settings: ClipSettings) -> int:
     size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
+    is_lossless = settings.video.get("codec") == VideoCodec.ffv1.name
     is_noise = settings.weights in (Weights.random.name, Weights.tiny.name)
     if is_noise and not is_lossless:
         return math.prod(size) * _NOISE_BITS_PER_PIXEL // 8

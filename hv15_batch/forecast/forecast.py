@@ -37,6 +37,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import SMALL, Weights
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import GIB
 
@@ -171,6 +172,8 @@ def make_forecast(
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
+    if is_official(config):
+        return None  # all that is known here is of the other engine
     num_workers = len(cards_for(config, todo, machine)) if todo else 1
     found: dict[str, Forecast] = {}
     models = [

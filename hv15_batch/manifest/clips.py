@@ -21,6 +21,7 @@ from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, NO_WEIGHTS, UNKNOWN, KnownWeights, loras_of
 from hv15_batch.model.linears import linear_name
+from hv15_batch.model.official import script_size
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
 from hv15_batch.model.variant import (
@@ -31,6 +32,7 @@ from hv15_batch.model.variant import (
     off_advice,
     unknown_words,
 )
+from hv15_batch.official.limits import is_official
 from hv15_batch.units import counted, shortened
 
 MAX_EXAMPLES = 3
@@ -80,12 +82,13 @@ def make_clips(
         revision: Of the checkpoint.
         transformer_sha256: Of another transformer's file.
         loras: The LoRA files of rows and settings by absolute path.
-        others: The weights of further models that rows name.
+        others: The weights of further models that rows name; one of the command's own model
+            counts before `revision`.
 
     Raises:
         ManifestError: All faults that depend on settings and rows together.
     """
-    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
+    weights = {config.model.name: KnownWeights(revision, transformer_sha256), **others}
     asked = _asked_clips(manifest, config, weights, loras)
     faults = Faults(manifest.name)
     note_same_loras(manifest, asked, faults)
@@ -107,7 +110,7 @@ def resolve_clips(
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
+    weights = {config.model.name: KnownWeights(revision, transformer_sha256), **others}
     return _merged(_asked_clips(manifest, config, weights, loras), manifest)
 
 
@@ -235,7 +238,8 @@ class _OfModel:
         values["cache"] = self._caches[steps]
         if model.task is Task.i2v:
             assert row.image_size is not None
-            values["height"], values["width"] = bucket_size(*row.image_size, model.target_size)
+            size_of = script_size if is_official(self.config) else bucket_size
+            values["height"], values["width"] = size_of(*row.image_size, model.target_size)
         return values
 
 
@@ -273,10 +277,13 @@ def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
 
 def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
     """Return the `ClipSettings` that all clips of a run have in common."""
+    # What has no effect under an engine is null, and not part of a clip's identity.
+    by_script = is_official(config)
     return {
-        "video": hashed_values(config.video),
+        "video": {} if by_script else hashed_values(config.video),
+        "engine": weights.engine if by_script else None,
         "model": config.model.name,
-        "revision": weights.revision,
+        "revision": None if by_script else weights.revision,
         "transformer_sha256": weights.transformer_sha256,
         "weights": config.model.weights.name,
         "dtype": effective_dtype(config).name,

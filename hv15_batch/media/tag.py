@@ -43,6 +43,7 @@ _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Required keys of `video`; later ones may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LINEARS = tuple(linear.name for linear in Linear if linear is not Linear.bf16)
+_ENGINE = re.compile(r"official@[0-9a-f]{40}( [!-~]{1,200}){2,40}")
 _CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
@@ -106,7 +107,7 @@ def read_clip_tag(name: str) -> ClipTag:
         path=path,
         name=name,
         settings=settings,
-        video=VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]}),
+        video=_video_of(settings),
         settings_sha256=values["settings_sha256"],
         clip_id=values["clip_id"],
         repo=values["repo"],
@@ -115,6 +116,13 @@ def read_clip_tag(name: str) -> ClipTag:
         image=values["image"],
         version=values["hv15_batch_version"],
     )
+
+
+def _video_of(settings: ClipSettings) -> VideoConfig:
+    """Return the `video` section; that of another program's file has nothing of it."""
+    if settings.engine is not None:
+        return VideoConfig()
+    return VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]})
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
@@ -163,7 +171,12 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
         if not _is_a(values[key], kind):
             raise _refused(name, key, values[key], "is of the wrong type")
     video = values["video"]
-    if not isinstance(video, dict) or not _VIDEO_NEEDED <= video.keys() <= _VIDEO.keys():
+    engine = values["engine"]
+    if engine is not None and not (isinstance(engine, str) and _ENGINE.fullmatch(engine)):
+        raise _refused(name, "engine", engine, "must be official@ and what it consisted of")
+    needed = _VIDEO_NEEDED if engine is None else frozenset()
+    most = _VIDEO.keys() if engine is None else frozenset()
+    if not isinstance(video, dict) or not needed <= video.keys() <= most:
         raise _refused(name, "video", video, f"must have {', '.join(_VIDEO)}")
     for key, value in video.items():
         if not _is_a(value, _VIDEO[key]):
@@ -190,9 +203,11 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
         ("dtype", values["dtype"], tuple(Dtype.__members__)),
         ("task", values["task"], tuple(Task.__members__)),
         ("attention_backend", values["attention_backend"], ATTENTION_BACKENDS),
-        ("video.codec", values["video"]["codec"], tuple(VideoCodec.__members__)),
-        ("video.preset", values["video"]["preset"], X264_PRESETS),
+        ("video.codec", values["video"].get("codec"), tuple(VideoCodec.__members__)),
+        ("video.preset", values["video"].get("preset"), X264_PRESETS),
     )
+    if values["engine"] is not None:  # its file has no `video` section
+        choices = choices[:-2]
     for key, value, allowed in choices:
         if not isinstance(value, str) or value not in allowed:
             raise _refused(name, key, value, f"must be one of {', '.join(allowed)}")

@@ -243,6 +243,34 @@ def read_frames(path: Path) -> Iterator[Frames]:
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
+def copy_video(source: Path, path: Path, comment: str | None) -> None:
+    """Copy the packets of a file's first video stream into an mp4: the same frames, index in front.
+
+    Args:
+        source: A video in a codec that mp4 takes.
+        path: File to write, whatever its suffix; an existing one is replaced.
+        comment: Text for the container's `comment` tag, or None.
+
+    Raises:
+        ValueError: The source is no video, or cannot be copied.
+        OSError: A file cannot be opened or written.
+    """
+    options = {"movflags": "+faststart"}
+    with _open_video(source) as original:
+        if not original.streams.video:
+            raise ValueError(f"{source.name} has no video stream")
+        stream = original.streams.video[0]
+        with av.open(str(path), "w", format="mp4", options=options) as container:
+            if comment is not None:
+                _check_comment(comment)
+                container.metadata["comment"] = comment
+            copy = container.add_stream_from_template(stream)
+            for packet in original.demux(stream):
+                if packet.dts is not None:  # else it is the empty one that ends the stream
+                    packet.stream = copy
+                    container.mux(packet)
+
+
 def read_comment(path: Path) -> str | None:
     """Return the container's `comment` tag, or None without one.
 

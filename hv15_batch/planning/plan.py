@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
+from hv15_batch.official.limits import is_official
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
@@ -192,14 +194,17 @@ def settings_conflict(
                 known[path] = ClipLora(path, lora.sha256 or path, 1.0)
         today = {config.model.name: config.model, **config.models}
         before = replace(before, models={**today, **before.models})
-        others = {
-            name: KnownWeights(m.revision, sha)
-            for name, m in before.models.items()
-            for sha in _transformers(m, history)[:1]
-        }
-        for sha256 in _transformers(before.model, history):
-            revision = before.model.revision
-            for clip in resolve_clips(asked, before, revision, sha256, known, others):
+        for sha256, engine in product(
+            _transformers(before.model, history), _engines(before, history)
+        ):
+            others = {
+                name: KnownWeights(m.revision, sha, engine)
+                for name, m in before.models.items()
+                for sha in _transformers(m, history)[:1]
+            }
+            own = KnownWeights(before.model.revision, sha256, engine)
+            others[before.model.name] = own
+            for clip in resolve_clips(asked, before, None, None, known, others):
                 now = todo.get((clip.row_index, clip.settings.seed))
                 record = history.by_settings.get(clip.settings_sha256)
                 is_done = record is not None and record["status"] in DONE_STATUSES
@@ -240,6 +245,13 @@ def _transformers(model: ModelConfig, history: History) -> list[str | None]:
     return sorted({r["transformer_sha256"] for r in history.by_settings.values()} - {None})
 
 
+def _engines(before: Config, history: History) -> list[str | None]:
+    """Return each engine that a run with these settings may have used; the log has them."""
+    if not is_official(before):
+        return [None]
+    return sorted({r["engine"] for r in history.by_settings.values()} - {None})
+
+
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
     changes = ", ".join(_changes(record, clip))
@@ -264,10 +276,18 @@ def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
     old, new = before.as_dict(), now.as_dict()
     for values in (old, new):
         values |= {f"video.{name}": value for name, value in values.pop("video").items()}
-    return ", ".join(_change(name, old[name], new[name]) for name in old if old[name] != new[name])
+    both = {**old, **new}
+    pairs = ((name, old.get(name), new.get(name)) for name in both)
+    if before.engine != now.engine:  # what an engine has no use for says nothing
+        pairs = ((n, a, b) for n, a, b in pairs if n == "engine" or None not in (a, b))
+    return ", ".join(_change(name, a, b) for name, a, b in pairs if a != b)
 
 
 def _change(name: str, before: Any, now: Any) -> str:
+    if name == "engine" and before and now:  # only its words that differ
+        old, new = before.split(), now.split()
+        gone, come = ([w for w in a if w not in b] for a, b in ((old, new), (new, old)))
+        return f"engine {' '.join(gone) or 'no flags'} -> {' '.join(come) or 'no flags'}"
     text = _loras_shown if name == "loras" else _value_text
     return f"{name} {text(before)} -> {text(now)}"
 

@@ -12,7 +12,14 @@ from hv15_batch.clip import Group
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job, ModelSpec
+from hv15_batch.dispatch.protocol import (
+    Event,
+    ExecutorSpec,
+    Finished,
+    Job,
+    Loading,
+    ModelSpec,
+)
 from hv15_batch.dispatch.seats import Seat
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
@@ -29,6 +36,7 @@ from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._cluster import choices_for, config_for, usable_seats
@@ -108,6 +116,11 @@ class Run:
         if self.seats:
             return [seat.where for seat in self.seats]
         return [f"{gpu.name}, card {gpu.index}" if gpu else "CPU" for gpu in self.cards]
+
+    @property
+    def starting(self) -> Loading:
+        """What a new worker does before its first event."""
+        return Loading("a worker" if is_official(self.config) else "PyTorch")
 
     def offload_lines(self) -> list[str]:
         """Return what was chosen for the cards, a line for each kind of card and model."""
@@ -201,7 +214,7 @@ class Run:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""
         group = job.clip.settings.group
         if self.forecast is None or (own is not None and own[:3] == group[:3]):
-            return 0.0  # only the LoRAs differ, which takes seconds
+            return 0.0  # only the LoRAs differ, which takes seconds; the engine is one for a run
         start = self.forecast.of(job.clip.settings).start
         return start.seconds - start.encode_seconds
 

@@ -20,6 +20,7 @@ from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
@@ -316,6 +317,9 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
+    if is_official(run.config):  # a script that was ended has left what it wrote so far
+        with Secondary("unfinished files are left until the next run", lines.append):
+            run.run_dir.sweep_temporary()
     is_stopped = outcome.exit_code >= EXIT_SIGINT
     lines += write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:

@@ -11,9 +11,15 @@ import pytest
 from fakes.runs import Project
 
 import hv15_batch
-from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, DispatchKind
+from hv15_batch.config.settings import (
+    BenchmarkConfig,
+    DispatchConfig,
+    DispatchKind,
+    RuntimeConfig,
+)
 from hv15_batch.dispatch import ray as ray_room
 from hv15_batch.errors import Refused
+from hv15_batch.model.variant import Engine
 
 PACKAGE = Path(hv15_batch.__file__).parent
 
@@ -88,12 +94,17 @@ def test_without_ray_it_is_said_what_to_install(
     assert message == "dispatch=ray: needs ray; type: pip install 'hv15_batch[ray]'"
 
 
-def test_a_benchmark_and_a_shard_are_refused_on_a_cluster(project: Project) -> None:
+def test_what_is_for_one_machine_is_refused_on_a_cluster(project: Project) -> None:
     from hv15_batch.run import session
 
-    for changes in ({"benchmark": BenchmarkConfig(repeat=2)}, {"shard": "1/2"}):
+    official = RuntimeConfig(engine=Engine.official)
+    for changes in (
+        {"benchmark": BenchmarkConfig(repeat=2)},
+        {"shard": "1/2"},
+        {"runtime": official},
+    ):
         config = project.config(dispatch=DispatchConfig(kind=DispatchKind.ray), **changes)
-        with pytest.raises(Refused, match=r"leave .* out"):
+        with pytest.raises(Refused, match=r"dispatch=ray with .*leave .* out"):
             session.run(config, (), None, print)
 
 

@@ -177,10 +177,12 @@ class FakeExecutor:
         return event() if callable(event) else event
 
     def close(self) -> None:
-        pass
+        if hasattr(self._renderer, "close"):
+            self._renderer.close()
 
     def kill(self) -> None:
         self._events.clear()
+        self.close()
 
     def resident_bytes(self) -> int | None:
         return None

@@ -42,8 +42,6 @@ WAIT_SECONDS = 0.5
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
 
-_NEW_WORKER = Loading("PyTorch")  # before its first event
-
 
 class Loop:
     """Renders the clips of a run."""
@@ -209,7 +207,7 @@ class Loop:
         elif reason:
             self._progress.say_of(worker.place, f"The worker is replaced {reason}.")
             worker.recycle()
-            self._tell(worker, _NEW_WORKER)
+            self._tell(worker, self._run.starting)
         self._queue.take(job)
         self.journal.submitted(job, worker.place)
         worker.submit(job)
@@ -301,7 +299,7 @@ class Loop:
 
     def _start(self, worker: Supervisor) -> None:
         worker.start()
-        self._tell(worker, _NEW_WORKER)
+        self._tell(worker, self._run.starting)
 
     def _bury(self, worker: Supervisor, event: Died) -> list[Job]:
         """Log the clips of a dead worker as failed; return those to try again, last first.
