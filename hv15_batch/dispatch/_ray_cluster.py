@@ -114,7 +114,8 @@ class RayCluster:
         while time.monotonic() < end:
             before = len(seats)
             seats += self.new_seats()
-            if not any(actor.hello is not None for actor in self._actors):
+            is_soon_more = self._room() > 0 and time.monotonic() - begin < FREE_SECONDS
+            if not is_soon_more and not any(actor.hello is not None for actor in self._actors):
                 break
             if seats and len(seats) > before:
                 end = min(end, time.monotonic() + MORE_SECONDS)
@@ -162,11 +163,13 @@ class RayCluster:
         self._looked_at = now
         pending = sum(actor.hello is not None for actor in self._actors)
         free = int(self._ray.available_resources().get(self._kind, 0))
-        # What is free is known late: never more actors than the cluster has cards.
-        total = int(self._ray.cluster_resources().get(self._kind, 0))
-        room = min(self._most - self._num_failed, total) - len(self._actors)
-        for _ in range(min(room, free - pending)):
+        for _ in range(min(self._room(), free - pending)):
             self._actors.append(self._make_actor())
+
+    def _room(self) -> int:
+        """Return how many actors more there is a card for, be it free or not."""
+        total = int(self._ray.cluster_resources().get(self._kind, 0))
+        return min(self._most - self._num_failed, total) - len(self._actors)
 
     def _make_actor(self) -> _Actor:
         kind = {"num_gpus": 1, "num_cpus": 0} if self._uses_card else {"num_cpus": 1}

@@ -118,7 +118,6 @@ def _imported(is_local: bool) -> Any:
         Refused: It is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's own switch for machines that are no cluster: all its servers bind 127.0.0.1, and it does
     # not take that address for the machine's outer one.
