@@ -146,9 +146,9 @@ class ClipRecord:
     rewrite_model: str | None = _asked("model that rewrote the prompt; else null")
     rewrite_template_sha256: str | None = _asked("hash of the instructions to that model")
     template_draw: int | None = _asked(
-        "number of the draw, or of the combination, of the row's template that gave the prompt, "
-        "from 0; null without choices"
+        "number of the draw, or combination, of the row's template, from 0; null without choices"
     )
+    image_source: str | None = _asked("another clip's denoise_sha256 and frame number; else null")
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -170,7 +170,7 @@ class ClipRecord:
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
     engine_version: str | None = _effect("commit or content of that script; null for diffusers")
-    image_sha256: str | None = _effect("hash of the first frame's file; null without one")
+    image_sha256: str | None = _effect("hash of the first frame's file, or of its pixels")
     num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     lora_keys_matched: int | None = _effect(
         "tensors of the LoRA files that are in effect; null without a LoRA"
@@ -348,7 +348,7 @@ _OF_CLIP = (
 _OF_SETTINGS = (
     *("prompt", "negative_prompt", "seed", "height", "width", "num_frames", "num_inference_steps"),
     *("guidance_scale", "flow_shift", "fps", "transformer_sha256", "linear", "cache"),
-    *("image_sha256", "model", "revision", "weights", "engine"),
+    *("image_sha256", "image_source", "model", "revision", "weights", "engine"),
 )
 """Columns that a clip and its settings have under the same names."""
 

@@ -104,6 +104,7 @@ class ManifestColumns:
     fps: str | None = None
     loras: str | None = None
     model: str | None = None
+    join: str | None = None
 
 
 @dataclass

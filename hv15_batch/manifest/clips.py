@@ -9,13 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, Source, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, check_config, effective_dtype
 from hv15_batch.config.options import config_of, row_option, with_models
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
+from hv15_batch.manifest.chains.films import films_of, with_films
+from hv15_batch.manifest.chains.links import sources_first
+from hv15_batch.manifest.chains.pairs import linked, sources_of
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
@@ -60,8 +63,9 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         check_config(config)
     if faults:
         config = with_models(config, (row.model for row in manifest.rows))
-        asked = _asked_clips(manifest, config, {}, NO_LORAS)
+        asked = _asked_clips(manifest, config, {}, NO_LORAS, faults)
         note_clip_faults(manifest, asked, config, faults)
+        films_of(manifest.rows, asked, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -89,13 +93,14 @@ def make_clips(
         ManifestError: All faults that depend on settings and rows together.
     """
     weights = {config.model.name: KnownWeights(revision, transformer_sha256), **others}
-    asked = _asked_clips(manifest, config, weights, loras)
     faults = Faults(manifest.name)
+    asked = _asked_clips(manifest, config, weights, loras, faults)
     note_same_loras(manifest, asked, faults)
     note_clip_faults(manifest, asked, config, faults)
+    films = films_of(manifest.rows, asked, faults)
     if faults:
         raise ManifestError(faults.messages)
-    return tuple(_merged(asked, manifest))
+    return tuple(with_films(linked(_merged(asked, manifest)), films))
 
 
 def resolve_clips(
@@ -202,20 +207,34 @@ def _asked_clips(
     config: Config,
     weights: Mapping[str, KnownWeights],
     loras: Mapping[str, ClipLora],
+    faults: Faults | None = None,
 ) -> list[Clip]:
-    """Return the clips of each row, repeated ones included."""
+    """Return the clips of each row in file order, repeated ones included.
+
+    A row that cannot follow another one makes none; `faults` gets the reason.
+    """
     models: dict[str | None, _OfModel] = {}
-    clips: list[Clip] = []
-    for row in manifest.rows:
+    made: dict[int, list[Clip]] = {}
+    for row, before in sources_first(manifest.rows):
         if row.model not in models:
             own = config_of(config, row.model)
             models[row.model] = _OfModel(own, weights.get(own.model.name, UNKNOWN))
         model = models[row.model]
-        values = model.values_of(row)
+        seeds = model.override_seeds or row.seeds or model.default_seeds
+        sources: Sequence[Source | None] = [None] * len(seeds)
+        size = row.image_size
+        if before is not None:
+            sources = sources_of(row, len(seeds), made.get(before.index, ()), faults)
+            if not sources:
+                continue
+            size = made[before.index][0].settings.height, made[before.index][0].settings.width
+        values = model.values_of(row, size)
         found = loras_of(row, model.config, loras)
-        for seed in model.override_seeds or row.seeds or model.default_seeds:
-            clips.append(_clip(row, seed, values, model.shared, model.config.model, found))
-    return clips
+        made[row.index] = [
+            _clip(row, seed, source, values, model.shared, model.config.model, found)
+            for seed, source in zip(seeds, sources, strict=True)
+        ]
+    return [clip for row in manifest.rows for clip in made.get(row.index, ())]
 
 
 class _OfModel:
@@ -228,8 +247,13 @@ class _OfModel:
         self._caches: dict[int, str | None] = {}
         self._values_of = _values_of_rows(config)
 
-    def values_of(self, row: Row) -> dict[str, Any]:
-        """Return the sampling values of a row, and its step cache."""
+    def values_of(self, row: Row, image_size: tuple[int, int] | None) -> dict[str, Any]:
+        """Return the sampling values of a row with a first frame of this size, and its step cache.
+
+        Args:
+            row: The row.
+            image_size: Height and width in pixels; None for text to video.
+        """
         values, model = self._values_of(row), self.config.model
         steps = values["num_inference_steps"]
         if steps not in self._caches:
@@ -237,9 +261,9 @@ class _OfModel:
             self._caches[steps] = None if cache is None else str(cache)
         values["cache"] = self._caches[steps]
         if model.task is Task.i2v:
-            assert row.image_size is not None
+            assert image_size is not None
             size_of = script_size if is_official(self.config) else bucket_size
-            values["height"], values["width"] = size_of(*row.image_size, model.target_size)
+            values["height"], values["width"] = size_of(*image_size, model.target_size)
         return values
 
 
@@ -295,6 +319,7 @@ def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
 def _clip(
     row: Row,
     seed: int,
+    source: Source | None,
     values: dict[str, Any],
     shared: dict[str, Any],
     model: ModelConfig,
@@ -307,6 +332,7 @@ def _clip(
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
         image_sha256=row.image_sha256,
         image_conversion=row.image_conversion,
+        image_source=None if source is None else source.key,
         seed=seed,
         height=values["height"],
         width=values["width"],
@@ -334,6 +360,8 @@ def _clip(
     )
     if row.rewrite is not None:
         clip = clip.with_rewrite(row.rewrite)
+    if source is not None:
+        clip = replace(clip, source=source)
     if row.template_id is None:
         return clip
     return replace(clip, template_ids=(row.template_id,), template_draw=row.template_draw)

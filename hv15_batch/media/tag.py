@@ -38,10 +38,13 @@ _FACTS = {
     "off_recipe": bool,
     "image": (str, type(None)),
 }
+_ADDED_FACTS = frozenset({"prompt_original"})
+"""Facts that only some tags have."""
 _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Required keys of `video`; later ones may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SOURCE = re.compile(r"[0-9a-f]{64}:[0-9]{1,5}")
 _LINEARS = tuple(linear.name for linear in Linear if linear is not Linear.bf16)
 _ENGINE = re.compile(r"official@[0-9a-f]{40}( [!-~]{1,200}){2,40}")
 _CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
@@ -69,6 +72,8 @@ class ClipTag:
     """Name of the first frame's file, without a folder."""
     version: str
     """hv15_batch that wrote it; for messages only."""
+    prompt_original: str | None = None
+    """The prompt before it was rewritten; None for a prompt as it was written."""
 
 
 def read_clip_tag(name: str) -> ClipTag:
@@ -89,7 +94,7 @@ def read_clip_tag(name: str) -> ClipTag:
             f"{name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
             f"version of hv15_batch that wrote it ({format_value(version)})."
         )
-    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys()
+    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys() | _ADDED_FACTS
     for key in sorted((needed - values.keys()) | (values.keys() - known)):
         raise _refused(name, key, values.get(key), "is missing or unknown")
     values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
@@ -115,6 +120,7 @@ def read_clip_tag(name: str) -> ClipTag:
         off_recipe=values["off_recipe"],
         image=values["image"],
         version=values["hv15_batch_version"],
+        prompt_original=values.get("prompt_original"),
     )
 
 
@@ -181,11 +187,18 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
     for key, value in video.items():
         if not _is_a(value, _VIDEO[key]):
             raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
+    source = values["image_source"]
+    if source is not None and not (isinstance(source, str) and _SOURCE.fullmatch(source)):
+        raise _refused(name, "image_source", source, "must be a SHA-256 and a frame's number")
+    if source is not None and values["image_sha256"] is not None:
+        raise _refused(name, "image_source", source, "and image_sha256 are never both there")
     image = values["image"]
     if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
         raise _refused(name, "image", image, "must be a file's name without a folder")
-    if (image is None) != (values["image_sha256"] is None):
+    if (image is None) != (values["image_sha256"] is None and values["image_source"] is None):
         raise _refused(name, "image_sha256", values["image_sha256"], "needs an image beside it")
+    if not isinstance(values.get("prompt_original"), str | None):
+        raise _refused(name, "prompt_original", values["prompt_original"], "must be text")
     if (image is None) != (values["task"] != Task.i2v.name):
         raise _refused(name, "task", values["task"], "needs an image if it is i2v, and only then")
 
@@ -271,4 +284,6 @@ def settings_comment(clip: Clip, repo: str, task: str) -> str:
         "off_recipe": clip.off_recipe,
         "image": Path(clip.image).name if clip.image else None,
     }
+    if clip.rewrite is not None:
+        facts["prompt_original"] = clip.rewrite.original
     return json.dumps(facts | settings, ensure_ascii=False)

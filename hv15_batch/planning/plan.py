@@ -29,6 +29,8 @@ from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
 
+FORCED = "force=true"
+"""Why a clip is rendered again that is done."""
 _MAX_SHOWN_CHARACTERS = 40
 
 _LOGGED_AS = {"image_sha256": "image", "attention_backend": "attention_backend_requested"}
@@ -44,6 +46,7 @@ HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
             *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            "image_sha256",
             *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
         )
@@ -61,6 +64,8 @@ class State(Enum):
     """The row was rendered before with other settings."""
     retry = "retry"
     """The last attempt failed, was interrupted, its file is gone, or it is asked for again."""
+    skipped = "skipped"
+    """It begins with a frame of a clip that failed, is suspect, or is skipped itself."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,16 @@ class PlannedClip:
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         return self.state is State.done
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it cannot be rendered, because the clip that it follows could not."""
+        return self.state is State.skipped
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a run is to render it."""
+        return not (self.is_done or self.is_skipped)
 
     @property
     def is_from_latents(self) -> bool:
@@ -266,6 +281,9 @@ def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
         now = clip.image if logged == "image" else getattr(clip.settings, name)
         if name == "loras":
             now = loras_text(clip.settings.loras)
+        if name == "image_source":  # two hashes say nothing, and `image` names the row
+            changes += ["the clip that it follows"] * (None not in (before, now) and before != now)
+            continue
         if before != now and not (name == "dtype" and before is None):
             shown = "image" if logged == "image" else name
             changes.append(_change(shown, before, now))
@@ -312,7 +330,7 @@ def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[S
     if fault:
         return State.retry, fault
     if config.force:
-        return State.retry, "force=true"
+        return State.retry, FORCED
     if last["status"] == SUSPECT and config.retry.suspect:
         return State.retry, "suspect, retry.suspect=true"
     return State.done, ""
@@ -343,15 +361,16 @@ def _fault(
 
 
 def _by_group(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the clips of a model together, and those of each LoRA set: all are loaded once."""
+    """Return clips after those that they follow; then those of a model and LoRA set together."""
     models: dict[str, int] = {}
     groups: dict[Group, int] = {}
     for p in planned:
         models.setdefault(p.clip.settings.model, len(models))
         groups.setdefault(p.clip.settings.group, len(groups))
 
-    def rank(p: PlannedClip) -> tuple[int, int]:
-        return models[p.clip.settings.model], groups[p.clip.settings.group]
+    def rank(p: PlannedClip) -> tuple[int, int, int]:
+        clip = p.clip
+        return clip.level, models[clip.settings.model], groups[clip.settings.group]
 
     return sorted(planned, key=rank)  # stable
 

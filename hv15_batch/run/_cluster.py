@@ -59,6 +59,16 @@ def cluster_for(asked: Asked, todo: Todo, open_cluster: OpenCluster) -> Iterator
         yield cluster
 
 
+def dry_run_notes(config: Config) -> list[str]:
+    """Return what a dry run says of a cluster, which it does not ask."""
+    if config.dispatch.kind is not DispatchKind.ray:
+        return []
+    return [
+        "dispatch=ray: a dry run asks no cluster; type dispatch.workers=N and runtime.card=NAME "
+        "for the prediction."
+    ]
+
+
 def store_first_frames(run_dir: RunDir, todo: Todo) -> None:
     """Store each first frame once under its hash, for workers of other machines.
 

@@ -208,7 +208,8 @@ class Run:
         """Return an event; that of a clip which the store does not have is one of a failure."""
         if self.store is None or not isinstance(event, Finished):
             return event
-        return replace(event, record=self.store.confirmed(event.record))
+        kept = event.job.clip.kept_frames
+        return replace(event, record=self.store.confirmed(event.record, kept))
 
     def load_seconds(self, job: Job, own: Group | None) -> float:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""

@@ -27,6 +27,7 @@ from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.official.limits import check_official, is_official
 from hv15_batch.planning.benchmark import plan_repetitions
+from hv15_batch.planning.chains import chains_line, with_chains
 from hv15_batch.planning.loras import find_loras
 from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips, settings_conflict
 from hv15_batch.planning.selection import select
@@ -120,7 +121,7 @@ def prepare(
     found = find_loras(config, manifest, checkpoints)
     clips = clips_of(manifest, config, checkpoints, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [templates_line(manifest.rows, config.templates)]
+    notes = [templates_line(manifest.rows, config.templates), chains_line(clips)]
     notes += [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
@@ -173,7 +174,7 @@ def plan_against_log(asked: Asked) -> Todo:
     """
     config, run_dir = asked.config, asked.run_dir
     history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
-    clips = plan_clips(asked.clips, config, history, run_dir)
+    clips = with_chains(plan_clips(asked.clips, config, history, run_dir), run_dir)
     todo = Todo(clips, select(clips, config), shard=run_dir.shard)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)

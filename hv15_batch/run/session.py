@@ -9,10 +9,18 @@ from typing import Any
 
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import parse_command
-from hv15_batch.config.settings import Config, DispatchKind
+from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
+from hv15_batch.errors import (
+    EXIT_FAULT,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_SIGINT,
+    EXIT_SOME_FAILED,
+    Refused,
+    Secondary,
+)
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
@@ -24,7 +32,8 @@ from hv15_batch.official.limits import is_official
 from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
-from hv15_batch.run._cluster import OpenCluster, as_one, cluster_for, open_ray, store_first_frames
+from hv15_batch.run import _cluster
+from hv15_batch.run._cluster import OpenCluster, as_one, open_ray
 from hv15_batch.run._inputs import check_rewriter, copy_manifest, rewritten, write_rows
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
@@ -32,6 +41,7 @@ from hv15_batch.run._progress import Progress
 from hv15_batch.run._results import (
     clips_of_now,
     up_to_date,
+    write_films,
     write_results,
     write_tables_and_page,
 )
@@ -123,7 +133,7 @@ def run(
     if config.dry_run:
         return show(asked, rules, say)
     todo = plan_against_log(asked)
-    with cluster_for(asked, todo, open_cluster) as cluster:
+    with _cluster.cluster_for(asked, todo, open_cluster) as cluster:
         start = Start(make_executor, patience, cluster)
         return _run(asked, todo, rules, start, say, listener)
 
@@ -184,7 +194,7 @@ def _run(
             return _nothing_to_do(asked, todo, say)
         start = replace(start, lock_descriptor=held.lock_descriptor)
         if cluster is not None:
-            store_first_frames(run_dir, todo)
+            _cluster.store_first_frames(run_dir, todo)
         return _render(_begin(replace(run, store=held.store), run_id, say), start, say, listener)
 
 
@@ -364,7 +374,10 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     with up_to_date("the page", lines.append), run_dir.moment():
         is_stale = True
         with up_to_date("plan.csv", lines.append):
-            clips = todo.clips if run_dir.shard is None else clips_of_now(asked)
+            is_as_planned = run_dir.shard is None and not todo.skipped
+            clips = todo.clips if is_as_planned else clips_of_now(asked)
+            if todo.repetitions is None:
+                write_films(clips, run_dir, lines)
             is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
         if is_stale:
             write_tables_and_page(run_dir, False, lines)
@@ -375,16 +388,12 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     else:
         lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)
     _say_all(lines, say)
-    return EXIT_OK
+    return EXIT_SOME_FAILED if todo.skipped else EXIT_OK
 
 
 def show(asked: Asked, rules: Rules, say: Say) -> int:
     """Carry out a dry run: print what a run would do, and write its plan."""
     plan = make_plan(asked, rules, say)
-    if asked.config.dispatch.kind is DispatchKind.ray:
-        say(
-            "dispatch=ray: a dry run asks no cluster; type dispatch.workers=N and "
-            "runtime.card=NAME for the prediction."
-        )
+    _say_all(_cluster.dry_run_notes(asked.config), say)
     say(f"Every clip: {plan.write()}")
     return EXIT_OK

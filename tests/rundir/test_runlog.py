@@ -50,7 +50,7 @@ shard started_at finished_at
 prompt negative_prompt image seed height width num_frames num_inference_steps guidance_scale
 flow_shift fps tags attention_backend_requested off_recipe linear cache
 transformer_sha256 loras engine
-prompt_original rewrite_model rewrite_template_sha256 template_draw
+prompt_original rewrite_model rewrite_template_sha256 template_draw image_source
 model repo revision weights task dtype attention_backend mask_free compiled offload vae_tile_size
 decode_device num_text_tokens num_glyph_tokens num_video_tokens
 engine_version image_sha256 num_computed_steps

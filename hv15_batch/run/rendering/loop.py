@@ -30,6 +30,7 @@ from hv15_batch.run.outcome import Outcome, StopRun, ended
 from hv15_batch.run.rendering.journal import Journal, Watcher
 from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.run.rendering.recovery import Recovery
+from hv15_batch.run.rendering.rounds import Rounds
 from hv15_batch.run.rendering.signals import Demand, Signals
 from hv15_batch.run.rendering.supervisor import Supervisor, next_event
 from hv15_batch.run.rendering.team import Team
@@ -68,16 +69,15 @@ class Loop:
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
-        self._queue = self._make_queue()
+        self._rounds = Rounds(run.todo, self._recovery.first_attempt, self.journal, progress.say)
+        self._queue = Queue(())
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self._is_held_back = False
         self._groups = {p.clip.settings.group for p in run.todo.to_render}
         self._num_given_up = 0
 
-    def _make_queue(self) -> Queue:
-        ready = (p for p in self._run.todo.to_render if not p.clip.is_pending)
-        jobs = map(self._recovery.first_attempt, ready)
+    def _make_queue(self, jobs: Sequence[Job]) -> Queue:
         if self._team.is_alone:
             return Queue(jobs)
         return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
@@ -88,25 +88,25 @@ class Loop:
         Raises:
             Refused: A worker cannot use these settings on this machine.
         """
-        todo = self._run.todo.to_render
-        pending = [p for p in todo if p.clip.is_pending]
+        num_todo = len(self._run.todo.to_render)
         with self._signals:
             try:
-                if self._next_job(self._team.all[0]):
-                    for worker in self._team.all:
-                        self._start(worker)
-                    self._encode([p.clip for p in todo if not (p.is_from_latents or p in pending)])
-                    self._progress.rendering(len(todo))
-                if pending:
-                    self._progress.rendering(len(todo))
-                    self.journal.without_text(map(self._recovery.first_attempt, pending))
-                self._render()
+                for each in self._rounds:
+                    self._queue = self._make_queue(each.jobs)
+                    if self._next_job(self._first_working()):
+                        for worker in (w for w in self._team.working if not w.is_up):
+                            self._start(worker)
+                        self._encode(each.to_encode)
+                    self._progress.rendering(num_todo)
+                    self.journal.without_text(each.unwritten)
+                    self._render()
                 self._team.close()
             except StopRun as stop:
                 return Outcome(stop.exit_code, stop.state, stop.message, self.journal.records)
             finally:
                 self._team.kill()
-        return ended(self.journal.records, len(todo), self._num_given_up)
+        left_out = self._num_given_up, self._rounds.num_skipped
+        return ended(self.journal.records, num_todo, *left_out)
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Loop:
         """
         if not clips:
             return
-        encoder, is_last_try = self._team.all[0], False
+        encoder, is_last_try = self._first_working(), False
         while True:
             encoder.encode(clips)  # finished encodings stay on the disk
             event = self._until_encoded([encoder], encoder)
