@@ -41,7 +41,7 @@ from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.system import system_facts
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shared import Inputs, Question, Shared, answer
+from hv15_batch.rundir.remote.shared import Inputs, Question, Shared, answer
 from hv15_batch.rundir.store import let_go
 
 BATCH_SECONDS = 0.2

@@ -23,7 +23,7 @@ from hv15_batch.dispatch.protocol import (
 )
 from hv15_batch.dispatch.seats import Order
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.shared import Shared, ask, check_answer
+from hv15_batch.rundir.remote.shared import Shared, ask, check_answer
 
 logger = logging.getLogger(__name__)
 

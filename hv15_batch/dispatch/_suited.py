@@ -13,7 +13,7 @@ from hv15_batch.clip import Clip, ClipLora
 from hv15_batch.dispatch.protocol import ExecutorSpec, ModelSpec
 from hv15_batch.dispatch.seats import Order
 from hv15_batch.errors import Refused, StoreError
-from hv15_batch.rundir.shared import Inputs, join
+from hv15_batch.rundir.remote.shared import Inputs, join
 from hv15_batch.units import Say
 from hv15_batch.weights.checkpoint import Checkpoint, CheckpointKind, cache_root
 from hv15_batch.weights.fetch import fetch

@@ -52,7 +52,7 @@ from hv15_batch.record import (
 )
 from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shared import Inputs
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import open_uploads
 
 if TYPE_CHECKING:

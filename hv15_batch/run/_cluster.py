@@ -20,7 +20,7 @@ from hv15_batch.model.variant import Weights
 from hv15_batch.planning.todo import Todo
 from hv15_batch.run.prepare import Asked
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shared import Inputs
+from hv15_batch.rundir.remote.shared import Inputs
 
 OpenCluster = Callable[[str | None, bool | None, int], AbstractContextManager[Cluster]]
 """Takes the address, whether workers need a card (None: where there are some), and their number."""

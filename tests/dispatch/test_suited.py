@@ -14,7 +14,7 @@ from hv15_batch.clip import ClipLora
 from hv15_batch.dispatch._suited import suited, with_first_frame
 from hv15_batch.dispatch.seats import Order
 from hv15_batch.errors import Refused
-from hv15_batch.rundir.shared import Inputs, Shared, answer, ask, check_answer
+from hv15_batch.rundir.remote.shared import Inputs, Shared, answer, ask, check_answer
 from hv15_batch.weights.checkpoint import resolve_checkpoint
 
 

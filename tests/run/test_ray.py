@@ -29,7 +29,7 @@ from hv15_batch.machine.machine import cache_root
 from hv15_batch.run.rendering import team
 from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shared import Question
+from hv15_batch.rundir.remote.shared import Question
 from hv15_batch.rundir.status import read_status
 from hv15_batch.rundir.store import place
 

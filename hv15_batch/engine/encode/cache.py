@@ -22,7 +22,7 @@ from safetensors.torch import save
 from hv15_batch.clip import ClipSettings
 from hv15_batch.files import check_regular, parse_json
 from hv15_batch.rundir.publish import publishing
-from hv15_batch.rundir.shared import Inputs
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.units import GIB
 
 MAX_EMBEDDING_BYTES = GIB

@@ -43,7 +43,7 @@ from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.shared import Inputs
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import frame_of
 
 Emit = Callable[[Event], None]
