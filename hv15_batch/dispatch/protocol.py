@@ -1,6 +1,7 @@
 """What an executor is: it takes jobs and answers with events. Plain picklable values, no torch.
 
-Two executors stand behind this: a child process of this machine (`local`), and later Ray actors.
+Two executors stand behind this: a child process of this machine (`local`), and a worker of a Ray
+cluster (`ray`), which has such a child process on its own machine.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class ExecutorSpec:
     """Which of them it is; one that replaces it has the same number."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
+    shares_inputs: bool = False
+    """Embeddings go to the run's store, from which workers of other machines take them."""
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -180,6 +183,8 @@ class Died:
     """What it could still say of the clip that it was rendering."""
     was_up: bool = field(default=True, compare=False)
     """False where it never got as far as to take a clip: that is the fault of no clip."""
+    is_gone: bool = field(default=False, compare=False)
+    """Its process or machine left the cluster; it comes back, if at all, as another worker."""
 
 
 Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died

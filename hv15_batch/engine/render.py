@@ -53,6 +53,7 @@ from hv15_batch.record import (
 )
 from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import open_uploads
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class ClipRenderer:
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
         self._samplers = {device: make_sampler(device) for device in self._devices}
         self._switch = ModelSwitch(spec)
-        self._encode_phase = EncodePhase(self._run_dir, self._switch, self._make_meter)
+        inputs = Inputs(self._run_dir) if spec.shares_inputs else None
+        self._encode_phase = EncodePhase(self._run_dir, self._switch, self._make_meter, inputs)
         if spec.budget_bytes is not None:
             for device in set(self._devices):
                 limit_device_memory(device, spec.budget_bytes + ALLOCATOR_BYTES)

@@ -34,12 +34,14 @@ class Waiting:
 class Crew:
     """What the workers of a run do, by their events."""
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], is_open: bool = False) -> None:
         """Start.
 
         Args:
             places: Where each worker renders, in words.
+            is_open: Whether others may join.
         """
+        self._is_open = is_open
         self._workers = [WorkerStatus(number, where) for number, where in enumerate(places)]
         self._since: dict[int, float] = {}  # when a worker got its first clip
         self._began: dict[int, float] = {}  # when it got the one on the device
@@ -47,7 +49,12 @@ class Crew:
 
     @property
     def _is_alone(self) -> bool:
-        return len(self._workers) == 1
+        return len(self._workers) == 1 and not self._is_open
+
+    def joined(self, where: str) -> None:
+        """Add a worker, with the next number."""
+        self._workers.append(WorkerStatus(len(self._workers), where))
+        self._busy.append(0.0)
 
     def submitted(self, worker: int, clip_id: str) -> None:
         """Note that a worker got a clip."""

@@ -91,6 +91,7 @@ class Progress:
         gpu_uuid: str | None = None,
         listen: Listen | None = None,
         workers: Sequence[str] = ("",),
+        may_grow: bool = False,
     ) -> None:
         """Start with `done` of `total` clips finished by earlier runs.
 
@@ -108,8 +109,9 @@ class Progress:
             gpu_uuid: The card to watch; None for none.
             listen: Receives the events, and nothing is shown; None shows them.
             workers: Where each worker renders, in words, e.g. its card.
+            may_grow: Whether further workers may join.
         """
-        self._crew = Crew(workers)
+        self._crew = Crew(workers, may_grow)
         self._out = out or sys.stdout
         self._listen = listen
         self._line = LiveLine(self._out) if listen is None and can_redraw(self._out) else None
@@ -144,6 +146,11 @@ class Progress:
                 self._line.print(text)
             else:
                 print(text, file=self._out, flush=True)
+
+    @_shown
+    def joined(self, where: str) -> None:
+        """Show that a worker joined, with the next number."""
+        self._crew.joined(where)
 
     def say_of(self, worker: int, text: str) -> None:
         """Print a line about a worker."""

@@ -20,6 +20,7 @@ from hv15_batch.dispatch.protocol import (
     Loading,
     ModelSpec,
 )
+from hv15_batch.dispatch.seats import Seat
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.forecast.forecast import (
@@ -38,6 +39,7 @@ from hv15_batch.model.variant import OffloadKind
 from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
+from hv15_batch.run._cluster import choices_for, config_for, usable_seats
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked
 from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
@@ -73,6 +75,10 @@ class Run:
     system_sha256: str = ""
     store: StoredRun | None = None
     """The run's side in object storage; None on a disk."""
+    seats: Sequence[Seat] = ()
+    """Of a cluster, those that the run starts with; empty where workers are child processes."""
+    notes: tuple[str, ...] = ()
+    """Lines about seats that cannot be used."""
 
     @property
     def config(self) -> Config:
@@ -107,6 +113,8 @@ class Run:
     @property
     def places(self) -> list[str]:
         """Where each worker renders, in words."""
+        if self.seats:
+            return [seat.where for seat in self.seats]
         return [f"{gpu.name}, card {gpu.index}" if gpu else "CPU" for gpu in self.cards]
 
     @property
@@ -135,8 +143,18 @@ class Run:
         return any(found.is_on for found in self.compilations.values())
 
     def spec(self, lock_descriptor: int | None, worker: int = 0) -> ExecutorSpec:
-        """Return the settings that a worker gets at its start."""
-        offloads = self.choices[worker]
+        """Return the settings that a worker of this machine gets at its start."""
+        card = self.cards[worker]
+        return replace(
+            self.spec_for(self.choices[worker], self.gpus[worker]),
+            only_card=card.uuid if len(self.cards) > 1 and card else None,
+            num_workers=len(self.cards),
+            worker=worker,
+            lock_descriptor=lock_descriptor,
+        )
+
+    def spec_for(self, offloads: Mapping[str, OffloadChoice], gpu: Gpu | None) -> ExecutorSpec:
+        """Return the settings of a worker with these profiles on this card."""
         first, *further = (
             ModelSpec(
                 self.compilations[name].in_config(self.asked.config_of(name)),
@@ -156,15 +174,19 @@ class Run:
             system_sha256=self.system_sha256,
             offload=first.offload,
             budget_bytes=next(filter(None, (c.budget_bytes for c in offloads.values())), None),
-            gpu=self.gpus[worker],
-            only_card=card.uuid if len(self.cards) > 1 and (card := self.cards[worker]) else None,
-            num_workers=len(self.cards),
-            worker=worker,
+            gpu=gpu,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
             compile_is_auto=typed_compile(self.config) is None,
-            lock_descriptor=lock_descriptor,
         )
+
+    def choices_for(self, seat: Seat) -> dict[str, OffloadChoice]:
+        """Return the profile of each model for a seat.
+
+        Raises:
+            Refused: None fits its card.
+        """
+        return choices_for(self.asked.config, self.todo, self.compilations, seat)
 
     def known_columns(self, model: str) -> dict[str, Any]:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
@@ -236,8 +258,17 @@ class FailedCompilation:
                 write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
 
 
-def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
-    """Return the run that renders these clips here; None if there is nothing to render.
+def make_run(
+    asked: Asked, todo: Todo, machine: Machine, rules: Rules, seats: Sequence[Seat] = ()
+) -> Run | None:
+    """Return the run that renders these clips; None if there is nothing to render.
+
+    Args:
+        asked: The request.
+        todo: What is to be rendered.
+        machine: This one, or with the cards of all seats.
+        rules: The clock's.
+        seats: Of a cluster; empty for child processes of this machine.
 
     Raises:
         Refused: No offload profile fits the card.
@@ -245,7 +276,8 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
     if not todo.to_render:
         return None
     # `runtime.card` is for the dry run alone.
-    config = replace(asked.config, runtime=replace(asked.config.runtime, card=None))
+    config = config_for(asked, seats)
+    config = replace(config, runtime=replace(config.runtime, card=None))
     compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
     compiled = {name: found.is_on for name, found in compilations.items()}
     log = asked.run_dir.log
@@ -266,7 +298,13 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
                 offloads[name] = choose_offload(own, settings, here, *shared)
         return offloads
 
-    choices = _for_each_card(cards, choose)
+    notes: tuple[str, ...] = ()
+    choices: Sequence[dict[str, OffloadChoice]]
+    if seats:
+        seats, choices, notes = usable_seats(config, todo, compilations, seats[: len(cards)])
+        cards = tuple(seat.gpu for seat in seats)
+    else:
+        choices = _for_each_card(cards, choose)
     return Run(
         asked,
         todo,
@@ -278,6 +316,8 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         make_pace(forecast, asked.run_dir, rules.clock, todo.to_render, len(choices)),
         disk_need(todo.to_render, asked.config, len(cards)),
         compilations,
+        seats=seats,
+        notes=notes,
     )
 
 
@@ -318,18 +358,21 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     if not todo.to_render:
         return None
     if {p.clip.settings.model for p in todo.to_render} - run.choices[0].keys():
-        return make_run(asked, todo, run.machine, run.rules)  # `limit` reaches a further model now
+        # `limit` reaches a further model now.
+        return make_run(asked, todo, run.machine, run.rules, run.seats)
     for name, found in run.compilations.items():
         stored = read_compile(asked.run_dir, asked.config_of(name))
         if found.is_new and stored not in (None, found.is_on):
-            return make_run(asked, todo, run.machine, run.rules)
-    num_workers = len(cards_for(asked.config, todo.to_render, run.machine))
+            return make_run(asked, todo, run.machine, run.rules, run.seats)
+    planned = config_for(asked, run.seats)
+    num_workers = len(cards_for(planned, todo.to_render, run.machine))
     return replace(
         run,
         asked=asked,
         todo=todo,
         cards=run.cards[:num_workers],
         choices=run.choices[:num_workers],
+        seats=run.seats[:num_workers],
         pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render, num_workers),
         disk=disk_need(todo.to_render, asked.config, num_workers),
     )

@@ -23,6 +23,7 @@ from hv15_batch.rundir.remote.objects import read_stored
 from hv15_batch.rundir.status import read_holder
 
 if TYPE_CHECKING:
+    from hv15_batch.record import ClipRecord
     from hv15_batch.rundir.remote.held import StoredRun as StoredRun
     from hv15_batch.rundir.remote.uploads import Uploads as Uploads
 
@@ -34,6 +35,7 @@ __all__ = (
     "frame_of",
     "hold",
     "is_url",
+    "let_go",
     "open_uploads",
     "place",
     "put_results",
@@ -179,6 +181,14 @@ def clip_file(typed: str) -> Path:
     if not path.is_file():
         raise Refused(f"{typed}: there is no such clip in the store.")
     return path
+
+
+def let_go(run_dir: RunDir, record: ClipRecord) -> None:
+    """Delete what a worker of another machine uploaded of a finished clip; nothing on a disk."""
+    if run_dir.url is not None:
+        from hv15_batch.rundir.remote import held
+
+        held.let_go(run_dir.path, record)
 
 
 def refresher(typed: str, seconds: float = 15.0) -> Callable[[], None]:

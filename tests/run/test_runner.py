@@ -18,9 +18,10 @@ from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
+from hv15_batch.dispatch import local
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Note
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.run.rendering import loop, supervisor
+from hv15_batch.run.rendering import loop
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status
@@ -314,8 +315,8 @@ def test_only_a_card_that_the_driver_no_longer_lists_is_lost(
     card = Gpu(0, "NVIDIA H200", "GPU-1", 2**37, 2**37, "580", None)
 
     def lost(*listed: Gpu, gpu: Gpu | None = card) -> str | None:
-        monkeypatch.setattr(supervisor, "read_gpus", lambda: list(listed))
-        return supervisor.lost_gpu(gpu)
+        monkeypatch.setattr(local, "read_gpus", lambda: list(listed))
+        return local.lost_gpu(gpu)
 
     assert lost(replace(card, free_bytes=1)) is None
     assert lost(replace(card, uuid="GPU-2")) == (

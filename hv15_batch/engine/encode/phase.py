@@ -43,6 +43,7 @@ from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import frame_of
 
 Emit = Callable[[Event], None]
@@ -73,6 +74,7 @@ class EncodePhase:
         run_dir: RunDir,
         models: ModelSwitch,
         make_meter: Callable[[torch.device], StageMeter],
+        inputs: Inputs | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -80,11 +82,12 @@ class EncodePhase:
             run_dir: Has the cache.
             models: The models of the run; those with the same encoders encode for each other.
             make_meter: Returns a meter of a device.
+            inputs: See `EmbeddingCache`.
         """
         self._models = models
         self._make_meter = make_meter
         self._run_dir = run_dir
-        self._cache = EmbeddingCache(run_dir.embeddings)
+        self._cache = EmbeddingCache(run_dir.embeddings, inputs)
         self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
         self._errors: dict[str, Exception] = {}
@@ -183,11 +186,13 @@ class EncodePhase:
             own, of_images = self._text_model(clip), self._image_model(clip)
             for text in clip_texts(clip.settings):
                 key = text_key(text, self._identities[own])
+                self._cache.fetch(key)
                 if key not in seen and self._cache.read_text(key) is None:
                     texts.setdefault(own, {})[key] = text
                 seen.add(key)
             own_frame = self._key_of_image(clip)
             if own_frame is not None:
+                self._cache.fetch(own_frame)
                 if own_frame not in seen and self._cache.read_image(own_frame) is None:
                     images.setdefault(of_images, {})[own_frame] = clip
                 seen.add(own_frame)

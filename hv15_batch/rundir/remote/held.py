@@ -175,13 +175,11 @@ class StoredRun:
         with self._putting:
             self._mirror.push([self._run_dir.relative(segment)])
         done = record.status in DONE_STATUSES and record.repeat is None
+        let_go(self._run_dir.path, record)
         added = []
         for name, size in ((record.file, record.file_bytes), (record.latents_file, 0)):
             if name is not None and _UPLOADED.fullmatch(name):
                 added.append((name, size or 0))
-                if done:
-                    with suppress(OSError):
-                        (self._run_dir.path / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
         if record.file is not None and done:
             added.append((f"thumbs/{Path(record.file).stem}.jpg", 0))
         with suppress(OSError):  # a full disk stops the run where it writes the log
@@ -222,6 +220,16 @@ class StoredRun:
                 mirror.withdraw(self._run_dir.relative(settings))
         with Secondary("the lease was not released, and ends by itself", tell):
             self._lease.release()
+
+
+def let_go(folder: Path, record: ClipRecord) -> None:
+    """Delete the files of a finished clip in a working folder; the store has them."""
+    if record.status not in DONE_STATUSES or record.repeat is not None:
+        return
+    for name in (record.file, record.latents_file):
+        if name is not None and _UPLOADED.fullmatch(name):
+            with suppress(OSError):
+                (folder / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
 
 
 class _StoredLog(RunLog):

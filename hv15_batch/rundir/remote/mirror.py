@@ -37,7 +37,7 @@ _COPIED = re.compile(
 """What planning and readers need. A name from the store decides nothing else here."""
 _LARGE = "clips|latents|thumbs|frames|films"
 _LISTED = re.compile(rf"({_LARGE})/[A-Za-z0-9._-]+")
-_OURS = re.compile(rf"({_LARGE}|log|runs|assets|previews|probe)/.*|{re.escape(lease.NAME)}")
+_OURS = re.compile(rf"({_LARGE}|log|runs|assets|previews|probe|inputs)/.*|{re.escape(lease.NAME)}")
 
 __all__ = ("NAMES", "PULL_LOCK", "Mirror")
 
