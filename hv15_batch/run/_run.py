@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked
-from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
+from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict, Wait
 from hv15_batch.rundir.decided import read_compile, write_compile
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
@@ -189,8 +189,36 @@ class Run:
             return Stop(fault)
         if self.store is not None and (fault := self.store.fault()):
             return Stop(fault)
+        return self._schedule(worker)(job)
+
+    def _schedule(self, worker: int) -> Schedule:
         seconds = partial(self.pace.clip_seconds, worker=worker)
-        return Schedule(self.rules, self.run_dir.pause, seconds)(job)
+        return Schedule(self.rules, self.run_dir.pause, seconds)
+
+    def fits(self, worker: int) -> Sequence[Callable[[Job], bool]]:
+        """Return what tells which clips a worker of several may take, the strictest first.
+
+        First those that can end in time from now on, then those that can after a wait, e.g. for
+        the window of the next day. A run of one worker keeps to its order.
+        """
+        schedule = self._schedule(worker)
+        if len(self.cards) == 1 or not schedule.limits_clips:
+            return (lambda _job: True,)
+
+        def can_end(job: Job, after_a_wait: bool) -> bool:
+            verdict = schedule(job)
+            if isinstance(verdict, Wait):
+                return after_a_wait
+            return verdict is None or not verdict.is_of_clip
+
+        return tuple(partial(can_end, after_a_wait=wait) for wait in (False, True))
+
+    def too_late(self, jobs: Iterable[Job], worker: int) -> str:
+        """Return why none of these clips, of which no worker can end one in time, is started."""
+        verdicts = (self._schedule(worker)(job) for job in jobs)
+        stop = next((each for each in verdicts if isinstance(each, Stop)), None)
+        assert stop is not None, "clips were never rendered"
+        return stop.reason
 
 
 class FailedCompilation:

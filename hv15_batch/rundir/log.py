@@ -53,6 +53,7 @@ class RunLog:
         self._run_id = run_id
         self._schema = arrow_schema()
         self._number = 0
+        self._kept: list[ClipRecord] = []  # those that could not be written yet
         self._table = self._schema.empty_table()
         self.segment = self._path()
         """The segment of the last record."""
@@ -64,8 +65,22 @@ class RunLog:
         """Append the record to the log. It is on the disk when this returns.
 
         Raises:
-            OSError: It could not be written; the log is as before.
+            OSError: It could not be written, and is kept for the next call or `flush`. The log is
+                as before.
         """
+        self._kept.append(record)
+        self._write_kept()
+
+    def flush(self) -> None:
+        """Append the records that could not be written before; raise like `append`."""
+        self._write_kept()
+
+    def _write_kept(self) -> None:
+        while self._kept:
+            self._write(self._kept[0])
+            del self._kept[0]
+
+    def _write(self, record: ClipRecord) -> None:
         if self._table.num_rows == SEGMENT_ROWS:
             self._table = self._schema.empty_table()
             self._number += 1

@@ -264,14 +264,21 @@ def spoil(obj: Any, content: bytes) -> None:
 
 
 def test_a_row_that_could_not_be_put_stops_the_run_and_is_put_by_the_next(stored: Stored) -> None:
+    stored.write("prompt,id", "a cat,cat", "a dog,dog", "an owl,owl")
     stored.server.fail("PUT", "log/", 503)
     assert stored.go() == 4
     assert any("the log could not be written" in line for line in stored.said)
     assert not stored.names("log/")
+    assert stored.denoised() == ["cat", "dog"], "what was in work is finished"
     stored.server.faults.clear()
-    stored.denoised()
     assert stored.go() == 0
-    assert stored.denoised() == []
+    assert stored.denoised() == ["owl"]
+    assert sorted(ok_rows(stored.rows())) == ["cat", "dog", "owl"]
+
+
+def test_a_store_that_fails_for_a_moment_has_all_rows_at_the_end(stored: Stored) -> None:
+    stored.server.fail("PUT", "log/", 503, times=2)
+    assert stored.go() == 0
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
 
 

@@ -69,19 +69,15 @@ class Loop:
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
-        self._queue = self._make_queue()
+        ready = (p for p in run.todo.to_render if not p.clip.is_pending)
+        seconds = run.pace.warm_seconds if len(workers) > 1 else None
+        jobs = map(self._recovery.first_attempt, ready)
+        self._queue = Queue(jobs, seconds, run.load_seconds)
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self._is_held_back = False
         self._groups = {p.clip.settings.group for p in run.todo.to_render}
         self._num_given_up = 0
-
-    def _make_queue(self) -> Queue:
-        ready = (p for p in self._run.todo.to_render if not p.clip.is_pending)
-        jobs = map(self._recovery.first_attempt, ready)
-        if len(self._workers) == 1:
-            return Queue(jobs)
-        return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
 
     def render(self) -> Outcome:
         """Render all clips.
@@ -176,11 +172,13 @@ class Loop:
                 if self._next_job(worker):
                     self._replace(worker, event)
             self._submit()
+        self._stop_reason = self.journal.last_try() or self._stop_reason
+        if self._queue and not self._stop_reason:
+            if self._signals.demand:
+                self._stop_interrupted()
+            self._stop_reason = self._run.too_late(self._queue, self._working[0].place)
         if self._stop_reason:
             raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
-        if self._queue:
-            assert self._signals.demand, f"{len(self._queue)} clips were never rendered"
-            self._stop_interrupted()
 
     @property
     def _is_busy(self) -> bool:
@@ -227,7 +225,10 @@ class Loop:
         others = [other for other in self._workers if other is not worker]
         rendering = {job.clip.denoise_sha256 for other in others for job in other.current.jobs}
         elsewhere = Counter(other.group for other in others if other.group and other.is_busy)
-        return self._queue.next_for(worker.group, elsewhere, rendering)
+        for fits in self._run.fits(worker.place):
+            if job := self._queue.next_for(worker.group, elsewhere, rendering, fits):
+                return job
+        return None
 
     def _next_job(self, worker: Supervisor) -> Job | None:
         """Return the job that a worker may start now.
@@ -235,16 +236,17 @@ class Loop:
         Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
-        if not self._stop_reason:
-            self._give_up()
+        self._give_up()
         while not self._signals.demand and not self._stop_reason:
             job = self._choose(worker)
             verdict = self._run.gate(job, worker.place) if job else None
             if verdict is None:
-                if waited:
+                if waited and job:
                     self._progress.resuming()
                 return job
             if isinstance(verdict, Stop):
+                if verdict.is_of_clip and self._queue.is_shared:
+                    continue  # with another clip: for this one it is too late by now
                 self._stop_reason = verdict.reason
                 break
             if self._is_busy:
@@ -259,7 +261,9 @@ class Loop:
 
     def _give_up(self) -> None:
         """Leave out the clips of groups with too many bad ones; stop if no other group is left."""
-        given_up = self._recovery.give_up(self._queue, self._groups)
+        self._stop_reason = self._stop_reason or self.journal.fault
+        give_up = self._recovery.give_up
+        given_up = None if self._stop_reason else give_up(self._queue, self._groups)
         if given_up is None:
             return
         if given_up.ends_run:
@@ -380,10 +384,9 @@ class Loop:
     def _interrupt(self, worker: Supervisor) -> None:
         """End a worker at once; log its current clips as interrupted."""
         worker.kill()
-        name = self._signals.cause.name
+        why = (INTERRUPTED, self._signals.cause.name, "stopped by the user")
         for lost in worker.current.let_go():
-            why = (name, "stopped by the user")
-            self.journal.append(self.journal.record_of(lost, INTERRUPTED, *why))
+            self.journal.append(self.journal.record_of(lost, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
 
     def _stop_interrupted(self) -> None:

@@ -198,10 +198,36 @@ class _StoredLog(RunLog):
     def __init__(self, stored: StoredRun) -> None:
         super().__init__(stored._run_dir.log, stored._run_id)
         self._stored = stored
+        self._unput: list[tuple[Path, ClipRecord]] = []  # in a segment here, not in the store
+        self._fault: StoreError | None = None
 
     def append(self, record: ClipRecord) -> None:
+        """See `RunLog.append`. Once the store has failed, only `flush` tries it again.
+
+        So the clips that are in work need not wait for it one after another.
+        """
         super().append(record)
-        self._stored.put_row(self.segment, record)
+        if self._fault is not None:
+            raise StoreError(str(self._fault))
+        self._put()
+
+    def flush(self) -> None:
+        super().flush()
+        self._put()
+
+    def _write(self, record: ClipRecord) -> None:
+        super()._write(record)
+        self._unput.append((self.segment, record))
+
+    def _put(self) -> None:
+        try:
+            while self._unput:
+                self._stored.put_row(*self._unput[0])
+                del self._unput[0]
+        except StoreError as error:
+            self._fault = error
+            raise
+        self._fault = None
 
 
 def push_results(mirror: Mirror, run_dir: RunDir) -> None:
