@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__
@@ -27,6 +27,7 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
@@ -148,9 +149,20 @@ class Run:
             num_workers=len(self.cards),
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
+            longest=self._longest,
             compile_is_auto=typed_compile(self.config) is None,
             lock_descriptor=lock_descriptor,
         )
+
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for planned in self.todo.to_render:
+            if not (planned.is_from_latents or planned.clip.is_pending):
+                settings = planned.clip.settings
+                tokens = Shape.of(settings).num_video_tokens
+                found[settings.model] = max(tokens, found.get(settings.model, 0))
+        return found
 
     def known_columns(self, model: str) -> dict[str, Any]:
         """Return the columns that the parent fills if an attempt left no record, by its model."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from hv15_batch.clock import utc_now
-from hv15_batch.dispatch.protocol import Event, Finished, Job, Key
+from hv15_batch.dispatch.protocol import EncodingCosts, Event, Finished, Job, Key
 from hv15_batch.errors import ADVICE, Secondary
 from hv15_batch.record import FAILED, ClipRecord
 from hv15_batch.run._run import Run
@@ -43,6 +43,7 @@ class Journal:
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
             for each in onlookers
         ]
+        self._encoding_costs: dict[str, bytes] = {}
         self._records: dict[Key, ClipRecord] = {}
         self._untold: list[tuple[Event, int]] = []  # of records that are not in the log yet
         self.fault: str | None = None
@@ -55,12 +56,15 @@ class Journal:
         """The last record of each clip, without its texts."""
         return list(self._records.values())
 
-    def submitted(self, job: Job, worker: int) -> None:
-        """Pass on that a clip was handed to a worker."""
+    def submitted(self, job: Job, worker: int) -> Job:
+        """Pass on that a clip is handed to a worker; return the job with what it has to count."""
+        cost = self._encoding_costs.pop(job.clip.settings_sha256, None)
+        job = replace(job, encoding=cost)
         self._pace.submitted(job, worker)
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.submitted(job, worker)
+        return job
 
     def heard(self, event: Event, worker: int) -> None:
         """Log the event's record, if it has one, and pass the event on.
@@ -68,6 +72,8 @@ class Journal:
         Where the record cannot be written, the onlookers get the event once it is.
         """
         self._pace.heard(event, worker)
+        if isinstance(event, EncodingCosts):
+            self._encoding_costs.update(event.by_clip)
         if not isinstance(event, Finished):
             self._tell(event, worker)
             return

@@ -71,8 +71,7 @@ class Loop:
         self._recovery = Recovery(run.config.retry)
         ready = (p for p in run.todo.to_render if not p.clip.is_pending)
         seconds = run.pace.warm_seconds if len(workers) > 1 else None
-        jobs = map(self._recovery.first_attempt, ready)
-        self._queue = Queue(jobs, seconds, run.load_seconds)
+        self._queue = Queue(map(self._recovery.first_attempt, ready), seconds, run.load_seconds)
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self._is_held_back = False
@@ -217,8 +216,7 @@ class Loop:
             worker.recycle()
             self._tell(worker, _NEW_WORKER)
         self._queue.take(job)
-        self.journal.submitted(job, worker.place)
-        worker.submit(job)
+        worker.submit(self.journal.submitted(job, worker.place))
 
     def _choose(self, worker: Supervisor) -> Job | None:
         """Return the job that a free worker takes next; None if the others had better take it."""
@@ -236,7 +234,9 @@ class Loop:
         Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
-        self._give_up()
+        self._stop_reason = self._stop_reason or self.journal.fault
+        if not self._stop_reason:
+            self._give_up()
         while not self._signals.demand and not self._stop_reason:
             job = self._choose(worker)
             verdict = self._run.gate(job, worker.place) if job else None
@@ -245,10 +245,9 @@ class Loop:
                     self._progress.resuming()
                 return job
             if isinstance(verdict, Stop):
-                if verdict.is_of_clip and self._queue.is_shared:
-                    continue  # with another clip: for this one it is too late by now
-                self._stop_reason = verdict.reason
-                break
+                if not (verdict.is_of_clip and self._queue.is_shared):
+                    self._stop_reason = verdict.reason
+                continue  # with another clip, where it is too late for this one alone
             if self._is_busy:
                 self._is_held_back = True
                 break
@@ -261,9 +260,7 @@ class Loop:
 
     def _give_up(self) -> None:
         """Leave out the clips of groups with too many bad ones; stop if no other group is left."""
-        self._stop_reason = self._stop_reason or self.journal.fault
-        give_up = self._recovery.give_up
-        given_up = None if self._stop_reason else give_up(self._queue, self._groups)
+        given_up = self._recovery.give_up(self._queue, self._groups)
         if given_up is None:
             return
         if given_up.ends_run:
