@@ -87,7 +87,7 @@ class Progress:
         type_again: Sequence[str] = (),
         pace: Pace | None = None,
         ends_after: Callable[[float], datetime] = _from_now,
-        gpu_uuid: str | None = None,
+        cards: Sequence[str | None] = (None,),
         listen: Listen | None = None,
         workers: Sequence[str] = ("",),
     ) -> None:
@@ -104,7 +104,7 @@ class Progress:
             pace: Predicts when all clips will be done; gets each event before this does. None
                 predicts nothing.
             ends_after: Returns when work of so many seconds will be done, `window` included.
-            gpu_uuid: The card to watch; None for none.
+            cards: UUID of each worker's card, which is watched; None for none.
             listen: Receives the events, and nothing is shown; None shows them.
             workers: Where each worker renders, in words, e.g. its card.
         """
@@ -117,7 +117,7 @@ class Progress:
         self._number = 0  # ended clips
         self._left_shown_at = 0.0
         self._pace = pace
-        self._health = GpuHealthReader(gpu_uuid)
+        self._cards = [GpuHealthReader(uuid) for uuid in cards]
         self._folder = status_file.parent
         self._ends_after = ends_after
         self._failed: set[Rendering] = set()
@@ -302,7 +302,8 @@ class Progress:
             **_NO_ETA,
             **self._crew.values(),
         )
-        self._health.close()
+        for card in self._cards:
+            card.close()
         if self._bars is not None:
             self._bars.close()
 
@@ -329,7 +330,8 @@ class Progress:
             free = free_disk_bytes(self._folder)
         except OSError:
             free = None
-        now = {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        health = self._crew.measured([card.read() for card in self._cards])
+        now = {**asdict(health), "free_disk_bytes": free, **self._expected_end()}
         return now | self._crew.values()
 
     def _expected_end(self) -> dict[str, Any]:

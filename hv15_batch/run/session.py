@@ -272,7 +272,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         type_again=to_type_again(run.config),
         pace=run.pace,
         ends_after=run.rules.ends_after,
-        gpu_uuid=run.cards[0].uuid if run.cards[0] else None,
+        cards=[card.uuid if card else None for card in run.cards],
         listen=listen,
         workers=run.places,
     )
