@@ -189,11 +189,9 @@ class Run:
 
     def load_seconds(self, job: Job, own: Group | None) -> float:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""
-        group = job.clip.settings.group
-        if self.forecast is None or (own is not None and own[:3] == group[:3]):
-            return 0.0  # only the LoRAs differ, which takes seconds
-        start = self.forecast.of(job.clip.settings).start
-        return start.seconds - start.encode_seconds
+        if self.forecast is None:
+            return 0.0
+        return self.forecast.group_load_seconds(own, job.clip.settings.group)
 
     def gate(self, job: Job, worker: int = 0) -> Verdict:
         """Return whether a clip may start: disk and lease decide first, then the clock."""

@@ -8,6 +8,7 @@ from itertools import chain
 
 from hv15_batch.clip import Group
 from hv15_batch.dispatch.protocol import Job, Key
+from hv15_batch.planning.next_group import next_group
 
 
 class Queue:
@@ -96,8 +97,7 @@ class Queue:
     ) -> Job | None:
         """Return the job that a free worker takes next; None if it had better take none now.
 
-        It changes its group when that ends the run earlier: with `k` workers on the other group
-        and `R` seconds of work left there, when `(R + load) / (k + 1) < R / k`.
+        Where its group has none, `planning.next_group` decides.
 
         Args:
             own: Group of the worker's last job; None if it has loaded nothing.
@@ -112,18 +112,15 @@ class Queue:
             return self._last_free(None, rendering, fits)
         if job := self._last_free(own, rendering, fits):
             return job
-        best, most = None, 0.0
-        for group in self._jobs:
-            job = None if group is None or group == own else self._last_free(group, rendering, fits)
-            if job is None or group is None:
-                continue
-            others, left = elsewhere.get(group, 0), self._left[group]
-            load = self._load_seconds(job, own)
-            if own is not None and others and left <= others * load:
-                continue  # loading takes longer than it saves
-            if best is None or left / (others + 1) > most:
-                best, most = job, left / (others + 1)
-        return best
+        found = {
+            group: job
+            for group in self._jobs
+            if group is not None and group != own
+            if (job := self._last_free(group, rendering, fits))
+        }
+        left = {group: self._left[group] for group in found}
+        group = next_group(own, left, elsewhere, lambda to: self._load_seconds(found[to], own))
+        return None if group is None else found[group]
 
     def _once_a_length(self, fits: Callable[[Job], bool]) -> Callable[[Job], bool]:
         too_long: set[object] = set()
