@@ -135,7 +135,8 @@ def run(
     run_id = run_dir.new_run_id()
     with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.own_log)
+        if bring_to_current_schema(run_dir.own_log) and held.store is not None:
+            held.store.put_upgraded()
         todo = plan_against_log(asked)
         if asked.config.rewrite.is_on:
             _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
@@ -221,7 +222,9 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
-        received = listener.received if listener else None
+        received = listener.received if listener else []
+        if run.store is not None:
+            run.store.signals = received
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
         loop = Loop(run, make_supervisors(run, start), progress, watchers, received)

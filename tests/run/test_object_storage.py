@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
@@ -27,6 +29,7 @@ from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client
 from hv15_batch.rundir.remote.objects import add_objects
+from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import open_uploads
 
 exhaustive = pytest.mark.exhaustive
@@ -274,6 +277,44 @@ def test_a_row_that_could_not_be_put_stops_the_run_and_is_put_by_the_next(stored
     assert stored.go() == 0
     assert stored.denoised() == ["owl"]
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog", "owl"]
+
+
+def test_a_signal_ends_the_tries_at_a_row_soon_and_the_row_is_kept(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "ROW_SECONDS", 600.0)
+    stored.write("prompt,id", "a cat,cat", "a dog,dog", "an owl,owl")
+
+    def terminate(_environ: dict[str, Any]) -> int:
+        if stored.server.count("PUT", "log/") == 3:  # of the second try
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 503
+
+    stored.server.faults.append(Fault("PUT", "log/", terminate))
+    begin = time.monotonic()
+    assert stored.go() == 143
+    assert time.monotonic() - begin < 60
+    stored.server.faults.clear()
+    assert stored.go() == 0
+    assert sorted(ok_rows(stored.rows())) == ["cat", "dog", "owl"]
+
+
+def test_segments_of_an_older_schema_are_brought_up_in_the_store_too(stored: Stored) -> None:
+    assert stored.go() == 0
+    (name,) = stored.names("log/")
+    segment = stored.server.bucket()[f"{stored.name_there}/{name}"]
+    table = pq.read_table(io.BytesIO(segment.value)).drop_columns(["num_alloc_retries"])
+    older = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"schema_version": b"3"}), older)
+    spoil(segment, older.getvalue())
+
+    assert stored.go(force=True, only="cat") == 0
+
+    names = [f"{stored.name_there}/{name}" for name in stored.names("log/")]
+    objects = [stored.server.bucket()[name].value for name in names]
+    metadata = [pq.read_schema(io.BytesIO(value)).metadata for value in objects]
+    assert {m[b"schema_version"] for m in metadata} == {str(SCHEMA_VERSION).encode()}
+    assert len(stored.rows()) == 3
 
 
 def test_a_store_that_fails_for_a_moment_has_all_rows_at_the_end(stored: Stored) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -18,7 +21,7 @@ from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
 from hv15_batch.rundir._lock import holder_facts
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
-from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
+from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
 from hv15_batch.rundir.remote.objects import ATTEMPT, add_objects
@@ -34,7 +37,10 @@ _UPLOADED = re.compile(
 )
 _ATTEMPT = re.compile(rf"\.{ATTEMPT}(?=\.[a-z0-9]+$)")
 UPLOAD_LOST = "UploadLost"
+ROW_SECONDS = 180.0
+"""A row, or a look at a clip, is tried for so long in the parent, unless a signal ends the run."""
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 
 
@@ -50,7 +56,10 @@ class StoredRun:
         self._client = client
         self._mirror = mirror
         self._lease = lease
+        self._row_client = Client(client.url, ROW)
         self._etag_is_md5 = False
+        self.signals: Sequence[int] = ()
+        """Those that the run has received: after one nothing is tried again."""
         self._putting = threading.Lock()
         self._closing = threading.Event()
 
@@ -73,6 +82,15 @@ class StoredRun:
         for row in read_records(self._run_dir.log, ("file", "latents_file")).to_pylist():
             named |= {row["file"], row["latents_file"]} - {None}
         return named
+
+    def put_upgraded(self) -> None:
+        """Put segments that were brought to the current schema here.
+
+        Raises:
+            StoreError: The store does not take one.
+        """
+        with self._putting:
+            self._mirror.push(self._mirror.segments_here())
 
     def put_rewrites(self) -> None:
         """Put the rewritten prompts, so that no other machine asks for them again.
@@ -111,7 +129,7 @@ class StoredRun:
         if record.status not in DONE_STATUSES or record.repeat is not None:
             return record
         try:
-            reason = self._doubt(record)
+            reason = self._patiently(partial(self._doubt, record))
         except StoreError as error:
             reason = str(error)
         if reason is None:
@@ -130,7 +148,7 @@ class StoredRun:
         """Return what differs between a record and its object; None if nothing does."""
         name = record.file or ""
         where = f"{self._client.url}/{name}"
-        item = self._client.head(name) if _UPLOADED.fullmatch(name) else None
+        item = self._row_client.head(name) if _UPLOADED.fullmatch(name) else None
         if item is None:
             return f"{where}: was uploaded and is not in the store"
         if item.size != record.file_bytes:
@@ -140,6 +158,20 @@ class StoredRun:
         if self._etag_is_md5 and item.md5 is not None and item.etag != item.md5:
             return f"{where}: has other bytes than were uploaded (by its checksum)"
         return None
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask the store again and again while it fails, until a signal comes.
+
+        Python's handlers of signals run between two tries, and not during one.
+        """
+        end = time.monotonic() + ROW_SECONDS
+        while True:
+            try:
+                return ask()
+            except StoreError as error:
+                if not error.may_pass or self.signals or time.monotonic() > end:
+                    raise
+                time.sleep(min(1.0, ROW_SECONDS / 10))
 
     def log(self) -> RunLog:
         """Return the log of this run, which puts each segment that it writes."""
@@ -151,8 +183,9 @@ class StoredRun:
         Raises:
             StoreError: The store does not take it; segment and files are kept here.
         """
+        names = [self._run_dir.relative(segment)]
         with self._putting:
-            self._mirror.push([self._run_dir.relative(segment)])
+            self._patiently(partial(self._mirror.push, names, self._row_client))
         done = record.status in DONE_STATUSES and record.repeat is None
         added = []
         for name, size in ((record.file, record.file_bytes), (record.latents_file, 0)):

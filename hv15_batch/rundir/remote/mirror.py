@@ -78,7 +78,7 @@ class Mirror:
         if is_edited:
             listed.pop(REWRITES, None)
         changed = [item for item in listed.values() if not self._is_copy(item)]
-        unsent = [name for name in self._segments_here() if self._is_unsent(name, listed)]
+        unsent = [name for name in self.segments_here() if self._is_unsent(name, listed)]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
             kept = list(pool.map(self._fetch, changed))
         unsent += [item.name for item, is_kept in zip(changed, kept, strict=True) if is_kept]
@@ -132,7 +132,8 @@ class Mirror:
                 "no run directory; name an empty or new folder with run_dir=."
             )
 
-    def _segments_here(self) -> list[str]:
+    def segments_here(self) -> list[str]:
+        """Return the names of the log's segments in the folder."""
         names = (f"log/{path.name}" for path in (self._folder / "log").glob("*.parquet"))
         return [name for name in names if _COPIED.fullmatch(name)]
 
