@@ -171,18 +171,20 @@ def course(
         own = groups[number]
         if own is not None:
             at[own] -= 1
-        group = own if own in left else next_group(own, left, at, partial(load_seconds, own))
-        if group is None:
+        following = own
+        if own not in left:
+            following = next_group(own, left, at, partial(load_seconds, own))
+        if following is None:
             ends.append(now)
             continue
-        at[group] += 1
-        start = 0.0 if group == own else load_seconds(own, group)
-        seconds = waiting[group].pop()
-        left[group] -= seconds
-        if not waiting[group]:
-            del left[group]
+        at[following] += 1
+        start = 0.0 if following == own else load_seconds(own, following)
+        seconds = waiting[following].pop()
+        left[following] -= seconds
+        if not waiting[following]:
+            del left[following]
         ready.append(now + start + seconds)
-        groups[number] = group
+        groups[number] = following
         heapq.heappush(free, (ready[-1], number))
     end = max(ends)
     idle = statistics.fmean(end - each for each in ends)

@@ -194,7 +194,7 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
         sweep: Name of the run's folder in a sweep, else None.
 
     Raises:
-        Refused: The URL, or a shard of one.
+        Refused: The URL, or a shard of one that rewrites prompts.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
@@ -204,10 +204,11 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
         typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
         folder = Path(os.path.abspath(typed))
     run_dir = RunDir(folder, parse_shard(config.shard))
-    if run_dir.shard is not None and run_dir.url is not None:
+    if run_dir.shard is not None and run_dir.url is not None and config.rewrite.is_on:
         raise Refused(
-            f"shard={run_dir.shard} with run_dir={run_dir.url}: shards share a folder on a disk; "
-            "leave shard= out, or name a folder that all of them see with run_dir=DIR."
+            f"shard={run_dir.shard} with run_dir={run_dir.url} and rewrite.*: on object storage "
+            "shards cannot wait for each other while they rewrite; rewrite all prompts once, in a "
+            "run without shard=."
         )
     return run_dir
 

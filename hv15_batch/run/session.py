@@ -291,6 +291,9 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
             lines += _calibrate(run)
+    if run.store is not None:
+        with Secondary("the page lacks what other shards did meanwhile", lines.append):
+            run.store.pull_others()
     is_stopped = outcome.exit_code >= EXIT_SIGINT
     lines += write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:

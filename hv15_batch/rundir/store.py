@@ -59,14 +59,14 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
     url = checked_url(text, setting)
     folder = mirror_folder(url)
     from hv15_batch.rundir.remote.client import LOOK, Client
-    from hv15_batch.rundir.remote.held import pull_lock
+    from hv15_batch.rundir.remote.held import pull_lock, written_here
     from hv15_batch.rundir.remote.mirror import Mirror
 
     try:
         mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
-                mirror.pull()
+                mirror.pull(but=written_here(folder))
     except StoreError as error:
         raise Refused(f"{setting}={error}") from error
     return folder

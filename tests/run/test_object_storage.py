@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +24,7 @@ from fakes.stored import Stored
 from fakes.uploading import uploading_local_executor
 
 from hv15_batch import cli
-from hv15_batch.config.settings import DispatchConfig
+from hv15_batch.config.settings import DispatchConfig, RewriteConfig
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.rundir.log import RunLog
@@ -263,6 +265,78 @@ def spoil(obj: Any, content: bytes) -> None:
     obj._etag = None
 
 
+# -- shards -----------------------------------------------------------------------------------
+
+SEVERAL = [f"a clip of {n},r{n}" for n in range(6)]
+
+
+def count_there(stored: Stored) -> int:
+    """Return in how many shards the run was rendered last, as the store has it."""
+    content = stored.server.bucket()[f"{stored.name_there}/run.json"].value
+    return int(json.loads(content)["shards"])
+
+
+def test_shards_share_a_store_and_render_every_clip_once(
+    stored: Stored, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored.write("prompt,id", *SEVERAL)
+    assert stored.go(shard="1/2") == 0
+    stored.on_another_machine()
+    assert stored.go(shard="2/2") == 0
+    stored.on_another_machine()
+
+    assert sorted(ok_rows(stored.rows())) == [f"r{n}" for n in range(6)]
+    assert {row["shard"] for row in stored.rows()} == {"1/2", "2/2"}
+    assert stored.names("log|runs|status|lock") == []
+    for own in ("shards/1-of-2/", "shards/2-of-2/"):
+        kinds = {name.removeprefix(own).split("/")[0] for name in stored.names(own)}
+        assert kinds == {"log", "runs", "status.json", "lock.json"}
+    assert count_there(stored) == 2
+    table = stored.server.bucket()[f"{stored.name_there}/clips.csv"].value.decode()
+    assert all(f"r{n}," in table for n in range(6)), "the last one knows what both did"
+    capsys.readouterr()
+    assert cli.main(["status", stored.url]) == 0
+    told = capsys.readouterr().out
+    assert "2 shards, all of them started" in told
+    assert "6 of 6 done" in told
+    stored.denoised()
+    assert stored.go() == 0
+    assert not (stored.mirror.path.parent / "journal.txt").exists(), "all is done"
+
+
+def test_another_division_is_refused_while_a_shard_renders_there(stored: Stored) -> None:
+    stored.write("prompt,id", *SEVERAL)
+    assert stored.go(shard="1/2") == 0
+    stored.on_another_machine()
+    lease_there = stored.server.bucket()[f"{stored.name_there}/shards/1-of-2/lock.json"]
+    holder = json.loads(lease_there.value) | {"released": False, "hostname": "elsewhere"}
+    spoil(lease_there, json.dumps(holder).encode())
+    lease_there.last_modified += timedelta(seconds=100)
+
+    for shard in (None, "1/3", "0/3"):
+        with pytest.raises(Refused, match=r"shard 1/2 is in use by process \d+ on elsewhere"):
+            stored.go(shard=shard)
+    assert stored.go(shard="2/2") == 0
+    assert count_there(stored) == 2
+
+    lease_there.last_modified -= timedelta(seconds=100)  # it has expired
+    assert stored.go(shard="1/3") == 0
+    assert stored.go() == 0
+    assert Counter(ok_rows(stored.rows())) == {f"r{n}": 1 for n in range(6)}
+
+
+def test_a_run_of_all_clips_excludes_shards(stored: Stored) -> None:
+    assert stored.go(limit=1) == 0
+    stored.on_another_machine()
+    lease_there = stored.server.bucket()[f"{stored.name_there}/lock.json"]
+    spoil(lease_there, json.dumps(json.loads(lease_there.value) | {"released": False}).encode())
+    lease_there.last_modified += timedelta(seconds=100)
+
+    with pytest.raises(Refused, match=r"/[^ ]+: in use by process"):
+        stored.go(shard="1/2")
+    assert not [n for n in stored.names("shards/") if not n.endswith("lock.json")]
+
+
 # -- the log ----------------------------------------------------------------------------------
 
 
@@ -473,9 +547,10 @@ def test_a_folder_with_other_objects_is_refused(stored: Stored) -> None:
         stored.go()
 
 
-def test_a_shard_of_a_url_is_refused(stored: Stored) -> None:
-    with pytest.raises(Refused, match=f"shard=1/2 with run_dir={stored.url}: shards share"):
-        stored.go(shard="1/2")
+def test_a_shard_that_rewrites_is_refused_there(stored: Stored) -> None:
+    rewrite = RewriteConfig(base_url="http://127.0.0.1:1", model="m")
+    with pytest.raises(Refused, match=f"shard=1/2 with run_dir={stored.url} and rewrite"):
+        stored.go(shard="1/2", rewrite=rewrite)
     assert not stored.names()
 
 

@@ -16,16 +16,19 @@ from typing import TypeVar
 from filelock import FileLock
 
 from hv15_batch.clock import utc_now
+from hv15_batch.config.shard import shard_of_folder
 from hv15_batch.errors import Refused, Secondary, StoreError
 from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
-from hv15_batch.rundir._lock import holder_facts
+from hv15_batch.rundir._lock import COUNT, SHARDS, holder_facts, write_count
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
 from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
+from hv15_batch.rundir.remote.lease import NAME as LEASE
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
 from hv15_batch.rundir.remote.objects import ATTEMPT, add_objects
 from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
+from hv15_batch.rundir.status import read_holder
 
 STATUS_SECONDS = 15.0
 ORPHAN_AGE = timedelta(hours=24)
@@ -71,11 +74,38 @@ class StoredRun:
             StoreError: The store does not answer.
         """
         self._etag_is_md5 = probed.etag_is_md5
-        with pull_lock(self._run_dir.path):
-            items = self._mirror.pull(may_put=True)
+        run_dir = self._run_dir
+        with pull_lock(run_dir.path):
+            items = self._mirror.pull(may_put=True, but=written_here(run_dir.path, run_dir.own))
+        self._lease.check_others(items, self._excludes)
+        if run_dir.shard is not None:
+            write_count(run_dir.path, run_dir.shard)
+            self._mirror.push([COUNT])
         old = probed.now - ORPHAN_AGE
         with Secondary("objects that no row names were not deleted"):
             self._client.delete(orphans(items, old, self._named()))
+
+    def _excludes(self, lease_name: str) -> bool:
+        """Whether the holder of another lease may render the same clips as this run."""
+        if lease_name == LEASE:
+            return True
+        folder = lease_name.removeprefix(f"{SHARDS}/").removesuffix(f"/{LEASE}")
+        other, own = shard_of_folder(folder), self._run_dir.shard
+        if other is None or lease_name != f"{SHARDS}/{folder}/{LEASE}":
+            return False
+        return own is None or other.count != own.count or other.remainder == own.remainder
+
+    def pull_others(self) -> None:
+        """Copy what other shards have written meanwhile, for tables and page.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        run_dir = self._run_dir
+        if run_dir.shard is not None:
+            with pull_lock(run_dir.path), self._putting:
+                own = f"{run_dir.relative(run_dir.own)}/"
+                self._mirror.pull(but=[own, *written_here(run_dir.path, run_dir.own)])
 
     def _named(self) -> set[str]:
         named: set[str] = set()
@@ -90,7 +120,9 @@ class StoredRun:
             StoreError: The store does not take one.
         """
         with self._putting:
-            self._mirror.push(self._mirror.segments_here())
+            own = f"{self._run_dir.relative(self._run_dir.own_log)}/"
+            names = self._mirror.segments_here()
+            self._mirror.push(name for name in names if name.startswith(own))
 
     def put_rewrites(self) -> None:
         """Put the rewritten prompts, so that no other machine asks for them again.
@@ -229,7 +261,7 @@ class _StoredLog(RunLog):
     """A log whose segments are put, each as a whole object, when a row was added."""
 
     def __init__(self, stored: StoredRun) -> None:
-        super().__init__(stored._run_dir.log, stored._run_id)
+        super().__init__(stored._run_dir.own_log, stored._run_id)
         self._stored = stored
         self._unput: list[tuple[Path, ClipRecord]] = []  # in a segment here, not in the store
         self._fault: StoreError | None = None
@@ -288,6 +320,13 @@ def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
     ]
 
 
+def written_here(folder: Path, own: Path | None = None) -> list[str]:
+    """Return the beginnings of the names that runs of this machine write now, but one's own."""
+    shards = (shard.own for shard in RunDir(folder).shard_dirs())
+    live = (each for each in shards if each != own and read_holder(each) is not None)
+    return [f"{each.relative_to(folder).as_posix()}/" for each in live]
+
+
 def pull_lock(folder: Path) -> FileLock:
     """Return the lock that lets one process at a time bring a working folder up to date."""
     return FileLock(folder / PULL_LOCK)
@@ -306,7 +345,8 @@ def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[Stor
         probed = probe(client)
         mirror = Mirror(client, run_dir.path)
         facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
-        lease = Lease(Client(url, SHORT), facts)
+        name = run_dir.relative(run_dir.own / LEASE)
+        lease = Lease(Client(url, SHORT), facts, name=name)
         lease.acquire(probed.now)
         stored = StoredRun(run_dir, run_id, client, mirror, lease)
         try:
