@@ -23,6 +23,7 @@ from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
+from hv15_batch.rundir.log import LogState, log_state, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
@@ -100,8 +101,14 @@ class PlannedClip:
 class History:
     """The last attempts of a run directory, by settings and by row."""
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
-        """Index `rundir.log.read_last_attempts` with `HISTORY_COLUMNS`."""
+    def __init__(self, records: Sequence[dict[str, Any]], state: LogState = ()) -> None:
+        """Index `rundir.log.read_last_attempts` with `HISTORY_COLUMNS`.
+
+        Args:
+            records: These.
+            state: That of the log before they were read.
+        """
+        self.state = state
         self.by_settings = {r["settings_sha256"]: r for r in records}
         self._by_row: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for record in records:
@@ -120,6 +127,14 @@ class History:
         records = reversed(self._by_row.get((clip.row_id, clip.settings.seed), ()))
         replaced = (r for r in records if r["settings_sha256"] not in current)
         return min(replaced, key=lambda r: len(_changes(r, clip)), default=None)
+
+
+def read_history(run_dir: RunDir, before: History | None = None) -> History:
+    """Return the attempts in the log; those read before, if the log has not changed since."""
+    state = log_state(run_dir.log)
+    if before is not None and before.state == state:
+        return before
+    return History(read_last_attempts(run_dir.log, HISTORY_COLUMNS), state)
 
 
 def plan_clips(

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from hv15_batch.errors import Secondary
 from hv15_batch.figures.tables import write_timing_tables
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
+from hv15_batch.planning.plan import PlannedClip, plan_clips, read_history
 from hv15_batch.planning.tables import write_clips_table, write_plan
 from hv15_batch.report.render import write_page
 from hv15_batch.run.prepare import Asked
-from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say
 
@@ -36,7 +35,7 @@ def write_results(asked: Asked, seconds: float | None) -> list[str]:
 
 def clips_of_now(asked: Asked) -> list[PlannedClip]:
     """Return every clip with its state by the logs of this moment."""
-    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
+    history = read_history(asked.run_dir)
     return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
 
 

@@ -26,13 +26,12 @@ from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
 from hv15_batch.planning.benchmark import plan_repetitions
 from hv15_batch.planning.loras import find_loras
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips, settings_conflict
+from hv15_batch.planning.plan import History, plan_clips, read_history, settings_conflict
 from hv15_batch.planning.selection import select
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.rewrite.phase import with_known_rewrites
 from hv15_batch.rewrite.rows import as_before
-from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import (
@@ -154,17 +153,21 @@ def clips_of(
     return make_clips(manifest, config, own.revision, own.transformer_sha256, loras, known)
 
 
-def plan_against_log(asked: Asked) -> Todo:
+def plan_against_log(asked: Asked, before: Todo | None = None) -> Todo:
     """Return every clip with its state; refuse settings that repeat finished work.
+
+    Args:
+        asked: What is to be planned.
+        before: An earlier plan; its log is not read again unless it has changed.
 
     Raises:
         Refused: The command's settings would render finished clips again. A changed manifest is
             not refused.
     """
     config, run_dir = asked.config, asked.run_dir
-    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+    history = read_history(run_dir, before.history if before is not None else None)
     clips = plan_clips(asked.clips, config, history, run_dir)
-    todo = Todo(clips, select(clips, config), shard=run_dir.shard)
+    todo = Todo(clips, select(clips, config), shard=run_dir.shard, history=history)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
         found = (

@@ -137,7 +137,7 @@ def run(
         check_owner(run_dir, asked.manifest.path)
         if bring_to_current_schema(run_dir.own_log) and held.store is not None:
             held.store.put_upgraded()
-        todo = plan_against_log(asked)
+        todo = plan_against_log(asked, todo)
         if asked.config.rewrite.is_on:
             _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
             is_announced, asked = True, rewritten(asked, todo, say)

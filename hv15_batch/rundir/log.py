@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,20 @@ def bring_to_current_schema(log_folder: Path) -> int:
             pq.write_table(table, temporary)
         rewritten += 1
     return rewritten
+
+
+LogState = tuple[tuple[str, int, int], ...]
+"""Path, bytes and time in nanoseconds of each segment."""
+
+
+def log_state(log_folder: Path) -> LogState:
+    """Return what changes whenever a record is added to a log, or to that of a shard."""
+    found = []
+    for path in segments(log_folder):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def segments(log_folder: Path) -> list[Path]:
