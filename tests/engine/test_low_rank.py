@@ -201,6 +201,7 @@ def test_compiled_blocks_take_a_lora_and_give_it_back(
     assert torch.equal(latents_of(pipe), plain)
 
 
+@pytest.mark.exhaustive
 def test_many_sets_of_changed_modules_are_compiled(
     folder: Path, latents_of: Denoise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

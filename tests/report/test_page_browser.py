@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, failed, make_run, record
+from fakes.samples import sampled
 
 from hv15_batch.config.settings import Config
 from hv15_batch.manifest.read import read_manifest
@@ -25,6 +26,7 @@ QUOTED = 'A sign reads "OPEN", it’s «late»; \'x\' 夜の街「開」 قطة 
 LONG = (QUOTED * 200)[:10_000]
 SCRIPT = "<script>alert(1)</script>"
 BIG_SEED = 2**63 - 1
+LOOKS = tuple(product((1280, 360), ("light", "dark")))
 
 
 @pytest.fixture(scope="module")
@@ -375,8 +377,7 @@ def measured_twice() -> list[ClipRecord]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "scheme"), sampled(LOOKS, 1, seed=0))
 def test_a_benchmark_shows_tables_and_nobody_is_shut_out(
     driver: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:
@@ -460,8 +461,7 @@ def test_a_plot_without_values_says_so(driver: Any, tmp_path: Path) -> None:
         assert opened.complaints == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "scheme"), sampled(LOOKS, 1, seed=2))
 def test_nobody_is_shut_out(
     driver: Any, run_dir: Path, tmp_path: Path, scheme: str, width: int
 ) -> None:
@@ -478,8 +478,7 @@ def test_nobody_is_shut_out(
         assert (opened.complaints, opened.foreign()) == ([], [])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "scheme"), sampled(LOOKS, 1, seed=5))
 def test_the_comparison_is_drawn_and_nobody_is_shut_out(
     driver: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, Project
+from fakes.samples import sampled
 
 from hv15_batch.config.messages import refusal_of
 from hv15_batch.config.settings import FileCheck
@@ -39,7 +40,9 @@ def statuses(project: Project) -> dict[str, str]:
 # -- folders that are gone --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["clips", "latents", "thumbs", "log", "embeddings", "assets"])
+@pytest.mark.parametrize(
+    "part", sampled(["clips", "latents", "thumbs", "log", "embeddings", "assets"], 2)
+)
 def test_a_folder_that_is_deleted_while_a_run_goes_on_is_made_again(
     project: Project, part: str
 ) -> None:

@@ -27,6 +27,7 @@ from fakes import runs as run_fakes
 from fakes.command import Answer
 from fakes.engine import InProcessExecutor
 from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor
+from fakes.samples import sampled
 from safetensors import safe_open
 
 from hv15_batch.clip import Clip
@@ -144,9 +145,10 @@ AFTER_LATENTS = (
 @pytest.mark.parametrize(
     ("stage", "error"),
     [
-        *((stage, RuntimeError("planted")) for stage in (*BEFORE_LATENTS, *AFTER_LATENTS)),
+        *sampled(((s, RuntimeError("planted")) for s in BEFORE_LATENTS), 1),
+        *sampled(((s, RuntimeError("planted")) for s in AFTER_LATENTS), 1),
         # Denoising and decoding climb the ladder first: test_ladder.py.
-        *((stage, SHORTAGE) for stage in ("encode", "write_latents", "write_video")),
+        *sampled(((s, SHORTAGE) for s in ("encode", "write_latents", "write_video")), 1),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -197,7 +199,7 @@ def full_disk_at(patch: pytest.MonkeyPatch, place: str, times: int = 1_000_000) 
     return refused
 
 
-@pytest.mark.parametrize("place", ["/embeddings/", "/latents/", "/clips/"])
+@pytest.mark.parametrize("place", sampled(["/embeddings/", "/latents/", "/clips/"], 1))
 def test_a_disk_that_is_full_for_a_clip_fails_it_and_leaves_no_part_of_it(
     project: Project, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -234,7 +236,9 @@ def test_a_disk_that_is_full_for_a_thumbnail_costs_the_thumbnail(
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("planted"), SHORTAGE, MemoryError()], ids=lambda e: type(e).__name__
+    "error",
+    sampled([RuntimeError("planted"), SHORTAGE, MemoryError()], 1),
+    ids=lambda e: type(e).__name__,
 )
 @pytest.mark.parametrize(
     ("place", "name", "lost"),
@@ -600,7 +604,7 @@ def test_a_clock_that_is_set_back_during_a_run_makes_no_negative_time(
             assert record[f"{stage}_seconds"] > 0
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0", b"id,prompt\nrow,\n"])
+@pytest.mark.parametrize("content", sampled([None, b"", b"\xff\xfe\0", b"id,prompt\nrow,\n"], 1))
 def test_a_manifest_that_is_spoilt_during_a_run_does_not_touch_it(
     project: Project, content: bytes | None
 ) -> None:
