@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow as pa
@@ -117,7 +118,9 @@ def resume_decided(folder: Path, count: int) -> Figure:
     """Resume it in a process of its own, until it is known that nothing is left to do."""
     config = _config(folder, count)
     _write_done(config, folder / "out")
-    process = multiprocessing.get_context("spawn").Process(target=_decide, args=(config,))
+    context = multiprocessing.get_context("spawn")
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_decide, args=(config, tell))
 
     def work() -> None:
         process.start()
@@ -125,14 +128,17 @@ def resume_decided(folder: Path, count: int) -> Figure:
 
     figure = _timed(work)
     assert process.exitcode == 0
-    gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB
+    gib = told.recv() * 1024 / GIB
     what = f"resume of {count:,} clips, all done: until that is known; {gib:.2f} GiB of RAM"
     return replace(figure, what=what, target="")
 
 
-def _decide(config: Config) -> None:
+def _decide(config: Config, tell: Connection) -> None:
+    """Resume, and tell the most KiB of RAM; `ru_maxrss` would count the parent's too."""
     session._nothing_to_do = lambda *_: 0
     assert session.run(config, (), None, _quiet) == 0
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    tell.send(int(status.partition("VmHWM:")[2].split()[0]))
 
 
 def resume_again(folder: Path, count: int) -> Figure:
