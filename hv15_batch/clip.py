@@ -66,8 +66,8 @@ def _plain(value: Any) -> Any:
     return hashed_values(value) if hasattr(value, "__dataclass_fields__") else value
 
 
-Group = tuple[str, str, str | None, tuple[tuple[str, float], ...]]
-"""Model, weights, `runtime.linear`, and hash and scale of each LoRA."""
+Group = tuple[str, str, str | None, tuple[tuple[str, float], ...], str | None]
+"""Model, weights, `runtime.linear`, hash and scale of each LoRA, and `ClipSettings.engine`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,13 @@ class ClipSettings:
     """`runtime.linear`; None for bf16."""
     image_conversion: str | None = added(None)
     """Conversion of the first frame, see `media.conversion`; None for plain RGB."""
+    image_source: str | None = added(None)
+    """`<denoise_sha256>:<number>` of the frame of another clip with which this one begins.
+
+    Then `image_sha256` is None: the frame's pixels are known only when that clip is rendered.
+    """
+    engine: str | None = added(None)
+    """The official script by its version, model folder and flags; None for diffusers."""
 
     def settings_sha256(self) -> str:
         """Return the SHA-256 over the canonical JSON of all settings."""
@@ -134,7 +141,7 @@ class ClipSettings:
     @property
     def group(self) -> Group:
         """What a worker loads for this clip, and keeps for all clips of the same."""
-        return self.model, self.weights, self.linear, self.loras or ()
+        return self.model, self.weights, self.linear, self.loras or (), self.engine
 
     @property
     def has_guidance(self) -> bool:
@@ -144,7 +151,29 @@ class ClipSettings:
     @property
     def has_image(self) -> bool:
         """Whether its first frame is given."""
-        return self.image_sha256 is not None
+        return self.image_sha256 is not None or self.image_source is not None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The frame of another clip with which a clip begins."""
+
+    settings_sha256: str
+    """Of the clip that makes it."""
+    denoise_sha256: str
+    clip_id: str
+    """How that clip is called, for messages."""
+    number: int
+    """Of the frame, from 0."""
+    level: int
+    """Clips of the chain before this one; 1 for the second."""
+    first: Clip
+    """The clip that begins the chain."""
+
+    @property
+    def key(self) -> str:
+        """How the log and `ClipSettings.image_source` name the frame."""
+        return f"{self.denoise_sha256}:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -211,6 +240,17 @@ class Clip:
     """Number of the draw or combination that gave its prompt, from 0."""
     rewrite: Rewrite | None = None
     """None for a prompt as it was written."""
+    source: Source | None = None
+    """The frame that it begins with, if another clip makes it."""
+    kept_frames: tuple[int, ...] = ()
+    """Numbers of the frames of its own with which other clips begin."""
+    films: tuple[tuple[str, int], ...] = ()
+    """Names of the films that it is part of, and its place in each, from 0."""
+
+    @property
+    def level(self) -> int:
+        """Clips of its chain that come before it; 0 for a clip that follows none."""
+        return 0 if self.source is None else self.source.level
 
     @property
     def ids(self) -> tuple[str, ...]:

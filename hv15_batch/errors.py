@@ -18,7 +18,7 @@ EXIT_FAULT = 1
 EXIT_REFUSED = 2
 """The configuration, command line or manifest was refused; nothing was touched."""
 EXIT_SOME_FAILED = 3
-"""Some clips failed; the next run tries them again."""
+"""Some clips failed, or follow a bad clip; the next run tries again."""
 EXIT_STOPPED = 4
 """Stopped early; the message has the cause, e.g. `until=`, bad clips, a full disk, a lost card."""
 EXIT_SIGINT = 130

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -237,6 +237,8 @@ def _too_large(path: str | os.PathLike[str], size: int, max_bytes: int) -> TooLa
 
 # -- temporary files ----------------------------------------------------------------------------
 
+SCRATCH = ".script."
+"""Begins the name of a folder where another program writes a clip under names of its own."""
 _FORM = re.compile(r"\.[0-9a-f]{16}\..+", re.DOTALL)
 _FORM_BEFORE = re.compile(
     r"\.[0-9]{1,10}\..+\.(mp4|mkv|jpg|safetensors|parquet|yaml|json|jsonl|ndjson|csv|txt|html|js|css|md)",
@@ -281,9 +283,25 @@ def check_is_file(temporary: Path) -> None:
 def sweep(folder: Path) -> int:
     """Remove the temporary files of a folder and return how many they were.
 
-    Nothing is removed through a link: a linked folder is left alone, and so is a link in a folder.
-    What cannot be removed stays.
+    Those of another program are in folders of `SCRATCH`, whatever their names. Nothing is removed
+    through a link: a linked folder is left alone, and so is a link in a folder. What cannot be
+    removed stays.
     """
+    removed = _sweep_files(folder, is_temporary)
+    if not folder.is_symlink():
+        removed += sum(map(remove_scratch, folder.glob(f"{SCRATCH}*")))
+    return removed
+
+
+def remove_scratch(folder: Path) -> int:
+    """Remove a folder of `SCRATCH` with its files, and return how many they were."""
+    removed = _sweep_files(folder, lambda _: True)
+    with suppress(OSError):
+        folder.rmdir()
+    return removed
+
+
+def _sweep_files(folder: Path, is_wanted: Callable[[str], bool]) -> int:
     try:
         descriptor = os.open(folder, _REAL_FOLDER)
     except OSError:  # missing, a link, or no folder
@@ -291,7 +309,7 @@ def sweep(folder: Path) -> int:
     removed = 0
     try:
         for name in os.listdir(descriptor):
-            if not is_temporary(name):
+            if not is_wanted(name):
                 continue
             with suppress(OSError):
                 if stat.S_ISREG(os.lstat(name, dir_fd=descriptor).st_mode):

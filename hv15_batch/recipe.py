@@ -34,8 +34,8 @@ from hv15_batch.model.attention import is_fetched
 from hv15_batch.model.options import model_options
 from hv15_batch.model.step_cache import make_step_cache, parse_step_cache
 from hv15_batch.model.variant import Dtype, HubFile, ModelConfig, Task, Weights
-from hv15_batch.rundir.paths import RunDir
-from hv15_batch.rundir.publish import sha256_of_file
+from hv15_batch.official.command import engine_notes
+from hv15_batch.rundir.first_frame import find_first_frame
 from hv15_batch.rundir.store import clip_file
 from hv15_batch.units import format_setting
 
@@ -116,20 +116,26 @@ def make_recipe(tag: ClipTag, folder: Path) -> Recipe:
     cells = _cells(tag, option.task)
     _check_cells(cells, tag)
     notes = [*_backend_note(tag), *_weights_notes(tag, option), *_transformer_note(tag)]
-    notes += _lora_note(tag)
+    notes += [*_lora_note(tag), *engine_notes(tag.settings.engine)]
+    if tag.prompt_original is not None:
+        notes.append(f"Prompt: it was rewritten; the original is {tag.prompt_original!r}.")
     if option.task is Task.i2v:
         assert tag.image is not None
-        image = _find_image(tag)
-        if image is None:
-            cells["image"] = tag.image
+        image = find_first_frame(tag)
+        if tag.settings.image_source is not None:
+            notes.append(_frame_note(tag, image))
+        elif image is None:
             notes.append(
                 f"First frame: {tag.image} (SHA-256 {tag.settings.image_sha256}) is not beside the "
                 "clip, nor where its run had it; put it beside the manifest, or its path into the "
                 "column image."
             )
+        if image is None:
+            cells["image"] = tag.image
         else:
             cells["image"] = image.name if image.parent == folder else str(image)
-            notes += _conversion_note(tag, image)
+            if tag.settings.image_source is None:
+                notes += _conversion_note(tag, image)
     return Recipe(cells, (*_settings(tag, option), *_negative_prompt(tag, option)), tuple(notes))
 
 
@@ -295,7 +301,7 @@ def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
                 f"Weights: version {tag.version!r} made them with revision {asked.revision}, and "
                 f"this version makes {here}; the clip will be another."
             )
-    elif tag.repo != option.repo:
+    elif tag.repo != option.repo and asked.engine is None:
         is_hub_id = _HUB_ID.fullmatch(tag.repo) is not None
         words = [f"model.repo={tag.repo}" if is_hub_id else "model.repo=FOLDER"]
         if is_hub_id and asked.revision:
@@ -310,13 +316,12 @@ def _weights_notes(tag: ClipTag, option: ModelConfig) -> Iterator[str]:
 # -- first frame ------------------------------------------------------------------------------
 
 
-def _find_image(tag: ClipTag) -> Path | None:
-    """Return the first frame, by its content: beside the clip, or where its run had it."""
-    assert tag.image is not None
-    for place in (tag.path.with_name(tag.image), *_places_of_run(tag)):
-        if place.is_file() and sha256_of_file(place) == tag.settings.image_sha256:
-            return place
-    return None
+def _frame_note(tag: ClipTag, image: Path | None) -> str:
+    number = (tag.settings.image_source or "").rpartition(":")[2]
+    what = f"First frame: it is frame {number} of another clip (image={tag.image})"
+    if image is None:
+        return f"{what}, which is not kept; put an image file into the column image."
+    return f"{what}, taken from {image}; the clip looks the same and has another name."
 
 
 def _conversion_note(tag: ClipTag, image: Path) -> Iterator[str]:
@@ -332,27 +337,6 @@ def _conversion_note(tag: ClipTag, image: Path) -> Iterator[str]:
             f"{tag.settings.image_conversion or 'the plain conversion'}, and this version by "
             f"{here or 'the plain conversion'}; the clip will be another."
         )
-
-
-def _places_of_run(tag: ClipTag) -> Iterator[Path]:
-    """Yield where the manifest of the clip's run directory names the first frame."""
-    run_dir = RunDir(tag.path.parent.parent)
-    if not run_dir.run_ids():
-        return
-    from hv15_batch.errors import LogSchemaError
-    from hv15_batch.rundir.log import read_last_attempts
-    from hv15_batch.rundir.stored import stored_values
-
-    try:
-        manifest = stored_values(run_dir.run_folder(run_dir.run_ids()[-1])).get("manifest")
-        rows = read_last_attempts(run_dir.log, ("image",))
-    except (Refused, LogSchemaError):  # of another version; a person must name the image
-        return
-    if not isinstance(manifest, str):
-        return
-    folder = Path(manifest).parent
-    cells = [row["image"] for row in rows if row["settings_sha256"] == tag.settings_sha256]
-    yield from (folder / cell for cell in [*cells, tag.image] if cell)
 
 
 # -- the manifest -----------------------------------------------------------------------------

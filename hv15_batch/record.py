@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hv15_batch.clip import Clip, loras_text
 
@@ -56,17 +56,9 @@ Kind = Literal[
     "machine",
 ]
 KINDS: dict[Kind, str] = {
-    "identity": "Identity",
+    **{kind: kind.capitalize() for kind in get_args(Kind)},
     "asked": "Asked for",
     "effect": "In effect, read back from the live objects",
-    "time": "Time",
-    "memory": "Memory",
-    "telemetry": "Telemetry",
-    "derived": "Derived",
-    "quality": "Quality",
-    "output": "Output",
-    "outcome": "Outcome",
-    "machine": "Machine",
 }
 """Kinds of columns, in the log's order, and what they are called."""
 
@@ -147,13 +139,16 @@ class ClipRecord:
     loras: str | None = _asked(
         "LoRA files as JSON, SHA-256 and scale of each; null without any", groups=True
     )
+    engine: str | None = _asked(
+        "official script with its version, model folder and flags; null for diffusers", groups=True
+    )
     prompt_original: str | None = _asked("prompt before it was rewritten; else null", private=True)
     rewrite_model: str | None = _asked("model that rewrote the prompt; else null")
     rewrite_template_sha256: str | None = _asked("hash of the instructions to that model")
     template_draw: int | None = _asked(
-        "number of the draw, or of the combination, of the row's template that gave the prompt, "
-        "from 0; null without choices"
+        "number of the draw, or combination, of the row's template, from 0; null without choices"
     )
+    image_source: str | None = _asked("another clip's denoise_sha256 and frame number; else null")
     # in effect
     model: str | None = _effect("model option", groups=True)
     repo: str | None = _effect("hub id or local folder that was loaded", private=True)
@@ -174,7 +169,8 @@ class ClipRecord:
     )
     num_glyph_tokens: int | None = _effect("valid ByT5 tokens of quoted text")
     num_video_tokens: int | None = _effect("latent frames x height/16 x width/16")
-    image_sha256: str | None = _effect("hash of the first frame's file; null without one")
+    engine_version: str | None = _effect("commit or content of that script; null for diffusers")
+    image_sha256: str | None = _effect("hash of the first frame's file, or of its pixels")
     num_computed_steps: int | None = _effect("steps that ran the transformer's blocks")
     lora_keys_matched: int | None = _effect(
         "tensors of the LoRA files that are in effect; null without a LoRA"
@@ -352,7 +348,7 @@ _OF_CLIP = (
 _OF_SETTINGS = (
     *("prompt", "negative_prompt", "seed", "height", "width", "num_frames", "num_inference_steps"),
     *("guidance_scale", "flow_shift", "fps", "transformer_sha256", "linear", "cache"),
-    *("image_sha256", "model", "revision", "weights"),
+    *("image_sha256", "image_source", "model", "revision", "weights", "engine"),
 )
 """Columns that a clip and its settings have under the same names."""
 

@@ -9,7 +9,8 @@ from enum import Enum
 from typing import Any
 
 from hv15_batch.config.rewriting import RewriteConfig
-from hv15_batch.model.variant import Dtype, Linear, ModelConfig, OffloadKind
+from hv15_batch.model.official import OfficialConfig
+from hv15_batch.model.variant import Dtype, Engine, Linear, ModelConfig, OffloadKind
 
 
 def bounded(
@@ -102,6 +103,7 @@ class ManifestColumns:
     fps: str | None = None
     loras: str | None = None
     model: str | None = None
+    join: str | None = None
 
 
 @dataclass
@@ -168,6 +170,8 @@ class DispatchConfig:
 class RuntimeConfig:
     """How the maths is carried out on this machine."""
 
+    engine: Engine = Engine.diffusers
+    """`official` renders with Tencent's generate.py, see `official.repo`."""
     dtype: Dtype | None = None
     """Null means the model option's `dtype`."""
     attention_backend: str = field(default="auto", metadata={"typed_only": True})
@@ -348,10 +352,13 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    official: OfficialConfig = field(default_factory=OfficialConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     """Options that cells `model` name (`config.options`); stored by a run, never typed."""
     preset_sampling: list[str] = field(default_factory=list)
     """`sampling` values of the preset, which hold for its own model; stored, never typed."""
+    preset_notes: list[str] = field(default_factory=list)
+    """What the preset's own text file says of it, printed before a run; stored, never typed."""
     model_option: str | None = None
     """Name of the option `model` whose file says another `name`; stored, never typed."""
     config_dir: str | None = field(default=None, metadata={"omegaconf_ignore": True})
@@ -360,19 +367,12 @@ class Config:
 
 CONFIG_DIR = "--config-dir"
 """The flag, as messages name it."""
-NOT_TYPED = ("models", "preset_sampling", "model_option", "config_dir")
+NOT_TYPED = ("models", "preset_sampling", "preset_notes", "model_option", "config_dir")
 """What is gathered while settings are composed."""
 
 X264_PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
+    *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
+    *("slow", "slower", "veryslow"),
 )
 
 

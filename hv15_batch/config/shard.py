@@ -49,10 +49,11 @@ class Shard:
 def first_of_chain(clip: Clip) -> str:
     """Return the `settings_sha256` of the clip that begins a clip's chain.
 
-    A clip whose first frame is no frame of another clip begins its own, as all clips do today. One
-    with a rewritten prompt counts with its original one: its share is known before a server is
-    asked, and stays the same.
+    A clip whose first frame is no frame of another clip begins its own. One with a rewritten prompt
+    counts with its original one: its share is known before a server is asked, and stays the same.
     """
+    if clip.source is not None:
+        clip = clip.source.first
     if clip.rewrite is None:
         return clip.settings_sha256
     return replace(clip.settings, prompt=clip.rewrite.original).hashes()[0]

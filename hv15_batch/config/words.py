@@ -27,14 +27,14 @@ from hv15_batch.errors import Refused
 from hv15_batch.model.variant import HubFile
 
 _COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
-_TEXT_KEYS = ("run_dir", "resume", "only", "shard", "notify.command", *_COLUMN_KEYS)
+_TEXT_OR_LIST_KEYS = ("notify.command", "official.arguments")
+_TEXT_KEYS = ("run_dir", "resume", "only", "shard", *_TEXT_OR_LIST_KEYS, *_COLUMN_KEYS)
 """Settings that are text, commas included. A value in brackets is a list of Hydra's grammar."""
 _SWEPT_TEXT_KEYS = (
     "manifest",
     "sampling.negative_prompt",
     "override.negative_prompt",
-    "model.repo",
-    "model.revision",
+    *("model.repo", "model.revision", "official.repo", "official.python"),
     "model.transformer_file",
     *(f"model.transformer_hub.{part.name}" for part in fields(HubFile)),
 )
@@ -140,7 +140,7 @@ def _is_manifest(word: str, is_first: bool) -> bool:
 def _is_text(key: str, value: str, is_sweep: bool) -> bool:
     """Whether a value is text that Hydra's grammar must not touch."""
     if key in _TEXT_KEYS:
-        return key != "notify.command" or not value.startswith("[")
+        return key not in _TEXT_OR_LIST_KEYS or not value.startswith("[")
     if key in _SEED_KEYS:
         return "," in value and not is_sweep and not value.startswith("[")
     if key not in _SWEPT_TEXT_KEYS:

@@ -28,6 +28,7 @@ from hv15_batch.dispatch.protocol import (
     RendererBroken,
 )
 from hv15_batch.errors import Refused
+from hv15_batch.model.variant import Engine
 from hv15_batch.record import ClipRecord
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir.paths import RunDir
@@ -40,7 +41,11 @@ UP = "up"
 
 
 def make_renderer(spec: ExecutorSpec) -> Renderer:
-    """Return the real renderer; called in the child, where torch is imported."""
+    """Return the real renderer; called in the child, where torch is imported if it is needed."""
+    if spec.config.runtime.engine is Engine.official:
+        from hv15_batch.external.renderer import ScriptRenderer
+
+        return ScriptRenderer(spec)
     from hv15_batch.engine.device import quieten_libraries
 
     quieten_libraries()

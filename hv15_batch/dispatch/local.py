@@ -30,6 +30,7 @@ from hv15_batch.dispatch.protocol import (
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 30.0
+_GUARD_SECONDS = 5.0
 _KILL_SECONDS = 60.0
 """Freeing the memory of a killed child takes seconds; one stuck in a driver call may never end."""
 _START_METHODS = ("fork", "spawn", "forkserver")
@@ -121,16 +122,20 @@ class LocalExecutor:
         """Ask the child to end, and wait for it."""
         if self._process is None:
             return
+        below = _below(self.pid)
         self._send(None)
         self._process.join(_CLOSE_SECONDS)
         self.kill()
+        _end_all(below)
 
     def kill(self) -> None:
-        """End the child at once and reap it."""
+        """End the child and all that it started at once, and reap it."""
         if self._process is not None:
+            below = _below(self.pid)
             if self._process.is_alive():
                 self._process.kill()
             self._process.join(_KILL_SECONDS)
+            _end_all(below)
             if self._process.is_alive():
                 logger.error("worker %s does not end, not even by SIGKILL", self._process.pid)
             self._process = None
@@ -163,6 +168,26 @@ class LocalExecutor:
         name = signal.Signals(-code).name
         hint = "; the host may have run out of memory" if name == "SIGKILL" else ""
         return f"the worker was ended by {name}{hint}"
+
+
+def _below(pid: int | None) -> list[psutil.Process]:
+    """Return the processes that a process started, directly or not."""
+    try:
+        return [] if pid is None else psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []  # it has just died
+
+
+def _end_all(processes: list[psutil.Process]) -> None:
+    """Wait until processes without a worker have ended by themselves, and kill those that do not.
+
+    A guard needs a moment to end a program (`external/_guard.py`).
+    """
+    _, left = psutil.wait_procs(processes, _GUARD_SECONDS)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, _GUARD_SECONDS)
 
 
 @contextmanager

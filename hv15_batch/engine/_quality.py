@@ -1,40 +1,17 @@
-"""Finds black, flat, frozen or clipped frames by measurement."""
+"""Measures black, flat, frozen or clipped frames on the device that decoded them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from hv15_batch.config.settings import QualityConfig
 from hv15_batch.errors import Secondary
+from hv15_batch.media.quality import LUMA_WEIGHTS, Quality, flag_of
 
-# Source: ITU-R BT.709-6, item 3.2 (luma of non-linear R'G'B').
-LUMA_WEIGHTS = (0.2126, 0.7152, 0.0722)
 _CHUNK_PIXELS = 1024 * 1024
 """Pixels that are held as floating point at a time: about 40 MiB."""
-
-BLACK = "black"
-FLAT = "flat"
-FROZEN = "frozen"
-CLIPPED = "clipped"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Measures of a clip's frames; the fields have the names of the log's columns."""
-
-    luma_mean: float | None = None
-    """0..255; this and all others None where it was not measured."""
-    luma_std: float | None = None
-    """Over all pixels of all frames."""
-    frame_difference_mean: float | None = None
-    """Mean absolute luma difference of neighbouring frames; None for a single frame."""
-    clipped_pixel_share: float | None = None
-    """Share of channel values that are 0 or 255."""
-    quality_flag: str | None = None
-    """`black`, `flat`, `frozen`, `clipped` or None."""
 
 
 class QualityMeter:
@@ -105,19 +82,5 @@ class QualityMeter:
             luma_std=deviation,
             frame_difference_mean=moved,
             clipped_pixel_share=share,
-            quality_flag=_flag(mean, deviation, moved, share, bounds),
+            quality_flag=flag_of(mean, deviation, moved, share, bounds),
         )
-
-
-def _flag(
-    mean: float, deviation: float, moved: float | None, clipped: float, bounds: QualityConfig
-) -> str | None:
-    if mean < bounds.black_luma:
-        return BLACK
-    if deviation < bounds.flat_std:
-        return FLAT
-    if moved is not None and moved < bounds.frozen_difference:
-        return FROZEN
-    if clipped > bounds.clipped_share:
-        return CLIPPED
-    return None

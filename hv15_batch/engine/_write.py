@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from hv15_batch.config.settings import Config, VideoCodec
+from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import Emit, Job, Note
-from hv15_batch.engine._attempt import Attempt
 from hv15_batch.errors import Secondary
+from hv15_batch.media.frame import write_frame
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import check_video, file_suffix, write_thumbnail, write_video
+from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 
@@ -36,7 +38,8 @@ class ClipWriter:
     def write(self, job: Job, attempt: Attempt, frames: torch.Tensor, emit: Emit) -> None:
         """Write uint8 [F, H, W, 3] frames, read the file back, and add the columns that say so.
 
-        A repetition of a benchmark is written and checked as well, and then dropped. A thumbnail
+        Frames with which other clips begin are written first, without loss. A repetition of a
+        benchmark is written and checked as well, and then dropped. A thumbnail
         that cannot be made is only told of.
 
         Raises:
@@ -53,6 +56,9 @@ class ClipWriter:
         with Secondary(f"{clip.clip_id} has no thumbnail", lambda text: emit(Note(text))):
             with publishing(thumbnail, is_kept, makes_folder=True) as temporary:
                 write_thumbnail(pixels, temporary)
+        for number, frame in zip(clip.kept_frames, frame_files(self._run_dir, clip), strict=True):
+            with publishing(frame, is_kept, makes_folder=True) as temporary:
+                write_frame(pixels[number], temporary)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._repo, config.model.task.name)

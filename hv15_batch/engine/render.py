@@ -15,6 +15,7 @@ import torch
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import (
     EncodingCosts,
     Event,
@@ -25,7 +26,6 @@ from hv15_batch.dispatch.protocol import (
     RendererBroken,
     Stepped,
 )
-from hv15_batch.engine._attempt import Attempt
 from hv15_batch.engine._ladder import Decoded
 from hv15_batch.engine._latents import DenoisedClip, read_latents, write_latents
 from hv15_batch.engine._measure import StageMeter, machine_columns, make_sampler, work_columns
@@ -51,6 +51,7 @@ from hv15_batch.record import (
     asked_record,
     seconds_column,
 )
+from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import open_uploads
 
@@ -174,6 +175,9 @@ class ClipRenderer:
         is_repetition = job.repeat is not None
         may_reuse = job.use_latents and not is_repetition
         saved = self._saved(path, clip.denoise_sha256) if may_reuse else None
+        frame = self._encode_phase.frame_sha256(clip)
+        if saved is not None and frame not in (None, saved.columns.get("image_sha256")):
+            saved = None  # of a frame that the clip before had when it was rendered earlier
         is_new = saved is None
         if saved is not None:
             attempt.add(**saved.columns)
@@ -219,10 +223,11 @@ class ClipRenderer:
         assert seconds is not None
         is_small = model.config.model.weights.is_small
         gpu_name = None if is_small else self._machines[model.device]["gpu_name"] or ""
-        work: dict[str, Any] = {}
+        frame = self._encode_phase.frame_sha256(clip)
+        work: dict[str, Any] = {} if frame is None else {"image_sha256": frame}
         with Secondary("tokens and FLOP of a clip are not logged"):
             backend = str(model.models.in_effect()["attention_backend"])
-            work = work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
+            work |= work_columns(clip.settings, conditioning, float(seconds), gpu_name, backend)
         return DenoisedClip(
             latents=result.latents.cpu(),
             settings_sha256=clip.settings_sha256,
@@ -263,11 +268,10 @@ class ClipRenderer:
                 writer.write(job, attempt, frames, emit)
         if self._uploads is not None and job.repeat is None:
             with attempt.failing():
-                self._upload(self._uploads, attempt, emit)
+                self._upload(self._uploads, job.clip, attempt, emit)
         return attempt.record()
 
-    @staticmethod
-    def _upload(uploads: Uploads, attempt: Attempt, emit: Emit) -> None:
+    def _upload(self, uploads: Uploads, clip: Clip, attempt: Attempt, emit: Emit) -> None:
         """Upload what an attempt made, and name the objects in its columns."""
 
         def tell(text: str) -> None:
@@ -279,6 +283,7 @@ class ClipRenderer:
         finally:
             attempt.add(latents_file=name)
         if attempt.error is None:
+            uploads.upload_frames(frame_files(self._run_dir, clip), attempt.id, tell)
             attempt.add(file=uploads.upload_clip(attempt.value("file"), attempt.id, tell))
 
     def _make_meter(self, device: torch.device) -> StageMeter:

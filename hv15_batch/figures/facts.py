@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,9 +40,17 @@ def _vram_limit(clip: Clip) -> str | None:
     return f"{clip['vram_limit_gib']:g} GiB" if clip["vram_limit_gib"] else None
 
 
+def _engine(clip: Clip) -> str | None:
+    """Return the engine with a short commit; None for diffusers."""
+    engine = clip["engine"]
+    return None if engine is None else _COMMIT.sub(lambda found: found[0][:12], engine)
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 FACTS: dict[str, Callable[[Clip], str | None]] = {
     "Variant": _column("model"),
     "Weights": _column("weights"),
+    "Engine": _engine,
     "Size": _size,
     "Frames": _column("num_frames"),
     "Steps": _column("num_inference_steps"),

@@ -19,6 +19,7 @@ from hv15_batch.forecast.calibrate import read_log_rows
 from hv15_batch.forecast.forecast import Forecast, by_model, make_forecast
 from hv15_batch.machine.cards import EXAMPLE, find_card
 from hv15_batch.machine.machine import Machine, compiler_fault
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.rundir.decided import logged_compile, read_compile
 from hv15_batch.rundir.paths import RunDir
@@ -98,6 +99,8 @@ def decide_compilation(
     typed = typed_compile(config)
     if typed is not None:
         return Compilation(typed)
+    if is_official(config):
+        return Compilation(False)
     if config.model.weights.is_small:
         return Compilation(False, "Compilation: no, on the CPU")
     if fault := _fault(config, machine):

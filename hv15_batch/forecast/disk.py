@@ -89,7 +89,8 @@ def _clip_bytes(planned: PlannedClip, keep_latents: bool) -> int:
     size = _video_bytes(settings) + _THUMBNAIL_BYTES + _ROW_BYTES + _TEXT_COPIES * texts
     if keep_latents and not planned.is_from_latents:
         size += _latents_bytes(settings)
-    return size
+    # Frames for other clips are PNG, of up to three bytes a pixel.
+    return size + len(planned.clip.kept_frames) * settings.height * settings.width * 3
 
 
 def _writing_bytes(settings: ClipSettings) -> int:
@@ -99,7 +100,7 @@ def _writing_bytes(settings: ClipSettings) -> int:
 
 def _video_bytes(settings: ClipSettings) -> int:
     size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video["codec"] == VideoCodec.ffv1.name
+    is_lossless = settings.video.get("codec") == VideoCodec.ffv1.name
     is_noise = settings.weights in (Weights.random.name, Weights.tiny.name)
     if is_noise and not is_lossless:
         return math.prod(size) * _NOISE_BITS_PER_PIXEL // 8
@@ -119,7 +120,9 @@ def _embedding_bytes(todo: Sequence[PlannedClip]) -> int:
     sizes = read_architecture(size_of(Weights[settings[0].weights]))
     texts = {s.prompt for s in settings}
     texts |= {s.negative_prompt or "" for s in settings if s.has_guidance}
-    images = {(s.image_sha256, s.height, s.width) for s in settings if s.image_sha256}
+    images = {
+        (s.image_sha256 or s.image_source, s.height, s.width) for s in settings if s.has_image
+    }
     values = sum(_text_tokens(text) * sizes["text_encoder"]["hidden_size"] for text in texts)
     values += sum(_glyph_tokens(text) * sizes["text_encoder_2"]["d_model"] for text in texts)
     vision = sizes["image_encoder"]

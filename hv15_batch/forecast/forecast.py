@@ -38,6 +38,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import SMALL, Weights
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import GIB
 
@@ -188,6 +189,8 @@ def make_forecast(
     Raises:
         Refused: `runtime.card` is not in the table, or no offload profile fits the card.
     """
+    if is_official(config):
+        return None  # all that is known here is of the other engine
     num_workers = len(cards_for(config, todo, machine)) if todo else 1
     found: dict[str, Forecast] = {}
     models = [
@@ -197,12 +200,17 @@ def make_forecast(
         return None
     rows = read_log_rows(log_folder) if rows is None else rows
     denoised = [p.clip.settings for _, clips in models for p in clips if not p.is_from_latents]
-    encoded = {text for s in denoised for text in (s.prompt, s.negative_prompt, s.image_sha256)}
+    encoded = {
+        text
+        for s in denoised
+        for text in (s.prompt, s.negative_prompt, s.image_sha256, s.image_source)
+    }
     for own, clips in models:
         is_compiled = (compiled or {}).get(own.model.name, own.runtime.compile)
         own = replace(own, runtime=replace(own.runtime, compile=is_compiled))
         num_encoded = 0 if found else len(encoded - {None})
-        forecast = _make_one(own, clips, machine, rows, num_encoded, num_workers)
+        returns = _num_returns(todo, own.model.name)
+        forecast = _make_one(own, clips, machine, rows, num_encoded, num_workers, returns)
         if forecast is None:
             return None
         if found:
@@ -212,6 +220,13 @@ def make_forecast(
     first, *others = found
     further = {name: found[name] for name in others}
     return replace(found[first], further=further, num_workers=num_workers)
+
+
+def _num_returns(todo: Sequence[PlannedClip], model: str) -> int:
+    """Return how often a chain makes a run come back to a model after clips of others."""
+    names = [planned.clip.settings.model for planned in todo]
+    begins = sum(now == model != before for before, now in zip(["", *names], names, strict=False))
+    return max(begins - 1, 0)
 
 
 def cards_for(
@@ -265,8 +280,12 @@ def _make_one(
     rows: list[dict[str, Any]],
     num_encoded: int,
     num_workers: int,
+    num_returns: int,
 ) -> Forecast | None:
-    """Return the forecast of one model's clips; None without a known card."""
+    """Return the forecast of one model's clips; None without a known card.
+
+    `num_returns` is how often the model is loaded again, after clips of others.
+    """
     known = _known_card(config, machine)
     if known is None:
         return None
@@ -281,7 +300,13 @@ def _make_one(
     denoised = [p.clip.settings for p in todo if not p.is_from_latents]
     shapes = list(map(Shape.of, denoised))
     reads_weights = config.model.weights is not Weights.random
-    start = predict_start(shapes, num_encoded, execution, reads_weights=reads_weights)
+    rounds = {p.clip.level for p in todo if p.clip.source and not p.is_from_latents}
+    start = predict_start(
+        *(shapes, num_encoded, execution),
+        reads_weights=reads_weights,
+        num_rounds=len(rounds - {todo[0].clip.level}),
+        num_returns=num_returns,
+    )
     costs = [predict_clip(shape, card, execution, scales) for shape in set(shapes)]
     basis = min((c.basis for c in costs), default=_decoding_basis(scales))
     computes = any(not c.is_copy_bound for c in costs)

@@ -25,6 +25,7 @@ from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.linears import linear_name, weights_text
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import Linear, ModelConfig, OffloadKind, Weights
+from hv15_batch.official.limits import is_official
 from hv15_batch.units import GIB, counted, format_gib
 
 _USUAL_ORDER = (
@@ -128,6 +129,9 @@ def choose_offload(
         Refused: the typed profile, or every profile, needs more memory than there is.
     """
     gpu = machine.gpu
+    if is_official(config):
+        what = "the official script decides where its model is"
+        return OffloadChoice(OffloadKind.resident, what, None, False, None, gpu)
     if config.model.weights.is_small or gpu is None:
         kind = config.offload.kind
         kind = OffloadKind.resident if kind is OffloadKind.auto else kind

@@ -339,7 +339,13 @@ class StartCost:
 
 
 def predict_start(
-    shapes: Iterable[Shape], num_encoded: int, execution: Execution, *, reads_weights: bool
+    shapes: Iterable[Shape],
+    num_encoded: int,
+    execution: Execution,
+    *,
+    reads_weights: bool,
+    num_rounds: int = 0,
+    num_returns: int = 0,
 ) -> StartCost:
     """Return the predicted seconds of what happens once in a run.
 
@@ -348,6 +354,9 @@ def predict_start(
         num_encoded: Distinct texts and images.
         execution: How the maths is carried out.
         reads_weights: Whether weights come from a disk; random ones are built on the card.
+        num_rounds: Further rounds of a chain with first frames, for which the image encoder comes
+            back.
+        num_returns: How often the transformer is loaded again, after clips of another model.
     """
     clips = list(shapes)
     sizes = {shape.size for shape in clips}
@@ -357,7 +366,8 @@ def predict_start(
     if num_encoded:
         weights += TEXT_ENCODER_BYTES + SMALL_ENCODERS_BYTES
     if any(s.has_image for s in clips):
-        weights += IMAGE_ENCODER_BYTES
+        weights += IMAGE_ENCODER_BYTES * (1 + num_rounds)
+    weights += TRANSFORMER_BYTES * num_returns
     reading = weights / DISK_BYTES_PER_SECOND if reads_weights else 0.0
     first, further = COMPILE_SECONDS
     compiling = first + further * (len(sizes) > 1) if execution.compiled and sizes else 0.0

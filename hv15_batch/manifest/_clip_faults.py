@@ -14,6 +14,7 @@ from hv15_batch.manifest.cells import Faults
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.variant import check_recipe
+from hv15_batch.official.limits import clip_faults, is_official
 
 
 def note_clip_faults(
@@ -27,6 +28,27 @@ def note_clip_faults(
     if not config.runtime.allow_off_recipe:
         _note_off_recipe(manifest, clips, config, faults)
     _note_shared_ids(manifest, clips, faults)
+    if is_official(config):
+        _note_beyond_script(manifest, clips, config, faults)
+
+
+def _note_beyond_script(
+    manifest: Manifest, clips: Sequence[Clip], config: Config, faults: Faults
+) -> None:
+    """Note each row with a value that the official script has no flag for.
+
+    Raises:
+        Refused: The value comes from the command, and not from a row.
+    """
+    for index, clip in {clip.row_index: clip for clip in clips}.items():
+        own = config_of(config, clip.settings.model)
+        for name, value, rule in clip_faults(clip, own.model):
+            key = None
+            if hasattr(own.override, name):
+                key = _setting_that_gave(name, manifest.rows[index], own)
+            if key is not None:
+                raise Refused(f"{key}={value}: {rule}.")
+            faults.add(clip.line, name, value, rule)
 
 
 def _note_off_recipe(

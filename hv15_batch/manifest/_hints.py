@@ -41,6 +41,7 @@ _SYNONYMS: dict[str, str] = {
     "loras": "lora lorapath loraweights lorafile adapters adapter loraname lorafiles",
     "model": "models modelname modelid modeloption basemodel",
     "fps": "framerate framespersecond videofps outputfps framesrate",
+    "join": "film filmname filmid joinas",
 }
 _MEANINGS = {word: known for known, words in _SYNONYMS.items() for word in words.split()}
 

@@ -9,18 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipLora, ClipSettings, hashed_values, make_clip
+from hv15_batch.clip import Clip, ClipLora, ClipSettings, Source, hashed_values, make_clip
 from hv15_batch.config.checks import SAMPLING_FIELDS, check_config, effective_dtype
 from hv15_batch.config.options import config_of, row_option, with_models
 from hv15_batch.config.settings import CacheKind, Config
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._clip_faults import note_clip_faults, note_same_loras
 from hv15_batch.manifest.cells import Faults, ManifestError, parse_seeds
+from hv15_batch.manifest.chains.films import films_of, with_films
+from hv15_batch.manifest.chains.links import sources_first
+from hv15_batch.manifest.chains.pairs import linked, sources_of
 from hv15_batch.manifest.columns import reading_of
 from hv15_batch.manifest.read import Manifest, scan_manifest
 from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, NO_WEIGHTS, UNKNOWN, KnownWeights, loras_of
 from hv15_batch.model.linears import linear_name
+from hv15_batch.model.official import script_size
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.step_cache import StepCache, make_step_cache
 from hv15_batch.model.variant import (
@@ -31,6 +35,7 @@ from hv15_batch.model.variant import (
     off_advice,
     unknown_words,
 )
+from hv15_batch.official.limits import is_official
 from hv15_batch.units import counted, shortened
 
 MAX_EXAMPLES = 3
@@ -58,8 +63,9 @@ def read_rows(path: Path, config: Config, content: bytes | None = None) -> Manif
         check_config(config)
     if faults:
         config = with_models(config, (row.model for row in manifest.rows))
-        asked = _asked_clips(manifest, config, {}, NO_LORAS)
+        asked = _asked_clips(manifest, config, {}, NO_LORAS, faults)
         note_clip_faults(manifest, asked, config, faults)
+        films_of(manifest.rows, asked, faults)
         raise ManifestError(faults.messages)
     return manifest
 
@@ -80,19 +86,21 @@ def make_clips(
         revision: Of the checkpoint.
         transformer_sha256: Of another transformer's file.
         loras: The LoRA files of rows and settings by absolute path.
-        others: The weights of further models that rows name.
+        others: The weights of further models that rows name; one of the command's own model
+            counts before `revision`.
 
     Raises:
         ManifestError: All faults that depend on settings and rows together.
     """
-    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
-    asked = _asked_clips(manifest, config, weights, loras)
+    weights = {config.model.name: KnownWeights(revision, transformer_sha256), **others}
     faults = Faults(manifest.name)
+    asked = _asked_clips(manifest, config, weights, loras, faults)
     note_same_loras(manifest, asked, faults)
     note_clip_faults(manifest, asked, config, faults)
+    films = films_of(manifest.rows, asked, faults)
     if faults:
         raise ManifestError(faults.messages)
-    return tuple(_merged(asked, manifest))
+    return tuple(with_films(linked(_merged(asked, manifest)), films))
 
 
 def resolve_clips(
@@ -107,7 +115,7 @@ def resolve_clips(
 
     Precedence: `override.*`, the row's cell, `sampling.*`, the model option's defaults.
     """
-    weights = {**others, config.model.name: KnownWeights(revision, transformer_sha256)}
+    weights = {config.model.name: KnownWeights(revision, transformer_sha256), **others}
     return _merged(_asked_clips(manifest, config, weights, loras), manifest)
 
 
@@ -199,20 +207,34 @@ def _asked_clips(
     config: Config,
     weights: Mapping[str, KnownWeights],
     loras: Mapping[str, ClipLora],
+    faults: Faults | None = None,
 ) -> list[Clip]:
-    """Return the clips of each row, repeated ones included."""
+    """Return the clips of each row in file order, repeated ones included.
+
+    A row that cannot follow another one makes none; `faults` gets the reason.
+    """
     models: dict[str | None, _OfModel] = {}
-    clips: list[Clip] = []
-    for row in manifest.rows:
+    made: dict[int, list[Clip]] = {}
+    for row, before in sources_first(manifest.rows):
         if row.model not in models:
             own = config_of(config, row.model)
             models[row.model] = _OfModel(own, weights.get(own.model.name, UNKNOWN))
         model = models[row.model]
-        values = model.values_of(row)
+        seeds = model.override_seeds or row.seeds or model.default_seeds
+        sources: Sequence[Source | None] = [None] * len(seeds)
+        size = row.image_size
+        if before is not None:
+            sources = sources_of(row, len(seeds), made.get(before.index, ()), faults)
+            if not sources:
+                continue
+            size = made[before.index][0].settings.height, made[before.index][0].settings.width
+        values = model.values_of(row, size)
         found = loras_of(row, model.config, loras)
-        for seed in model.override_seeds or row.seeds or model.default_seeds:
-            clips.append(_clip(row, seed, values, model.shared, model.config.model, found))
-    return clips
+        made[row.index] = [
+            _clip(row, seed, source, values, model.shared, model.config.model, found)
+            for seed, source in zip(seeds, sources, strict=True)
+        ]
+    return [clip for row in manifest.rows for clip in made.get(row.index, ())]
 
 
 class _OfModel:
@@ -225,8 +247,13 @@ class _OfModel:
         self._caches: dict[int, str | None] = {}
         self._values_of = _values_of_rows(config)
 
-    def values_of(self, row: Row) -> dict[str, Any]:
-        """Return the sampling values of a row, and its step cache."""
+    def values_of(self, row: Row, image_size: tuple[int, int] | None) -> dict[str, Any]:
+        """Return the sampling values of a row with a first frame of this size, and its step cache.
+
+        Args:
+            row: The row.
+            image_size: Height and width in pixels; None for text to video.
+        """
         values, model = self._values_of(row), self.config.model
         steps = values["num_inference_steps"]
         if steps not in self._caches:
@@ -234,8 +261,9 @@ class _OfModel:
             self._caches[steps] = None if cache is None else str(cache)
         values["cache"] = self._caches[steps]
         if model.task is Task.i2v:
-            assert row.image_size is not None
-            values["height"], values["width"] = bucket_size(*row.image_size, model.target_size)
+            assert image_size is not None
+            size_of = script_size if is_official(self.config) else bucket_size
+            values["height"], values["width"] = size_of(*image_size, model.target_size)
         return values
 
 
@@ -273,10 +301,13 @@ def _values_of_rows(config: Config) -> Callable[[Row], dict[str, Any]]:
 
 def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
     """Return the `ClipSettings` that all clips of a run have in common."""
+    # What has no effect under an engine is null, and not part of a clip's identity.
+    by_script = is_official(config)
     return {
-        "video": hashed_values(config.video),
+        "video": {} if by_script else hashed_values(config.video),
+        "engine": weights.engine if by_script else None,
         "model": config.model.name,
-        "revision": weights.revision,
+        "revision": None if by_script else weights.revision,
         "transformer_sha256": weights.transformer_sha256,
         "weights": config.model.weights.name,
         "dtype": effective_dtype(config).name,
@@ -288,6 +319,7 @@ def _shared_settings(config: Config, weights: KnownWeights) -> dict[str, Any]:
 def _clip(
     row: Row,
     seed: int,
+    source: Source | None,
     values: dict[str, Any],
     shared: dict[str, Any],
     model: ModelConfig,
@@ -300,6 +332,7 @@ def _clip(
         negative_prompt=values["negative_prompt"] if guidance_scale != 1.0 else None,
         image_sha256=row.image_sha256,
         image_conversion=row.image_conversion,
+        image_source=None if source is None else source.key,
         seed=seed,
         height=values["height"],
         width=values["width"],
@@ -327,6 +360,8 @@ def _clip(
     )
     if row.rewrite is not None:
         clip = clip.with_rewrite(row.rewrite)
+    if source is not None:
+        clip = replace(clip, source=source)
     if row.template_id is None:
         return clip
     return replace(clip, template_ids=(row.template_id,), template_draw=row.template_draw)

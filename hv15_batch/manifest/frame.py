@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, parse_loras
+from hv15_batch.manifest.chains.cells import is_frame
 from hv15_batch.manifest.columns import TAG_PREFIX, Columns, Reading, Unreadable
 
 if TYPE_CHECKING:
@@ -87,10 +88,16 @@ def _cells(column: str, values: Iterable[Any]) -> list[Any]:
     if is_narrow:  # 23.976 and not 23.97599983215332
         cells = [cell if cell is None else float(str(dtype.type(cell))) for cell in cells]
     if column == "image":
-        return [os.path.abspath(c) if isinstance(c, str) and c.strip() else c for c in cells]
+        return [_image_cell(cell) for cell in cells]
     if column.startswith(TAG_PREFIX):
         return [next(iter(c.values())) if isinstance(c, dict) else c for c in cells]
     return cells
+
+
+def _image_cell(cell: Any) -> Any:
+    """Return a cell of `image` with an absolute path; a frame of another row stays as it is."""
+    is_path = isinstance(cell, str) and cell.strip() and not is_frame(cell, os.getcwd())
+    return os.path.abspath(cell) if is_path else cell
 
 
 def _loras_cell(value: Any) -> Any:

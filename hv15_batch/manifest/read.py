@@ -22,6 +22,7 @@ from hv15_batch.config.files import (
 from hv15_batch.errors import Refused
 from hv15_batch.manifest._paths import path_fault
 from hv15_batch.manifest.cells import ROWS, Faults, ManifestError, is_empty
+from hv15_batch.manifest.chains.links import whole_chains
 from hv15_batch.manifest.columns import Reading, Unreadable
 from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
 from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader, TaskOf, task_of_ours
@@ -109,6 +110,7 @@ def scan_manifest(
     if templates is not None:
         expander = Expander(templates, faults, absolute, has_folder=content is None)
     rows: list[Row] = []
+    refused: set[str] = set()
     num_records = 0
     try:
         for record in records:
@@ -121,14 +123,19 @@ def scan_manifest(
                 break
             num_faults = len(faults)
             if unmeant.check(record):
+                refused.add(str(record.cells.get("id")))
                 continue
             row = reader.read(len(rows), record)
             if len(faults) > num_faults or reader.has_too_many_clips:
+                refused.add(row.id)
                 continue
             rows += [row] if expander is None else unmeant.accepted(expander.rows(row))
+            if len(faults) > num_faults:
+                refused.add(row.id)
             if expander is not None and expander.is_full:
                 break
         unmeant.finish()
+        rows = whole_chains(rows, refused, faults)
     except Unreadable:
         pass  # the fault has been noted
     except OSError as error:

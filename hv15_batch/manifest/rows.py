@@ -27,6 +27,7 @@ from hv15_batch.manifest.cells import (
     parse_text,
     parse_whole,
 )
+from hv15_batch.manifest.chains.cells import FrameOf, is_frame, parse_frame, parse_join
 from hv15_batch.manifest.columns import TAG_PREFIX
 from hv15_batch.media.image import FirstFrame, FirstFrames
 from hv15_batch.model.options import model_options
@@ -110,12 +111,18 @@ class Row:
     """Id of the row whose template it comes from; None without one."""
     template_draw: int | None = None
     """Number of its draw, or of its combination, from 0."""
+    image_frame: FrameOf | None = None
+    """The frame of another clip with which its clips begin; then there is no image file."""
+    join: str | None = None
+    """Name of the film that its clips are part of."""
     rewrite: Rewrite | None = None
     """How its prompt was rewritten, or is to be; None leaves it as it is."""
 
 
 Content = tuple[str, str | None]
-"""Prompt and SHA-256 of the first frame. Rows that differ in them make different clips."""
+"""Prompt and SHA-256 of the first frame, or the cell that names a frame of another clip.
+
+Rows that differ in them make different clips."""
 
 
 def id_rule(given: str, first: str, where: str) -> str:
@@ -180,8 +187,9 @@ class RowReader:
         prompt = self._prompt(record)
         negative_prompt = self._cell(record, "negative_prompt", parse_text)
         image = self._cell(record, "image", parse_text)
-        frame = self._first_frame(record, image)
-        given_id = self._id(record, (prompt, frame.sha256 if frame else None))
+        source = self._frame_of(record, image)
+        frame = None if source else self._first_frame(record, image)
+        given_id = self._id(record, (prompt, frame.sha256 if frame else image if source else None))
         return Row(
             index=index,
             line=record.line,
@@ -200,6 +208,8 @@ class RowReader:
             loras=self._loras(record),
             **self._sampling(record),
             tags=self._tags(record),
+            image_frame=source,
+            join=self._cell(record, "join", parse_join),
         )
 
     def _cell(self, record: Record, column: str, parse: Callable[[Any], Parsed]) -> Parsed | None:
@@ -281,6 +291,12 @@ class RowReader:
         if key is not None and number is not None and len(self._accepted) < MAX_REMEMBERED:
             self._accepted[key] = number
         return number
+
+    def _frame_of(self, record: Record, image: str | None) -> FrameOf | None:
+        """Return the frame of another clip that a cell names; None for all other cells."""
+        if self._task is not Task.i2v or not is_frame(image, self._images.folder):
+            return None
+        return self._faults.try_cell(record.line, "image", image, parse_frame) or FrameOf("", "")
 
     def _first_frame(self, record: Record, image: str | None) -> FirstFrame | None:
         value = record.cells.get("image")

@@ -20,6 +20,8 @@ class KnownWeights:
 
     revision: str | None
     transformer_sha256: str | None = None
+    engine: str | None = None
+    """See `ClipSettings.engine`."""
 
 
 UNKNOWN = KnownWeights(None)

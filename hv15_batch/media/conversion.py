@@ -219,3 +219,14 @@ def _is_plain_png(data: bytes) -> bool:
         any(mark in data for mark in PNG_ORIENTATION_MARKS)
         or any(mark in tail for mark in PNG_PACKED_MARKS)
     )
+
+
+def is_turned(path: str) -> bool:
+    """Whether an image file says that it is to be turned or mirrored; False if it can't be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return bool(image.getexif().get(ORIENTATION, 1) != 1)
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -38,11 +38,15 @@ _FACTS = {
     "off_recipe": bool,
     "image": (str, type(None)),
 }
+_ADDED_FACTS = frozenset({"prompt_original"})
+"""Facts that only some tags have."""
 _VIDEO = {"codec": str, "crf": int, "preset": str, "embed_metadata": bool}
 _VIDEO_NEEDED = frozenset({"codec", "crf", "preset", "embed_metadata"})
 """Required keys of `video`; later ones may be missing, as above."""
 _HEX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SOURCE = re.compile(r"[0-9a-f]{64}:[0-9]{1,5}")
 _LINEARS = tuple(linear.name for linear in Linear if linear is not Linear.bf16)
+_ENGINE = re.compile(r"official@[0-9a-f]{40}( [!-~]{1,200}){2,40}")
 _CACHE = re.compile(r"[0-9]{1,4}(:[0-9]{1,4}){2}")
 
 
@@ -68,6 +72,8 @@ class ClipTag:
     """Name of the first frame's file, without a folder."""
     version: str
     """hv15_batch that wrote it; for messages only."""
+    prompt_original: str | None = None
+    """The prompt before it was rewritten; None for a prompt as it was written."""
 
 
 def read_clip_tag(name: str) -> ClipTag:
@@ -88,7 +94,7 @@ def read_clip_tag(name: str) -> ClipTag:
             f"{name}: its tag has schema {schema}, and this version reads {SCHEMA}; use the "
             f"version of hv15_batch that wrote it ({format_value(version)})."
         )
-    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys()
+    needed, known = _NEEDED | _FACTS.keys(), _SETTINGS | _FACTS.keys() | _ADDED_FACTS
     for key in sorted((needed - values.keys()) | (values.keys() - known)):
         raise _refused(name, key, values.get(key), "is missing or unknown")
     values = {f.name: f.default for f in fields(ClipSettings) if f.name not in _NEEDED} | values
@@ -106,7 +112,7 @@ def read_clip_tag(name: str) -> ClipTag:
         path=path,
         name=name,
         settings=settings,
-        video=VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]}),
+        video=_video_of(settings),
         settings_sha256=values["settings_sha256"],
         clip_id=values["clip_id"],
         repo=values["repo"],
@@ -114,7 +120,15 @@ def read_clip_tag(name: str) -> ClipTag:
         off_recipe=values["off_recipe"],
         image=values["image"],
         version=values["hv15_batch_version"],
+        prompt_original=values.get("prompt_original"),
     )
+
+
+def _video_of(settings: ClipSettings) -> VideoConfig:
+    """Return the `video` section; that of another program's file has nothing of it."""
+    if settings.engine is not None:
+        return VideoConfig()
+    return VideoConfig(**settings.video | {"codec": VideoCodec[settings.video["codec"]]})
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
@@ -163,16 +177,28 @@ def _check_facts(values: dict[str, Any], name: str) -> None:
         if not _is_a(values[key], kind):
             raise _refused(name, key, values[key], "is of the wrong type")
     video = values["video"]
-    if not isinstance(video, dict) or not _VIDEO_NEEDED <= video.keys() <= _VIDEO.keys():
+    engine = values["engine"]
+    if engine is not None and not (isinstance(engine, str) and _ENGINE.fullmatch(engine)):
+        raise _refused(name, "engine", engine, "must be official@ and what it consisted of")
+    needed = _VIDEO_NEEDED if engine is None else frozenset()
+    most = _VIDEO.keys() if engine is None else frozenset()
+    if not isinstance(video, dict) or not needed <= video.keys() <= most:
         raise _refused(name, "video", video, f"must have {', '.join(_VIDEO)}")
     for key, value in video.items():
         if not _is_a(value, _VIDEO[key]):
             raise _refused(name, f"video.{key}", video[key], "is of the wrong type")
+    source = values["image_source"]
+    if source is not None and not (isinstance(source, str) and _SOURCE.fullmatch(source)):
+        raise _refused(name, "image_source", source, "must be a SHA-256 and a frame's number")
+    if source is not None and values["image_sha256"] is not None:
+        raise _refused(name, "image_source", source, "and image_sha256 are never both there")
     image = values["image"]
     if image is not None and (image != Path(image).name or "\\" in image or "\0" in image):
         raise _refused(name, "image", image, "must be a file's name without a folder")
-    if (image is None) != (values["image_sha256"] is None):
+    if (image is None) != (values["image_sha256"] is None and values["image_source"] is None):
         raise _refused(name, "image_sha256", values["image_sha256"], "needs an image beside it")
+    if not isinstance(values.get("prompt_original"), str | None):
+        raise _refused(name, "prompt_original", values["prompt_original"], "must be text")
     if (image is None) != (values["task"] != Task.i2v.name):
         raise _refused(name, "task", values["task"], "needs an image if it is i2v, and only then")
 
@@ -190,9 +216,11 @@ def _check_choices(values: dict[str, Any], name: str) -> None:
         ("dtype", values["dtype"], tuple(Dtype.__members__)),
         ("task", values["task"], tuple(Task.__members__)),
         ("attention_backend", values["attention_backend"], ATTENTION_BACKENDS),
-        ("video.codec", values["video"]["codec"], tuple(VideoCodec.__members__)),
-        ("video.preset", values["video"]["preset"], X264_PRESETS),
+        ("video.codec", values["video"].get("codec"), tuple(VideoCodec.__members__)),
+        ("video.preset", values["video"].get("preset"), X264_PRESETS),
     )
+    if values["engine"] is not None:  # its file has no `video` section
+        choices = choices[:-2]
     for key, value, allowed in choices:
         if not isinstance(value, str) or value not in allowed:
             raise _refused(name, key, value, f"must be one of {', '.join(allowed)}")
@@ -256,4 +284,6 @@ def settings_comment(clip: Clip, repo: str, task: str) -> str:
         "off_recipe": clip.off_recipe,
         "image": Path(clip.image).name if clip.image else None,
     }
+    if clip.rewrite is not None:
+        facts["prompt_original"] = clip.rewrite.original
     return json.dumps(facts | settings, ensure_ascii=False)

@@ -16,7 +16,7 @@ from typing import Any
 import av.error
 import numpy as np
 from av.codec.context import ThreadType
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
     ColorPrimaries,
@@ -108,12 +108,7 @@ def write_video(
     if comment is not None:
         _check_comment(comment)
     is_h264 = video.codec is VideoCodec.h264
-    with av.open(
-        str(path),
-        "w",
-        format="mp4" if is_h264 else "matroska",
-        options={"movflags": "+faststart"} if is_h264 else {},
-    ) as container:
+    with container_of(path, video.codec) as container:
         if comment is not None:
             container.metadata["comment"] = comment
         codec_name, options = _codec_options(video)
@@ -129,6 +124,15 @@ def write_video(
         for pixels in frames:
             container.mux(stream.encode(_convert(pixels, reformatter, is_h264)))
         container.mux(stream.encode(None))
+
+
+def container_of(path: Path, codec: VideoCodec) -> OutputContainer:
+    """Return a new container for videos of a codec; the index of an mp4 stands in front."""
+    is_h264 = codec is VideoCodec.h264
+    options = {"movflags": "+faststart"} if is_h264 else {}
+    name = "mp4" if is_h264 else "matroska"
+    container: OutputContainer = av.open(str(path), "w", format=name, options=options)
+    return container
 
 
 def _codec_options(video: VideoConfig) -> tuple[str, dict[str, str]]:
@@ -193,7 +197,7 @@ def check_video(path: Path, *, num_frames: int, height: int, width: int, fps: fl
         ValueError: It differs or cannot be read; the message names every difference.
         OSError: The file cannot be opened.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         faults = _find_faults(container, num_frames, height, width, frame_rate(fps))
     if faults:
         raise ValueError(f"{path.name} is not what was written: {'; '.join(faults)}")
@@ -233,7 +237,7 @@ def read_frames(path: Path) -> Iterator[Frames]:
         ValueError: The file is no video, or is damaged.
         OSError: The file cannot be opened.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         if not container.streams.video:
             raise ValueError(f"{path.name} has no video stream")
         stream = container.streams.video[0]
@@ -243,6 +247,34 @@ def read_frames(path: Path) -> Iterator[Frames]:
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
+def copy_video(source: Path, path: Path, comment: str | None) -> None:
+    """Copy the packets of a file's first video stream into an mp4: the same frames, index in front.
+
+    Args:
+        source: A video in a codec that mp4 takes.
+        path: File to write, whatever its suffix; an existing one is replaced.
+        comment: Text for the container's `comment` tag, or None.
+
+    Raises:
+        ValueError: The source is no video, or cannot be copied.
+        OSError: A file cannot be opened or written.
+    """
+    options = {"movflags": "+faststart"}
+    with open_video(source) as original:
+        if not original.streams.video:
+            raise ValueError(f"{source.name} has no video stream")
+        stream = original.streams.video[0]
+        with av.open(str(path), "w", format="mp4", options=options) as container:
+            if comment is not None:
+                _check_comment(comment)
+                container.metadata["comment"] = comment
+            copy = container.add_stream_from_template(stream)
+            for packet in original.demux(stream):
+                if packet.dts is not None:  # else it is the empty one that ends the stream
+                    packet.stream = copy
+                    container.mux(packet)
+
+
 def read_comment(path: Path) -> str | None:
     """Return the container's `comment` tag, or None without one.
 
@@ -250,13 +282,13 @@ def read_comment(path: Path) -> str | None:
         ValueError: The file is no video.
         OSError: The file cannot be opened.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}
     return tags.get("comment")  # Matroska spells its tags in capitals.
 
 
 @contextmanager
-def _open_video(path: Path) -> Iterator[InputContainer]:
+def open_video(path: Path) -> Iterator[InputContainer]:
     """Open a file; errors of FFmpeg, then or later, become a ValueError."""
     try:
         check_regular(path, MAX_VIDEO_BYTES)

@@ -124,6 +124,15 @@ class Dtype(Enum):
     float32 = "float32"
 
 
+class Engine(Enum):
+    """What renders."""
+
+    diffusers = "diffusers"
+    """The pipeline of diffusers, in a worker of this package."""
+    official = "official"
+    """Tencent's generate.py, as a program of its own."""
+
+
 class Linear(Enum):
     """In what the large matrix products of the transformer's blocks are computed (`linears`)."""
 

@@ -18,8 +18,9 @@ from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.machine.system import commit_text, system_facts, system_sha256
 from hv15_batch.model.shapes import Shape
+from hv15_batch.planning.chains import lost_frame
 from hv15_batch.planning.plan import PlannedClip, State
-from hv15_batch.planning.selection import select
+from hv15_batch.planning.selection import select_alone
 from hv15_batch.record import DONE_STATUSES, FAILED, WARM_UP
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.stored import FILE, read_rows_of_runs, read_settings
@@ -66,10 +67,19 @@ def plan_repetitions(clips: Sequence[PlannedClip], config: Config, run_dir: RunD
         clips: Every clip of the manifest; finished ones are measured too.
         config: `only` and `limit` choose clips.
         run_dir: Has the log.
+
+    Raises:
+        Refused: A clip begins with a frame of another one that is not kept.
     """
     repeats = config.benchmark.repeat
     assert repeats is not None
-    chosen = select([_unfinished(p) for p in clips], config)
+    chosen = select_alone([_unfinished(p) for p in clips], config)
+    if (lost := lost_frame((p.clip for p in chosen), run_dir)) is not None and lost.source:
+        raise Refused(
+            f"benchmark.repeat={repeats}: {lost.clip_id} begins with a frame of "
+            f"{lost.source.clip_id}, which is not kept; render the manifest without "
+            "benchmark.repeat first, or choose other rows with only=."
+        )
     rows = [] if config.force else read_rows_of_runs(run_dir, _COLUMNS)
     # The facts about this machine take a moment; they are not needed where nothing was measured.
     measured = measured_in(rows, config, run_dir, _here()) if rows else set()

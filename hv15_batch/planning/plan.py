@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
+from hv15_batch.official.limits import is_official
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
 from hv15_batch.rundir.log import LogState, log_state, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
 from hv15_batch.units import counted, format_setting, shortened
 
+FORCED = "force=true"
+"""Why a clip is rendered again that is done."""
 _MAX_SHOWN_CHARACTERS = 40
 
 _LOGGED_AS = {"image_sha256": "image", "attention_backend": "attention_backend_requested"}
@@ -43,6 +47,7 @@ HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
             *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            "image_sha256",
             *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
         )
@@ -60,6 +65,8 @@ class State(Enum):
     """The row was rendered before with other settings."""
     retry = "retry"
     """The last attempt failed, was interrupted, its file is gone, or it is asked for again."""
+    skipped = "skipped"
+    """It begins with a frame of a clip that failed, is suspect, or is skipped itself."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,16 @@ class PlannedClip:
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         return self.state is State.done
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it cannot be rendered, because the clip that it follows could not."""
+        return self.state is State.skipped
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a run is to render it."""
+        return not (self.is_done or self.is_skipped)
 
     @property
     def is_from_latents(self) -> bool:
@@ -207,14 +224,17 @@ def settings_conflict(
                 known[path] = ClipLora(path, lora.sha256 or path, 1.0)
         today = {config.model.name: config.model, **config.models}
         before = replace(before, models={**today, **before.models})
-        others = {
-            name: KnownWeights(m.revision, sha)
-            for name, m in before.models.items()
-            for sha in _transformers(m, history)[:1]
-        }
-        for sha256 in _transformers(before.model, history):
-            revision = before.model.revision
-            for clip in resolve_clips(asked, before, revision, sha256, known, others):
+        for sha256, engine in product(
+            _transformers(before.model, history), _engines(before, history)
+        ):
+            others = {
+                name: KnownWeights(m.revision, sha, engine)
+                for name, m in before.models.items()
+                for sha in _transformers(m, history)[:1]
+            }
+            own = KnownWeights(before.model.revision, sha256, engine)
+            others[before.model.name] = own
+            for clip in resolve_clips(asked, before, None, None, known, others):
                 now = todo.get((clip.row_index, clip.settings.seed))
                 record = history.by_settings.get(clip.settings_sha256)
                 is_done = record is not None and record["status"] in DONE_STATUSES
@@ -255,6 +275,13 @@ def _transformers(model: ModelConfig, history: History) -> list[str | None]:
     return sorted({r["transformer_sha256"] for r in history.by_settings.values()} - {None})
 
 
+def _engines(before: Config, history: History) -> list[str | None]:
+    """Return each engine that a run with these settings may have used; the log has them."""
+    if not is_official(before):
+        return [None]
+    return sorted({r["engine"] for r in history.by_settings.values()} - {None})
+
+
 def describe_difference(record: dict[str, Any], clip: Clip) -> str:
     """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
     changes = ", ".join(_changes(record, clip))
@@ -269,6 +296,9 @@ def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
         now = clip.image if logged == "image" else getattr(clip.settings, name)
         if name == "loras":
             now = loras_text(clip.settings.loras)
+        if name == "image_source":  # two hashes say nothing, and `image` names the row
+            changes += ["the clip that it follows"] * (None not in (before, now) and before != now)
+            continue
         if before != now and not (name == "dtype" and before is None):
             shown = "image" if logged == "image" else name
             changes.append(_change(shown, before, now))
@@ -279,10 +309,18 @@ def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
     old, new = before.as_dict(), now.as_dict()
     for values in (old, new):
         values |= {f"video.{name}": value for name, value in values.pop("video").items()}
-    return ", ".join(_change(name, old[name], new[name]) for name in old if old[name] != new[name])
+    both = {**old, **new}
+    pairs = ((name, old.get(name), new.get(name)) for name in both)
+    if before.engine != now.engine:  # what an engine has no use for says nothing
+        pairs = ((n, a, b) for n, a, b in pairs if n == "engine" or None not in (a, b))
+    return ", ".join(_change(name, a, b) for name, a, b in pairs if a != b)
 
 
 def _change(name: str, before: Any, now: Any) -> str:
+    if name == "engine" and before and now:  # only its words that differ
+        old, new = before.split(), now.split()
+        gone, come = ([w for w in a if w not in b] for a, b in ((old, new), (new, old)))
+        return f"engine {' '.join(gone) or 'no flags'} -> {' '.join(come) or 'no flags'}"
     text = _loras_shown if name == "loras" else _value_text
     return f"{name} {text(before)} -> {text(now)}"
 
@@ -307,7 +345,7 @@ def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[S
     if fault:
         return State.retry, fault
     if config.force:
-        return State.retry, "force=true"
+        return State.retry, FORCED
     if last["status"] == SUSPECT and config.retry.suspect:
         return State.retry, "suspect, retry.suspect=true"
     return State.done, ""
@@ -338,15 +376,16 @@ def _fault(
 
 
 def _by_group(planned: Sequence[PlannedClip]) -> list[PlannedClip]:
-    """Return the clips of a model together, and those of each LoRA set: all are loaded once."""
+    """Return clips after those that they follow; then those of a model and LoRA set together."""
     models: dict[str, int] = {}
     groups: dict[Group, int] = {}
     for p in planned:
         models.setdefault(p.clip.settings.model, len(models))
         groups.setdefault(p.clip.settings.group, len(groups))
 
-    def rank(p: PlannedClip) -> tuple[int, int]:
-        return models[p.clip.settings.model], groups[p.clip.settings.group]
+    def rank(p: PlannedClip) -> tuple[int, int, int]:
+        clip = p.clip
+        return clip.level, models[clip.settings.model], groups[clip.settings.group]
 
     return sorted(planned, key=rank)  # stable
 

@@ -8,22 +8,28 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
 from hv15_batch.config.shard import Shard, parse_shard
 from hv15_batch.errors import Refused
+from hv15_batch.planning.chains import with_sources
 from hv15_batch.planning.plan import PlannedClip
 
 
 def select(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
     """Return the clips of `shard` that `only` names, with at most `limit` unfinished ones.
 
-    Finished ones stay.
+    Finished ones stay. The clips that these follow come too, if they are not finished.
 
     Raises:
         Refused: `only` names a row that is not there.
     """
+    return with_sources(select_alone(planned, config), planned)
+
+
+def select_alone(planned: Sequence[PlannedClip], config: Config) -> list[PlannedClip]:
+    """Return the same without the clips that they follow; raise like `select`."""
     selected = share_of(named(planned, config), parse_shard(config.shard))
     if config.limit is not None:
-        todo = [p for p in selected if not p.is_done][: config.limit]
+        todo = [p for p in selected if p.is_left][: config.limit]
         kept = {p.clip.settings_sha256 for p in todo}
-        selected = [p for p in selected if p.is_done or p.clip.settings_sha256 in kept]
+        selected = [p for p in selected if not p.is_left or p.clip.settings_sha256 in kept]
     return selected
 
 

@@ -16,7 +16,7 @@ import pyarrow.csv as arrow_csv
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.errors import LogSchemaError
 from hv15_batch.files import read_bytes
-from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
@@ -42,13 +42,17 @@ _OWN_TYPES = {
     "predicted_denoise_seconds": pa.float64(),
     "predicted_decode_seconds": pa.float64(),
     "glyph_text": pa.string(),
+    "film": pa.string(),
 }
 """Columns of the plan that the log lacks."""
+SKIPPED = State.skipped.name
+"""Status of a clip without a row in the log: the one that it follows failed or is suspect."""
 PLAN_COLUMNS = (
     *("clip_id", "row_id", "other_ids", "row_index", "line", "state", "reason", "from_latents"),
     *_SETTINGS,
     *("num_prompt_tokens", "predicted_denoise_seconds", "predicted_decode_seconds"),
-    *("glyph_text", "image", "off_recipe", "settings_sha256", "denoise_sha256", "file", "prompt"),
+    *("glyph_text", "image", "image_source", "film", "off_recipe"),
+    *("settings_sha256", "denoise_sha256", "file", "prompt"),
 )
 
 
@@ -149,8 +153,8 @@ def _plan_row(
     predict: Callable[[ClipSettings], tuple[float, float] | None] | None,
 ) -> dict[str, Any]:
     clip, settings = p.clip, p.clip.settings
-    is_from_latents = p.is_from_latents and not p.is_done
-    cost = None if predict is None or p.is_done else predict(settings)
+    is_from_latents = p.is_from_latents and p.is_left
+    cost = None if predict is None or not p.is_left else predict(settings)
     return {
         **dict(zip(_SETTINGS, _settings_of(settings), strict=True)),
         "clip_id": clip.clip_id,
@@ -166,6 +170,8 @@ def _plan_row(
         "predicted_decode_seconds": None if cost is None else round(cost[1], 1),
         "glyph_text": " | ".join(glyph_texts(settings.prompt)),
         "image": clip.image,
+        "image_source": settings.image_source,
+        "film": " ".join(name for name, _ in clip.films),
         "off_recipe": clip.off_recipe,
         "settings_sha256": clip.settings_sha256,
         "denoise_sha256": clip.denoise_sha256,
@@ -202,6 +208,8 @@ def write_clips_table(run_dir: RunDir) -> None:
         writer.writeheader()
         for row in read_plan(run_dir):
             record = attempts.get(row["settings_sha256"], {})
+            if row["state"] == SKIPPED:
+                record = {"status": SKIPPED, "error_message": row["reason"]}
             if record.get("finished_at") is not None:
                 record["finished_at"] = record["finished_at"].isoformat()
             writer.writerow(record | {name: row[name] for name in _OF_MANIFEST})

@@ -34,7 +34,12 @@ class Todo:
         """What this run renders, in order."""
         if self.repetitions is not None:
             return self.repetitions.todo
-        return [p for p in self.selected if not p.is_done]
+        return [p for p in self.selected if p.is_left]
+
+    @property
+    def skipped(self) -> list[PlannedClip]:
+        """Selected clips that cannot be rendered, because the clips that they follow could not."""
+        return [p for p in self.selected if p.is_skipped] if self.repetitions is None else []
 
     @property
     def num_done(self) -> int:

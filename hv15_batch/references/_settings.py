@@ -347,6 +347,9 @@ def _never_stated(settings: Mapping[str, Any]) -> list[Difference]:
     if settings["loras"] is not None:
         number = len(json.loads(settings["loras"]))
         found.append(_setting("LoRAs", "none", number, "no LoRA"))
+    if flags := (settings["engine"] or "").split(" ")[3:]:
+        shown, word = " ".join(flags), "official.arguments=null"
+        found.append(_setting("Flags of generate.py", "none", shown, word))
     option = model_options().get(settings["model"])
     hub = HubFile() if option is None else option.transformer_hub
     sha256 = settings["transformer_sha256"]

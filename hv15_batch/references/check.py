@@ -258,8 +258,9 @@ def _notes_of(
     if settings["weights"] == "random":
         notes.append("Random weights: time and memory as with the published ones, no pictures.")
     if reference.engine is not None:
-        notes.append(f"The published number is of {reference.engine}; this log is of hv15_batch.")
-    if reference.quantity is Quantity.load_seconds:
+        here = "hv15_batch" if settings["engine"] is None else "Tencent's generate.py"
+        notes.append(f"The published number is of {reference.engine}; this log is of {here}.")
+    if reference.quantity is Quantity.load_seconds and settings["engine"] is None:
         notes.append("Not included: the text encoder, which this project loads separately.")
     if reference.quantity is Quantity.vram:
         notes.append(_gb_note(reference, compared))

@@ -25,6 +25,7 @@ from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.rundir.chosen.ratings import Rating
+from hv15_batch.rundir.frames import frame_file
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"
@@ -167,7 +168,7 @@ def _pick(run: RunData, clip: Mapping[str, Any], has_loras: bool) -> dict[str, s
     cells = {name: clip[name] for name in _PICK_COLUMNS if clip[name] is not None}
     if clip["image"]:
         cells = {name: v for name, v in cells.items() if name not in ("height", "width")}
-        cells["image"] = _image_path(run, clip["image"])
+        cells["image"] = _image_path(run, clip)
     if clip["loras"]:  # the log has their content, and no path
         scales = [scale for _, scale in json.loads(clip["loras"])]
         files = (
@@ -180,8 +181,15 @@ def _pick(run: RunData, clip: Mapping[str, Any], has_loras: bool) -> dict[str, s
     return {name: format_setting(value) for name, value in (cells | tags).items()}
 
 
-def _image_path(run: RunData, image: str) -> str:
-    """Return a first frame's absolute path: picks are saved in another folder than the manifest."""
+def _image_path(run: RunData, clip: Mapping[str, Any]) -> str:
+    """Return a first frame's absolute path: picks are saved in another folder than the manifest.
+
+    A frame of another clip is an image of its own in the run directory.
+    """
+    image = str(clip["image"])
+    if clip["image_source"] is not None:
+        denoise_sha256, _, number = clip["image_source"].partition(":")
+        return str(frame_file(run.directory, denoise_sha256, int(number)))
     folder = Path(run.last_settings.get("manifest") or "").parent
     return str(folder / Path(image).expanduser())
 
@@ -206,13 +214,13 @@ def clip_command(run: RunData, clip: Mapping[str, Any]) -> str | None:
 
     Returns:
         None where the run that made the clip left no settings, or a server wrote the prompt: it
-        would write another one.
+        would write another one. None for a clip that follows another one, whose seed may differ.
     """
     run_id, row_id = clip["run_id"], clip["logged_row_id"]
     settings = run.settings.get(run_id or "")
     if not settings or not settings["manifest"] or not settings["model"]["name"] or row_id is None:
         return None
-    if clip["prompt_original"] is not None:
+    if clip["prompt_original"] is not None or clip["image_source"] is not None:
         return None
     again = f"{run.directory.path}.again/{clip['clip_id']}"
     words = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hv15_batch.planning.benchmark import Progress
+from hv15_batch.planning.tables import SKIPPED
 from hv15_batch.record import DONE_STATUSES, FAILED, SUSPECT
 from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.rundir.paths import resume_command
@@ -15,7 +16,7 @@ from hv15_batch.rundir.status import ACTIVE_STATES, Status, is_gone
 from hv15_batch.status.show import type_again_text
 from hv15_batch.units import format_duration, parse_time
 
-_REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed")
+_REDUNDANT_END = re.compile(r"\d+ of \d+ clips? failed(, \d+ skipped)?")
 """The message of a run that ended with failures; the line has counted them already."""
 
 _MAKES_AGAIN = {"force", "retry.suspect"}
@@ -62,7 +63,10 @@ def _clips(run: RunData) -> tuple[list[str], bool]:
     counts = Counter(clip["status"] for clip in run.clips)
     done = sum(counts[status] for status in DONE_STATUSES)
     parts = [f"{done} of {len(run.clips)}"]
-    for status, word in ((FAILED, "failed"), (SUSPECT, "suspect"), (FILE_MISSING, "file missing")):
+    for status, word in (
+        *((FAILED, "failed"), (SKIPPED, "skipped")),
+        *((SUSPECT, "suspect"), (FILE_MISSING, "file missing")),
+    ):
         if counts[status]:
             parts.append(f"{counts[status]} {word}")
     return parts, done == len(run.clips)

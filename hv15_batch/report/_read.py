@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.planning.benchmark import Progress, progress_of
-from hv15_batch.planning.tables import FROM_PLAN, read_plan
+from hv15_batch.planning.tables import FROM_PLAN, SKIPPED, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.chosen.ratings import Rating, read_ratings
 from hv15_batch.rundir.log import last_attempts, read_rows
@@ -126,6 +126,8 @@ def _shown(
     clip |= {name: asked[name] for name in FROM_PLAN}
     clip["logged_row_id"] = known.get("row_id")
     clip["status"] = known.get("status") or NOT_RENDERED
+    if asked.get("state") == SKIPPED:
+        clip |= {"status": SKIPPED, "error_type": None, "error_message": asked["reason"]}
     file, thumb = Path(clip["file"] or ""), f"{Path(clip['file'] or '').stem}.jpg"
     has_file = clip["status"] in DONE_STATUSES and file.name in files
     if clip["status"] in DONE_STATUSES and not has_file:

@@ -25,6 +25,7 @@ from hv15_batch.figures.workers import (
     worker_figures,
 )
 from hv15_batch.model.options import conf_dir
+from hv15_batch.planning.tables import SKIPPED
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.references.check import MET, compare_with_references
 from hv15_batch.references.data import read_references
@@ -55,6 +56,7 @@ MAX_GROUPS_AT_HEAD = 6
 
 _PROBLEMS = {
     FAILED: "Failed",
+    SKIPPED: "Skipped",
     INTERRUPTED: "Interrupted",
     SUSPECT: "Suspect",
     FILE_MISSING: "File missing",

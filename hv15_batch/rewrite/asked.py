@@ -23,7 +23,10 @@ class Key(NamedTuple):
 
     prompt_original: str
     image_sha256: str | None
-    """Of the first frame. It is not sent: the same words may mean something else with it."""
+    """Of the first frame. It is not sent: the same words may mean something else with it.
+
+    None also where another clip makes the frame, whose content is not known yet.
+    """
     rewrite_model: str
     rewrite_template_sha256: str
 
@@ -40,12 +43,15 @@ class Rewriting:
 
     def template_of(self, key: Key) -> str:
         """Return the instructions for a prompt."""
-        return self.text_template if key.image_sha256 is None else self.image_template
+        is_image = key.rewrite_template_sha256 == _sha256(self.image_template)
+        if key.image_sha256 is not None or is_image:
+            return self.image_template
+        return self.text_template
 
     def key_of(self, row: Row) -> Key:
         """Return the key of a row's rewritten prompt."""
         original = row.prompt if row.rewrite is None else row.rewrite.original
-        is_text = row.image_sha256 is None
+        is_text = row.image_sha256 is None and row.image_frame is None
         template = self.text_template if is_text else self.image_template
         return Key(original, row.image_sha256, self.model, _sha256(template))
 

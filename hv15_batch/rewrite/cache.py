@@ -95,7 +95,11 @@ def _of_log(run_dir: RunDir) -> dict[Key, str]:
     """Return the rewritten prompts of logged clips; of a text that was edited, the newest."""
     if not run_dir.log.is_dir():
         return {}
-    rows: list[dict[str, Any]] = read_records(run_dir.log, (_PROMPT, *Key._fields)).to_pylist()
+    names = (_PROMPT, "image_source", *Key._fields)
+    rows: list[dict[str, Any]] = read_records(run_dir.log, names).to_pylist()
+    for row in rows:
+        if row["image_source"] is not None:  # the frame was not known when the prompt was asked for
+            row["image_sha256"] = None
     return {
         Key(*(row[name] for name in Key._fields)): row[_PROMPT]
         for row in rows

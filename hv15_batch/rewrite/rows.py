@@ -91,12 +91,13 @@ def _others(row: Row, by_original: Mapping[str, Mapping[_Asked, Iterable[str]]])
 
 def rewriting_lines(clips: Iterable[Clip]) -> Iterator[str]:
     """Yield at most one line of a dry run: how many prompts are rewritten, and how many not yet."""
-    keys: dict[tuple[str, str | None], bool] = {}
+    keys: dict[tuple[str, bool, str | None], bool] = {}
     model = ""
     for clip in clips:
         if clip.rewrite is not None:
             model = clip.rewrite.model
-            keys[clip.rewrite.original, clip.settings.image_sha256] = clip.is_pending
+            has_frame, image = clip.settings.has_image, clip.settings.image_sha256
+            keys[clip.rewrite.original, has_frame, image] = clip.is_pending
     if keys:
         pending = sum(keys.values())
         words = f"{pending} not yet: the server is asked when a run starts" if pending else "all"

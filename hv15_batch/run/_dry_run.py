@@ -151,7 +151,7 @@ def _format_weights(checkpoint: Checkpoint) -> str:
         return f"built on this machine in seconds: the clips are noise on purpose{own}"
     if checkpoint.kind is CheckpointKind.demo:
         return f"part of this package, written as a checkpoint on this machine in seconds{own}"
-    revision = checkpoint.revision[:12] if checkpoint.revision else "its newest revision"
+    revision = checkpoint.engine or (checkpoint.revision or "")[:12] or "its newest revision"
     what = checkpoint.repo if checkpoint.kind is CheckpointKind.hub else str(checkpoint.folder)
     there = (
         "on disk"

@@ -36,6 +36,7 @@ from hv15_batch.model.shapes import (
     VAE_BYTES,
 )
 from hv15_batch.model.variant import OffloadKind, Task, Weights
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
 from hv15_batch.run.prepare import Asked, lacks_weights
 from hv15_batch.rundir.paths import RunDir
@@ -310,6 +311,8 @@ def _cache_faults(asked: Asked, todo: Todo) -> list[str | None]:
         places.append((tiny_root(), "XDG_CACHE_HOME"))
     if lacks_weights(asked, todo):
         places.append((cache_root() / "checkpoints", "XDG_CACHE_HOME"))
+    if is_official(asked.config):
+        return []  # its own environment decides what it writes
     if not is_tiny:
         places.append((_triton_cache(), "TRITON_CACHE_DIR"))
     try:

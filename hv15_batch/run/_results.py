@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hv15_batch.errors import Secondary
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.planning.chains import with_chains
+from hv15_batch.planning.films import build_films
 from hv15_batch.planning.plan import PlannedClip, plan_clips, read_history
 from hv15_batch.planning.tables import write_clips_table, write_plan
 from hv15_batch.report.render import write_page
@@ -28,7 +31,10 @@ def write_results(asked: Asked, seconds: float | None) -> list[str]:
     lines: list[str] = []
     with up_to_date("the page", lines.append), run_dir.moment(seconds):
         with up_to_date("plan.csv", lines.append):
-            write_plan(clips_of_now(asked), run_dir.plan, None)
+            clips = clips_of_now(asked)
+            write_plan(clips, run_dir.plan, None)
+            if seconds is None and not asked.config.benchmark.repeat:
+                write_films(clips, run_dir, lines)
         write_tables_and_page(run_dir, asked.config.benchmark.repeat is not None, lines)
     return lines
 
@@ -36,7 +42,15 @@ def write_results(asked: Asked, seconds: float | None) -> list[str]:
 def clips_of_now(asked: Asked) -> list[PlannedClip]:
     """Return every clip with its state by the logs of this moment."""
     history = read_history(asked.run_dir)
-    return plan_clips(asked.clips, replace(asked.config, force=False), history, asked.run_dir)
+    config = replace(asked.config, force=False)
+    planned = plan_clips(asked.clips, config, history, asked.run_dir)
+    return with_chains(planned, asked.run_dir, is_over=True)
+
+
+def write_films(clips: Sequence[PlannedClip], run_dir: RunDir, lines: list[str]) -> None:
+    """Build the films that are missing; add lines about them."""
+    with up_to_date("films/", lines.append):
+        lines.extend(build_films(clips, run_dir))
 
 
 def write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str]) -> None:

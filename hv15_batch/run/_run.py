@@ -12,7 +12,14 @@ from hv15_batch.clip import Group
 from hv15_batch.clock import Clock
 from hv15_batch.config.checks import typed_compile
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Finished, Job, ModelSpec
+from hv15_batch.dispatch.protocol import (
+    Event,
+    ExecutorSpec,
+    Finished,
+    Job,
+    Loading,
+    ModelSpec,
+)
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.forecast.forecast import (
@@ -29,6 +36,7 @@ from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._preflight import disk_fault
@@ -101,6 +109,11 @@ class Run:
     def places(self) -> list[str]:
         """Where each worker renders, in words."""
         return [f"{gpu.name}, card {gpu.index}" if gpu else "CPU" for gpu in self.cards]
+
+    @property
+    def starting(self) -> Loading:
+        """What a new worker does before its first event."""
+        return Loading("a worker" if is_official(self.config) else "PyTorch")
 
     def offload_lines(self) -> list[str]:
         """Return what was chosen for the cards, a line for each kind of card and model."""
@@ -185,7 +198,8 @@ class Run:
         """Return an event; that of a clip which the store does not have is one of a failure."""
         if self.store is None or not isinstance(event, Finished):
             return event
-        return replace(event, record=self.store.confirmed(event.record))
+        kept = event.job.clip.kept_frames
+        return replace(event, record=self.store.confirmed(event.record, kept))
 
     def load_seconds(self, job: Job, own: Group | None) -> float:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""

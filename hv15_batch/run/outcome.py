@@ -92,13 +92,17 @@ class StopRun(Exception):
 MAX_SHOWN_FAILURES = 5
 
 
-def ended(records: list[ClipRecord], num_todo: int, num_given_up: int) -> Outcome:
-    """Return the outcome of a run that tried all of its clips but those that were given up."""
+def ended(
+    records: list[ClipRecord], num_todo: int, num_given_up: int, num_skipped: int = 0
+) -> Outcome:
+    """Return the outcome of a run that tried all of its clips but those given up or skipped."""
     failed = sum(r.status == FAILED for r in records)
     message = f"{failed} of {counted(num_todo, 'clip')} failed"
     if num_given_up:
         message += f", {num_given_up} given up"
-    if failed or num_given_up:
+    if num_skipped:
+        message += f", {num_skipped} skipped"
+    if failed or num_given_up or num_skipped:
         return Outcome(EXIT_SOME_FAILED, "failed", message, records)
     return Outcome(EXIT_OK, "done", "", records)
 
@@ -122,7 +126,13 @@ def nothing_to_do(
     """Yield the lines of a run that finds everything done."""
     which = f"the rows of only={config.only}" if config.only else manifest.name
     which = f"shard {run_dir.shard} of {which}" if run_dir.shard else which
-    yield f"Nothing to do: every clip of {which} is done. force=true renders again."
+    skipped = [p for p in selected if p.is_skipped]
+    if skipped:
+        yield f"Nothing to render: {counted(len(skipped), 'clip')} of {which} cannot begin."
+        for p in skipped[:MAX_SHOWN_FAILURES]:
+            yield f"  {p.clip.clip_id} is skipped: {p.reason}"
+    else:
+        yield f"Nothing to do: every clip of {which} is done. force=true renders again."
     suspects = sum(p.is_suspect for p in selected)
     if suspects:
         yield f"{suspects} of them suspect; retry.suspect=true renders those again."

@@ -28,6 +28,8 @@ from hv15_batch.forecast.wording import uncertainty, workers_lines
 from hv15_batch.machine.cards import Card, typed_card
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.manifest.templates.expand import shown_prompts
+from hv15_batch.official.command import command_lines
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.tables import PLAN_COLUMNS, plan_rows, write_plan
 from hv15_batch.planning.todo import Todo
@@ -141,6 +143,7 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
         plan_bytes,
         tell,
     )
+    tell(*command_lines(asked.config_of, todo.to_render, asked.run_dir.clips))
     tell(*shown_prompts(p.clip for p in todo.selected))
     tell(*rewriting_lines(p.clip for p in todo.selected))
     if foreign := foreign_note(asked.run_dir.log):
@@ -152,7 +155,9 @@ def make_plan(asked: Asked, rules: Rules, say: Say = lambda _: None) -> Plan:
     compiled = {name: found.is_on for name, found in compilations.items()}
     trials = _Trials(asked, todo, machine)
     forecast, told = predict_run(config, todo.to_render, machine, log, rules, trials, compiled)
-    if todo.to_render:
+    if todo.to_render and is_official(config):
+        told = ["Time: not predicted for the official script; its first clips show it"]
+    elif todo.to_render:
         tell(*compilation_lines(compilations))
     tell(*told)
     if forecast is not None:
@@ -230,6 +235,7 @@ def _settings_faults(
     of_models = [
         fault
         for own, _ in asked.models(todo)
+        if not is_official(own)
         for fault in (attention_fault(own, card), linears_fault(own, gpu_name))
     ]
     return [fault for fault in (*dict.fromkeys(of_models), offline_fault(asked, todo)) if fault]

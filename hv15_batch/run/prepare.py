@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,15 +22,18 @@ from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.secrets import check_no_secrets
 from hv15_batch.manifest.templates.expand import templates_line
 from hv15_batch.manifest.typed import check_typed, swept_model_notes
-from hv15_batch.manifest.weights import UNKNOWN, KnownWeights, lora_path, models_of_rows
+from hv15_batch.manifest.weights import KnownWeights, lora_path, models_of_rows
 from hv15_batch.model.attention import backend_fault
 from hv15_batch.model.variant import ModelConfig, Weights
+from hv15_batch.official.limits import check_official, is_official
 from hv15_batch.planning.benchmark import plan_repetitions
+from hv15_batch.planning.chains import chains_line, with_chains
 from hv15_batch.planning.loras import find_loras
 from hv15_batch.planning.plan import History, plan_clips, read_history, settings_conflict
 from hv15_batch.planning.selection import select
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
+from hv15_batch.redaction import show
 from hv15_batch.rewrite.phase import with_known_rewrites
 from hv15_batch.rewrite.rows import as_before
 from hv15_batch.rundir.paths import RunDir
@@ -42,7 +46,7 @@ from hv15_batch.rundir.stored import (
 )
 from hv15_batch.status.show import resume_words
 from hv15_batch.units import Say
-from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint
+from hv15_batch.weights.checkpoint import Checkpoint, resolve_checkpoint, resolve_weights
 from hv15_batch.weights.fetch import fetch
 from hv15_batch.weights.hub import check_online
 from hv15_batch.weights.kernels.fetched import hub_fault
@@ -112,18 +116,23 @@ def prepare(
     _check_models(config, names)
     config = _with_remembered_weights(config, names, run_dir)
     config = replace(config, shard=str(run_dir.shard) if run_dir.shard else None)
-    checkpoints = {n: resolve_checkpoint(config_of(config, n).model) for n in names}
+    checkpoints = {n: resolve_weights(config_of(config, n), _say_aloud) for n in names}
     found = find_loras(config, manifest, checkpoints)
     clips = clips_of(manifest, config, checkpoints, found.by_path)
     check_no_secrets(config, manifest, clips)
-    notes = [templates_line(manifest.rows, config.templates)]
+    notes = [templates_line(manifest.rows, config.templates), chains_line(clips)]
     notes += [*swept_model_notes(manifest, config, swept), repeats_note(manifest, clips)]
     for name in names:
         of_model = [clip for clip in clips if clip.settings.model == name]
         notes += advice_notes(of_model, config_of(config, name).model)
-    manifest = replace(manifest, notes=(*manifest.notes, *filter(None, notes), *found.notes))
+    told = (*config.preset_notes, *manifest.notes, *filter(None, notes), *found.notes)
+    manifest = replace(manifest, notes=told)
     loras, in_sweep = found.by_path, sweep is not None
     return Asked(config, manifest, checkpoints, run_dir, clips, loras, beaten, in_sweep)
+
+
+def _say_aloud(text: str) -> None:
+    show(text, sys.stderr)
 
 
 def _check_models(config: Config, names: Sequence[str]) -> None:
@@ -135,6 +144,7 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
     for name in names:
         try:
             check_config(config_of(config, name))
+            check_official(config_of(config, name))
         except Refused as error:
             if name == config.model.name:
                 raise
@@ -148,9 +158,10 @@ def clips_of(
     loras: Mapping[str, ClipLora],
 ) -> tuple[Clip, ...]:
     """Return the clips of the rows, with these weights."""
-    known = {n: KnownWeights(c.revision, c.transformer_sha256) for n, c in checkpoints.items()}
-    own = known.pop(config.model.name, UNKNOWN)
-    return make_clips(manifest, config, own.revision, own.transformer_sha256, loras, known)
+    known = {
+        n: KnownWeights(c.revision, c.transformer_sha256, c.engine) for n, c in checkpoints.items()
+    }
+    return make_clips(manifest, config, None, None, loras, known)
 
 
 def plan_against_log(asked: Asked, before: Todo | None = None) -> Todo:
@@ -166,7 +177,7 @@ def plan_against_log(asked: Asked, before: Todo | None = None) -> Todo:
     """
     config, run_dir = asked.config, asked.run_dir
     history = read_history(run_dir, before.history if before is not None else None)
-    clips = plan_clips(asked.clips, config, history, run_dir)
+    clips = with_chains(plan_clips(asked.clips, config, history, run_dir), run_dir)
     todo = Todo(clips, select(clips, config), shard=run_dir.shard, history=history)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
@@ -238,6 +249,7 @@ def _is_known_here(asked: Asked, history: History) -> bool:
         and before.runtime.dtype == now.runtime.dtype
         and before.runtime.linear == now.runtime.linear
         and before.runtime.attention_backend == now.runtime.attention_backend
+        and (before.runtime.engine, before.official) == (now.runtime.engine, now.official)
         for before in earlier_settings(asked.run_dir)
     )
     return known and any(
@@ -261,7 +273,7 @@ def plan_with(asked: Asked, config: Config) -> tuple[Asked, Todo]:
     config = _with_remembered_weights(config, names, asked.run_dir)
     models = {name: config_of(config, name).model for name in names}
     known = {own.model.name: found for own, found in asked.models() if own.model in models.values()}
-    checkpoints = {n: known.get(n) or resolve_checkpoint(model) for n, model in models.items()}
+    checkpoints = {n: known.get(n) or resolve_weights(config_of(config, n)) for n in models}
     clips = clips_of(asked.manifest, config, checkpoints, asked.loras)
     changed = replace(asked, config=config, checkpoints=checkpoints, clips=clips)
     return changed, plan_against_log(changed)
@@ -297,6 +309,8 @@ def check_device(asked: Asked, todo: Todo, machine: Machine) -> None:
     gpu_name = machine.gpu.name if machine.gpu else None
     card = find_card(gpu_name) if gpu_name else None
     for config, _ in asked.models(todo):
+        if is_official(config):  # a card is its own business
+            continue
         if fault := attention_fault(config, card) or linears_fault(config, gpu_name):
             raise Refused(fault)
         if not config.model.weights.is_small and not machine.gpus:
@@ -370,7 +384,7 @@ def _with_remembered_weights(config: Config, names: Sequence[str], run_dir: RunD
     any more: the newest one would render everything again.
     """
     remembered: dict[str, ModelConfig] = {}
-    for name in names:
+    for name in () if is_official(config) else names:
         model = config_of(config, name).model
         found = resolve_checkpoint(model)
         if found.revision is None or found.lacking is not None:

@@ -12,7 +12,15 @@ from hv15_batch.config.checks import parse_command
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.local import LocalExecutor, set_allocator
 from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, Job
-from hv15_batch.errors import EXIT_FAULT, EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Refused, Secondary
+from hv15_batch.errors import (
+    EXIT_FAULT,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_SIGINT,
+    EXIT_SOME_FAILED,
+    Refused,
+    Secondary,
+)
 from hv15_batch.figures.tables import write_timing_tables
 from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
@@ -20,6 +28,7 @@ from hv15_batch.forecast.seconds import COMPILE_SECONDS
 from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
+from hv15_batch.official.limits import is_official
 from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
@@ -30,6 +39,7 @@ from hv15_batch.run._progress import Progress
 from hv15_batch.run._results import (
     clips_of_now,
     up_to_date,
+    write_films,
     write_results,
     write_tables_and_page,
 )
@@ -294,6 +304,9 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     if run.store is not None:
         with Secondary("the page lacks what other shards did meanwhile", lines.append):
             run.store.pull_others()
+    if is_official(run.config):  # a script that was ended has left what it wrote so far
+        with Secondary("unfinished files are left until the next run", lines.append):
+            run.run_dir.sweep_temporary()
     is_stopped = outcome.exit_code >= EXIT_SIGINT
     lines += write_results(run.asked, STOP_SECONDS if is_stopped else None)
     for line in lines:
@@ -338,7 +351,10 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     with up_to_date("the page", lines.append), run_dir.moment():
         is_stale = True
         with up_to_date("plan.csv", lines.append):
-            clips = todo.clips if run_dir.shard is None else clips_of_now(asked)
+            is_as_planned = run_dir.shard is None and not todo.skipped
+            clips = todo.clips if is_as_planned else clips_of_now(asked)
+            if todo.repetitions is None:
+                write_films(clips, run_dir, lines)
             is_stale = write_plan(clips, run_dir.plan, None) or not is_up_to_date(run_dir)
         if is_stale:
             write_tables_and_page(run_dir, False, lines)
@@ -349,7 +365,7 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
     else:
         lines += nothing_to_do(asked.config, run_dir, asked.manifest, todo.selected)
     _say_all(lines, say)
-    return EXIT_OK
+    return EXIT_SOME_FAILED if todo.skipped else EXIT_OK
 
 
 def show(asked: Asked, rules: Rules, say: Say) -> int:

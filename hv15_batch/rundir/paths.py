@@ -15,7 +15,7 @@ from pathlib import Path
 from hv15_batch.config.run_names import new_run_id
 from hv15_batch.config.shard import Shard
 from hv15_batch.errors import Refused
-from hv15_batch.files import is_temporary, sweep
+from hv15_batch.files import SCRATCH, is_temporary, sweep
 from hv15_batch.machine.machine import existing_parent
 from hv15_batch.rundir._lock import (
     COUNT,
@@ -270,7 +270,7 @@ class RunDir:
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
-        names = ("clips", "latents", "thumbs", "embeddings", "picks", ASSETS)
+        names = ("clips", "latents", "thumbs", "embeddings", "picks", "frames", "films", ASSETS)
         return [self.path.resolve(), *(self.path / name for name in names)]
 
     def linked_folders(self) -> list[tuple[str, Path]]:
@@ -366,8 +366,12 @@ class RunDir:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether it is an empty folder, or a link to one, that a user made beforehand."""
-    return folder.is_dir() and (folder.is_symlink() or not any(folder.iterdir()))
+    """Whether it is an empty folder, or a link to one, that a user made beforehand.
+
+    What the pasted command of a dry run left in a folder of `SCRATCH` does not count.
+    """
+    names = () if folder.is_symlink() or not folder.is_dir() else os.listdir(folder)
+    return folder.is_dir() and all(name.startswith(SCRATCH) for name in names)
 
 
 def resume_command(path: Path, shard: Shard | None = None) -> str:

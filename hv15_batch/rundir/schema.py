@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from hv15_batch.record import ClipRecord
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 8
 """Bumped when a column is added, removed or changes its meaning."""
 
 _STORED = ("about", "unit", "source")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
@@ -30,6 +31,7 @@ __all__ = (
     "below",
     "clip_file",
     "fetched",
+    "frame_of",
     "hold",
     "is_url",
     "open_uploads",
@@ -138,6 +140,24 @@ def fetched(run_dir: RunDir, name: str) -> Path:
     except FileNotFoundError:
         return path
     return path
+
+
+def frame_of(run_dir: RunDir, denoise_sha256: str, number: int) -> Path | None:
+    """Return the path of a frame with which another clip begins; None where it is not kept.
+
+    One that only the store has is fetched, under its name there, which is never reused.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    stored = read_stored(run_dir.path)
+    if stored is None:
+        path = frame_file(run_dir, denoise_sha256, number)
+    elif name := stored.frames.get(frame_name(denoise_sha256, number)):
+        path = fetched(run_dir, name)
+    else:
+        return None
+    return path if path.is_file() else None
 
 
 def clip_file(typed: str) -> Path:

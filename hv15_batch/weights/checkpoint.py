@@ -15,11 +15,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
 from hv15_batch.files import read_json, read_text
 from hv15_batch.machine.machine import cache_root as cache_root
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import HubFile, ModelConfig, Weights
+from hv15_batch.official.limits import is_official, weights_of
+from hv15_batch.weights._official import engine_of
 from hv15_batch.weights.files import (
     check_task,
     content_sha256,
@@ -50,6 +53,7 @@ class CheckpointKind(Enum):
     tiny = "tiny"
     demo = "demo"
     random = "random"
+    official = "official"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Checkpoint:
     """Replaces the transformer in `folder`."""
     lacking: HubFile | None = None
     """The file with that transformer, where it is not on this machine."""
+    engine: str | None = None
+    """What renders with them, see `ClipSettings.engine`; None for diffusers."""
 
     @property
     def is_missing(self) -> bool:
@@ -145,6 +151,23 @@ def resolve_checkpoint(
     path = Path(os.path.abspath(os.path.expanduser(model.transformer_file)))
     typed = f"model.transformer_file={model.transformer_file}"
     return replace(found, transformer=find_transformer(path, typed, model, cache_root(), say))
+
+
+def resolve_weights(config: Config, say: Say = lambda _: None) -> Checkpoint:
+    """Return what a model's clips are rendered with, by the engine that is asked for.
+
+    Args:
+        config: Settings, `model` being the one in question; checked by `official.limits`.
+        say: As of `resolve_checkpoint`.
+
+    Raises:
+        Refused: as `resolve_checkpoint`; a file of the official script cannot be read.
+    """
+    if not is_official(config):
+        return resolve_checkpoint(config.model, say=say)
+    folder = weights_of(config.official)
+    engine = engine_of(config, cache_root() / "file_sha256.json", say)
+    return Checkpoint(str(folder), None, folder, CheckpointKind.official, engine=engine)
 
 
 def _check_hub_file(source: HubFile) -> None:

@@ -202,6 +202,8 @@ PRESETS = {
     "rtx4090_standard": ("480p_t2v", "auto", {}),
     "rtx4090_step_distilled": ("480p_i2v_step_distilled", "auto", {"num_inference_steps": 8}),
     "this_card": (FOUR_STEP, "auto", {}),
+    "recipe_option_a": ("480p_t2v_distilled", "auto", {}),
+    "recipe_option_b": ("480p_t2v", "model", {"num_frames": 61, "fps": 15.0}),
 }
 
 

@@ -43,7 +43,7 @@ SEED_FORMS = "write them like 7, like 1 2 5, like 1,2,5 or like 0..3"
 LABEL = "or begin it with tag_ if it is a label of your own"
 KNOWN = (
     "the known names are prompt, id, seed, negative_prompt, image, height, width, num_frames, "
-    "num_inference_steps, guidance_scale, flow_shift, fps, loras, model"
+    "num_inference_steps, guidance_scale, flow_shift, fps, loras, model, join"
 )
 OTHERS = "manifest_other=tag takes such columns as labels, manifest_other=ignore leaves them out"
 TEXT = "must be text; in JSON put it in quotation marks, in Parquet write the column as string"

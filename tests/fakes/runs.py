@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from hv15_batch.clip import Clip
 from hv15_batch.clock import Clock, utc_now
 from hv15_batch.config.settings import Config, SamplingConfig
@@ -29,10 +31,13 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.errors import Refused
+from hv15_batch.media.frame import frame_sha256
 from hv15_batch.model.variant import Dtype, ModelConfig, SamplingDefaults, Task, Weights
 from hv15_batch.record import FAILED, OK, SUSPECT, WARM_UP, ClipRecord, asked_record
+from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
+from hv15_batch.rundir.store import frame_of
 
 SMALL = SamplingDefaults(
     height=32, width=32, num_frames=1, num_inference_steps=2, guidance_scale=6.0
@@ -70,10 +75,11 @@ class FakeRenderer:
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         clip, words = job.clip, job.clip.settings.prompt.split()
+        frame = frame_pixels(self._run_dir, clip)
         if "once" in words and job.attempt > 1:
             words = []
         latents = self._run_dir.latents_file(clip.denoise_sha256)
-        columns: dict[str, Any] = {}
+        columns: dict[str, Any] = {} if frame is None else {"image_sha256": frame}
         is_repetition = job.repeat is not None
         if job.use_latents and latents.is_file() and not is_repetition:
             columns |= json.loads(latents.read_text(encoding="utf-8"))
@@ -112,6 +118,7 @@ class FakeRenderer:
             }
         else:
             columns |= self._write(job, path)
+            self._keep_frames(job)
             columns |= {
                 "file": self._run_dir.relative(path) if job.repeat is None else None,
                 "total_seconds": 0.25,
@@ -135,9 +142,25 @@ class FakeRenderer:
                 "file_sha256": sha256_of_file(temporary),
             }
 
+    def _keep_frames(self, job: Job) -> None:
+        """Write the frames with which other clips begin; each clip has its own colour."""
+        colour = "#" + job.clip.denoise_sha256[:6]
+        for path in frame_files(self._run_dir, job.clip):
+            with publishing(path, job.repeat is None, makes_folder=True) as temporary:
+                Image.new("RGB", (16, 16), colour).save(temporary, "PNG")
+
     def _note(self, what: str, about: object) -> None:
         with (self._run_dir.path.parent / "journal.txt").open("a", encoding="utf-8") as file:
             file.write(f"{what} {about}\n")
+
+
+def frame_pixels(run_dir: RunDir, clip: Clip) -> str | None:
+    """Return the hash of the pixels that a clip takes over; it fails where they are lost."""
+    if clip.source is None:
+        return None
+    path = frame_of(run_dir, clip.source.denoise_sha256, clip.source.number)
+    assert path is not None, f"{clip.clip_id} was rendered before {clip.source.clip_id}"
+    return frame_sha256(path)
 
 
 def steps_of(clip: Clip) -> int:
@@ -179,10 +202,12 @@ class FakeExecutor:
         return event() if callable(event) else event
 
     def close(self) -> None:
-        pass
+        if hasattr(self._renderer, "close"):
+            self._renderer.close()
 
     def kill(self) -> None:
         self._events.clear()
+        self.close()
 
     def resident_bytes(self) -> int | None:
         return None

@@ -82,7 +82,7 @@ def test_a_name_of_another_tool_is_told_with_its_meaning(name: str, known: str) 
     [
         *("videopath", "video_path", "weight", "weights", "speed", "light", "style", "scene"),
         *("category", "sequence", "with", "need", "feed", "test", "stage", "stops", "idea"),
-        *("frame", "duration", "size", "resolution", "remodel", "join", "score", "source"),
+        *("frame", "duration", "size", "resolution", "remodel", "joint", "score", "source"),
         *("temps", "wide", "eight", "mage", "hit", "fits", "prompter_name", "image_embedding"),
         *("embedded_guidance", "shiftwork", "negation", "timestamp", "x" * 100, "", "\u0301"),
     ],

@@ -70,6 +70,24 @@ def test_the_same_card_and_all_stated_settings_reproduce_a_figure_with_n_and_spr
     assert found.best.ratio == pytest.approx(260 / 259.4)
 
 
+SCRIPT = f"official@60783e704160023913bee78f0b47036d393d4dfa code={16 * 'a'} ckpts={16 * 'b'}"
+
+
+def test_clips_of_the_official_script_are_compared_like_those_of_diffusers() -> None:
+    found = verdict(
+        "tencent_step_distilled", rows(STEP_DISTILLED, 60.0, engine=SCRIPT, offload=None)
+    )
+
+    assert found.verdict is verdict("tencent_step_distilled", rows(STEP_DISTILLED, 60.0)).verdict
+    assert "The published number is of Tencent generate.py; this log is of Tencent's" in plain(
+        found
+    )
+    with_flag = rows(STEP_DISTILLED, 60.0, engine=f"{SCRIPT} use_fp8_gemm=true")
+    found = verdict("tencent_step_distilled", with_flag)
+    assert found.verdict is Verdict.not_comparable
+    assert "official.arguments=null" in plain(found)
+
+
 def test_slower_is_not_reproduced_and_says_by_how_much() -> None:
     found = verdict("vllm_omni_121", rows(OMNI, 518.8))
 

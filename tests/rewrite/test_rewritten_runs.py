@@ -518,3 +518,34 @@ def test_the_dry_run_counts_what_is_not_rewritten_and_asks_nobody(
     assert server.asked == []
     reasons = {row["row_id"]: row["reason"] for row in read_csv(project.run_dir.plan)}
     assert reasons["cat"] == "not yet rewritten"
+
+
+# -- chains -----------------------------------------------------------------------------------
+
+
+def test_the_prompt_of_a_clip_that_follows_another_is_asked_for_as_one_with_a_first_frame(
+    project: Rewritten, server: ChatServer
+) -> None:
+    project.write("id,prompt,model,image", "a,a cat,,", "b,a dog,tiny_i2v,@a:last")
+    assert project.run() == 0
+    asked = {each["prompt"]: each["system"] for each in server.asked}
+    assert "You do not see the picture" not in asked["a cat"]
+    assert "You do not see the picture" in asked["a dog"]
+    records = {r["row_id"]: r for r in project.records()}
+    assert records["b"]["prompt"] == "Rewritten: a dog"
+    assert records["b"]["image_source"].startswith(records["a"]["denoise_sha256"])
+    server.asked.clear()
+    project.file.unlink()
+    assert project.run() == 0
+    assert server.asked == [], "the log has both texts"
+
+
+def test_what_follows_a_clip_without_a_text_is_skipped(
+    project: Rewritten, server: ChatServer
+) -> None:
+    project.write("id,prompt,model,image", "a,bad cat,,", "b,a dog,tiny_i2v,@a:last")
+    server.answer = lambda prompt: 400 if prompt == "bad cat" else f"Rewritten: {prompt}"
+    assert project.run() == 3
+    plan = {row["row_id"]: row for row in project.plan()}
+    assert plan["b"]["state"] == "skipped"
+    assert [r["row_id"] for r in project.records()] == ["a"]

@@ -24,12 +24,15 @@ from fakes.stored import Stored
 from fakes.uploading import uploading_local_executor
 
 from hv15_batch import cli
+from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import DispatchConfig, RewriteConfig
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.media.film import film_members
+from hv15_batch.media.frame import frame_sha256
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
-from hv15_batch.rundir.remote.client import Client
+from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import add_objects
 from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import open_uploads
@@ -126,6 +129,44 @@ def test_latents_of_the_store_are_decoded(stored: Stored, monkeypatch: pytest.Mo
     assert again["file"] != lost
     assert again["latents_file"] == before["cat"]["latents_file"]
     assert again["latents_sha256"] == before["cat"]["latents_sha256"]
+
+
+def test_a_frame_that_another_clip_begins_with_is_read_from_the_store(stored: Stored) -> None:
+    stored.write(
+        "id,prompt,model,image,height,width,num_frames,join",
+        "a,a cat,,,128,128,5,story",
+        "b,a dog,tiny_i2v,@a:last,,,5,story",
+    )
+    assert stored.render(only="a") == 0
+    (frame,) = stored.names("frames/")
+    assert not list((stored.mirror.path / "frames").iterdir()), "it is in the store alone"
+    stored.on_another_machine()
+    assert stored.render() == 0
+    assert stored.server.count("GET", "frames/") == 1
+    records = {row["row_id"]: row for row in stored.rows()}
+    assert records["a"]["attempt"] == 1
+    assert frame == f"frames/{records['b']['image_source'].replace(':', '_')}." + (
+        records["a"]["file"].rsplit(".", 2)[1] + ".png"
+    )
+    assert records["b"]["image_sha256"] == frame_sha256(stored.mirror.path / frame)
+    assert stored.names("films/") == ["films/story.mp4"]
+    data = bytes(stored.server.bucket()[f"{stored.name_there}/films/story.mp4"].value)
+    film = stored.folder / "story.mp4"
+    film.write_bytes(data)
+    assert film_members(film) == [records[name]["file_sha256"] for name in "ab"]
+    assert not list(stored.mirror.clips.iterdir()), "what was fetched for the film is gone"
+    stored.on_another_machine()
+    stored.server.requests.clear()
+    assert stored.render() == 0
+    assert not stored.server.count("GET", "clips/"), "the film is compared by its comment"
+
+
+def test_frames_are_kept_as_long_as_their_clips(stored: Stored) -> None:
+    attempts = ["a" * 16, "b" * 16]
+    frames = [f"frames/{'0' * 64}_4.{attempt}.png" for attempt in attempts]
+    now = utc_now()
+    items = [Item(name, 1, "", now - timedelta(hours=30)) for name in frames]
+    assert held.orphans(items, now, {f"clips/a_s0_1.{attempts[0]}.mp4"}) == [frames[1]]
 
 
 @exhaustive

@@ -49,11 +49,11 @@ run_id clip_id row_id row_index attempt repeat settings_sha256 denoise_sha256 ma
 shard started_at finished_at
 prompt negative_prompt image seed height width num_frames num_inference_steps guidance_scale
 flow_shift fps tags attention_backend_requested off_recipe linear cache
-transformer_sha256 loras
-prompt_original rewrite_model rewrite_template_sha256 template_draw
+transformer_sha256 loras engine
+prompt_original rewrite_model rewrite_template_sha256 template_draw image_source
 model repo revision weights task dtype attention_backend mask_free compiled offload vae_tile_size
 decode_device num_text_tokens num_glyph_tokens num_video_tokens
-image_sha256 num_computed_steps
+engine_version image_sha256 num_computed_steps
 lora_keys_matched lora_keys_unmatched
 load_seconds encode_seconds encode_cached denoise_seconds step_seconds decode_seconds write_seconds
 total_seconds is_cold denoise_attempt

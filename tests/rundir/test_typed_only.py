@@ -20,6 +20,7 @@ from hv15_batch.config.settings import (
     each_setting,
 )
 from hv15_batch.errors import Refused
+from hv15_batch.model.official import OfficialConfig
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Lora
 from hv15_batch.rundir.stored import latest_settings, to_type_again, write_settings
@@ -34,6 +35,10 @@ REACHING = {
     "model.transformer_hub.revision": "is downloaded",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
+    "official.repo": "is a folder with a program that is started",
+    "official.python": "is a program that is started",
+    "official.load_once": "says in which way that program is started",
+    "official.arguments": "are given to that program",
     "rewrite.base_url": "is an address that prompts are sent to",
     "rewrite.model": "turns that on",
     "rewrite.template": "is a file that is sent there",
@@ -94,7 +99,7 @@ def test_every_setting_that_reaches_a_process_a_socket_or_a_download_is_marked()
 
 def test_of_every_setting_that_holds_text_it_is_said_whether_it_reaches_out() -> None:
     assert texts() - set(REACHING) == set(INWARD)
-    no_texts = {"notify.timeout_seconds", "model.loras"}  # a number, and a list
+    no_texts = {"notify.timeout_seconds", "model.loras", "official.load_once"}
     assert texts() & set(REACHING) == set(REACHING) - no_texts
 
 
@@ -111,6 +116,10 @@ USED: list[tuple[dict[str, Any], list[str]]] = [
     ({"notify": NotifyConfig("echo")}, ["notify.command"]),
     ({"notify": NotifyConfig(["echo"], 5)}, ["notify.command", "notify.timeout_seconds"]),
     ({"runtime": RuntimeConfig(attention_backend="sage_hub")}, ["runtime.attention_backend"]),
+    (
+        {"official": OfficialConfig("a", "b", True, ["--use_fp8_gemm"])},
+        [f"official.{name}" for name in ("repo", "python", "load_once", "arguments")],
+    ),
     ({"model": OTHER_REPO}, ["model.repo"]),
     ({"model": replace(OTHER_REPO, name="mine")}, ["model.repo"]),
     (

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fakes.official import official_project
 
 from hv15_batch import cli
 from hv15_batch.config.messages import WORDS
@@ -146,6 +147,11 @@ def test_a_command_of_the_pages_runs(
     else:
         folder = tmp_path
         write_manifest(folder)
+        if any(word.startswith("official.") for word in words):
+            project = official_project(folder / "project", "")
+            project.repo.rename(folder / "tencent")
+            (folder / "venv" / "bin").mkdir(parents=True)
+            project.python.rename(folder / "venv" / "bin" / "python")
         expected = 2 if words[0] in HERE else 0
         if words[0] not in HERE and not {"--dry-run", "--cfg"} & set(words):
             words.append("--dry-run")

@@ -401,6 +401,53 @@ def test_a_first_frame_that_is_gone_or_another_one_is_named(
     assert plan["settings_sha256"] == asked["settings_sha256"]
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_frame_of_another_clip_is_taken_from_the_run(
+    command: Command, tmp_path: Path, tag: dict[str, Any], photo: Path, is_kept: bool
+) -> None:
+    source = f"{'0a' * 32}:24"
+    changes = {"image": "@cat:last", "image_sha256": None, "image_source": source}
+    write_tagged(tmp_path / "run" / "clips" / "clip.mp4", i2v(tag, photo, **changes))
+    frame = tmp_path / "run" / "frames" / f"{'0a' * 32}_24.png"
+    frame.parent.mkdir()
+    if is_kept:
+        Image.new("RGB", (40, 60), "red").save(frame)
+
+    words, answer = recipe(command, "run/clips/clip.mp4")
+
+    note = next(line for line in answer.out.splitlines() if line.startswith("First frame: "))
+    what = "First frame: it is frame 24 of another clip (image=@cat:last)"
+    if is_kept:
+        assert note == f"{what}, taken from {frame}; the clip looks the same and has another name."
+        (plan,) = planned(command, *words)
+        assert plan["image"] == str(frame)
+    else:
+        assert note == f"{what}, which is not kept; put an image file into the column image."
+
+
+def test_the_tag_has_the_prompt_before_it_was_rewritten(
+    command: Command, tmp_path: Path, tag: dict[str, Any]
+) -> None:
+    from hv15_batch.clip import Rewrite, make_clip
+    from hv15_batch.media.tag import read_clip_tag, settings_comment
+
+    asked = ClipSettings(**base_settings())
+    clip = make_clip(
+        **{"row_id": "sign", "row_index": 0, "line": 2, "settings": asked, "image": None},
+        **{"image_path": None, "tags": {}, "off_recipe": False},
+    ).with_rewrite(Rewrite("a sign", "qwen3", "0" * 64))
+    written = json.loads(settings_comment(clip, "tiny", "t2v"))
+    assert (written["prompt"], written["prompt_original"]) == (PROMPT, "a sign")
+    path = write_tagged(tmp_path / "clip.mp4", written)
+
+    assert read_clip_tag(str(path)).prompt_original == "a sign"
+    words, answer = recipe(command, path)
+    assert "Prompt: it was rewritten; the original is 'a sign'." in answer.out
+    (plan,) = planned(command, *words)
+    assert plan["settings_sha256"] == clip.settings_sha256, "the rewritten prompt is the clip's"
+    assert "prompt_original" not in tag
+
+
 def test_a_transparent_first_frame_gives_the_same_clip_or_says_that_it_is_seen_otherwise(
     command: Command, tmp_path: Path, tag: dict[str, Any]
 ) -> None:
@@ -522,6 +569,9 @@ def test_a_tag_of_before_a_setting_has_its_default(
         ({"linear": ["fp8"]}, 'linear=["fp8"] in its tag must be one of fp8, int8'),
         ({"image_conversion": "white.v1"}, "image_conversion=white.v1 in its tag is not known"),
         ({"image_conversion": ["x"]}, 'image_conversion=["x"] in its tag is not known'),
+        ({"image_source": "../up:1"}, "image_source=../up:1 in its tag must be a SHA-256 and"),
+        ({"image_source": ["x"]}, 'image_source=["x"] in its tag must be a SHA-256 and'),
+        ({"prompt_original": 1}, "prompt_original=1 in its tag must be text"),
         ({"more": 1}, "more=1 in its tag is missing or unknown"),
         ({"weights": ["tiny"]}, 'weights=["tiny"] in its tag must be one of'),
     ],

@@ -185,7 +185,7 @@ def test_the_log_has_none_whoever_made_the_record(
 def test_a_secret_is_not_cut_in_two_where_a_long_message_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hv15_batch.engine._attempt import MAX_ERROR_CHARACTERS, Attempt
+    from hv15_batch.dispatch.attempt import MAX_ERROR_CHARACTERS, Attempt
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     attempt = Attempt(ClipRecord(clip_id="a"))

@@ -203,6 +203,7 @@ class EmbeddingCache:
         settings: ClipSettings,
         encoders: EncoderIdentity,
         of_images: EncoderIdentity | None = None,
+        key_of_image: str | None = None,
     ) -> Conditioning | None:
         """Return all that a clip is conditioned on; None where an entry is missing.
 
@@ -210,11 +211,13 @@ class EmbeddingCache:
             settings: Of the clip.
             encoders: Those of its texts.
             of_images: Those of its first frame; None for the same.
+            key_of_image: Of its first frame; None takes that of `clip_image_key`.
         """
         texts = [self.read_text(text_key(text, encoders)) for text in clip_texts(settings)]
         image = None
-        if settings.image_sha256 is not None:
-            image = self.read_image(clip_image_key(settings, of_images or encoders))
+        if settings.has_image:
+            key_of_image = key_of_image or clip_image_key(settings, of_images or encoders)
+            image = self.read_image(key_of_image)
             if image is None:
                 return None
         prompt, negative = texts[0], texts[1] if len(texts) > 1 else None

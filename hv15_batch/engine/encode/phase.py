@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, Source
 from hv15_batch.config.checks import effective_dtype
 from hv15_batch.dispatch.protocol import (
     Encoded,
@@ -34,14 +34,17 @@ from hv15_batch.engine.encode.cache import (
     EncoderIdentity,
     clip_image_key,
     clip_texts,
+    image_key,
     text_key,
 )
 from hv15_batch.engine.encode.encoders import Encoders, load_encoders
 from hv15_batch.errors import Refused
 from hv15_batch.media.conversion import look
+from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import frame_of
 
 Emit = Callable[[Event], None]
 
@@ -53,6 +56,13 @@ def _identity(model: ModelSpec) -> EncoderIdentity:
         revision=model.checkpoint.revision,
         weights=option.weights.name,
         dtype=effective_dtype(model.config).name,
+    )
+
+
+def _lost_frame(source: Source) -> str:
+    return (
+        f"frame {source.number} of {source.clip_id}, with which the clip begins, is not in frames/;"
+        " run again, and it is made again"
     )
 
 
@@ -74,6 +84,7 @@ class EncodePhase:
         """
         self._models = models
         self._make_meter = make_meter
+        self._run_dir = run_dir
         self._cache = EmbeddingCache(run_dir.embeddings)
         self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
@@ -113,10 +124,8 @@ class EncodePhase:
         """Return the cache's keys of a clip's texts and image."""
         of_texts = self._identities[self._text_model(clip)]
         keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
-        if clip.settings.image_sha256 is not None:
-            of_images = self._identities[self._image_model(clip)]
-            keys.append(clip_image_key(clip.settings, of_images))
-        return keys
+        own = self._key_of_image(clip)
+        return keys if own is None else [*keys, own]
 
     def _encode_texts(
         self, name: str, texts: dict[str, str], done: int, total: int, emit: Emit
@@ -199,11 +208,11 @@ class EncodePhase:
                 if key not in seen and self._cache.read_text(key) is None:
                     texts.setdefault(own, {})[key] = text
                 seen.add(key)
-            if clip.settings.image_sha256 is not None:
-                key = clip_image_key(clip.settings, self._identities[of_images])
-                if key not in seen and self._cache.read_image(key) is None:
-                    images.setdefault(of_images, {})[key] = clip
-                seen.add(key)
+            own_frame = self._key_of_image(clip)
+            if own_frame is not None:
+                if own_frame not in seen and self._cache.read_image(own_frame) is None:
+                    images.setdefault(of_images, {})[own_frame] = clip
+                seen.add(own_frame)
         return texts, images
 
     def _text_model(self, clip: Clip) -> str:
@@ -213,6 +222,25 @@ class EncodePhase:
     def _image_model(self, clip: Clip) -> str:
         """Return the model whose image encoder and VAE encode a clip's first frame."""
         return self._models.same_images[clip.settings.model]
+
+    def frame_sha256(self, clip: Clip) -> str | None:
+        """Return the hash of the pixels that a clip takes over from another one.
+
+        None where it takes none, and where that clip has not been rendered.
+        """
+        if clip.source is None:
+            return None
+        path = frame_of(self._run_dir, clip.source.denoise_sha256, clip.source.number)
+        return None if path is None else frame_sha256(path)
+
+    def _key_of_image(self, clip: Clip) -> str | None:
+        """Return the key of a clip's first frame; None without one, or while there is none yet."""
+        identity = self._identities[self._image_model(clip)]
+        if clip.source is None:
+            return clip_image_key(clip.settings, identity) if clip.settings.has_image else None
+        sha256 = self.frame_sha256(clip)
+        size = clip.settings.height, clip.settings.width
+        return None if sha256 is None else image_key(sha256, *size, identity)
 
     def _warn_of_lost_tokens(self, text: str, lost: int, emit: Emit) -> None:
         if lost > 0:
@@ -224,10 +252,19 @@ class EncodePhase:
             )
 
     def _encode_image(self, key: str, clip: Clip, encoders: Any) -> None:
+        settings = clip.settings
+        if clip.source is not None:
+            path = frame_of(self._run_dir, clip.source.denoise_sha256, clip.source.number)
+            if path is None or self._key_of_image(clip) != key:
+                raise FileNotFoundError(_lost_frame(clip.source))
+            data = read_image_bytes(str(path))
+            self._cache.write_image(
+                key, encoders.encode_image(data, settings.height, settings.width)
+            )
+            return
         assert clip.image_path is not None
         # What is hashed is what is decoded: the file may change in between.
         data = read_image_bytes(clip.image_path)
-        settings = clip.settings
         if hashlib.sha256(data).hexdigest() != settings.image_sha256:
             name = Path(clip.image_path).name
             raise ValueError(f"{name} has changed since the run began; run again")
@@ -256,14 +293,19 @@ class EncodePhase:
         of_texts = self._identities[self._text_model(clip)]
         of_images = self._identities[self._image_model(clip)]
         keys = self._keys(clip)
+        own = self._key_of_image(clip)
+        if own is None and clip.source is not None:
+            raise FileNotFoundError(_lost_frame(clip.source))
         conditioning = None
         if not any(key in self._errors for key in keys):
-            conditioning = self._cache.read_conditioning(clip.settings, of_texts, of_images)
+            conditioning = self._cache.read_conditioning(clip.settings, of_texts, of_images, own)
             if conditioning is None:
                 # A damaged entry, or latents that turned out to be damaged.
                 emit(Stepped(clip.clip_id, ENCODE, 0, clip.settings.num_inference_steps))
                 self.encode([clip], emit)
-                conditioning = self._cache.read_conditioning(clip.settings, of_texts, of_images)
+                conditioning = self._cache.read_conditioning(
+                    clip.settings, of_texts, of_images, own
+                )
         for key in keys:
             if key in self._errors:
                 raise self._errors[key]

@@ -56,6 +56,15 @@ class Journal:
         """The last record of each clip, without its texts."""
         return list(self._records.values())
 
+    def status_of(self, settings_sha256: str) -> str | None:
+        """Return how the last attempt of this run at a clip ended; None if it had none."""
+        record = self._records.get((settings_sha256, None))
+        return None if record is None else record.status
+
+    def left_out(self, job: Job) -> None:
+        """Note that a clip is not rendered in this run."""
+        self._pace.left_out([job])
+
     def submitted(self, job: Job, worker: int) -> Job:
         """Pass on that a clip is handed to a worker; return the job with what it has to count."""
         cost = self._encoding_costs.pop(job.clip.settings_sha256, None)

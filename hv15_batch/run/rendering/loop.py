@@ -30,6 +30,7 @@ from hv15_batch.run.outcome import Outcome, StopRun, ended
 from hv15_batch.run.rendering.journal import Journal, Watcher
 from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.run.rendering.recovery import Recovery
+from hv15_batch.run.rendering.rounds import Rounds
 from hv15_batch.run.rendering.signals import Demand, Signals
 from hv15_batch.run.rendering.supervisor import Supervisor, lost_gpu, next_event
 from hv15_batch.run.schedule import Stop, Wait
@@ -40,8 +41,6 @@ WAIT_SECONDS = 0.5
 """Pause between two looks at clock, pause file and signals while nothing is rendered."""
 SIGNAL_GRACE_SECONDS = 0.3
 """A signal to the whole process group may reach the executor before it reaches the parent."""
-
-_NEW_WORKER = Loading("PyTorch")  # before its first event
 
 
 class Loop:
@@ -69,9 +68,8 @@ class Loop:
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
-        ready = (p for p in run.todo.to_render if not p.clip.is_pending)
-        seconds = run.pace.warm_seconds if len(workers) > 1 else None
-        self._queue = Queue(map(self._recovery.first_attempt, ready), seconds, run.load_seconds)
+        self._rounds = Rounds(run.todo, self._recovery.first_attempt, self.journal, progress.say)
+        self._queue = Queue(())
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self._is_held_back = False
@@ -84,19 +82,19 @@ class Loop:
         Raises:
             Refused: A worker cannot use these settings on this machine.
         """
-        todo = self._run.todo.to_render
-        pending = [p for p in todo if p.clip.is_pending]
+        num_todo = len(self._run.todo.to_render)
         with self._signals:
             try:
-                if self._next_job(self._workers[0]):
-                    for worker in self._workers:
-                        self._start(worker)
-                    self._encode([p.clip for p in todo if not (p.is_from_latents or p in pending)])
-                    self._progress.rendering(len(todo))
-                if pending:
-                    self._progress.rendering(len(todo))
-                    self.journal.without_text(map(self._recovery.first_attempt, pending))
-                self._render()
+                for each in self._rounds:
+                    seconds = self._run.pace.warm_seconds if len(self._workers) > 1 else None
+                    self._queue = Queue(each.jobs, seconds, self._run.load_seconds)
+                    if self._next_job(self._working[0]):
+                        for worker in (w for w in self._working if not w.is_up):
+                            self._start(worker)
+                        self._encode(each.to_encode)
+                    self._progress.rendering(num_todo)
+                    self.journal.without_text(each.unwritten)
+                    self._render()
                 for worker in self._workers:
                     worker.close()
             except StopRun as stop:
@@ -104,7 +102,8 @@ class Loop:
             finally:
                 for worker in self._workers:
                     worker.kill()
-        return ended(self.journal.records, len(todo), self._num_given_up)
+        left_out = self._num_given_up, self._rounds.num_skipped
+        return ended(self.journal.records, num_todo, *left_out)
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class Loop:
         """
         if not clips:
             return
-        encoder, is_last_try = self._workers[0], False
+        encoder, is_last_try = self._working[0], False
         while True:
             encoder.encode(clips)  # finished encodings stay on the disk
             event = self._until_encoded([encoder], encoder)
@@ -214,7 +213,7 @@ class Loop:
         elif reason:
             self._progress.say_of(worker.place, f"The worker is replaced {reason}.")
             worker.recycle()
-            self._tell(worker, _NEW_WORKER)
+            self._tell(worker, self._run.starting)
         self._queue.take(job)
         worker.submit(self.journal.submitted(job, worker.place))
 
@@ -313,7 +312,7 @@ class Loop:
 
     def _start(self, worker: Supervisor) -> None:
         worker.start()
-        self._tell(worker, _NEW_WORKER)
+        self._tell(worker, self._run.starting)
 
     def _bury(self, worker: Supervisor, event: Died) -> list[Job]:
         """Log the clips of a dead worker as failed; return those to try again, last first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -26,7 +26,13 @@ from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import NAME as LEASE
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
-from hv15_batch.rundir.remote.objects import ATTEMPT, add_objects
+from hv15_batch.rundir.remote.objects import (
+    ATTEMPT,
+    FILMS,
+    FRAME_SUFFIX,
+    FRAMES,
+    add_objects,
+)
 from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
 from hv15_batch.rundir.status import read_holder
 
@@ -36,6 +42,7 @@ _END = Patience(request_seconds=60.0, retries=3, retry_seconds=30.0)
 """For page and tables at the end of a run."""
 _UPLOADED = re.compile(
     rf"(clips|thumbs)/.+\.{ATTEMPT}\.(mp4|mkv|jpg)|latents/[0-9a-f]{{64}}\.{ATTEMPT}\.safetensors"
+    rf"|{FRAMES}/[0-9a-f]{{64}}_[0-9]+\.{ATTEMPT}\.png"
     rf"|{FOLDER}/{ATTEMPT}"
 )
 _ATTEMPT = re.compile(rf"\.{ATTEMPT}(?=\.[a-z0-9]+$)")
@@ -153,10 +160,15 @@ class StoredRun:
         """Return why no further clip may start; None while the lease is held."""
         return self._lease.fault()
 
-    def confirmed(self, record: ClipRecord) -> ClipRecord:
+    def confirmed(self, record: ClipRecord, kept_frames: Iterable[int] = ()) -> ClipRecord:
         """Return a finished clip's record once the store has size and checksum of its file.
 
         Otherwise the record is that of a failed attempt; the latents are kept.
+
+        Args:
+            record: Of the attempt.
+            kept_frames: Numbers of the frames with which other clips begin. They were uploaded
+                before the file, and the workers of those clips are to know that.
         """
         if record.status not in DONE_STATUSES or record.repeat is not None:
             return record
@@ -165,6 +177,12 @@ class StoredRun:
         except StoreError as error:
             reason = str(error)
         if reason is None:
+            attempt = _ATTEMPT.search(record.file or "")
+            frames = (f"{record.denoise_sha256}_{number}" for number in kept_frames)
+            if attempt is not None:
+                suffix = f"{attempt[0]}{FRAME_SUFFIX}"
+                names = [(f"{FRAMES}/{frame}{suffix}", 0) for frame in frames]
+                add_objects(self._run_dir.path, names)
             return record
         return replace(
             record,
@@ -304,12 +322,15 @@ def push_results(mirror: Mirror, run_dir: RunDir) -> None:
     tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
     small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
     assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
-    mirror.push(map(run_dir.relative, (*small, *tables, *assets, run_dir.page)))
+    films = sorted((run_dir.path / FILMS).glob("[!.]*"))
+    mirror.push(map(run_dir.relative, (*small, *tables, *assets, *films, run_dir.page)))
 
 
 def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
     """Return the uploads of a listing that no row names, and that are older than a moment."""
     thumbs = {f"thumbs/{Path(name).stem}.jpg" for name in named}
+    attempts = {match[0] for match in map(_ATTEMPT.search, named) if match}
+    # Frames are named by no row; they belong to the attempt that made their clip.
     return [
         item.name
         for item in items
@@ -317,6 +338,7 @@ def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
         and _UPLOADED.fullmatch(item.name)
         and item.name not in named
         and item.name not in thumbs
+        and not (item.name.startswith(FRAMES) and _ATTEMPT.findall(item.name)[0] in attempts)
     ]
 
 

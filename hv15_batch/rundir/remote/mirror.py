@@ -39,10 +39,9 @@ _COPIED = re.compile(
     rf"({_SHARD})?({_OWN})|plan\.csv|decided\.json|run\.json|(rows|rewrites)\.jsonl"
 )
 """What planning and readers need. A name from the store decides nothing else here."""
-_LISTED = re.compile(r"(clips|latents|thumbs)/[A-Za-z0-9._-]+")
-_OURS = re.compile(
-    rf"(clips|latents|thumbs|log|runs|assets|probe|shards)/.*|{re.escape(lease.NAME)}"
-)
+_LARGE = "clips|latents|thumbs|frames|films"
+_LISTED = re.compile(rf"({_LARGE})/[A-Za-z0-9._-]+")
+_OURS = re.compile(rf"({_LARGE}|log|runs|assets|probe|shards)/.*|{re.escape(lease.NAME)}")
 
 __all__ = ("NAMES", "PULL_LOCK", "Mirror")
 

@@ -24,6 +24,9 @@ PULL_LOCK = ".pull.lock"
 NAMES = (ADDRESS, OBJECTS, PULL_LOCK)
 ATTEMPT = r"[0-9a-f]{16}"
 """Part of each uploaded name, so that no name is used twice."""
+FRAMES, FRAME_SUFFIX = "frames", ".png"
+FILMS = "films"
+_FRAME = re.compile(rf"frames/([0-9a-f]{{64}}_[0-9]+)\.{ATTEMPT}\.png")
 _LATENTS = re.compile(rf"latents/([0-9a-f]{{64}})\.{ATTEMPT}\.safetensors")
 _MAX_OBJECTS_BYTES = GIB
 _MAX_ADDRESS_BYTES = 64 * MIB
@@ -35,7 +38,7 @@ class Stored:
 
     url: str
     objects: Mapping[str, int]
-    """Bytes of each clip, latents and thumbnail, by its name."""
+    """Bytes of each clip, latents, thumbnail, frame and film, by its name."""
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of the objects in one folder, by their names in it."""
@@ -46,6 +49,11 @@ class Stored:
     def latents(self) -> dict[str, str]:
         """Names of saved latents by `denoise_sha256`; of several the last one."""
         return {match[1]: match[0] for match in map(_LATENTS.fullmatch, self.objects) if match}
+
+    @property
+    def frames(self) -> dict[str, str]:
+        """Names of kept frames by `<denoise_sha256>_<number>`; of several the last one."""
+        return {match[1]: match[0] for match in map(_FRAME.fullmatch, self.objects) if match}
 
 
 def read_url(folder: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +85,17 @@ class Uploads:
             return None
         with _patience("latents", tell):
             return begun.result()
+
+    def upload_frames(self, paths: Iterable[Path], attempt_id: str, tell: Tell) -> None:
+        """Upload the frames with which other clips begin; they are fetched by those clips' workers.
+
+        Raises:
+            StoreError: One is not in the store.
+        """
+        for path in paths:
+            with _patience(path.stem, tell):
+                self._upload(f"frames/{path.stem}.{attempt_id}{path.suffix}", path)
+            path.unlink(missing_ok=True)
 
     def upload_clip(self, file: str, attempt_id: str, tell: Tell) -> str:
         """Upload a clip and its thumbnail, and return the clip's name in the store.

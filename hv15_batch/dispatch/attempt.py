@@ -31,6 +31,8 @@ class Attempt:
         self.error: tuple[str, str] | None = None
         """Class and message of the first error."""
         self.status = OK
+        self.other_seconds: float | None = None
+        """What a program took that does not tell the seconds of its stages."""
 
     def add(self, **columns: Any) -> None:
         """Set columns."""
@@ -63,13 +65,13 @@ class Attempt:
             logger.exception("%s failed", self._base.clip_id)
             # Not the exception: its traceback holds the frames and so their tensors.
             message = redacted(str(error))[:MAX_ERROR_CHARACTERS]
-            self.error = self.error or (type(error).__name__, message)
+            self.error = self.error or (getattr(error, "kind", type(error).__name__), message)
 
     def record(self) -> ClipRecord:
         """Return the finished record."""
         columns = dict(self._columns)
         seconds = [columns.get(seconds_column(stage)) for stage in STAGES]
-        known = [s for s in seconds if s is not None]
+        known = [s for s in (*seconds, self.other_seconds) if s is not None]
         columns["total_seconds"] = sum(known) if known else None
         if self.error is not None:
             columns |= {

@@ -1,0 +1,1 @@
+"""Shots that continue each other: clips that begin with a frame of another clip."""

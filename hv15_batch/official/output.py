@@ -1,0 +1,131 @@
+"""What Tencent's generate.py says while it renders: its box, its bar, its last lines.
+
+Source of all wordings: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 generate.py,
+hyvideo/pipelines/hunyuan_video_pipeline.py and hyvideo/commons/__init__.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from enum import Enum, auto
+
+_HEADING = "HunyuanVideo Generation Task"
+_RULE = re.compile(r"={10,}")
+_FIELD = re.compile(
+    r"(User Prompt|Rewritten Prompt|Aspect Ratio|Video Length|Reference Image|Guidance Scale"
+    r"|Guidance Embedded Scale|Shift|Seed|Video Resolution|Attn mode|Transformer dtype"
+    r"|Sampling Steps|Use Meanflow):(.*)"
+)
+_BAR = re.compile(r"\d{1,3}%\|[^|]*\|\s*(\d+)/(\d+)\s")
+_SAVED = re.compile(r"Saved (video|SR video|original video \(before SR\)) to: (.*)")
+_FELL_BACK = re.compile(r"Falling back from `([^`]+)` to `([^`]+)`")
+_NOT_REWRITTEN = re.compile(r"Failed to rewrite prompt:?\s*(.*)")
+_CHILD_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
+_ERROR = re.compile(r"(?:\[[^\]]*\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
+_USAGE = re.compile(r"\S+: (error: .*)")
+_MAX_FIELD_CHARACTERS = 200
+_MAX_TEXT_CHARACTERS = 500
+
+
+class Heard(Enum):
+    """What a line tells of the progress."""
+
+    box = auto()
+    """The model is loaded, and the clip begins."""
+    step = auto()
+    """A denoising step has ended."""
+    nothing = auto()
+
+
+class Output:
+    """What was said about one clip, line by line, from both streams."""
+
+    def __init__(self, num_steps: int) -> None:
+        """Begin with nothing said.
+
+        Args:
+            num_steps: Denoising steps of the clip: other bars do not count.
+        """
+        self.box: dict[str, str] = {}
+        """Fields of the box; the last of a name counts, because a prompt may have lines like it."""
+        self.saved: str | None = None
+        """File that it says it wrote."""
+        self.saved_otherwise: list[str] = []
+        """What it says of files that were not asked for, with their names."""
+        self.fell_back: list[tuple[str, str]] = []
+        """Attention kernels that were asked for, and what was taken instead."""
+        self.not_rewritten: str | None = None
+        self.child_code: int | None = None
+        """Exit code of the script that torchrun reports; negative for a signal."""
+        self.error: str | None = None
+        """Its last line that reads like an error."""
+        self.step = 0
+        self._num_steps = num_steps
+        self._is_in_box = self._has_box = False
+        self._tail: deque[str] = deque(maxlen=5)
+
+    def heard(self, line: str, is_error: bool = False) -> Heard:
+        """Take in a line, or a state of a bar, without its end.
+
+        Args:
+            line: The text.
+            is_error: It came from standard error, which has no box.
+        """
+        text = line.strip()
+        if not text:
+            return Heard.nothing
+        if not is_error and self._is_in_box:  # it holds the prompt, which may have any lines
+            self._in_box(text)
+            return Heard.nothing
+        if not is_error and _HEADING in text:
+            self._is_in_box, self._has_box = True, True
+            return Heard.box
+        bar = _BAR.search(text)
+        if bar is None and not _RULE.fullmatch(text):
+            self._tail.append(text[:_MAX_TEXT_CHARACTERS])
+        self._notice(text)  # also behind a bar, which has no line of its own
+        return Heard.nothing if bar is None else self._bar(int(bar[1]), int(bar[2]))
+
+    def _in_box(self, text: str) -> None:
+        if _RULE.fullmatch(text) and "Use Meanflow" in self.box:
+            self._is_in_box = False
+        elif (field := _FIELD.match(text)) is not None:
+            self.box[field[1]] = field[2].strip()[:_MAX_FIELD_CHARACTERS]
+
+    def _bar(self, step: int, of: int) -> Heard:
+        if not self._has_box or of != self._num_steps or not self.step < step <= of:
+            return Heard.nothing
+        self.step = step
+        return Heard.step
+
+    def _notice(self, text: str) -> None:
+        if (saved := _SAVED.match(text)) is not None:
+            if saved[1] == "video":
+                self.saved = saved[2]
+            else:
+                self.saved_otherwise.append(f"{saved[1]} {saved[2]}"[:_MAX_TEXT_CHARACTERS])
+        if (fell := _FELL_BACK.search(text)) is not None:
+            self.fell_back.append((fell[1], fell[2]))
+        if (failed := _NOT_REWRITTEN.search(text)) is not None:
+            self.not_rewritten = failed[1][:_MAX_TEXT_CHARACTERS] or "no reason is told"
+        if (code := _CHILD_CODE.search(text)) is not None:
+            self.child_code = int(code[1])
+        if (error := _ERROR.fullmatch(text) or _USAGE.fullmatch(text)) is not None:
+            if "ChildFailedError" not in text:
+                self.error = error[1][:_MAX_TEXT_CHARACTERS]
+
+    @property
+    def attention(self) -> str | None:
+        """The attention kernel in effect; None where it is not told."""
+        return self.fell_back[-1][1] if self.fell_back else self.box.get("Attn mode") or None
+
+    @property
+    def dtype(self) -> str | None:
+        """Type of the transformer, such as `bfloat16`; None where it is not told."""
+        return self.box.get("Transformer dtype", "").removeprefix("torch.") or None
+
+    @property
+    def last_words(self) -> str:
+        """The best reason for a failure that it gave, on one line."""
+        return self.error or (self._tail[-1] if self._tail else "it said nothing")

@@ -1,0 +1,94 @@
+"""The rounds of a run: a clip is rendered in a round after that of the clip which it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from hv15_batch.clip import Clip
+from hv15_batch.dispatch.protocol import Job
+from hv15_batch.planning.chains import hindrance
+from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.todo import Todo
+from hv15_batch.record import OK
+from hv15_batch.run.rendering.journal import Journal
+from hv15_batch.units import Say, shortened
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is rendered before anything of the next round begins."""
+
+    jobs: list[Job]
+    to_encode: list[Clip]
+    """Whose texts and first frames are encoded before. In the first round those of all clips:
+    frames that are not there yet are left for their own round."""
+    unwritten: list[Job] = field(default_factory=list)
+    """Clips whose prompts could not be rewritten."""
+
+
+class Rounds:
+    """Goes through the clips of a run."""
+
+    def __init__(
+        self,
+        todo: Todo,
+        first_attempt: Callable[[PlannedClip], Job],
+        journal: Journal,
+        say: Say,
+    ) -> None:
+        """Start.
+
+        Args:
+            todo: The clips that the run is to render, in the plan's order.
+            first_attempt: Makes a job of one.
+            journal: Knows how each attempt ended.
+            say: Prints a line.
+        """
+        self._planned = todo.to_render
+        self._num_skipped_before = len(todo.skipped)
+        self._first_attempt = first_attempt
+        self._journal = journal
+        self._say = say
+        self._clips = {p.clip.settings_sha256 for p in self._planned if p.repeat is None}
+        self._skipped: set[str] = set()
+
+    @property
+    def num_skipped(self) -> int:
+        """Clips that could not be rendered, because those that they follow could not."""
+        return len(self._skipped) + self._num_skipped_before
+
+    def __iter__(self) -> Iterator[Round]:
+        """Yield each round, once the clips of the rounds before have ended; at least one."""
+        ready = [p for p in self._planned if not p.clip.is_pending]
+        unwritten = [self._first_attempt(p) for p in self._planned if p.clip.is_pending]
+        to_encode = [p.clip for p in ready if not p.is_from_latents]
+        for number, level in enumerate(sorted({_level(p) for p in ready} or {0})):
+            own = [p for p in ready if _level(p) == level]
+            jobs = [job for job in map(self._first_attempt, own) if not self._is_skipped(job)]
+            keys = {job.key[0] for job in jobs}
+            of_round = [clip for clip in to_encode if not number or clip.settings_sha256 in keys]
+            yield Round(jobs, of_round, unwritten)
+            unwritten = []
+
+    def _is_skipped(self, job: Job) -> bool:
+        """Whether the clip that a job follows is not fit for it. Then that is told."""
+        source = job.clip.source
+        if source is None or source.settings_sha256 not in self._clips:
+            return False  # finished by an earlier run
+        status = self._journal.status_of(source.settings_sha256)
+        why = "is skipped" if source.settings_sha256 in self._skipped else hindrance(status)
+        if status == OK or why is None:
+            return False
+        self._skipped.add(job.clip.settings_sha256)
+        self._journal.left_out(job)
+        self._say(
+            f"{job.clip.clip_id} is skipped: it begins with a frame of "
+            f"{shortened(source.clip_id, 100)}, which {why}"
+        )
+        return True
+
+
+def _level(planned: PlannedClip) -> int:
+    """Return a clip's round. Repetitions of a benchmark have one: their frames are kept."""
+    return planned.clip.level if planned.repeat is None else 0

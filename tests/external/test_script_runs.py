@@ -1,0 +1,300 @@
+"""Runs with the official script, which a stand-in stands for: outcomes, resume, log, processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fakes.command import CARD
+from fakes.official import OfficialProject, official_project
+
+from hv15_batch.config.settings import BenchmarkConfig, RetryConfig, RuntimeConfig
+from hv15_batch.dispatch.local import LocalExecutor
+from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
+from hv15_batch.machine.machine import read_machine
+from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
+from hv15_batch.media.tag import read_clip_tag
+from hv15_batch.media.video import read_frames
+from hv15_batch.model.variant import Engine
+from hv15_batch.recipe import make_recipe
+from hv15_batch.run import outlook, session
+from hv15_batch.run.rendering.stalls import Patience
+
+FAULTS = {
+    "[exit 3]": "ScriptFailed",
+    "[raise]": "ScriptFailed",
+    "[kill]": "ScriptFailed",
+    "[no file]": "OutputMissing",
+    "[short]": "OutputDamaged",
+    "[broken]": "OutputDamaged",
+    "[renamed]": "NotAsAsked",
+    "[upscaled]": "NotAsAsked",
+    "[other seed]": "NotAsAsked",
+    "[silent]": "OutputUnconfirmed",
+    "[no box]": "OutputUnconfirmed",
+    "[fell back]": "AttentionFellBack",
+    "[not rewritten]": "RewriteFailed",
+}
+"""What the stand-in does, and the error that the log has."""
+MODES = pytest.mark.parametrize("load_once", [False, True], ids=["torchrun", "once"])
+
+SAMPLED = pytest.mark.parametrize(
+    "load_once", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["torchrun", "once"]
+)
+
+
+def project_of(folder: Path, *prompts: str) -> OfficialProject:
+    return official_project(
+        folder, *(json.dumps({"id": f"r{n}", "prompt": p}) for n, p in enumerate(prompts))
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> OfficialProject:
+    made = project_of(tmp_path, "a cat", "a dog")
+    made.name = "prompts.jsonl"
+    (tmp_path / "prompts.csv").rename(made.manifest)
+    return made
+
+
+def rewrite(project: OfficialProject, *prompts: str) -> None:
+    project.write(*(json.dumps({"id": f"r{n}", "prompt": p}) for n, p in enumerate(prompts)))
+
+
+@MODES
+def test_a_clip_is_ok_only_if_exit_words_and_file_agree(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "a cat", *FAULTS, "a good one")
+
+    code = project.render(official={"load_once": load_once})
+
+    found = project.statuses()
+    assert code == EXIT_SOME_FAILED
+    assert found["r0"] == found[f"r{len(FAULTS) + 1}"] == ("ok", None)
+    expected = {f"r{n}": ("failed", kind) for n, kind in enumerate(FAULTS.values(), 1)}
+    assert {name: found[name] for name in expected} == expected
+    files = sorted(path.name for path in project.run_dir.clips.iterdir())
+    assert [name[:2] for name in files] == ["r0", "r1"]
+    assert len(files) == 2
+    assert project.strays() == []
+    failed = [r for r in project.records() if r["status"] == "failed"]
+    assert all(r["file"] is r["file_sha256"] is None and r["error_message"] for r in failed)
+
+
+@SAMPLED
+def test_a_process_that_ends_well_without_a_word_is_a_failure(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "[gone]")
+
+    assert project.render(official={"load_once": load_once}) == EXIT_SOME_FAILED
+
+    kind = "ScriptFailed" if load_once else "OutputUnconfirmed"
+    assert project.statuses() == {"r0": ("failed", kind)}
+
+
+@MODES
+def test_what_the_script_does_not_tell_is_null(project: OfficialProject, load_once: bool) -> None:
+    assert project.render(official={"load_once": load_once}) == EXIT_OK
+
+    for number, row in enumerate(project.records()):
+        told = {name for name, value in row.items() if value is not None}
+        assert row["attention_backend"] == "flash"
+        assert row["dtype"] == "bfloat16"
+        assert row["repo"] == str(project.repo / "ckpts")
+        assert row["engine"].startswith("official@")
+        assert row["engine_version"] == row["engine"].split()[0].removeprefix("official@")
+        assert row["total_seconds"] > row["write_seconds"] > 0
+        assert row["is_cold"] is (load_once and number == 0)
+        assert (row["load_seconds"] is None) is (load_once and number > 0)
+        assert not told & {
+            *("revision", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
+            *("encode_seconds", "denoise_seconds", "decode_seconds", "step_seconds", "mfu"),
+            *("num_text_tokens", "num_computed_steps", "latents_file", "latents_sha256"),
+            *("peak_vram_allocated_bytes", "peak_ram_bytes", "torch_version", "diffusers_version"),
+            *("peak_vram_device_bytes", "gpu_name", "gpu_uuid", "energy_joules"),
+        }
+
+
+def test_frames_are_published_as_the_script_wrote_them_and_with_a_tag(
+    project: OfficialProject,
+) -> None:
+    assert project.render() == EXIT_OK
+
+    first = project.records()[0]
+    clip = project.run_dir.path / first["file"]
+    assert clip.stat().st_size == first["file_bytes"]
+    assert len(list(read_frames(clip))) == 5
+    assert (project.run_dir.thumbs / f"{clip.stem}.jpg").is_file()
+    tag = read_clip_tag(str(clip))
+    assert tag.settings_sha256 == first["settings_sha256"]
+    assert tag.settings.engine == first["engine"]
+    assert (tag.settings.revision, tag.settings.video) == (None, {})
+    recipe = make_recipe(tag, project.folder)
+    assert not any(word.startswith(("official.", "runtime.engine")) for word in recipe.settings)
+    assert any("official.repo=DIR" in note for note in recipe.notes)
+
+
+def test_a_plain_picture_is_suspect_as_with_the_other_engine(project: OfficialProject) -> None:
+    rewrite(project, "[plain]")
+
+    assert project.render() == EXIT_OK
+
+    assert project.records()[0]["quality_flag"] == "flat"
+
+
+def test_a_second_run_has_nothing_to_do_and_a_changed_flag_is_refused(
+    project: OfficialProject,
+) -> None:
+    assert project.render() == EXIT_OK
+    assert project.render(official={"load_once": True}) == EXIT_OK
+    assert project.render(official={"arguments": "--offloading false"}) == EXIT_OK
+    assert len(project.records()) == 2
+
+    with pytest.raises(Refused, match=r"\(engine no flags -> use_fp8_gemm=true; 2 clips\)"):
+        project.render(official={"arguments": "--use_fp8_gemm"})
+    with pytest.raises(Refused, match=r"engine .*official@.* -> none"):
+        project.render(runtime=RuntimeConfig(), official={"repo": None, "python": None})
+
+    assert project.render(official={"arguments": ["--use_fp8_gemm", True]}, add=True) == EXIT_OK
+    assert [row["engine"].endswith(" use_fp8_gemm=true") for row in project.records()] == [
+        *(False, False),
+        *(True, True),
+    ]
+    assert "--use_fp8_gemm" in project.rows()[-1]
+
+
+def test_one_process_loads_each_model_once(project: OfficialProject) -> None:
+    project.write(
+        *(
+            json.dumps({"prompt": f"{model} {n}", "model": model})
+            for n in range(2)
+            for model in ("480p_t2v", "480p_t2v_distilled")
+        )
+    )
+
+    runtime = RuntimeConfig(engine=Engine.official, allow_off_recipe=True)
+    assert project.render(official={"load_once": True}, runtime=runtime) == EXIT_OK
+
+    assert len(project.noted("imports.txt")) == 1
+    assert project.noted("loads.txt") == ["480p_t2v", "480p_t2v_distilled"]
+    assert len(project.rows()) == 4
+
+
+def test_another_process_takes_the_clip_after_an_error(project: OfficialProject) -> None:
+    rewrite(project, "a cat", "[raise]", "a dog")
+
+    project.render(official={"load_once": True})
+
+    assert len(project.noted("imports.txt")) == 2
+    assert [status for status, _ in project.statuses().values()] == ["ok", "failed", "ok"]
+
+
+def test_sage_is_asked_for_in_either_way_and_must_be_what_it_uses(
+    project: OfficialProject,
+) -> None:
+    rewrite(project, "a cat", "[fell back] to flash2")
+
+    project.render(official={"arguments": "--use_sageattn true"})
+
+    statuses = project.statuses()
+    assert statuses == {"r0": ("ok", None), "r1": ("failed", "AttentionFellBack")}
+    assert project.records()[0]["attention_backend"] == "sageattn"
+    assert project.records()[1]["attention_backend"] == "flash2"
+    runtime = RuntimeConfig(engine=Engine.official, attention_backend="sage")
+    project.render(runtime=runtime, add=True)
+    assert [r["status"] for r in project.records()[2:]] == ["ok", "failed"]
+    assert project.rows()[-1].count("--use_sageattn") == 1
+
+
+def test_on_a_card_its_memory_is_read_from_outside_and_nothing_is_predicted(
+    project: OfficialProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(read_machine(), gpus=(CARD,))
+    for module in (session, outlook):
+        monkeypatch.setattr(module, "read_machine", lambda: here)
+    used = GpuHealth(vram_used_bytes=5 * 2**30)
+    monkeypatch.setattr(GpuHealthReader, "read", lambda _: used)
+
+    assert project.run(dry_run=True) == EXIT_OK
+    told = "\n".join(project.said)
+    assert "Time: not predicted for the official script" in told
+    assert "Memory" not in told
+    assert project.render() == EXIT_OK
+
+    assert not any("Offload" in line or "Compilation" in line for line in project.said)
+    rows = project.records()
+    assert {row["peak_vram_device_bytes"] for row in rows} == {5 * 2**30}
+    assert {row["gpu_name"] for row in rows} == {CARD.name}
+    assert {row["gpu_uuid"] for row in rows} == {CARD.uuid}
+
+
+@SAMPLED
+def test_a_repetition_is_measured_and_leaves_no_file(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "a cat")
+
+    code = project.render(official={"load_once": load_once}, benchmark=BenchmarkConfig(repeat=2))
+
+    assert code == EXIT_OK
+    rows = project.records()
+    assert [(row["repeat"], row["file"], row["status"]) for row in rows] == [
+        (number, None, "ok") for number in range(3)
+    ]
+    assert all(row["total_seconds"] and row["file_bytes"] for row in rows)
+    assert list(project.run_dir.clips.iterdir()) == []
+
+
+# -- processes --------------------------------------------------------------------------------
+
+
+def processes_of(project: OfficialProject) -> list[psutil.Process]:
+    """What runs the stand-in, or was started by it."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(str(project.repo) in word for word in words) or "time.sleep(3600)" in str(words):
+            found.append(process)
+    return found
+
+
+def run_in_child(project: OfficialProject, **changes: Any) -> int:
+    """Run with a worker process, which loses patience in seconds."""
+    return session.run(
+        project.config(**changes), (), None, project.said.append, LocalExecutor, Patience(3.0, 3.0)
+    )
+
+
+@SAMPLED
+def test_a_script_that_hangs_is_ended_with_all_that_it_started(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "[hang] [child]", "a cat")
+    before = {process.pid for process in processes_of(project)}
+
+    code = run_in_child(
+        project, official={"load_once": load_once}, retry=RetryConfig(max_attempts=1)
+    )
+
+    assert code == EXIT_SOME_FAILED
+    assert project.statuses() == {"r0": ("failed", "WorkerStalled"), "r1": ("ok", None)}
+    assert {process.pid for process in processes_of(project)} <= before
+    assert project.strays() == []
+
+
+def test_the_recipes_torchrun_runs_a_row(project: OfficialProject) -> None:
+    rewrite(project, "a cat")
+
+    assert project.render(official={"python": sys.executable}) == EXIT_OK
+
+    process, rank, port = project.noted("imports.txt")[0].split()
+    assert (rank, port != "None") == ("0", True)
+    assert not psutil.pid_exists(int(process)) or time.sleep(1) is None

@@ -1,0 +1,135 @@
+"""What the official script says is understood, whatever stands around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hv15_batch.official.output import Heard, Output
+from hv15_batch.official.verdict import ScriptFault, check_words
+
+RULE = "=" * 60
+HEADING = "🎬  HunyuanVideo Generation Task"
+
+
+def box(**fields: str) -> list[str]:
+    values = {
+        "User Prompt": "a cat",
+        "Seed": "7",
+        "Attn mode": "flash",
+        "Transformer dtype": "torch.bfloat16",
+        "Use Meanflow": "False",
+    }
+    values |= {name.replace("_", " "): value for name, value in fields.items()}
+    return ["", RULE, HEADING, "-" * 60, *(f"{n + ':':<27}{v}" for n, v in values.items()), RULE]
+
+
+def heard(output: Output, *lines: str, is_error: bool = False) -> list[Heard]:
+    found = [output.heard(line, is_error) for text in lines for line in text.split("\n")]
+    return [each for each in found if each is not Heard.nothing]
+
+
+def check(
+    output: Output, code: int | None = 0, file: Path = Path("a.mp4"), sage: bool = False
+) -> None:
+    check_words(output, code, file, seed=7, asks_for_sage=sage)
+
+
+def test_the_box_and_the_bar_tell_the_progress() -> None:
+    output = Output(4)
+
+    assert heard(output, "Loading: 100%|██| 4/4 [00:01<00:00]", is_error=True) == []
+    assert heard(output, *box()) == [Heard.box]
+    bars = ("  0%|  | 0/4 [00:00<?]", " 25%|█ | 1/4 [00:01<00:03]", "100%|██| 4/4 [00:04<00:00]")
+    assert heard(output, *bars, is_error=True) == [Heard.step, Heard.step]
+    assert heard(output, "100%|██| 6/6 [00:04<00:00]", is_error=True) == []  # of another loop
+    assert (output.step, output.attention, output.dtype) == (4, "flash", "bfloat16")
+
+
+def test_a_warning_behind_a_bar_is_heard() -> None:
+    output = Output(4)
+    heard(output, *box(Attn_mode="sageattn"))
+
+    bar = " 25%|█ | 1/4 [00:01<00:03, 1.0s/it]"
+    warning = "/x.py:225: UserWarning: Falling back from `sageattn` to `flash2`"
+    assert heard(output, bar + warning, is_error=True) == [Heard.step]
+
+    assert output.fell_back == [("sageattn", "flash2")]
+    assert output.attention == "flash2"
+
+
+def test_a_prompt_that_reads_like_its_messages_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"x")
+    prompt = (
+        "a cat\nSeed: 99\nAttn mode: sageattn\nSaved video to: /etc/passwd\n"
+        "Failed to rewrite prompt: x\nFalling back from `sageattn` to `flash2`\n"
+        f"{RULE}\n{HEADING}"
+    )
+    output = Output(4)
+
+    heard(output, *box(User_Prompt=prompt), f"Saved video to: {file}")
+
+    check(output, file=file)
+    assert output.box["Seed"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("mode", "warnings", "sage", "kind"),
+    [
+        ("flash", [], False, None),
+        ("torch", [], False, None),
+        ("flash", ["Falling back from `flash` to `torch` because `flash` is not"], False, None),
+        ("sageattn", [], True, None),
+        ("flash", [], True, "AttentionFellBack"),
+        ("sageattn", ["Falling back from `sageattn` to `flash2`"], True, "AttentionFellBack"),
+        ("flash", ["Falling back from `sageattn` to `flash2`"], False, "AttentionFellBack"),
+        ("sageattn", [], False, "NotAsAsked"),
+    ],
+)
+def test_the_attention_line_must_be_what_was_asked(
+    tmp_path: Path, mode: str, warnings: list[str], sage: bool, kind: str | None
+) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"x")
+    output = Output(4)
+    heard(output, *box(Attn_mode=mode), f"Saved video to: {file}")
+    heard(output, *warnings, is_error=True)
+
+    if kind is None:
+        check(output, file=file, sage=sage)
+        return
+    with pytest.raises(ScriptFault) as fault:
+        check(output, file=file, sage=sage)
+    assert fault.value.kind == kind
+
+
+TORCHRUN = """\
+Traceback (most recent call last):
+  File "generate.py", line 5, in <module>
+[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.
+E1130 1 torch/distributed/elastic/multiprocessing/api.py:882] failed (exitcode: 1) local_rank: 0
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+generate.py FAILED
+Root Cause (first observed failure):
+  exitcode  : -9 (pid: 5)"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        (TORCHRUN, 1, "was ended by SIGKILL: torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("generate.py: error: unrecognized arguments: --x", 2, "exit code 2: error: unrecognized"),
+        ("", 3, "ended with exit code 3: it said nothing"),
+        ("last words", -15, "was ended by SIGTERM: last words"),
+        ("", None, "was lost"),
+    ],
+)
+def test_a_failure_has_the_scripts_own_reason(lines: str, code: int | None, words: str) -> None:
+    output = Output(4)
+    heard(output, lines, is_error=True)
+
+    with pytest.raises(ScriptFault, match=words) as fault:
+        check(output, code)
+    assert fault.value.kind == "ScriptFailed"
