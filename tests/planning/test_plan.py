@@ -18,13 +18,12 @@ from hv15_batch.config.settings import (
 )
 from hv15_batch.errors import Refused
 from hv15_batch.planning import plan
+from hv15_batch.planning._difference import describe_difference, settings_difference
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
     PlannedClip,
     State,
-    _settings_difference,
-    describe_difference,
     plan_clips,
 )
 from hv15_batch.planning.selection import select
@@ -185,7 +184,7 @@ def test_a_change_of_loras_says_which_files_and_scales(tmp_path: Path) -> None:
     before, now = with_loras((cat, 0.5)), with_loras((cat, 0.6), (dog, 1.0))
     wanted = "loras a1b2c3d4:0.5 -> a1b2c3d4:0.6 0f0f0f0f:1"
     assert describe_difference(logged(before, tmp_path), now) == wanted
-    assert _settings_difference(before.settings, now.settings) == wanted
+    assert settings_difference(before.settings, now.settings) == wanted
     removed = describe_difference(logged(before, tmp_path), with_loras())
     assert removed == "loras a1b2c3d4:0.5 -> none"
 
