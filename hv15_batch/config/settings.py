@@ -395,8 +395,5 @@ def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Map
 TYPED_ONLY = tuple(
     name for name, _, metadata in each_setting(Config()) if metadata.get("typed_only")
 )
-"""Settings that can start a process, open a socket or cause a download.
-
-They count only where they are typed, and are never taken from the stored configuration of an
-earlier run.
-"""
+"""Settings that can start a process, open a socket or cause a download: they are never taken from
+the stored configuration of an earlier run."""

@@ -66,6 +66,9 @@ class ExecutorSpec:
     """Compilation was not typed: where it fails, clips are rendered without it."""
     further: tuple[ModelSpec, ...] = ()
     """Models after that of `config`."""
+    longest: Mapping[str, int] = field(default_factory=dict)
+    """By model, video tokens of the longest clip that is to be denoised; not of models whose clips
+    are only decoded."""
     only_card: str | None = None
     """UUID of the one card that it may see; None where no other executor has a card."""
     num_workers: int = 1
@@ -105,6 +108,8 @@ class Job:
     """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
     on_torch_attention: bool = False
     """Render with torch's own attention, whatever the settings say: its frames were suspect."""
+    encoding: bytes | None = None
+    """What encoding its texts and image took, of `EncodingCosts`; None where it caused none."""
 
     @property
     def key(self) -> Key:
@@ -135,6 +140,14 @@ class Encoded:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class EncodingCosts:
+    """What encoding took. Another worker may render the clip that caused it."""
+
+    by_clip: Mapping[str, bytes]
+    """For the `Job` of the first clip that needs a text or image, by its `settings_sha256`."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,18 @@ class Died:
     """Its process or machine left the cluster; it comes back, if at all, as another worker."""
 
 
-Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
+Event = (
+    Note
+    | Loading
+    | Encoded
+    | EncodingCosts
+    | EncodingEnded
+    | Stepped
+    | Ready
+    | Finished
+    | Declined
+    | Died
+)
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

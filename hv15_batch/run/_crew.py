@@ -17,6 +17,7 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
+from hv15_batch.machine.nvml import GpuHealth
 from hv15_batch.record import FAILED
 from hv15_batch.rundir.status import WorkerStatus
 
@@ -88,6 +89,15 @@ class Crew:
         for name, value in values.items():
             setattr(me, name, value)
         me.last_event_at = utc_now().isoformat(timespec="seconds")
+
+    def measured(self, cards: Sequence[GpuHealth]) -> GpuHealth:
+        """Note how each worker's card is; return what is shown as that of the run: one card's."""
+        if self._is_alone:
+            return cards[0]
+        for me, card in zip(self._workers, cards, strict=True):
+            for name, value in vars(card).items():
+                setattr(me, name, value)
+        return GpuHealth()
 
     def named(self, worker: int, text: str) -> str:
         """Return a line of a worker, with its number where there are several."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__
@@ -35,15 +35,15 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
-from hv15_batch.record import DONE_STATUSES, is_denoised_here
 from hv15_batch.run._cluster import choices_for, config_for, usable_seats
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked
-from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
-from hv15_batch.rundir.decided import read_compile, write_compile
+from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict, Wait
+from hv15_batch.rundir.decided import read_compile
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
 
@@ -177,6 +177,7 @@ class Run:
             gpu=gpu,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
+            longest=self._longest,
             compile_is_auto=typed_compile(self.config) is None,
         )
 
@@ -187,6 +188,16 @@ class Run:
             Refused: None fits its card.
         """
         return choices_for(self.asked.config, self.todo, self.compilations, seat)
+
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for planned in self.todo.to_render:
+            if not (planned.is_from_latents or planned.clip.is_pending):
+                settings = planned.clip.settings
+                tokens = Shape.of(settings).num_video_tokens
+                found[settings.model] = max(tokens, found.get(settings.model, 0))
+        return found
 
     def known_columns(self, model: str) -> dict[str, Any]:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
@@ -214,11 +225,9 @@ class Run:
 
     def load_seconds(self, job: Job, own: Group | None) -> float:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""
-        group = job.clip.settings.group
-        if self.forecast is None or (own is not None and own[:3] == group[:3]):
-            return 0.0  # only the LoRAs differ, which takes seconds; the engine is one for a run
-        start = self.forecast.of(job.clip.settings).start
-        return start.seconds - start.encode_seconds
+        if self.forecast is None:
+            return 0.0
+        return self.forecast.group_load_seconds(own, job.clip.settings.group)
 
     def gate(self, job: Job, worker: int = 0) -> Verdict:
         """Return whether a clip may start: disk and lease decide first, then the clock."""
@@ -226,36 +235,37 @@ class Run:
             return Stop(fault)
         if self.store is not None and (fault := self.store.fault()):
             return Stop(fault)
+        return self._schedule(worker)(job)
+
+    def _schedule(self, worker: int) -> Schedule:
         seconds = partial(self.pace.clip_seconds, worker=worker)
-        return Schedule(self.rules, self.run_dir.pause, seconds)(job)
+        return Schedule(self.rules, self.run_dir.pause, seconds)
 
+    def fits(self, worker: int) -> Sequence[Callable[[Job], bool]]:
+        """Return what tells which clips a worker of several may take, the strictest first.
 
-class FailedCompilation:
-    """Stores that a model is not compiled, where `auto` decided so and torch's compiler failed.
+        First those that can end in time from now on, then those that can after a wait, e.g. for
+        the window of the next day. A run of one worker keeps to its order.
+        """
+        schedule = self._schedule(worker)
+        is_alone = len(self.cards) == 1 and not self.seats
+        if is_alone or not schedule.limits_clips:
+            return (lambda _job: True,)
 
-    Later runs would fail again, and each would lose the seconds of a try.
-    """
+        def can_end(job: Job, after_a_wait: bool) -> bool:
+            verdict = schedule(job)
+            if isinstance(verdict, Wait):
+                return after_a_wait
+            return verdict is None or not verdict.is_of_clip
 
-    def __init__(self, run: Run) -> None:
-        """Follow a run."""
-        self._run = run
-        is_auto = typed_compile(run.config) is None
-        self._compiled = {n for n, found in run.compilations.items() if found.is_on and is_auto}
+        return tuple(partial(can_end, after_a_wait=wait) for wait in (False, True))
 
-    def submitted(self, job: Job, worker: int = 0) -> None:
-        """Nothing is known of a clip that starts."""
-
-    def heard(self, event: Event, worker: int = 0) -> None:
-        """Look at the first finished clip of a model that ran without its compilation."""
-        if not isinstance(event, Finished) or event.record.status not in DONE_STATUSES:
-            return
-        record, model = event.record, event.job.clip.settings.model
-        if model not in self._compiled or record.compiled is not False:
-            return
-        if is_denoised_here(vars(record)):  # else it says how another run denoised it
-            self._compiled.remove(model)
-            with self._run.run_dir.moment():
-                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
+    def too_late(self, jobs: Iterable[Job], worker: int) -> str:
+        """Return why none of these clips, of which no worker can end one in time, is started."""
+        verdicts = (self._schedule(worker)(job) for job in jobs)
+        stop = next((each for each in verdicts if isinstance(each, Stop)), None)
+        assert stop is not None, "clips were never rendered"
+        return stop.reason
 
 
 def make_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +22,8 @@ from hv15_batch.errors import (
     Secondary,
 )
 from hv15_batch.figures.tables import write_timing_tables
-from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.official.limits import is_official
@@ -39,13 +37,14 @@ from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._results import (
+    calibrate,
     clips_of_now,
     up_to_date,
     write_films,
     write_results,
     write_tables_and_page,
 )
-from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
+from hv15_batch.run._run import Run, make_run, planned_again
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -66,6 +65,7 @@ from hv15_batch.run.prepare import (
     with_weights,
 )
 from hv15_batch.run.rendering.arrivals import SeatsTaken
+from hv15_batch.run.rendering.journal import FailedCompilation
 from hv15_batch.run.rendering.loop import Loop
 from hv15_batch.run.rendering.stalls import PATIENCE, Patience
 from hv15_batch.run.rendering.supervisor import Start, make_supervisors
@@ -76,7 +76,6 @@ from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
     bring_to_current_schema,
     foreign_note,
-    read_records,
 )
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_json
@@ -163,8 +162,9 @@ def _run(
     run_id = run_dir.new_run_id()
     with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.own_log)
-        todo = plan_against_log(asked)
+        if bring_to_current_schema(run_dir.own_log) and held.store is not None:
+            held.store.put_upgraded()
+        todo = plan_against_log(asked, todo)
         if asked.config.rewrite.is_on:
             _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
             is_announced, asked = True, rewritten(asked, todo, say)
@@ -254,7 +254,9 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
-        received = listener.received if listener else None
+        received = listener.received if listener else []
+        if run.store is not None:
+            run.store.signals = received
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
         loop = Loop(run, _team(run, start, progress), progress, watchers, received)
@@ -313,7 +315,7 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         type_again=to_type_again(run.config),
         pace=run.pace,
         ends_after=run.rules.ends_after,
-        gpu_uuid=run.cards[0].uuid if run.cards[0] and not run.seats else None,
+        cards=[card.uuid if card and not run.seats else None for card in run.cards],
         listen=listen,
         workers=run.places,
         may_grow=bool(run.seats),
@@ -329,7 +331,10 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
         )
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
-            lines += _calibrate(run)
+            lines += calibrate(run)
+    if run.store is not None:
+        with Secondary("the page lacks what other shards did meanwhile", lines.append):
+            run.store.pull_others()
     if is_official(run.config):  # a script that was ended has left what it wrote so far
         with Secondary("unfinished files are left until the next run", lines.append):
             run.run_dir.sweep_temporary()
@@ -338,20 +343,6 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     for line in lines:
         logger.info("%s", line)
         say(line)
-
-
-def _calibrate(run: Run) -> Iterator[str]:
-    """Compare this run's warm clips with the prediction, and keep them for later ones."""
-    columns = (*COLUMNS, "run_id", "peak_vram_device_bytes")
-    rows = [
-        row
-        for row in read_records(run.run_dir.log, columns).to_pylist()
-        if row["run_id"] == run.run_id and is_warm_measurement(row)
-    ]
-    if run.forecast is not None:
-        yield from against_prediction(run.forecast, rows)
-    if rows:
-        yield f"Later predictions for this card are calibrated by it: {remember(rows)}"
 
 
 def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:

@@ -63,14 +63,14 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
     url = checked_url(text, setting)
     folder = mirror_folder(url)
     from hv15_batch.rundir.remote.client import LOOK, Client
-    from hv15_batch.rundir.remote.held import pull_lock
+    from hv15_batch.rundir.remote.held import pull_lock, written_here
     from hv15_batch.rundir.remote.mirror import Mirror
 
     try:
         mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
-                mirror.pull()
+                mirror.pull(but=written_here(folder))
     except StoreError as error:
         raise Refused(f"{setting}={error}") from error
     return folder
@@ -230,8 +230,8 @@ def put_results(run_dir: RunDir) -> None:
     if (url := run_dir.url) is None:
         return
     from hv15_batch.rundir.remote.client import Client
-    from hv15_batch.rundir.remote.held import pull_lock, push_results
-    from hv15_batch.rundir.remote.mirror import Mirror
+    from hv15_batch.rundir.remote.held import pull_lock
+    from hv15_batch.rundir.remote.mirror import Mirror, push_results
 
     with pull_lock(run_dir.path):
         push_results(Mirror(Client(url), run_dir.path), run_dir)

@@ -567,15 +567,15 @@ def test_a_failed_clip_is_logged_and_the_next_one_runs(project: Project) -> None
 def test_a_log_that_cannot_be_written_stops_the_run_and_the_clip_is_made_again_from_latents(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append: Callable[..., None] = RunLog.append
+    write: Callable[..., None] = RunLog._write
 
     def fails_for_dog(self: RunLog, record: Any) -> None:
         if record.row_id == "dog":
             raise OSError(28, "No space left on device")
-        append(self, record)
+        write(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "append", fails_for_dog)
+        patch.setattr(RunLog, "_write", fails_for_dog)
         assert project.run() == 4
 
     assert project.said[2].startswith(

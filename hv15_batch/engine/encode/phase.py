@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,27 @@ class EncodePhase:
             self._encode_images(name, own_images, done, total, emit)
             done += len(own_images)
         gc.collect()
+
+    def take_costs(self, clips: Sequence[Clip]) -> dict[str, bytes]:
+        """Return and forget what encoding took, by the first of these clips that needs it."""
+        costs = {}
+        for clip in clips:
+            if found := self._take(self._keys(clip)):
+                meter, *others = found
+                for other in others:
+                    meter.add(other)
+                costs[clip.settings_sha256] = pickle.dumps(meter.stages)
+        return costs
+
+    def _take(self, keys: Sequence[str]) -> list[StageMeter]:
+        return [self._encoded.pop(key) for key in keys if key in self._encoded]
+
+    def _keys(self, clip: Clip) -> list[str]:
+        """Return the cache's keys of a clip's texts and image."""
+        of_texts = self._identities[self._text_model(clip)]
+        keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
+        own = self._key_of_image(clip)
+        return keys if own is None else [*keys, own]
 
     def _encode_texts(
         self, name: str, texts: dict[str, str], done: int, total: int, emit: Emit
@@ -260,18 +282,24 @@ class EncodePhase:
             )
         self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
-    def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
+    def conditioning(
+        self, clip: Clip, meter: StageMeter, emit: Emit, cost: bytes | None = None
+    ) -> tuple[Conditioning, bool]:
         """Return the cached embeddings, and whether all of them were on disk already.
 
         What encoding took is added to `meter` where this clip is the first that needs it.
+
+        Args:
+            clip: Whose texts and image are meant.
+            meter: Of the clip.
+            emit: Sends events.
+            cost: Of `take_costs`, maybe of another worker.
         """
         of_texts = self._identities[self._text_model(clip)]
         of_images = self._identities[self._image_model(clip)]
-        keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
+        keys = self._keys(clip)
         own = self._key_of_image(clip)
-        if own is not None:
-            keys.append(own)
-        elif clip.source is not None:
+        if own is None and clip.source is not None:
             raise FileNotFoundError(_lost_frame(clip.source))
         conditioning = None
         if not any(key in self._errors for key in keys):
@@ -287,7 +315,9 @@ class EncodePhase:
             if key in self._errors:
                 raise self._errors[key]
         assert conditioning is not None
-        encoded = [self._encoded.pop(key) for key in keys if key in self._encoded]
-        for other in encoded:
-            meter.add(other)
+        encoded = [other.stages for other in self._take(keys)]
+        if cost is not None:
+            encoded.append(pickle.loads(cost))
+        for stages in encoded:
+            meter.add_stages(stages)
         return conditioning, not encoded

@@ -174,11 +174,13 @@ class Loop:
                 if event.is_gone or self._next_job(worker):
                     self._replace(worker, event)
             self._submit()
+        self._stop_reason = self.journal.last_try() or self._stop_reason
+        if self._queue and not self._stop_reason:
+            if self._signals.demand:
+                self._stop_interrupted()
+            self._stop_reason = self._run.too_late(self._queue, self._team.working[0].place)
         if self._stop_reason:
             raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
-        if self._queue:
-            assert self._signals.demand, f"{len(self._queue)} clips were never rendered"
-            self._stop_interrupted()
 
     @property
     def _may_go_on(self) -> bool:
@@ -194,7 +196,7 @@ class Loop:
                 self._submit_to(worker)
 
     def _submit_to(self, worker: Supervisor) -> None:
-        job, reason = self._team.choose(self._queue, worker), worker.recycle_reason
+        job, reason = self._choose(worker), worker.recycle_reason
         if job is None:
             return
         is_alone = self._recovery.must_be_alone({job.key, *worker.current.keys})
@@ -209,8 +211,10 @@ class Loop:
             worker.recycle()
             self._tell(worker, self._run.starting)
         self._queue.take(job)
-        self.journal.submitted(job, worker.place)
-        worker.submit(job)
+        worker.submit(self.journal.submitted(job, worker.place))
+
+    def _choose(self, worker: Supervisor) -> Job | None:
+        return self._team.choose(self._queue, worker, self._run.fits(worker.place))
 
     def _next_job(self, worker: Supervisor) -> Job | None:
         """Return the job that a worker may start now.
@@ -218,18 +222,20 @@ class Loop:
         Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self.journal.fault
         if not self._stop_reason:
             self._give_up()
         while not self._signals.demand and not self._stop_reason:
-            job = self._team.choose(self._queue, worker)
+            job = self._choose(worker)
             verdict = self._run.gate(job, worker.place) if job else None
             if verdict is None:
-                if waited:
+                if waited and job:
                     self._progress.resuming()
                 return job
             if isinstance(verdict, Stop):
-                self._stop_reason = verdict.reason
-                break
+                if not (verdict.is_of_clip and self._queue.is_shared):
+                    self._stop_reason = verdict.reason
+                continue  # with another clip, where it is too late for this one alone
             if self._team.is_busy:
                 self._is_held_back = True
                 break
@@ -376,10 +382,9 @@ class Loop:
     def _interrupt(self, worker: Supervisor) -> None:
         """End a worker at once; log its current clips as interrupted."""
         worker.kill()
-        name = self._signals.cause.name
+        why = (INTERRUPTED, self._signals.cause.name, "stopped by the user")
         for lost in worker.current.let_go():
-            why = (name, "stopped by the user")
-            self.journal.append(self.journal.record_of(lost, INTERRUPTED, *why))
+            self.journal.append(self.journal.record_of(lost, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
 
     def _stop_interrupted(self) -> None:

@@ -117,9 +117,20 @@ class Team:
             return clips
         return list({clip.settings.model: clip for clip in reversed(clips)}.values())
 
-    def choose(self, queue: Queue, worker: Supervisor) -> Job | None:
-        """Return the job that a free worker takes next; None if the others had better take it."""
+    def choose(
+        self, queue: Queue, worker: Supervisor, fits: Sequence[Callable[[Job], bool]]
+    ) -> Job | None:
+        """Return the job that a free worker takes next; None if the others had better take it.
+
+        Args:
+            queue: The jobs that are left.
+            worker: The free one.
+            fits: Tell which jobs it can end in time, the strictest first.
+        """
         others = [other for other in self.all if other is not worker]
         rendering = {job.clip.denoise_sha256 for other in others for job in other.current.jobs}
         elsewhere: Counter[Group] = Counter(o.group for o in others if o.group and o.is_busy)
-        return queue.next_for(worker.group, elsewhere, rendering)
+        for each in fits:
+            if job := queue.next_for(worker.group, elsewhere, rendering, each):
+                return job
+        return None
