@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from hv15_batch.config._codec import VideoCodec as VideoCodec
 from hv15_batch.config.rewriting import RewriteConfig
 from hv15_batch.model.official import OfficialConfig
 from hv15_batch.model.variant import Dtype, Engine, Linear, ModelConfig, OffloadKind
@@ -46,13 +47,6 @@ class DispatchKind(Enum):
     """Which executor renders."""
 
     local = "local"
-
-
-class VideoCodec(Enum):
-    """How frames are stored; `ffv1` is lossless and goes into Matroska."""
-
-    h264 = "h264"
-    ffv1 = "ffv1"
 
 
 class Order(Enum):
@@ -201,9 +195,10 @@ class VideoConfig:
     """How frames become a file. These settings are part of a clip's identity."""
 
     codec: VideoCodec = VideoCodec.h264
-    """`h264` in `.mp4`, or `ffv1`, lossless, in `.mkv`."""
+    """`h264` in `.mp4`; lossless `ffv1` in `.mkv`; to edit, `prores` (422 HQ, 10 bit) or lossless
+    `png` pictures in `.mov`. Browsers play `h264` alone."""
     crf: int = bounded(17, 0, 51, about="x264 takes 0 (lossless) to 51 (worst); try 17")
-    """Constant rate factor of x264, 0 (lossless) to 51; not used by ffv1."""
+    """Constant rate factor of x264, 0 (lossless) to 51; for h264 alone."""
     preset: str = "medium"
     """x264 preset."""
     embed_metadata: bool = True
