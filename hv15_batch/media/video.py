@@ -7,7 +7,7 @@ time.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -112,16 +112,44 @@ def write_video(
         OSError: The file cannot be written, with its errno (a full disk is ENOSPC).
     """
     _check_frames(frames)
+    height, width = frames.shape[1:3]
+    write_frames(frames, (height, width), path, fps=fps, video=video, comment=comment)
+
+
+def write_frames(
+    frames: Iterable[Frames],
+    size: tuple[int, int],
+    path: Path,
+    *,
+    fps: float,
+    video: VideoConfig,
+    comment: str | None,
+) -> int:
+    """Encode frames as they come, as `write_video` does; return how many there were.
+
+    Args:
+        frames: uint8 [H, W, 3] RGB each; one is in memory at a time.
+        size: Height and width of every frame; even.
+        path: File to write; an existing one is replaced.
+        fps: Frames per second.
+        video: Codec and its settings.
+        comment: Text for the container's `comment` tag, or None.
+
+    Raises:
+        ValueError: No file can hold the comment.
+        OSError: The file cannot be written, with its errno (a full disk is ENOSPC).
+    """
     if comment is not None:
         _check_comment(comment)
     codec = video.codec
+    count = 0
     with container_of(path, codec) as container:
         if comment is not None:
             container.metadata["comment"] = comment
         codec_name, options = _codec_options(video)
         stream = container.add_stream(codec_name, rate=frame_rate(fps), options=options)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = size
         stream.pix_fmt = _LIMITED.get(codec) or _RGB[codec]
         _tag_colours(stream, codec)
         if codec is VideoCodec.h264:
@@ -130,7 +158,9 @@ def write_video(
         reformatter = VideoReformatter()
         for pixels in frames:
             container.mux(stream.encode(_convert(pixels, reformatter, codec)))
+            count += 1
         container.mux(stream.encode(None))
+    return count
 
 
 def container_of(path: Path, codec: VideoCodec) -> OutputContainer:
@@ -243,8 +273,30 @@ def _find_faults(
     return faults
 
 
-def read_frames(path: Path) -> Iterator[Frames]:
+def frame_size_and_rate(path: Path) -> tuple[tuple[int, int], Fraction]:
+    """Return (height, width) of a file's frames, and frames per second.
+
+    Raises:
+        ValueError: The file is no video.
+        OSError: The file cannot be opened.
+    """
+    with open_video(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video stream")
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        size = stream.codec_context.height, stream.codec_context.width
+    if not rate or not all(size):
+        raise ValueError(f"{path.name} has no size or frame rate")
+    return size, frame_rate(float(rate))
+
+
+def read_frames(path: Path, num_threads: int | None = None) -> Iterator[Frames]:
     """Yield the frames of a file one by one, as uint8 [H, W, 3] RGB.
+
+    Args:
+        path: The file.
+        num_threads: That decode it; None for as many as FFmpeg likes.
 
     Raises:
         ValueError: The file is no video, or is damaged.
@@ -255,6 +307,8 @@ def read_frames(path: Path) -> Iterator[Frames]:
             raise ValueError(f"{path.name} has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        if num_threads is not None:
+            stream.codec_context.thread_count = num_threads
         stream.codec_context.options = {"err_detect": "explode"}
         for frame in container.decode(stream):
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
