@@ -225,6 +225,8 @@ class QualityConfig:
     )
     """A clip with a larger share of channel values at 0 or 255 is clipped; 1 means never. A drawing
     on white paper stays below."""
+    parts: bool = True
+    """Call a clip suspect also if a part of it stands still or is black, or if it cuts."""
 
 
 @dataclass
