@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import multiprocessing
 import os
 import pstats
 import resource
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,7 +45,7 @@ from hv15_batch.run.prepare import plan_against_log, prepare
 from hv15_batch.rundir.log import SEGMENT_ROWS
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.schema import arrow_schema
-from hv15_batch.units import MIB
+from hv15_batch.units import GIB, MIB
 from hv15_batch.weights.checkpoint import resolve_checkpoint, tiny_root
 
 ROWS = 10_000
@@ -112,6 +114,33 @@ def resume_done(folder: Path, count: int) -> Figure:
     return replace(figure, what=what, target="5 s")
 
 
+def resume_decided(folder: Path, count: int) -> Figure:
+    """Resume it in a process of its own, until it is known that nothing is left to do."""
+    config = _config(folder, count)
+    _write_done(config, folder / "out")
+    context = multiprocessing.get_context("spawn")
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_decide, args=(config, tell))
+
+    def work() -> None:
+        process.start()
+        process.join()
+
+    figure = _timed(work)
+    assert process.exitcode == 0
+    gib = told.recv() * 1024 / GIB
+    what = f"resume of {count:,} clips, all done: until that is known; {gib:.2f} GiB of RAM"
+    return replace(figure, what=what, target="")
+
+
+def _decide(config: Config, tell: Connection) -> None:
+    """Resume, and tell the most KiB of RAM; `ru_maxrss` would count the parent's too."""
+    session._nothing_to_do = lambda *_: 0
+    assert session.run(config, (), None, _quiet) == 0
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    tell.send(int(status.partition("VmHWM:")[2].split()[0]))
+
+
 def resume_again(folder: Path, count: int) -> Figure:
     """Resume it once more: tables and page are up to date."""
     config = _config(folder, count)
@@ -145,6 +174,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Path, int], Figure], int]] = {
     "plan": (plan_rows, ROWS),
     "dry_run": (dry_run, ROWS),
     "resume": (resume_done, ROWS),
+    "decide": (resume_decided, ROWS),
     "resume_again": (resume_again, ROWS),
     "clips": (render_nothing, CLIPS),
 }

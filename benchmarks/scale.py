@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                        # 1,000 clips, 8 workers: three minutes
     python benchmarks/scale.py --clips 200 --workers 4
+    python benchmarks/scale.py --ray                  # the same over actors of a Ray cluster
 
 Each clip sleeps its scaled predicted time in 50 steps, and sends what a real one sends. Printed are
 the parent's CPU time and memory, the wall time beside the least that is possible, and at how many
@@ -12,11 +13,13 @@ time can be compared between machines.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -25,9 +28,10 @@ from pathlib import Path
 import pandas as pd
 
 from hv15_batch.clip import Clip
-from hv15_batch.config.settings import Config, DispatchConfig, SamplingConfig
+from hv15_batch.config.settings import Config, DispatchConfig, DispatchKind, SamplingConfig
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, Stepped
+from hv15_batch.dispatch.seats import Cluster
 from hv15_batch.model.variant import Dtype, ModelConfig, SamplingDefaults, Weights
 from hv15_batch.record import ClipRecord, asked_record
 from hv15_batch.run import session
@@ -98,7 +102,34 @@ def make_executor(spec: ExecutorSpec, seconds: float) -> LocalExecutor:
     return LocalExecutor(spec, partial(SleepingRenderer, seconds=seconds))
 
 
-def make_config(folder: Path, clips: int, workers: int) -> Config:
+def open_cluster(
+    address: str | None, uses_card: bool | None, most: int, seconds: float
+) -> AbstractContextManager[Cluster]:
+    """Return a cluster whose actors' child processes sleep."""
+    import scale  # not `__main__`, which those processes do not have
+
+    from hv15_batch.dispatch.ray import cluster_at
+
+    renderer = partial(scale.SleepingRenderer, seconds=seconds)
+    return cluster_at(address, uses_card, most, renderer)
+
+
+def start_ray(workers: int) -> None:
+    """Start a cluster of this machine alone that believes to have so many CPUs."""
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=128 * MIB,
+    )
+
+
+def make_config(folder: Path, clips: int, workers: int, is_ray: bool) -> Config:
     """Return settings of a manifest of mixed lengths."""
     rng = random.Random(0)
     rows = [f"r{n},a clip of number {n},{rng.choice(FRAMES)}" for n in range(clips)]
@@ -116,7 +147,9 @@ def make_config(folder: Path, clips: int, workers: int) -> Config:
         run_dir=str(folder / "out"),
         model=model,
         sampling=SamplingConfig(seeds=0),
-        dispatch=DispatchConfig(workers=workers),
+        dispatch=DispatchConfig(
+            kind=DispatchKind.ray if is_ray else DispatchKind.local, workers=workers
+        ),
     )
 
 
@@ -132,15 +165,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.8, help="of the longest clip's sleep")
+    parser.add_argument("--ray", action="store_true", help="over actors of a Ray cluster")
     arguments = parser.parse_args()
     make = partial(make_executor, seconds=arguments.seconds)
+    opened = partial(open_cluster, seconds=arguments.seconds)
+    if arguments.ray:
+        start_ray(arguments.workers)
     with tempfile.TemporaryDirectory(prefix="hv15_batch-scale-") as name:
-        config = make_config(Path(name), arguments.clips, arguments.workers)
+        config = make_config(Path(name), arguments.clips, arguments.workers, arguments.ray)
         few = replace(config, run_dir=str(Path(name) / "few"), limit=arguments.workers)
         costs = []
         for each in (few, config):
             cpu, wall = cpu_seconds(), time.perf_counter()
-            assert session.run(each, (), None, print, make) == 0
+            assert session.run(each, (), None, print, make, open_cluster=opened) == 0
             costs.append((cpu_seconds() - cpu, time.perf_counter() - wall))
         log = pd.read_parquet(Path(name) / "out" / "log")
     count = arguments.clips - arguments.workers

@@ -40,8 +40,10 @@ class LogSchemaError(ValueError):
 class StoreError(OSError):
     """Object storage does not do what was asked; the message is for the user, without secrets."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        """Take the message, and whether the store may do it when it is asked again later."""
         super().__init__(None, message)
+        self.may_pass = may_pass
 
     def __str__(self) -> str:
         return str(self.strerror)

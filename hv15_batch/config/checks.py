@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hv15_batch.config._dispatching import check_dispatch
 from hv15_batch.config.rewriting import check_rewriting
 from hv15_batch.config.settings import X264_PRESETS, Config, SamplingConfig, each_setting
 from hv15_batch.config.shard import parse_shard
@@ -183,6 +184,7 @@ def check_config(config: Config, *, is_rendering: bool = True) -> None:
             "measures on one machine; leave shard out."
         )
     typed_workers(config)
+    check_dispatch(config)
     if is_rendering and (fault := linears_fault(config, None)):
         raise Refused(fault)
     _check_sampling(config, is_rendering)

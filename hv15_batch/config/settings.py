@@ -47,6 +47,7 @@ class DispatchKind(Enum):
     """Which executor renders."""
 
     local = "local"
+    ray = "ray"
 
 
 class Order(Enum):
@@ -153,11 +154,12 @@ class DispatchConfig:
     """Which executor renders: one YAML under `conf/dispatch/`."""
 
     kind: DispatchKind = DispatchKind.local
-    """`local` is child processes on this machine; typed as `dispatch=NAME`."""
+    """`local`: child processes here; `ray`: a cluster's workers. Typed as `dispatch=NAME`."""
     workers: int | str = "auto"
-    """How many cards of this machine render at a time, each with a process of its own: a number,
-    `all`, or `auto`, which takes those that are like the first one and as free. On the CPU it is a
-    number of processes, and `auto` is one."""
+    """How many cards render at a time, a process each: a number, `all`, or `auto`, which takes
+    those that are like the first one and as free (Ray: all free ones). On the CPU `auto` is one."""
+    address: str | None = field(default=None, metadata={"typed_only": True})
+    """A running Ray cluster: `auto` or `HOST:PORT`; null starts one for this machine alone."""
 
 
 @dataclass
@@ -390,8 +392,5 @@ def each_setting(config: Any, section: str = "") -> Iterator[tuple[str, Any, Map
 TYPED_ONLY = tuple(
     name for name, _, metadata in each_setting(Config()) if metadata.get("typed_only")
 )
-"""Settings that can start a process, open a socket or cause a download.
-
-They count only where they are typed, and are never taken from the stored configuration of an
-earlier run.
-"""
+"""Settings that can start a process, open a socket or cause a download: they are never taken from
+the stored configuration of an earlier run."""

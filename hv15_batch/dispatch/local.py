@@ -26,6 +26,7 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Renderer,
 )
+from hv15_batch.machine.nvml import Gpu, read_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,18 @@ class LocalExecutor:
         self,
         spec: ExecutorSpec,
         renderer: Callable[[ExecutorSpec], Renderer] = make_renderer,
+        parent: int | None = None,
     ) -> None:
-        """Remember what to run; `start` runs it. `renderer` must be picklable."""
+        """Remember what to run; `start` runs it.
+
+        Args:
+            spec: Its settings.
+            renderer: Makes what renders; must be picklable.
+            parent: This process, if the thread that calls `start` lives as long as it; else None.
+        """
         self._spec = spec
         self._renderer = renderer
+        self._parent = parent
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._is_up = False
@@ -70,7 +79,7 @@ class LocalExecutor:
         lock = _connection_to(self._spec.lock_descriptor)
         self._process = context.Process(
             target=child_main,
-            args=(theirs, lock, self._spec, self._renderer, _signalling_parent()),
+            args=(theirs, lock, self._spec, self._renderer, self._parent or _signalling_parent()),
             name="hv15_batch-worker",
         )
         resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
@@ -89,6 +98,11 @@ class LocalExecutor:
     def pid(self) -> int | None:
         """The child's process id."""
         return self._process.pid if self._process else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the renderer is made and takes clips."""
+        return self._is_up
 
     @property
     def waitable(self) -> Connection | None:
@@ -235,3 +249,14 @@ def _signalling_parent() -> int | None:
     which is when the process ends for the main thread only.
     """
     return os.getpid() if threading.current_thread() is threading.main_thread() else None
+
+
+def lost_gpu(card: Gpu | None) -> str | None:
+    """Return a message if the driver no longer lists the card, else None; for use after a death.
+
+    Args:
+        card: `ExecutorSpec.gpu`; None on the CPU.
+    """
+    if card is None or card.uuid in {gpu.uuid for gpu in read_gpus()}:
+        return None
+    return f"the GPU is lost: the driver no longer lists {card.name} ({card.uuid})"

@@ -1,6 +1,7 @@
 """What an executor is: it takes jobs and answers with events. Plain picklable values, no torch.
 
-Two executors stand behind this: a child process of this machine (`local`), and later Ray actors.
+Two executors stand behind this: a child process of this machine (`local`), and a worker of a Ray
+cluster (`ray`), which has such a child process on its own machine.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class ExecutorSpec:
     """Compilation was not typed: where it fails, clips are rendered without it."""
     further: tuple[ModelSpec, ...] = ()
     """Models after that of `config`."""
+    longest: Mapping[str, int] = field(default_factory=dict)
+    """By model, video tokens of the longest clip that is to be denoised; not of models whose clips
+    are only decoded."""
     only_card: str | None = None
     """UUID of the one card that it may see; None where no other executor has a card."""
     num_workers: int = 1
@@ -73,6 +77,8 @@ class ExecutorSpec:
     """Which of them it is; one that replaces it has the same number."""
     lock_descriptor: int | None = None
     """Of the run directory's lock, in the parent; a child process holds on to it too."""
+    shares_inputs: bool = False
+    """Embeddings go to the run's store, from which workers of other machines take them."""
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -102,6 +108,8 @@ class Job:
     """Which repetition of a benchmark this is, from 1, or `WARM_UP`; None makes the clip."""
     on_torch_attention: bool = False
     """Render with torch's own attention, whatever the settings say: its frames were suspect."""
+    encoding: bytes | None = None
+    """What encoding its texts and image took, of `EncodingCosts`; None where it caused none."""
 
     @property
     def key(self) -> Key:
@@ -132,6 +140,14 @@ class Encoded:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class EncodingCosts:
+    """What encoding took. Another worker may render the clip that caused it."""
+
+    by_clip: Mapping[str, bytes]
+    """For the `Job` of the first clip that needs a text or image, by its `settings_sha256`."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +196,22 @@ class Died:
     """What it could still say of the clip that it was rendering."""
     was_up: bool = field(default=True, compare=False)
     """False where it never got as far as to take a clip: that is the fault of no clip."""
+    is_gone: bool = field(default=False, compare=False)
+    """Its process or machine left the cluster; it comes back, if at all, as another worker."""
 
 
-Event = Note | Loading | Encoded | EncodingEnded | Stepped | Ready | Finished | Declined | Died
+Event = (
+    Note
+    | Loading
+    | Encoded
+    | EncodingCosts
+    | EncodingEnded
+    | Stepped
+    | Ready
+    | Finished
+    | Declined
+    | Died
+)
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

@@ -6,7 +6,7 @@ Only this module reads CUDA counters, NVML while rendering, and the clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -117,7 +117,11 @@ class StageMeter:
 
     def add(self, other: StageMeter) -> None:
         """Count what another meter measured as this clip's, such as the encoding it caused."""
-        for name, stage in other.stages.items():
+        self.add_stages(other.stages)
+
+    def add_stages(self, stages: Mapping[str, Stage]) -> None:
+        """Count stages that another meter measured, maybe that of another worker."""
+        for name, stage in stages.items():
             self.stages.setdefault(name, Stage()).merge(stage)
 
     def columns(self) -> dict[str, float | int | None]:

@@ -17,6 +17,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.clock import utc_now
 from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import (
+    EncodingCosts,
     Event,
     ExecutorSpec,
     Job,
@@ -53,6 +54,7 @@ from hv15_batch.record import (
 )
 from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import open_uploads
 
 if TYPE_CHECKING:
@@ -74,12 +76,14 @@ class ClipRenderer:
             raise RuntimeError("CUDA finds no card, and there was one when the run began")
         self._samplers = {device: make_sampler(device) for device in self._devices}
         self._switch = ModelSwitch(spec)
-        self._encode_phase = EncodePhase(self._run_dir, self._switch, self._make_meter)
+        inputs = Inputs(self._run_dir) if spec.shares_inputs else None
+        self._encode_phase = EncodePhase(self._run_dir, self._switch, self._make_meter, inputs)
         if spec.budget_bytes is not None:
             for device in set(self._devices):
                 limit_device_memory(device, spec.budget_bytes + ALLOCATOR_BYTES)
-        self._to_denoise: set[str] = set()
-        """Models with clips that must be denoised."""
+        self._longest = dict(spec.longest)
+        self._checked: set[str] = set()
+        """Models whose kernels were chosen and checked here."""
         self._has_rendered = False
         self._uploads = open_uploads(self._run_dir)
         self._previews = ClipPreviews(spec)
@@ -88,28 +92,41 @@ class ClipRenderer:
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
         """Encode each text and image that the cache lacks once, then release the encoders.
 
-        `clips` are those that will be denoised.
+        `clips` are those that will be denoised. Kernels are checked before.
+
+        Raises:
+            Refused: see `_choose_kernels`.
+        """
+        for clip in clips:
+            name, tokens = clip.settings.model, Shape.of(clip.settings).num_video_tokens
+            self._longest[name] = max(tokens, self._longest.get(name, 0))
+        for name in self._longest:
+            self._choose_kernels(name, emit)
+        self._encode_phase.encode(clips, emit)
+        emit(EncodingCosts(self._encode_phase.take_costs(clips)))
+
+    def _choose_kernels(self, name: str, emit: Emit) -> None:
+        """Choose and check the kernels of a model, once, before its transformer is loaded.
+
+        A worker that replaces another one does so at its first clip of the model.
 
         Raises:
             Refused: the card does not compute what `runtime.linear` asks for; the attention
                 asked for cannot run here, or its result is not torch's.
         """
-        by_model: dict[str, list[Clip]] = {}
-        for clip in clips:
-            by_model.setdefault(clip.settings.model, []).append(clip)
-        self._to_denoise = set(by_model)
-        for name, of_model in by_model.items():
-            model = self._switch.models[name]
-            check_linears(model.config)
-            backend = check_backend(
-                model.config,
-                model.checkpoint,
-                max(Shape.of(clip.settings).num_video_tokens for clip in of_model),
-                execution_device(model.config),
-                tell=lambda text: emit(Note(text)),
-            )
-            self._switch.set_attention(name, backend)
-        self._encode_phase.encode(clips, emit)
+        if name in self._checked:
+            return
+        model = self._switch.models[name]
+        check_linears(model.config)
+        backend = check_backend(
+            model.config,
+            model.checkpoint,
+            self._longest[name],
+            execution_device(model.config),
+            tell=lambda text: emit(Note(text)),
+        )
+        self._switch.set_attention(name, backend)
+        self._checked.add(name)
 
     def render(self, job: Job, emit: Emit) -> Callable[[], ClipRecord]:
         """Denoise and decode a clip; return what checks and writes it and gives its record."""
@@ -120,7 +137,9 @@ class ClipRenderer:
         decoded: Decoded | None = None
         steps = clip.settings.num_inference_steps
         compiled_before = num_compilations()
-        will_denoise = clip.settings.model in self._to_denoise
+        will_denoise = clip.settings.model in self._longest
+        if will_denoise:
+            self._choose_kernels(clip.settings.model, emit)
         if not model.models.are_complete:
             emit(Stepped(clip.clip_id, LOAD, 0, steps))
             what = model.models.missing(will_denoise)
@@ -197,7 +216,7 @@ class ClipRenderer:
     ) -> DenoisedClip:
         """Return new latents and what denoising them took."""
         clip = job.clip
-        conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit)
+        conditioning, is_cached = self._encode_phase.conditioning(clip, meter, emit, job.encoding)
         attempt.add(encode_cached=is_cached)
         result = model.ladder.denoise(clip, conditioning, meter, emit, job.on_torch_attention)
         if not torch.isfinite(result.latents).all():  # on the device: the CPU takes 40 ms

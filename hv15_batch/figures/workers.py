@@ -10,9 +10,19 @@ from typing import Any
 
 from hv15_batch.model.shapes import Shape
 from hv15_batch.record import DENOISE, DONE_STATUSES, STAGES, is_denoised_here, seconds_column
-from hv15_batch.units import NOT_MEASURED, format_duration, format_share
+from hv15_batch.units import NOT_MEASURED, format_duration, format_gib, format_share
 
-COLUMNS = ("card", "clips", "clips an hour", "idle", "times as long as its like", "last seen")
+COLUMNS = (
+    "card",
+    "clips",
+    "clips an hour",
+    "idle",
+    "times as long as its like",
+    "hottest",
+    "throttled",
+    "most memory",
+    "last seen",
+)
 """What is shown of each worker."""
 MIN_CLIPS = 3
 """With fewer timed clips a worker's pace is not compared."""
@@ -36,6 +46,12 @@ class WorkerFigures:
     """Median over its clips of their seconds over the median of the other workers with such a
     card, for the same size and settings; None where there are too few."""
     last_seen: datetime
+    temperature_celsius: float | None = None
+    """Highest of its card."""
+    throttle_seconds: float | None = None
+    """In which its card was slowed down."""
+    vram_bytes: int | None = None
+    """Most that was in use on its card."""
 
     @property
     def is_slow(self) -> bool:
@@ -90,7 +106,14 @@ def _figures(
         max(1 - busy / span, 0.0) if span else None,
         pace,
         max(row["finished_at"] for row in rows),
+        max(_known(rows, "temperature_celsius_max"), default=None),
+        sum(throttled) if (throttled := _known(rows, "throttle_seconds")) else None,
+        max(_known(rows, "peak_vram_device_bytes"), default=None),
     )
+
+
+def _known(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    return [row[column] for row in rows if row[column] is not None]
 
 
 def _paces(
@@ -118,11 +141,20 @@ def _paces(
 def slow_lines(workers: Iterable[WorkerFigures]) -> list[str]:
     """Return a line for each worker that is much slower than its like."""
     return [
-        f"{each.worker} ({each.card}) takes {each.times_as_long:.1f} times as long as its like: "
-        "look at its temperature, power limit and PCIe link"
+        f"{each.worker} ({each.card}) takes {each.times_as_long:.1f} times as long as its like"
+        f"{_health_words(each)}: look at its temperature, power limit and PCIe link"
         for each in workers
         if each.is_slow
     ]
+
+
+def _health_words(each: WorkerFigures) -> str:
+    parts = []
+    if each.temperature_celsius is not None:
+        parts.append(f"up to {each.temperature_celsius:.0f} °C")
+    if each.throttle_seconds is not None:
+        parts.append(f"throttled for {format_duration(each.throttle_seconds)}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def format_worker(each: WorkerFigures, now: datetime) -> list[str]:
@@ -131,4 +163,10 @@ def format_worker(each: WorkerFigures, now: datetime) -> list[str]:
     idle = NOT_MEASURED if each.idle_share is None else format_share(each.idle_share)
     pace = NOT_MEASURED if each.times_as_long is None else f"{each.times_as_long:.2f}"
     seen = f"{format_duration((now - each.last_seen).total_seconds())} ago"
-    return [each.card, str(each.num_clips), rate, idle, pace, seen]
+    heat = each.temperature_celsius
+    health = [
+        NOT_MEASURED if heat is None else f"{heat:.0f} °C",
+        NOT_MEASURED if each.throttle_seconds is None else format_duration(each.throttle_seconds),
+        NOT_MEASURED if each.vram_bytes is None else f"{format_gib(each.vram_bytes)} GiB",
+    ]
+    return [each.card, str(each.num_clips), rate, idle, pace, *health, seen]

@@ -6,10 +6,13 @@ import heapq
 import math
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, TypeVar
+
+from hv15_batch.planning.next_group import next_group
 
 NORMAL_90 = 1.2816
 """90 % quantile of the normal distribution."""
@@ -134,69 +137,55 @@ class Course:
 
 
 def course(
-    work: Iterable[tuple[Hashable, float, float]],
+    work: Iterable[tuple[Kind, float]],
     num_workers: int,
+    load_seconds: Callable[[Kind | None, Kind], float],
     first_seconds: float,
     last_seconds: float,
 ) -> Course:
     """Return how clips go on several workers, each of which takes the longest that is left.
 
-    A free worker keeps to its group; where that has no clip left it takes one of the group with
-    most work for each worker, if starting it takes less time than it saves, as `run.rendering`
-    does.
+    A free worker keeps to its group. Where that has no clip left, `planning.next_group` decides, as
+    it does in `run.rendering`.
 
     Args:
-        work: For each clip its group, the seconds that a worker needs once for that group, and its
-            own seconds.
+        work: For each clip its group and its own seconds.
         num_workers: How many render at a time.
+        load_seconds: Returns how long a worker of a group (None: a new one) loads for another one.
         first_seconds: Before the first clip, for all of them.
         last_seconds: Writing of the last file.
     """
-    waiting: dict[Hashable, list[float]] = {}
-    starts: dict[Hashable, float] = {}
-    for group, start, seconds in work:
+    waiting: dict[Kind, list[float]] = {}
+    for group, seconds in work:
         waiting.setdefault(group, []).append(seconds)
-        starts[group] = start
-    for left in waiting.values():
-        left.sort()  # the longest is taken from the end
-    sums = {group: sum(left) for group, left in waiting.items()}
-    at: Counter[Hashable] = Counter()
-    free: list[tuple[float, int, Hashable]] = [
-        (first_seconds, number, None) for number in range(num_workers)
-    ]
+    for each in waiting.values():
+        each.sort()  # the longest is taken from the end
+    left = {group: sum(each) for group, each in waiting.items()}
+    at: Counter[Kind] = Counter()
+    free: list[tuple[float, int]] = [(first_seconds, number) for number in range(num_workers)]
+    groups: list[Kind | None] = [None] * num_workers
     ends: list[float] = []
     ready: list[float] = []
     while free:
-        now, number, own = heapq.heappop(free)
-        group = own if waiting.get(own) else _next_group(own, waiting, sums, starts, at)
-        if group is None:
+        now, number = heapq.heappop(free)
+        own = groups[number]
+        if own is not None:
+            at[own] -= 1
+        following = own
+        if own not in left:
+            following = next_group(own, left, at, partial(load_seconds, own))
+        if following is None:
             ends.append(now)
             continue
-        start = 0.0
-        if group != own:
-            at[own] -= 1
-            at[group] += 1
-            start = starts[group]
-        seconds = waiting[group].pop()
-        sums[group] -= seconds
+        at[following] += 1
+        start = 0.0 if following == own else load_seconds(own, following)
+        seconds = waiting[following].pop()
+        left[following] -= seconds
+        if not waiting[following]:
+            del left[following]
         ready.append(now + start + seconds)
-        heapq.heappush(free, (ready[-1], number, group))
+        groups[number] = following
+        heapq.heappush(free, (ready[-1], number))
     end = max(ends)
     idle = statistics.fmean(end - each for each in ends)
     return Course(end + last_seconds, idle, sorted(ready))
-
-
-def _next_group(
-    own: Hashable,
-    waiting: Mapping[Hashable, list[float]],
-    sums: Mapping[Hashable, float],
-    starts: Mapping[Hashable, float],
-    at: Mapping[Hashable, int],
-) -> Hashable:
-    """Return the group that a worker without work changes to; None if it had better not."""
-    groups = [
-        group
-        for group, left in waiting.items()
-        if left and (own is None or not at[group] or sums[group] > at[group] * starts[group])
-    ]
-    return max(groups, key=lambda group: sums[group] / (at[group] + 1), default=None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import ClipSettings
+from hv15_batch.clip import ClipSettings, Group
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
 from hv15_batch.forecast._eta import Course, course
@@ -68,6 +69,10 @@ class Forecast:
     """Those of further models, by name; each starts after the one before it."""
     num_workers: int = 1
     """Cards like this one that render at a time."""
+    _courses: list[tuple[tuple[PlannedClip, ...], Course]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+    """Of these very clips; a dry run asks for them several times."""
 
     def of(self, settings: ClipSettings) -> Forecast:
         """Return the forecast of a clip's model."""
@@ -117,14 +122,26 @@ class Forecast:
 
     def course(self, clips: Sequence[PlannedClip]) -> Course:
         """Return the predicted course on several cards; texts are encoded once, by one of them."""
-        starts = {name: own.start.seconds for name, own in self.by_model.items()}
-        starts[self.model] -= self.start.encode_seconds
-        work = []
-        for planned in clips:
-            name = self.of(planned.clip.settings).model
-            work.append((name, starts[name], self.clip_seconds(planned)))
+        clips = tuple(clips)
+        for known, found in self._courses:
+            if len(known) == len(clips) and all(map(operator.is_, known, clips)):
+                return found
+        work = [(planned.clip.settings.group, self.clip_seconds(planned)) for planned in clips]
         last = write_seconds(clips[-1].clip.settings) if clips else 0.0
-        return course(work, self.num_workers, self.start.encode_seconds, last)
+        first = self.start.encode_seconds
+        found = course(work, self.num_workers, self.group_load_seconds, first, last)
+        self._courses.append((clips, found))
+        return found
+
+    def group_load_seconds(self, own: Group | None, group: Group) -> float:
+        """Return how long a worker of a group (None: a new one) loads before a clip of another.
+
+        Encoding is not part of it.
+        """
+        if own is not None and own[:3] == group[:3]:
+            return 0.0  # only the LoRAs differ, which takes seconds
+        start = self.by_model.get(group[0], self).start
+        return start.seconds - start.encode_seconds
 
     def lengths(self, clips: Sequence[PlannedClip]) -> Iterator[tuple[float, float]]:
         """Yield the seconds until each clip is decoded, from the one before it on, and of writing.

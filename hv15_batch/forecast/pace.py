@@ -101,6 +101,12 @@ class Pace:
         with self._lock:
             self._lose_all(self._places[worker])
 
+    def joined(self) -> None:
+        """Note that one worker more renders, with the next number."""
+        with self._lock:
+            self._places.append(Place())
+            self._num_at_work += 1
+
     def lost_worker(self) -> None:
         """Note that a worker is not replaced: the others do its work."""
         self._num_at_work -= 1
@@ -272,7 +278,7 @@ class Pace:
         for kind, count in kinds.items():
             expected = self._expected(kind)
             seconds = denoise_share * expected[DENOISE] + expected[DECODE]
-            seconds /= self._num_at_work
+            seconds /= max(self._num_at_work, 1)
             found += [(seconds, expected[WRITE])] * count
         return found
 
@@ -343,7 +349,9 @@ class Pace:
             counts = Counter(self._left.values())
             nominal = {kind: self._nominal(kind)[_CLIP] for kind in counts}
             measured = self._measured[_CLIP]
-            return time_left(counts, nominal, measured, self._basis, current, self._num_at_work)
+            return time_left(
+                counts, nominal, measured, self._basis, current, max(self._num_at_work, 1)
+            )
 
 
 def make_pace(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from hv15_batch.clip import Clip, ClipLora, ClipSettings, Group, loras_text
+from hv15_batch.clip import Clip, ClipLora, Group
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config, FileCheck, Order
 from hv15_batch.manifest.clips import resolve_clips
@@ -24,28 +23,24 @@ from hv15_batch.manifest.rows import Row
 from hv15_batch.manifest.weights import NO_LORAS, KnownWeights, lora_path
 from hv15_batch.model.variant import ModelConfig
 from hv15_batch.official.limits import is_official
+from hv15_batch.planning._difference import (
+    COMPARED,
+    changes,
+    describe_difference,
+    settings_difference,
+)
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT, columns
+from hv15_batch.rundir.log import LogState, log_state, read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import sha256_in
-from hv15_batch.units import counted, format_setting, shortened
+from hv15_batch.units import counted
 
 FORCED = "force=true"
 """Why a clip is rendered again that is done."""
-_MAX_SHOWN_CHARACTERS = 40
-
-_LOGGED_AS = {"image_sha256": "image", "attention_backend": "attention_backend_requested"}
-_COMPARED = {
-    f.name: logged
-    for f in fields(ClipSettings)
-    if (logged := _LOGGED_AS.get(f.name, f.name)) in columns() and f.name != "seed"
-}
-"""A clip's settings that the log has too, by their columns. The log has no `video.*`, and of a
-first frame only the typed path. The seed distinguishes a row's clips."""
-
 HISTORY_COLUMNS = tuple(
     dict.fromkeys(
         (
-            *("settings_sha256", "row_id", "seed", "attempt", *_COMPARED.values()),
+            *("settings_sha256", "row_id", "seed", "attempt", *COMPARED.values()),
             "image_sha256",
             *("prompt_original", "rewrite_model", "rewrite_template_sha256"),
             *(*columns("output"), *columns("outcome")),
@@ -117,8 +112,14 @@ class PlannedClip:
 class History:
     """The last attempts of a run directory, by settings and by row."""
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
-        """Index `rundir.log.read_last_attempts` with `HISTORY_COLUMNS`."""
+    def __init__(self, records: Sequence[dict[str, Any]], state: LogState = ()) -> None:
+        """Index `rundir.log.read_last_attempts` with `HISTORY_COLUMNS`.
+
+        Args:
+            records: These.
+            state: That of the log before they were read.
+        """
+        self.state = state
         self.by_settings = {r["settings_sha256"]: r for r in records}
         self._by_row: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for record in records:
@@ -136,7 +137,15 @@ class History:
         """
         records = reversed(self._by_row.get((clip.row_id, clip.settings.seed), ()))
         replaced = (r for r in records if r["settings_sha256"] not in current)
-        return min(replaced, key=lambda r: len(_changes(r, clip)), default=None)
+        return min(replaced, key=lambda r: len(changes(r, clip)), default=None)
+
+
+def read_history(run_dir: RunDir, before: History | None = None) -> History:
+    """Return the attempts in the log; those read before, if the log has not changed since."""
+    state = log_state(run_dir.log)
+    if before is not None and before.state == state:
+        return before
+    return History(read_last_attempts(run_dir.log, HISTORY_COLUMNS), state)
 
 
 def plan_clips(
@@ -226,7 +235,7 @@ def settings_conflict(
                 if now is not None and is_done and now.settings_sha256 != clip.settings_sha256:
                     replaced.append((clip, now))
         if replaced:
-            difference = _settings_difference(replaced[0][0].settings, replaced[0][1].settings)
+            difference = settings_difference(replaced[0][0].settings, replaced[0][1].settings)
             difference = difference or "prompts are rewritten"
             return f"{difference}; {counted(len(replaced), 'clip')}"
     return None
@@ -265,64 +274,6 @@ def _engines(before: Config, history: History) -> list[str | None]:
     if not is_official(before):
         return [None]
     return sorted({r["engine"] for r in history.by_settings.values()} - {None})
-
-
-def describe_difference(record: dict[str, Any], clip: Clip) -> str:
-    """Return what differs between a record and a clip, e.g. `num_inference_steps 50 -> 30`."""
-    changes = ", ".join(_changes(record, clip))
-    converted = "or its conversion " * bool(clip.settings.image_conversion)
-    return changes or f"the image's content {converted}or " * bool(clip.image) + "video.* changed"
-
-
-def _changes(record: dict[str, Any], clip: Clip) -> list[str]:
-    changes = []
-    for name, logged in _COMPARED.items():
-        before = record[logged]
-        now = clip.image if logged == "image" else getattr(clip.settings, name)
-        if name == "loras":
-            now = loras_text(clip.settings.loras)
-        if name == "image_source":  # two hashes say nothing, and `image` names the row
-            changes += ["the clip that it follows"] * (None not in (before, now) and before != now)
-            continue
-        if before != now and not (name == "dtype" and before is None):
-            shown = "image" if logged == "image" else name
-            changes.append(_change(shown, before, now))
-    return changes
-
-
-def _settings_difference(before: ClipSettings, now: ClipSettings) -> str:
-    old, new = before.as_dict(), now.as_dict()
-    for values in (old, new):
-        values |= {f"video.{name}": value for name, value in values.pop("video").items()}
-    both = {**old, **new}
-    pairs = ((name, old.get(name), new.get(name)) for name in both)
-    if before.engine != now.engine:  # what an engine has no use for says nothing
-        pairs = ((n, a, b) for n, a, b in pairs if n == "engine" or None not in (a, b))
-    return ", ".join(_change(name, a, b) for name, a, b in pairs if a != b)
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    if name == "engine" and before and now:  # only its words that differ
-        old, new = before.split(), now.split()
-        gone, come = ([w for w in a if w not in b] for a, b in ((old, new), (new, old)))
-        return f"engine {' '.join(gone) or 'no flags'} -> {' '.join(come) or 'no flags'}"
-    text = _loras_shown if name == "loras" else _value_text
-    return f"{name} {text(before)} -> {text(now)}"
-
-
-def _loras_shown(value: Any) -> str:
-    """Return e.g. `a1b2c3d4:0.5`, the start of each file's SHA-256 and its scale; or `none`."""
-    pairs = json.loads(value) if isinstance(value, str) else value or ()
-    return " ".join(f"{sha[:8]}:{format_setting(float(scale))}" for sha, scale in pairs) or "none"
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str):
-        text = shortened(value, _MAX_SHOWN_CHARACTERS)
-        return repr(text) if " " in text or not text else text
-    return "none" if value is None else str(value)
 
 
 def _state_of_tried(last: dict[str, Any], fault: str, config: Config) -> tuple[State, str]:

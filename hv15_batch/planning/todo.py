@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from hv15_batch.config.shard import Shard
 from hv15_batch.planning.benchmark import Repetitions
-from hv15_batch.planning.plan import PlannedClip
+from hv15_batch.planning.plan import History, PlannedClip
 from hv15_batch.planning.selection import share_of
 
 
@@ -21,6 +21,8 @@ class Todo:
     """The repetitions of a benchmark; None for a run that makes clips."""
     shard: Shard | None = None
     """The share that this command renders of `clips`; None for all."""
+    history: History | None = field(default=None, repr=False, compare=False)
+    """What the log had, so that it need not be read again."""
 
     @cached_property
     def share(self) -> list[PlannedClip]:

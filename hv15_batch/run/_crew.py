@@ -17,6 +17,7 @@ from hv15_batch.dispatch.protocol import (
     Ready,
     Stepped,
 )
+from hv15_batch.machine.nvml import GpuHealth
 from hv15_batch.record import FAILED
 from hv15_batch.rundir.status import WorkerStatus
 
@@ -34,12 +35,14 @@ class Waiting:
 class Crew:
     """What the workers of a run do, by their events."""
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], is_open: bool = False) -> None:
         """Start.
 
         Args:
             places: Where each worker renders, in words.
+            is_open: Whether others may join.
         """
+        self._is_open = is_open
         self._workers = [WorkerStatus(number, where) for number, where in enumerate(places)]
         self._since: dict[int, float] = {}  # when a worker got its first clip
         self._began: dict[int, float] = {}  # when it got the one on the device
@@ -47,7 +50,12 @@ class Crew:
 
     @property
     def _is_alone(self) -> bool:
-        return len(self._workers) == 1
+        return len(self._workers) == 1 and not self._is_open
+
+    def joined(self, where: str) -> None:
+        """Add a worker, with the next number."""
+        self._workers.append(WorkerStatus(len(self._workers), where))
+        self._busy.append(0.0)
 
     def submitted(self, worker: int, clip_id: str) -> None:
         """Note that a worker got a clip."""
@@ -81,6 +89,15 @@ class Crew:
         for name, value in values.items():
             setattr(me, name, value)
         me.last_event_at = utc_now().isoformat(timespec="seconds")
+
+    def measured(self, cards: Sequence[GpuHealth]) -> GpuHealth:
+        """Note how each worker's card is; return what is shown as that of the run: one card's."""
+        if self._is_alone:
+            return cards[0]
+        for me, card in zip(self._workers, cards, strict=True):
+            for name, value in vars(card).items():
+                setattr(me, name, value)
+        return GpuHealth()
 
     def named(self, worker: int, text: str) -> str:
         """Return a line of a worker, with its number where there are several."""

@@ -88,9 +88,10 @@ class Progress:
         type_again: Sequence[str] = (),
         pace: Pace | None = None,
         ends_after: Callable[[float], datetime] = _from_now,
-        gpu_uuid: str | None = None,
+        cards: Sequence[str | None] = (None,),
         listen: Listen | None = None,
         workers: Sequence[str] = ("",),
+        may_grow: bool = False,
     ) -> None:
         """Start with `done` of `total` clips finished by earlier runs.
 
@@ -105,11 +106,12 @@ class Progress:
             pace: Predicts when all clips will be done; gets each event before this does. None
                 predicts nothing.
             ends_after: Returns when work of so many seconds will be done, `window` included.
-            gpu_uuid: The card to watch; None for none.
+            cards: UUID of each worker's card, which is watched; None for none.
             listen: Receives the events, and nothing is shown; None shows them.
             workers: Where each worker renders, in words, e.g. its card.
+            may_grow: Whether further workers may join.
         """
-        self._crew = Crew(workers)
+        self._crew = Crew(workers, may_grow)
         self._out = out or sys.stdout
         self._listen = listen
         self._line = LiveLine(self._out) if listen is None and can_redraw(self._out) else None
@@ -118,7 +120,7 @@ class Progress:
         self._number = 0  # ended clips
         self._facts_shown_at = 0.0
         self._pace = pace
-        self._health = GpuHealthReader(gpu_uuid)
+        self._cards = [GpuHealthReader(uuid) for uuid in cards]
         self._folder = status_file.parent
         self._ends_after = ends_after
         self._failed: set[Rendering] = set()
@@ -144,6 +146,12 @@ class Progress:
                 self._line.print(text)
             else:
                 print(text, file=self._out, flush=True)
+
+    @_shown
+    def joined(self, where: str) -> None:
+        """Show that a worker joined, with the next number."""
+        self._crew.joined(where)
+        self._cards.append(GpuHealthReader(None))  # its card is on another machine
 
     def say_of(self, worker: int, text: str) -> None:
         """Print a line about a worker."""
@@ -303,7 +311,8 @@ class Progress:
             **_NO_ETA,
             **self._crew.values(),
         )
-        self._health.close()
+        for card in self._cards:
+            card.close()
         if self._line is not None:
             self._line.close()
 
@@ -330,7 +339,8 @@ class Progress:
             free = free_disk_bytes(self._folder)
         except OSError:
             free = None
-        now = {**asdict(self._health.read()), "free_disk_bytes": free, **self._expected_end()}
+        health = self._crew.measured([card.read() for card in self._cards])
+        now = {**asdict(health), "free_disk_bytes": free, **self._expected_end()}
         return now | self._crew.values()
 
     def _expected_end(self) -> dict[str, Any]:

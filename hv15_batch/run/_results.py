@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hv15_batch.errors import Secondary
 from hv15_batch.figures.tables import write_timing_tables
+from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
+from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.planning.chains import with_chains
 from hv15_batch.planning.films import build_films
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, PlannedClip, plan_clips
+from hv15_batch.planning.plan import PlannedClip, plan_clips, read_history
 from hv15_batch.planning.tables import write_clips_table, write_plan
 from hv15_batch.report.render import write_page
+from hv15_batch.run._run import Run
 from hv15_batch.run.prepare import Asked
-from hv15_batch.rundir.log import read_last_attempts
+from hv15_batch.rundir.log import read_records
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say
 
@@ -42,7 +45,7 @@ def write_results(asked: Asked, seconds: float | None) -> list[str]:
 
 def clips_of_now(asked: Asked) -> list[PlannedClip]:
     """Return every clip with its state by the logs of this moment."""
-    history = History(read_last_attempts(asked.run_dir.log, HISTORY_COLUMNS))
+    history = read_history(asked.run_dir)
     config = replace(asked.config, force=False)
     planned = plan_clips(asked.clips, config, history, asked.run_dir)
     return with_chains(planned, asked.run_dir, is_over=True)
@@ -68,3 +71,17 @@ def write_tables_and_page(run_dir: RunDir, is_benchmark: bool, lines: list[str])
 def up_to_date(what: str, tell: Say) -> Secondary:
     """Return what keeps a failure to write from ending the run, and reports it."""
     return Secondary(f"{what} is not up to date", tell)
+
+
+def calibrate(run: Run) -> Iterator[str]:
+    """Compare this run's warm clips with the prediction, and keep them for later ones."""
+    columns = (*COLUMNS, "run_id", "peak_vram_device_bytes")
+    rows = [
+        row
+        for row in read_records(run.run_dir.log, columns).to_pylist()
+        if row["run_id"] == run.run_id and is_warm_measurement(row)
+    ]
+    if run.forecast is not None:
+        yield from against_prediction(run.forecast, rows)
+    if rows:
+        yield f"Later predictions for this card are calibrated by it: {remember(rows)}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hv15_batch import __version__
@@ -20,6 +20,7 @@ from hv15_batch.dispatch.protocol import (
     Loading,
     ModelSpec,
 )
+from hv15_batch.dispatch.seats import Seat
 from hv15_batch.forecast.compilation import Compilation, decide_compilations
 from hv15_batch.forecast.disk import DiskNeed, disk_need
 from hv15_batch.forecast.forecast import (
@@ -34,14 +35,15 @@ from hv15_batch.forecast.offload import OffloadChoice, choose_offload
 from hv15_batch.forecast.pace import Pace, make_pace
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.shapes import Shape
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.official.limits import is_official
 from hv15_batch.planning.todo import Todo
-from hv15_batch.record import DONE_STATUSES, is_denoised_here
+from hv15_batch.run._cluster import choices_for, config_for, usable_seats
 from hv15_batch.run._preflight import disk_fault
 from hv15_batch.run.prepare import Asked
-from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict
-from hv15_batch.rundir.decided import read_compile, write_compile
+from hv15_batch.run.schedule import Rules, Schedule, Stop, Verdict, Wait
+from hv15_batch.rundir.decided import read_compile
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.paths import RunDir
 
@@ -73,6 +75,10 @@ class Run:
     system_sha256: str = ""
     store: StoredRun | None = None
     """The run's side in object storage; None on a disk."""
+    seats: Sequence[Seat] = ()
+    """Of a cluster, those that the run starts with; empty where workers are child processes."""
+    notes: tuple[str, ...] = ()
+    """Lines about seats that cannot be used."""
 
     @property
     def config(self) -> Config:
@@ -107,6 +113,8 @@ class Run:
     @property
     def places(self) -> list[str]:
         """Where each worker renders, in words."""
+        if self.seats:
+            return [seat.where for seat in self.seats]
         return [f"{gpu.name}, card {gpu.index}" if gpu else "CPU" for gpu in self.cards]
 
     @property
@@ -135,8 +143,18 @@ class Run:
         return any(found.is_on for found in self.compilations.values())
 
     def spec(self, lock_descriptor: int | None, worker: int = 0) -> ExecutorSpec:
-        """Return the settings that a worker gets at its start."""
-        offloads = self.choices[worker]
+        """Return the settings that a worker of this machine gets at its start."""
+        card = self.cards[worker]
+        return replace(
+            self.spec_for(self.choices[worker], self.gpus[worker]),
+            only_card=card.uuid if len(self.cards) > 1 and card else None,
+            num_workers=len(self.cards),
+            worker=worker,
+            lock_descriptor=lock_descriptor,
+        )
+
+    def spec_for(self, offloads: Mapping[str, OffloadChoice], gpu: Gpu | None) -> ExecutorSpec:
+        """Return the settings of a worker with these profiles on this card."""
         first, *further = (
             ModelSpec(
                 self.compilations[name].in_config(self.asked.config_of(name)),
@@ -156,15 +174,30 @@ class Run:
             system_sha256=self.system_sha256,
             offload=first.offload,
             budget_bytes=next(filter(None, (c.budget_bytes for c in offloads.values())), None),
-            gpu=self.gpus[worker],
-            only_card=card.uuid if len(self.cards) > 1 and (card := self.cards[worker]) else None,
-            num_workers=len(self.cards),
-            worker=worker,
+            gpu=gpu,
             streams_text_encoder=first.streams_text_encoder,
             further=tuple(further),
+            longest=self._longest,
             compile_is_auto=typed_compile(self.config) is None,
-            lock_descriptor=lock_descriptor,
         )
+
+    def choices_for(self, seat: Seat) -> dict[str, OffloadChoice]:
+        """Return the profile of each model for a seat.
+
+        Raises:
+            Refused: None fits its card.
+        """
+        return choices_for(self.asked.config, self.todo, self.compilations, seat)
+
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for planned in self.todo.to_render:
+            if not (planned.is_from_latents or planned.clip.is_pending):
+                settings = planned.clip.settings
+                tokens = Shape.of(settings).num_video_tokens
+                found[settings.model] = max(tokens, found.get(settings.model, 0))
+        return found
 
     def known_columns(self, model: str) -> dict[str, Any]:
         """Return the columns that the parent fills if an attempt left no record, by its model."""
@@ -192,11 +225,9 @@ class Run:
 
     def load_seconds(self, job: Job, own: Group | None) -> float:
         """Return the predicted seconds before a worker of the group `own` renders a clip."""
-        group = job.clip.settings.group
-        if self.forecast is None or (own is not None and own[:3] == group[:3]):
-            return 0.0  # only the LoRAs differ, which takes seconds; the engine is one for a run
-        start = self.forecast.of(job.clip.settings).start
-        return start.seconds - start.encode_seconds
+        if self.forecast is None:
+            return 0.0
+        return self.forecast.group_load_seconds(own, job.clip.settings.group)
 
     def gate(self, job: Job, worker: int = 0) -> Verdict:
         """Return whether a clip may start: disk and lease decide first, then the clock."""
@@ -204,40 +235,50 @@ class Run:
             return Stop(fault)
         if self.store is not None and (fault := self.store.fault()):
             return Stop(fault)
+        return self._schedule(worker)(job)
+
+    def _schedule(self, worker: int) -> Schedule:
         seconds = partial(self.pace.clip_seconds, worker=worker)
-        return Schedule(self.rules, self.run_dir.pause, seconds)(job)
+        return Schedule(self.rules, self.run_dir.pause, seconds)
+
+    def fits(self, worker: int) -> Sequence[Callable[[Job], bool]]:
+        """Return what tells which clips a worker of several may take, the strictest first.
+
+        First those that can end in time from now on, then those that can after a wait, e.g. for
+        the window of the next day. A run of one worker keeps to its order.
+        """
+        schedule = self._schedule(worker)
+        is_alone = len(self.cards) == 1 and not self.seats
+        if is_alone or not schedule.limits_clips:
+            return (lambda _job: True,)
+
+        def can_end(job: Job, after_a_wait: bool) -> bool:
+            verdict = schedule(job)
+            if isinstance(verdict, Wait):
+                return after_a_wait
+            return verdict is None or not verdict.is_of_clip
+
+        return tuple(partial(can_end, after_a_wait=wait) for wait in (False, True))
+
+    def too_late(self, jobs: Iterable[Job], worker: int) -> str:
+        """Return why none of these clips, of which no worker can end one in time, is started."""
+        verdicts = (self._schedule(worker)(job) for job in jobs)
+        stop = next((each for each in verdicts if isinstance(each, Stop)), None)
+        assert stop is not None, "clips were never rendered"
+        return stop.reason
 
 
-class FailedCompilation:
-    """Stores that a model is not compiled, where `auto` decided so and torch's compiler failed.
+def make_run(
+    asked: Asked, todo: Todo, machine: Machine, rules: Rules, seats: Sequence[Seat] = ()
+) -> Run | None:
+    """Return the run that renders these clips; None if there is nothing to render.
 
-    Later runs would fail again, and each would lose the seconds of a try.
-    """
-
-    def __init__(self, run: Run) -> None:
-        """Follow a run."""
-        self._run = run
-        is_auto = typed_compile(run.config) is None
-        self._compiled = {n for n, found in run.compilations.items() if found.is_on and is_auto}
-
-    def submitted(self, job: Job, worker: int = 0) -> None:
-        """Nothing is known of a clip that starts."""
-
-    def heard(self, event: Event, worker: int = 0) -> None:
-        """Look at the first finished clip of a model that ran without its compilation."""
-        if not isinstance(event, Finished) or event.record.status not in DONE_STATUSES:
-            return
-        record, model = event.record, event.job.clip.settings.model
-        if model not in self._compiled or record.compiled is not False:
-            return
-        if is_denoised_here(vars(record)):  # else it says how another run denoised it
-            self._compiled.remove(model)
-            with self._run.run_dir.moment():
-                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)
-
-
-def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | None:
-    """Return the run that renders these clips here; None if there is nothing to render.
+    Args:
+        asked: The request.
+        todo: What is to be rendered.
+        machine: This one, or with the cards of all seats.
+        rules: The clock's.
+        seats: Of a cluster; empty for child processes of this machine.
 
     Raises:
         Refused: No offload profile fits the card.
@@ -245,7 +286,8 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
     if not todo.to_render:
         return None
     # `runtime.card` is for the dry run alone.
-    config = replace(asked.config, runtime=replace(asked.config.runtime, card=None))
+    config = config_for(asked, seats)
+    config = replace(config, runtime=replace(config.runtime, card=None))
     compilations = decide_compilations(config, todo.clips, machine, asked.run_dir)
     compiled = {name: found.is_on for name, found in compilations.items()}
     log = asked.run_dir.log
@@ -266,7 +308,13 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
                 offloads[name] = choose_offload(own, settings, here, *shared)
         return offloads
 
-    choices = _for_each_card(cards, choose)
+    notes: tuple[str, ...] = ()
+    choices: Sequence[dict[str, OffloadChoice]]
+    if seats:
+        seats, choices, notes = usable_seats(config, todo, compilations, seats[: len(cards)])
+        cards = tuple(seat.gpu for seat in seats)
+    else:
+        choices = _for_each_card(cards, choose)
     return Run(
         asked,
         todo,
@@ -278,6 +326,8 @@ def make_run(asked: Asked, todo: Todo, machine: Machine, rules: Rules) -> Run | 
         make_pace(forecast, asked.run_dir, rules.clock, todo.to_render, len(choices)),
         disk_need(todo.to_render, asked.config, len(cards)),
         compilations,
+        seats=seats,
+        notes=notes,
     )
 
 
@@ -318,18 +368,21 @@ def planned_again(run: Run, asked: Asked, todo: Todo) -> Run | None:
     if not todo.to_render:
         return None
     if {p.clip.settings.model for p in todo.to_render} - run.choices[0].keys():
-        return make_run(asked, todo, run.machine, run.rules)  # `limit` reaches a further model now
+        # `limit` reaches a further model now.
+        return make_run(asked, todo, run.machine, run.rules, run.seats)
     for name, found in run.compilations.items():
         stored = read_compile(asked.run_dir, asked.config_of(name))
         if found.is_new and stored not in (None, found.is_on):
-            return make_run(asked, todo, run.machine, run.rules)
-    num_workers = len(cards_for(asked.config, todo.to_render, run.machine))
+            return make_run(asked, todo, run.machine, run.rules, run.seats)
+    planned = config_for(asked, run.seats)
+    num_workers = len(cards_for(planned, todo.to_render, run.machine))
     return replace(
         run,
         asked=asked,
         todo=todo,
         cards=run.cards[:num_workers],
         choices=run.choices[:num_workers],
+        seats=run.seats[:num_workers],
         pace=make_pace(run.forecast, asked.run_dir, run.clock, todo.to_render, num_workers),
         disk=disk_need(todo.to_render, asked.config, num_workers),
     )

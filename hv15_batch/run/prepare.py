@@ -29,14 +29,13 @@ from hv15_batch.official.limits import check_official, is_official
 from hv15_batch.planning.benchmark import plan_repetitions
 from hv15_batch.planning.chains import chains_line, with_chains
 from hv15_batch.planning.loras import find_loras
-from hv15_batch.planning.plan import HISTORY_COLUMNS, History, plan_clips, settings_conflict
+from hv15_batch.planning.plan import History, plan_clips, read_history, settings_conflict
 from hv15_batch.planning.selection import select
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.redaction import show
 from hv15_batch.rewrite.phase import with_known_rewrites
 from hv15_batch.rewrite.rows import as_before
-from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import is_url, place
 from hv15_batch.rundir.stored import (
@@ -165,17 +164,21 @@ def clips_of(
     return make_clips(manifest, config, None, None, loras, known)
 
 
-def plan_against_log(asked: Asked) -> Todo:
+def plan_against_log(asked: Asked, before: Todo | None = None) -> Todo:
     """Return every clip with its state; refuse settings that repeat finished work.
+
+    Args:
+        asked: What is to be planned.
+        before: An earlier plan; its log is not read again unless it has changed.
 
     Raises:
         Refused: The command's settings would render finished clips again. A changed manifest is
             not refused.
     """
     config, run_dir = asked.config, asked.run_dir
-    history = History(read_last_attempts(run_dir.log, HISTORY_COLUMNS))
+    history = read_history(run_dir, before.history if before is not None else None)
     clips = with_chains(plan_clips(asked.clips, config, history, run_dir), run_dir)
-    todo = Todo(clips, select(clips, config), shard=run_dir.shard)
+    todo = Todo(clips, select(clips, config), shard=run_dir.shard, history=history)
     if history.by_settings and not config.add and not _is_known_here(asked, history):
         earlier = earlier_settings(run_dir)
         found = (
@@ -205,7 +208,7 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
         sweep: Name of the run's folder in a sweep, else None.
 
     Raises:
-        Refused: The URL, or a shard of one.
+        Refused: The URL, or a shard of one that rewrites prompts.
     """
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
@@ -215,10 +218,11 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
         typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
         folder = Path(os.path.abspath(typed))
     run_dir = RunDir(folder, parse_shard(config.shard))
-    if run_dir.shard is not None and run_dir.url is not None:
+    if run_dir.shard is not None and run_dir.url is not None and config.rewrite.is_on:
         raise Refused(
-            f"shard={run_dir.shard} with run_dir={run_dir.url}: shards share a folder on a disk; "
-            "leave shard= out, or name a folder that all of them see with run_dir=DIR."
+            f"shard={run_dir.shard} with run_dir={run_dir.url} and rewrite.*: on object storage "
+            "shards cannot wait for each other while they rewrite; rewrite all prompts once, in a "
+            "run without shard=."
         )
     return run_dir
 

@@ -31,6 +31,8 @@ class Stop:
     """No further clip is started; the run ends."""
 
     reason: str
+    is_of_clip: bool = False
+    """This clip would not end in time on this worker; a shorter one may, or on another worker."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,18 @@ class Schedule:
         self._pause = pause
         self._clip_seconds = clip_seconds
 
+    @property
+    def limits_clips(self) -> bool:
+        """Whether it depends on a clip's length whether it may start."""
+        return bool(self._rules.deadlines) or self._rules.window is not None
+
     def __call__(self, job: Job) -> Verdict:
         """Return whether this clip may start, must wait, or ends the run."""
         now, seconds = self._clock.now(), self._clip_seconds(job)
         length = f"the next clip takes about {format_duration(seconds)}"
         window = self._rules.window
         if window is not None and seconds > window.seconds:
-            return Stop(f"{window.setting}: {length}, longer than the window; widen it")
+            return Stop(f"{window.setting}: {length}, longer than the window; widen it", True)
         begin = window.begin(now, seconds) if window is not None else now
         delay = (begin - now).total_seconds()
         for deadline in self._rules.deadlines:
@@ -84,9 +91,9 @@ class Schedule:
             if left <= 0:
                 return Stop(f"{deadline.setting}: the time is over")
             if left < delay:
-                return Stop(f"{deadline.setting}: the window opens later")
+                return Stop(f"{deadline.setting}: the window opens later", True)
             if left < delay + seconds:
-                return Stop(f"{deadline.setting}: {length}")
+                return Stop(f"{deadline.setting}: {length}", True)
         if self._pause.exists():
             folder = shlex.quote(str(self._pause.parent))
             return Wait("paused", f"hv15-batch status {folder} --unpause resumes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,28 +22,29 @@ from hv15_batch.errors import (
     Secondary,
 )
 from hv15_batch.figures.tables import write_timing_tables
-from hv15_batch.forecast.calibrate import COLUMNS, is_warm_measurement, remember
 from hv15_batch.forecast.compilation import compilation_lines
 from hv15_batch.forecast.seconds import COMPILE_SECONDS
-from hv15_batch.forecast.wording import against_prediction
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.system import system_facts, system_sha256
 from hv15_batch.official.limits import is_official
 from hv15_batch.planning.tables import is_up_to_date, write_plan
 from hv15_batch.planning.todo import Todo
 from hv15_batch.report.live import live_page
+from hv15_batch.run import _cluster
+from hv15_batch.run._cluster import OpenCluster, as_one, open_ray
 from hv15_batch.run._inputs import check_rewriter, copy_manifest, rewritten, write_rows
 from hv15_batch.run._notify import Notices, Notifier
 from hv15_batch.run._preflight import check_measuring, licence_notes, refuse_or_note
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._results import (
+    calibrate,
     clips_of_now,
     up_to_date,
     write_films,
     write_results,
     write_tables_and_page,
 )
-from hv15_batch.run._run import FailedCompilation, Run, make_run, planned_again
+from hv15_batch.run._run import Run, make_run, planned_again
 from hv15_batch.run.outcome import (
     Finished,
     Listen,
@@ -63,16 +64,18 @@ from hv15_batch.run.prepare import (
     stored_config,
     with_weights,
 )
+from hv15_batch.run.rendering.arrivals import SeatsTaken
+from hv15_batch.run.rendering.journal import FailedCompilation
 from hv15_batch.run.rendering.loop import Loop
 from hv15_batch.run.rendering.stalls import PATIENCE, Patience
 from hv15_batch.run.rendering.supervisor import Start, make_supervisors
+from hv15_batch.run.rendering.team import Team
 from hv15_batch.run.schedule import FirstClip, Rules, check_window, read_rules
 from hv15_batch.rundir.chosen.previews import clear_previews
 from hv15_batch.rundir.decided import write_compile
 from hv15_batch.rundir.log import (
     bring_to_current_schema,
     foreign_note,
-    read_records,
 )
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publish_json
@@ -101,6 +104,7 @@ def run(
     content: bytes | None = None,
     listener: Listener | None = None,
     swept: tuple[str, ...] = (),
+    open_cluster: OpenCluster = open_ray,
 ) -> int:
     """Carry out one run and return its exit code.
 
@@ -117,6 +121,7 @@ def run(
         content: The bytes of the manifest, if its rows came from a DataFrame.
         listener: Receives the events, and nothing is printed; None prints.
         swept: Settings that the sweep varies.
+        open_cluster: Reaches the cluster that renders with `dispatch=ray`.
 
     Raises:
         Refused: The run is refused, and nothing was touched.
@@ -124,17 +129,28 @@ def run(
     """
     rules = read_rules(config, clock or Clock())
     asked = replace(prepare(config, typed, sweep, content, swept), typed_line=typed_line)
-    run_dir = asked.run_dir
     set_allocator()  # before the machine is read, so that the log has it
     if config.dry_run:
         return show(asked, rules, say)
-    machine = read_machine()
     todo = plan_against_log(asked)
+    with _cluster.cluster_for(asked, todo, open_cluster) as cluster:
+        start = Start(make_executor, patience, cluster)
+        return _run(asked, todo, rules, start, say, listener)
+
+
+def _run(
+    asked: Asked, todo: Todo, rules: Rules, start: Start, say: Say, listener: Listener | None
+) -> int:
+    """Carry out a run with these workers."""
+    run_dir, cluster = asked.run_dir, start.cluster
+    seats = cluster.first_seats() if cluster is not None else ()
+    machine = as_one(read_machine(), seats)
     check_measuring(asked, todo, machine)
     check_device(asked, todo, machine)
     check_rewriter(asked, todo)
-    run = make_run(asked, todo, machine, rules)
-    notes = [*asked.manifest.notes]
+    run = make_run(asked, todo, machine, rules, seats)
+    notes = [*asked.manifest.notes, *(cluster.take_notes() if cluster else ())]
+    notes += run.notes if run else ()
     notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
@@ -146,8 +162,9 @@ def run(
     run_id = run_dir.new_run_id()
     with hold(run_dir, run_id, say) as held:
         check_owner(run_dir, asked.manifest.path)
-        bring_to_current_schema(run_dir.own_log)
-        todo = plan_against_log(asked)
+        if bring_to_current_schema(run_dir.own_log) and held.store is not None:
+            held.store.put_upgraded()
+        todo = plan_against_log(asked, todo)
         if asked.config.rewrite.is_on:
             _say_all([] if is_announced else [headline(run_dir, todo), *notes], say)
             is_announced, asked = True, rewritten(asked, todo, say)
@@ -163,7 +180,9 @@ def run(
         check_measuring(asked, todo, machine)
         check_device(asked, todo, machine)
         make_transformers(((own.model, c.transformer) for own, c in asked.models(todo)), say)
-        run = planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules)
+        run = (
+            planned_again(run, asked, todo) if run else make_run(asked, todo, machine, rules, seats)
+        )
         if not is_announced:
             _say_all([headline(run_dir, todo), *notes], say)
         if foreign := foreign_note(run_dir.log):
@@ -175,7 +194,9 @@ def run(
             listener.listen(_started(run_dir, run_id, todo))
         if run is None:
             return _nothing_to_do(asked, todo, say)
-        start = Start(make_executor, patience, held.lock_descriptor)
+        start = replace(start, lock_descriptor=held.lock_descriptor)
+        if cluster is not None:
+            _cluster.store_first_frames(run_dir, todo)
         return _render(_begin(replace(run, store=held.store), run_id, say), start, say, listener)
 
 
@@ -208,7 +229,7 @@ def _begin(run: Run, run_id: str, say: Say) -> Run:
     """
     jobs = (Job(p.clip, p.attempts + 1, p.use_latents, p.repeat) for p in run.todo.to_render)
     check_window(run.rules.window, ((j.clip.clip_id, run.pace.clip_seconds(j)) for j in jobs))
-    facts = system_facts(run.machine)
+    facts = system_facts(None if run.seats else run.machine)
     with run.run_dir.moment():
         if run.run_dir.shard is not None:  # another shard may just have decided
             run = planned_again(run, run.asked, run.todo) or run
@@ -233,10 +254,12 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         notify = run.config.notify
         notifier = Notifier(parse_command(notify.command), notify.timeout_seconds)
         notices = Notices(notifier, run.run_dir, progress.snapshot, progress.say)
-        received = listener.received if listener else None
+        received = listener.received if listener else []
+        if run.store is not None:
+            run.store.signals = received
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, make_supervisors(run, start), progress, watchers, received)
+        loop = Loop(run, _team(run, start, progress), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
@@ -259,6 +282,13 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
         if listen is not None:
             listen(Finished(outcome))
     return outcome.exit_code
+
+
+def _team(run: Run, start: Start, progress: Progress) -> Team:
+    if start.cluster is None:
+        return Team(make_supervisors(run, start))
+    seats = SeatsTaken(run, start.cluster, start.patience, progress)
+    return Team(seats.first(), seats)
 
 
 def _write_first_plan(run: Run, say: Say) -> None:
@@ -285,9 +315,10 @@ def _progress_of(run: Run, listen: Listen | None) -> Progress:
         type_again=to_type_again(run.config),
         pace=run.pace,
         ends_after=run.rules.ends_after,
-        gpu_uuid=run.cards[0].uuid if run.cards[0] else None,
+        cards=[card.uuid if card and not run.seats else None for card in run.cards],
         listen=listen,
         workers=run.places,
+        may_grow=bool(run.seats),
     )
 
 
@@ -300,7 +331,10 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
         )
     if run.config.benchmark.calibrate:
         with Secondary("nothing is kept for later predictions", lines.append):
-            lines += _calibrate(run)
+            lines += calibrate(run)
+    if run.store is not None:
+        with Secondary("the page lacks what other shards did meanwhile", lines.append):
+            run.store.pull_others()
     if is_official(run.config):  # a script that was ended has left what it wrote so far
         with Secondary("unfinished files are left until the next run", lines.append):
             run.run_dir.sweep_temporary()
@@ -309,20 +343,6 @@ def _finish(run: Run, outcome: Outcome, say: Say) -> None:
     for line in lines:
         logger.info("%s", line)
         say(line)
-
-
-def _calibrate(run: Run) -> Iterator[str]:
-    """Compare this run's warm clips with the prediction, and keep them for later ones."""
-    columns = (*COLUMNS, "run_id", "peak_vram_device_bytes")
-    rows = [
-        row
-        for row in read_records(run.run_dir.log, columns).to_pylist()
-        if row["run_id"] == run.run_id and is_warm_measurement(row)
-    ]
-    if run.forecast is not None:
-        yield from against_prediction(run.forecast, rows)
-    if rows:
-        yield f"Later predictions for this card are calibrated by it: {remember(rows)}"
 
 
 def _write_run_folder(asked: Asked, run_id: str, facts: dict[str, Any]) -> None:
@@ -368,5 +388,6 @@ def _nothing_to_do(asked: Asked, todo: Todo, say: Say) -> int:
 def show(asked: Asked, rules: Rules, say: Say) -> int:
     """Carry out a dry run: print what a run would do, and write its plan."""
     plan = make_plan(asked, rules, say)
+    _say_all(_cluster.dry_run_notes(asked.config), say)
     say(f"Every clip: {plan.write()}")
     return EXIT_OK

@@ -97,6 +97,12 @@ def count_of_shards(path: Path) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
+def write_count(path: Path, shard: Shard) -> None:
+    """Note in how many shards a directory is rendered now."""
+    if count_of_shards(path) != shard.count:
+        publish_json(path / COUNT, {_COUNT_KEY: shard.count})
+
+
 # -- locks ------------------------------------------------------------------------------------
 
 
@@ -122,8 +128,8 @@ def locked(path: Path, shard: Shard | None, run_id: str) -> Iterator[int | None]
                     _check_others(path, shard)
                 raise
             _check_others(path, shard)
-            if shard is not None and count_of_shards(path) != shard.count:
-                publish_json(path / COUNT, {_COUNT_KEY: shard.count})
+            if shard is not None:
+                write_count(path, shard)
             held.callback(_unlink, holder)
             publish_text(holder, json.dumps(holder_facts(run_id, utc_now())))
         yield lock.descriptor

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class RunLog:
         self._run_id = run_id
         self._schema = arrow_schema()
         self._number = 0
+        self._kept: list[ClipRecord] = []  # those that could not be written yet
         self._table = self._schema.empty_table()
         self.segment = self._path()
         """The segment of the last record."""
@@ -64,8 +65,22 @@ class RunLog:
         """Append the record to the log. It is on the disk when this returns.
 
         Raises:
-            OSError: It could not be written; the log is as before.
+            OSError: It could not be written, and is kept for the next call or `flush`. The log is
+                as before.
         """
+        self._kept.append(record)
+        self._write_kept()
+
+    def flush(self) -> None:
+        """Append the records that could not be written before; raise like `append`."""
+        self._write_kept()
+
+    def _write_kept(self) -> None:
+        while self._kept:
+            self._write(self._kept[0])
+            del self._kept[0]
+
+    def _write(self, record: ClipRecord) -> None:
         if self._table.num_rows == SEGMENT_ROWS:
             self._table = self._schema.empty_table()
             self._number += 1
@@ -153,6 +168,20 @@ def bring_to_current_schema(log_folder: Path) -> int:
             pq.write_table(table, temporary)
         rewritten += 1
     return rewritten
+
+
+LogState = tuple[tuple[str, int, int], ...]
+"""Path, bytes and time in nanoseconds of each segment."""
+
+
+def log_state(log_folder: Path) -> LogState:
+    """Return what changes whenever a record is added to a log, or to that of a shard."""
+    found = []
+    for path in segments(log_folder):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def segments(log_folder: Path) -> list[Path]:

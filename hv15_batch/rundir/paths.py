@@ -270,8 +270,8 @@ class RunDir:
 
     def _common_folders(self) -> list[Path]:
         # The run directory itself was typed, so it may be a link.
-        names = ("clips", "latents", "thumbs", "embeddings", "picks", "frames", "films", ASSETS)
-        return [self.path.resolve(), *(self.path / name for name in names)]
+        names = ("clips", "latents", "thumbs", "embeddings", "inputs", "picks", "frames", "films")
+        return [self.path.resolve(), *(self.path / name for name in (*names, ASSETS))]
 
     def linked_folders(self) -> list[tuple[str, Path]]:
         """Return the folders of this run that are links, and their targets."""

@@ -176,6 +176,12 @@ class WorkerStatus:
     """Of the same time: it had no clip on the device."""
     last_event_at: str | None = None
     """Time of its last step, stage or clip, ISO 8601, UTC."""
+    temperature_celsius: float | None = None
+    """Of its card."""
+    power_watts: float | None = None
+    vram_used_bytes: int | None = None
+    """Of all processes."""
+    vram_total_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class Status:
     eta_basis: str | None = None
     """estimated, calibrated, first_clip or measured: see `forecast.eta.EtaBasis`."""
     temperature_celsius: float | None = None
-    """Of the card."""
+    """Of the card; these are None of several, see `workers`."""
     power_watts: float | None = None
     vram_used_bytes: int | None = None
     """Of all processes."""

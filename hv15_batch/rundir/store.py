@@ -23,6 +23,7 @@ from hv15_batch.rundir.remote.objects import read_stored
 from hv15_batch.rundir.status import read_holder
 
 if TYPE_CHECKING:
+    from hv15_batch.record import ClipRecord
     from hv15_batch.rundir.remote.held import StoredRun as StoredRun
     from hv15_batch.rundir.remote.uploads import Uploads as Uploads
 
@@ -34,6 +35,7 @@ __all__ = (
     "frame_of",
     "hold",
     "is_url",
+    "let_go",
     "open_uploads",
     "place",
     "put_results",
@@ -61,14 +63,14 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
     url = checked_url(text, setting)
     folder = mirror_folder(url)
     from hv15_batch.rundir.remote.client import LOOK, Client
-    from hv15_batch.rundir.remote.held import pull_lock
+    from hv15_batch.rundir.remote.held import pull_lock, written_here
     from hv15_batch.rundir.remote.mirror import Mirror
 
     try:
         mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
-                mirror.pull()
+                mirror.pull(but=written_here(folder))
     except StoreError as error:
         raise Refused(f"{setting}={error}") from error
     return folder
@@ -181,6 +183,14 @@ def clip_file(typed: str) -> Path:
     return path
 
 
+def let_go(run_dir: RunDir, record: ClipRecord) -> None:
+    """Delete what a worker of another machine uploaded of a finished clip; nothing on a disk."""
+    if run_dir.url is not None:
+        from hv15_batch.rundir.remote import held
+
+        held.let_go(run_dir.path, record)
+
+
 def refresher(typed: str, seconds: float = 15.0) -> Callable[[], None]:
     """Return what brings the working folder of a URL up to date, at most so often.
 
@@ -220,8 +230,8 @@ def put_results(run_dir: RunDir) -> None:
     if (url := run_dir.url) is None:
         return
     from hv15_batch.rundir.remote.client import Client
-    from hv15_batch.rundir.remote.held import pull_lock, push_results
-    from hv15_batch.rundir.remote.mirror import Mirror
+    from hv15_batch.rundir.remote.held import pull_lock
+    from hv15_batch.rundir.remote.mirror import Mirror, push_results
 
     with pull_lock(run_dir.path):
         push_results(Mirror(Client(url), run_dir.path), run_dir)

@@ -105,14 +105,7 @@ def type_again_text(names: Collection[str]) -> str:
 
 def format_health(status: Status) -> str:
     """Return temperature, power, memory and free disk; unknown values are left out."""
-    parts = []
-    if status.temperature_celsius is not None:
-        parts.append(f"{status.temperature_celsius:.0f} °C")
-    if status.power_watts is not None:
-        parts.append(f"{status.power_watts:.0f} W")
-    if status.vram_used_bytes is not None and status.vram_total_bytes is not None:
-        used, total = format_gib(status.vram_used_bytes), format_gib(status.vram_total_bytes)
-        parts.append(f"{used} of {total} GiB VRAM in use")
+    parts = _card_words(status)
     if parts:
         parts[0] = f"card {parts[0]}"
     if status.free_disk_bytes is not None:
@@ -158,6 +151,18 @@ def _on_the_clock(moment: str, day: date) -> str:
         return f"{local:%H:%M}"
     is_soon = (local.date() - day).days < 7
     return f"{local:%a %H:%M}" if is_soon else f"{local:%Y-%m-%d %H:%M}"
+
+
+def _card_words(of: Status | WorkerStatus) -> list[str]:
+    parts = []
+    if of.temperature_celsius is not None:
+        parts.append(f"{of.temperature_celsius:.0f} °C")
+    if of.power_watts is not None:
+        parts.append(f"{of.power_watts:.0f} W")
+    if of.vram_used_bytes is not None and of.vram_total_bytes is not None:
+        used, total = format_gib(of.vram_used_bytes), format_gib(of.vram_total_bytes)
+        parts.append(f"{used} of {total} GiB VRAM in use")
+    return parts
 
 
 def format_wait(status: Status) -> str:
@@ -281,7 +286,7 @@ def _stage_words(of: Status | WorkerStatus) -> list[str]:
 
 
 def _worker_line(worker: WorkerStatus, now: datetime) -> str:
-    """Return a worker's card, clips, clips an hour, idle share, what it does, and last event."""
+    """Return a worker's card and its health, clips, clips an hour, idle share, what it does."""
     parts = [f"{worker.done} done"]
     parts += [f"{worker.failed} failed"] if worker.failed else []
     if worker.clips_per_hour is not None:
@@ -290,6 +295,7 @@ def _worker_line(worker: WorkerStatus, now: datetime) -> str:
         parts.append(f"idle {format_share(worker.idle_share)}")
     doing = [*filter(None, [worker.clip_id]), *_stage_words(worker)] or ["waits"]
     parts.append(" ".join(doing))
+    parts += _card_words(worker)
     if worker.last_event_at is not None:
         parts.append(f"seen {age(worker.last_event_at, now)} ago")
     return one_line(f"  worker {worker.worker} ({worker.where}): {', '.join(parts)}")

@@ -170,6 +170,8 @@ def steps_of(clip: Clip) -> int:
 class FakeExecutor:
     """Runs a renderer in this process, one event at a time."""
 
+    waitable = None
+
     def __init__(
         self, spec: ExecutorSpec, renderer: Callable[[ExecutorSpec], Any] = FakeRenderer
     ) -> None:

@@ -81,6 +81,8 @@ def stored_project(server: Server, monkeypatch: pytest.MonkeyPatch, folder: Path
     monkeypatch.setattr(clients, "USUAL", QUICK)
     monkeypatch.setattr(held, "_END", QUICK)
     monkeypatch.setattr(held, "SHORT", QUICK)
+    monkeypatch.setattr(held, "ROW", QUICK)
+    monkeypatch.setattr(held, "ROW_SECONDS", 0.1)
     project = Stored(folder)
     project.server = lend(server, monkeypatch)
     project.write("prompt,id", "a cat,cat", "a dog,dog")

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from hv15_batch.figures.workers import place_of, slow_lines, worker_figures
+from hv15_batch.figures.workers import (
+    COLUMNS,
+    format_worker,
+    place_of,
+    slow_lines,
+    worker_figures,
+)
+from hv15_batch.units import GIB, NOT_MEASURED
 
 START = datetime(2026, 11, 30, 1, 0, tzinfo=timezone.utc)
 
@@ -46,6 +53,9 @@ def rows(
                 "cache": None,
                 "model": "480p_t2v",
                 "compiled": True,
+                "temperature_celsius_max": None,
+                "throttle_seconds": None,
+                "peak_vram_device_bytes": None,
             }
             | changes
         )
@@ -80,6 +90,22 @@ def test_a_worker_that_is_much_slower_than_its_like_is_named() -> None:
     assert [each.times_as_long for each in found] == pytest.approx([1.0, 1.0, 1.0, 1.6])
     (line,) = slow_lines(found)
     assert line.startswith("local-3 (NVIDIA H200, card 3) takes 1.6 times as long as its like")
+
+
+def test_each_worker_has_the_health_of_its_own_card() -> None:
+    hot = {"temperature_celsius_max": 88, "throttle_seconds": 30.0}
+    log = rows("local-0-0", 0, 60.0, 8, temperature_celsius_max=61, peak_vram_device_bytes=GIB)
+    log += rows("local-1-0", 1, 60.0, 4, **hot) + rows("local-1-0", 1, 96.0, 8)
+    log += rows("local-2-0", 2, 60.0, 8)
+
+    cool, slow, silent = worker_figures(log)
+
+    assert format_worker(cool, START)[5:8] == ["61 °C", NOT_MEASURED, "1.0 GiB"]
+    assert format_worker(slow, START)[5:8] == ["88 °C", "2 min", NOT_MEASURED]
+    assert format_worker(silent, START)[5:8] == [NOT_MEASURED] * 3
+    assert len(format_worker(silent, START)) == len(COLUMNS)
+    (line,) = slow_lines([cool, slow, silent])
+    assert "its like (up to 88 °C, throttled for 2 min): look at" in line
 
 
 def test_cards_and_sizes_that_differ_are_not_compared() -> None:

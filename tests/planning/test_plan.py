@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.runs import Project
 from fakes.tiny_clips import clips_of, config_of
 
 from hv15_batch.clip import Clip
@@ -16,17 +17,18 @@ from hv15_batch.config.settings import (
     VideoConfig,
 )
 from hv15_batch.errors import Refused
+from hv15_batch.planning import plan
+from hv15_batch.planning._difference import describe_difference, settings_difference
 from hv15_batch.planning.plan import (
     HISTORY_COLUMNS,
     History,
     PlannedClip,
     State,
-    _settings_difference,
-    describe_difference,
     plan_clips,
 )
 from hv15_batch.planning.selection import select
 from hv15_batch.record import asked_record
+from hv15_batch.rundir.log import read_last_attempts
 from hv15_batch.rundir.paths import RunDir
 
 
@@ -182,6 +184,29 @@ def test_a_change_of_loras_says_which_files_and_scales(tmp_path: Path) -> None:
     before, now = with_loras((cat, 0.5)), with_loras((cat, 0.6), (dog, 1.0))
     wanted = "loras a1b2c3d4:0.5 -> a1b2c3d4:0.6 0f0f0f0f:1"
     assert describe_difference(logged(before, tmp_path), now) == wanted
-    assert _settings_difference(before.settings, now.settings) == wanted
+    assert settings_difference(before.settings, now.settings) == wanted
     removed = describe_difference(logged(before, tmp_path), with_loras())
     assert removed == "loras a1b2c3d4:0.5 -> none"
+
+
+def test_the_log_is_read_again_only_if_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run plans twice: before and after it holds the lock."""
+    project = Project(tmp_path)
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    assert project.run(limit=1) == 0
+    reads: list[int] = []
+
+    def counted(*arguments: Any) -> list[dict[str, Any]]:
+        rows = read_last_attempts(*arguments)
+        reads.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(plan, "read_last_attempts", counted)
+    before = plan.read_history(project.run_dir)
+
+    assert plan.read_history(project.run_dir, before) is before
+    assert reads == [1]
+    assert project.run() == 0
+    assert plan.read_history(project.run_dir, before).by_settings.keys() > before.by_settings.keys()

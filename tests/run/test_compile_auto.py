@@ -111,11 +111,11 @@ def test_another_run_that_decided_while_this_one_was_starting_holds(
     plan = session.plan_against_log
     calls = []
 
-    def plan_and_decide(asked: Any) -> Any:
+    def plan_and_decide(asked: Any, *before: Any) -> Any:
         calls.append(asked)
         if len(calls) == 2:  # under the lock
             session.write_compile(project.run_dir, asked.config_of("480p_t2v_4step"), True)
-        return plan(asked)
+        return plan(asked, *before)
 
     monkeypatch.setattr(session, "plan_against_log", plan_and_decide)
 

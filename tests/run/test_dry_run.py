@@ -3,13 +3,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fakes import forecasts
 from fakes.command import Answer
 from fakes.planned import BASE, clip_of, planned_clip
 
 from hv15_batch.config.compose import Job, run_jobs
+from hv15_batch.forecast import forecast
+from hv15_batch.forecast._eta import Course, course
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.model.shapes import bucket_size
 from hv15_batch.model.variant import ModelConfig
@@ -98,6 +103,44 @@ def test_what_each_clip_takes_on_a_card_stands_in_the_plan(
     assert float(long["predicted_denoise_seconds"]) == pytest.approx(150, rel=0.1)
     assert float(short["predicted_denoise_seconds"]) == pytest.approx(53, rel=0.1)
     assert float(long["predicted_decode_seconds"]) == pytest.approx(2.2, rel=0.1)
+
+
+def test_the_course_on_several_cards_is_worked_out_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na\nb\nc\n", encoding="utf-8")
+    worked_out: list[int] = []
+
+    def counted(work: Any, *arguments: Any) -> Course:
+        worked_out.append(len(work))
+        return course(work, *arguments)
+
+    monkeypatch.setattr(forecast, "course", counted)
+
+    words = ("dispatch.workers=2", "runtime.card=rtx_4090", "until=07:00", "runtime.compile=false")
+    answer = command("p.csv", "--dry-run", *words)
+
+    assert answer.code == 0
+    assert "Workers: 2 x " in answer.out
+    assert worked_out == [3]
+
+
+def test_the_course_groups_by_all_that_a_worker_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "course", lambda work, *rest: (work, rest))
+    settings = [BASE, replace(BASE, loras=(("a" * 64, 1.0),)), replace(BASE, linear="int8")]
+    todo = [planned_clip(clip_of(n, each)) for n, each in enumerate(settings)]
+    here = forecasts.machine(24)
+    found = forecast.make_forecast(forecasts.config("stream"), todo, here, tmp_path)
+    assert found is not None
+
+    work, (_, load_seconds, *_) = replace(found, num_workers=2).course(todo)
+
+    plain, lora, int8 = (group for group, _ in work)
+    assert len({plain, lora, int8}) == 3
+    assert load_seconds(plain, lora) == 0, "LoRAs are set in seconds"
+    assert load_seconds(None, plain) == load_seconds(lora, int8) > 0
 
 
 def test_thirty_settings_fit_the_screen_and_every_row_is_in_the_table(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
@@ -21,7 +25,7 @@ from fakes.uploading import uploading_local_executor
 
 from hv15_batch import cli
 from hv15_batch.clock import utc_now
-from hv15_batch.config.settings import DispatchConfig
+from hv15_batch.config.settings import DispatchConfig, RewriteConfig
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.media.film import film_members
@@ -31,6 +35,7 @@ from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import add_objects
+from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import hold, open_uploads
 
 exhaustive = pytest.mark.exhaustive
@@ -302,18 +307,135 @@ def spoil(obj: Any, content: bytes) -> None:
     obj._etag = None
 
 
+# -- shards -----------------------------------------------------------------------------------
+
+SEVERAL = [f"a clip of {n},r{n}" for n in range(6)]
+
+
+def count_there(stored: Stored) -> int:
+    """Return in how many shards the run was rendered last, as the store has it."""
+    content = stored.server.bucket()[f"{stored.name_there}/run.json"].value
+    return int(json.loads(content)["shards"])
+
+
+def test_shards_share_a_store_and_render_every_clip_once(
+    stored: Stored, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored.write("prompt,id", *SEVERAL)
+    assert stored.go(shard="1/2") == 0
+    stored.on_another_machine()
+    assert stored.go(shard="2/2") == 0
+    stored.on_another_machine()
+
+    assert sorted(ok_rows(stored.rows())) == [f"r{n}" for n in range(6)]
+    assert {row["shard"] for row in stored.rows()} == {"1/2", "2/2"}
+    assert stored.names("log|runs|status|lock") == []
+    for own in ("shards/1-of-2/", "shards/2-of-2/"):
+        kinds = {name.removeprefix(own).split("/")[0] for name in stored.names(own)}
+        assert kinds == {"log", "runs", "status.json", "lock.json"}
+    assert count_there(stored) == 2
+    table = stored.server.bucket()[f"{stored.name_there}/clips.csv"].value.decode()
+    assert all(f"r{n}," in table for n in range(6)), "the last one knows what both did"
+    capsys.readouterr()
+    assert cli.main(["status", stored.url]) == 0
+    told = capsys.readouterr().out
+    assert "2 shards, all of them started" in told
+    assert "6 of 6 done" in told
+    stored.denoised()
+    assert stored.go() == 0
+    assert not (stored.mirror.path.parent / "journal.txt").exists(), "all is done"
+
+
+def test_another_division_is_refused_while_a_shard_renders_there(stored: Stored) -> None:
+    stored.write("prompt,id", *SEVERAL)
+    assert stored.go(shard="1/2") == 0
+    stored.on_another_machine()
+    lease_there = stored.server.bucket()[f"{stored.name_there}/shards/1-of-2/lock.json"]
+    holder = json.loads(lease_there.value) | {"released": False, "hostname": "elsewhere"}
+    spoil(lease_there, json.dumps(holder).encode())
+    lease_there.last_modified += timedelta(seconds=100)
+
+    for shard in (None, "1/3", "0/3"):
+        with pytest.raises(Refused, match=r"shard 1/2 is in use by process \d+ on elsewhere"):
+            stored.go(shard=shard)
+    assert stored.go(shard="2/2") == 0
+    assert count_there(stored) == 2
+
+    lease_there.last_modified -= timedelta(seconds=100)  # it has expired
+    assert stored.go(shard="1/3") == 0
+    assert stored.go() == 0
+    assert Counter(ok_rows(stored.rows())) == {f"r{n}": 1 for n in range(6)}
+
+
+def test_a_run_of_all_clips_excludes_shards(stored: Stored) -> None:
+    assert stored.go(limit=1) == 0
+    stored.on_another_machine()
+    lease_there = stored.server.bucket()[f"{stored.name_there}/lock.json"]
+    spoil(lease_there, json.dumps(json.loads(lease_there.value) | {"released": False}).encode())
+    lease_there.last_modified += timedelta(seconds=100)
+
+    with pytest.raises(Refused, match=r"/[^ ]+: in use by process"):
+        stored.go(shard="1/2")
+    assert not [n for n in stored.names("shards/") if not n.endswith("lock.json")]
+
+
 # -- the log ----------------------------------------------------------------------------------
 
 
 def test_a_row_that_could_not_be_put_stops_the_run_and_is_put_by_the_next(stored: Stored) -> None:
+    stored.write("prompt,id", "a cat,cat", "a dog,dog", "an owl,owl")
     stored.server.fail("PUT", "log/", 503)
     assert stored.go() == 4
     assert any("the log could not be written" in line for line in stored.said)
     assert not stored.names("log/")
+    assert stored.denoised() == ["cat", "dog"], "what was in work is finished"
     stored.server.faults.clear()
-    stored.denoised()
     assert stored.go() == 0
-    assert stored.denoised() == []
+    assert stored.denoised() == ["owl"]
+    assert sorted(ok_rows(stored.rows())) == ["cat", "dog", "owl"]
+
+
+def test_a_signal_ends_the_tries_at_a_row_soon_and_the_row_is_kept(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "ROW_SECONDS", 600.0)
+    stored.write("prompt,id", "a cat,cat", "a dog,dog", "an owl,owl")
+
+    def terminate(_environ: dict[str, Any]) -> int:
+        if stored.server.count("PUT", "log/") == 3:  # of the second try
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 503
+
+    stored.server.faults.append(Fault("PUT", "log/", terminate))
+    begin = time.monotonic()
+    assert stored.go() == 143
+    assert time.monotonic() - begin < 60
+    stored.server.faults.clear()
+    assert stored.go() == 0
+    assert sorted(ok_rows(stored.rows())) == ["cat", "dog", "owl"]
+
+
+def test_segments_of_an_older_schema_are_brought_up_in_the_store_too(stored: Stored) -> None:
+    assert stored.go() == 0
+    (name,) = stored.names("log/")
+    segment = stored.server.bucket()[f"{stored.name_there}/{name}"]
+    table = pq.read_table(io.BytesIO(segment.value)).drop_columns(["num_alloc_retries"])
+    older = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"schema_version": b"3"}), older)
+    spoil(segment, older.getvalue())
+
+    assert stored.go(force=True, only="cat") == 0
+
+    names = [f"{stored.name_there}/{name}" for name in stored.names("log/")]
+    objects = [stored.server.bucket()[name].value for name in names]
+    metadata = [pq.read_schema(io.BytesIO(value)).metadata for value in objects]
+    assert {m[b"schema_version"] for m in metadata} == {str(SCHEMA_VERSION).encode()}
+    assert len(stored.rows()) == 3
+
+
+def test_a_store_that_fails_for_a_moment_has_all_rows_at_the_end(stored: Stored) -> None:
+    stored.server.fail("PUT", "log/", 503, times=2)
+    assert stored.go() == 0
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
 
 
@@ -490,9 +612,10 @@ def test_a_folder_with_other_objects_is_refused(stored: Stored) -> None:
         stored.go()
 
 
-def test_a_shard_of_a_url_is_refused(stored: Stored) -> None:
-    with pytest.raises(Refused, match=f"shard=1/2 with run_dir={stored.url}: shards share"):
-        stored.go(shard="1/2")
+def test_a_shard_that_rewrites_is_refused_there(stored: Stored) -> None:
+    rewrite = RewriteConfig(base_url="http://127.0.0.1:1", model="m")
+    with pytest.raises(Refused, match=f"shard=1/2 with run_dir={stored.url} and rewrite"):
+        stored.go(shard="1/2", rewrite=rewrite)
     assert not stored.names()
 
 

@@ -111,8 +111,8 @@ def test_what_is_put_back_comes_first_and_what_is_dropped_is_gone() -> None:
 # -- what is predicted --------------------------------------------------------------------------
 
 
-def predicted(work: list[tuple[Any, float, float]], workers: int) -> float:
-    return course(work, workers, 0.0, 0.0).seconds
+def predicted(work: list[tuple[Any, float]], workers: int, load: float) -> float:
+    return course(work, workers, lambda _own, _group: load, 0.0, 0.0).seconds
 
 
 def test_the_predicted_course_is_that_of_the_queue() -> None:
@@ -127,12 +127,12 @@ def test_the_predicted_course_is_that_of_the_queue() -> None:
             wait = load if loaded.get(number) != name[0] else 0.0
             loaded[number] = name[0]
             ends.append(now + wait + frames[name])
-        work = [(each.clip.settings.group, load, seconds(each)) for each in jobs]
-        assert predicted(work, workers) == pytest.approx(max(ends), rel=0.02)
+        work = [(each.clip.settings.group, seconds(each)) for each in jobs]
+        assert predicted(work, workers, load) == pytest.approx(max(ends), rel=0.02)
 
 
 def test_equal_clips_take_whole_rounds_and_the_last_round_leaves_workers_idle() -> None:
-    found = course([("a", 10.0, 60.0)] * 9, 4, 5.0, 3.0)
+    found = course([("a", 60.0)] * 9, 4, lambda _own, _group: 10.0, 5.0, 3.0)
 
     assert found.seconds == 5 + 10 + 3 * 60 + 3
     assert found.idle_seconds == pytest.approx(3 * 60 / 4)
@@ -140,7 +140,7 @@ def test_equal_clips_take_whole_rounds_and_the_last_round_leaves_workers_idle() 
 
 
 def test_more_workers_than_clips_cost_nothing() -> None:
-    found = course([("a", 10.0, 60.0)] * 2, 64, 0.0, 0.0)
+    found = course([("a", 60.0)] * 2, 64, lambda _own, _group: 10.0, 0.0, 0.0)
 
     assert found.seconds == 70
     assert found.idle_seconds == pytest.approx(70 * 62 / 64)

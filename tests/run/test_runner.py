@@ -18,9 +18,10 @@ from fakes.runs import FakeClock, FakeExecutor, FakeRenderer, Project
 
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import RetryConfig
+from hv15_batch.dispatch import local
 from hv15_batch.dispatch.protocol import Died, Event, Finished, Job, Note
 from hv15_batch.machine.nvml import Gpu
-from hv15_batch.run.rendering import loop, supervisor
+from hv15_batch.run.rendering import loop
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status
@@ -314,8 +315,8 @@ def test_only_a_card_that_the_driver_no_longer_lists_is_lost(
     card = Gpu(0, "NVIDIA H200", "GPU-1", 2**37, 2**37, "580", None)
 
     def lost(*listed: Gpu, gpu: Gpu | None = card) -> str | None:
-        monkeypatch.setattr(supervisor, "read_gpus", lambda: list(listed))
-        return supervisor.lost_gpu(gpu)
+        monkeypatch.setattr(local, "read_gpus", lambda: list(listed))
+        return local.lost_gpu(gpu)
 
     assert lost(replace(card, free_bytes=1)) is None
     assert lost(replace(card, uuid="GPU-2")) == (
@@ -566,15 +567,15 @@ def test_a_failed_clip_is_logged_and_the_next_one_runs(project: Project) -> None
 def test_a_log_that_cannot_be_written_stops_the_run_and_the_clip_is_made_again_from_latents(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append: Callable[..., None] = RunLog.append
+    write: Callable[..., None] = RunLog._write
 
     def fails_for_dog(self: RunLog, record: Any) -> None:
         if record.row_id == "dog":
             raise OSError(28, "No space left on device")
-        append(self, record)
+        write(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "append", fails_for_dog)
+        patch.setattr(RunLog, "_write", fails_for_dog)
         assert project.run() == 4
 
     assert project.said[2].startswith(

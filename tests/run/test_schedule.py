@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fakes.runs import FakeClock, FakeRenderer, Project
 
 from hv15_batch.clip import Clip
 from hv15_batch.clock import Clock, utc_now
-from hv15_batch.config.settings import Config
+from hv15_batch.config.settings import Config, DispatchConfig
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import (
     EncodingEnded,
@@ -33,6 +34,7 @@ from hv15_batch.dispatch.protocol import (
 )
 from hv15_batch.errors import Refused
 from hv15_batch.forecast.forecast import clip_cost_function
+from hv15_batch.forecast.pace import Pace
 from hv15_batch.forecast.seconds import ClipCost
 from hv15_batch.record import OK, asked_record
 from hv15_batch.run.schedule import read_rules
@@ -104,6 +106,7 @@ class TimedWorker:
             file=self._night.project.run_dir.relative(file),
             file_bytes=file.stat().st_size,
             run_id=self._spec.run_id,
+            worker_id=self._spec.worker_id,
             status=OK,
             attempt=job.attempt,
             denoise_attempt=job.attempt,
@@ -143,6 +146,31 @@ class TimedWorker:
 
     def _note(self, what: str) -> None:
         self._night.journal.append((f"{self._night.clock.now():%a %H:%M:%S}", what))
+
+
+class TimedWorkerBeside(TimedWorker):
+    """One of several on one clock: it moves on while the others work."""
+
+    waitable = None
+
+    def __init__(self, night: Night, spec: ExecutorSpec) -> None:
+        super().__init__(night, spec)
+        self._free_at = 0.0  # when its last event came, on the clock
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        clock = self._night.clock
+        if not self._events:
+            self._free_at = clock.elapsed_seconds()
+            clock.pass_time(timeout_seconds)
+            return None
+        seconds, event = self._events[0]
+        left = self._free_at + seconds - clock.elapsed_seconds()
+        if left > 0:
+            clock.pass_time(min(left, POLL_SECONDS))
+            return None
+        self._events.popleft()
+        self._free_at += seconds
+        return event
 
 
 class Night:
@@ -241,6 +269,50 @@ def test_until_of_a_later_job_of_a_sweep_is_still_that_of_the_command(night: Nig
 
     assert night.run(until="05:00") == 4
     assert night.journal == []
+
+
+def test_of_several_workers_each_takes_what_it_can_end_in_time(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long clip would be first and does not fit. Worker 1 is slow, and worker 0 is not."""
+
+    def clip_seconds(_pace: Pace, job: Job, worker: int = 0) -> float:
+        return float(cost_of(job.clip).seconds) + (3600.0 if worker == 1 else LOAD_SECONDS)
+
+    monkeypatch.setattr(Pace, "clip_seconds", clip_seconds)
+    night.project.write(
+        "id,prompt,num_frames", "long,three,121", "a,one,17", "b,two,17", "c,four,17"
+    )
+
+    def run(**changes: Any) -> int:
+        make = partial(TimedWorkerBeside, night)
+        return night.project.run(
+            make, clock=night.clock, dispatch=DispatchConfig(workers=2), **changes
+        )
+
+    assert run(until="21:30") == 4
+    assert sorted(night.outcomes()) == [("a", "ok"), ("b", "ok")]
+    assert night.project.said[2].startswith("until=21:30: the next clip takes about ")
+    assert {r["worker_id"] for r in night.project.records()} == {"local-0-0"}
+
+    assert run() == 0
+    assert sorted(night.outcomes()) == [(row, "ok") for row in ("a", "b", "c", "long")]
+
+
+def test_a_worker_takes_a_short_clip_while_the_long_one_must_wait_for_the_next_window(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Pace, "clip_seconds", lambda _pace, job, worker=0: cost_of(job.clip).seconds
+    )
+    make = partial(TimedWorkerBeside, night)
+
+    two = DispatchConfig(workers=2)
+    assert night.project.run(make, clock=night.clock, dispatch=two, window="20:00-21:45") == 0
+
+    began = {what: when for when, what in night.journal if what.startswith("begin")}
+    assert {began[f"begin {row}"][:3] for row in "abc"} == {"Sun"}
+    assert began["begin long"].startswith("Mon 20:00")
 
 
 # -- window -----------------------------------------------------------------------------------

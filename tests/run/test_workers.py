@@ -23,6 +23,7 @@ from hv15_batch.errors import Refused
 from hv15_batch.record import ClipRecord
 from hv15_batch.report.render import write_page
 from hv15_batch.run.rendering import loop
+from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.status import read_status
 from hv15_batch.status.show import format_status
 
@@ -229,6 +230,38 @@ def test_a_benchmark_measures_one_card_at_a_time(project: Project) -> None:
         run(project, benchmark=BenchmarkConfig(repeat=2))
     assert run(project, DispatchConfig(), benchmark=BenchmarkConfig(repeat=2)) == 0
     assert {r["worker_id"] for r in project.records()} == {"local-0"}
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_row_that_cannot_be_written_ends_the_run_after_the_clips_in_work(
+    project: Project, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    project.write("id,prompt", "long,sleep 1.5", *(f"r{n},a clip {n}" for n in range(6)))
+    write, failures = RunLog._write, iter(range(times))
+
+    def fails(self: RunLog, record: ClipRecord) -> None:
+        if next(failures, None) is not None:
+            raise OSError(28, "No space left on device")
+        write(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "_write", fails)
+        assert run(project) == 4
+
+    assert project.said[2].startswith("the log could not be written (No space left on device)")
+    logged = {r["row_id"]: r["status"] for r in project.records()}
+    made = {word.split("_")[0].removeprefix("denoise ") for word in project.did()}
+    assert {"long", "r0"} <= made <= {"long", "r0", "r1"}, "r1 is handed out while r0 is written"
+    # The row of r0 is written later, with that of the other worker's clip.
+    assert logged == (dict.fromkeys(made, "ok") if times == 1 else {})
+    assert read_status(project.run_dir.path).done == len(logged)
+
+    assert run(project) == 0
+    assert Counter(r["row_id"] for r in project.records()) == Counter(
+        ["long", *(f"r{n}" for n in range(6))]
+    )
+    denoised = [word for word in project.did() if word.startswith("denoise")]
+    assert len(denoised) == 7 - len(made), "what had been made is not denoised again"
 
 
 class NeverStarts(FakeRenderer):

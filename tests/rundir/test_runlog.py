@@ -221,7 +221,7 @@ def test_values_come_back_as_they_were(tmp_path: Path) -> None:
     assert row["denoise_seconds"] is None
 
 
-def test_an_append_that_fails_leaves_the_log_as_it_was_and_the_next_one_is_right(
+def test_an_append_that_fails_leaves_the_log_as_it_was_and_the_next_one_writes_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_log = RunLog(tmp_path, RUN_ID)
@@ -237,7 +237,9 @@ def test_an_append_that_fails_leaves_the_log_as_it_was_and_the_next_one_is_right
     assert read_records(tmp_path).num_rows == 1
 
     run_log.append(a_record(2))
-    assert [int(r["settings_sha256"], 16) for r in read_records(tmp_path).to_pylist()] == [0, 2]
+    assert [int(r["settings_sha256"], 16) for r in read_records(tmp_path).to_pylist()] == [0, 1, 2]
+    run_log.flush()
+    assert read_records(tmp_path).num_rows == 3
 
 
 def test_no_segment_means_no_records(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ REACHING = {
     "model.transformer_hub.repo": "is downloaded from",
     "model.transformer_hub.file": "is downloaded",
     "model.transformer_hub.revision": "is downloaded",
+    "dispatch.address": "is a cluster that runs what it is sent",
     "notify.command": "is started as a process",
     "notify.timeout_seconds": "says how long that process may run",
     "official.repo": "is a folder with a program that is started",

@@ -35,6 +35,7 @@ from hv15_batch.rundir import status as status_file
 from hv15_batch.rundir.status import StatusFile, format_progress, read_status
 from hv15_batch.status import _watch as watch
 from hv15_batch.status.command import main
+from hv15_batch.status.show import format_status
 
 NOW = datetime(2026, 11, 22, 9, 40, tzinfo=timezone.utc)
 
@@ -699,6 +700,41 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, _handle: str) -> SimpleNamespace:
         found: SimpleNamespace = self._tell("memory", SimpleNamespace(used=5, total=24))
         return found
+
+
+class OwnHealth:
+    """Stands for the reader of one card."""
+
+    def __init__(self, uuid: str | None) -> None:
+        self._heat = {"GPU-0": 61, "GPU-1": 84}[uuid or ""]
+
+    def read(self) -> GpuHealth:
+        return GpuHealth(self._heat, 300.0, 5 * 2**30, 24 * 2**30)
+
+    def close(self) -> None:
+        pass
+
+
+def test_each_worker_shows_the_health_of_its_own_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hv15_batch.run._progress.GpuHealthReader", OwnHealth)
+    monkeypatch.setattr(status_file, "HEARTBEAT_SECONDS", 0.1)
+    workers, cards = ["H200, card 0", "H200, card 1"], ["GPU-0", "GPU-1"]
+    progress = Progress(tmp_path / "status.json", "r1", 2, 0, workers=workers, cards=cards)
+    progress.rendering(2)
+
+    wait_for(lambda: read_status(tmp_path).workers[1].temperature_celsius is not None)
+    text = format_status(tmp_path, read_status(tmp_path), datetime.now(timezone.utc))
+    progress.end("done")
+
+    own = [line for line in text.splitlines() if "°C" in line]
+    assert [line.partition(":")[0].strip() for line in own] == [
+        "worker 0 (H200, card 0)",
+        "worker 1 (H200, card 1)",
+    ]
+    assert "61 °C, 300 W, 5.0 of 24.0 GiB VRAM in use" in own[0]
+    assert "84 °C" in own[1]
 
 
 def test_a_card_is_read_again_and_again_with_one_initialisation() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from hv15_batch.clip import ClipSettings
 from hv15_batch.files import check_regular, parse_json
 from hv15_batch.rundir.publish import publishing
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.units import GIB
 
 MAX_EMBEDDING_BYTES = GIB
@@ -150,9 +152,29 @@ def _key(**parts: Any) -> str:
 class EmbeddingCache:
     """Embeddings on disk, one safetensors file per key, published whole."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use a folder, which is created when the first entry is written."""
+    def __init__(self, folder: Path, inputs: Inputs | None = None) -> None:
+        """Use a folder, which is created when the first entry is written.
+
+        Args:
+            folder: Of the run directory.
+            inputs: Where workers of other machines find entries, and put theirs; None where the
+                folder is all there is.
+        """
         self.folder = folder
+        self._inputs = inputs
+
+    def fetch(self, key: str) -> None:
+        """Bring an entry into the folder, if the store had it at the first call."""
+        name = self._path(key).name
+        if self._inputs is not None and name in self._inputs.known():
+            self._fetch(name)
+
+    def _fetch(self, name: str) -> None:
+        if self._inputs is not None and not (self.folder / name).is_file():
+            with suppress(OSError):  # then it is missing
+                data = self._inputs.read(name)
+                with publishing(self.folder / name, makes_folder=True) as temporary:
+                    temporary.write_bytes(data)
 
     def read_text(self, key: str) -> TextEmbedding | None:
         """Return a text's embedding; None where it is missing or its file is damaged."""
@@ -213,6 +235,11 @@ class EmbeddingCache:
             of_images: Those of its first frame; None for the same.
             key_of_image: Of its first frame; None takes that of `clip_image_key`.
         """
+        keys = [text_key(text, encoders) for text in clip_texts(settings)]
+        if settings.image_sha256 is not None:
+            keys.append(clip_image_key(settings, of_images or encoders))
+        for key in keys:
+            self._fetch(self._path(key).name)  # another worker may have made it meanwhile
         texts = [self.read_text(text_key(text, encoders)) for text in clip_texts(settings)]
         image = None
         if settings.has_image:
@@ -246,7 +273,10 @@ class EmbeddingCache:
         metadata = {"sha256": _tensors_sha256(tensors), "numbers": json.dumps(numbers)}
         with publishing(self._path(key), makes_folder=True) as temporary:
             # Not save_file, whose files only their owner may read.
-            temporary.write_bytes(save(tensors, metadata))
+            data = save(tensors, metadata)
+            temporary.write_bytes(data)
+        if self._inputs is not None:
+            self._inputs.put(self._path(key).name, data)
 
 
 def clip_texts(settings: ClipSettings) -> list[str]:

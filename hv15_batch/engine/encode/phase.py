@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.record import ENCODE
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.store import frame_of
 
 Emit = Callable[[Event], None]
@@ -73,6 +75,7 @@ class EncodePhase:
         run_dir: RunDir,
         models: ModelSwitch,
         make_meter: Callable[[torch.device], StageMeter],
+        inputs: Inputs | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -80,11 +83,12 @@ class EncodePhase:
             run_dir: Has the cache.
             models: The models of the run; those with the same encoders encode for each other.
             make_meter: Returns a meter of a device.
+            inputs: See `EmbeddingCache`.
         """
         self._models = models
         self._make_meter = make_meter
         self._run_dir = run_dir
-        self._cache = EmbeddingCache(run_dir.embeddings)
+        self._cache = EmbeddingCache(run_dir.embeddings, inputs)
         self._identities = {name: _identity(model) for name, model in models.models.items()}
         self._encoded: dict[str, StageMeter] = {}
         self._errors: dict[str, Exception] = {}
@@ -104,6 +108,27 @@ class EncodePhase:
             self._encode_images(name, own_images, done, total, emit)
             done += len(own_images)
         gc.collect()
+
+    def take_costs(self, clips: Sequence[Clip]) -> dict[str, bytes]:
+        """Return and forget what encoding took, by the first of these clips that needs it."""
+        costs = {}
+        for clip in clips:
+            if found := self._take(self._keys(clip)):
+                meter, *others = found
+                for other in others:
+                    meter.add(other)
+                costs[clip.settings_sha256] = pickle.dumps(meter.stages)
+        return costs
+
+    def _take(self, keys: Sequence[str]) -> list[StageMeter]:
+        return [self._encoded.pop(key) for key in keys if key in self._encoded]
+
+    def _keys(self, clip: Clip) -> list[str]:
+        """Return the cache's keys of a clip's texts and image."""
+        of_texts = self._identities[self._text_model(clip)]
+        keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
+        own = self._key_of_image(clip)
+        return keys if own is None else [*keys, own]
 
     def _encode_texts(
         self, name: str, texts: dict[str, str], done: int, total: int, emit: Emit
@@ -183,11 +208,13 @@ class EncodePhase:
             own, of_images = self._text_model(clip), self._image_model(clip)
             for text in clip_texts(clip.settings):
                 key = text_key(text, self._identities[own])
+                self._cache.fetch(key)
                 if key not in seen and self._cache.read_text(key) is None:
                     texts.setdefault(own, {})[key] = text
                 seen.add(key)
             own_frame = self._key_of_image(clip)
             if own_frame is not None:
+                self._cache.fetch(own_frame)
                 if own_frame not in seen and self._cache.read_image(own_frame) is None:
                     images.setdefault(of_images, {})[own_frame] = clip
                 seen.add(own_frame)
@@ -255,18 +282,24 @@ class EncodePhase:
             )
         self._cache.write_image(key, encoders.encode_image(data, settings.height, settings.width))
 
-    def conditioning(self, clip: Clip, meter: StageMeter, emit: Emit) -> tuple[Conditioning, bool]:
+    def conditioning(
+        self, clip: Clip, meter: StageMeter, emit: Emit, cost: bytes | None = None
+    ) -> tuple[Conditioning, bool]:
         """Return the cached embeddings, and whether all of them were on disk already.
 
         What encoding took is added to `meter` where this clip is the first that needs it.
+
+        Args:
+            clip: Whose texts and image are meant.
+            meter: Of the clip.
+            emit: Sends events.
+            cost: Of `take_costs`, maybe of another worker.
         """
         of_texts = self._identities[self._text_model(clip)]
         of_images = self._identities[self._image_model(clip)]
-        keys = [text_key(text, of_texts) for text in clip_texts(clip.settings)]
+        keys = self._keys(clip)
         own = self._key_of_image(clip)
-        if own is not None:
-            keys.append(own)
-        elif clip.source is not None:
+        if own is None and clip.source is not None:
             raise FileNotFoundError(_lost_frame(clip.source))
         conditioning = None
         if not any(key in self._errors for key in keys):
@@ -282,7 +315,9 @@ class EncodePhase:
             if key in self._errors:
                 raise self._errors[key]
         assert conditioning is not None
-        encoded = [self._encoded.pop(key) for key in keys if key in self._encoded]
-        for other in encoded:
-            meter.add(other)
+        encoded = [other.stages for other in self._take(keys)]
+        if cost is not None:
+            encoded.append(pickle.loads(cost))
+        for stages in encoded:
+            meter.add_stages(stages)
         return conditioning, not encoded

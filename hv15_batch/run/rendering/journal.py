@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from hv15_batch.clock import utc_now
-from hv15_batch.dispatch.protocol import Event, Finished, Job, Key
-from hv15_batch.errors import ADVICE, EXIT_STOPPED, Secondary
-from hv15_batch.record import FAILED, ClipRecord
+from hv15_batch.config.checks import typed_compile
+from hv15_batch.dispatch.protocol import EncodingCosts, Event, Finished, Job, Key
+from hv15_batch.errors import ADVICE, Secondary
+from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord, is_denoised_here
 from hv15_batch.run._run import Run
-from hv15_batch.run.outcome import StopRun
 from hv15_batch.run.rendering.recovery import Held, record_of_lost
+from hv15_batch.rundir.decided import write_compile
 
 
 class Watcher(Protocol):
@@ -43,7 +45,11 @@ class Journal:
             (each, Secondary(f"{type(each).__name__} missed an event of the run"))
             for each in onlookers
         ]
+        self._encoding_costs: dict[str, bytes] = {}
         self._records: dict[Key, ClipRecord] = {}
+        self._untold: list[tuple[Event, int]] = []  # of records that are not in the log yet
+        self.fault: str | None = None
+        """Why no further clip may start: a row could not be written. The current clips go on."""
         self.has_rows = False
         """Whether the log has a row of this run."""
 
@@ -61,20 +67,41 @@ class Journal:
         """Note that a clip is not rendered in this run."""
         self._pace.left_out([job])
 
-    def submitted(self, job: Job, worker: int) -> None:
-        """Pass on that a clip was handed to a worker."""
+    def submitted(self, job: Job, worker: int) -> Job:
+        """Pass on that a clip is handed to a worker; return the job with what it has to count."""
+        cost = self._encoding_costs.pop(job.clip.settings_sha256, None)
+        job = replace(job, encoding=cost)
         self._pace.submitted(job, worker)
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.submitted(job, worker)
+        return job
 
     def heard(self, event: Event, worker: int) -> None:
-        """Log the event's record, if it has one, and pass the event on."""
-        if isinstance(event, Finished):
-            self.append(event.record)
-            record = replace(event.record, prompt=None, negative_prompt=None)
-            self._records[event.job.key] = record
+        """Log the event's record, if it has one, and pass the event on.
+
+        Where the record cannot be written, the onlookers get the event once it is.
+        """
         self._pace.heard(event, worker)
+        if isinstance(event, EncodingCosts):
+            self._encoding_costs.update(event.by_clip)
+        if not isinstance(event, Finished):
+            self._tell(event, worker)
+            return
+        self._untold.append((event, worker))
+        if self.append(event.record):
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Pass on events whose records are in the log by now."""
+        told, self._untold = self._untold, []
+        for event, worker in told:
+            if isinstance(event, Finished):
+                record = replace(event.record, prompt=None, negative_prompt=None)
+                self._records[event.job.key] = record
+            self._tell(event, worker)
+
+    def _tell(self, event: Event, worker: int) -> None:
         for onlooker, guard in self._onlookers:
             with guard:
                 onlooker.heard(event, worker)
@@ -93,19 +120,59 @@ class Journal:
         known = self._known_columns(lost.job.clip.settings.model)
         return record_of_lost(lost, known, status, error_type, message)
 
-    def append(self, record: ClipRecord) -> None:
-        """Write a record into the log.
+    def append(self, record: ClipRecord) -> bool:
+        """Write a record into the log; return whether that worked. If not, `fault` says why."""
+        return self._write(partial(self._log.append, record))
 
-        Raises:
-            StopRun: It cannot be written.
+    def last_try(self) -> str | None:
+        """Write the records that could not be written; return why that is not possible, or None.
+
+        A clip without a row has a file, so the next run decodes it again from its latents.
         """
+        if self.fault is None:
+            return None
+        fault, self.fault = self.fault, None
+        if self._write(self._log.flush):
+            self._tell_all()
+        return self.fault and fault
+
+    def _write(self, write: Callable[[], None]) -> bool:
         try:
-            self._log.append(record)
+            write()
         except OSError as error:
-            # The clip has a file and no row, so the next run decodes it again from its latents.
             message = f"the log could not be written ({error.strerror})"
             advice = ADVICE.get(error.errno or 0)
             if advice is not None and error.errno != errno.ENOSPC:  # needs no further advice
                 message += f"; {advice.text}"
-            raise StopRun(EXIT_STOPPED, "stopped", message) from error
+            self.fault = self.fault or message
+            return False
         self.has_rows = True
+        return True
+
+
+class FailedCompilation:
+    """Stores that a model is not compiled, where `auto` decided so and torch's compiler failed.
+
+    Later runs would fail again, and each would lose the seconds of a try.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Follow a run."""
+        self._run = run
+        is_auto = typed_compile(run.config) is None
+        self._compiled = {n for n, found in run.compilations.items() if found.is_on and is_auto}
+
+    def submitted(self, job: Job, worker: int = 0) -> None:
+        """Nothing is known of a clip that starts."""
+
+    def heard(self, event: Event, worker: int = 0) -> None:
+        """Look at the first finished clip of a model that ran without its compilation."""
+        if not isinstance(event, Finished) or event.record.status not in DONE_STATUSES:
+            return
+        record, model = event.record, event.job.clip.settings.model
+        if model not in self._compiled or record.compiled is not False:
+            return
+        if is_denoised_here(vars(record)):  # else it says how another run denoised it
+            self._compiled.remove(model)
+            with self._run.run_dir.moment():
+                write_compile(self._run.run_dir, self._run.asked.config_of(model), False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from hv15_batch.clip import Clip
+from hv15_batch.dispatch.local import lost_gpu
 from hv15_batch.dispatch.protocol import (
     DECLINED,
     GPU_LOST,
@@ -32,7 +32,8 @@ from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.run.rendering.recovery import Recovery
 from hv15_batch.run.rendering.rounds import Rounds
 from hv15_batch.run.rendering.signals import Demand, Signals
-from hv15_batch.run.rendering.supervisor import Supervisor, lost_gpu, next_event
+from hv15_batch.run.rendering.supervisor import Supervisor, next_event
+from hv15_batch.run.rendering.team import Team
 from hv15_batch.run.schedule import Stop, Wait
 from hv15_batch.units import counted
 
@@ -49,7 +50,7 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        workers: Sequence[Supervisor],
+        team: Team,
         progress: Progress,
         watchers: Sequence[Watcher] = (),
         received: list[int] | None = None,
@@ -58,13 +59,13 @@ class Loop:
 
         Args:
             run: The clips to render, and what was decided for them.
-            workers: Render; a dead one is replaced.
+            team: Its workers render; a dead one is replaced.
             progress: Shows what happens.
             watchers: Others that follow the run, after its pace and `progress`.
             received: See `Signals`; None if only the system sends signals.
         """
         self._run = run
-        self._workers = workers
+        self._team = team
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
@@ -77,7 +78,7 @@ class Loop:
         self._num_given_up = 0
 
     def _make_queue(self, jobs: Sequence[Job]) -> Queue:
-        if len(self._workers) == 1:
+        if self._team.is_alone:
             return Queue(jobs)
         return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
 
@@ -92,20 +93,18 @@ class Loop:
             try:
                 for each in self._rounds:
                     self._queue = self._make_queue(each.jobs)
-                    if self._next_job(self._working[0]):
-                        for worker in (w for w in self._working if not w.is_up):
+                    if self._next_job(self._first_working()):
+                        for worker in (w for w in self._team.working if not w.is_up):
                             self._start(worker)
                         self._encode(each.to_encode)
                     self._progress.rendering(num_todo)
                     self.journal.without_text(each.unwritten)
                     self._render()
-                for worker in self._workers:
-                    worker.close()
+                self._team.close()
             except StopRun as stop:
                 return Outcome(stop.exit_code, stop.state, stop.message, self.journal.records)
             finally:
-                for worker in self._workers:
-                    worker.kill()
+                self._team.kill()
         left_out = self._num_given_up, self._rounds.num_skipped
         return ended(self.journal.records, num_todo, *left_out)
 
@@ -119,15 +118,16 @@ class Loop:
         """
         if not clips:
             return
-        encoder, is_last_try = self._working[0], False
+        encoder, is_last_try = self._first_working(), False
         while True:
             encoder.encode(clips)  # finished encodings stay on the disk
             event = self._until_encoded([encoder], encoder)
             if event is None:
                 break
-            if event.error_type == DECLINED or (is_last_try and not event.was_up):
+            is_unfit = event.is_gone or event.error_type == DECLINED
+            if is_unfit or (is_last_try and not event.was_up):
                 self._retire(encoder, self._recovery.unfit(event))
-                encoder, is_last_try = self._working[0], False
+                encoder, is_last_try = self._first_working(), False
                 continue
             self._progress.say_of(
                 encoder.place, f"{event.reason} while encoding; starting another one"
@@ -137,9 +137,9 @@ class Loop:
                 self._progress.say("from here on each clip is encoded just before it is rendered")
                 return
             is_last_try = True
-        others = [worker for worker in self._working if worker is not encoder]
+        others = [worker for worker in self._team.working if worker is not encoder]
         for worker in others:
-            worker.encode(clips)  # all is on the disk: they choose and check their kernels
+            worker.encode(self._team.to_check(clips))  # they choose and check their kernels
         self._until_encoded(others)
 
     def _until_encoded(
@@ -165,39 +165,33 @@ class Loop:
     def _render(self) -> None:
         """Render the jobs of the queue."""
         self._submit()
-        while self._is_busy:
+        while self._team.is_busy or (self._may_go_on and self._team.awaits_another()):
             worker, event = self._next_event()
             if isinstance(event, Finished):
                 self._recovery.finished(event.job, event.record, worker.place)
             elif isinstance(event, Died):
                 self._queue.put_back(self._bury(worker, event))
-                if self._next_job(worker):
+                if event.is_gone or self._next_job(worker):
                     self._replace(worker, event)
             self._submit()
+        self._stop_reason = self.journal.last_try() or self._stop_reason
+        if self._queue and not self._stop_reason:
+            if self._signals.demand:
+                self._stop_interrupted()
+            self._stop_reason = self._run.too_late(self._queue, self._team.working[0].place)
         if self._stop_reason:
             raise StopRun(EXIT_STOPPED, "stopped", self._stop_reason)
-        if self._queue:
-            assert self._signals.demand, f"{len(self._queue)} clips were never rendered"
-            self._stop_interrupted()
 
     @property
-    def _is_busy(self) -> bool:
-        return any(worker.is_busy for worker in self._workers)
-
-    @property
-    def _working(self) -> list[Supervisor]:
-        return [worker for worker in self._workers if not worker.is_given_up]
-
-    @property
-    def _current_jobs(self) -> list[Job]:
-        return [job for worker in self._workers for job in worker.current.jobs]
+    def _may_go_on(self) -> bool:
+        return bool(self._queue) and not self._stop_reason and not self._signals.demand
 
     # -- which clip is next -------------------------------------------------------------------
 
     def _submit(self) -> None:
         """Hand each free worker its next clip, unless there is a reason to wait or to stop."""
         self._is_held_back = False
-        for worker in self._working:
+        for worker in self._team.working:
             if self._queue and not worker.current.rendering:
                 self._submit_to(worker)
 
@@ -217,15 +211,10 @@ class Loop:
             worker.recycle()
             self._tell(worker, self._run.starting)
         self._queue.take(job)
-        self.journal.submitted(job, worker.place)
-        worker.submit(job)
+        worker.submit(self.journal.submitted(job, worker.place))
 
     def _choose(self, worker: Supervisor) -> Job | None:
-        """Return the job that a free worker takes next; None if the others had better take it."""
-        others = [other for other in self._workers if other is not worker]
-        rendering = {job.clip.denoise_sha256 for other in others for job in other.current.jobs}
-        elsewhere = Counter(other.group for other in others if other.group and other.is_busy)
-        return self._queue.next_for(worker.group, elsewhere, rendering)
+        return self._team.choose(self._queue, worker, self._run.fits(worker.place))
 
     def _next_job(self, worker: Supervisor) -> Job | None:
         """Return the job that a worker may start now.
@@ -233,24 +222,25 @@ class Loop:
         Waits if the gate says so. Current clips are finished first.
         """
         waited: Wait | None = None
+        self._stop_reason = self._stop_reason or self.journal.fault
         if not self._stop_reason:
             self._give_up()
         while not self._signals.demand and not self._stop_reason:
             job = self._choose(worker)
             verdict = self._run.gate(job, worker.place) if job else None
             if verdict is None:
-                if waited:
+                if waited and job:
                     self._progress.resuming()
                 return job
             if isinstance(verdict, Stop):
-                self._stop_reason = verdict.reason
-                break
-            if self._is_busy:
+                if not (verdict.is_of_clip and self._queue.is_shared):
+                    self._stop_reason = verdict.reason
+                continue  # with another clip, where it is too late for this one alone
+            if self._team.is_busy:
                 self._is_held_back = True
                 break
             if verdict != waited:
-                for each in self._workers:
-                    each.close()
+                self._team.close()
                 self._progress.waiting(waited := verdict)
             self._run.clock.sleep(WAIT_SECONDS)
         return None
@@ -272,16 +262,21 @@ class Loop:
     def _next_event(self) -> tuple[Supervisor, Event | None]:
         """Return the next event that the loop must act on. Watchers get every event.
 
-        None comes while a free worker is held back by a wait that may be over.
+        None comes while a free worker is held back by a wait that may be over, and when workers
+        joined.
         """
         while True:
             self._obey_signals()
-            worker, event = next_event(self._workers, POLL_SECONDS)
+            if arrived := self._team.arrived():
+                for worker in arrived:
+                    self._start(worker)
+                return arrived[0], None
+            worker, event = next_event(self._team.all, POLL_SECONDS)
             event = self._run.confirmed(event)
             self._progress.tick()
             if isinstance(event, Declined):
-                is_first = len(self._working) == 1 and not self.journal.has_rows
-                if is_first or len(self._workers) == 1:
+                is_first = len(self._team.working) == 1 and not self.journal.has_rows
+                if is_first or len(self._team.all) == 1:
                     raise Refused(event.message)
                 event = Died(event.message, DECLINED, was_up=False)
             if isinstance(event, Died):
@@ -289,14 +284,14 @@ class Loop:
                 self._obey_signals()
                 if self._signals.demand is Demand.soon:
                     self._interrupt(worker)
-                    if not self._is_busy:
+                    if not self._team.is_busy:
                         self._stop_interrupted()  # nobody is left to finish a clip
                     continue
-                if lost := lost_gpu(worker.gpu):
+                if not event.is_gone and (lost := lost_gpu(worker.gpu)):
                     event = replace(event, reason=lost, error_type=GPU_LOST)
             if event is not None:
                 self._tell(worker, event)
-            elif self._is_held_back:
+            elif self._is_held_back or not self._team.working:
                 return worker, None
             if not isinstance(event, Note | Loading | Encoded | Stepped | None):
                 return worker, event
@@ -340,8 +335,8 @@ class Loop:
     def _replace(self, worker: Supervisor, event: Died) -> None:
         """Start another worker where one died, unless that has no prospect."""
         message = self._recovery.hopeless(event.reason, worker.place)
-        is_lost = event.error_type == GPU_LOST and len(self._working) > 1
-        if is_lost or event.error_type == DECLINED:
+        is_lost = event.error_type == GPU_LOST and len(self._team.working) > 1
+        if is_lost or event.is_gone or event.error_type == DECLINED:
             message = event.reason
         if message is not None:
             self._retire(worker, message)
@@ -353,14 +348,23 @@ class Loop:
         """Leave the clips to the other workers.
 
         Raises:
-            StopRun: There are none.
+            StopRun: There are none, and none will join.
         """
-        worker.is_given_up = True
-        if not self._working:
+        if not self._team.goes_on_without(worker):
             raise StopRun(EXIT_STOPPED, "stopped", reason)
         self._run.pace.lost_worker()
-        left = counted(len(self._working), "worker")
+        left = counted(len(self._team.working), "worker")
         self._progress.say(f"worker {worker.place} is given up, {left} left: {reason}")
+
+    def _first_working(self) -> Supervisor:
+        """Return the first worker; wait for one where all are lost.
+
+        Raises:
+            StopRun: None came in time, or a signal ends the run.
+        """
+        while self._team.awaits_another():
+            self._next_event()
+        return self._team.working[0]
 
     # -- signals ------------------------------------------------------------------------------
 
@@ -370,18 +374,17 @@ class Loop:
         Raises:
             StopRun: The run ends now.
         """
-        if self._signals.end_now(self._current_jobs):
+        if self._signals.end_now(self._team.current_jobs):
             self._stop_interrupted()
-        if line := self._signals.news(self._current_jobs):
+        if line := self._signals.news(self._team.current_jobs):
             self._progress.say(line)
 
     def _interrupt(self, worker: Supervisor) -> None:
         """End a worker at once; log its current clips as interrupted."""
         worker.kill()
-        name = self._signals.cause.name
+        why = (INTERRUPTED, self._signals.cause.name, "stopped by the user")
         for lost in worker.current.let_go():
-            why = (name, "stopped by the user")
-            self.journal.append(self.journal.record_of(lost, INTERRUPTED, *why))
+            self.journal.append(self.journal.record_of(lost, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)
 
     def _stop_interrupted(self) -> None:
@@ -390,9 +393,8 @@ class Loop:
         Raises:
             StopRun: Always.
         """
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
+        self._team.kill()
+        for worker in self._team.all:
             self._interrupt(worker)
         message = f"interrupted by {self._signals.cause.name}"
         raise StopRun(self._signals.exit_code, "interrupted", message)

@@ -8,6 +8,7 @@ from itertools import chain
 
 from hv15_batch.clip import Group
 from hv15_batch.dispatch.protocol import Job, Key
+from hv15_batch.planning.next_group import next_group
 
 
 class Queue:
@@ -30,7 +31,8 @@ class Queue:
             seconds: Returns how long a job takes, for several workers; None keeps the order.
             load_seconds: Returns how long a worker of another group loads before a job.
         """
-        self._is_shared = seconds is not None
+        self.is_shared = seconds is not None
+        """Several workers take from it."""
         self._load_seconds = load_seconds
         self._seconds: dict[Key, float] = {}
         self._left: defaultdict[Group | None, float] = defaultdict(float)
@@ -42,7 +44,7 @@ class Queue:
                 self._seconds[job.key] = seconds(job)
             self._add(job)
         for waiting in self._jobs.values():
-            if self._is_shared:  # a stable order: equal ones stay in the plan's
+            if self.is_shared:  # a stable order: equal ones stay in the plan's
                 waiting.sort(key=lambda job: self._seconds[job.key], reverse=True)
             waiting.reverse()
 
@@ -52,7 +54,7 @@ class Queue:
         self._left[key] += self._seconds.get(job.key, 0.0)
 
     def _key(self, job: Job) -> Group | None:
-        return job.clip.settings.group if self._is_shared else None
+        return job.clip.settings.group if self.is_shared else None
 
     def __len__(self) -> int:
         return sum(map(len, self._jobs.values()))
@@ -91,37 +93,57 @@ class Queue:
         own: Group | None,
         elsewhere: Mapping[Group, int],
         rendering: Collection[str] = (),
+        fits: Callable[[Job], bool] = lambda _job: True,
     ) -> Job | None:
         """Return the job that a free worker takes next; None if it had better take none now.
 
-        It changes its group when that ends the run earlier: with `k` workers on the other group
-        and `R` seconds of work left there, when `(R + load) / (k + 1) < R / k`.
+        Where its group has none, `planning.next_group` decides.
 
         Args:
             own: Group of the worker's last job; None if it has loaded nothing.
             elsewhere: How many other workers render each group.
             rendering: `denoise_sha256` of clips that other workers render. A job that shares one
                 waits for its latents.
+            fits: Returns whether the worker can end a job in time. Where it cannot, it is not asked
+                for others that take as long.
         """
-        if not self._is_shared:
-            return self._last_free(None, rendering)
-        if job := self._last_free(own, rendering):
+        fits = self._once_a_length(fits)
+        if not self.is_shared:
+            return self._last_free(None, rendering, fits)
+        if job := self._last_free(own, rendering, fits):
             return job
-        best, most = None, 0.0
-        for group in self._jobs:
-            job = None if group is None or group == own else self._last_free(group, rendering)
-            if job is None or group is None:
-                continue
-            others, left = elsewhere.get(group, 0), self._left[group]
-            load = self._load_seconds(job, own)
-            if own is not None and others and left <= others * load:
-                continue  # loading takes longer than it saves
-            if best is None or left / (others + 1) > most:
-                best, most = job, left / (others + 1)
-        return best
+        found = {
+            group: job
+            for group in self._jobs
+            if group is not None and group != own
+            if (job := self._last_free(group, rendering, fits))
+        }
+        left = {group: self._left[group] for group in found}
+        group = next_group(own, left, elsewhere, lambda to: self._load_seconds(found[to], own))
+        return None if group is None else found[group]
 
-    def _last_free(self, group: Group | None, rendering: Collection[str]) -> Job | None:
-        waiting = self._jobs.get(group, ())
-        return next(
-            (job for job in reversed(waiting) if job.clip.denoise_sha256 not in rendering), None
+    def _once_a_length(self, fits: Callable[[Job], bool]) -> Callable[[Job], bool]:
+        too_long: set[object] = set()
+
+        def asked(job: Job) -> bool:
+            s = job.clip.settings
+            size = s.model, s.height, s.width, s.num_frames, s.num_inference_steps
+            length = size, self._seconds.get(job.key), job.use_latents, job.on_torch_attention
+            if length in too_long:
+                return False
+            if not fits(job):
+                too_long.add(length)
+                return False
+            return True
+
+        return asked
+
+    def _last_free(
+        self, group: Group | None, rendering: Collection[str], fits: Callable[[Job], bool]
+    ) -> Job | None:
+        free = (
+            job
+            for job in reversed(self._jobs.get(group, ()))
+            if job.clip.denoise_sha256 not in rendering
         )
+        return next((job for job in free if fits(job)), None)

@@ -203,7 +203,7 @@ class Recovery:
     @staticmethod
     def unfit(event: Died) -> str:
         """Return why no worker is started again where none was of use."""
-        if event.error_type == DECLINED:
+        if event.error_type == DECLINED or event.is_gone:
             return event.reason
         return f"{event.reason}, twice before its first clip; look at run.log for the cause"
 

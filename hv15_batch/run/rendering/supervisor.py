@@ -24,7 +24,8 @@ from hv15_batch.dispatch.protocol import (
     Job,
     Note,
 )
-from hv15_batch.machine.nvml import Gpu, read_gpus
+from hv15_batch.dispatch.seats import Cluster
+from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
 from hv15_batch.run._run import Run
 from hv15_batch.run.rendering.recovery import Current, Recycling
@@ -189,7 +190,9 @@ class Start:
 
     make_executor: Callable[[ExecutorSpec], Executor]
     patience: Patience
-    lock_descriptor: int | None
+    cluster: Cluster | None = None
+    """Whose seats the workers take; None for child processes of this machine."""
+    lock_descriptor: int | None = None
     """File descriptor of the run directory's lock, which holds until parent and worker are gone."""
 
 
@@ -224,14 +227,3 @@ def _maker(run: Run, start: Start, place: int) -> Callable[[Mapping[str, Offload
         return start.make_executor(replace(spec, worker_id=worker_id).with_offloads(offloads))
 
     return make_executor
-
-
-def lost_gpu(card: Gpu | None) -> str | None:
-    """Return a message if the driver no longer lists the card, else None; for use after a death.
-
-    Args:
-        card: `ExecutorSpec.gpu`; None on the CPU.
-    """
-    if card is None or card.uuid in {gpu.uuid for gpu in read_gpus()}:
-        return None
-    return f"the GPU is lost: the driver no longer lists {card.name} ({card.uuid})"

@@ -1,1 +1,1 @@
-"""Run directories on object storage: private parts of `rundir/store.py`."""
+"""Run directories on object storage, behind `rundir/store.py`; `shared.py`: several machines."""

@@ -69,6 +69,8 @@ USUAL = Patience(request_seconds=600.0, retries=10, retry_seconds=180.0)
 """For clips on a slow line: 100 MiB in ten minutes are 1.4 Mbit/s."""
 LOOK = Patience(request_seconds=60.0, retries=3, retry_seconds=20.0)
 """For the first look: who typed the URL is waiting."""
+ROW = Patience(request_seconds=60.0, retries=3, retry_seconds=10.0)
+"""For one try at a row, or at a look at a clip: a signal is obeyed after it."""
 SHORT = Patience(request_seconds=8.0, retries=1, retry_seconds=8.0)
 """For the lease, whose renewal is tried again soon anyway."""
 
@@ -244,28 +246,29 @@ class Client:
         except errors.BaseError as error:
             if passed and isinstance(error, conflicts):
                 raise
-            raise StoreError(self._message(what, error)) from None
+            raise self._error(what, error) from None
 
-    def _message(self, what: str, error: Exception) -> str:
+    def _error(self, what: str, error: Exception) -> StoreError:
         text = str(error)
         status = _STATUS.search(text)
         code = status[1] if status else ""
         if _NO_BUCKET.search(text):
-            return self._no_bucket()
+            return StoreError(self._no_bucket())
         if code == "401" or _UNKNOWN.search(text):
-            return (
+            return StoreError(
                 f"{self.url}: the store does not know these credentials, or there are none; set "
                 f"{_CREDENTIALS[self._scheme]}."
             )
         if code == "403" or isinstance(error, self._errors.PermissionDeniedError):
-            return (
+            return StoreError(
                 f"{self.url}: the store does not allow to {what} with these credentials; correct "
                 f"the permissions, or set {_CREDENTIALS[self._scheme]}."
             )
         reason = f"it answered with {code}" if code else "it did not answer in time"
-        return (
+        return StoreError(
             f"{self.url}: the store failed to {what} ({reason}, also when asked again); look at "
-            "the network and at the store, and run again."
+            "the network and at the store, and run again.",
+            may_pass=True,
         )
 
     def _no_bucket(self) -> str:

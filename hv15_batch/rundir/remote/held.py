@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
 from hv15_batch.clock import utc_now
+from hv15_batch.config.shard import shard_of_folder
 from hv15_batch.errors import Refused, Secondary, StoreError
 from hv15_batch.record import DONE_STATUSES, FAILED, ClipRecord
-from hv15_batch.rundir._lock import holder_facts
+from hv15_batch.rundir._lock import COUNT, SHARDS, holder_facts, write_count
 from hv15_batch.rundir.chosen.previews import found_previews
 from hv15_batch.rundir.log import RunLog, read_records
-from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
-from hv15_batch.rundir.remote.client import SHORT, Client, Item, Patience
+from hv15_batch.rundir.paths import REWRITES, RunDir
+from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
+from hv15_batch.rundir.remote.lease import NAME as LEASE
 from hv15_batch.rundir.remote.lease import Lease
-from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror
+from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror, push_results
 from hv15_batch.rundir.remote.objects import (
     ATTEMPT,
-    FILMS,
     FRAME_SUFFIX,
     FRAMES,
     add_objects,
 )
 from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
+from hv15_batch.rundir.status import read_holder
 
 STATUS_SECONDS = 15.0
 ORPHAN_AGE = timedelta(hours=24)
@@ -42,7 +47,10 @@ _UPLOADED = re.compile(
 )
 _ATTEMPT = re.compile(rf"\.{ATTEMPT}(?=\.[a-z0-9]+$)")
 UPLOAD_LOST = "UploadLost"
+ROW_SECONDS = 180.0
+"""A row, or a look at a clip, is tried for so long in the parent, unless a signal ends the run."""
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 
 
@@ -58,7 +66,10 @@ class StoredRun:
         self._client = client
         self._mirror = mirror
         self._lease = lease
+        self._row_client = Client(client.url, ROW)
         self._etag_is_md5 = False
+        self.signals: Sequence[int] = ()
+        """Those that the run has received: after one nothing is tried again."""
         self._putting = threading.Lock()
         self._closing = threading.Event()
         self._previews: set[str] = set()
@@ -72,17 +83,55 @@ class StoredRun:
             StoreError: The store does not answer.
         """
         self._etag_is_md5 = probed.etag_is_md5
-        with pull_lock(self._run_dir.path):
-            items = self._mirror.pull(may_put=True)
+        run_dir = self._run_dir
+        with pull_lock(run_dir.path):
+            items = self._mirror.pull(may_put=True, but=written_here(run_dir.path, run_dir.own))
+        self._lease.check_others(items, self._excludes)
+        if run_dir.shard is not None:
+            write_count(run_dir.path, run_dir.shard)
+            self._mirror.push([COUNT])
         old = probed.now - ORPHAN_AGE
         with Secondary("objects that no row names were not deleted"):
             self._client.delete(orphans(items, old, self._named()))
+
+    def _excludes(self, lease_name: str) -> bool:
+        """Whether the holder of another lease may render the same clips as this run."""
+        if lease_name == LEASE:
+            return True
+        folder = lease_name.removeprefix(f"{SHARDS}/").removesuffix(f"/{LEASE}")
+        other, own = shard_of_folder(folder), self._run_dir.shard
+        if other is None or lease_name != f"{SHARDS}/{folder}/{LEASE}":
+            return False
+        return own is None or other.count != own.count or other.remainder == own.remainder
+
+    def pull_others(self) -> None:
+        """Copy what other shards have written meanwhile, for tables and page.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        run_dir = self._run_dir
+        if run_dir.shard is not None:
+            with pull_lock(run_dir.path), self._putting:
+                own = f"{run_dir.relative(run_dir.own)}/"
+                self._mirror.pull(but=[own, *written_here(run_dir.path, run_dir.own)])
 
     def _named(self) -> set[str]:
         named: set[str] = set()
         for row in read_records(self._run_dir.log, ("file", "latents_file")).to_pylist():
             named |= {row["file"], row["latents_file"]} - {None}
         return named
+
+    def put_upgraded(self) -> None:
+        """Put segments that were brought to the current schema here.
+
+        Raises:
+            StoreError: The store does not take one.
+        """
+        with self._putting:
+            own = f"{self._run_dir.relative(self._run_dir.own_log)}/"
+            names = self._mirror.segments_here()
+            self._mirror.push(name for name in names if name.startswith(own))
 
     def put_rewrites(self) -> None:
         """Put the rewritten prompts, so that no other machine asks for them again.
@@ -126,7 +175,7 @@ class StoredRun:
         if record.status not in DONE_STATUSES or record.repeat is not None:
             return record
         try:
-            reason = self._doubt(record)
+            reason = self._patiently(partial(self._doubt, record))
         except StoreError as error:
             reason = str(error)
         if reason is None:
@@ -151,7 +200,7 @@ class StoredRun:
         """Return what differs between a record and its object; None if nothing does."""
         name = record.file or ""
         where = f"{self._client.url}/{name}"
-        item = self._client.head(name) if _UPLOADED.fullmatch(name) else None
+        item = self._row_client.head(name) if _UPLOADED.fullmatch(name) else None
         if item is None:
             return f"{where}: was uploaded and is not in the store"
         if item.size != record.file_bytes:
@@ -161,6 +210,20 @@ class StoredRun:
         if self._etag_is_md5 and item.md5 is not None and item.etag != item.md5:
             return f"{where}: has other bytes than were uploaded (by its checksum)"
         return None
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask the store again and again while it fails, until a signal comes.
+
+        Python's handlers of signals run between two tries, and not during one.
+        """
+        end = time.monotonic() + ROW_SECONDS
+        while True:
+            try:
+                return ask()
+            except StoreError as error:
+                if not error.may_pass or self.signals or time.monotonic() > end:
+                    raise
+                time.sleep(min(1.0, ROW_SECONDS / 10))
 
     def log(self) -> RunLog:
         """Return the log of this run, which puts each segment that it writes."""
@@ -172,16 +235,15 @@ class StoredRun:
         Raises:
             StoreError: The store does not take it; segment and files are kept here.
         """
+        names = [self._run_dir.relative(segment)]
         with self._putting:
-            self._mirror.push([self._run_dir.relative(segment)])
+            self._patiently(partial(self._mirror.push, names, self._row_client))
         done = record.status in DONE_STATUSES and record.repeat is None
+        let_go(self._run_dir.path, record)
         added = []
         for name, size in ((record.file, record.file_bytes), (record.latents_file, 0)):
             if name is not None and _UPLOADED.fullmatch(name):
                 added.append((name, size or 0))
-                if done:
-                    with suppress(OSError):
-                        (self._run_dir.path / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
         if record.file is not None and done:
             added.append((f"thumbs/{Path(record.file).stem}.jpg", 0))
         with suppress(OSError):  # a full disk stops the run where it writes the log
@@ -224,29 +286,52 @@ class StoredRun:
             self._lease.release()
 
 
+def let_go(folder: Path, record: ClipRecord) -> None:
+    """Delete the files of a finished clip in a working folder; the store has them."""
+    if record.status not in DONE_STATUSES or record.repeat is not None:
+        return
+    for name in (record.file, record.latents_file):
+        if name is not None and _UPLOADED.fullmatch(name):
+            with suppress(OSError):
+                (folder / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
+
+
 class _StoredLog(RunLog):
     """A log whose segments are put, each as a whole object, when a row was added."""
 
     def __init__(self, stored: StoredRun) -> None:
-        super().__init__(stored._run_dir.log, stored._run_id)
+        super().__init__(stored._run_dir.own_log, stored._run_id)
         self._stored = stored
+        self._unput: list[tuple[Path, ClipRecord]] = []  # in a segment here, not in the store
+        self._fault: StoreError | None = None
 
     def append(self, record: ClipRecord) -> None:
+        """See `RunLog.append`. Once the store has failed, only `flush` tries it again.
+
+        So the clips that are in work need not wait for it one after another.
+        """
         super().append(record)
-        self._stored.put_row(self.segment, record)
+        if self._fault is not None:
+            raise StoreError(str(self._fault))
+        self._put()
 
+    def flush(self) -> None:
+        super().flush()
+        self._put()
 
-def push_results(mirror: Mirror, run_dir: RunDir) -> None:
-    """Put the page and the tables of a working folder.
+    def _write(self, record: ClipRecord) -> None:
+        super()._write(record)
+        self._unput.append((self.segment, record))
 
-    Raises:
-        StoreError: The store does not take them.
-    """
-    tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
-    small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
-    assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
-    films = sorted((run_dir.path / FILMS).glob("[!.]*"))
-    mirror.push(map(run_dir.relative, (*small, *tables, *assets, *films, run_dir.page)))
+    def _put(self) -> None:
+        try:
+            while self._unput:
+                self._stored.put_row(*self._unput[0])
+                del self._unput[0]
+        except StoreError as error:
+            self._fault = error
+            raise
+        self._fault = None
 
 
 def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
@@ -263,6 +348,13 @@ def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
         and item.name not in thumbs
         and not (item.name.startswith(FRAMES) and _ATTEMPT.findall(item.name)[0] in attempts)
     ]
+
+
+def written_here(folder: Path, own: Path | None = None) -> list[str]:
+    """Return the beginnings of the names that runs of this machine write now, but one's own."""
+    shards = (shard.own for shard in RunDir(folder).shard_dirs())
+    live = (each for each in shards if each != own and read_holder(each) is not None)
+    return [f"{each.relative_to(folder).as_posix()}/" for each in live]
 
 
 def pull_lock(folder: Path) -> FileLock:
@@ -283,7 +375,8 @@ def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[Stor
         probed = probe(client)
         mirror = Mirror(client, run_dir.path)
         facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
-        lease = Lease(Client(url, SHORT), facts)
+        name = run_dir.relative(run_dir.own / LEASE)
+        lease = Lease(Client(url, SHORT), facts, name=name)
         lease.acquire(probed.now)
         stored = StoredRun(run_dir, run_id, client, mirror, lease)
         try:

@@ -9,13 +9,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from hv15_batch.errors import Refused, StoreError
-from hv15_batch.rundir.remote.client import Client
+from hv15_batch.rundir.remote.client import Client, Item
 
 NAME = "lock.json"
 LEASE_SECONDS = 60.0
@@ -32,6 +32,7 @@ class Lease:
         client: Client,
         facts: Mapping[str, Any],
         monotonic: Callable[[], float] = time.monotonic,
+        name: str = NAME,
     ) -> None:
         """Prepare.
 
@@ -40,11 +41,14 @@ class Lease:
             facts: Of the holder: `pid`, `hostname`, `run_id`, `started_at`, and `folder`, which is
                 the id of the working folder here.
             monotonic: The clock.
+            name: Of the object; that of a shard is in its folder.
         """
+        self._name = name
         self._client = client
         self._facts = dict(facts)
         self._monotonic = monotonic
         self._etag = ""
+        self._now = datetime.now(timezone.utc)
         self._number = 0
         self._renewed_at = monotonic()
         self._lost: str | None = None
@@ -64,10 +68,10 @@ class Lease:
             Refused: Another run holds it; the message names that run.
             StoreError: The store does not answer.
         """
-        at = self._monotonic()
+        at, self._now = self._monotonic(), now
         etag = self._created()
         if etag is None:
-            found = self._client.get(NAME)
+            found = self._client.get(self._name)
             if found is None:
                 raise Refused(self._held_by({}))
             holder = _parsed(found[0])
@@ -79,12 +83,32 @@ class Lease:
                 raise Refused(self._held_by(holder))
         self._etag, self._renewed_at = etag, at
 
+    def check_others(self, items: Iterable[Item], excludes: Callable[[str], bool]) -> None:
+        """Refuse to render beside the holders of other leases. Needs the own one.
+
+        Each looks after it took its own lease, so of two that start at once one sees the other.
+
+        Args:
+            items: A listing.
+            excludes: Whether the holder of a lease, by its name, may render the same clips.
+
+        Raises:
+            Refused: The message names the holder.
+            StoreError: The store does not answer.
+        """
+        for item in items:
+            if item.name == self._name or not excludes(item.name):
+                continue
+            found = self._client.get(item.name)
+            if found is not None and not self._is_free(_parsed(found[0]), self._now, item.name):
+                raise Refused(self._held_by(_parsed(found[0]), item.name))
+
     def _created(self) -> str | None:
         try:
-            return self._client.create(NAME, self._content())
+            return self._client.create(self._name, self._content())
         except StoreError:
             with suppress(StoreError):  # the first error says more
-                found = self._client.get(NAME)
+                found = self._client.get(self._name)
                 if found is not None and self._is_own(found[0]):
                     return found[1]
             raise
@@ -92,10 +116,10 @@ class Lease:
     def _is_own(self, content: bytes) -> bool:
         return bool(_parsed(content).get("run_id") == self._facts["run_id"])
 
-    def _is_free(self, holder: Mapping[str, Any], now: datetime) -> bool:
+    def _is_free(self, holder: Mapping[str, Any], now: datetime, name: str | None = None) -> bool:
         if holder.get("released") or holder.get("folder") == self._facts["folder"]:
             return True
-        item = self._client.head(NAME)
+        item = self._client.head(name or self._name)
         return item is not None and (now - item.modified).total_seconds() > LEASE_SECONDS
 
     def keep(self) -> None:
@@ -128,14 +152,14 @@ class Lease:
         """
         content = self._content()
         try:
-            swapped = self._client.swap(NAME, content, etag)
+            swapped = self._client.swap(self._name, content, etag)
         except StoreError:
-            found = self._client.get(NAME)
+            found = self._client.get(self._name)
             if found is None or found[0] != content:
                 raise  # of another run, or still the older one: tried again the next time
             return found[1]
         if swapped is None:
-            found = self._client.get(NAME)
+            found = self._client.get(self._name)
             if found is not None and self._is_own(found[0]):
                 return found[1]
         return swapped
@@ -163,22 +187,25 @@ class Lease:
             self._thread.join(2 * RENEW_SECONDS)
         if self._lost is None:
             content = json.dumps({**self._facts, "released": True})
-            self._client.swap(NAME, content.encode(), self._etag)
+            self._client.swap(self._name, content.encode(), self._etag)
 
     def _content(self) -> bytes:
         self._number += 1  # so that no two are alike, and no two etags
         return json.dumps({**self._facts, "renewal": self._number}).encode()
 
     def _taken_by(self) -> str:
-        found = self._client.get(NAME)
+        found = self._client.get(self._name)
         holder = _parsed(found[0]) if found else {}
         who = _who(holder) if holder else "somebody, who deleted it"
         return f"{self._client.url}: the lease was lost to {who}"
 
-    def _held_by(self, holder: Mapping[str, Any]) -> str:
+    def _held_by(self, holder: Mapping[str, Any], name: str | None = None) -> str:
+        folder = (name or self._name).rpartition("/")[0].rpartition("/")[2]
+        shard = f"shard {folder.replace('-of-', '/')} is " if folder else ""
         return (
-            f"run_dir={self._client.url}: in use by {_who(holder)}; wait for it, watch it with "
-            f"`hv15-batch status {self._client.url}`, or choose another folder with run_dir=DIR. "
+            f"run_dir={self._client.url}: {shard}in use by {_who(holder)}; wait for it, watch it "
+            f"with `hv15-batch status {self._client.url}`, or choose another folder with "
+            "run_dir=DIR. "
             f"If it was killed, the folder is free {LEASE_SECONDS:.0f} s after its last sign."
         )
 

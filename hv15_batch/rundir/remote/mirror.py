@@ -6,18 +6,19 @@ Clips, latents and thumbnails are not copied; of them the folder has a list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from hv15_batch.errors import LogSchemaError, Refused, StoreError
 from hv15_batch.rundir.log import num_rows
-from hv15_batch.rundir.paths import REWRITES
+from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote import lease
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import (
+    FILMS,
     NAMES,
     PULL_LOCK,
     read_address,
@@ -29,17 +30,23 @@ from hv15_batch.units import GIB
 _THREADS = 16
 _MAX_COPY_BYTES = GIB
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-_SEGMENT = rf"log/{_NAME}\.parquet"
+_SHARD = r"shards/[0-9]+-of-[0-9]+/"
+_OWN = (
+    rf"log/{_NAME}\.parquet|runs/{_NAME}/(config\.yaml|system\.json|manifest\.[a-z]+)"
+    r"|status\.json"
+)
+"""What a run of all clips has, and each shard."""
 _COPIED = re.compile(
-    rf"{_SEGMENT}|runs/{_NAME}/(config\.yaml|system\.json|manifest\.[a-z]+)"
-    r"|status\.json|plan\.csv|decided\.json|(rows|rewrites)\.jsonl"
+    rf"({_SHARD})?({_OWN})|plan\.csv|decided\.json|run\.json|(rows|rewrites)\.jsonl"
 )
 """What planning and readers need. A name from the store decides nothing else here."""
 _LARGE = "clips|latents|thumbs|frames|films"
 _LISTED = re.compile(rf"({_LARGE})/[A-Za-z0-9._-]+")
-_OURS = re.compile(rf"({_LARGE}|log|runs|assets|previews|probe)/.*|{re.escape(lease.NAME)}")
+_OURS = re.compile(
+    rf"({_LARGE}|log|runs|assets|previews|probe|inputs|shards)/.*|{re.escape(lease.NAME)}"
+)
 
-__all__ = ("NAMES", "PULL_LOCK", "Mirror")
+__all__ = ("NAMES", "PULL_LOCK", "Mirror", "push_results")
 
 
 class Mirror:
@@ -58,7 +65,7 @@ class Mirror:
         """Tells this folder from those of other machines."""
         return self._address.id
 
-    def pull(self, may_put: bool = False) -> list[Item]:
+    def pull(self, may_put: bool = False, but: Collection[str] = ()) -> list[Item]:
         """Bring the folder up to date by one listing, and return the listing.
 
         Log segments that an earlier run here could not put are kept. So are rewritten prompts
@@ -66,6 +73,7 @@ class Mirror:
 
         Args:
             may_put: Put those files; needs the lease.
+            but: Beginnings of names that are left as they are: runs of this machine write them.
 
         Raises:
             Refused: There are other objects, and no run. Or rewritten prompts that would be put
@@ -74,18 +82,21 @@ class Mirror:
         """
         items = self._client.list()
         self._check_usable(items)
-        listed = {item.name: item for item in items if _COPIED.fullmatch(item.name)}
+        but = tuple(but)
+        copied = (i for i in items if _COPIED.fullmatch(i.name) and not i.name.startswith(but))
+        listed = {item.name: item for item in copied}
         is_edited = self._is_edited(listed.get(REWRITES), may_put)
         if is_edited:
             listed.pop(REWRITES, None)
         changed = [item for item in listed.values() if not self._is_copy(item)]
-        unsent = [name for name in self._segments_here() if self._is_unsent(name, listed)]
+        here = [name for name in self.segments_here() if not name.startswith(but)]
+        unsent = [name for name in here if self._is_unsent(name, listed)]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
             kept = list(pool.map(self._fetch, changed))
         unsent += [item.name for item, is_kept in zip(changed, kept, strict=True) if is_kept]
         unsent += [REWRITES] if is_edited else []
         for name in self._address.copies.keys() - listed.keys() - set(unsent):
-            if _COPIED.fullmatch(name):  # deleted in the store
+            if _COPIED.fullmatch(name) and not name.startswith(but):  # deleted in the store
                 (self._folder / name).unlink(missing_ok=True)
                 del self._address.copies[name]
         write_objects(self._folder, ((i.name, i.size) for i in items if _LISTED.fullmatch(i.name)))
@@ -123,18 +134,21 @@ class Mirror:
 
     def _check_usable(self, items: Iterable[Item]) -> None:
         names = [item.name for item in items]
-        if any(name.startswith(("log/", "runs/")) for name in names):
+        if any(name.startswith(("log/", "runs/", "shards/")) for name in names):
             return
         small = {"status.json", "plan.csv", "decided.json", "rows.jsonl", "index.html", "clips.csv"}
-        small.add(REWRITES)
+        small |= {REWRITES, "run.json"}
         if others := sorted(n for n in names if not _OURS.fullmatch(n) and n not in small):
             raise Refused(
                 f"run_dir={self._client.url}: holds other objects ({', '.join(others[:3])}) and is "
                 "no run directory; name an empty or new folder with run_dir=."
             )
 
-    def _segments_here(self) -> list[str]:
-        names = (f"log/{path.name}" for path in (self._folder / "log").glob("*.parquet"))
+    def segments_here(self) -> list[str]:
+        """Return the names of the log's segments in the folder."""
+        logs = ("log/*.parquet", "shards/*/log/*.parquet")
+        found = (path for each in logs for path in self._folder.glob(each))
+        names = (path.relative_to(self._folder).as_posix() for path in found)
         return [name for name in names if _COPIED.fullmatch(name)]
 
     def _is_copy(self, item: Item) -> bool:
@@ -212,3 +226,16 @@ def _has_more_rows(path: Path, other: Path) -> bool:
 def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def push_results(mirror: Mirror, run_dir: RunDir) -> None:
+    """Put the page and the tables of a working folder.
+
+    Raises:
+        StoreError: The store does not take them.
+    """
+    tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
+    small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
+    assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
+    films = sorted((run_dir.path / FILMS).glob("[!.]*"))
+    mirror.push(map(run_dir.relative, (*small, *tables, *assets, *films, run_dir.page)))

@@ -1,0 +1,68 @@
+"""Where the workers of a cluster run: places that come and go while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hv15_batch.clip import ClipLora
+from hv15_batch.dispatch.protocol import Executor, ExecutorSpec
+from hv15_batch.machine.machine import Machine
+from hv15_batch.machine.nvml import Gpu
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker of a cluster is started with, on whatever machine it is."""
+
+    spec: ExecutorSpec
+    place: str
+    """The run directory as every machine must find it: a path that all share, or a URL."""
+    loras: tuple[ClipLora, ...] = ()
+    """Files of the run's clips; each machine must have them under the same paths."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place for one worker: a card of some machine, or a process on its CPU."""
+
+    node: str
+    """The machine's name and address, e.g. `node-3 (10.0.0.7)`."""
+    machine: Machine
+    """That machine; the one card in it is the seat's. None are listed for the CPU."""
+    facts: Mapping[str, Any]
+    """Its `system_facts`."""
+    num_sharing: int
+    """Seats of that machine, which share its RAM."""
+    make_executor: Callable[[Order], Executor]
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The card; None on the CPU."""
+        return self.machine.gpu
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return f"{self.node}, {f'{self.gpu.name}, card {self.gpu.index}' if self.gpu else 'CPU'}"
+
+
+class Cluster(Protocol):
+    """Machines that offer seats."""
+
+    def first_seats(self) -> list[Seat]:
+        """Wait for the seats that are free now, and return them.
+
+        Raises:
+            Refused: There is none.
+        """
+
+    def new_seats(self) -> list[Seat]:
+        """Return the seats that came since they were last asked for; returns at once."""
+
+    def take_notes(self) -> list[str]:
+        """Return lines about machines that cannot be used, each once."""
+
+    def close(self) -> None:
+        """Give all seats back."""

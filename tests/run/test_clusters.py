@@ -1,0 +1,141 @@
+"""A run on a cluster: seats that join, leave or do not suit. Child processes stand for Ray."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.runs import Project
+from fakes.seats import FakeCluster, seat
+
+from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
+from hv15_batch.dispatch.seats import Seat
+from hv15_batch.errors import Refused
+from hv15_batch.machine.nvml import Gpu
+from hv15_batch.model.options import model_options
+from hv15_batch.planning.todo import Todo
+from hv15_batch.run import _cluster
+from hv15_batch.run.rendering import team
+from hv15_batch.rundir.status import read_status
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def run(project: Project, cluster: FakeCluster, workers: int | str = "auto", **changes: Any) -> int:
+    from hv15_batch.run import session
+
+    project.said.clear()
+    dispatch = DispatchConfig(kind=DispatchKind.ray, workers=workers)
+    config = project.config(dispatch=dispatch, **changes)
+    return session.run(config, (), None, project.said.append, open_cluster=cluster.open)
+
+
+def done_by(project: Project) -> Counter[str]:
+    return Counter(r["worker_id"] for r in project.records() if r["status"] == "ok")
+
+
+def test_a_seat_that_joins_gets_clips_and_is_shown(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", *(f"r{n},sleep 0.5 {n}" for n in range(10)))
+    cluster = FakeCluster(seat("one"))
+    journal = project.folder / "journal.txt"
+
+    def join() -> None:
+        while not journal.exists() or "denoise" not in journal.read_text():
+            time.sleep(0.02)
+        cluster.notes.append("three is not used: it has another version.")
+        cluster.add(seat("two"))
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    assert run(project, cluster) == 0
+    thread.join(10)
+    assert set(done_by(project)) == {"ray-0-0", "ray-1-0"}
+    assert Counter(r["row_id"] for r in project.records()) == {f"r{n}": 1 for n in range(10)}
+    said = capsys.readouterr().out
+    assert "worker 1 joins: two, CPU" in said
+    assert "three is not used: it has another version." in said
+    assert [w.where for w in read_status(project.run_dir.path).workers] == ["one, CPU", "two, CPU"]
+    assert {r["hostname"] for r in project.records() if r["hostname"]} <= {"one", "two"}
+    facts = [json.loads(p.read_text()) for p in project.run_dir.runs.glob("*/system-*.json")]
+    assert sorted(each["software"]["on"] for each in facts) == ["one", "two"]
+    assert cluster.is_closed
+
+
+def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", "bad,die once", "cat,a cat", "dog,a dog")
+    cluster = FakeCluster(seat("one", leaves=True))
+    threading.Timer(3.0, cluster.add, (seat("two"),)).start()
+
+    assert run(project, cluster) == 0
+    statuses = Counter((r["row_id"], r["status"]) for r in project.records())
+    assert statuses == dict.fromkeys([("bad", "failed"), *((r, "ok") for r in RIDS)], 1)
+    said = capsys.readouterr().out
+    assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
+    assert "starting another one" not in said
+
+
+RIDS = ("bad", "cat", "dog")
+
+
+def test_a_run_that_no_seat_is_left_for_stops_and_is_resumable(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(team, "JOIN_SECONDS", 1.0)
+    project.write("id,prompt", "bad,die once", "cat,a cat")
+
+    assert run(project, FakeCluster(seat("one", leaves=True))) == 4
+    assert "no worker is left, and none joined within 1 s" in " ".join(project.said)
+    assert run(project, FakeCluster(seat("one"))) == 0
+
+
+def test_a_cluster_is_asked_for_what_the_clips_need(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    cluster = FakeCluster(seat("one"))
+
+    assert run(project, cluster, workers=1) == 0
+    assert run(project, cluster) == 0, "all is done: no cluster is asked"
+    assert cluster.asked == [(None, False, 1)]
+
+
+SMALL = Gpu(0, "NVIDIA GeForce GTX 1650", "GPU-1", 2**32, 2**32, "580", None)
+LARGE = Gpu(0, "NVIDIA H200", "GPU-2", 150 * 10**9, 150 * 10**9, "580", None)
+
+
+def usable(project: Project, *seats: Seat) -> tuple[list[Seat], tuple[str, ...]]:
+    """Return the seats that render a full-size model, and what is said of the others."""
+    from hv15_batch.forecast.compilation import decide_compilations
+    from hv15_batch.run.prepare import plan_against_log, prepare
+
+    project.write("id,prompt", "cat,a cat")
+    model = model_options()["480p_t2v"]
+    model = model.__class__(**{**vars(model), "weights": model.weights.__class__("random")})
+    config = project.config(model=model, runtime=RuntimeConfig(compile=False))
+    asked = prepare(config, (), None)
+    todo: Todo = plan_against_log(asked)
+    machine = _cluster.as_one(seats[0].machine, seats)
+    compilations = decide_compilations(asked.config, todo.clips, machine, asked.run_dir)
+    found, choices, notes = _cluster.usable_seats(asked.config, todo, compilations, seats)
+    assert [choice["480p_t2v"].gpu for choice in choices] == [each.gpu for each in found]
+    return found, notes
+
+
+def test_a_card_that_no_profile_fits_is_left_out_by_name(project: Project) -> None:
+    small, large = seat("one", SMALL), seat("two", LARGE)
+
+    found, notes = usable(project, small, large)
+    assert found == [large]
+    assert notes[0].startswith("one, NVIDIA GeForce GTX 1650, card 0 is not used: ")
+    with pytest.raises(Refused):
+        usable(project, small)
