@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from hv15_batch.config._codec import VideoCodec as VideoCodec
 from hv15_batch.config.rewriting import RewriteConfig
+from hv15_batch.model.codec import VideoCodec as VideoCodec
 from hv15_batch.model.official import OfficialConfig
 from hv15_batch.model.variant import Dtype, Engine, Linear, ModelConfig, OffloadKind
 
