@@ -15,6 +15,7 @@ from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
 from hv15_batch.redaction import show
 from hv15_batch.report._comparison import common_folder, comparison_plots, write_comparison
+from hv15_batch.report._grid import ALL, PICKS, check_grid, write_run_grid
 from hv15_batch.report._plots import plots
 from hv15_batch.report._read import read_run
 from hv15_batch.report.drawn.files import write_plots
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
         _check_figures(arguments.figures)
+        check_grid(arguments.grid, arguments.grid_of)
     except Refused as error:
         show(error, file=sys.stderr)
         return 2
@@ -74,6 +76,12 @@ def main(argv: Sequence[str]) -> int:
             exit_code = 2
     if built and arguments.figures is not None and not exit_code:
         show(os.path.abspath(arguments.figures))
+    if arguments.grid is not None and built:
+        try:
+            show(write_run_grid(built, arguments.grid, arguments.grid_of))
+        except (Refused, LogSchemaError, OSError) as error:
+            show(error, file=sys.stderr)
+            exit_code = 2
     return exit_code
 
 
@@ -145,5 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--price", metavar="PER_KWH", type=float, help="price of electricity, in any currency"
+    )
+    parser.add_argument(
+        "--grid", metavar="FILE.mp4", type=Path, help="also write clips side by side as one video"
+    )
+    parser.add_argument(
+        "--grid-of",
+        choices=(PICKS, ALL),
+        help="clips of the grid; default: those rated 4 and 5 if there are any, else all",
     )
     return parser

@@ -181,6 +181,7 @@ def test_the_filter_finds_what_is_written_under_a_clip(
         ("fastest", "dark", "later"),
         ("finished", "dark", "later"),
         ("seed", "fox_s0", "fox_s1"),
+        ("problem", "bad", "later"),
     ],
 )
 def test_sorts(opened: Opened, order: str, first: str, last: str) -> None:

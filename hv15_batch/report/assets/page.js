@@ -115,6 +115,7 @@
     fastest: by(function (clip) { return clip.seconds; }, 1),
     seed: by(function (clip) { return BigInt(clip.seed); }, 1),
     rating: by(function (clip) { return hv15.ratings.numberOf(clip) || null; }, -1),
+    problem: by(function (clip) { return clip.problem || null; }, 1),
   };
 
   var timer = 0; // of an update that waits for more letters
