@@ -35,12 +35,7 @@ def with_chains(
         return list(planned)
     by_sha256 = {p.clip.settings_sha256: p for p in planned}
     followers = sorted((p for p in planned if p.clip.source), key=lambda p: p.clip.level)
-    for p in followers:
-        if p.is_done and _begins_otherwise(p, run_dir):
-            reason = "the frame that it begins with has changed"
-            by_sha256[p.clip.settings_sha256] = replace(
-                p, state=State.retry, reason=reason, use_latents=False
-            )
+    by_sha256 |= {p.clip.settings_sha256: p for p in outdated(followers, run_dir)}
     kept = saved_frames(run_dir)
     for p in reversed(followers):
         found, source = _with_source(p, by_sha256)
@@ -62,6 +57,16 @@ def with_chains(
                 found, state=State.skipped, reason=f"it follows {source.clip.clip_id}, which {why}"
             )
     return [by_sha256[p.clip.settings_sha256] for p in planned]
+
+
+def outdated(planned: Iterable[PlannedClip], run_dir: RunDir) -> list[PlannedClip]:
+    """Return the finished clips whose first frame is another one now, to be rendered again."""
+    reason = "the frame that it begins with has changed"
+    return [
+        replace(p, state=State.retry, reason=reason, use_latents=False)
+        for p in planned
+        if p.is_done and _begins_otherwise(p, run_dir)
+    ]
 
 
 def _with_source(

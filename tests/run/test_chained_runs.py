@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.pages import read_data
-from fakes.runs import FakeExecutor, Project, fake_local_executor, read_csv
+from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor, read_csv
 from PIL import Image
 
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
@@ -29,6 +29,8 @@ from hv15_batch.media.video import read_frames
 from hv15_batch.record import OK
 from hv15_batch.run.rendering import rounds
 from hv15_batch.run.rendering.journal import Journal
+from hv15_batch.rundir.frames import frame_files
+from hv15_batch.rundir.publish import publishing, sha256_of_file
 
 HEAD = "id,prompt,model,image,join"
 ROWS = {
@@ -186,6 +188,60 @@ def test_a_follower_is_rendered_again_when_the_frame_has_changed(project: Projec
     assert project.run(only="b") == EXIT_OK
     assert done(project) == ["b"], "not from the latents of the other frame"
     assert states(project)["b"] == "done"
+
+
+def _other_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all clips have other frames from now on, as on another card."""
+
+    def keep(self: FakeRenderer, job: Job) -> None:
+        for path in frame_files(self._run_dir, job.clip):
+            with publishing(path, job.repeat is None) as temporary:
+                Image.new("RGB", (16, 16), "teal").save(temporary, "PNG")
+
+    def write(self: FakeRenderer, job: Job, path: Path) -> dict[str, Any]:
+        with publishing(path, job.repeat is None) as temporary:
+            temporary.write_text(f"teal {job.clip.clip_id}", encoding="utf-8")
+            size, sha256 = temporary.stat().st_size, sha256_of_file(temporary)
+            return {"file_bytes": size, "file_sha256": sha256}
+
+    monkeypatch.setattr(FakeRenderer, "_write", write)
+    monkeypatch.setattr(FakeRenderer, "_keep_frames", keep)
+
+
+def test_followers_of_a_clip_with_other_pixels_are_rendered_in_the_same_run(
+    project: Project, joined: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, f="f,a cow,tiny_i2v,@a:first,", c=ROWS["c"] + "story")
+    assert project.run(only="b,c,d") == EXIT_OK
+    done(project)
+    _other_pixels(monkeypatch)
+    (project.run_dir.path / project.records()[0]["file"]).unlink()
+    for latents in project.run_dir.path.glob("latents/*"):
+        latents.unlink()
+    joined.clear()
+    assert project.run(only="a,b,c,f") == EXIT_OK
+    assert done(project) == ["a", "f", "b", "c"], "d was not named"
+    assert joined == [["a", "b", "c"]]
+    assert states(project)["d"] == "retry"
+
+
+def test_followers_that_the_run_has_no_model_for_are_left_to_the_next_one(
+    project: Project, joined: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run() == EXIT_OK
+    done(project)
+    joined.clear()
+    _other_pixels(monkeypatch)
+    (record,) = (r for r in project.records() if r["row_id"] == "a")
+    (project.run_dir.path / record["file"]).unlink()
+    project.run_dir.latents_file(record["denoise_sha256"]).unlink()
+    assert project.run() == EXIT_SOME_FAILED
+    assert done(project) == ["a"]
+    assert joined == [], "its clips do not fit"
+    assert states(project)["b"] == "retry"
+    assert project.run() == EXIT_OK
+    assert done(project) == ["d", "b", "c"]
+    assert joined == [["a", "b", "c"]]
 
 
 def _maker(project: Project, row_id: str) -> str:
