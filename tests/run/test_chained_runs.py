@@ -17,6 +17,7 @@ from fakes.pages import read_data
 from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor, read_csv
 from PIL import Image
 
+from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.engine import _write
@@ -26,7 +27,7 @@ from hv15_batch.media.conversion import open_upright
 from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.video import read_frames
-from hv15_batch.record import OK
+from hv15_batch.record import OK, asked_record
 from hv15_batch.run.rendering import rounds
 from hv15_batch.run.rendering.journal import Journal
 from hv15_batch.rundir.frames import frame_files
@@ -188,6 +189,47 @@ def test_a_follower_is_rendered_again_when_the_frame_has_changed(project: Projec
     assert project.run(only="b") == EXIT_OK
     assert done(project) == ["b"], "not from the latents of the other frame"
     assert states(project)["b"] == "done"
+
+
+def test_a_damaged_frame_is_made_again(project: Project) -> None:
+    assert project.run(only="a") == EXIT_OK
+    done(project)
+    (frame,) = (project.run_dir.path / "frames").iterdir()
+    frame.write_bytes(frame.read_bytes()[:60])
+    benchmark = BenchmarkConfig(repeat=2)
+    with pytest.raises(Refused, match="which is not kept"):
+        project.run(only="b", benchmark=benchmark)
+    assert project.run(only="b") == EXIT_OK
+    assert done(project) == ["A", "b"]
+
+
+def test_a_lost_frame_is_made_again_for_a_clip_whose_latents_are_damaged(
+    project: Project,
+) -> None:
+    project.write(HEAD, ROWS["a"], ROWS["b"])
+    assert project.run() == EXIT_OK
+    done(project)
+    (record,) = (r for r in project.records() if r["row_id"] == "b")
+    (project.run_dir.path / record["file"]).unlink()
+    for path in (project.run_dir.path / "frames").iterdir():
+        path.unlink()
+
+    class Damaged(FakeRenderer):
+        """Finds the latents of b damaged, and then no frame."""
+
+        def render(self, job: Job, emit: Any) -> Any:
+            if job.clip.row_id != "b" or list(self._run_dir.path.glob("frames/*")):
+                return super().render(job, emit)
+            what = {"status": "failed", "error_type": "FileNotFoundError", "attempt": job.attempt}
+            record = asked_record(job.clip, run_id=self._spec.run_id, **what, finished_at=utc_now())
+            return lambda: record
+
+    def make(spec: Any) -> FakeExecutor:
+        return FakeExecutor(spec, Damaged)
+
+    assert project.run(make) == EXIT_SOME_FAILED
+    assert project.run(make) == EXIT_OK
+    assert done(project) == ["A", "B"]
 
 
 def _other_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
