@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
+from fakes.pages import read_data
 from fakes.stored import Stored
 from fakes.uploading import uploading_local_executor
 
@@ -150,6 +151,8 @@ def test_a_frame_that_another_clip_begins_with_is_read_from_the_store(stored: St
         records["a"]["file"].rsplit(".", 2)[1] + ".png"
     )
     assert records["b"]["image_sha256"] == frame_sha256(stored.mirror.path / frame)
+    shown = {clip["rowId"]: clip for clip in read_data(stored.mirror.path)["clips"]}
+    assert shown["b"]["pick"]["image"] == str(stored.mirror.path / frame)
     assert stored.names("films/") == ["films/story.mp4"]
     data = bytes(stored.server.bucket()[f"{stored.name_there}/films/story.mp4"].value)
     film = stored.folder / "story.mp4"
