@@ -577,3 +577,21 @@ def test_latents_belong_to_the_frame_that_a_clip_began_with(real: Project) -> No
     assert (third["row_id"], third["attempt"], third["denoise_attempt"]) == ("b", 3, 3)
     assert third["image_sha256"] == frame_sha256(kept)
     assert third["latents_sha256"] != again["latents_sha256"]
+
+
+def test_a_frame_stays_until_its_clip_is_written_again(
+    real: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert real.run(InProcessExecutor, only="a") == EXIT_OK
+    (frame,) = (real.run_dir.path / "frames").iterdir()
+    before = frame.stat().st_mtime_ns
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("a.mp4 is not what was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_write, "check_video", refuse)
+        assert real.run(InProcessExecutor, only="a", force=True) == EXIT_SOME_FAILED
+    assert frame.stat().st_mtime_ns == before
+    assert real.run(InProcessExecutor, only="a") == EXIT_OK
+    assert frame.stat().st_mtime_ns > before
