@@ -51,8 +51,8 @@ class ScriptRenderer:
         clip = job.clip
         config = self._spec.models[clip.settings.model].config
         attempt = Attempt(self._base_record(job, config))
-        output = Output(clip.settings.num_inference_steps)
         file = output_file(self._run_dir.clips, clip.clip_id, job.repeat)
+        output = Output(clip.settings.num_inference_steps, file)
         # A process of its own is as cold for each clip, so that none of them is colder.
         attempt.add(is_cold=job.repeat == WARM_UP)
         with attempt.failing():
