@@ -219,8 +219,9 @@ several versions: [Read the log](analysis.md).
 - A **cold** clip includes work that later clips do not repeat: it is a worker's first, it compiles
   or loads a model, or it is a benchmark's warm-up. Its `is_cold` is true.
 - All other clips are **warm**. Seconds per clip are always a median of warm clips.
-- A **suspect** clip is finished, but its frames are black, flat, frozen or clipped.
-  [Settings](settings.md#quality) has the limits. How a clip looks is not judged.
+- A **suspect** clip is finished, but its frames are black, flat, frozen or clipped, or a part of it
+  stands still (`freeze`), is black, or cuts (`cuts`). [Settings](settings.md#quality) has the
+  limits. This finds bad clips, not pretty ones: how a clip looks is not judged.
 """
 
 

@@ -39,7 +39,7 @@ from hv15_batch.run.prepare import find_run_dir, prepare
 from hv15_batch.run.schedule import read_rules
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, find_runs
-from hv15_batch.rundir.store import below, place
+from hv15_batch.rundir.store import below, is_url, place
 from hv15_batch.rundir.stored import latest_settings
 from hv15_batch.units import Say
 
@@ -292,6 +292,14 @@ def carry_out(job: Job, say: Say, clock: Clock, typed_line: str) -> int:
         typed_line=typed_line,
         swept=job.swept,
     )
+
+
+def directory_of(job: Job) -> Path | None:
+    """Return the directory of a run that has ended; None for one on object storage."""
+    config = _settings_of(job)
+    if config.run_dir is not None and is_url(config.run_dir):
+        return None
+    return find_run_dir(config, _sweep_of(job)).path
 
 
 def measure(job: Job) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hv15_batch import __version__
 from hv15_batch.config.messages import WORDS, report_error
-from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT
+from hv15_batch.errors import EXIT_OK, EXIT_REFUSED, EXIT_SIGINT, Secondary
 from hv15_batch.redaction import print_redacted, redacted, show
 
 if TYPE_CHECKING:
@@ -102,7 +102,16 @@ def _dispatch(arguments: list[str]) -> int:
         return run_jobs(rest, _prefetch, say=_say)
     # Word by word, because quotes of a shell could split a secret.
     line = shlex.join(["hv15-batch", *map(redacted, arguments)])
-    return run_jobs(arguments, partial(_render, clock=Clock(), typed_line=line), _measure, _say)
+    render = partial(_render, clock=Clock(), typed_line=line)
+    if not {"-m", "--multirun"} & set(arguments):
+        return run_jobs(arguments, render, _measure, _say)
+
+    from hv15_batch.report.sweep import show_sweep, told_runs
+
+    with told_runs() as folder:
+        code = run_jobs(arguments, partial(render, told=folder), _measure, _say)
+        show_sweep(folder, code, _say)
+    return code
 
 
 def _run_reader(word: str, arguments: list[str]) -> int:
@@ -146,10 +155,18 @@ def _run_reader(word: str, arguments: list[str]) -> int:
 # -- runs -------------------------------------------------------------------------------------
 
 
-def _render(job: Job, clock: Clock, typed_line: str) -> int:
+def _render(job: Job, clock: Clock, typed_line: str, told: str | None = None) -> int:
+    """Carry out one run; that of a sweep tells where it is, in the folder `told`."""
     from hv15_batch import api
 
-    return api.carry_out(job, _say, clock, typed_line)
+    code = api.carry_out(job, _say, clock, typed_line)
+    if told is not None and not job.config.dry_run:
+        from hv15_batch.report.sweep import tell_run
+
+        with Secondary("this run is missing in the comparison of the sweep", _say):
+            if (run_dir := api.directory_of(job)) is not None:
+                tell_run(told, run_dir)
+    return code
 
 
 def _measure(job: Job) -> float | None:

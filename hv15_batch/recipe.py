@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: hv15-batch recipe clip.mp4 --out again.csv",
         allow_abbrev=False,
     )
-    parser.add_argument("clip", help="file that hv15-batch rendered, .mp4 or .mkv")
+    parser.add_argument("clip", help="file that hv15-batch rendered, .mp4, .mkv or .mov")
     parser.add_argument(
         "--out",
         metavar="FILE",

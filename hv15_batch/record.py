@@ -277,7 +277,9 @@ class ClipRecord:
         "mean absolute luma difference of neighbouring frames", "1", FRAMES
     )
     clipped_pixel_share: float | None = _quality("share of values 0 or 255", "1", FRAMES)
-    quality_flag: str | None = _quality("black, flat, frozen, clipped or null")
+    quality_flag: str | None = _quality(
+        "black, flat, frozen, clipped, those found of freeze, black, cuts, or null"
+    )
     # output
     file: str | None = _output("path of the clip, relative to the run directory", private=True)
     file_bytes: int | None = _output("size of the clip", "byte")

@@ -18,13 +18,11 @@ from hv15_batch.compare._measures import (
     measure_latents,
 )
 from hv15_batch.compare._pairs import Pair
-from hv15_batch.config.settings import VideoCodec
-from hv15_batch.media.video import file_suffix, read_frames
+from hv15_batch.media.video import lossy_codec, read_frames
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import fetched
 
 LOSSLESS = "lossless"
-H264 = "h264"
 NOT_KEPT = "not kept, so not measured"
 GONE = {
     (True, False): "the file of A is gone",
@@ -46,7 +44,7 @@ class Quality:
     """Whether the files have the same bytes, by their hashes in the log; None where not known."""
     frames: FrameMeasures | None = None
     basis: str | None = None
-    """`lossless` where both files are, else `h264`; None where no frames were measured."""
+    """`lossless` where both files are, else the other codecs; None where nothing was measured."""
     fault: str | None = None
     """Why nothing, or not all, could be measured; may name files, which is private."""
 
@@ -89,8 +87,8 @@ def _has_identical_files(pair: Pair) -> bool | None:
 
 
 def _basis(paths: Iterable[Path]) -> str:
-    lossless = file_suffix(VideoCodec.ffv1)
-    return LOSSLESS if all(path.suffix == lossless for path in paths) else H264
+    lossy = {str(codec) for path in paths if (codec := lossy_codec(path)) is not None}
+    return " and ".join(sorted(lossy)) or LOSSLESS
 
 
 def _without_folders(text: str, *run_dirs: RunDir) -> str:
@@ -113,7 +111,8 @@ def quality_lines(qualities: Sequence[Quality]) -> list[str]:
     files = [q.has_identical_files for q in qualities if q.has_identical_files is not None]
     if files:
         lines.append(f"Files: {sum(files)} of {len(files)} pairs bit-identical files")
-    for basis in (LOSSLESS, H264):
+    bases = {q.basis for q in qualities if q.basis is not None}
+    for basis in sorted(bases, key=lambda basis: (basis != LOSSLESS, basis)):
         frames = [q.frames for q in qualities if q.basis == basis and q.frames is not None]
         if frames:
             lines.append(_frames_line(basis, frames))
@@ -190,7 +189,7 @@ def _frames_line(basis: str, found: Sequence[FrameMeasures]) -> str:
     shown = others or found
     pairs = "1 pair" if len(shown) == 1 else f"{len(shown)} pairs"
     line += f"{_measures_text(shown)} (medians of {pairs})"
-    return f"{line}; {_CODEC_NOTE}" if others and basis == H264 else line
+    return f"{line}; {_CODEC_NOTE}" if others and basis != LOSSLESS else line
 
 
 def _measures_text(found: Sequence[FrameMeasures]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Suffixes of manifests, in lower case; upper case is accepted."""
-VIDEO_SUFFIXES = (".mp4", ".mkv")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 MAX_COMPARED_NAMES = 10_000
 """At most this many names of a folder are compared with a misspelt one."""

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from hv15_batch.config.rewriting import RewriteConfig
+from hv15_batch.model.codec import VideoCodec as VideoCodec
 from hv15_batch.model.official import OfficialConfig
 from hv15_batch.model.variant import Dtype, Engine, Linear, ModelConfig, OffloadKind
 
@@ -47,13 +48,6 @@ class DispatchKind(Enum):
 
     local = "local"
     ray = "ray"
-
-
-class VideoCodec(Enum):
-    """How frames are stored; `ffv1` is lossless and goes into Matroska."""
-
-    h264 = "h264"
-    ffv1 = "ffv1"
 
 
 class Order(Enum):
@@ -203,9 +197,10 @@ class VideoConfig:
     """How frames become a file. These settings are part of a clip's identity."""
 
     codec: VideoCodec = VideoCodec.h264
-    """`h264` in `.mp4`, or `ffv1`, lossless, in `.mkv`."""
+    """`h264` in `.mp4`; lossless `ffv1` in `.mkv`; to edit, `prores` (422 HQ, 10 bit) or lossless
+    `png` pictures in `.mov`. Browsers play `h264` alone."""
     crf: int = bounded(17, 0, 51, about="x264 takes 0 (lossless) to 51 (worst); try 17")
-    """Constant rate factor of x264, 0 (lossless) to 51; not used by ffv1."""
+    """Constant rate factor of x264, 0 (lossless) to 51; for h264 alone."""
     preset: str = "medium"
     """x264 preset."""
     embed_metadata: bool = True
@@ -232,6 +227,8 @@ class QualityConfig:
     )
     """A clip with a larger share of channel values at 0 or 255 is clipped; 1 means never. A drawing
     on white paper stays below."""
+    parts: bool = True
+    """Call a clip suspect also if a part of it stands still or is black, or if it cuts."""
 
 
 @dataclass

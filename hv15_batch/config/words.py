@@ -274,7 +274,7 @@ def _option_fault(group: str, value: Any) -> str | None:
 
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-_CLIP_SUFFIXES = (".mp4", ".mkv")
+_CLIP_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
 @cache

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from hv15_batch.clip import ClipSettings
 from hv15_batch.config.settings import Config, VideoCodec
 from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import Emit, Job, Note
 from hv15_batch.errors import Secondary
+from hv15_batch.media.faults import FaultMeter
 from hv15_batch.media.frame import write_frame
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import check_video, file_suffix, write_thumbnail, write_video
+from hv15_batch.model.variant import Weights
+from hv15_batch.record import OK, SUSPECT
 from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
@@ -59,6 +63,7 @@ class ClipWriter:
         for number, frame in zip(clip.kept_frames, frame_files(self._run_dir, clip), strict=True):
             with publishing(frame, is_kept, makes_folder=True) as temporary:
                 write_frame(pixels[number], temporary)
+        self._look_at_parts(settings, attempt, pixels)
         comment = None
         if config.video.embed_metadata:
             comment = settings_comment(clip, self._repo, config.model.task.name)
@@ -79,3 +84,17 @@ class ClipWriter:
                 self._run_dir.latents_file(clip.denoise_sha256).unlink(missing_ok=True)
                 attempt.add(latents_file=None)
         attempt.add(write_seconds=time.perf_counter() - begin)
+
+    def _look_at_parts(
+        self, settings: ClipSettings, attempt: Attempt, pixels: np.ndarray[Any, Any]
+    ) -> None:
+        """Make a clip `suspect` that is faulty in a part; noise is not looked at."""
+        is_noise = settings.weights in (Weights.random.name, Weights.tiny.name)
+        if is_noise or attempt.status != OK or not self._config.quality.parts:
+            return
+        meter = FaultMeter(len(pixels))
+        for frame in pixels:
+            meter.add(frame)
+        if faults := meter.faults():
+            attempt.status = SUSPECT
+            attempt.add(quality_flag=", ".join(faults))

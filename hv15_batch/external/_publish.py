@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import Emit, Job, Note
 from hv15_batch.errors import Secondary
 from hv15_batch.files import remove_scratch
+from hv15_batch.media.faults import FaultMeter
 from hv15_batch.media.quality import FrameMeter
 from hv15_batch.media.tag import settings_comment
 from hv15_batch.media.video import copy_video, read_frames, write_thumbnail
@@ -76,10 +78,12 @@ class ClipPublisher:
             ScriptFault: It cannot be decoded, or has not the frames that were asked for.
         """
         settings, meter, count = clip.settings, FrameMeter(), 0
+        parts = FaultMeter(settings.num_frames)
         middle: np.ndarray[Any, Any] | None = None
         try:
             for frame in read_frames(file):
                 meter.add(frame)
+                parts.add(frame)
                 if middle is None or count == settings.num_frames // 2:
                     middle = frame
                 count += 1
@@ -100,6 +104,8 @@ class ClipPublisher:
                 )
             )
         quality = meter.quality(config.quality)
+        if quality.quality_flag is None and config.quality.parts and (found := parts.faults()):
+            quality = replace(quality, quality_flag=", ".join(found))
         attempt.status = SUSPECT if quality.quality_flag else OK
         attempt.add(**vars(quality))
         return middle

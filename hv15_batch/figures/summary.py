@@ -12,6 +12,7 @@ Facts = Mapping[str, str]
 ALWAYS_SHOWN = ("Variant", "Offload", "Attention")
 _SAID_ALONE = (*ALWAYS_SHOWN, "Card", "Size")
 """Facts whose value tells what it is."""
+_NULL_MEANS_NONE = ("VRAM limit", "8-bit linear modules")
 _REVISION_CHARACTERS = 8
 
 
@@ -51,7 +52,7 @@ def shown_value(name: str, facts: Facts, missing: str) -> str:
     """Return a fact as tables show it, or `missing`."""
     value = facts.get(name)
     if value is None:
-        return "none" if name == "VRAM limit" else missing
+        return "none" if name in _NULL_MEANS_NONE else missing
     return value[:_REVISION_CHARACTERS] if name == "Revision" else value
 
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from hv15_batch.clip import ClipSettings, glyph_texts
 from hv15_batch.config.settings import Config, VideoCodec
 from hv15_batch.model.architectures import read_architecture, size_of
-from hv15_batch.model.shapes import latents_bytes, video_bytes_estimate
+from hv15_batch.model.shapes import latents_bytes
 from hv15_batch.model.variant import Weights
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.units import MIB
@@ -100,11 +100,11 @@ def _writing_bytes(settings: ClipSettings) -> int:
 
 def _video_bytes(settings: ClipSettings) -> int:
     size = (settings.height, settings.width, settings.num_frames)
-    is_lossless = settings.video.get("codec") == VideoCodec.ffv1.name
+    # The official script has no such setting, and writes H.264.
+    codec = VideoCodec[settings.video.get("codec", VideoCodec.h264.name)]
     is_noise = settings.weights in (Weights.random.name, Weights.tiny.name)
-    if is_noise and not is_lossless:
-        return math.prod(size) * _NOISE_BITS_PER_PIXEL // 8
-    return video_bytes_estimate(*size, is_lossless)
+    least = _NOISE_BITS_PER_PIXEL if is_noise else 0
+    return math.ceil(math.prod(size) * max(codec.bits_per_pixel, least) / 8)
 
 
 def _latents_bytes(settings: ClipSettings) -> int:

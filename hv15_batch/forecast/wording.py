@@ -142,19 +142,40 @@ def quality_lines(config: Config) -> list[str]:
 
     Compilation that was not typed has its own line, see `forecast.compilation`.
     """
-    linear, backend = config.runtime.linear, config.runtime.attention_backend
+    linear = config.runtime.linear
     cache = config.override.cache or config.sampling.cache or CacheKind.none
+    found = quality_of(
+        compiled=bool(typed_compile(config)),
+        linear=None if linear is Linear.bf16 else linear.name,
+        cache=None if cache is CacheKind.none else cache.name,
+        backend=config.runtime.attention_backend,
+    )
+    return [f"Quality: {typed}: {line}" for typed, line in found.items()]
+
+
+def quality_of(
+    *, compiled: bool, linear: str | None, cache: str | None, backend: str | None
+) -> dict[str, str]:
+    """Return what each faster setting that changes the frames costs in quality.
+
+    Args:
+        compiled: Whether the transformer's blocks are compiled.
+        linear: 8-bit type of the linear modules; None for none.
+        cache: Step cache; None for none.
+        backend: Of the attention; None if it is not known.
+    """
     found = {}
-    if typed_compile(config):
+    if compiled:
         found["runtime.compile=true"] = of_setting("compile")
-    if linear is not Linear.bf16:
-        found[f"runtime.linear={linear.name}"] = of_setting(linear.name)
-    if cache is not CacheKind.none:
-        found[f"sampling.cache={cache.name}"] = of_setting("cache")
-    if backend != AUTO and not is_exact(backend):
+    if linear is not None:
+        line = of_setting(linear) if linear in measured() else _OF_FEWER_BITS
+        found[f"runtime.linear={linear}"] = line
+    if cache is not None:
+        found[f"sampling.cache={cache}"] = of_setting("cache")
+    if backend is not None and backend != AUTO and not is_exact(backend):
         line = of_setting(backend) if backend in measured() else _OF_FEWER_BITS
         found[f"runtime.attention_backend={backend}"] = line
-    return [f"Quality: {typed}: {line}" for typed, line in found.items()]
+    return found
 
 
 _OF_FEWER_BITS = (

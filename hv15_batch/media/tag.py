@@ -147,7 +147,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         if isinstance(error, Refused):
             raise
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise Refused(f"{name}: {why}; name a clip (.mp4 or .mkv) of a run.") from error
+        raise Refused(f"{name}: {why}; name a clip (.mp4, .mkv or .mov) of a run.") from error
     if comment is None:
         raise Refused(
             f"{name}: it has no tag (video.embed_metadata=false, or a program that rewrote "

@@ -7,7 +7,7 @@ time.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -39,7 +39,12 @@ MAX_VIDEO_BYTES = 1024 * GIB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 """uint8 [F, H, W, 3], RGB."""
 
-_SUFFIXES = {VideoCodec.h264: ".mp4", VideoCodec.ffv1: ".mkv"}
+_LIMITED = {VideoCodec.h264: "yuv420p", VideoCodec.prores: "yuv422p10le"}
+_RGB = {VideoCodec.ffv1: "bgr0", VideoCodec.png: "rgb24"}
+"""Pixels of the codecs: BT.709 in limited range, and RGB."""
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
+# Keys of QuickTime hold longer texts than 64 KiB, where its older texts end.
+_MOVFLAGS = {".mp4": "+faststart", ".mov": "+faststart+use_metadata_tags"}
 _NTSC_RATES = tuple(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120, 240))
 _NTSC_TOLERANCE = 5e-3
 """Covers the usual spellings: 23.976, 23.98, 29.97, 59.94."""
@@ -70,7 +75,7 @@ _X264_PORTABLE = "asm=SSE4.2"
 
 def file_suffix(codec: VideoCodec) -> str:
     """Return the suffix of a clip's file, with its dot."""
-    return _SUFFIXES[codec]
+    return codec.suffix
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -92,6 +97,8 @@ def write_video(
     h264: yuv420p in mp4, converted to and tagged as BT.709 limited range, index in front; the same
     frames give the same bytes, however many cores there are.
     ffv1: lossless RGB in Matroska, with a checksum in every slice.
+    prores: 422 HQ, 10 bit, in QuickTime, converted and tagged as h264 is.
+    png: lossless RGB pictures in QuickTime, tagged sRGB.
 
     Args:
         frames: uint8 [F, H, W, 3] RGB; goes to the encoder one frame at a time.
@@ -105,32 +112,62 @@ def write_video(
         OSError: The file cannot be written, with its errno (a full disk is ENOSPC).
     """
     _check_frames(frames)
+    height, width = frames.shape[1:3]
+    write_frames(frames, (height, width), path, fps=fps, video=video, comment=comment)
+
+
+def write_frames(
+    frames: Iterable[Frames],
+    size: tuple[int, int],
+    path: Path,
+    *,
+    fps: float,
+    video: VideoConfig,
+    comment: str | None,
+) -> int:
+    """Encode frames as they come, as `write_video` does; return how many there were.
+
+    Args:
+        frames: uint8 [H, W, 3] RGB each; one is in memory at a time.
+        size: Height and width of every frame; even.
+        path: File to write; an existing one is replaced.
+        fps: Frames per second.
+        video: Codec and its settings.
+        comment: Text for the container's `comment` tag, or None.
+
+    Raises:
+        ValueError: No file can hold the comment.
+        OSError: The file cannot be written, with its errno (a full disk is ENOSPC).
+    """
     if comment is not None:
         _check_comment(comment)
-    is_h264 = video.codec is VideoCodec.h264
-    with container_of(path, video.codec) as container:
+    codec = video.codec
+    count = 0
+    with container_of(path, codec) as container:
         if comment is not None:
             container.metadata["comment"] = comment
         codec_name, options = _codec_options(video)
         stream = container.add_stream(codec_name, rate=frame_rate(fps), options=options)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p" if is_h264 else "bgr0"
-        _tag_colours(stream, is_h264)
-        if is_h264:
+        stream.height, stream.width = size
+        stream.pix_fmt = _LIMITED.get(codec) or _RGB[codec]
+        _tag_colours(stream, codec)
+        if codec is VideoCodec.h264:
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = _X264_THREADS
         reformatter = VideoReformatter()
         for pixels in frames:
-            container.mux(stream.encode(_convert(pixels, reformatter, is_h264)))
+            container.mux(stream.encode(_convert(pixels, reformatter, codec)))
+            count += 1
         container.mux(stream.encode(None))
+    return count
 
 
 def container_of(path: Path, codec: VideoCodec) -> OutputContainer:
-    """Return a new container for videos of a codec; the index of an mp4 stands in front."""
-    is_h264 = codec is VideoCodec.h264
-    options = {"movflags": "+faststart"} if is_h264 else {}
-    name = "mp4" if is_h264 else "matroska"
+    """Return a new container for videos of a codec; the index of mp4 and mov stands in front."""
+    flags = _MOVFLAGS.get(codec.suffix)
+    options = {"movflags": flags} if flags else {}
+    name = _FORMATS[codec.suffix]
     container: OutputContainer = av.open(str(path), "w", format=name, options=options)
     return container
 
@@ -140,27 +177,33 @@ def _codec_options(video: VideoConfig) -> tuple[str, dict[str, str]]:
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
         params = f"{_X264_PARAMS}:{_X264_PORTABLE}" if is_x86 else _X264_PARAMS
         return "libx264", {"crf": str(video.crf), "preset": video.preset, "x264-params": params}
+    if video.codec is VideoCodec.prores:
+        return "prores_ks", {"profile": "hq", "vendor": "apl0"}
+    if video.codec is VideoCodec.png:
+        return "png", {"pred": "mixed"}
     return "ffv1", {"level": "3", "g": "1", "slicecrc": "1"}
 
 
-def _tag_colours(stream: VideoStream, is_h264: bool) -> None:
+def _tag_colours(stream: VideoStream, codec: VideoCodec) -> None:
     context = stream.codec_context
     context.color_primaries = ColorPrimaries.BT709
     context.color_trc = ColorTrc.BT709
-    if is_h264:
+    if codec is VideoCodec.png:
+        context.color_trc = ColorTrc.IEC61966_2_1
+    if codec in _LIMITED:
         context.colorspace = Colorspace.ITU709
         context.color_range = ColorRange.MPEG
     else:
         context.color_range = ColorRange.JPEG
 
 
-def _convert(pixels: Frames, reformatter: VideoReformatter, is_h264: bool) -> VideoFrame:
+def _convert(pixels: Frames, reformatter: VideoReformatter, codec: VideoCodec) -> VideoFrame:
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    if not is_h264:
-        return reformatter.reformat(frame, format="bgr0")
+    if codec in _RGB:
+        return reformatter.reformat(frame, format=_RGB[codec])
     return reformatter.reformat(
         frame,
-        format="yuv420p",
+        format=_LIMITED[codec],
         interpolation=_INTERPOLATION,
         src_color_range=ColorRange.JPEG,
         dst_colorspace=Colorspace.ITU709,
@@ -230,8 +273,30 @@ def _find_faults(
     return faults
 
 
-def read_frames(path: Path) -> Iterator[Frames]:
+def frame_size_and_rate(path: Path) -> tuple[tuple[int, int], Fraction]:
+    """Return (height, width) of a file's frames, and frames per second.
+
+    Raises:
+        ValueError: The file is no video.
+        OSError: The file cannot be opened.
+    """
+    with open_video(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video stream")
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        size = stream.codec_context.height, stream.codec_context.width
+    if not rate or not all(size):
+        raise ValueError(f"{path.name} has no size or frame rate")
+    return size, frame_rate(float(rate))
+
+
+def read_frames(path: Path, num_threads: int | None = None) -> Iterator[Frames]:
     """Yield the frames of a file one by one, as uint8 [H, W, 3] RGB.
+
+    Args:
+        path: The file.
+        num_threads: That decode it; None for as many as FFmpeg likes.
 
     Raises:
         ValueError: The file is no video, or is damaged.
@@ -242,9 +307,26 @@ def read_frames(path: Path) -> Iterator[Frames]:
             raise ValueError(f"{path.name} has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        if num_threads is not None:
+            stream.codec_context.thread_count = num_threads
         stream.codec_context.options = {"err_detect": "explode"}
         for frame in container.decode(stream):
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+def lossy_codec(path: Path) -> str | None:
+    """Return the name of a file's codec, such as `h264`; None where it gives every value back.
+
+    Raises:
+        ValueError: The file is no video.
+        OSError: The file cannot be opened.
+    """
+    with open_video(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video stream")
+        name = container.streams.video[0].codec_context.name
+    is_lossless = name in VideoCodec.__members__ and VideoCodec[name].is_lossless
+    return None if is_lossless else name
 
 
 def copy_video(source: Path, path: Path, comment: str | None) -> None:

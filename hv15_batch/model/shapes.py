@@ -123,11 +123,6 @@ def latents_bytes(height: int, width: int, num_frames: int, bytes_per_value: int
     return 32 * num_video_tokens(height, width, num_frames) * bytes_per_value
 
 
-def video_bytes_estimate(height: int, width: int, num_frames: int, lossless: bool) -> int:
-    """Return a cautious size of the file: 0.5 bit per pixel for CRF 17, 12 for lossless RGB."""
-    return int(height * width * num_frames * (12 if lossless else 0.5) / 8)
-
-
 @lru_cache(maxsize=4096)
 def bucket_size(height: int, width: int, target_size: int) -> tuple[int, int]:
     """Return the (height, width) that the image-to-video pipeline gives an image of this size.

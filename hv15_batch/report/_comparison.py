@@ -30,8 +30,9 @@ from hv15_batch.figures.tables import (
 )
 from hv15_batch.record import DONE_STATUSES
 from hv15_batch.report._gallery import Place, clip_views, other_ratings
-from hv15_batch.report._plots import make_plot
+from hv15_batch.report._plots import make_plot, with_values
 from hv15_batch.report._read import NOT_RENDERED, RunData, read_run
+from hv15_batch.report._tradeoff import tradeoff
 from hv15_batch.report.render import (
     GALLERY_ASSETS,
     Live,
@@ -55,7 +56,12 @@ _DOTS = "Each dot is a warm clip, the vertical line is the median; without encod
 
 
 def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
-    """Write the page that compares runs, and its tables beside it; return the page's path.
+    """Write the page that compares runs, and its tables beside it; return the page's path."""
+    return publish_comparison(run_dirs, folder)[0]
+
+
+def publish_comparison(run_dirs: Sequence[Path], folder: Path) -> tuple[Path, Compared]:
+    """Write the page that compares runs, and its tables beside it; return its path and content.
 
     Args:
         run_dirs: Run directories.
@@ -76,12 +82,27 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     page = comparison_of(runs, places, links)
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / CSV, format_csv(page.compared, page.numbers))
-    publish_text(folder / MARKDOWN, format_markdown(page.named, page.common, page.shown))
+    table = format_markdown(page.named, page.common, page.shown)
+    publish_text(folder / MARKDOWN, f"{table}\n{page.headline}.\n" if page.headline else table)
     write_assets(folder, GALLERY_ASSETS)
     write_data(folder, DATA, page.data)
     publish_text(folder / PAGE, page.html)
     write_library(folder)
-    return folder / PAGE
+    return folder / PAGE, page
+
+
+def comparison_plots(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the plots of the page that compares runs.
+
+    Raises:
+        Refused: a folder is no run directory.
+        LogSchemaError: a log cannot be read.
+    """
+    directories = [RunDir(path.absolute()) for path in run_dirs]
+    runs = named_apart(map(read_run, directories), common_folder(run_dirs))
+    places = [Place("", n, run.folder) for n, run in enumerate(runs)]
+    plots = comparison_of(runs, places, dict.fromkeys((run.folder for run in runs), "")).data
+    return list(plots["plots"])
 
 
 def named_apart(runs: Iterable[RunData], above: Path) -> list[RunData]:
@@ -100,6 +121,7 @@ class Compared:
     common: Facts
     shown: Sequence[str]
     numbers: dict[str, int]
+    headline: str | None
 
 
 def comparison_of(
@@ -124,19 +146,22 @@ def comparison_of(
     common = {name: value for name, value in common.items() if name not in shown}
     named = list(zip(labels(facts, fewest(facts)), facts, compared, strict=True))
     clips = clips_of_runs(runs, places)
+    found = tradeoff(named, (a for run in runs for a in run.attempts))
     values = _values(runs, named, common, shown, links) | {
+        "headline": found.headline,
         "numbers": numbers,
         "has_gallery": any(clip["status"] != NOT_RENDERED for clip in clips),
         "live": live,
     }
     data = {
         "clips": clips if values["has_gallery"] else [],
-        "plots": _plots(named),
+        "plots": with_values([found.plot, *_plots(named)]),
         "runs": [run.folder for run in runs],
         "otherRatings": [r for n, run in enumerate(runs) for r in other_ratings(run, n)],
     }
     html = render("comparison.html.j2", values)
-    return Compared(html, finite(data), compared, named, common, shown, numbers)
+    headline = found.headline
+    return Compared(html, finite(data), compared, named, common, shown, numbers, headline)
 
 
 def clips_of_runs(runs: Sequence[RunData], places: Sequence[Place]) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""What the page plots, as traces: numbers only, drawn by assets/plots.js.
-
-A plot without measured values keeps its place, marked "not measured".
-"""
+"""What the page plots, as traces: numbers that were measured, drawn by assets/plots.js."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ def plots(run: RunData) -> list[Plot]:
     """Return all plots of a run's page, in their order."""
     attempts = sorted(run.attempts, key=lambda a: (a["finished_at"] is None, a["finished_at"] or 0))
     done = [a for a in attempts if a["status"] in DONE_STATUSES]
-    return [
+    found = (
         _stage_seconds(done),
         _step_seconds(done),
         _stage_vram(done, _vram_limit(run, done)),
@@ -56,7 +53,8 @@ def plots(run: RunData) -> list[Plot]:
         _temperature(done),
         _clips_per_hour(attempts),
         _energy(run, done),
-    ]
+    )
+    return with_values(found)
 
 
 def _stage_seconds(done: Sequence[Record]) -> Plot:
@@ -66,13 +64,11 @@ def _stage_seconds(done: Sequence[Record]) -> Plot:
         if any(values):
             traces.append({"type": "bar", "name": stage, **_over_clips(done, values)})
     cold = sum(bool(a["is_cold"]) for a in done)
-    caption = f"{len(done)} attempts, {cold} of them cold" if traces else ""
-    reused = sum(not is_denoised_here(a) for a in done)
-    if traces and reused:
+    caption = f"{len(done)} attempts, {cold} of them cold"
+    if reused := sum(not is_denoised_here(a) for a in done):
         caption += f", {reused} from saved latents: denoised by an earlier attempt"
-    caption += "." if traces else ""
-    return make_plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces, caption,
-                 stacked=True)  # fmt: skip
+    return make_plot("stages", "Seconds per stage", "seconds", "clips as rendered", traces,
+                     f"{caption}.", stacked=True)  # fmt: skip
 
 
 def _seconds_of(stage: str, attempt: Record) -> float | None:
@@ -193,7 +189,7 @@ def _throttled(done: Sequence[Record]) -> str:
 def _temperature(done: Sequence[Record]) -> Plot:
     traces = _markers(done, {"temperature_celsius_max": "highest in a clip"}, 1, True)
     known = [a for a in done if a["temperature_celsius_max"] is not None]
-    caption = f"Highest in each attempt; {_attempts(known)}." if known else ""
+    caption = f"Highest in each attempt; {_attempts(known)}."
     return make_plot("temperature", "Temperature of the card", "°C", "time", traces, caption)
 
 
@@ -206,7 +202,7 @@ def _clips_per_hour(attempts: Sequence[Record]) -> Plot:
         "y": [_rounded(stretch.clips_per_hour) for stretch in found],
         "width": [stretch.seconds * 1000 for stretch in found],
     }
-    traces = [trace] if found else []
+    traces = [trace] * bool(found)
     return make_plot("rate", "Clips per hour", "clips per hour", "time", traces, caption)
 
 
@@ -229,6 +225,11 @@ def _energy(run: RunData, done: Sequence[Record]) -> Plot:
 # -- pieces ------------------------------------------------------------------------------------
 
 
+def with_values(found: Iterable[Plot]) -> list[Plot]:
+    """Return the plots that have something to show."""
+    return [plot for plot in found if plot["traces"]]
+
+
 def make_plot(
     name: str,
     title: str,
@@ -239,6 +240,7 @@ def make_plot(
     *,
     stacked: bool = False,
     by_name: bool = False,
+    is_free: bool = False,
     lines: Iterable[dict[str, Any]] = (),
 ) -> Plot:
     """Return a figure as assets/plots.js reads it.
@@ -252,12 +254,13 @@ def make_plot(
         caption: Below it.
         stacked: Whether bars stand on each other.
         by_name: Whether the upright axis has names, so that the level one has the values.
+        is_free: Whether the level axis has measured values from 0 on, not places in an order.
         lines: Level lines, by `y` and `name`.
     """
     return {
         "id": name, "title": title, "unit": unit, "over": over, "isTime": over == "time",
-        "isStacked": stacked, "isByName": by_name, "traces": traces, "lines": list(lines),
-        "caption": caption,
+        "isStacked": stacked, "isByName": by_name, "isFree": is_free, "traces": traces,
+        "lines": list(lines), "caption": caption,
     }  # fmt: skip
 
 

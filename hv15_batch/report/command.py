@@ -14,7 +14,11 @@ from hv15_batch.errors import LogSchemaError, Refused
 from hv15_batch.figures.tables import repetitions_of, write_timing_tables
 from hv15_batch.planning.tables import write_clips_table
 from hv15_batch.redaction import show
-from hv15_batch.report._comparison import common_folder, write_comparison
+from hv15_batch.report._comparison import common_folder, comparison_plots, write_comparison
+from hv15_batch.report._grid import ALL, PICKS, check_grid, write_run_grid
+from hv15_batch.report._plots import plots
+from hv15_batch.report._read import read_run
+from hv15_batch.report.drawn.files import write_plots
 from hv15_batch.report.render import write_page
 from hv15_batch.rundir.log import foreign_note
 from hv15_batch.rundir.paths import RunDir, expand
@@ -40,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         run_dirs = [run_dir for named in arguments.run_dirs for run_dir in expand(place(named))]
         check_number(_PRICE, arguments.price, _PRICE if is_typed else "--price")
         _check_out(arguments.out, run_dirs)
+        _check_figures(arguments.figures)
+        check_grid(arguments.grid, arguments.grid_of)
     except Refused as error:
         show(error, file=sys.stderr)
         return 2
@@ -54,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
             if note := foreign_note(RunDir(run_dir.absolute()).log):
                 show(note, file=sys.stderr)
             built.append(run_dir)
+            if arguments.figures is not None:
+                _write_figures(run_dir, run_dirs, arguments.figures)
         except (Refused, LogSchemaError, OSError) as error:
             show(error, file=sys.stderr)
             exit_code = 2
@@ -61,10 +69,28 @@ def main(argv: Sequence[str]) -> int:
         folder = arguments.out or common_folder(built)
         try:
             show(os.path.abspath(write_comparison(built, folder)))
+            if arguments.figures is not None:
+                write_plots(comparison_plots(built), arguments.figures)
+        except (Refused, LogSchemaError, OSError) as error:
+            show(error, file=sys.stderr)
+            exit_code = 2
+    if built and arguments.figures is not None and not exit_code:
+        show(os.path.abspath(arguments.figures))
+    if arguments.grid is not None and built:
+        try:
+            show(write_run_grid(built, arguments.grid, arguments.grid_of))
         except (Refused, LogSchemaError, OSError) as error:
             show(error, file=sys.stderr)
             exit_code = 2
     return exit_code
+
+
+def _write_figures(run_dir: Path, run_dirs: Sequence[Path], folder: Path) -> None:
+    """Write the plots of a run; of one among several into a folder of its path's name."""
+    if len(run_dirs) > 1:
+        folder /= os.path.relpath(run_dir.absolute(), common_folder(run_dirs))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plots(plots(read_run(RunDir(run_dir.absolute()))), folder)
 
 
 def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
@@ -80,6 +106,16 @@ def _check_out(out: Path | None, run_dirs: Sequence[Path]) -> None:
             f"--out={out}: names the folder of a comparison, but the page of a single run goes "
             "into its run directory; leave it out, or name several runs."
         )
+
+
+def _check_figures(folder: Path | None) -> None:
+    """Refuse a file in the place of the folder for plots.
+
+    Raises:
+        Refused: there is one.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise Refused(f"--figures={folder}: is a file; name a folder for the plots.")
 
 
 def _write_run(run_dir: Path, price: float | None) -> Path:
@@ -110,6 +146,20 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the comparison; default: the folder above the runs",
     )
     parser.add_argument(
+        "--figures",
+        metavar="DIR",
+        type=Path,
+        help="write each plot into this folder too, as SVG, PNG and CSV",
+    )
+    parser.add_argument(
         "--price", metavar="PER_KWH", type=float, help="price of electricity, in any currency"
+    )
+    parser.add_argument(
+        "--grid", metavar="FILE.mp4", type=Path, help="also write clips side by side as one video"
+    )
+    parser.add_argument(
+        "--grid-of",
+        choices=(PICKS, ALL),
+        help="clips of the grid; default: those rated 4 and 5 if there are any, else all",
     )
     return parser

@@ -382,5 +382,5 @@ def run_system(folder: Path) -> dict[str, Any]:
 
 
 def codec_text(codec: str, crf: Any, preset: Any) -> str:
-    """Return how files are encoded; a lossless codec has neither CRF nor preset."""
-    return codec if codec == VideoCodec.ffv1.name else f"{codec} crf {crf} {preset}"
+    """Return how files are encoded; h264 alone has CRF and preset."""
+    return f"{codec} crf {crf} {preset}" if codec == VideoCodec.h264.name else codec

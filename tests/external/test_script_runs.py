@@ -14,7 +14,7 @@ import pytest
 from fakes.command import CARD
 from fakes.official import OfficialProject, official_project
 
-from hv15_batch.config.settings import BenchmarkConfig, RetryConfig, RuntimeConfig
+from hv15_batch.config.settings import BenchmarkConfig, QualityConfig, RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
 from hv15_batch.machine.machine import read_machine
@@ -148,6 +148,32 @@ def test_a_plain_picture_is_suspect_as_with_the_other_engine(project: OfficialPr
     assert project.render() == EXIT_OK
 
     assert project.records()[0]["quality_flag"] == "flat"
+
+
+class AlwaysCut:
+    """Finds a cut in every clip."""
+
+    def __init__(self, num_frames: int) -> None:
+        self._left = num_frames
+
+    def add(self, _frame: object) -> None:
+        self._left -= 1
+
+    def faults(self) -> list[str]:
+        assert self._left == 0
+        return ["cuts"]
+
+
+def test_a_clip_that_is_faulty_in_a_part_is_suspect_as_with_the_other_engine(
+    project: OfficialProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hv15_batch.external._publish.FaultMeter", AlwaysCut)
+
+    assert project.render(quality=QualityConfig(parts=False)) == EXIT_OK
+    assert [record["quality_flag"] for record in project.records()] == [None, None]
+    assert project.render(force=True) == EXIT_OK
+    assert [record["quality_flag"] for record in project.records()[2:]] == ["cuts", "cuts"]
+    assert {record["status"] for record in project.records()[2:]} == {"suspect"}
 
 
 def test_a_second_run_has_nothing_to_do_and_a_changed_flag_is_refused(

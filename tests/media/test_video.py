@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from hv15_batch.media.video import (
     check_video,
     file_suffix,
     frame_rate,
+    lossy_codec,
     read_comment,
+    read_frames,
     write_thumbnail,
     write_video,
 )
@@ -30,7 +33,11 @@ from hv15_batch.media.video import (
 HEIGHT, WIDTH = 64, 96
 H264 = VideoConfig()
 FFV1 = VideoConfig(codec=VideoCodec.ffv1)
-BOTH = pytest.mark.parametrize("video", [H264, FFV1], ids=["h264", "ffv1"])
+PRORES = VideoConfig(codec=VideoCodec.prores)
+PNG = VideoConfig(codec=VideoCodec.png)
+EACH = pytest.mark.parametrize(
+    "video", [H264, FFV1, PRORES, PNG], ids=["h264", "ffv1", "prores", "png"]
+)
 ODD_COMMENT = json.dumps(
     {
         "prompt": 'A sign says “开业大吉” and "OPEN"; 🐼\n${HOME}\r\n\ttab \\ end, '
@@ -130,14 +137,45 @@ def test_h264_is_tagged_bt709_limited_range_in_the_stream_and_in_the_container(
     assert colr == bytes([0, 1, 0, 1, 0, 1, 0])
 
 
-def test_ffv1_gives_every_rgb_value_back_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("video", [FFV1, PNG], ids=["ffv1", "png"])
+def test_a_lossless_file_gives_every_rgb_value_back_exactly(
+    tmp_path: Path, video: VideoConfig
+) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
-    write_video(frames, tmp_path / "clip.mkv", fps=24, video=FFV1, comment=None)
+    write_video(frames, tmp_path / "clip", fps=24, video=video, comment=None)
 
-    with av.open(str(tmp_path / "clip.mkv")) as container:
+    with av.open(str(tmp_path / "clip")) as container:
         back = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert np.array_equal(np.stack(back), frames)
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "clip"))), frames)
+    assert lossy_codec(tmp_path / "clip") is None
+
+
+def test_prores_has_ten_bits_and_is_tagged_and_decoded_as_bt709(tmp_path: Path) -> None:
+    path = written(tmp_path / "clip.mov", PRORES)
+
+    with av.open(str(path)) as container:
+        assert container.format.name.startswith("mov")
+        frame = next(container.decode(video=0))
+        plane = frame.planes[0]
+        rows = np.frombuffer(plane, "<u2").reshape(plane.height, plane.line_size // 2)
+    assert frame.format.name == "yuv422p10le"
+    assert (frame.color_primaries, frame.color_trc, frame.colorspace) == (1, 1, 1)
+    luma = (rows[:, : plane.width] / 4 - 16) / 219 * 255
+    error = luma - moving_frames()[0] @ np.array([0.2126, 0.7152, 0.0722])
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 50
+    assert lossy_codec(path) == "prores"
+
+
+def test_the_pictures_of_a_png_clip_come_out_as_files_that_pillow_reads(tmp_path: Path) -> None:
+    path = written(tmp_path / "clip.mov", PNG)
+
+    with av.open(str(path)) as container:
+        pictures = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+    back = [np.asarray(Image.open(BytesIO(picture)).convert("RGB")) for picture in pictures]
+    assert np.array_equal(np.stack(back), moving_frames())
 
 
 def test_the_index_of_an_mp4_comes_before_its_frames(tmp_path: Path) -> None:
@@ -146,7 +184,7 @@ def test_the_index_of_an_mp4_comes_before_its_frames(tmp_path: Path) -> None:
     assert names.index("moov") < names.index("mdat")
 
 
-@BOTH
+@EACH
 def test_a_temporary_name_without_the_suffix_is_written_and_read(
     tmp_path: Path, video: VideoConfig
 ) -> None:
@@ -155,7 +193,7 @@ def test_a_temporary_name_without_the_suffix_is_written_and_read(
     check(path)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("fps", [1, 7.3, 12.5, 16.6667, 23.976, 24, 29.97, 240])
 @pytest.mark.parametrize("num_frames", [1, 13])
 def test_every_rate_and_a_single_frame_survive(
@@ -184,7 +222,7 @@ def test_a_typed_rate_stands_for_its_exact_fraction(fps: float, rate: Fraction) 
     assert frame_rate(fps) == rate
 
 
-@BOTH
+@EACH
 def test_a_long_comment_in_any_script_comes_back_unchanged(
     tmp_path: Path, video: VideoConfig
 ) -> None:
@@ -193,7 +231,7 @@ def test_a_long_comment_in_any_script_comes_back_unchanged(
     assert read_comment(tmp_path / "clip") == ODD_COMMENT
 
 
-@BOTH
+@EACH
 def test_a_clip_without_a_comment_has_none(tmp_path: Path, video: VideoConfig) -> None:
     write_video(moving_frames(5), tmp_path / "clip", fps=24, video=video, comment=None)
 
@@ -216,7 +254,7 @@ def test_a_comment_that_no_file_can_hold_is_refused_before_writing(
     assert not (tmp_path / "clip").exists()
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
 def test_a_truncated_file_is_refused(tmp_path: Path, video: VideoConfig, kept: float) -> None:
     path = written(tmp_path / "clip", video)
@@ -237,7 +275,7 @@ def test_frames_damaged_in_the_middle_of_an_mp4_are_refused(tmp_path: Path) -> N
         check(path)
 
 
-@BOTH
+@EACH
 def test_every_difference_from_what_was_asked_is_named(tmp_path: Path, video: VideoConfig) -> None:
     path = written(tmp_path / "clip", video)
 
@@ -294,7 +332,7 @@ def test_a_view_with_other_strides_is_written_like_its_copy(tmp_path: Path) -> N
     assert np.array_equal(first, moving_frames()[0])
 
 
-@BOTH
+@EACH
 def test_a_write_that_the_system_refuses_is_an_os_error_with_its_number(
     tmp_path: Path, video: VideoConfig
 ) -> None:
@@ -346,7 +384,7 @@ def test_writing_does_not_hold_a_second_copy_of_the_clip(tmp_path: Path) -> None
 
 
 def test_the_suffix_follows_the_container() -> None:
-    assert [file_suffix(codec) for codec in VideoCodec] == [".mp4", ".mkv"]
+    assert [file_suffix(codec) for codec in VideoCodec] == [".mp4", ".mkv", ".mov", ".mov"]
 
 
 def test_the_thumbnail_is_the_middle_frame_at_the_asked_width(tmp_path: Path) -> None:
@@ -372,12 +410,14 @@ import hashlib, os, sys
 from pathlib import Path
 os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[2].split(",")})
 import numpy as np
-from hv15_batch.config.settings import VideoConfig
+from hv15_batch.config.settings import VideoCodec, VideoConfig
 from hv15_batch.media.video import write_video
 path = Path(sys.argv[1])
-for _ in range(2):
-    write_video(np.load(path / "frames.npy"), path / "x", fps=24, video=VideoConfig(), comment=None)
-    print(hashlib.sha256((path / "x").read_bytes()).hexdigest())
+frames = np.load(path / "frames.npy")
+for codec in (VideoCodec.h264, VideoCodec.h264, VideoCodec.prores, VideoCodec.png):
+    video = VideoConfig(codec=codec)
+    write_video(frames, path / "x", fps=24, video=video, comment=None)
+    print(codec.name, hashlib.sha256((path / "x").read_bytes()).hexdigest())
 """
 
 
@@ -396,5 +436,5 @@ def test_the_same_frames_give_the_same_bytes_on_one_core_and_on_all(tmp_path: Pa
         hashes += subprocess.run(
             words, check=True, capture_output=True, text=True
         ).stdout.splitlines()
-    assert len(hashes) == 4
-    assert len(set(hashes)) == 1
+    assert len(hashes) == 8
+    assert len(set(hashes)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise, product
@@ -12,6 +13,7 @@ import pytest
 from fakes.browser import Opened, browsing, faults, needs_chromium, wait
 from fakes.pages import MEASURED, failed, make_run, record
 from fakes.samples import sampled
+from PIL import Image
 
 from hv15_batch.config.settings import Config
 from hv15_batch.manifest.read import read_manifest
@@ -179,6 +181,7 @@ def test_the_filter_finds_what_is_written_under_a_clip(
         ("fastest", "dark", "later"),
         ("finished", "dark", "later"),
         ("seed", "fox_s0", "fox_s1"),
+        ("problem", "bad", "later"),
     ],
 )
 def test_sorts(opened: Opened, order: str, first: str, last: str) -> None:
@@ -424,8 +427,44 @@ def test_figures_of_two_variants_fit_a_screen_and_bars_have_room(
             "p => p.map(e => e.querySelector('.nsewdrag').getBoundingClientRect().width"
             " / e.clientWidth)",
         )
-        assert len(shares) == 3
+        assert len(shares) == 4
         assert min(shares) > 2 / 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_plot_is_saved_as_svg_png_and_csv(driver: Any, tmp_path: Path, scheme: str) -> None:
+    for name, seconds in (("resident", 100.0), ("stream", 150.0)):
+        values = {**MEASURED, "encode_seconds": None, "total_seconds": seconds}
+        clips = [record(f"c{n}", n, offload=name, **values) for n in range(3)]
+        make_run(tmp_path / "p.sweep" / name, clips, clips)
+    main([str(tmp_path / "p.sweep")])
+
+    page = tmp_path / "p.sweep" / "comparison.html"
+    with browsing(driver, page, tmp_path / "p", scheme=scheme) as opened:
+        assert opened.page.locator(".downloads button").count() == 3 * 4
+        found = {}
+        for kind in ("SVG", "PNG", "CSV"):
+            with opened.page.expect_download() as event:
+                opened.page.get_by_role(
+                    "button", name=f"Save Seconds against memory as {kind}"
+                ).click()
+            event.value.save_as(tmp_path / "file")
+            found[event.value.suggested_filename] = (tmp_path / "file").read_bytes()
+        assert (opened.complaints, opened.foreign()) == ([], [])
+
+    svg, png, table = found.values()
+    assert list(found) == [f"seconds-against-memory.{kind}" for kind in ("svg", "png", "csv")]
+    assert svg.startswith(b"<svg ")
+    assert b">Seconds against memory</text>" in svg
+    assert b"resident (Pareto front)" in svg
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (1920, 840)
+        assert len(image.getcolors(1 << 24)) > 20  # not an empty sheet
+    assert table.decode().splitlines() == [
+        'series,"peak VRAM reserved by torch, GiB",seconds a clip',
+        "resident (Pareto front),13.400384521111846,100",
+        "stream,13.400384521111846,150",
+    ]
 
 
 def draw_all(page: Any) -> None:
@@ -451,12 +490,13 @@ def test_every_plot_is_drawn_when_it_comes_into_view(opened: Opened) -> None:
     assert [name for name, count in marks if count == 0] == []
 
 
-def test_a_plot_without_values_says_so(driver: Any, tmp_path: Path) -> None:
+def test_a_plot_without_values_is_left_out(driver: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "run", [record("a")], [record("a")], is_playable=True)
     main([str(tmp_path / "run")])
 
     with browsing(driver, tmp_path / "run" / "index.html", tmp_path / "profile") as opened:
-        assert opened.page.text_content("#plot-energy .unmeasured") == "not measured"
+        assert opened.page.locator("#plot-energy").count() == 0
+        assert opened.page.locator("#plot-vram").count() == 1
         draw_all(opened.page)
         assert opened.complaints == []
 
@@ -492,7 +532,7 @@ def test_the_comparison_is_drawn_and_nobody_is_shut_out(
         draw_all(opened.page)
 
         assert opened.page.locator("tbody tr").count() == 2
-        assert opened.page.locator(".plot").count() == 3
+        assert opened.page.locator(".plot").count() == 4
         assert faults(opened.page) == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert (opened.complaints, opened.foreign()) == ([], [])

@@ -107,6 +107,17 @@ def test_lossless_and_noise_take_more() -> None:
     assert sizes[2] > 10 * sizes[0]
 
 
+def test_files_to_edit_take_more_than_those_to_watch() -> None:
+    each = [
+        replace(BASE, video={**BASE.video, "codec": name}) for name in ("h264", "prores", "png")
+    ]
+
+    sizes = [need_of(planned_clip(clip_of(0, settings))).plan_bytes for settings in each]
+
+    assert sizes[1] > 5 * sizes[0]
+    assert sizes[2] > 2 * sizes[1]
+
+
 def test_before_a_clip_there_must_be_room_for_it_and_for_the_one_still_being_written() -> None:
     lossless = replace(BASE, video={**BASE.video, "codec": "ffv1"})
 

@@ -312,7 +312,7 @@ BAD_FILES = {
         "experiment/mine.yaml: sampling.height=x: must be a whole number."
     ),
     ("experiment", "video: {codec: mpeg}"): (
-        "experiment/mine.yaml: video.codec=mpeg: must be one of h264, ffv1."
+        "experiment/mine.yaml: video.codec=mpeg: must be one of h264, ffv1, prores, png."
     ),
     ("experiment", "sampling: {heigth: 32}"): (
         "experiment/mine.yaml: there is no setting sampling.heigth. Did you mean sampling.height? "

@@ -154,6 +154,13 @@ def test_picks_are_copied_and_ratings_loaded(
         opened.page.click("#download")
 
 
+def test_a_plot_is_saved_under_the_rules_of_the_served_page(opened: Opened) -> None:
+    for kind in ("SVG", "PNG", "CSV"):
+        with opened.page.expect_download() as event:
+            opened.page.get_by_role("button", name=f"Save Seconds per stage as {kind}").click()
+        assert event.value.suggested_filename == f"seconds-per-stage.{kind.lower()}"
+
+
 def test_a_server_that_has_ended_is_said(driver: Any, run_dir: RunDir, tmp_path: Path) -> None:
     with serving(run_dir.path, is_let_in=False) as client:
         browser = browsing(driver, client.view.gate.address, tmp_path / "profile")

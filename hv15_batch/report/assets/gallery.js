@@ -55,9 +55,11 @@
       frame.appendChild(play);
       hv15.player.attach(clip, frame, play);
     } else if (clip.file) {
-      var link = make("a", "open", "Open the lossless file");
+      var link = make("a", "open", "Open the file; browsers do not play it");
       link.href = clip.file;
       frame.appendChild(link);
+    } else if (clip.isDone) {
+      frame.appendChild(make("div", "none", "Browsers do not play this file"));
     } else {
       frame.appendChild(make("div", "none", clip.status));
     }

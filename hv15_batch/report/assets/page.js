@@ -21,10 +21,10 @@
 
   hv15.say = say;
 
-  /* Let the browser save a text as a file. */
+  /* Let the browser save a text, or a blob, as a file. */
   hv15.save = function (name, text) {
     var link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.href = URL.createObjectURL(text instanceof Blob ? text : new Blob([text], { type: "text/csv;charset=utf-8" }));
     link.download = name;
     link.click();
     setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
@@ -115,6 +115,7 @@
     fastest: by(function (clip) { return clip.seconds; }, 1),
     seed: by(function (clip) { return BigInt(clip.seed); }, 1),
     rating: by(function (clip) { return hv15.ratings.numberOf(clip) || null; }, -1),
+    problem: by(function (clip) { return clip.problem || null; }, 1),
   };
 
   var timer = 0; // of an update that waits for more letters

@@ -65,7 +65,7 @@
       bargap: plot.isByName ? 0.45 : 0.15,
       showlegend: plot.traces.length > 1 && !plot.isByName,
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
-      hovermode: plot.isByName ? "closest" : "x",
+      hovermode: plot.isByName || plot.isFree ? "closest" : "x",
       xaxis: axis(plot.over, plot.isTime),
       yaxis: axis(plot.unit, false),
     };
@@ -75,7 +75,9 @@
       layout.yaxis.autorange = "reversed";
     } else {
       layout.yaxis.rangemode = "tozero";
-      if (!plot.isTime) {
+      if (plot.isFree) {
+        layout.xaxis.rangemode = "tozero";
+      } else if (!plot.isTime) {
         layout.xaxis.tickformat = ",d";
         // Of few places plotly would mark halves, which round to the same number twice.
         const last = Math.max.apply(null, plot.traces.map(function (trace) { return trace.x.length; }));
@@ -115,6 +117,18 @@
       });
   }
 
+  /* A promise of a plot's picture, with its title and the colours of the page. */
+  function picture(made, kind) {
+    return load().then(function () {
+      var layout = layoutOf(made.plot, made.place);
+      layout.title = { text: made.plot.title, font: { size: 15 } };
+      layout.margin = { l: 60, r: 20, t: 60 + 18 * (layout.showlegend ? made.plot.traces.length / 3 : 0), b: 50 };
+      layout.paper_bgcolor = layout.plot_bgcolor = colour("--card");
+      var size = { format: kind, width: 960, height: layout.height + 140, scale: kind === "png" ? 2 : 1 };
+      return window.Plotly.toImage({ data: tracesOf(made.plot, made.place), layout: layout }, size);
+    });
+  }
+
   /* A figure and its plot, which is drawn when it comes into view. */
   function figureOf(plot) {
     var figure = document.createElement("figure");
@@ -125,17 +139,14 @@
     var place = document.createElement("div");
     var caption = document.createElement("figcaption");
     caption.textContent = plot.caption;
-    if (plot.traces.length) {
-      place.className = "plot";
-      place.setAttribute("role", "img");
-      place.setAttribute("aria-label", "Plot: " + plot.title + ". " + plot.caption);
-    } else {
-      place.className = "unmeasured";
-      place.textContent = "not measured";
-    }
+    place.className = "plot";
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", "Plot: " + plot.title + ". " + plot.caption);
     figure.appendChild(place);
     if (plot.caption) figure.appendChild(caption);
-    return { figure: figure, place: place, caption: caption, plot: plot };
+    var made = { figure: figure, place: place, caption: caption, plot: plot };
+    figure.appendChild(hv15.downloads.buttons(function () { return made.plot; }, function (kind) { return picture(made, kind); }));
+    return made;
   }
 
   var underway = new Set();
@@ -171,7 +182,6 @@
     var made = figureOf(plot);
     document.getElementById("figures").insertBefore(made.figure, before);
     shown.set(plot.id, made);
-    if (!plot.traces.length) return made;
     waiting.set(made.place, made);
     observer.observe(made.place);
     return made;
@@ -188,6 +198,7 @@
 
   /* Show the plots of now: what has not changed stays as it is. */
   function update(plots) {
+    document.getElementById("plots").hidden = !plots.length;
     var ids = new Set(plots.map(function (plot) { return plot.id; }));
     shown.forEach(function (made, id) {
       if (ids.has(id)) return;
@@ -198,7 +209,7 @@
       var made = shown.get(plot.id);
       var place = document.getElementById("figures").children[n] || null;
       if (made && JSON.stringify(made.plot) === JSON.stringify(plot)) return;
-      var isAlike = made && made.plot.title === plot.title && !made.plot.traces.length === !plot.traces.length && !made.plot.caption === !plot.caption;
+      var isAlike = made && made.plot.title === plot.title && !made.plot.caption === !plot.caption;
       if (isAlike) {
         renew(made, plot);
         return;

@@ -1,0 +1,1 @@
+"""Plots as files without a browser: SVG, PNG and CSV."""
