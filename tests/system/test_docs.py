@@ -101,9 +101,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cli.main(["prompts.csv", *TINY]) == 0
         assert cli.main(["prompts.csv", *TINY, "run_dir=outputs/b", "sampling.flow_shift=7"]) == 0
     outputs = folder / "outputs"
-    for name in ("a", "plain", "prompts.sweep/resident"):
+    for name in ("a", "plain", "prompts.sweep/resident", "recipe_option_a"):
         shutil.copytree(outputs / "prompts", outputs / name)
-    for name in ("compiled", "prompts.sweep/stream"):
+    for name in ("compiled", "prompts.sweep/stream", "recipe_option_b"):
         shutil.copytree(outputs / "b", outputs / name)
     shutil.copy(next((outputs / "prompts" / "clips").glob("*.mp4")), folder / "clip.mp4")
     transformers = Path(os.environ["XDG_CACHE_HOME"]).glob("hv15_batch/tiny/tiny_t2v-*/transformer")
