@@ -51,7 +51,8 @@ def test_the_wheel_holds_all_data_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / "hv15_batch").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    data = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "manifests").iterdir()]
+    data = [path for kind in ("yaml", "txt") for path in (ROOT / "conf").rglob(f"*.{kind}")]
+    data += (ROOT / "manifests").iterdir()
     conf = {f"hv15_batch/{path.relative_to(ROOT).as_posix()}" for path in data}
 
     assert names == package | conf
