@@ -117,7 +117,8 @@ class NodeWorker:
     def events(self, number: int) -> Iterator[Batch]:
         """Yield the renderer's events until it ends."""
         if self._serving is None or number != self._number:
-            yield Batch((Died("the worker's process was replaced", is_gone=True),), None, False)
+            died = Died("the worker's process was replaced", was_up=False, is_gone=True)
+            yield Batch((died,), None, False)
             return
         yield from self._serving.events()
 

@@ -92,6 +92,7 @@ def test_orders_that_come_before_the_renderer_is_there_are_kept(project: Project
     (died,) = next(iter(worker.events(0))).events
     assert isinstance(died, Died)
     assert died.is_gone, "what this process did not start is gone"
+    assert not died.was_up, "it never got a clip"
 
 
 def test_what_does_not_suit_the_machine_is_declined(
