@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.rundir import _lock
 from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = (
     "Hold",
     "below",
+    "check_free",
     "clip_file",
     "fetched",
     "frame_of",
@@ -110,6 +112,21 @@ def hold(run_dir: RunDir, run_id: str, tell: Callable[[str], None]) -> Iterator[
 
         with holding(run_dir, run_id, url, tell) as stored:
             yield Hold(descriptor, stored)
+
+
+def check_free(run_dir: RunDir) -> None:
+    """Refuse a run directory that another run holds now; `hold` looks again.
+
+    So a run does not wait for machines, or take them, in vain.
+
+    Raises:
+        Refused: Another run holds it, or the store cannot be used.
+    """
+    _lock.check_free(run_dir.path, run_dir.shard)
+    if run_dir.url is not None:
+        from hv15_batch.rundir.remote.held import check_lease
+
+        check_lease(run_dir, run_dir.url)
 
 
 def open_uploads(run_dir: RunDir) -> Uploads | None:

@@ -7,21 +7,29 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fakes.runs import Project
 from fakes.seats import FakeCluster, seat
 
 from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
+from hv15_batch.config.shard import Shard
 from hv15_batch.dispatch.seats import Seat
 from hv15_batch.errors import Refused
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.machine.system import system_sha256
 from hv15_batch.model.options import model_options
 from hv15_batch.planning.todo import Todo
 from hv15_batch.run import _cluster
 from hv15_batch.run.rendering import team
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote import lease
+from hv15_batch.rundir.remote.client import Client
 from hv15_batch.rundir.status import read_status
+
+if TYPE_CHECKING:
+    from fakes.stored import Stored
 
 
 @pytest.fixture
@@ -81,6 +89,9 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     assert run(project, cluster) == 0
     statuses = Counter((r["row_id"], r["status"]) for r in project.records())
     assert statuses == dict.fromkeys([("bad", "failed"), *((r, "ok") for r in RIDS)], 1)
+    lost = next(r for r in project.records() if r["status"] == "failed")
+    assert (lost["hostname"], lost["worker_id"]) == ("one", "ray-0-0"), "not the driver"
+    assert lost["system_sha256"] == system_sha256(dict(seat("one").facts))
     said = capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
     assert "starting another one" not in said
@@ -98,6 +109,33 @@ def test_a_run_that_no_seat_is_left_for_stops_and_is_resumable(
     assert run(project, FakeCluster(seat("one", leaves=True))) == 4
     assert "no worker is left, and none joined within 1 s" in " ".join(project.said)
     assert run(project, FakeCluster(seat("one"))) == 0
+
+
+def test_a_held_run_directory_is_refused_before_the_cluster_is_asked(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat")
+    project.run_dir.create()
+    cluster = FakeCluster(seat("one"))
+
+    with project.run_dir.locked("theirs"), pytest.raises(Refused, match=r"in use by .*run theirs"):
+        run(project, cluster)
+    shard = RunDir(project.run_dir.path, Shard(1, 2))
+    shard.create()
+    with shard.locked("theirs"), pytest.raises(Refused, match="shard 1/2"):
+        run(project, cluster)
+    assert cluster.asked == []
+    assert run(project, cluster) == 0
+
+
+def test_a_run_directory_whose_lease_is_held_is_refused_before_the_cluster_is_asked(
+    stored: Stored,
+) -> None:
+    cluster = FakeCluster(seat("one"))
+    holder = {"pid": 9, "hostname": "far", "run_id": "theirs", "started_at": "now", "folder": "x"}
+    Client(stored.url).put(lease.NAME, json.dumps(holder).encode())
+
+    with pytest.raises(Refused, match=r"in use by process 9 on far \(run theirs"):
+        run(stored, cluster, run_dir=stored.url)
+    assert cluster.asked == []
 
 
 def test_a_cluster_is_asked_for_what_the_clips_need(project: Project) -> None:
