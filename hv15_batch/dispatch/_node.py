@@ -20,7 +20,7 @@ from typing import Any
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch._suited import suited, with_first_frame
-from hv15_batch.dispatch.local import LocalExecutor, lost_gpu
+from hv15_batch.dispatch.local import LocalExecutor, lost_gpu, set_allocator
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
     Declined,
@@ -87,6 +87,7 @@ class NodeWorker:
             facts: `node_id` and `address`. Small and plain, so that a cluster can always make this
                 worker again.
         """
+        set_allocator()  # before the machine is read, and for the process that renders
         self._facts = facts
         self._number = -1
         self._serving: _Serving | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fakes.runs import Project
-from fakes.seats import FakeCluster, seat
+from fakes.seats import FakeCluster, UnfitLater, seat
 
 from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
 from hv15_batch.config.shard import Shard
@@ -20,8 +20,10 @@ from hv15_batch.errors import Refused
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.machine.system import system_sha256
 from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import OffloadKind
 from hv15_batch.planning.todo import Todo
-from hv15_batch.run import _cluster
+from hv15_batch.run import _cluster, _preflight
+from hv15_batch.run._run import Run
 from hv15_batch.run.rendering import team
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import lease
@@ -37,11 +39,17 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def run(project: Project, cluster: FakeCluster, workers: int | str = "auto", **changes: Any) -> int:
+def run(
+    project: Project,
+    cluster: FakeCluster,
+    workers: int | str = "auto",
+    address: str | None = None,
+    **changes: Any,
+) -> int:
     from hv15_batch.run import session
 
     project.said.clear()
-    dispatch = DispatchConfig(kind=DispatchKind.ray, workers=workers)
+    dispatch = DispatchConfig(kind=DispatchKind.ray, workers=workers, address=address)
     config = project.config(dispatch=dispatch, **changes)
     return session.run(config, (), None, project.said.append, open_cluster=cluster.open)
 
@@ -95,6 +103,31 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     said = capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
     assert "starting another one" not in said
+
+
+def test_the_only_worker_is_given_up_if_it_is_unfit_once_the_log_has_rows(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", "bad,die once", "cat,a cat", "dog,a dog")
+    cluster = FakeCluster(seat("one", renderer=UnfitLater))
+    threading.Timer(3.0, cluster.add, (seat("two"),)).start()
+
+    assert run(project, cluster) == 0
+    assert set(done_by(project)) == {"ray-1-0"}
+    said = capsys.readouterr().out
+    assert "worker 0 is given up, 0 workers left: loras: /a.safetensors is not on this" in said
+
+
+def test_blocks_on_the_disks_of_other_machines_are_not_looked_for_here(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "offload_kinds", {OffloadKind.stream_disk})
+    monkeypatch.setattr(_preflight, "transformer_bytes", lambda _: 10**18)
+    project.write("id,prompt", "cat,a cat")
+
+    with pytest.raises(Refused, match="offload=stream_disk"):
+        run(project, FakeCluster(seat("one")))
+    assert run(project, FakeCluster(seat("one")), address="auto") == 0
 
 
 RIDS = ("bad", "cat", "dog")

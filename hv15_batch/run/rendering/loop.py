@@ -276,7 +276,7 @@ class Loop:
             self._progress.tick()
             if isinstance(event, Declined):
                 is_first = len(self._team.working) == 1 and not self.journal.has_rows
-                if is_first or len(self._team.all) == 1:
+                if is_first or self._team.is_alone:
                     raise Refused(event.message)
                 event = Died(event.message, DECLINED, was_up=False)
             if isinstance(event, Died):
