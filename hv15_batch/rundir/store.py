@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
-from hv15_batch.rundir.remote.objects import read_stored
+from hv15_batch.rundir.remote.objects import FRAMES, add_objects, read_stored
 from hv15_batch.rundir.status import read_holder
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = (
     "frame_of",
     "hold",
     "is_url",
+    "learn_frames",
     "let_go",
     "open_uploads",
     "place",
@@ -177,6 +178,26 @@ def frame_of(run_dir: RunDir, denoise_sha256: str, number: int) -> Path | None:
     else:
         return None
     return path if path.is_file() else None
+
+
+def learn_frames(run_dir: RunDir, wanted: Iterable[tuple[str, int]]) -> None:
+    """Look once in the store for frames that this machine does not know; another one put them.
+
+    Args:
+        run_dir: The run directory; nothing happens on a disk.
+        wanted: The `denoise_sha256` of a clip, and the number of its frame.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    stored = read_stored(run_dir.path)
+    if stored is None or all(frame_name(*each) in stored.frames for each in wanted):
+        return
+    from hv15_batch.rundir.remote.client import LOOK, Client
+
+    found = Client(f"{stored.url}/{FRAMES}", LOOK).list()
+    named = ((f"{FRAMES}/{item.name}", item.size) for item in found)
+    add_objects(run_dir.path, [each for each in named if each[0] not in stored.objects])
 
 
 def clip_file(typed: str) -> Path:

@@ -6,16 +6,22 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from fakes.runs import Project
+from fakes.runs import FakeRenderer, Project
 from fakes.seats import FakeCluster, UnfitLater, seat
+from fakes.worker import jobs, spec
 
+from hv15_batch.clip import Source
 from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
 from hv15_batch.config.shard import Shard
-from hv15_batch.dispatch.seats import Seat
+from hv15_batch.dispatch._node import _Serving
+from hv15_batch.dispatch.protocol import Job
+from hv15_batch.dispatch.seats import Order, Seat
 from hv15_batch.errors import Refused
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.machine.system import system_sha256
@@ -28,7 +34,9 @@ from hv15_batch.run.rendering import team
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import lease
 from hv15_batch.rundir.remote.client import Client
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.status import read_status
+from hv15_batch.rundir.store import frame_of, place
 
 if TYPE_CHECKING:
     from fakes.stored import Stored
@@ -169,6 +177,28 @@ def test_a_run_directory_whose_lease_is_held_is_refused_before_the_cluster_is_as
     with pytest.raises(Refused, match=r"in use by process 9 on far \(run theirs"):
         run(stored, cluster, run_dir=stored.url)
     assert cluster.asked == []
+
+
+def test_a_frame_that_another_machine_put_is_found_by_the_worker_that_needs_it(
+    stored: Stored,
+) -> None:
+    job = jobs(stored)["cat"]
+    source = Source("0" * 64, "a" * 64, "cat_0", 4, 1, job.clip)
+    place(stored.url)
+    order = Order(replace(spec(stored), run_dir=stored.mirror.path), stored.url)
+    serving = _Serving(order, FakeRenderer)
+    serving._inputs = Inputs(stored.mirror)
+    name = f"frames/{source.denoise_sha256}_4.0123456789abcdef.png"
+    Client(stored.url).put(name, b"a frame")
+    sent: list[Job] = []
+    executor = cast(Any, SimpleNamespace(submit=sent.append))
+
+    assert frame_of(stored.mirror, source.denoise_sha256, 4) is None
+    serving._pass_on(executor, replace(job, clip=replace(job.clip, source=source)))
+    found = frame_of(stored.mirror, source.denoise_sha256, 4)
+    assert found is not None
+    assert found.read_bytes() == b"a frame"
+    assert len(sent) == 1
 
 
 def test_a_cluster_is_asked_for_what_the_clips_need(project: Project) -> None:

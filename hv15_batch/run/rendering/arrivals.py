@@ -9,7 +9,7 @@ from typing import Any
 
 from hv15_batch.clip import ClipLora
 from hv15_batch.dispatch.protocol import Executor
-from hv15_batch.dispatch.seats import Cluster, Order, Seat
+from hv15_batch.dispatch.seats import Cluster, Order, Seat, with_absolute_paths
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.machine.system import system_sha256
@@ -103,6 +103,7 @@ class SeatsTaken:
                 num_workers=seat.num_sharing,
                 worker=place,
             )
-            return seat.make_executor(Order(spec.with_offloads(kinds), where, self._loras))
+            spec = with_absolute_paths(spec.with_offloads(kinds))
+            return seat.make_executor(Order(spec, where, self._loras))
 
         return make_executor
