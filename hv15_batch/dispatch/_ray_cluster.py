@@ -35,7 +35,9 @@ GROUPS = {"control": 1, "orders": 1, "events": 1}
 _MOST_DEATHS = 3
 """An actor that dies so often, where no clip explains it, is not used again."""
 _MOST_FAILURES = 3
-"""For each machine of the cluster, so many actors that cannot be used are made anew."""
+"""So many actors that cannot be used are made anew for each machine, then one now and then."""
+AGAIN_SECONDS = 600.0
+"""After that a machine may have been mended."""
 
 
 @dataclass
@@ -176,7 +178,8 @@ class RayCluster:
         """Return how many actors more there is a card for, be it free or not."""
         machines = sum(bool(node.get("Alive", True)) for node in self._ray.nodes())
         if self._num_failed >= _MOST_FAILURES * machines:
-            return 0
+            if time.monotonic() - self._failed_at < AGAIN_SECONDS:
+                return 0
         total = int(self._ray.cluster_resources().get(self._kind, 0))
         num_useful = sum(not actor.is_unfit for actor in self._actors)
         return min(self._most - num_useful, total - len(self._actors))

@@ -106,12 +106,18 @@ def test_a_machine_that_cannot_be_used_does_not_take_the_place_of_another(bad: A
     assert ray.num_made == 2, "one worker is of use"
 
 
-def test_actors_that_cannot_be_started_are_not_made_without_end() -> None:
-    ray = FakeRay(2, *[ModuleNotFoundError("hv15_batch")] * 99)
+def test_actors_that_cannot_be_started_are_not_made_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = FakeRay(2, *[ModuleNotFoundError("hv15_batch")] * 6, hello())
+    cluster = ray.cluster(most=1)
 
     with pytest.raises(Refused, match="a worker could not be started: ModuleNotFoundError"):
-        ray.cluster(most=1).first_seats()
+        cluster.first_seats()
+    assert cluster.new_seats() == []
     assert ray.num_made == 3 * 2, "three for each machine"
+    monkeypatch.setattr(_ray_cluster, "AGAIN_SECONDS", 0.0)
+    assert len(cluster.new_seats()) == 1, "a machine was mended meanwhile"
 
 
 def die(cluster: RayCluster, seat: Seat, has_clip: bool) -> list[Seat]:
