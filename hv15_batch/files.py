@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -284,8 +285,7 @@ def sweep(folder: Path) -> int:
     """Remove the temporary files of a folder and return how many they were.
 
     Those of another program are in folders of `SCRATCH`, whatever their names. Nothing is removed
-    through a link: a linked folder is left alone, and so is a link in a folder. What cannot be
-    removed stays.
+    through a link. What cannot be removed stays.
     """
     removed = _sweep_files(folder, is_temporary)
     if not folder.is_symlink():
@@ -294,10 +294,14 @@ def sweep(folder: Path) -> int:
 
 
 def remove_scratch(folder: Path) -> int:
-    """Remove a folder of `SCRATCH` with its files, and return how many they were."""
-    removed = _sweep_files(folder, lambda _: True)
-    with suppress(OSError):
-        folder.rmdir()
+    """Remove a folder of `SCRATCH` with all that is in it, and return how many files they were.
+
+    No link is followed: a linked folder is left alone, and of a link in it only the link goes.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return 0
+    removed = sum(len(files) for _, _, files in os.walk(folder))
+    shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 

@@ -128,6 +128,11 @@ class Program:
         """Whether it has closed all its streams, so that `read` yields nothing more."""
         return not self._streams.get_map()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended, also where lines of it are still to be read."""
+        return self._process.poll() is not None
+
     def wait(self) -> int:
         """Return its exit code, negative for a signal; call when it `is_over`."""
         code = self._process.wait()

@@ -10,10 +10,13 @@ Source of all names: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 generate.py.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.util
+import inspect
 import json
 import os
+import re
 import runpy
 import socket
 import sys
@@ -22,6 +25,12 @@ import warnings
 from typing import Any
 
 _PIPELINE = "HunyuanVideo_1_5_Pipeline"
+_OF_ROWS = {
+    *("prompt", "negative_prompt", "seed", "output_path", "image_path", "aspect_ratio"),
+    *("video_length", "num_inference_steps"),
+}
+"""Flags that a loaded model does not depend on."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +50,7 @@ def main(argv: list[str]) -> int:
         with warnings.catch_warnings():
             try:
                 run = run or load(script)
-                run()
+                code = exit_code(SystemExit(run()))
             except SystemExit as error:
                 code = exit_code(error)
             except BaseException:
@@ -54,16 +63,16 @@ def main(argv: list[str]) -> int:
 
 
 def set_up_distributed() -> None:
-    """Set what torchrun would set for one process; importing the script needs it."""
+    """Set what torchrun would set for one process, whatever was set; the script needs it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
-        os.environ.setdefault(name, "0")
+        os.environ[name] = "0"
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(port))
+        os.environ[name] = "1"
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ["MASTER_PORT"] = str(port)
 
 
 def load(script: str) -> Any:
@@ -81,8 +90,32 @@ def load(script: str) -> Any:
     if hasattr(distributed, "destroy_process_group"):
         distributed.destroy_process_group = lambda *_, **__: None  # `main` ends with it
     if callable(getattr(module, "main", None)):
-        return module.main
+        render = module.main
+        if needs_argument(render):
+            return lambda: render(sys.argv[1:])
+        return render
     return lambda: runpy.run_path(script, run_name="__main__")
+
+
+def needs_argument(function: Any) -> bool:
+    """Whether a function cannot be called without an argument."""
+    return any(
+        each.default is each.empty
+        and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in inspect.signature(function).parameters.values()
+    )
+
+
+def key_of(value: Any) -> str:
+    """Return what tells a pipeline's arguments apart, without what differs by row."""
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        kept = sorted((str(name), key_of(each)) for name, each in value.items())
+        return repr([pair for pair in kept if pair[0] not in _OF_ROWS])
+    if isinstance(value, list | tuple):
+        return repr([key_of(each) for each in value])
+    return _ADDRESS.sub("", repr(value))
 
 
 def keep_pipeline(pipeline: Any) -> None:
@@ -96,7 +129,7 @@ def keep_pipeline(pipeline: Any) -> None:
     optimised: set[int] = set()
 
     def create_once(*args: Any, **options: Any) -> Any:
-        key = repr((args, sorted(options.items())))
+        key = key_of((args, options))
         if key not in kept:
             kept.clear()  # another checkpoint: both would not fit
             optimised.clear()

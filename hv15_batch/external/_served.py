@@ -28,6 +28,11 @@ class Served:
         self.num_rows = 0
         """Rows that it has finished."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ended since its last row, which is no fault of the next one."""
+        return self._program.has_ended
+
     def render(
         self,
         config: Config,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hv15_batch.external._publish import ClipPublisher
 from hv15_batch.external._served import Served
 from hv15_batch.files import remove_scratch
 from hv15_batch.machine.nvml import GpuHealthReader
+from hv15_batch.media.image import read_image_bytes
 from hv15_batch.official.command import ENVIRONMENT, output_file, row_command
 from hv15_batch.official.limits import asks_for_sage, script_of
 from hv15_batch.official.output import Heard, Output
@@ -51,13 +54,14 @@ class ScriptRenderer:
         clip = job.clip
         config = self._spec.models[clip.settings.model].config
         attempt = Attempt(self._base_record(job, config))
-        output = Output(clip.settings.num_inference_steps)
         file = output_file(self._run_dir.clips, clip.clip_id, job.repeat)
+        output = Output(clip.settings.num_inference_steps, file)
         # A process of its own is as cold for each clip, so that none of them is colder.
         attempt.add(is_cold=job.repeat == WARM_UP)
         with attempt.failing():
             remove_scratch(file.parent)  # of an attempt that was killed
             file.parent.mkdir(parents=True)
+            clip = with_checked_image(clip, file.parent)
             emit(Stepped(clip.clip_id, LOAD, 0, clip.settings.num_inference_steps))
             watch = _Watch(clip, output, emit, self._health)
             if config.official.load_once:
@@ -108,6 +112,8 @@ class ScriptRenderer:
         attempt: Attempt,
     ) -> int | None:
         """Give the clip to the process that has the model; return the code of its row."""
+        if self._served is not None and self._served.is_gone:
+            self.close()
         if self._served is None:
             emit(Loading("generate.py and its model"))
             self._served = Served(config)
@@ -142,6 +148,24 @@ class ScriptRenderer:
             gpu_total_bytes=gpu.total_bytes if gpu else None,
             driver_version=gpu.driver if gpu else None,
         )
+
+
+def with_checked_image(clip: Clip, folder: Path) -> Clip:
+    """Return a clip whose first frame is a copy, so that what was planned is what is rendered.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not the file that was planned.
+    """
+    if clip.image_path is None:
+        return clip
+    path = Path(clip.image_path)
+    data = read_image_bytes(clip.image_path)
+    if hashlib.sha256(data).hexdigest() != clip.settings.image_sha256:
+        raise ValueError(f"{path.name} has changed since the run began; run again")
+    copy = folder / f"first_frame{path.suffix}"
+    copy.write_bytes(data)
+    return replace(clip, image_path=str(copy))
 
 
 class _Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ _FILE_FLAGS = ("lora_path", "checkpoint_path")
 """Flags that load files whose content no clip would be told apart by."""
 _HARMLESS = ("offloading", "group_offloading", "overlap_group_offloading", "save_generation_config")
 """Flags that change no frame."""
+_NUMBER = re.compile(r"-\d+(\.\d*)?")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SAGE, _CACHE = "use_sageattn", "enable_cache"
 _DEFAULTS = {
@@ -88,6 +90,9 @@ _DEFAULTS = {
     "include_patterns": "double_blocks",
 }
 """Source: as above, generate.py."""
+
+KNOWN_FLAGS = frozenset({*_DEFAULTS, *_HARMLESS})
+"""Flags that the script has, as above; they are passed on without a look into it."""
 
 
 def transformer_version(name: str) -> str | None:
@@ -113,10 +118,15 @@ class Flag:
         """Its value, of a switch `true` or `false`."""
         text = " ".join(self.values) if self.values else "true"
         word = text.lower().strip()
-        is_switch = self.name in (*_OFF_FLAGS, *_HARMLESS) or _DEFAULTS.get(self.name) == "false"
-        if not is_switch:
+        if not self.is_switch:
             return text
         return "true" if word in _TRUE else "false" if word in _FALSE else text
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether its values are `true` and `false`."""
+        is_off = _DEFAULTS.get(self.name) == "false"
+        return is_off or self.name in (*_OFF_FLAGS, *_HARMLESS)
 
     @property
     def is_on(self) -> bool:
@@ -126,6 +136,8 @@ class Flag:
 
 def typed_flags(config: OfficialConfig) -> tuple[Flag, ...]:
     """Return `official.arguments`, without those that only repeat what is set here.
+
+    Of a flag that is typed twice the last counts.
 
     Raises:
         Refused: It is no text and no list, or has a flag that is not free.
@@ -147,7 +159,8 @@ def typed_flags(config: OfficialConfig) -> tuple[Flag, ...]:
     for flag in flags:
         if fault := _fault(flag):
             raise Refused(f"official.arguments={typed}: --{flag.name} {fault}.")
-    return tuple(flag for flag in flags if flag.name not in _OFF_FLAGS)
+    last = {flag.name: flag for flag in flags}  # as argparse takes them
+    return tuple(flag for flag in last.values() if flag.name not in _OFF_FLAGS)
 
 
 def _words(typed: Any) -> list[str]:
@@ -181,6 +194,13 @@ def _fault(flag: Flag) -> str | None:
             "loads files whose content would not be part of a clip's identity; leave it out, or "
             "render with runtime.engine=diffusers"
         )
+    short = [word for word in flag.values if word.startswith("-") and not _NUMBER.fullmatch(word)]
+    if short:
+        return f"is followed by {short[0]}; write flags in full, with two hyphens"
+    if len(flag.values) > 1:
+        return f"takes one value, and {' '.join(flag.values)} is more; quote it, or leave it out"
+    if flag.is_switch and flag.value not in ("true", "false"):
+        return f"is {flag.value}; it takes true or false"
     return None
 
 

@@ -17,8 +17,8 @@ from hv15_batch.model.variant import Dtype, Task
 from hv15_batch.official.limits import SAGE, is_official, python_of, script_of, weights_of
 
 _DTYPES = {Dtype.bfloat16.name: "bf16", Dtype.float32.name: "fp32"}
-ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-"""Set for the script, so that each of its lines arrives when it is written."""
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "default"}
+"""Set for the script: its lines arrive when they are written, and no warning is left out."""
 
 
 class PlannedLike(Protocol):

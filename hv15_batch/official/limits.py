@@ -19,6 +19,7 @@ from hv15_batch.media.conversion import is_turned
 from hv15_batch.model.attention import AUTO
 from hv15_batch.model.official import (
     FPS,
+    KNOWN_FLAGS,
     VERSIONS,
     OfficialConfig,
     cache_is_asked,
@@ -120,13 +121,19 @@ def check_official(config: Config) -> None:
         )
     _check_weights(config.model, weights_of(official))
     python_of(official)
-    text = _text_of(script, official)
     for flag in flags:
-        if not re.search(rf"""['"]--{re.escape(flag.name)}['"]""", text):
+        if flag.name not in KNOWN_FLAGS and not _is_named(flag.name, script, official):
             raise Refused(
                 f"official.arguments={official.arguments}: {script} has no flag --{flag.name}; "
                 "leave it out, or write it in full."
             )
+
+
+def _is_named(name: str, script: Path, official: OfficialConfig) -> bool:
+    """Whether the script or a module beside it has a name, in whatever way it makes its flags."""
+    whole = re.compile(rf"(?<![\w-])(?:--)?{re.escape(name)}(?![\w-])")
+    modules = sorted(script.with_name("hyvideo").rglob("*.py"))
+    return any(whole.search(_text_of(path, official)) for path in (script, *modules))
 
 
 def _text_of(script: Path, official: OfficialConfig) -> str:
@@ -149,6 +156,7 @@ def _check_model(model: ModelConfig) -> None:
         raise Refused(f"model={model.name} with runtime.engine=official: {why}; use {known}.")
     named: dict[str, tuple[Any, Any]] = {
         "repo": (model.repo, option.repo),
+        "target_size": (model.target_size, option.target_size),
         "transformer_file": (model.transformer_file, None),
         "weights": (model.weights.name, Weights.pretrained.name),
         "loras": ([lora.path for lora in model.loras], []),

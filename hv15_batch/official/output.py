@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 from collections import deque
 from enum import Enum, auto
+from pathlib import Path
 
 _HEADING = "HunyuanVideo Generation Task"
-_RULE = re.compile(r"={10,}")
+_RULE = re.compile(r"[\W_]{3,}")
+_FRAME = " \t|\u2502\u2503\u2551"
+"""What may stand around a line of the box."""
+_LAST_FIELD, _LATE_FIELD = "Use Meanflow", "Attn mode"
 _FIELD = re.compile(
     r"(User Prompt|Rewritten Prompt|Aspect Ratio|Video Length|Reference Image|Guidance Scale"
     r"|Guidance Embedded Scale|Shift|Seed|Video Resolution|Attn mode|Transformer dtype"
@@ -41,12 +45,14 @@ class Heard(Enum):
 class Output:
     """What was said about one clip, line by line, from both streams."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, file: Path | None = None) -> None:
         """Begin with nothing said.
 
         Args:
             num_steps: Denoising steps of the clip: other bars do not count.
+            file: The file that was asked for; its own `Saved video to:` counts wherever it stands.
         """
+        self._asked = None if file is None else str(file)
         self.box: dict[str, str] = {}
         """Fields of the box; the last of a name counts, because a prompt may have lines like it."""
         self.saved: str | None = None
@@ -75,8 +81,8 @@ class Output:
         text = line.strip()
         if not text:
             return Heard.nothing
-        if not is_error and self._is_in_box:  # it holds the prompt, which may have any lines
-            self._in_box(text)
+        if not is_error and (self._is_in_box or self._goes_on(text)):
+            self._in_box(text)  # it holds the prompt, which may have any lines
             return Heard.nothing
         if not is_error and _HEADING in text:
             self._is_in_box, self._has_box = True, True
@@ -88,10 +94,19 @@ class Output:
         return Heard.nothing if bar is None else self._bar(int(bar[1]), int(bar[2]))
 
     def _in_box(self, text: str) -> None:
-        if _RULE.fullmatch(text) and "Use Meanflow" in self.box:
-            self._is_in_box = False
-        elif (field := _FIELD.match(text)) is not None:
+        text = text.strip(_FRAME)
+        self._is_in_box = True
+        if (field := _FIELD.match(text)) is not None:
             self.box[field[1]] = field[2].strip()[:_MAX_FIELD_CHARACTERS]
+            self._is_in_box = not (field[1] == _LAST_FIELD and _LATE_FIELD in self.box)
+        elif (saved := _SAVED.match(text)) is not None and saved[2] == self._asked:
+            self._is_in_box = False
+            self._notice(text)
+
+    def _goes_on(self, text: str) -> bool:
+        """Whether the box goes on behind its end, which was then a line of the prompt."""
+        is_early = self._has_box and not self.step and self.saved is None
+        return is_early and _FIELD.match(text.strip(_FRAME)) is not None
 
     def _bar(self, step: int, of: int) -> Heard:
         if not self._has_box or of != self._num_steps or not self.step < step <= of:

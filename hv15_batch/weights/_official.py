@@ -22,6 +22,8 @@ _MAX_CODE_BYTES = 16 * 1024 * 1024
 _MAX_DEPTH = 8
 _MAX_FILES = 10_000
 _NO_WEIGHTS = (".md", ".lock", ".metadata", ".png", ".jpg", ".pdf", ".gitattributes", ".py")
+_IN_ROOT = (".json", ".safetensors")
+"""What the loader reads of the model folder itself; notes beside them change no frame."""
 _PARTS = ("vae", "scheduler", "text_encoder", "vision_encoder")
 
 
@@ -82,7 +84,7 @@ def _weight_files(folder: Path, model: str) -> Iterator[Path]:
         yield from (p for p in _files(folder / part) if not p.name.endswith(_NO_WEIGHTS))
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_file() and not entry.name.endswith(_NO_WEIGHTS) and entry.name[0] != ".":
+            if entry.is_file() and entry.name.endswith(_IN_ROOT) and entry.name[0] != ".":
                 yield Path(entry.path)
 
 

@@ -6,10 +6,12 @@ import ast
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +276,10 @@ def logged(tmp_path: Path) -> dict[float, list[float | None]]:
 
 
 def result(answer: Answer) -> Any:
-    return yaml.safe_load(answer.out.partition("Result of the sweep:\n")[2])
+    text = answer.out.partition("Result of the sweep:\n")[2]
+    return yaml.safe_load(
+        "\n".join(takewhile(re.compile("name:|best_|  ").match, text.split("\n")))
+    )
 
 
 def near(shift: float) -> float:

@@ -293,13 +293,15 @@ def processes_of(project: OfficialProject) -> list[psutil.Process]:
 
 
 def run_in_child(project: OfficialProject, **changes: Any) -> int:
-    """Run with a worker process, which loses patience in seconds."""
+    """Run with a worker process, which loses patience in seconds. torchrun itself takes some."""
+    patience = Patience(20.0, 20.0)
     return session.run(
-        project.config(**changes), (), None, project.said.append, LocalExecutor, Patience(3.0, 3.0)
+        project.config(**changes), (), None, project.said.append, LocalExecutor, patience
     )
 
 
-@SAMPLED
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("load_once", [False, True], ids=["torchrun", "once"])
 def test_a_script_that_hangs_is_ended_with_all_that_it_started(
     project: OfficialProject, load_once: bool
 ) -> None:

@@ -23,7 +23,7 @@ from hv15_batch.rundir.remote.address import mirror_folder
 from hv15_batch.rundir.remote.client import Patience
 from hv15_batch.rundir.store import place
 
-QUICK = Patience(request_seconds=2.0, retries=1, retry_seconds=2.0)
+QUICK = Patience(request_seconds=6.0, retries=1, retry_seconds=6.0)
 
 
 class Stored(Project):

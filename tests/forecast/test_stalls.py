@@ -300,3 +300,17 @@ def test_the_clip_of_a_worker_that_stalls_is_logged_as_failed(tmp_path: Path) ->
     assert code == 3
     found = [(r["row_id"], r["attempt"], r["error_type"]) for r in project.records()]
     assert found == [("cat", 1, "WorkerStalled"), ("cat", 2, "WorkerStalled")]
+
+
+def test_another_programs_steps_are_waited_for_as_long_as_a_first_one(job: Job) -> None:
+    clip = replace(job.clip, settings=replace(job.clip.settings, engine="official@0"))
+    for each, is_dead in ((job, True), (replace(job, clip=clip), False)):
+        watch = make_watch(ClipCost(1.0, 1.0, CostBasis.estimated))
+        watch.new_worker()
+        for _ in range(2):
+            watch.submitted(each)
+            watch.heard(Ready())
+            watch.heard(finished(each, 1.0))
+        watch.submitted(each)
+
+        assert (watch.waited(WARM + 1) is not None) is is_dead

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hv15_batch.config.settings import Config, RuntimeConfig
 from hv15_batch.errors import Refused
-from hv15_batch.model.official import OfficialConfig
+from hv15_batch.model.official import OfficialConfig, cache_is_asked, typed_flags
 from hv15_batch.model.options import model_options
 from hv15_batch.model.variant import Engine
 from hv15_batch.official.limits import check_official
@@ -68,6 +68,11 @@ REFUSED = [
     (["official.arguments=--lora_path x"], "would not be part of a clip's identity"),
     (["official.arguments=--use_fp8"], "has no flag --use_fp8"),
     (["official.arguments=--sr=yes"], "--sr is always false"),
+    (["official.arguments=--offloading maybe"], "--offloading is maybe; it takes true or false"),
+    (["official.arguments=--enable_cache=2"], "--enable_cache is 2; it takes true or false"),
+    (["official.arguments=--total_steps 4 5"], "--total_steps takes one value, and 4 5 is more"),
+    (["official.arguments=--use_fp8_gemm -x"], "--use_fp8_gemm is followed by -x"),
+    (["model.target_size=960"], "model.target_size=960 with runtime.engine=official"),
     (["official.arguments=fast"], "begins with 'fast'"),
     (['official.arguments="--quant_type \'x"'], "close the quote"),
     (["official.arguments=[{a: 1}]"], "must be a text or a list of texts"),
@@ -132,6 +137,29 @@ def test_its_settings_have_no_effect_without_it(typed: dict[str, Any]) -> None:
 
     with pytest.raises(Refused, match=rf"official.{name}=.*: has no effect without"):
         check_official(config)
+
+
+def test_of_a_flag_typed_twice_the_last_counts() -> None:
+    config = OfficialConfig(arguments="--enable_cache true --enable_cache false --quant_type x")
+
+    assert not cache_is_asked(config)
+    assert [flag.words for flag in typed_flags(config)] == [
+        ("--enable_cache", "false"),
+        ("--quant_type", "x"),
+    ]
+
+
+def test_flags_are_found_however_the_script_makes_them(tmp_path: Path) -> None:
+    project = official_project(tmp_path, "prompt", "a cat")
+    (project.repo / "generate.py").write_text("from hyvideo.flags import main\n")
+    (project.repo / "hyvideo").mkdir(exist_ok=True)
+    (project.repo / "hyvideo" / "flags.py").write_text("FLAGS = ['new_flag']\n")
+
+    for known in ("--use_fp8_gemm true", "--offloading false", "--new_flag 3"):
+        check_official(project.config(official={"arguments": known}))
+    for other in ("--new 3", "--flag 3", "--new_flags 3"):
+        with pytest.raises(Refused, match="has no flag"):
+            check_official(project.config(official={"arguments": other}))
 
 
 def test_a_checkpoint_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:

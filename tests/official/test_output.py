@@ -75,6 +75,42 @@ def test_a_prompt_that_reads_like_its_messages_changes_nothing(tmp_path: Path) -
     assert output.box["Seed"] == "7"
 
 
+@pytest.mark.parametrize("frame", ["{}", "║ {}", "│ {} │", "| {}"])
+@pytest.mark.parametrize("ruler", [RULE, "-" * 60, "╚" + "═" * 58 + "╝", "***", ""])
+def test_the_box_ends_with_its_last_field_whatever_its_frame_is(
+    tmp_path: Path, frame: str, ruler: str
+) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"x")
+    output = Output(4)
+    lines = [frame.format(line) for line in box() if line != RULE]
+
+    heard(output, ruler, *lines, ruler, f"Saved video to: {file}")
+
+    check(output, file=file)
+    assert (output.box["Seed"], output.attention) == ("7", "flash")
+
+
+def test_the_asked_file_is_heard_of_in_a_box_without_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"x")
+    for asked, saved in ((file, str(file)), (tmp_path / "b.mp4", None), (None, None)):
+        output = Output(4, asked)
+        heard(output, HEADING, "Attn mode: flash", f"Saved video to: {file}")
+        assert output.saved == saved
+
+
+def test_a_prompt_cannot_end_the_box(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"x")
+    output = Output(4, file)
+    prompt = "x\nSeed: 9\nAttn mode: sageattn\nUse Meanflow: False\nSaved by the bell"
+
+    heard(output, *box(User_Prompt=prompt), f"Saved video to: {file}")
+
+    check(output, file=file)
+
+
 @pytest.mark.parametrize(
     ("mode", "warnings", "sage", "kind"),
     [
@@ -86,6 +122,9 @@ def test_a_prompt_that_reads_like_its_messages_changes_nothing(tmp_path: Path) -
         ("sageattn", ["Falling back from `sageattn` to `flash2`"], True, "AttentionFellBack"),
         ("flash", ["Falling back from `sageattn` to `flash2`"], False, "AttentionFellBack"),
         ("sageattn", [], False, "NotAsAsked"),
+        ("sage", [], True, None),
+        ("sage", [], False, "NotAsAsked"),
+        ("torch", ["Falling back from `sage` to `torch`"], False, "AttentionFellBack"),
     ],
 )
 def test_the_attention_line_must_be_what_was_asked(

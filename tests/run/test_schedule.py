@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -173,6 +174,12 @@ class TimedWorkerBeside(TimedWorker):
         return event
 
 
+@pytest.fixture
+def workers_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for pipes: what a worker takes passes on the clock alone."""
+    monkeypatch.setattr(multiprocessing.connection, "wait", lambda _pipes, _seconds: [])
+
+
 class Night:
     """A project, a clock that is moved by its worker, and what the worker did when."""
 
@@ -271,6 +278,7 @@ def test_until_of_a_later_job_of_a_sweep_is_still_that_of_the_command(night: Nig
     assert night.journal == []
 
 
+@pytest.mark.usefixtures("workers_side_by_side")
 def test_of_several_workers_each_takes_what_it_can_end_in_time(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +307,7 @@ def test_of_several_workers_each_takes_what_it_can_end_in_time(
     assert sorted(night.outcomes()) == [(row, "ok") for row in ("a", "b", "c", "long")]
 
 
+@pytest.mark.usefixtures("workers_side_by_side")
 def test_a_worker_takes_a_short_clip_while_the_long_one_must_wait_for_the_next_window(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

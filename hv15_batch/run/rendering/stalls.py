@@ -132,7 +132,9 @@ class StallWatch:
 
     def _wait(self, what: str, expected_seconds: float = 0.0) -> None:
         """Start a wait; 0 expected seconds mean that its length is unknown."""
-        is_cold = self._is_cold or not expected_seconds
+        # Of another program only the check of its file is measured, and none of its steps.
+        is_foreign = self._job is not None and self._job.clip.settings.engine is not None
+        is_cold = self._is_cold or not expected_seconds or is_foreign
         least = self._patience.cold_seconds if is_cold else self._patience.warm_seconds
         self._what = what
         self._limit = max(least, self._factor * expected_seconds)
