@@ -124,10 +124,19 @@ def check_free(run_dir: RunDir) -> None:
         Refused: Another run holds it, or the store cannot be used.
     """
     _lock.check_free(run_dir.path, run_dir.shard)
-    if run_dir.url is not None:
-        from hv15_batch.rundir.remote.held import check_lease
+    if run_dir.url is None:
+        return
+    from hv15_batch.rundir.remote.client import Client
+    from hv15_batch.rundir.remote.lease import NAME, Lease
+    from hv15_batch.rundir.remote.mirror import Mirror
+    from hv15_batch.rundir.remote.probe import probe
 
-        check_lease(run_dir, run_dir.url)
+    client, name = Client(run_dir.url), run_dir.relative(run_dir.own / NAME)
+    try:
+        now = probe(client).now
+        Lease(client, {"folder": Mirror(client, run_dir.path).id}, name=name).check_free(now)
+    except StoreError as error:
+        raise Refused(f"run_dir={error}") from error
 
 
 def open_uploads(run_dir: RunDir) -> Uploads | None:

@@ -362,25 +362,6 @@ def pull_lock(folder: Path) -> FileLock:
     return FileLock(folder / PULL_LOCK)
 
 
-def _lease_of(run_dir: RunDir, run_id: str, url: str, mirror: Mirror) -> Lease:
-    facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
-    return Lease(Client(url, SHORT), facts, name=run_dir.relative(run_dir.own / LEASE))
-
-
-def check_lease(run_dir: RunDir, url: str) -> None:
-    """Refuse a run directory whose lease another machine's run holds now.
-
-    Raises:
-        Refused: The message names that run; or the store cannot be used.
-    """
-    try:
-        client = Client(url)
-        now = probe(client).now
-        _lease_of(run_dir, "", url, Mirror(client, run_dir.path)).check_free(now)
-    except StoreError as error:
-        raise Refused(f"run_dir={error}") from error
-
-
 @contextmanager
 def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[StoredRun]:
     """Hold the lease of a run directory in the store; the working folder is locked already.
@@ -393,7 +374,9 @@ def holding(run_dir: RunDir, run_id: str, url: str, tell: Tell) -> Iterator[Stor
         client = Client(url)
         probed = probe(client)
         mirror = Mirror(client, run_dir.path)
-        lease = _lease_of(run_dir, run_id, url, mirror)
+        facts = {**holder_facts(run_id, utc_now()), "folder": mirror.id}
+        name = run_dir.relative(run_dir.own / LEASE)
+        lease = Lease(Client(url, SHORT), facts, name=name)
         lease.acquire(probed.now)
         stored = StoredRun(run_dir, run_id, client, mirror, lease)
         try:
