@@ -132,7 +132,16 @@ def _pair(run_a: RunDir, run_b: RunDir, a: Record, b: Record) -> Pair:
     if sizes[0] != sizes[1]:
         texts = [f"{height}x{width}, {frames} frames" for height, width, frames in sizes]
         fault = f"sizes differ: {texts[0]} and {texts[1]}"
+    elif _begin_otherwise(a, b):
+        fault = "first frames differ: the clips that they follow have other pixels"
     return Pair(a["row_id"], a["seed"], a, b, fault)
+
+
+def _begin_otherwise(a: Record, b: Record) -> bool:
+    """Whether two clips that follow others began with other pixels, which only the log knows."""
+    pixels = {record["image_sha256"] for record in (a, b)}
+    are_followers = None not in (a["image_source"], b["image_source"])
+    return are_followers and None not in pixels and len(pixels) > 1
 
 
 def _image_sha256(run_dir: RunDir, record: Record) -> str | None:

@@ -42,9 +42,9 @@ class ClipWriter:
     def write(self, job: Job, attempt: Attempt, frames: torch.Tensor, emit: Emit) -> None:
         """Write uint8 [F, H, W, 3] frames, read the file back, and add the columns that say so.
 
-        Frames with which other clips begin are written first, without loss. A repetition of a
-        benchmark is written and checked as well, and then dropped. A thumbnail
-        that cannot be made is only told of.
+        Frames with which other clips begin are kept without loss, once the file is good: until then
+        an earlier attempt's stay. A repetition of a benchmark is written and checked as well, and
+        then dropped. A thumbnail that cannot be made is only told of.
 
         Raises:
             ValueError: the file read back is not what was written.
@@ -60,9 +60,6 @@ class ClipWriter:
         with Secondary(f"{clip.clip_id} has no thumbnail", lambda text: emit(Note(text))):
             with publishing(thumbnail, is_kept, makes_folder=True) as temporary:
                 write_thumbnail(pixels, temporary)
-        for number, frame in zip(clip.kept_frames, frame_files(self._run_dir, clip), strict=True):
-            with publishing(frame, is_kept, makes_folder=True) as temporary:
-                write_frame(pixels[number], temporary)
         self._look_at_parts(settings, attempt, pixels)
         comment = None
         if config.video.embed_metadata:
@@ -77,6 +74,9 @@ class ClipWriter:
                 fps=settings.fps,
             )
             attempt.add(file_bytes=temporary.stat().st_size, file_sha256=sha256_of_file(temporary))
+        for number, frame in zip(clip.kept_frames, frame_files(self._run_dir, clip), strict=True):
+            with publishing(frame, is_kept, makes_folder=True) as temporary:
+                write_frame(pixels[number], temporary)
         if is_kept:
             attempt.add(file=self._run_dir.relative(path))
             if not config.keep_latents and not attempt.has_reused_latents:

@@ -10,7 +10,7 @@ from hv15_batch.clip import Clip
 from hv15_batch.config.options import config_of
 from hv15_batch.config.settings import Config
 from hv15_batch.errors import Refused
-from hv15_batch.manifest.cells import Faults
+from hv15_batch.manifest.cells import Faults, format_places
 from hv15_batch.manifest.read import Manifest
 from hv15_batch.manifest.rows import Row, id_rule
 from hv15_batch.model.variant import check_recipe
@@ -28,6 +28,7 @@ def note_clip_faults(
     if not config.runtime.allow_off_recipe:
         _note_off_recipe(manifest, clips, config, faults)
     _note_shared_ids(manifest, clips, faults)
+    _note_unclear_sources(manifest, clips, faults)
     if is_official(config):
         _note_beyond_script(manifest, clips, config, faults)
 
@@ -120,3 +121,38 @@ def _note_shared_ids(manifest: Manifest, clips: Iterable[Clip], faults: Faults) 
         if not made.get(row.index, set()) <= made.get(other.index, set()):
             where = f"{faults.unit} {other.line}"
             faults.add(row.line, "id", row.id, id_rule(row.id, other.id, where))
+
+
+def _note_unclear_sources(manifest: Manifest, clips: Iterable[Clip], faults: Faults) -> None:
+    """Note each row that follows an id which several rows got by default, for other clips."""
+    followed = {row.image_frame.row_id for row in manifest.rows if row.image_frame is not None}
+    if not followed:
+        return
+    of_id: dict[str, list[Row]] = {}
+    for row in manifest.rows:
+        if row.id in followed:
+            of_id.setdefault(row.id, []).append(row)
+    # Own ids that rows of other clips share are refused whether or not another row follows them.
+    of_id = {
+        row_id: rows
+        for row_id, rows in of_id.items()
+        if len(rows) > 1 and not all(row.id_given for row in rows)
+    }
+    if not of_id:
+        return
+    made: dict[int, set[str]] = {}
+    for clip in clips:
+        made.setdefault(clip.row_index, set()).add(clip.settings_sha256)
+    unclear = {
+        row_id: rows
+        for row_id, rows in of_id.items()
+        if any(made.get(r.index, set()) - made.get(rows[0].index, set()) for r in rows)
+    }
+    for row in manifest.rows:
+        if row.image_frame is not None and row.image_frame.row_id in unclear:
+            name = row.image_frame.row_id
+            lines = [each.line for each in unclear[name]]
+            places = format_places(lines, len(lines), faults.unit)
+            rule = f"{name} is the id of {places}, which make different clips, and a clip follows "
+            rule += "one of them; give those rows ids of their own"
+            faults.add(row.line, "image", row.image or "", rule)

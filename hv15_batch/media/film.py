@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hv15_batch.media.video import (
 
 _KEY = "hv15_batch_film"
 _MAX_COMMENT_CHARACTERS = 16_000_000
+_MAX_TIME_ERROR = Fraction(1, 1000)
+"""Seconds: Matroska's unit."""
 
 
 def join_videos(
@@ -49,12 +52,14 @@ def join_videos(
         OSError: A file cannot be read or written.
     """
     rate = frame_rate(fps)
+    orders = [_order(clip, rate) for clip in clips]
+    delay = max((order.delay for order in orders), default=0)
     with container_of(film, codec) as output:
         output.metadata["comment"] = json.dumps({_KEY: 1, "clips": list(sha256s)})
         copied: VideoStream | None = None
         parameters = b""
         done = 0
-        for clip in clips:
+        for clip, order in zip(clips, orders, strict=True):
             with open_video(clip) as source:
                 stream = source.streams.video[0]
                 own = bytes(stream.codec_context.extradata or b"")
@@ -66,19 +71,71 @@ def join_videos(
                         f"{clip.name} was encoded with other settings than the clips before it"
                     )
                 assert stream.time_base is not None
-                # Matroska counts milliseconds: each clip begins at the nearest one.
-                begin = round(Fraction(done) / rate / stream.time_base)
-                for packet in source.demux(stream):
-                    if packet.dts is None:
-                        continue  # marks the end
-                    packet.dts += begin
-                    if packet.pts is not None:
-                        packet.pts += begin
+                # Matroska counts milliseconds: each frame has the nearest one.
+                ticks = 1 / (rate * stream.time_base)
+                packets = (p for p in source.demux(stream) if p.dts is not None)
+                for number, packet in enumerate(packets):
+                    packet.pts = round((done + order.shown[number]) * ticks)
+                    packet.dts = round((done + number - delay) * ticks)
                     packet.stream = copied
                     output.mux(packet)
-                    done += 1
+                done += len(order.shown)
     height, width = size
     check_video(film, num_frames=num_frames, height=height, width=width, fps=fps)
+    _check_times(film, rate)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The order in which a clip's frames are stored and shown."""
+
+    shown: list[int]
+    """For each stored frame its number among those shown, from 0."""
+    delay: int
+    """Frames that are stored before the first one can be shown."""
+
+
+def _order(clip: Path, rate: Fraction) -> _Order:
+    """Return the order of a clip's frames.
+
+    A clip of few frames is stored with a smaller delay than a long one. A film has the largest.
+    """
+    times, first_dts = _times(clip)
+    places = {time: place for place, time in enumerate(sorted(times))}
+    shown = [places[time] for time in times]
+    late = max((number - place for number, place in enumerate(shown)), default=0)
+    return _Order(shown, max(late, round((min(times, default=0) - first_dts) * rate)))
+
+
+def _times(path: Path) -> tuple[list[Fraction], Fraction]:
+    """Return when each stored frame is shown, and when the first one is decoded, in seconds.
+
+    Raises:
+        ValueError: Frames have no time, or share one.
+    """
+    with open_video(path) as source:
+        stream = source.streams.video[0]
+        tick = stream.time_base
+        found = [(p.pts, p.dts) for p in source.demux(stream) if p.dts is not None]
+    times = [pts * tick for pts, _ in found if pts is not None and tick is not None]
+    if len(set(times)) != len(found):
+        raise ValueError(f"{path.name} has frames without times of their own")
+    return times, Fraction(found[0][1]) * (tick or 0) if found else Fraction(0)
+
+
+def _check_times(film: Path, rate: Fraction) -> None:
+    """Check that a film shows each frame in its turn, all equally long.
+
+    Raises:
+        ValueError: It does not.
+    """
+    times, _ = _times(film)
+    for number, time in enumerate(sorted(times)):
+        if abs(time - number / rate) > _MAX_TIME_ERROR:
+            raise ValueError(
+                f"{film.name} shows frame {number} at {float(time):.3f} s instead of "
+                f"{float(number / rate):.3f} s"
+            )
 
 
 def film_members(film: Path) -> list[str] | None:

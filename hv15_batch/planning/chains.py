@@ -35,21 +35,16 @@ def with_chains(
         return list(planned)
     by_sha256 = {p.clip.settings_sha256: p for p in planned}
     followers = sorted((p for p in planned if p.clip.source), key=lambda p: p.clip.level)
-    for p in followers:
-        if p.is_done and _begins_otherwise(p, run_dir):
-            reason = "the frame that it begins with has changed"
-            by_sha256[p.clip.settings_sha256] = replace(
-                p, state=State.retry, reason=reason, use_latents=False
-            )
+    by_sha256 |= {p.clip.settings_sha256: p for p in outdated(followers, run_dir)}
     kept = saved_frames(run_dir)
     for p in reversed(followers):
         found, source = _with_source(p, by_sha256)
-        needs_frame = not (found.is_done or found.is_from_latents or found.clip.is_pending)
+        needs_frame = not (found.is_done or _is_only_decoded(found) or found.clip.is_pending)
         if source is None or not needs_frame or source.is_suspect:
             continue
         if not (source.is_done or source.reason == FORCED):
             continue  # it is rendered for a reason of its own
-        if _name(p.clip.source) not in kept:
+        if not _is_kept(p.clip.source, kept, run_dir):
             by_sha256[source.clip.settings_sha256] = replace(
                 source,
                 state=State.retry,
@@ -64,12 +59,37 @@ def with_chains(
     return [by_sha256[p.clip.settings_sha256] for p in planned]
 
 
+def outdated(planned: Iterable[PlannedClip], run_dir: RunDir) -> list[PlannedClip]:
+    """Return the finished clips whose first frame is another one now, to be rendered again."""
+    reason = "the frame that it begins with has changed"
+    return [
+        replace(p, state=State.retry, reason=reason, use_latents=False)
+        for p in planned
+        if p.is_done and _begins_otherwise(p, run_dir)
+    ]
+
+
 def _with_source(
     p: PlannedClip, by_sha256: dict[str, PlannedClip]
 ) -> tuple[PlannedClip, PlannedClip | None]:
     """Return a clip and the one that it follows, with the states that they have by now."""
     assert p.clip.source is not None
     return by_sha256[p.clip.settings_sha256], by_sha256.get(p.clip.source.settings_sha256)
+
+
+def _is_only_decoded(p: PlannedClip) -> bool:
+    """Whether a clip needs no first frame. Where an attempt failed, its latents may be damaged."""
+    return p.is_from_latents and (p.last is None or p.last["status"] != FAILED)
+
+
+def _is_kept(source: Source | None, kept: set[str], run_dir: RunDir) -> bool:
+    """Whether a frame is there and, on a disk, can be read."""
+    assert source is not None
+    if _name(source) not in kept or run_dir.url is not None:
+        return _name(source) in kept
+    from hv15_batch.media.frame import frame_sha256
+
+    return frame_sha256(frame_file(run_dir, source.denoise_sha256, source.number)) is not None
 
 
 def _begins_otherwise(p: PlannedClip, run_dir: RunDir) -> bool:
@@ -147,7 +167,7 @@ def lost_frame(clips: Iterable[Clip], run_dir: RunDir) -> Clip | None:
     """Return the first clip whose first frame is not kept; None if all can begin."""
     clips = [clip for clip in clips if clip.source is not None]
     kept = saved_frames(run_dir) if clips else set()
-    return next((clip for clip in clips if _name(clip.source) not in kept), None)
+    return next((c for c in clips if not _is_kept(c.source, kept, run_dir)), None)
 
 
 def chains_line(clips: Sequence[Clip]) -> str | None:

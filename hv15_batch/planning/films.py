@@ -26,7 +26,8 @@ def build_films(planned: Sequence[PlannedClip], run_dir: RunDir) -> Iterator[str
         run_dir: Has the clips, and gets the films.
     """
     for name, members in films_of(planned).items():
-        missing = [p for p in members if not p.has_result]
+        # A clip that began with a frame of earlier pixels no longer fits the one before.
+        missing = [p for p in members if not p.is_done]
         path = film_file(run_dir, name, members)
         if missing:
             left = f"{len(missing)} of its {counted(len(members), 'clip')}"

@@ -25,7 +25,7 @@ from hv15_batch.model.variant import Task
 from hv15_batch.record import DONE_STATUSES, attempt_seconds, columns, is_denoised_here
 from hv15_batch.report._read import FILE_MISSING, RunData
 from hv15_batch.rundir.chosen.ratings import Rating
-from hv15_batch.rundir.frames import frame_file
+from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.units import format_gib, format_seconds, format_setting, format_watt_hours
 
 PLAYABLE_SUFFIX = ".mp4"
@@ -184,11 +184,15 @@ def _pick(run: RunData, clip: Mapping[str, Any], has_loras: bool) -> dict[str, s
 def _image_path(run: RunData, clip: Mapping[str, Any]) -> str:
     """Return a first frame's absolute path: picks are saved in another folder than the manifest.
 
-    A frame of another clip is an image of its own in the run directory.
+    A frame of another clip is an image of its own in the run directory. Of object storage it has
+    its name there, under which whoever needs it fetches it.
     """
     image = str(clip["image"])
     if clip["image_source"] is not None:
         denoise_sha256, _, number = clip["image_source"].partition(":")
+        stored = run.stored_frames.get(frame_name(denoise_sha256, int(number)))
+        if stored is not None:
+            return str(run.directory.path / stored)
         return str(frame_file(run.directory, denoise_sha256, int(number)))
     folder = Path(run.last_settings.get("manifest") or "").parent
     return str(folder / Path(image).expanduser())

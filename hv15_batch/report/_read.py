@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ class RunData:
     def last_settings(self) -> dict[str, Any]:
         """Settings of the last run; empty where there are none."""
         return next(reversed(self.settings.values()), {})
+
+    @cached_property
+    def stored_frames(self) -> Mapping[str, str]:
+        """Names of frames on object storage by `<denoise_sha256>_<number>`; empty on a disk."""
+        stored = self.directory.stored()
+        return {} if stored is None else stored.frames
 
     @property
     def last_system(self) -> dict[str, Any]:

@@ -278,7 +278,9 @@ def put_results(run_dir: RunDir) -> None:
         return
     from hv15_batch.rundir.remote.client import Client
     from hv15_batch.rundir.remote.held import pull_lock
-    from hv15_batch.rundir.remote.mirror import Mirror, push_results
+    from hv15_batch.rundir.remote.mirror import Mirror, film_names, push_results
 
     with pull_lock(run_dir.path):
-        push_results(Mirror(Client(url), run_dir.path), run_dir)
+        mirror = Mirror(Client(url), run_dir.path)
+        push_results(mirror, run_dir)
+        mirror.push(film_names(run_dir))

@@ -508,6 +508,22 @@ def test_a_clip_of_another_size_is_listed_as_not_comparable(
     assert "1 of 2 pairs compared" in out
 
 
+def test_clips_that_began_with_other_pixels_of_the_clip_before_are_not_compared(
+    command: Command, runs: tuple[Run, Run]
+) -> None:
+    for run in runs:
+        own = "ab" if run is runs[0] else "cd"
+        source = {"image": "@fox:last", "image_source": f"{'e' * 64}:4"}
+        run.add("fox", picture())
+        run.add("owl", picture(), row_index=1, **source, image_sha256="ab" * 32)
+        run.add("hen", picture(), row_index=2, **source, image_sha256=own * 32)
+
+    _, rows = compare(command)
+
+    assert [row["is_comparable"] for row in rows] == ["true", "true", "false"]
+    assert rows[2]["note"] == ("first frames differ: the clips that they follow have other pixels")
+
+
 def test_the_setting_that_makes_every_pair_incomparable_is_shown_to_differ(
     command: Command, runs: tuple[Run, Run]
 ) -> None:

@@ -14,6 +14,7 @@ from hv15_batch.config.options import with_models
 from hv15_batch.config.settings import Config
 from hv15_batch.config.shard import Shard
 from hv15_batch.manifest.cells import ManifestError
+from hv15_batch.manifest.chains import links
 from hv15_batch.manifest.clips import make_clips, read_rows
 from hv15_batch.manifest.columns import Reading
 from hv15_batch.manifest.frame import frame_content
@@ -180,6 +181,33 @@ def test_a_long_chain_is_read(tmp_path: Path) -> None:
     assert clips["r15000"].level == 1500
 
 
+def test_a_default_id_of_rows_with_different_clips_cannot_be_followed(tmp_path: Path) -> None:
+    rows = [",a cat,tiny_t2v,,1,9,", ",a cat,tiny_t2v,,2,9,"]
+    (name,) = {clip.row_id for clip in chain(tmp_path, *rows).values()}
+    follower = f"b,a dog,tiny_i2v,@{name}:last,2,9,"
+    assert faults(tmp_path, *rows, follower) == [
+        f"4: image=@{name}:last: {name} is the id of 2 rows: lines 2, 3, which make different "
+        "clips, and a clip follows one of them; give those rows ids of their own."
+    ]
+    assert chain(tmp_path, rows[0], rows[0], follower)["b2"].source is not None, "one clip"
+    own = [f"{letter}{row}" for letter, row in zip("cd", rows, strict=True)]
+    assert chain(tmp_path, *own, "b,a dog,tiny_i2v,@d:last,2,9,")["b2"].source is not None
+
+
+def test_ids_like_a_wrong_one_are_sought_for_faults_that_are_shown_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[str] = []
+
+    def seek(name: str, *_: object, **__: object) -> list[str]:
+        sought.append(name)
+        return []
+
+    monkeypatch.setattr(links.difflib, "get_close_matches", seek)
+    faults(tmp_path, *(f"r{n},x,tiny_i2v,@gone{n}:last,,9," for n in range(70)))
+    assert sought == [f"gone{n}" for n in range(50)]
+
+
 # -- files and formats ------------------------------------------------------------------------
 
 
@@ -188,6 +216,15 @@ def test_a_file_whose_name_begins_like_that_is_an_image(tmp_path: Path) -> None:
     clips = chain(tmp_path, "b,a dog,tiny_i2v,@a.png,,9,")
     assert clips["b0"].source is None
     assert clips["b0"].settings.image_sha256 is not None
+
+
+def test_a_file_with_the_name_of_a_frame_is_reached_by_its_folder_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "@a:last", "PNG")
+    (tmp_path / "@a:3").symlink_to("@a:last")
+    one = A.replace("0 1", "7")
+    for cell in ("@a:last", "@a:3"):
+        assert chain(tmp_path, one, f"b,a dog,tiny_i2v,{cell},,9,")["b0"].source is not None
+    assert chain(tmp_path, one, "b,a dog,tiny_i2v,./@a:last,,9,")["b0"].source is None
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
@@ -260,6 +297,15 @@ def test_a_film_is_no_part_of_a_clips_identity(tmp_path: Path) -> None:
         (
             [f"{A}story", "b,x,tiny_t2v,,0 1,9,Story"],
             "3: join=Story: the film story has a file of that name; give one of them another name.",
+        ),
+        (
+            [
+                "a,a cat,tiny_t2v,,7,9,story",
+                "b,x,tiny_t2v,,7 7,9,story",
+                "c,x,tiny_t2v,,1 2,9,story",
+            ],
+            "3: join=story: two films would be named story_s7, because a row has that seed twice; "
+            "give it each seed once.",
         ),
         (
             [f"{A}../up"],

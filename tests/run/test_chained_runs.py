@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.pages import read_data
-from fakes.runs import FakeExecutor, Project, fake_local_executor, read_csv
+from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor, read_csv
 from PIL import Image
 
+from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.engine import _write
@@ -26,9 +27,11 @@ from hv15_batch.media.conversion import open_upright
 from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.video import read_frames
-from hv15_batch.record import OK
+from hv15_batch.record import OK, asked_record
 from hv15_batch.run.rendering import rounds
 from hv15_batch.run.rendering.journal import Journal
+from hv15_batch.rundir.frames import frame_files
+from hv15_batch.rundir.publish import publishing, sha256_of_file
 
 HEAD = "id,prompt,model,image,join"
 ROWS = {
@@ -186,6 +189,101 @@ def test_a_follower_is_rendered_again_when_the_frame_has_changed(project: Projec
     assert project.run(only="b") == EXIT_OK
     assert done(project) == ["b"], "not from the latents of the other frame"
     assert states(project)["b"] == "done"
+
+
+def test_a_damaged_frame_is_made_again(project: Project) -> None:
+    assert project.run(only="a") == EXIT_OK
+    done(project)
+    (frame,) = (project.run_dir.path / "frames").iterdir()
+    frame.write_bytes(frame.read_bytes()[:60])
+    benchmark = BenchmarkConfig(repeat=2)
+    with pytest.raises(Refused, match="which is not kept"):
+        project.run(only="b", benchmark=benchmark)
+    assert project.run(only="b") == EXIT_OK
+    assert done(project) == ["A", "b"]
+
+
+def test_a_lost_frame_is_made_again_for_a_clip_whose_latents_are_damaged(
+    project: Project,
+) -> None:
+    project.write(HEAD, ROWS["a"], ROWS["b"])
+    assert project.run() == EXIT_OK
+    done(project)
+    (record,) = (r for r in project.records() if r["row_id"] == "b")
+    (project.run_dir.path / record["file"]).unlink()
+    for path in (project.run_dir.path / "frames").iterdir():
+        path.unlink()
+
+    class Damaged(FakeRenderer):
+        """Finds the latents of b damaged, and then no frame."""
+
+        def render(self, job: Job, emit: Any) -> Any:
+            if job.clip.row_id != "b" or list(self._run_dir.path.glob("frames/*")):
+                return super().render(job, emit)
+            what = {"status": "failed", "error_type": "FileNotFoundError", "attempt": job.attempt}
+            record = asked_record(job.clip, run_id=self._spec.run_id, **what, finished_at=utc_now())
+            return lambda: record
+
+    def make(spec: Any) -> FakeExecutor:
+        return FakeExecutor(spec, Damaged)
+
+    assert project.run(make) == EXIT_SOME_FAILED
+    assert project.run(make) == EXIT_OK
+    assert done(project) == ["A", "B"]
+
+
+def _other_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all clips have other frames from now on, as on another card."""
+
+    def keep(self: FakeRenderer, job: Job) -> None:
+        for path in frame_files(self._run_dir, job.clip):
+            with publishing(path, job.repeat is None) as temporary:
+                Image.new("RGB", (16, 16), "teal").save(temporary, "PNG")
+
+    def write(self: FakeRenderer, job: Job, path: Path) -> dict[str, Any]:
+        with publishing(path, job.repeat is None) as temporary:
+            temporary.write_text(f"teal {job.clip.clip_id}", encoding="utf-8")
+            size, sha256 = temporary.stat().st_size, sha256_of_file(temporary)
+            return {"file_bytes": size, "file_sha256": sha256}
+
+    monkeypatch.setattr(FakeRenderer, "_write", write)
+    monkeypatch.setattr(FakeRenderer, "_keep_frames", keep)
+
+
+def test_followers_of_a_clip_with_other_pixels_are_rendered_in_the_same_run(
+    project: Project, joined: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, f="f,a cow,tiny_i2v,@a:first,", c=ROWS["c"] + "story")
+    assert project.run(only="b,c,d") == EXIT_OK
+    done(project)
+    _other_pixels(monkeypatch)
+    (project.run_dir.path / project.records()[0]["file"]).unlink()
+    for latents in project.run_dir.path.glob("latents/*"):
+        latents.unlink()
+    joined.clear()
+    assert project.run(only="a,b,c,f") == EXIT_OK
+    assert done(project) == ["a", "f", "b", "c"], "d was not named"
+    assert joined == [["a", "b", "c"]]
+    assert states(project)["d"] == "retry"
+
+
+def test_followers_that_the_run_has_no_model_for_are_left_to_the_next_one(
+    project: Project, joined: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run() == EXIT_OK
+    done(project)
+    joined.clear()
+    _other_pixels(monkeypatch)
+    (record,) = (r for r in project.records() if r["row_id"] == "a")
+    (project.run_dir.path / record["file"]).unlink()
+    project.run_dir.latents_file(record["denoise_sha256"]).unlink()
+    assert project.run() == EXIT_SOME_FAILED
+    assert done(project) == ["a"]
+    assert joined == [], "its clips do not fit"
+    assert states(project)["b"] == "retry"
+    assert project.run() == EXIT_OK
+    assert done(project) == ["d", "b", "c"]
+    assert joined == [["a", "b", "c"]]
 
 
 def _maker(project: Project, row_id: str) -> str:
@@ -479,3 +577,21 @@ def test_latents_belong_to_the_frame_that_a_clip_began_with(real: Project) -> No
     assert (third["row_id"], third["attempt"], third["denoise_attempt"]) == ("b", 3, 3)
     assert third["image_sha256"] == frame_sha256(kept)
     assert third["latents_sha256"] != again["latents_sha256"]
+
+
+def test_a_frame_stays_until_its_clip_is_written_again(
+    real: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert real.run(InProcessExecutor, only="a") == EXIT_OK
+    (frame,) = (real.run_dir.path / "frames").iterdir()
+    before = frame.stat().st_mtime_ns
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("a.mp4 is not what was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_write, "check_video", refuse)
+        assert real.run(InProcessExecutor, only="a", force=True) == EXIT_SOME_FAILED
+    assert frame.stat().st_mtime_ns == before
+    assert real.run(InProcessExecutor, only="a") == EXIT_OK
+    assert frame.stat().st_mtime_ns > before

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
+from fakes.pages import read_data
 from fakes.stored import Stored
 from fakes.uploading import uploading_local_executor
 
@@ -36,7 +37,7 @@ from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.objects import add_objects
 from hv15_batch.rundir.schema import SCHEMA_VERSION
-from hv15_batch.rundir.store import hold, open_uploads
+from hv15_batch.rundir.store import hold, open_uploads, place
 
 exhaustive = pytest.mark.exhaustive
 CLIP = r"clips/.+\.[0-9a-f]{16}\.mp4"
@@ -150,6 +151,8 @@ def test_a_frame_that_another_clip_begins_with_is_read_from_the_store(stored: St
         records["a"]["file"].rsplit(".", 2)[1] + ".png"
     )
     assert records["b"]["image_sha256"] == frame_sha256(stored.mirror.path / frame)
+    shown = {clip["rowId"]: clip for clip in read_data(stored.mirror.path)["clips"]}
+    assert shown["b"]["pick"]["image"] == str(stored.mirror.path / frame)
     assert stored.names("films/") == ["films/story.mp4"]
     data = bytes(stored.server.bucket()[f"{stored.name_there}/films/story.mp4"].value)
     film = stored.folder / "story.mp4"
@@ -160,6 +163,22 @@ def test_a_frame_that_another_clip_begins_with_is_read_from_the_store(stored: St
     stored.server.requests.clear()
     assert stored.render() == 0
     assert not stored.server.count("GET", "clips/"), "the film is compared by its comment"
+
+
+def test_a_film_that_the_store_does_not_take_keeps_nothing_else_back(stored: Stored) -> None:
+    films = place(stored.url) / "films"
+    films.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (films / name).write_text(name, encoding="utf-8")
+    stored.mirror.page.write_text("page", encoding="utf-8")
+    stored.server.fail("PUT", r"films/a\.mp4", 403)
+    said: list[str] = []
+    with hold(stored.mirror, "20260101-000000-0123456789abcdef", said.append):
+        pass
+    assert stored.names("films/") == ["films/b.mp4"]
+    assert stored.names("index") == ["index.html"]
+    (line,) = said
+    assert line.startswith("films/a.mp4 in the store is not up to date")
 
 
 def test_frames_are_kept_as_long_as_their_clips(stored: Stored) -> None:

@@ -33,10 +33,13 @@ def is_frame(image: str | None, folder: str) -> bool:
 
     Args:
         image: The cell.
-        folder: Where relative paths start. A file of exactly that name is an image.
+        folder: Where relative paths start. Another cell than `@ID:first`, `@ID:last` and `@ID:N`
+            is an image where a file has exactly that name.
     """
     if image is None or not image.strip().startswith("@"):
         return False
+    if _FRAME.fullmatch(image.strip()):
+        return True  # a file of that name would turn the chain off unseen; `./` leads to it
     return not os.path.lexists(os.path.join(folder, image))
 
 

@@ -50,6 +50,13 @@ def films_of(rows: Iterable[Row], asked: Iterable[Clip], faults: Faults | None) 
                 rule = f"the film {other} has a file of that name; give one of them another name"
                 _note(faults, joined[0], rule)
                 break
+            if films.get(own, film) != film:
+                rule = (
+                    f"two films would be named {own}, because a row has that seed twice; give it "
+                    "each seed once"
+                )
+                _note(faults, _several(joined, takes, of_row), rule)
+                break
             if film:
                 films[own] = film
     return films
@@ -112,8 +119,12 @@ def _seed(
     joined: Sequence[Row], take: int, takes: int, of_row: Mapping[int, Sequence[Clip]]
 ) -> int:
     """Return the seed that tells a film from the others: of the first row with several."""
-    clips = next(of_row[row.index] for row in joined if len(of_row[row.index]) == takes)
-    return clips[take].settings.seed
+    return of_row[_several(joined, takes, of_row).index][take].settings.seed
+
+
+def _several(joined: Sequence[Row], takes: int, of_row: Mapping[int, Sequence[Clip]]) -> Row:
+    """Return the first row with as many seeds as there are films."""
+    return next(row for row in joined if len(of_row[row.index]) == takes)
 
 
 def _note(faults: Faults | None, row: Row, rule: str) -> None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from hv15_batch.manifest.cells import Faults
+from hv15_batch.manifest.cells import MAX_SHOWN_FAULTS, Faults
 from hv15_batch.manifest.rows import Row
 
 _BROKEN = -1
@@ -37,7 +37,9 @@ def whole_chains(rows: Sequence[Row], refused: Collection[str], faults: Faults) 
             rule = f"{name} is a template, which makes many rows, and a clip follows one of them"
             rule += "; write that one as a row of its own"
         elif source is None and name not in refused:
-            near = difflib.get_close_matches(name, by_id, n=1)
+            # Each search goes through all ids: none for faults that are only counted.
+            is_shown = len(faults) < MAX_SHOWN_FAULTS
+            near = difflib.get_close_matches(name, by_id, n=1) if is_shown else []
             hint = f"write @{near[0]}:{row.image_frame.frame} if that is meant" if near else ""
             rule = f"no row has the id {name}; {hint or 'give the row that it follows that id'}"
         if rule is not None:

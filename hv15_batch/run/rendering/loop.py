@@ -69,7 +69,8 @@ class Loop:
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
-        self._rounds = Rounds(run.todo, self._recovery.first_attempt, self.journal, progress.say)
+        first = self._recovery.first_attempt
+        self._rounds = Rounds(run.todo, run.run_dir, first, self.journal, progress.say)
         self._queue = Queue(())
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
@@ -88,7 +89,6 @@ class Loop:
         Raises:
             Refused: A worker cannot use these settings on this machine.
         """
-        num_todo = len(self._run.todo.to_render)
         with self._signals:
             try:
                 for each in self._rounds:
@@ -97,7 +97,7 @@ class Loop:
                         for worker in (w for w in self._team.working if not w.is_up):
                             self._start(worker)
                         self._encode(each.to_encode)
-                    self._progress.rendering(num_todo)
+                    self._progress.rendering(self._rounds.num_clips)
                     self.journal.without_text(each.unwritten)
                     self._render()
                 self._team.close()
@@ -106,7 +106,7 @@ class Loop:
             finally:
                 self._team.kill()
         left_out = self._num_given_up, self._rounds.num_skipped
-        return ended(self.journal.records, num_todo, *left_out)
+        return ended(self.journal.records, self._rounds.num_clips, *left_out)
 
     # -- phases -------------------------------------------------------------------------------
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, Group
 from hv15_batch.dispatch.protocol import Job
-from hv15_batch.planning.chains import hindrance
+from hv15_batch.model.shapes import Shape
+from hv15_batch.planning.chains import hindrance, outdated
 from hv15_batch.planning.plan import PlannedClip
 from hv15_batch.planning.todo import Todo
 from hv15_batch.record import OK
 from hv15_batch.run.rendering.journal import Journal
+from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say, shortened
 
 
@@ -33,6 +35,7 @@ class Rounds:
     def __init__(
         self,
         todo: Todo,
+        run_dir: RunDir,
         first_attempt: Callable[[PlannedClip], Job],
         journal: Journal,
         say: Say,
@@ -41,17 +44,27 @@ class Rounds:
 
         Args:
             todo: The clips that the run is to render, in the plan's order.
+            run_dir: Has the frames with which clips begin.
             first_attempt: Makes a job of one.
             journal: Knows how each attempt ended.
             say: Prints a line.
         """
         self._planned = todo.to_render
+        self._done = [
+            p for p in todo.selected if p.is_done and p.clip.source and todo.repetitions is None
+        ]
+        self._run_dir = run_dir
         self._num_skipped_before = len(todo.skipped)
         self._first_attempt = first_attempt
         self._journal = journal
         self._say = say
         self._clips = {p.clip.settings_sha256 for p in self._planned if p.repeat is None}
         self._skipped: set[str] = set()
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all rounds, with those that were added by now."""
+        return len(self._planned)
 
     @property
     def num_skipped(self) -> int:
@@ -63,13 +76,45 @@ class Rounds:
         ready = [p for p in self._planned if not p.clip.is_pending]
         unwritten = [self._first_attempt(p) for p in self._planned if p.clip.is_pending]
         to_encode = [p.clip for p in ready if not p.is_from_latents]
-        for number, level in enumerate(sorted({_level(p) for p in ready} or {0})):
-            own = [p for p in ready if _level(p) == level]
+        levels = {_level(p) for p in ready} or {0}
+        first = min(levels)
+        levels |= {level for p in self._done if (level := _level(p)) > first}
+        for level in sorted(levels):
+            added = self._outdated(level)
+            own = [*(p for p in ready if _level(p) == level), *added]
+            if not own and level != first:
+                continue
+            to_encode += [p.clip for p in added]
             jobs = [job for job in map(self._first_attempt, own) if not self._is_skipped(job)]
             keys = {job.key[0] for job in jobs}
-            of_round = [clip for clip in to_encode if not number or clip.settings_sha256 in keys]
+            is_first = level == first
+            of_round = [clip for clip in to_encode if is_first or clip.settings_sha256 in keys]
             yield Round(jobs, of_round, unwritten)
             unwritten = []
+
+    def _outdated(self, level: int) -> list[PlannedClip]:
+        """Return the finished clips of a round whose first frame this run has changed.
+
+        One that the run's workers were not made for is skipped, and left to the next run.
+        """
+        of_level = (p for p in self._done if _level(p) == level)
+        followers = [p for p in of_level if _source(p) in self._clips]
+        found = outdated(followers, self._run_dir)
+        longest: dict[Group, int] = {}
+        for p in self._planned if found else ():
+            if not p.is_from_latents:
+                group = p.clip.settings.group
+                longest[group] = max(longest.get(group, 0), _num_tokens(p))
+        self._planned = self._planned + found
+        self._clips |= {p.clip.settings_sha256 for p in found}
+        left = [p for p in found if _num_tokens(p) > longest.get(p.clip.settings.group, 0)]
+        for p in left:
+            self._skipped.add(p.clip.settings_sha256)
+            self._say(
+                f"{p.clip.clip_id} is skipped: the frame that it begins with has changed, and this "
+                "run has nothing else of its model and size to render; the same command renders it"
+            )
+        return [p for p in found if p not in left]
 
     def _is_skipped(self, job: Job) -> bool:
         """Whether the clip that a job follows is not fit for it. Then that is told."""
@@ -87,6 +132,15 @@ class Rounds:
             f"{shortened(source.clip_id, 100)}, which {why}"
         )
         return True
+
+
+def _source(planned: PlannedClip) -> str | None:
+    source = planned.clip.source
+    return None if source is None else source.settings_sha256
+
+
+def _num_tokens(planned: PlannedClip) -> int:
+    return Shape.of(planned.clip.settings).num_video_tokens
 
 
 def _level(planned: PlannedClip) -> int:

@@ -26,7 +26,7 @@ from hv15_batch.rundir.paths import REWRITES, RunDir
 from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
 from hv15_batch.rundir.remote.lease import NAME as LEASE
 from hv15_batch.rundir.remote.lease import Lease
-from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror, push_results
+from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror, film_names, push_results
 from hv15_batch.rundir.remote.objects import (
     ATTEMPT,
     FRAME_SUFFIX,
@@ -282,6 +282,9 @@ class StoredRun:
             settings = self._run_dir.run_folder(self._run_id) / "config.yaml"
             if not settings.exists():  # of a run that was refused
                 mirror.withdraw(self._run_dir.relative(settings))
+        for name in film_names(self._run_dir):  # large: each with the usual patience
+            with Secondary(f"{name} in the store is not up to date", tell), self._putting:
+                Mirror(self._client, self._run_dir.path).push([name])
         with Secondary("the lease was not released, and ends by itself", tell):
             self._lease.release()
 

@@ -46,7 +46,7 @@ _OURS = re.compile(
     rf"({_LARGE}|log|runs|assets|previews|probe|inputs|shards)/.*|{re.escape(lease.NAME)}"
 )
 
-__all__ = ("NAMES", "PULL_LOCK", "Mirror", "push_results")
+__all__ = ("NAMES", "PULL_LOCK", "Mirror", "film_names", "push_results")
 
 
 class Mirror:
@@ -229,7 +229,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def push_results(mirror: Mirror, run_dir: RunDir) -> None:
-    """Put the page and the tables of a working folder.
+    """Put the page and the tables of a working folder. Films, which are large, come after them.
 
     Raises:
         StoreError: The store does not take them.
@@ -237,5 +237,9 @@ def push_results(mirror: Mirror, run_dir: RunDir) -> None:
     tables = (run_dir.benchmark_table, run_dir.benchmark_table.with_suffix(".md"))
     small = (run_dir.plan, run_dir.clips_table, run_dir.decided, run_dir.rows, run_dir.status)
     assets = sorted((run_dir.path / ASSETS).glob("[!.]*"))
-    films = sorted((run_dir.path / FILMS).glob("[!.]*"))
-    mirror.push(map(run_dir.relative, (*small, *tables, *assets, *films, run_dir.page)))
+    mirror.push(map(run_dir.relative, (*small, *tables, *assets, run_dir.page)))
+
+
+def film_names(run_dir: RunDir) -> list[str]:
+    """Return the names of the films in a working folder."""
+    return sorted(map(run_dir.relative, (run_dir.path / FILMS).glob("[!.]*")))
