@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hv15_batch import __version__
 from hv15_batch.clip import Clip
 from hv15_batch.dispatch._suited import suited, with_first_frame
-from hv15_batch.dispatch.local import LocalExecutor, lost_gpu
+from hv15_batch.dispatch.local import LocalExecutor, lost_gpu, set_allocator
 from hv15_batch.dispatch.protocol import (
     GPU_LOST,
     Declined,
@@ -36,13 +37,13 @@ from hv15_batch.dispatch.protocol import (
     Stepped,
 )
 from hv15_batch.dispatch.seats import Order
-from hv15_batch.errors import Refused
+from hv15_batch.errors import Refused, StoreError
 from hv15_batch.machine.machine import Machine, read_machine
 from hv15_batch.machine.system import system_facts
 from hv15_batch.redaction import redacted
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote.shared import Inputs, Question, Shared, answer
-from hv15_batch.rundir.store import let_go
+from hv15_batch.rundir.store import learn_frames, let_go
 
 BATCH_SECONDS = 0.2
 """Steps are passed on together, at most so much later; what the driver acts on goes at once."""
@@ -87,6 +88,7 @@ class NodeWorker:
             facts: `node_id` and `address`. Small and plain, so that a cluster can always make this
                 worker again.
         """
+        set_allocator()  # before the machine is read, and for the process that renders
         self._facts = facts
         self._number = -1
         self._serving: _Serving | None = None
@@ -117,7 +119,8 @@ class NodeWorker:
     def events(self, number: int) -> Iterator[Batch]:
         """Yield the renderer's events until it ends."""
         if self._serving is None or number != self._number:
-            yield Batch((Died("the worker's process was replaced", is_gone=True),), None, False)
+            died = Died("the worker's process was replaced", was_up=False, is_gone=True)
+            yield Batch((died,), None, False)
             return
         yield from self._serving.events()
 
@@ -137,6 +140,7 @@ class _Serving:
         self._lock = threading.Lock()
         self._waiting: list[Any] = []
         self._executor: LocalExecutor | None = None
+        self._run_dir = RunDir(order.spec.run_dir)
         self._inputs: Inputs | None = None
         self._stopped, self._stop = multiprocessing.Pipe(duplex=False)
         self._ended = threading.Event()
@@ -150,10 +154,13 @@ class _Serving:
 
     def _pass_on(self, executor: LocalExecutor, message: Any) -> None:
         assert self._inputs is not None
+        clips: list[Clip] = [message.clip] if isinstance(message, Job) else message
+        sources = [clip.source for clip in clips if clip.source is not None]
+        with suppress(OSError, StoreError):  # the renderer says which frame is missing
+            learn_frames(self._run_dir, [(each.denoise_sha256, each.number) for each in sources])
         if isinstance(message, Job):
             executor.submit(replace(message, clip=with_first_frame(message.clip, self._inputs)))
         else:
-            clips: list[Clip] = message
             executor.encode([with_first_frame(clip, self._inputs) for clip in clips])
 
     def stop(self, in_order: bool) -> None:
@@ -198,7 +205,8 @@ class _Serving:
                     reason = f"the worker failed: {type(error).__name__}: {error}"
                     yield Died(redacted(reason), was_up=False)
                 else:
-                    self._inputs = Inputs(RunDir(spec.run_dir))
+                    self._run_dir = RunDir(spec.run_dir)
+                    self._inputs = Inputs(self._run_dir)
                     yield spec
                 return
 

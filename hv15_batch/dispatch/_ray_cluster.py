@@ -33,7 +33,11 @@ LOOK_SECONDS = 3.0
 GROUPS = {"control": 1, "orders": 1, "events": 1}
 """One thread each: orders keep their turn, and a renderer can be ended while they wait."""
 _MOST_DEATHS = 3
-"""An actor that dies so often without a clip in between is not used again."""
+"""An actor that dies so often, where no clip explains it, is not used again."""
+_MOST_FAILURES = 3
+"""So many actors that cannot be used are made anew for each machine, then one now and then."""
+AGAIN_SECONDS = 600.0
+"""After that a machine may have been mended."""
 
 
 @dataclass
@@ -45,7 +49,9 @@ class _Actor:
     """The answer that is waited for; None once it sits in a seat."""
     asked_at: float = 0.0
     deaths: int = 0
-    """Since it last finished a clip."""
+    """That no clip explains, since it last finished one or had one that explains its death."""
+    is_unfit: bool = False
+    """It cannot be used, and holds its card so that Ray puts no other actor there."""
 
     def live_on(self) -> None:
         """Note that it finished a clip."""
@@ -94,6 +100,7 @@ class RayCluster:
         self._class = actor_class
         self._actors: list[_Actor] = []
         self._num_failed = 0
+        self._failed_at = 0.0
         self._looked_at = -LOOK_SECONDS
         self._notes: deque[str] = deque()
 
@@ -114,7 +121,8 @@ class RayCluster:
         while time.monotonic() < end:
             before = len(seats)
             seats += self.new_seats()
-            is_soon_more = self._room() > 0 and time.monotonic() - begin < FREE_SECONDS
+            since = max(begin, self._failed_at)
+            is_soon_more = self._room() > 0 and time.monotonic() - since < FREE_SECONDS
             if not is_soon_more and not any(actor.hello is not None for actor in self._actors):
                 break
             if seats and len(seats) > before:
@@ -168,8 +176,13 @@ class RayCluster:
 
     def _room(self) -> int:
         """Return how many actors more there is a card for, be it free or not."""
+        machines = sum(bool(node.get("Alive", True)) for node in self._ray.nodes())
+        if self._num_failed >= _MOST_FAILURES * machines:
+            if time.monotonic() - self._failed_at < AGAIN_SECONDS:
+                return 0
         total = int(self._ray.cluster_resources().get(self._kind, 0))
-        return min(self._most - self._num_failed, total) - len(self._actors)
+        num_useful = sum(not actor.is_unfit for actor in self._actors)
+        return min(self._most - num_useful, total - len(self._actors))
 
     def _make_actor(self) -> _Actor:
         kind = {"num_gpus": 1, "num_cpus": 0} if self._uses_card else {"num_cpus": 1}
@@ -197,7 +210,9 @@ class RayCluster:
             fault = f"it has hv15_batch {hello.version}, and the driver {__version__}"
         elif self._uses_card and not hello.machine.gpus:
             fault = "Ray gave it a card that its driver does not list"
-        if fault is not None:  # the actor stays, so that Ray puts no other one there
+        if fault is not None:
+            actor.is_unfit = True
+            self._failed_at = time.monotonic()
             self._notes.append(f"{node} is not used: {fault}.")
             return None
         offered = {n["NodeID"]: n["Resources"].get(self._kind, 1) for n in self._ray.nodes()}
@@ -213,7 +228,7 @@ class RayCluster:
                 next(numbers),
                 node,
                 finished=actor.live_on,
-                gone=lambda: self._lost(actor),
+                gone=lambda has_clip: self._lost(actor, has_clip),
             )
 
         return Seat(node, hello.machine, hello.facts, num_sharing, make_executor)
@@ -221,13 +236,17 @@ class RayCluster:
     def _give_up(self, actor: _Actor, note: str) -> None:
         self._actors.remove(actor)
         self._num_failed += 1
+        self._failed_at = time.monotonic()
         self._notes.append(note)
         with suppress(Exception):
             self._ray.kill(actor.handle)
 
-    def _lost(self, actor: _Actor) -> None:
-        """Note that an actor died: Ray makes it again somewhere, and it says hello anew."""
-        actor.deaths += 1
+    def _lost(self, actor: _Actor, has_clip: bool) -> None:
+        """Note that an actor died: Ray makes it again somewhere, and it says hello anew.
+
+        A clip that it was rendering explains the death: the loop skips one that kills too often.
+        """
+        actor.deaths = 0 if has_clip else actor.deaths + 1
         if actor.deaths >= _MOST_DEATHS:
             times = counted(actor.deaths, "death")
             self._give_up(actor, f"a worker is not used again, after {times} without a clip.")

@@ -43,7 +43,7 @@ class RayExecutor:
         number: int,
         node: str,
         finished: Callable[[], None],
-        gone: Callable[[], None],
+        gone: Callable[[bool], None],
     ) -> None:
         """Remember what to run; `start` runs it.
 
@@ -55,7 +55,7 @@ class RayExecutor:
             number: Of this executor among those of the actor.
             node: The actor's machine, in words.
             finished: Called when a clip is finished.
-            gone: Called once when the actor is gone.
+            gone: Called once when the actor is gone, with whether it had a clip.
         """
         self._ray = ray
         self._handle = handle
@@ -69,6 +69,7 @@ class RayExecutor:
         self._lock = threading.Lock()
         self._waiting: list[Any] | None = []
         self._resident_bytes: int | None = None
+        self._num_clips = 0
         self._is_up = self._is_gone = False
         self._send = handle.send.options(concurrency_group="orders")
 
@@ -88,6 +89,7 @@ class RayExecutor:
 
     def submit(self, job: Job) -> None:
         """See `dispatch.protocol.Executor.submit`."""
+        self._num_clips += 1
         self._order_of(job)
 
     def _order_of(self, message: Any) -> None:
@@ -96,6 +98,16 @@ class RayExecutor:
                 self._waiting.append(message)
             else:
                 self._send.remote(self._number, message)
+
+    def _send_waiting(self) -> None:
+        """Send what waited until the renderer is known to be up.
+
+        So an actor that dies with a clip was up, and one that was not never got the clip.
+        """
+        with self._lock:
+            for message in self._waiting or ():
+                self._send.remote(self._number, message)
+            self._waiting = None
 
     def poll(self, timeout_seconds: float) -> Event | None:
         """See `dispatch.protocol.Executor.poll`."""
@@ -108,8 +120,9 @@ class RayExecutor:
             event = self._death("it sends nothing more")
         if isinstance(event, Died) and event.is_gone and not self._is_gone:
             self._is_gone = True
-            self._gone()
+            self._gone(event.was_up and self._num_clips > 0)
         elif isinstance(event, Finished):
+            self._num_clips -= 1
             self._finished()
         return event
 
@@ -174,14 +187,12 @@ class RayExecutor:
         self._try_store()
         start = handle.start.options(concurrency_group="orders")
         self._ray.get(start.remote(self._number, self._order, self._renderer))
-        with self._lock:
-            for message in self._waiting or ():
-                self._send.remote(self._number, message)
-            self._waiting = None
         stream = handle.events.options(num_returns="streaming", concurrency_group="events")
         for reference in stream.remote(self._number):
             batch: Batch = self._ray.get(reference)
             self._resident_bytes, self._is_up = batch.resident_bytes, batch.is_up
+            if batch.is_up:
+                self._send_waiting()
             for event in batch.events:
                 if isinstance(event, Declined):
                     event = Declined(f"{self._node}: {event.message}")

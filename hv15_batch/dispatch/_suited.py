@@ -32,6 +32,8 @@ def suited(order: Order, say: Say) -> ExecutorSpec:
     spec = order.spec
     run_dir = join(order.place)
     _check_loras(order.loras, say)
+    for model in spec.models.values():
+        _check_paths(model)
     cache_root().mkdir(parents=True, exist_ok=True)
     with FileLock(cache_root() / _LOCK):  # the others of this machine wait, and find it done
         first, *further = (_with_weights(model, say) for model in spec.models.values())
@@ -42,6 +44,27 @@ def suited(order: Order, say: Say) -> ExecutorSpec:
         further=tuple(further),
         shares_inputs=run_dir.url is not None,
     )
+
+
+def _check_paths(model: ModelSpec) -> None:
+    """Check that the weights which lie in folders of the user's are here, before any fetch.
+
+    Raises:
+        Refused: Some are missing; the message names their path.
+    """
+    option = model.config.model
+    is_there = {}
+    if model.checkpoint.kind is CheckpointKind.local and option.repo is not None:
+        is_there[f"repo={option.repo}"] = Path(option.repo).is_dir()
+    if option.transformer_file is not None:
+        file = option.transformer_file
+        is_there[f"transformer_file={file}"] = Path(file).exists()
+    for typed, is_here in is_there.items():
+        if not is_here:
+            raise Refused(
+                f"model.{typed}: is not on this machine; copy it there, or name a place that all "
+                "machines see."
+            )
 
 
 def _with_weights(model: ModelSpec, say: Say) -> ModelSpec:
@@ -65,7 +88,7 @@ def _with_weights(model: ModelSpec, say: Say) -> ModelSpec:
                 "that all of them see."
             )
     make_transformers([(option, found.transformer)], say)
-    return replace(model, checkpoint=found)
+    return replace(model, checkpoint=replace(found, repo=wanted.repo))  # as rows of the driver
 
 
 def _place(found: Checkpoint) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hv15_batch.clip import ClipLora
-from hv15_batch.dispatch.protocol import Executor, ExecutorSpec
+from hv15_batch.config.settings import Config
+from hv15_batch.dispatch.protocol import Executor, ExecutorSpec, ModelSpec
 from hv15_batch.machine.machine import Machine
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.weights.checkpoint import CheckpointKind
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,26 @@ class Order:
     """The run directory as every machine must find it: a path that all share, or a URL."""
     loras: tuple[ClipLora, ...] = ()
     """Files of the run's clips; each machine must have them under the same paths."""
+
+
+def with_absolute_paths(spec: ExecutorSpec) -> ExecutorSpec:
+    """Return settings whose weights do not depend on the folder in which a process was started."""
+    further = (replace(each, config=_absolute(each)) for each in spec.further)
+    first, *_ = spec.models.values()
+    return replace(spec, config=_absolute(first), further=tuple(further))
+
+
+def _absolute(spec: ModelSpec) -> Config:
+    model = spec.config.model
+    if spec.checkpoint.kind is CheckpointKind.local and model.repo is not None:
+        model = replace(model, repo=_absolute_path(model.repo))
+    if model.transformer_file is not None:
+        model = replace(model, transformer_file=_absolute_path(model.transformer_file))
+    return replace(spec.config, model=model)
+
+
+def _absolute_path(typed: str) -> str:
+    return os.path.abspath(os.path.expanduser(typed))
 
 
 @dataclass(frozen=True)

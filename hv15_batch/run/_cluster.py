@@ -21,6 +21,7 @@ from hv15_batch.planning.todo import Todo
 from hv15_batch.run.prepare import Asked
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote.shared import Inputs
+from hv15_batch.rundir.store import check_free
 
 OpenCluster = Callable[[str | None, bool | None, int], AbstractContextManager[Cluster]]
 """Takes the address, whether workers need a card (None: where there are some), and their number."""
@@ -40,12 +41,13 @@ def cluster_for(asked: Asked, todo: Todo, open_cluster: OpenCluster) -> Iterator
     """Yield the cluster that renders; None for workers of this machine, or with nothing to render.
 
     Raises:
-        Refused: The cluster cannot be used.
+        Refused: The cluster cannot be used, or another run holds the run directory.
     """
     config = asked.config
     if config.dispatch.kind is not DispatchKind.ray or not todo.to_render:
         yield None
         return
+    check_free(asked.run_dir)
     weights = {own.model.weights for own, _ in asked.models(todo)}
     uses_card: bool | None = True
     if weights == {Weights.tiny}:

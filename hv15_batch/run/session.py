@@ -151,7 +151,9 @@ def _run(
     run = make_run(asked, todo, machine, rules, seats)
     notes = [*asked.manifest.notes, *(cluster.take_notes() if cluster else ())]
     notes += run.notes if run else ()
-    notes += refuse_or_note(asked, todo, run.offload_kinds, len(run.cards)) if run else ()
+    is_elsewhere = bool(seats) and asked.config.dispatch.address is not None
+    kinds = run.offload_kinds if run and not is_elsewhere else ()  # what they write on this disk
+    notes += refuse_or_note(asked, todo, kinds, len(run.cards)) if run else ()
     is_announced = lacks_weights(asked, todo)
     if is_announced:
         _say_all([headline(run_dir, todo), *notes], say)

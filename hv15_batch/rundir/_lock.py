@@ -135,6 +135,19 @@ def locked(path: Path, shard: Shard | None, run_id: str) -> Iterator[int | None]
         yield lock.descriptor
 
 
+def check_free(path: Path, shard: Shard | None) -> None:
+    """Refuse where `locked` would, as far as a look can tell; it holds nothing afterwards.
+
+    Raises:
+        Refused: See `locked`.
+    """
+    own = own_folder(path, shard)
+    check_no_link(path, shard)
+    if (own / HOLDER).exists() and _is_locked(own / LOCK):
+        raise Refused(_held_message(path, own))
+    _check_others(path, shard)
+
+
 @contextmanager
 def moment(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Hold the lock of the directory for a moment, as one of its shards.

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.rundir import _lock
 from hv15_batch.rundir.frames import frame_file, frame_name
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
-from hv15_batch.rundir.remote.objects import read_stored
+from hv15_batch.rundir.remote.objects import FRAMES, add_objects, read_stored
 from hv15_batch.rundir.status import read_holder
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 __all__ = (
     "Hold",
     "below",
+    "check_free",
     "clip_file",
     "fetched",
     "frame_of",
     "hold",
     "is_url",
+    "learn_frames",
     "let_go",
     "open_uploads",
     "place",
@@ -112,6 +115,30 @@ def hold(run_dir: RunDir, run_id: str, tell: Callable[[str], None]) -> Iterator[
             yield Hold(descriptor, stored)
 
 
+def check_free(run_dir: RunDir) -> None:
+    """Refuse a run directory that another run holds now; `hold` looks again.
+
+    So a run does not wait for machines, or take them, in vain.
+
+    Raises:
+        Refused: Another run holds it, or the store cannot be used.
+    """
+    _lock.check_free(run_dir.path, run_dir.shard)
+    if run_dir.url is None:
+        return
+    from hv15_batch.rundir.remote.client import Client
+    from hv15_batch.rundir.remote.lease import NAME, Lease
+    from hv15_batch.rundir.remote.mirror import Mirror
+    from hv15_batch.rundir.remote.probe import probe
+
+    client, name = Client(run_dir.url), run_dir.relative(run_dir.own / NAME)
+    try:
+        now = probe(client).now
+        Lease(client, {"folder": Mirror(client, run_dir.path).id}, name=name).check_free(now)
+    except StoreError as error:
+        raise Refused(f"run_dir={error}") from error
+
+
 def open_uploads(run_dir: RunDir) -> Uploads | None:
     """Return what a worker of a run directory on object storage uploads with; None on a disk."""
     url = run_dir.url
@@ -160,6 +187,26 @@ def frame_of(run_dir: RunDir, denoise_sha256: str, number: int) -> Path | None:
     else:
         return None
     return path if path.is_file() else None
+
+
+def learn_frames(run_dir: RunDir, wanted: Iterable[tuple[str, int]]) -> None:
+    """Look once in the store for frames that this machine does not know; another one put them.
+
+    Args:
+        run_dir: The run directory; nothing happens on a disk.
+        wanted: The `denoise_sha256` of a clip, and the number of its frame.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    stored = read_stored(run_dir.path)
+    if stored is None or all(frame_name(*each) in stored.frames for each in wanted):
+        return
+    from hv15_batch.rundir.remote.client import LOOK, Client
+
+    found = Client(f"{stored.url}/{FRAMES}", LOOK).list()
+    named = ((f"{FRAMES}/{item.name}", item.size) for item in found)
+    add_objects(run_dir.path, [each for each in named if each[0] not in stored.objects])
 
 
 def clip_file(typed: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import replace
@@ -92,6 +93,7 @@ def test_orders_that_come_before_the_renderer_is_there_are_kept(project: Project
     (died,) = next(iter(worker.events(0))).events
     assert isinstance(died, Died)
     assert died.is_gone, "what this process did not start is gone"
+    assert not died.was_up, "it never got a clip"
 
 
 def test_what_does_not_suit_the_machine_is_declined(
@@ -105,6 +107,15 @@ def test_what_does_not_suit_the_machine_is_declined(
     worker.start(0, order_of(project), FakeRenderer)
     (batch,) = worker.events(0)
     assert batch.events == (Declined("loras: /a.safetensors is not on this machine"),)
+
+
+def test_the_allocator_is_set_as_in_a_run_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    NodeWorker({"node_id": "n", "address": "10.0.0.1"})
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_hello_says_what_the_machine_is() -> None:

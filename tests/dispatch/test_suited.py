@@ -11,11 +11,12 @@ from fakes.runs import Project
 from fakes.worker import jobs, spec
 
 from hv15_batch.clip import ClipLora
+from hv15_batch.dispatch import _suited
 from hv15_batch.dispatch._suited import suited, with_first_frame
-from hv15_batch.dispatch.seats import Order
+from hv15_batch.dispatch.seats import Order, with_absolute_paths
 from hv15_batch.errors import Refused
 from hv15_batch.rundir.remote.shared import Inputs, Shared, answer, ask, check_answer
-from hv15_batch.weights.checkpoint import resolve_checkpoint
+from hv15_batch.weights.checkpoint import CheckpointKind, resolve_checkpoint
 
 
 @pytest.fixture
@@ -59,6 +60,29 @@ def test_weights_of_another_content_are_refused_with_their_place(project: Projec
 
     order = replace(order, spec=replace(order.spec, checkpoint=theirs))
     with pytest.raises(Refused, match=r"model=tiny_t2v: the content of /.+ is \w+ here and f"):
+        suited(order, print)
+
+
+def test_weights_in_folders_are_under_the_drivers_paths_and_must_be_there(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    order = order_of(project)
+    config = order.spec.config
+    model = replace(config.model, repo="weights", transformer_file="a.safetensors")
+    checkpoint = replace(order.spec.checkpoint, kind=CheckpointKind.local)
+    spec = replace(order.spec, config=replace(config, model=model), checkpoint=checkpoint)
+    order = replace(order, spec=with_absolute_paths(spec))
+    weights = project.folder / "weights"
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(_suited, "fetch", None)
+
+    assert order.spec.config.model.repo == str(weights)
+    with pytest.raises(Refused, match=f"model.repo={weights}: is not on this machine"):
+        suited(order, print)
+    weights.mkdir()
+    file = project.folder / "a.safetensors"
+    with pytest.raises(Refused, match=f"model.transformer_file={file}: is not on this machine"):
         suited(order, print)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from fakes.runs import FakeRenderer
 from hv15_batch.dispatch.local import LocalExecutor
-from hv15_batch.dispatch.protocol import Died, Event
+from hv15_batch.dispatch.protocol import Died, Event, ExecutorSpec
 from hv15_batch.dispatch.seats import Order, Seat
+from hv15_batch.errors import Refused
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.nvml import Gpu
 
@@ -22,6 +23,15 @@ class LeavingExecutor(LocalExecutor):
     def poll(self, timeout_seconds: float) -> Event | None:
         event = super().poll(timeout_seconds)
         return replace(event, is_gone=True) if isinstance(event, Died) else event
+
+
+class UnfitLater(FakeRenderer):
+    """Cannot render any more once something was rendered."""
+
+    def __init__(self, spec: ExecutorSpec) -> None:
+        super().__init__(spec)
+        if (spec.run_dir.parent / "journal.txt").exists():
+            raise Refused("loras: /a.safetensors is not on this machine")
 
 
 def seat(node: str, gpu: Gpu | None = None, leaves: bool = False, renderer: Any = None) -> Seat:

@@ -6,22 +6,40 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from fakes.runs import Project
-from fakes.seats import FakeCluster, seat
+from fakes.runs import FakeRenderer, Project
+from fakes.seats import FakeCluster, UnfitLater, seat
+from fakes.worker import jobs, spec
 
+from hv15_batch.clip import Source
 from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
-from hv15_batch.dispatch.seats import Seat
+from hv15_batch.config.shard import Shard
+from hv15_batch.dispatch._node import _Serving
+from hv15_batch.dispatch.protocol import Job
+from hv15_batch.dispatch.seats import Order, Seat
 from hv15_batch.errors import Refused
 from hv15_batch.machine.nvml import Gpu
+from hv15_batch.machine.system import system_sha256
 from hv15_batch.model.options import model_options
+from hv15_batch.model.variant import OffloadKind
 from hv15_batch.planning.todo import Todo
-from hv15_batch.run import _cluster
+from hv15_batch.run import _cluster, _preflight
+from hv15_batch.run._run import Run
 from hv15_batch.run.rendering import team
+from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.remote import lease
+from hv15_batch.rundir.remote.client import Client
+from hv15_batch.rundir.remote.shared import Inputs
 from hv15_batch.rundir.status import read_status
+from hv15_batch.rundir.store import frame_of, place
+
+if TYPE_CHECKING:
+    from fakes.stored import Stored
 
 
 @pytest.fixture
@@ -29,11 +47,17 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def run(project: Project, cluster: FakeCluster, workers: int | str = "auto", **changes: Any) -> int:
+def run(
+    project: Project,
+    cluster: FakeCluster,
+    workers: int | str = "auto",
+    address: str | None = None,
+    **changes: Any,
+) -> int:
     from hv15_batch.run import session
 
     project.said.clear()
-    dispatch = DispatchConfig(kind=DispatchKind.ray, workers=workers)
+    dispatch = DispatchConfig(kind=DispatchKind.ray, workers=workers, address=address)
     config = project.config(dispatch=dispatch, **changes)
     return session.run(config, (), None, project.said.append, open_cluster=cluster.open)
 
@@ -81,9 +105,37 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     assert run(project, cluster) == 0
     statuses = Counter((r["row_id"], r["status"]) for r in project.records())
     assert statuses == dict.fromkeys([("bad", "failed"), *((r, "ok") for r in RIDS)], 1)
+    lost = next(r for r in project.records() if r["status"] == "failed")
+    assert (lost["hostname"], lost["worker_id"]) == ("one", "ray-0-0"), "not the driver"
+    assert lost["system_sha256"] == system_sha256(dict(seat("one").facts))
     said = capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
     assert "starting another one" not in said
+
+
+def test_the_only_worker_is_given_up_if_it_is_unfit_once_the_log_has_rows(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", "bad,die once", "cat,a cat", "dog,a dog")
+    cluster = FakeCluster(seat("one", renderer=UnfitLater))
+    threading.Timer(3.0, cluster.add, (seat("two"),)).start()
+
+    assert run(project, cluster) == 0
+    assert set(done_by(project)) == {"ray-1-0"}
+    said = capsys.readouterr().out
+    assert "worker 0 is given up, 0 workers left: loras: /a.safetensors is not on this" in said
+
+
+def test_blocks_on_the_disks_of_other_machines_are_not_looked_for_here(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "offload_kinds", {OffloadKind.stream_disk})
+    monkeypatch.setattr(_preflight, "transformer_bytes", lambda _: 10**18)
+    project.write("id,prompt", "cat,a cat")
+
+    with pytest.raises(Refused, match="offload=stream_disk"):
+        run(project, FakeCluster(seat("one")))
+    assert run(project, FakeCluster(seat("one")), address="auto") == 0
 
 
 RIDS = ("bad", "cat", "dog")
@@ -98,6 +150,55 @@ def test_a_run_that_no_seat_is_left_for_stops_and_is_resumable(
     assert run(project, FakeCluster(seat("one", leaves=True))) == 4
     assert "no worker is left, and none joined within 1 s" in " ".join(project.said)
     assert run(project, FakeCluster(seat("one"))) == 0
+
+
+def test_a_held_run_directory_is_refused_before_the_cluster_is_asked(project: Project) -> None:
+    project.write("id,prompt", "cat,a cat")
+    project.run_dir.create()
+    cluster = FakeCluster(seat("one"))
+
+    with project.run_dir.locked("theirs"), pytest.raises(Refused, match=r"in use by .*run theirs"):
+        run(project, cluster)
+    shard = RunDir(project.run_dir.path, Shard(1, 2))
+    shard.create()
+    with shard.locked("theirs"), pytest.raises(Refused, match="shard 1/2"):
+        run(project, cluster)
+    assert cluster.asked == []
+    assert run(project, cluster) == 0
+
+
+def test_a_run_directory_whose_lease_is_held_is_refused_before_the_cluster_is_asked(
+    stored: Stored,
+) -> None:
+    cluster = FakeCluster(seat("one"))
+    holder = {"pid": 9, "hostname": "far", "run_id": "theirs", "started_at": "now", "folder": "x"}
+    Client(stored.url).put(lease.NAME, json.dumps(holder).encode())
+
+    with pytest.raises(Refused, match=r"in use by process 9 on far \(run theirs"):
+        run(stored, cluster, run_dir=stored.url)
+    assert cluster.asked == []
+
+
+def test_a_frame_that_another_machine_put_is_found_by_the_worker_that_needs_it(
+    stored: Stored,
+) -> None:
+    job = jobs(stored)["cat"]
+    source = Source("0" * 64, "a" * 64, "cat_0", 4, 1, job.clip)
+    place(stored.url)
+    order = Order(replace(spec(stored), run_dir=stored.mirror.path), stored.url)
+    serving = _Serving(order, FakeRenderer)
+    serving._inputs = Inputs(stored.mirror)
+    name = f"frames/{source.denoise_sha256}_4.0123456789abcdef.png"
+    Client(stored.url).put(name, b"a frame")
+    sent: list[Job] = []
+    executor = cast(Any, SimpleNamespace(submit=sent.append))
+
+    assert frame_of(stored.mirror, source.denoise_sha256, 4) is None
+    serving._pass_on(executor, replace(job, clip=replace(job.clip, source=source)))
+    found = frame_of(stored.mirror, source.denoise_sha256, 4)
+    assert found is not None
+    assert found.read_bytes() == b"a frame"
+    assert len(sent) == 1
 
 
 def test_a_cluster_is_asked_for_what_the_clips_need(project: Project) -> None:

@@ -130,6 +130,23 @@ def broken_question(_: Any) -> Question:
     return Question("probe/nothing", "0" * 64, "probe/answer")
 
 
+@exhaustive
+def test_a_chain_on_object_storage_goes_on_from_a_frame_of_another_machine(
+    cluster: Any, server: Server, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend(server, monkeypatch)
+    url = "s3://films/chain-on-ray"
+    project.write(
+        "id,prompt,model,image,height,width,num_frames,join",
+        "a,a cat,,,128,128,5,story",
+        "b,a dog,tiny_i2v,@a:last,,,5,story",
+    )
+
+    assert run(project, make_renderer, run_dir=url) == 0
+    rows = read_records(RunDir(place(url)).log).to_pylist()
+    assert sorted((r["row_id"], r["status"]) for r in rows) == [("a", "ok"), ("b", "ok")]
+
+
 def test_a_worker_that_does_not_see_the_store_is_refused_by_name(
     cluster: Any,
     project: Project,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hv15_batch.clip import ClipLora
 from hv15_batch.dispatch.protocol import Executor
-from hv15_batch.dispatch.seats import Cluster, Order, Seat
+from hv15_batch.dispatch.seats import Cluster, Order, Seat, with_absolute_paths
 from hv15_batch.errors import Refused, Secondary
 from hv15_batch.forecast.offload import OffloadChoice
 from hv15_batch.machine.system import system_sha256
@@ -65,8 +66,13 @@ class SeatsTaken:
         place, retry = next(self._places), self.run.config.retry
         self._keep_facts(seat)
         stalls = StallWatch(retry.stall_factor, self.patience, self.run.pace, self.run.compiles)
-        make = self._maker(seat, offloads, place)
-        return Supervisor(make, retry, stalls, place)  # its card is looked for on its own machine
+        columns: dict[str, Any] = {
+            "hostname": seat.machine.hostname,
+            "system_sha256": system_sha256(dict(seat.facts)),
+        }
+        make = self._maker(seat, offloads, place, columns)
+        # Its card is looked for on its own machine.
+        return Supervisor(make, retry, stalls, place, columns=columns)
 
     def _keep_facts(self, seat: Seat) -> None:
         """Write what a worker's machine is, under the hash that its clips are logged with."""
@@ -78,22 +84,26 @@ class SeatsTaken:
                 publish_json(path, dict(seat.facts))
 
     def _maker(
-        self, seat: Seat, offloads: Mapping[str, OffloadChoice], place: int
+        self,
+        seat: Seat,
+        offloads: Mapping[str, OffloadChoice],
+        place: int,
+        columns: dict[str, Any],
     ) -> Callable[[Mapping[str, OffloadKind]], Executor]:
         run, numbers = self.run, itertools.count()
         where = run.run_dir.url or str(run.run_dir.path)
 
         def make_executor(kinds: Mapping[str, OffloadKind]) -> Executor:
             run.pace.started_worker(place)
+            columns["worker_id"] = f"ray-{place}-{next(numbers)}"
             spec = replace(
                 run.spec_for(offloads, seat.gpu),
-                worker_id=f"ray-{place}-{next(numbers)}",
-                hostname=seat.machine.hostname,
-                system_sha256=system_sha256(dict(seat.facts)),
+                **columns,
                 only_card=seat.gpu.uuid if seat.gpu else None,
                 num_workers=seat.num_sharing,
                 worker=place,
             )
-            return seat.make_executor(Order(spec.with_offloads(kinds), where, self._loras))
+            spec = with_absolute_paths(spec.with_offloads(kinds))
+            return seat.make_executor(Order(spec, where, self._loras))
 
         return make_executor

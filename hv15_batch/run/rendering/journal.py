@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from hv15_batch.clock import utc_now
 from hv15_batch.config.checks import typed_compile
@@ -115,9 +115,11 @@ class Journal:
             held = Held(job, utc_now())
             self.heard(Finished(job, record_of_lost(held, known, FAILED, "NotRewritten", why)), 0)
 
-    def record_of(self, lost: Held, status: str, error_type: str, message: str) -> ClipRecord:
-        """Return a record for an attempt whose worker wrote none."""
-        known = self._known_columns(lost.job.clip.settings.model)
+    def record_of(
+        self, lost: Held, status: str, error_type: str, message: str, own: Mapping[str, Any]
+    ) -> ClipRecord:
+        """Return a record for an attempt whose worker wrote none; `own` are columns of its seat."""
+        known = {**self._known_columns(lost.job.clip.settings.model), **own}
         return record_of_lost(lost, known, status, error_type, message)
 
     def append(self, record: ClipRecord) -> bool:

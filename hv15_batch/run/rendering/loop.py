@@ -276,7 +276,7 @@ class Loop:
             self._progress.tick()
             if isinstance(event, Declined):
                 is_first = len(self._team.working) == 1 and not self.journal.has_rows
-                if is_first or len(self._team.all) == 1:
+                if is_first or self._team.is_alone:
                     raise Refused(event.message)
                 event = Died(event.message, DECLINED, was_up=False)
             if isinstance(event, Died):
@@ -321,7 +321,7 @@ class Loop:
         again = []
         for held in lost:
             record = event.record if held.job.key == rendering else None
-            why = (FAILED, event.error_type, event.reason)
+            why = (FAILED, event.error_type, event.reason, worker.columns)
             record = record or self.journal.record_of(held, *why)
             self._tell(worker, Finished(held.job, record))
             job = self._recovery.another_attempt(held)
@@ -382,7 +382,7 @@ class Loop:
     def _interrupt(self, worker: Supervisor) -> None:
         """End a worker at once; log its current clips as interrupted."""
         worker.kill()
-        why = (INTERRUPTED, self._signals.cause.name, "stopped by the user")
+        why = (INTERRUPTED, self._signals.cause.name, "stopped by the user", worker.columns)
         for lost in worker.current.let_go():
             self.journal.append(self.journal.record_of(lost, *why))
             self._progress.interrupted(lost.job.clip.clip_id, lost.job.repeat)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 from hv15_batch.clip import Clip, Group
 from hv15_batch.config.settings import RetryConfig
@@ -47,6 +48,7 @@ class Supervisor:
         stalls: StallWatch,
         place: int = 0,
         gpu: Gpu | None = None,
+        columns: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a supervisor without a worker; `start` starts one.
 
@@ -57,8 +59,10 @@ class Supervisor:
             stalls: Decides when a worker counts as dead.
             place: Number of this supervisor among those of the run.
             gpu: The card of its workers; None on the CPU.
+            columns: What the log says of its worker, where that runs on another machine.
         """
         self.place, self.gpu = place, gpu
+        self.columns = {} if columns is None else columns
         self.current = Current()
         """The clips that its worker has."""
         self.group: Group | None = None

@@ -83,6 +83,12 @@ class Lease:
                 raise Refused(self._held_by(holder))
         self._etag, self._renewed_at = etag, at
 
+    def check_free(self, now: datetime) -> None:
+        """Refuse where `acquire` would; writes nothing. Raises like `acquire`."""
+        found = self._client.get(self._name)
+        if found is not None and not self._is_free(_parsed(found[0]), now):
+            raise Refused(self._held_by(_parsed(found[0])))
+
     def check_others(self, items: Iterable[Item], excludes: Callable[[str], bool]) -> None:
         """Refuse to render beside the holders of other leases. Needs the own one.
 
