@@ -94,14 +94,14 @@ def tiny_renderer(spec: ExecutorSpec) -> Any:
     denoise, decode, write = ladder.denoise, ladder.decode_frames, clip_writer.write_video
     encode_texts = encode_phase.Encoders.encode_texts
 
-    def noting_denoise(pipe: Any, clip: Clip, conditioning: Any, on_step: Any) -> Any:
+    def noting_denoise(pipe: Any, clip: Clip, conditioning: Any, on_step: Any, *rest: Any) -> Any:
         note(folder, f"denoise {clip.clip_id}")
 
         def step(number: int, total: int) -> None:
             on_step(number, total)
             trap.reach("denoising")
 
-        return denoise(pipe, clip, conditioning, step)
+        return denoise(pipe, clip, conditioning, step, *rest)
 
     def noting_decode(*arguments: Any, **rest: Any) -> Any:
         note(folder, "decode")

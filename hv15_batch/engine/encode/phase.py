@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from hv15_batch.clip import Clip, Source
@@ -25,7 +25,7 @@ from hv15_batch.dispatch.protocol import (
     RendererBroken,
     Stepped,
 )
-from hv15_batch.engine._measure import StageMeter
+from hv15_batch.engine._measure import Stage, StageMeter
 from hv15_batch.engine._switch import ModelSwitch
 from hv15_batch.engine.device import device_fault, execution_device
 from hv15_batch.engine.encode.cache import (
@@ -117,7 +117,7 @@ class EncodePhase:
                 meter, *others = found
                 for other in others:
                     meter.add(other)
-                costs[clip.settings_sha256] = pickle.dumps(meter.stages)
+                costs[clip.settings_sha256] = msgspec.json.encode(meter.stages)
         return costs
 
     def _take(self, keys: Sequence[str]) -> list[StageMeter]:
@@ -317,7 +317,7 @@ class EncodePhase:
         assert conditioning is not None
         encoded = [other.stages for other in self._take(keys)]
         if cost is not None:
-            encoded.append(pickle.loads(cost))
+            encoded.append(msgspec.json.decode(cost, type=dict[str, Stage]))
         for stages in encoded:
             meter.add_stages(stages)
         return conditioning, not encoded
