@@ -138,4 +138,4 @@ def test_plots_are_those_of_now(client: Client) -> None:
     told = client.get("/plots").json()
 
     assert told == client.view.watch.seen.served.data["plots"]
-    assert {plot["id"] for plot in told} >= {"vram", "energy"}
+    assert {plot["id"] for plot in told} >= {"vram", "rate"}
