@@ -39,8 +39,9 @@ def put(run_dir: RunDir, worker: int = 0, content: bytes = b"picture") -> None:
 
 
 def looked(client: Client) -> list[dict[str, Any]]:
-    client.view.watch._status_at = 0.0
-    client.view.watch.seen = client.view.watch.look()
+    for _ in range(3):  # the server's own look may come between
+        client.view.watch._status_at = 0.0
+        client.view.watch.seen = client.view.watch.look()
     previews: list[dict[str, Any]] = client.view.watch.seen.statuses[0].get("previews", [])
     return previews
 
