@@ -59,11 +59,13 @@ def test_code_weights_and_flags_are_part_of_it(project: OfficialProject) -> None
         lambda: write(ckpts / "transformer" / "480p_t2v" / "a.safetensors", "1"),
         lambda: write(ckpts / "vae" / "config.json", "{}"),
         lambda: write(ckpts / "text_encoder" / "llm" / "deep" / "a.json", "{}"),
-        lambda: write(ckpts / "a.bin", "{}"),
+        lambda: write(ckpts / "a.json", "{}"),
     ]
     for change in changes:
         change()
         seen.append(engine(project))
+    write(ckpts / "notes.txt", "mine")
+    assert engine(project) == seen[-1]
     seen.append(engine(project, official={"arguments": "--use_fp8_gemm"}))
     seen.append(
         engine(project, official={"arguments": "--use_fp8_gemm --quant_type fp8-per-tensor"})
