@@ -68,13 +68,13 @@ def picture_seconds(device: torch.device, grid: tuple[int, int, int]) -> tuple[f
     return statistics.median(host), statistics.median(on_device or [0.0])
 
 
-def decibels() -> tuple[float, list[float]]:
-    """Return seconds to learn from a clip of the demo VAE, and the PSNR on eleven others."""
+def decibels(num_clips: int = 12, num_frames: int = 25) -> tuple[float, list[float]]:
+    """Return seconds to learn from a clip of the demo VAE, and the PSNR on the other clips."""
     vae: Any = build_demo_component("vae", small_model("demo_t2v"), read_architecture("demo"))
     clips = []
-    for number in range(12):
+    for number in range(num_clips):
         generator = torch.Generator().manual_seed(number)
-        drawn, _, _ = render(sample_scenes(1, generator), canvas(1, "cpu", frames=25))
+        drawn, _, _ = render(sample_scenes(1, generator), canvas(1, "cpu", frames=num_frames))
         frames = ((drawn[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0)
         with torch.no_grad():
             latents = vae.encode(drawn).latent_dist.mode() * vae.config.scaling_factor

@@ -9,14 +9,53 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from hv15_batch import __version__
 from hv15_batch.clock import utc_now
+from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.errors import Refused
-from hv15_batch.record import FAILED, OK, STAGES, ClipRecord, is_denoised_here, seconds_column
+from hv15_batch.model.variant import Task
+from hv15_batch.record import (
+    FAILED,
+    OK,
+    STAGES,
+    ClipRecord,
+    asked_record,
+    is_denoised_here,
+    seconds_column,
+)
 from hv15_batch.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_CHARACTERS = 2000
+
+
+def base_record(spec: ExecutorSpec, job: Job, repo: str, task: Task, **known: Any) -> ClipRecord:
+    """Return a record with what is known of an attempt before it is rendered.
+
+    Args:
+        spec: Of the worker.
+        job: What it renders.
+        repo: Of the model's weights.
+        task: Of the model.
+        known: Further columns.
+    """
+    return asked_record(
+        job.clip,
+        run_id=spec.run_id,
+        shard=spec.config.shard,
+        attempt=job.attempt,
+        repeat=job.repeat,
+        manifest_sha256=spec.manifest_sha256,
+        started_at=utc_now(),
+        repo=repo,
+        task=task.name,
+        hostname=spec.hostname,
+        system_sha256=spec.system_sha256,
+        hv15_batch_version=__version__,
+        worker_id=spec.worker_id,
+        **known,
+    )
 
 
 class Attempt:

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hv15_batch import __version__
 from hv15_batch.clip import Clip
-from hv15_batch.clock import utc_now
-from hv15_batch.dispatch.attempt import Attempt
+from hv15_batch.dispatch.attempt import Attempt, base_record
 from hv15_batch.dispatch.protocol import (
     EncodingCosts,
     Event,
@@ -49,7 +47,6 @@ from hv15_batch.record import (
     SUSPECT,
     WARM_UP,
     ClipRecord,
-    asked_record,
     seconds_column,
 )
 from hv15_batch.rundir.frames import frame_files
@@ -296,20 +293,5 @@ class ClipRenderer:
         return StageMeter(device, self._samplers[device])
 
     def _base_record(self, job: Job, model: ModelInUse) -> ClipRecord:
-        spec = self._spec
-        return asked_record(
-            job.clip,
-            run_id=spec.run_id,
-            shard=spec.config.shard,
-            attempt=job.attempt,
-            repeat=job.repeat,
-            manifest_sha256=spec.manifest_sha256,
-            started_at=utc_now(),
-            repo=model.checkpoint.repo,
-            task=model.config.model.task.name,
-            hostname=spec.hostname,
-            system_sha256=spec.system_sha256,
-            hv15_batch_version=__version__,
-            worker_id=spec.worker_id,
-            **self._machines[model.device],
-        )
+        task, columns = model.config.model.task, self._machines[model.device]
+        return base_record(self._spec, job, model.checkpoint.repo, task, **columns)

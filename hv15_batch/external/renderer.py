@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hv15_batch import __version__
 from hv15_batch.clip import Clip
-from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import Config
-from hv15_batch.dispatch.attempt import Attempt
+from hv15_batch.dispatch.attempt import Attempt, base_record
 from hv15_batch.dispatch.protocol import Emit, ExecutorSpec, Job, Loading, Stepped
 from hv15_batch.external._process import Program
 from hv15_batch.external._publish import ClipPublisher
@@ -26,7 +24,7 @@ from hv15_batch.official.command import ENVIRONMENT, output_file, row_command
 from hv15_batch.official.limits import asks_for_sage, script_of
 from hv15_batch.official.output import Heard, Output
 from hv15_batch.official.verdict import check_words
-from hv15_batch.record import DECODE, DENOISE, ENCODE, LOAD, WARM_UP, ClipRecord, asked_record
+from hv15_batch.record import DECODE, DENOISE, ENCODE, LOAD, WARM_UP, ClipRecord
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import open_uploads
 
@@ -127,21 +125,12 @@ class ScriptRenderer:
 
     def _base_record(self, job: Job, config: Config) -> ClipRecord:
         spec, gpu, settings = self._spec, self._spec.gpu, job.clip.settings
-        return asked_record(
-            job.clip,
-            run_id=spec.run_id,
-            shard=spec.config.shard,
-            attempt=job.attempt,
-            repeat=job.repeat,
-            manifest_sha256=spec.manifest_sha256,
-            started_at=utc_now(),
-            repo=spec.models[settings.model].checkpoint.repo,
-            task=config.model.task.name,
+        return base_record(
+            spec,
+            job,
+            spec.models[settings.model].checkpoint.repo,
+            config.model.task,
             engine_version=(settings.engine or "").partition(" ")[0].partition("@")[2] or None,
-            hostname=spec.hostname,
-            system_sha256=spec.system_sha256,
-            hv15_batch_version=__version__,
-            worker_id=spec.worker_id,
             gpu_name=gpu.name if gpu else None,
             gpu_uuid=gpu.uuid if gpu else None,
             gpu_index=gpu.index if gpu else None,

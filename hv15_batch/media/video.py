@@ -273,6 +273,12 @@ def _find_faults(
     return faults
 
 
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    if not container.streams.video:
+        raise ValueError(f"{path.name} has no video stream")
+    return container.streams.video[0]
+
+
 def frame_size_and_rate(path: Path) -> tuple[tuple[int, int], Fraction]:
     """Return (height, width) of a file's frames, and frames per second.
 
@@ -281,9 +287,7 @@ def frame_size_and_rate(path: Path) -> tuple[tuple[int, int], Fraction]:
         OSError: The file cannot be opened.
     """
     with open_video(path) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path.name} has no video stream")
-        stream = container.streams.video[0]
+        stream = _video_stream(container, path)
         rate = stream.average_rate or stream.guessed_rate
         size = stream.codec_context.height, stream.codec_context.width
     if not rate or not all(size):
@@ -303,9 +307,7 @@ def read_frames(path: Path, num_threads: int | None = None) -> Iterator[Frames]:
         OSError: The file cannot be opened.
     """
     with open_video(path) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path.name} has no video stream")
-        stream = container.streams.video[0]
+        stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
         if num_threads is not None:
             stream.codec_context.thread_count = num_threads
@@ -322,9 +324,7 @@ def lossy_codec(path: Path) -> str | None:
         OSError: The file cannot be opened.
     """
     with open_video(path) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path.name} has no video stream")
-        name = container.streams.video[0].codec_context.name
+        name = _video_stream(container, path).codec_context.name
     is_lossless = name in VideoCodec.__members__ and VideoCodec[name].is_lossless
     return None if is_lossless else name
 
@@ -343,9 +343,7 @@ def copy_video(source: Path, path: Path, comment: str | None) -> None:
     """
     options = {"movflags": "+faststart"}
     with open_video(source) as original:
-        if not original.streams.video:
-            raise ValueError(f"{source.name} has no video stream")
-        stream = original.streams.video[0]
+        stream = _video_stream(original, source)
         with av.open(str(path), "w", format="mp4", options=options) as container:
             if comment is not None:
                 _check_comment(comment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,22 +17,17 @@ from fakes.runs import Project
 from fakes.worker import spec
 from PIL import Image
 
+from benchmarks.preview import decibels
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.engine.denoise.pipeline import denoise, load_denoiser
 from hv15_batch.engine.encode.cache import EmbeddingCache
-from hv15_batch.engine.load.demo import build_demo_component
 from hv15_batch.engine.preview import learning, preview
 from hv15_batch.engine.preview.colours import NUM_TERMS, ColourMap, fit, psnr
 from hv15_batch.engine.preview.of_clips import ClipPreviews
 from hv15_batch.engine.preview.preview import Previews
-from hv15_batch.model.architectures import read_architecture
-from hv15_batch.model.options import small_model
 from hv15_batch.model.variant import Weights
 from hv15_batch.rundir.chosen.previews import clear_previews, found_previews, preview_file
 from hv15_batch.rundir.paths import RunDir
-from training.drawing import render
-from training.pixels import canvas
-from training.world import sample_scenes
 
 KEY = "a" * 64
 
@@ -351,24 +345,7 @@ def test_a_map_that_is_linear_is_found_again_and_kept(kept: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_colours_of_one_demo_clip_have_18_db_on_others() -> None:
-    vae: Any = build_demo_component("vae", small_model("demo_t2v"), read_architecture("demo"))
-    clips = []
-    for number in range(6):
-        generator = torch.Generator().manual_seed(number)
-        drawn, _, _ = render(sample_scenes(1, generator), canvas(1, "cpu", frames=9))
-        frames = ((drawn[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0)
-        with torch.no_grad():
-            latents = vae.encode(drawn).latent_dist.mode() * vae.config.scaling_factor
-        clips.append((latents, frames.contiguous()))
-
-    begin = time.perf_counter()
-    learned = learning.learn(vae, *clips[0])
-    print(f"learned in {time.perf_counter() - begin:.1f} s")
-    found = []
-    for latents, frames in clips[1:]:
-        own, wanted = learning.middle_of(latents, frames)
-        colours = torch.stack([learned.colours(own[:, t]) for t in range(own.shape[1])])
-        found.append(psnr(colours, wanted))
-    print([round(value, 1) for value in found])
+    seconds, found = decibels(num_clips=6, num_frames=9)
+    print(f"learned in {seconds:.1f} s", [round(value, 1) for value in found])
 
     assert min(found) >= 18

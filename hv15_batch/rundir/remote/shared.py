@@ -114,19 +114,7 @@ def answer(shared: Shared, question: Question) -> str:
     Raises:
         Refused: One of both does not work; the message says which.
     """
-    mount = "let all machines see one folder under this path, or use run_dir=s3://BUCKET/FOLDER"
-    try:
-        found = hashlib.sha256(shared.read(question.asked)).hexdigest()
-    except (OSError, StoreError) as error:
-        raise Refused(
-            f"it cannot read {shared.where}/{question.asked}, which the driver has just written "
-            f"({_reason(error)}); {mount}."
-        ) from error
-    if found != question.sha256:
-        raise Refused(
-            f"it reads other bytes in {shared.where}/{question.asked} than the driver has just "
-            f"written; {mount}."
-        )
+    _check(shared, question.asked, question.sha256, "it", "the driver has")
     data = secrets.token_bytes(_PROBE_BYTES)
     try:
         shared.put(question.answer, data)
@@ -139,22 +127,32 @@ def answer(shared: Shared, question: Question) -> str:
 
 
 def check_answer(shared: Shared, question: Question, sha256: str) -> None:
-    """Read the other machine's answer, and delete both files.
+    """Read the other machine's answer.
 
     Raises:
         Refused: It is not there, or has other bytes.
     """
+    _check(shared, question.answer, sha256, "the driver", "it has")
+
+
+def _check(shared: Shared, name: str, sha256: str, reader: str, writer: str) -> None:
+    """Read a file that another machine wrote.
+
+    Raises:
+        Refused: It is not there, or has other bytes; the message says who does not see it.
+    """
+    mount = "let all machines see one folder under this path, or use run_dir=s3://BUCKET/FOLDER"
     try:
-        found = hashlib.sha256(shared.read(question.answer)).hexdigest()
+        found = hashlib.sha256(shared.read(name)).hexdigest()
     except (OSError, StoreError) as error:
         raise Refused(
-            f"the driver cannot read {shared.where}/{question.answer}, which it has just written "
-            f"({_reason(error)}); let both see one folder, or use run_dir=s3://BUCKET/FOLDER."
+            f"{reader} cannot read {shared.where}/{name}, which {writer} just written "
+            f"({_reason(error)}); {mount}."
         ) from error
     if found != sha256:
         raise Refused(
-            f"the driver reads other bytes in {shared.where}/{question.answer} than it has just "
-            "written; let both see one folder, or use run_dir=s3://BUCKET/FOLDER."
+            f"{reader} reads other bytes in {shared.where}/{name} than {writer} just written; "
+            f"{mount}."
         )
 
 
