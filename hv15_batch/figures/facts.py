@@ -46,6 +46,7 @@ def _engine(clip: Clip) -> str | None:
     return None if engine is None else _COMMIT.sub(lambda found: found[0][:12], engine)
 
 
+_REVISION_CHARACTERS = 8
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 FACTS: dict[str, Callable[[Clip], str | None]] = {
     "Variant": _column("model"),
@@ -115,7 +116,12 @@ def common_facts(clips: Sequence[Clip]) -> dict[str, str]:
 def different_facts(clip: Clip, common: Mapping[str, str]) -> dict[str, str]:
     """Return the facts in which a clip differs from some others."""
     read = {name: value(clip) for name, value in FACTS.items() if name not in common}
-    return {name: value for name, value in read.items() if value is not None}
+    return {name: short_fact(name, value) for name, value in read.items() if value is not None}
+
+
+def short_fact(name: str, value: str) -> str:
+    """Return a fact as people read it: of a revision the first characters, as git shows it."""
+    return value[:_REVISION_CHARACTERS] if name == "Revision" else value
 
 
 def noise_notes(weights: Iterable[str | None]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hv15_batch.figures.facts import KEY_FACTS
+from hv15_batch.figures.facts import KEY_FACTS, short_fact
 
 Facts = Mapping[str, str]
 """Facts of a group of clips, by their names on the page; unknown facts are absent."""
@@ -13,7 +13,6 @@ ALWAYS_SHOWN = ("Variant", "Offload", "Attention")
 _SAID_ALONE = (*ALWAYS_SHOWN, "Card", "Size")
 """Facts whose value tells what it is."""
 _NULL_MEANS_NONE = ("VRAM limit", "8-bit linear modules")
-_REVISION_CHARACTERS = 8
 
 
 def common_to_all(groups: Sequence[Facts]) -> dict[str, str]:
@@ -53,7 +52,7 @@ def shown_value(name: str, facts: Facts, missing: str) -> str:
     value = facts.get(name)
     if value is None:
         return "none" if name in _NULL_MEANS_NONE else missing
-    return value[:_REVISION_CHARACTERS] if name == "Revision" else value
+    return short_fact(name, value)
 
 
 def _fact_text(name: str, facts: Facts) -> str:

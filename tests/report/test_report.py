@@ -91,6 +91,14 @@ def test_what_all_clips_share_is_said_once(tmp_path: Path) -> None:
     assert [clip["differences"] for clip in shown] == [{"Frames": "121"}, {"Frames": "61"}]
 
 
+def test_a_card_shows_the_first_characters_of_a_revision(tmp_path: Path) -> None:
+    clips = [record("a", revision="a" * 64), record("b", 1, revision="b" * 64)]
+
+    _, shown = build(make_run(tmp_path, clips, clips))
+
+    assert [clip["differences"]["Revision"] for clip in shown] == ["aaaaaaaa", "bbbbbbbb"]
+
+
 def test_a_renamed_row_shows_the_clip_under_its_old_file_name(tmp_path: Path) -> None:
     renamed = replace(record("old"), clip_id="new")
 
