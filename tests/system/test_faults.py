@@ -33,6 +33,7 @@ from safetensors import safe_open
 from hv15_batch.clip import Clip
 from hv15_batch.config import run_names
 from hv15_batch.config.settings import FileCheck
+from hv15_batch.dispatch import attempt
 from hv15_batch.dispatch._child import make_renderer
 from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job
@@ -594,7 +595,7 @@ def test_a_clock_that_is_set_back_during_a_run_makes_no_negative_time(
 ) -> None:
     start = datetime.now().astimezone()
     moments = iter(start - timedelta(hours=n) for n in range(1000))
-    for module in (render, recovery):
+    for module in (attempt, recovery):
         monkeypatch.setattr(module, "utc_now", lambda: next(moments))
 
     assert project.run(InProcessExecutor) == 0
