@@ -106,6 +106,25 @@ def test_a_resume_with_nothing_to_do_asks_for_no_clip(stored: Stored) -> None:
     assert counts[1] - counts[0] <= fetched_more, "one more segment and run folder, not clips"
 
 
+def test_a_resume_asks_only_for_more_pages_of_the_listing_where_there_are_more_clips(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "4")
+    asked = []
+    for rows in (2, 9):
+        stored.write("prompt", *(f"a cat {number}" for number in range(rows)))
+        assert stored.go() == 0
+        stored.server.requests.clear()
+        assert stored.go() == 0
+        assert f"{stored.url}: {rows} of {rows} done" in stored.said
+        pages = stored.server.count("GET", f"/{BUCKET}$")
+        asked.append((pages, len(stored.server.requests) - pages))
+    few, many = asked
+    # Clips and latents have two pages more each, runs one; all are listed twice.
+    assert many[0] - few[0] == 2 * (2 + 2 + 1)
+    assert many[1] == few[1], "nothing else"
+
+
 @exhaustive
 def test_rows_that_were_changed_are_rendered_and_the_others_are_kept(stored: Stored) -> None:
     assert stored.go() == 0
