@@ -250,8 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hv15_batch-stored-") as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
         config = fill(Path(folder), arguments.clips, pipe)
-        for name in LARGE:
-            assert len(Client(f"{URL}/{name}").list()) == arguments.clips
+        assert len(Client(URL).list()) > len(LARGE) * arguments.clips
         for what, with_results in (
             ("another machine", False),
             ("the same machine", False),

@@ -131,8 +131,9 @@ def check_free(run_dir: RunDir) -> None:
     from hv15_batch.rundir.remote.mirror import Mirror
     from hv15_batch.rundir.remote.probe import probe
 
-    client, name = Client(run_dir.url), run_dir.relative(run_dir.own / NAME)
+    name = run_dir.relative(run_dir.own / NAME)
     try:
+        client = Client(run_dir.url)
         now = probe(client).now
         Lease(client, {"folder": Mirror(client, run_dir.path).id}, name=name).check_free(now)
     except StoreError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from datetime import datetime, timedelta, timezone
@@ -20,7 +21,7 @@ from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
 from hv15_batch.rundir.remote.client import SHORT, Client, Patience
 from hv15_batch.rundir.remote.lease import Lease
 from hv15_batch.rundir.remote.probe import probe
-from hv15_batch.rundir.store import open_uploads
+from hv15_batch.rundir.store import open_uploads, place
 
 URL = f"s3://{BUCKET}/night"
 QUICK = Patience(request_seconds=0.5, retries=0, retry_seconds=1.0)
@@ -134,6 +135,39 @@ def test_an_answer_of_the_server_becomes_one_message_without_the_key(
     assert reason in str(failed.value)
     assert URL in str(failed.value)
     assert "key-of-nobody" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "reason"),
+    [
+        ("az://films/night", {}, "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+        (
+            "az://films/night",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": "secret-!"},
+            "begin with AZURE_",
+        ),
+        (
+            "gs://films/night",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "/no/such/secret-file"},
+            "set GOOGLE_APPLICATION_CREDENTIALS",
+        ),
+        (URL, {"AWS_ACCESS_KEY_ID": "secret-id"}, "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
+        (URL, {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "secret-"}, "other variables that begin with AWS_"),
+    ],
+)
+def test_an_environment_that_opens_no_store_is_one_message_of_what_to_set(
+    url: str, environ: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refused) as refused:
+        place(url)
+    message = str(refused.value)
+    assert message.startswith(f"run_dir={url}: the environment does not open this store; set ")
+    assert reason in message
+    assert "secret-" not in message and "network" not in message
 
 
 def test_a_missing_bucket_is_named(s3: Server) -> None:

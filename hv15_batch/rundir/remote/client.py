@@ -26,6 +26,7 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of the instance",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the instance's identity",
 }
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 _FOLDERS_AT_ONCE = 8
 _MOST_VERSIONS = 64
@@ -86,7 +87,8 @@ class Client:
             patience: None for `USUAL`.
 
         Raises:
-            Refused: obstore is not installed, or the environment does not suit it.
+            Refused: obstore is not installed.
+            StoreError: The environment does not suit the store.
         """
         try:
             import obstore
@@ -107,15 +109,18 @@ class Client:
         }
         if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
             options["allow_http"] = True  # typed by the user, so it is meant
-        with self._asking("opened"):
-            self._store = obstore.store.from_url(
-                url,
-                client_options=options,
-                retry_config={
-                    "max_retries": patience.retries,
-                    "retry_timeout": timedelta(seconds=patience.retry_seconds),
-                },
-            )
+        retry = {
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(seconds=patience.retry_seconds),
+        }
+        try:
+            self._store = obstore.store.from_url(url, client_options=options, retry_config=retry)
+        except self._errors.BaseError:  # nothing was asked: a variable is missing, or makes no sense
+            raise StoreError(
+                f"{url}: the environment does not open this store; set "
+                f"{_CREDENTIALS[self._scheme]}, and look at its other variables that begin with "
+                f"{_VARIABLES[self._scheme]}."
+            ) from None
 
     def put(self, name: str, data: bytes | Path) -> str:
         """Write an object, whether it exists or not, and return its etag."""
