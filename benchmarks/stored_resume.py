@@ -6,9 +6,9 @@
 moto's S3 server runs in a process of its own, with a clip, latents and a thumbnail of one byte for
 each row. The same command resumes three times, until it is known that nothing is left to do: on a
 machine that knows nothing of the run, on the same machine again, and there once more with tables
-and page. moto needs a tenth of a second of CPU for a page of a listing, so its answers for clips, latents
-and thumbnails are made once before, and then sent again. Its CPU time is told apart. Needs the
-development packages (moto) and obstore.
+and page. moto needs a tenth of a second of CPU for a page of a listing. So its answers for clips,
+latents and thumbnails are made once before, and then sent again. Its CPU time is told apart. Needs
+the development packages (moto) and obstore.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class CountingServer(Server):
         self._pages: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
 
     def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request."""
         method, query = environ["REQUEST_METHOD"], environ["QUERY_STRING"]
         is_listing = method == "GET" and "list-type=" in query
         self.kinds["LIST" if is_listing else method] += 1
@@ -129,9 +130,7 @@ def _add(objects: dict[str, bytes]) -> None:
             files = [bucket.keys[prefix + n] for n in below if "/" not in n]
             return [*files, *sorted(folders)], False, None
         if delimiter or not prefix:
-            return usual(
-                self, bucket, prefix, delimiter, continuation_token, start_after, max_keys
-            )
+            return usual(self, bucket, prefix, delimiter, continuation_token, start_after, max_keys)
         if len(names) != len(bucket.keys):
             names[:] = sorted(bucket.keys)
         if continuation_token is None:

@@ -233,9 +233,7 @@ class RayCluster:
                 gone=lambda has_clip: self._lost(actor, has_clip),
             )
 
-        return Seat(
-            node, hello.machine, hello.facts, num_sharing, make_executor, actor.number
-        )
+        return Seat(node, hello.machine, hello.facts, num_sharing, make_executor, actor.number)
 
     def _give_up(self, actor: _Actor, note: str) -> None:
         self._actors.remove(actor)

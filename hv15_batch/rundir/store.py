@@ -234,9 +234,9 @@ def clip_file(typed: str) -> Path:
 def let_go(run_dir: RunDir, record: ClipRecord) -> None:
     """Delete what a worker of another machine uploaded of a finished clip; nothing on a disk."""
     if run_dir.url is not None:
-        from hv15_batch.rundir.remote import held
+        from hv15_batch.rundir.remote import leftovers
 
-        held.let_go(run_dir.path, record)
+        leftovers.let_go(run_dir.path, record)
 
 
 def refresher(typed: str, seconds: float = 15.0) -> Callable[[], None]:

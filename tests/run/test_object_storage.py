@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
+from hv15_batch.rundir.remote.leftovers import orphans
 from hv15_batch.rundir.remote.objects import add_objects
 from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import hold, open_uploads, place
@@ -205,7 +207,7 @@ def test_frames_are_kept_as_long_as_their_clips(stored: Stored) -> None:
     frames = [f"frames/{'0' * 64}_4.{attempt}.png" for attempt in attempts]
     now = utc_now()
     items = [Item(name, 1, "", now - timedelta(hours=30)) for name in frames]
-    assert held.orphans(items, now, {f"clips/a_s0_1.{attempts[0]}.mp4"}) == [frames[1]]
+    assert orphans(items, now, {f"clips/a_s0_1.{attempts[0]}.mp4"}) == [frames[1]]
 
 
 @exhaustive
@@ -264,6 +266,26 @@ def test_a_clip_whose_upload_fails_is_failed_and_later_only_decoded(
     assert stored.render() == 0
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
     assert not list(stored.mirror.clips.iterdir())
+
+
+def test_what_was_kept_here_goes_once_another_machine_has_uploaded_the_clip(
+    stored: Stored,
+) -> None:
+    stored.server.fail("PUT", "clips/cat|latents/", 403)
+    assert stored.go() == 3
+    stored.server.faults.clear()
+    kept = [*stored.mirror.clips.iterdir(), *stored.mirror.latents.iterdir()]
+    assert len(kept) == 4
+    here, aside = stored.mirror.path, stored.mirror.path.with_name("this-machine")
+    here.rename(aside)
+    for obj in stored.server.bucket().values():
+        obj.last_modified -= timedelta(seconds=100)
+    assert stored.go() == 0, "on another machine"
+    shutil.rmtree(here)
+    aside.rename(here)
+    assert stored.go() == 0
+    assert "2 of 2 done" in stored.said[0]
+    assert not [path for path in kept if path.exists()]
 
 
 @exhaustive

@@ -152,7 +152,11 @@ def test_an_answer_of_the_server_becomes_one_message_without_the_key(
             "set GOOGLE_APPLICATION_CREDENTIALS",
         ),
         (URL, {"AWS_ACCESS_KEY_ID": "secret-id"}, "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
-        (URL, {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "secret-"}, "other variables that begin with AWS_"),
+        (
+            URL,
+            {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "secret-"},
+            "other variables that begin with AWS_",
+        ),
     ],
 )
 def test_an_environment_that_opens_no_store_is_one_message_of_what_to_set(
@@ -167,7 +171,8 @@ def test_an_environment_that_opens_no_store_is_one_message_of_what_to_set(
     message = str(refused.value)
     assert message.startswith(f"run_dir={url}: the environment does not open this store; set ")
     assert reason in message
-    assert "secret-" not in message and "network" not in message
+    assert "secret-" not in message
+    assert "network" not in message
 
 
 def test_a_missing_bucket_is_named(s3: Server) -> None:

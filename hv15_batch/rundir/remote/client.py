@@ -115,7 +115,7 @@ class Client:
         }
         try:
             self._store = obstore.store.from_url(url, client_options=options, retry_config=retry)
-        except self._errors.BaseError:  # nothing was asked: a variable is missing, or makes no sense
+        except self._errors.BaseError:  # nothing was asked: a variable is missing or wrong
             raise StoreError(
                 f"{url}: the environment does not open this store; set "
                 f"{_CREDENTIALS[self._scheme]}, and look at its other variables that begin with "
