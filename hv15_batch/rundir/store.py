@@ -47,7 +47,7 @@ __all__ = (
 )
 
 
-def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
+def place(typed: str | os.PathLike[str], setting: str = "run_dir", is_start: bool = False) -> Path:
     """Return the folder of a typed run directory; of a URL its working folder, up to date.
 
     One listing brings it up to date, and log segments and small files that have changed are
@@ -56,6 +56,7 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
     Args:
         typed: A path or a URL.
         setting: What it was typed for.
+        is_start: A run begins there, and looks again once it holds it, see `hold`.
 
     Raises:
         Refused: The URL has another form, or its store cannot be read.
@@ -73,7 +74,7 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
         mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
-                mirror.pull(but=written_here(folder))
+                mirror.pull(but=written_here(folder), is_start=is_start)
     except StoreError as error:
         raise Refused(f"{setting}={error}") from error
     return folder

@@ -15,11 +15,14 @@ import pytest
 from fakes.object_store import BUCKET, Server
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.files import read_bytes
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import lease as leases
+from hv15_batch.rundir.remote import mirror as mirrors
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
 from hv15_batch.rundir.remote.client import SHORT, Client, Patience
 from hv15_batch.rundir.remote.lease import Lease
+from hv15_batch.rundir.remote.mirror import Mirror
 from hv15_batch.rundir.remote.probe import probe
 from hv15_batch.rundir.store import open_uploads, place
 
@@ -332,3 +335,31 @@ def test_it_is_renewed_by_a_thread(s3: Server, monkeypatch: pytest.MonkeyPatch) 
         time.sleep(0.02)
     lease.release()
     assert json.loads(bytes(s3.bucket()["night/lock.json"].value))["released"] is True
+
+
+# -- the listing of a start ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["nothing", "a row", "too long"])
+def test_the_listing_of_a_start_holds_under_the_lease_unless_a_run_has_written(
+    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    client = Client(URL, SHORT)
+    client.put("log/a.parquet", b"rows")
+    client.put("clips/a.0123456789abcdef.mp4", b"frames")
+    mirror = Mirror(client, tmp_path)
+    assert len(mirror.pull(is_start=True)) == 2
+    client.put("clips/b.0123456789abcdef.mp4", b"frames")
+    client.put("lock.json", b"{}")
+    client.put("probe/0123456789abcdef", b"")
+    if what == "a row":
+        client.put("log/a.parquet", b"more rows")
+    elif what == "too long":
+        monkeypatch.setattr(mirrors, "FRESH_SECONDS", 0.0)
+    s3.requests.clear()
+    names = [item.name for item in mirror.pull(may_put=True)]
+    assert ("clips/b.0123456789abcdef.mp4" in names) == (what != "nothing")
+    assert {"clips/a.0123456789abcdef.mp4", "log/a.parquet", "lock.json"} <= set(names)
+    assert (read_bytes(tmp_path / "log" / "a.parquet", 99) == b"more rows") == (what == "a row")
+    later = [item.name for item in mirror.pull(may_put=True)]
+    assert "clips/b.0123456789abcdef.mp4" in later, "it holds once"

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,13 @@ class Client:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def list(self) -> list[Item]:
+    def list(self, but: Container[str] = ()) -> list[Item]:
         """Return every object below the URL, oldest first.
 
         One request per 1,000 of them, for all folders in it side by side.
+
+        Args:
+            but: Folders that are left out.
         """
 
         def below(folder: str) -> list[Item]:
@@ -222,9 +226,8 @@ class Client:
         with self._asking("list it"):
             top = self._api.list_with_delimiter(self._store)
         with ThreadPoolExecutor(_FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
-            parts = list(pool.map(below, top["common_prefixes"]))
-        found = chain(map(_item, top["objects"]), *parts)
-        return sorted(found, key=lambda item: (item.modified, item.name))
+            parts = list(pool.map(below, (f for f in top["common_prefixes"] if f not in but)))
+        return oldest_first(chain(map(_item, top["objects"]), *parts))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; it is no error if one is gone."""
@@ -279,6 +282,11 @@ class Client:
     def _no_bucket(self) -> str:
         bucket = self.url.split("/")[2]
         return f"{self.url}: there is no bucket {bucket}; create it, or correct the name."
+
+
+def oldest_first(items: Iterable[Item]) -> list[Item]:
+    """Return objects by the time of their writing."""
+    return sorted(items, key=attrgetter("modified", "name"))
 
 
 def _bare(etag: str | None) -> str:

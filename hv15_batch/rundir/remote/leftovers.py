@@ -53,7 +53,7 @@ def _name_here(name: str) -> str:
 
 def orphans(items: Iterable[Item], before: datetime, named: Collection[str]) -> list[str]:
     """Return the uploads of a listing that no row names, and that are older than a moment."""
-    thumbs = {f"thumbs/{Path(name).stem}.jpg" for name in named}
+    thumbs = {f"thumbs/{name.rpartition('/')[2].rpartition('.')[0]}.jpg" for name in named}
     attempts = {match[0] for match in map(ATTEMPT_IN_NAME.search, named) if match}
     # Frames are named by no row; they belong to the attempt that made their clip.
     return [
