@@ -178,6 +178,31 @@ def test_an_environment_that_opens_no_store_is_one_message_of_what_to_set(
     assert "network" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("AWS_ENDPOINT_URL", "", "AWS_ENDPOINT_URL is no address such as https://HOST:PORT"),
+        ("AWS_ENDPOINT_URL", "secret-host", "AWS_ENDPOINT_URL is no address"),
+        ("AWS_ENDPOINT_URL_S3", "http://u:secret-word@host", "AWS_ENDPOINT_URL_S3 is no address"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-key\n", "AWS_SECRET_ACCESS_KEY has a blank or a line"),
+        ("AWS_SESSION_TOKEN", "secret key", "AWS_SESSION_TOKEN has a blank or a line break"),
+        ("AWS_REGION", "secret<region>", "look at its other variables that begin with AWS_"),
+    ],
+)
+def test_a_variable_that_breaks_every_request_is_named_and_not_shown(
+    name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(known)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Refused) as refused:
+        place(URL)
+    assert reason in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 def test_a_missing_bucket_is_named(s3: Server) -> None:
     client = Client("s3://cinema/night", QUICK)
     for ask in (client.list, lambda: client.put("a", b"a"), lambda: client.get("a")):

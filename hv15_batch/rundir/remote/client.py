@@ -28,7 +28,23 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the instance's identity",
 }
 _VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+_WORDS = {
+    "s3": (
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        *("AWS_REGION", "AWS_DEFAULT_REGION"),
+    ),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
+"""Variables whose values go into a request as they are."""
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[!-~]*)?")
+_PANIC = "PanicException"
+"""What the library raises instead of an error where it did not foresee one; no `Exception`."""
 _FOLDERS_AT_ONCE = 8
 _MOST_VERSIONS = 64
 _MOST_AT_ONCE = 4 * GIB
@@ -108,7 +124,10 @@ class Client:
             "timeout": timedelta(seconds=patience.request_seconds),
             "connect_timeout": timedelta(seconds=min(10.0, patience.request_seconds)),
         }
-        if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+        if fault := _environment_fault(self._scheme):
+            raise StoreError(f"{url}: in the environment {fault}; correct it, or unset it.")
+        named = _ENDPOINTS[self._scheme]
+        if any(os.environ.get(name, "").startswith("http://") for name in named):
             options["allow_http"] = True  # typed by the user, so it is meant
         retry = {
             "max_retries": patience.retries,
@@ -117,11 +136,7 @@ class Client:
         try:
             self._store = obstore.store.from_url(url, client_options=options, retry_config=retry)
         except self._errors.BaseError:  # nothing was asked: a variable is missing or wrong
-            raise StoreError(
-                f"{url}: the environment does not open this store; set "
-                f"{_CREDENTIALS[self._scheme]}, and look at its other variables that begin with "
-                f"{_VARIABLES[self._scheme]}."
-            ) from None
+            raise StoreError(self._not_opened()) from None
 
     def put(self, name: str, data: bytes | Path) -> str:
         """Write an object, whether it exists or not, and return its etag."""
@@ -255,6 +270,17 @@ class Client:
             if passed and isinstance(error, conflicts):
                 raise
             raise self._error(what, error) from None
+        except BaseException as error:
+            if type(error).__name__ == _PANIC:
+                raise StoreError(self._not_opened()) from None
+            raise
+
+    def _not_opened(self) -> str:
+        return (
+            f"{self.url}: the environment does not open this store; set "
+            f"{_CREDENTIALS[self._scheme]}, and look at its other variables that begin with "
+            f"{_VARIABLES[self._scheme]}."
+        )
 
     def _error(self, what: str, error: Exception) -> StoreError:
         text = str(error)
@@ -282,6 +308,18 @@ class Client:
     def _no_bucket(self) -> str:
         bucket = self.url.split("/")[2]
         return f"{self.url}: there is no bucket {bucket}; create it, or correct the name."
+
+
+def _environment_fault(scheme: str) -> str | None:
+    """Return which variable would break every request, without its value; None if none does."""
+    for name in _WORDS[scheme]:
+        value = os.environ.get(name, "")
+        if " " in value or not value.isprintable():
+            return f"{name} has a blank or a line break in it"
+    for name in _ENDPOINTS[scheme]:
+        if not _ENDPOINT.fullmatch(os.environ.get(name, "https://-")):
+            return f"{name} is no address such as https://HOST:PORT"
+    return None
 
 
 def oldest_first(items: Iterable[Item]) -> list[Item]:
