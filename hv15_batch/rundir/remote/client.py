@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.units import GIB, MIB
@@ -58,9 +58,8 @@ _UNKNOWN = re.compile(
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One object."""
+class Item(NamedTuple):
+    """One object; a listing may have a million."""
 
     name: str
     """Relative to the run directory."""

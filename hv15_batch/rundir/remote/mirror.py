@@ -50,7 +50,8 @@ _OURS = re.compile(
 
 FRESH_SECONDS = 120.0
 """For so long the listing of a run's start holds under its lease, if no run has written since."""
-_UNCOMPARED = (*(f"{folder}/" for folder in _LARGE_FOLDERS), "probe/")
+_LARGE_NAMES = tuple(f"{folder}/" for folder in _LARGE_FOLDERS)
+_UNCOMPARED = (*_LARGE_NAMES, "probe/")
 _kept: dict[str, tuple[float, list[Item]]] = {}
 """By URL the listing of a start, from then until the run has its lease: it may be large."""
 
@@ -91,10 +92,11 @@ class Mirror:
                 were changed in the store too.
             StoreError: The store does not answer.
         """
-        items = self._listing(may_put, is_start)
+        items, is_known = self._listing(may_put, is_start)
         self._check_usable(items)
         but = tuple(but)
-        copied = (i for i in items if _COPIED.fullmatch(i.name) and not i.name.startswith(but))
+        others = (item for item in items if not item.name.startswith((*_LARGE_NAMES, *but)))
+        copied = (item for item in others if _COPIED.fullmatch(item.name))
         listed = {item.name: item for item in copied}
         is_edited = self._is_edited(listed.get(REWRITES), may_put)
         if is_edited:
@@ -110,29 +112,32 @@ class Mirror:
             if _COPIED.fullmatch(name) and not name.startswith(but):  # deleted in the store
                 (self._folder / name).unlink(missing_ok=True)
                 del self._address.copies[name]
-        write_objects(self._folder, ((i.name, i.size) for i in items if _LISTED.fullmatch(i.name)))
+        if not is_known:
+            large = (item for item in items if _LISTED.fullmatch(item.name))
+            write_objects(self._folder, ((item.name, item.size) for item in large))
         write_address(self._folder, self._address)
         if may_put:
             self.push(unsent)
         return items
 
-    def _listing(self, may_put: bool, is_start: bool) -> list[Item]:
-        """Return a listing. Under the lease that of the start is enough, if it still holds.
+    def _listing(self, may_put: bool, is_start: bool) -> tuple[list[Item], bool]:
+        """Return a listing, and whether its large folders are those of the start.
 
-        Runs write log and status with each clip, so what they put shows in the small folders.
+        Under the lease these are enough, if they still hold. Runs write log and status with each
+        clip, so what they put shows in the small folders.
         """
         at, url = time.monotonic(), self._client.url
         before, known = _kept.pop(url, (at, []))
         if may_put and known and at - before < FRESH_SECONDS:
             small = self._client.list(but=_LARGE_FOLDERS)
-            large = [item for item in known if _LISTED.fullmatch(item.name)]
+            large = [item for item in known if item.name.startswith(_LARGE_NAMES)]
             if _states(small) == _states(known):
-                return oldest_first([*large, *small])
+                return oldest_first([*large, *small]), True
         items = self._client.list()
         if is_start:
             _kept.clear()  # of a plan that no run followed
             _kept[url] = at, items
-        return items
+        return items, False
 
     def push(self, names: Iterable[str], client: Client | None = None) -> None:
         """Put the files that have changed since they were alike in the store.
