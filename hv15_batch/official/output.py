@@ -37,6 +37,8 @@ class Heard(Enum):
 
     box = auto()
     """The model is loaded, and the clip begins."""
+    first = auto()
+    """Denoising begins: its bar stands at 0."""
     step = auto()
     """A denoising step has ended."""
     nothing = auto()
@@ -109,7 +111,11 @@ class Output:
         return is_early and _FIELD.match(text.strip(_FRAME)) is not None
 
     def _bar(self, step: int, of: int) -> Heard:
-        if not self._has_box or of != self._num_steps or not self.step < step <= of:
+        if not self._has_box or of != self._num_steps:
+            return Heard.nothing
+        if not step and not self.step:
+            return Heard.first
+        if not self.step < step <= of:
             return Heard.nothing
         self.step = step
         return Heard.step

@@ -45,9 +45,15 @@ def job(tmp_path: Path) -> Job:
 class Watch(StallWatch):
     """Hears what its pace hears first, as in a run."""
 
-    def __init__(self, pace: Pace, patience: Patience, compiles: bool = False) -> None:
+    def __init__(
+        self,
+        pace: Pace,
+        patience: Patience,
+        compiles: bool = False,
+        retry: RetryConfig | None = None,
+    ) -> None:
         self.pace = pace
-        super().__init__(10.0, patience, pace, compiles)
+        super().__init__(retry or RetryConfig(), patience, pace, compiles)
 
     def new_worker(self) -> None:
         self.pace.started_worker()
@@ -272,7 +278,7 @@ def test_a_worker_that_stalls_is_ended(job: Job, tmp_path: Path) -> None:
     made = Hangs(worker.spec(Project(tmp_path)))
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
-    watch = StallWatch(10.0, Patience(0.0, 0.0), make_pace(), False)
+    watch = StallWatch(RetryConfig(), Patience(0.0, 0.0), make_pace(), False)
     workers = Supervisor(lambda _: made, RetryConfig(), watch)
     workers.start()
     workers.submit(job)

@@ -42,7 +42,7 @@ def test_the_box_and_the_bar_tell_the_progress() -> None:
     assert heard(output, "Loading: 100%|██| 4/4 [00:01<00:00]", is_error=True) == []
     assert heard(output, *box()) == [Heard.box]
     bars = ("  0%|  | 0/4 [00:00<?]", " 25%|█ | 1/4 [00:01<00:03]", "100%|██| 4/4 [00:04<00:00]")
-    assert heard(output, *bars, is_error=True) == [Heard.step, Heard.step]
+    assert heard(output, *bars, is_error=True) == [Heard.first, Heard.step, Heard.step]
     assert heard(output, "100%|██| 6/6 [00:04<00:00]", is_error=True) == []  # of another loop
     assert (output.step, output.attention, output.dtype) == (4, "flash", "bfloat16")
 
