@@ -106,25 +106,31 @@ class Program:
         A line ends at a carriage return too. A bar writes that before its next state, so its state
         counts as a line as soon as it is whole.
         """
-        for key in self._ready(timeout_seconds):
-            yield from self._take(key)
+        yield from self._read_ready(timeout_seconds)
 
     def read_rest(self) -> Iterator[tuple[str, str]]:
         """Yield as `read` what was written before now; a line without an end counts as one."""
         for _ in range(_MAX_REST_READS):
-            ready = self._ready(0.0)
-            if not ready:
+            if not self._streams.select(0.0):
                 break
-            for key in ready:
-                yield from self._take(key)
+            yield from self._read_ready(0.0)
         for number, rest in list(self._rest.items()):
             del self._rest[number]
             yield self._name(number), rest.decode(errors="replace")
 
-    def _ready(self, timeout_seconds: float) -> list[selectors.SelectorKey]:
-        """Return the streams that can be read: first what is said, then errors, then results."""
+    def _read_ready(self, timeout_seconds: float) -> list[tuple[str, str]]:
+        """Read once from each stream that is ready, and return the lines.
+
+        What is said is read last and comes first: it may be what errors and results followed.
+        """
         ready = [key for key, _ in self._streams.select(timeout_seconds)]
-        return sorted(ready, key=lambda key: _ORDER.index(self._name(key.fd)))
+        assert self._process.stdout is not None
+        out = self._streams.get_map().get(self._process.stdout) if ready else None
+        if out is not None and out not in ready:
+            ready.append(out)
+        ready.sort(key=lambda key: _ORDER.index(self._name(key.fd)), reverse=True)
+        found = [list(self._take(key)) for key in ready]
+        return [line for lines in reversed(found) for line in lines]
 
     def _take(self, key: selectors.SelectorKey) -> Iterator[tuple[str, str]]:
         """Read once from a stream, and yield its lines."""

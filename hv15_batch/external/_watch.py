@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 _ALIVE_SECONDS = 1.0
 _MAX_ALIVE_LINES = 2000
 """Further lines of a clip are no sign of life: a script that hangs may print for ever."""
-_MAX_LOGGED_CHARACTERS = 1 << 20
-"""Of a clip in run.log."""
+_MAX_LOGGED_CHARACTERS = 1 << 18
+"""Of a clip in run.log, each line's time and name included."""
+_LOG_PREFIX_CHARACTERS = 80
 _MAX_LINE_CHARACTERS = 4000
 
 
@@ -71,7 +72,7 @@ class Watch:
         if self._num_logged > _MAX_LOGGED_CHARACTERS:
             return
         logger.info("generate.py: %s", line[:_MAX_LINE_CHARACTERS])
-        self._num_logged += min(len(line), _MAX_LINE_CHARACTERS)
+        self._num_logged += min(len(line), _MAX_LINE_CHARACTERS) + _LOG_PREFIX_CHARACTERS
         if self._num_logged > _MAX_LOGGED_CHARACTERS:
             logger.warning("generate.py says more of %s than is kept here", self._clip.clip_id)
 

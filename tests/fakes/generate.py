@@ -6,7 +6,8 @@ What a prompt says in square brackets, it does: `[exit 3]`, `[raise]`, `[hang]`,
 middle of its file, `[no file]`, `[short]`, `[renamed]`, `[upscaled]`, `[fell back]`, `[no box]`,
 `[not rewritten]`, `[broken]`, `[silent]`, `[gone]`, `[child]`, `[other seed]`, `[plain]`,
 `[late exit 3]` behind its file, `[dies]` behind its answer, `[moved]` out of its folder, `[loud]`,
-`[open end]` without a last newline, `[edits]` its own code, `[slow]` steps. Source of the flags and words: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7.
+`[open end]` without a last newline, `[edits]` its own code, `[slow]` steps.
+Source of the flags and words: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7.
 """
 
 import argparse
@@ -84,7 +85,7 @@ class HunyuanVideo_1_5_Pipeline:
             if step == 1 and has("hang"):
                 time.sleep(3600)
             if has("slow"):
-                time.sleep(0.05)
+                time.sleep(0.2)
         print(file=sys.stderr)
         name = "plain" if has("plain") else f"{args.video_length - has('short')}"
         return os.path.join(FOLDER, "videos", f"{name}.mp4")
@@ -128,13 +129,14 @@ def generate_video(args):
         path = f"{path[:-4]}_0.mp4"
     save_video(video, path)
     if has("moved"):
-        os.rename(path, os.path.join(path, "..", "..", f"{os.path.basename(path)[:-4]}_0.mp4"))
+        clips = os.path.dirname(os.path.dirname(path))
+        os.rename(path, os.path.join(clips, f"{os.path.basename(path)[:-4]}_0.mp4"))
     if has("edits"):
         with open(os.path.join(FOLDER, "hyvideo", "steps.py"), "a") as file:
             file.write("# edited\n")
     if has("loud"):
         sys.stdout.flush()
-        os.write(1, b"\xff\xfe" * 100_000 + b"\n" + b"a line\n" * 300_000)
+        os.write(1, b"\xff\xfe" * 100_000 + b"\n" + b"a line\n" * 20_000)
     if has("broken"):
         with open(path, "r+b") as file:
             file.truncate(os.path.getsize(path) // 2)
