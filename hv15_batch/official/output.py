@@ -30,6 +30,8 @@ _ERROR = re.compile(r"(?:\[[^\]]*\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Interr
 _USAGE = re.compile(r"\S+: (error: .*)")
 _MAX_FIELD_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 500
+_MAX_END_CHARACTERS = 16_384
+"""A path has at most 4,096. Source: Linux, PATH_MAX."""
 
 
 class Heard(Enum):
@@ -80,7 +82,7 @@ class Output:
             line: The text.
             is_error: It came from standard error, which has no box.
         """
-        text = line.strip()
+        text = _cut(line.strip())
         if not text:
             return Heard.nothing
         if not is_error and (self._is_in_box or self._goes_on(text)):
@@ -92,6 +94,8 @@ class Output:
         bar = _BAR.search(text)
         if bar is None and not _RULE.fullmatch(text):
             self._tail.append(text[:_MAX_TEXT_CHARACTERS])
+        if not is_error and self._asked is not None:
+            text = _from(text, f"Saved video to: {self._asked}")
         self._notice(text)  # also behind a bar, which has no line of its own
         return Heard.nothing if bar is None else self._bar(int(bar[1]), int(bar[2]))
 
@@ -150,3 +154,15 @@ class Output:
     def last_words(self) -> str:
         """The best reason for a failure that it gave, on one line."""
         return self.error or (self._tail[-1] if self._tail else "it said nothing")
+
+
+def _cut(text: str) -> str:
+    """Return a line without the middle of one that is very long."""
+    if len(text) <= 2 * _MAX_END_CHARACTERS:
+        return text
+    return f"{text[:_MAX_END_CHARACTERS]}…{text[-_MAX_END_CHARACTERS:]}"
+
+
+def _from(text: str, words: str) -> str:
+    """Return what stands at the end of a line, behind something that had no line of its own."""
+    return words if text.endswith(words) else text

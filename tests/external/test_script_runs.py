@@ -234,6 +234,19 @@ def test_a_process_that_dies_behind_its_answer_harms_no_clip(
     assert [row["is_cold"] for row in project.records()] == [True] * 3
 
 
+def test_another_size_and_frame_rate_are_told_of_and_kept(
+    project: OfficialProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(project, "[half speed]", "a cat", "a dog")
+
+    assert project.render() == EXIT_OK
+
+    told = capsys.readouterr().out  # a fake worker tells what it checks one clip later
+    assert "WARNING: r0_" in told
+    assert "is 48x64, and 480x848 was expected" in told
+    assert told.count("has 12 frames a second, and 24 were expected") == 1
+
+
 def test_a_plain_picture_is_suspect_as_with_the_other_engine(project: OfficialProject) -> None:
     rewrite(project, "[plain]")
 

@@ -6,7 +6,8 @@ What a prompt says in square brackets, it does: `[exit 3]`, `[raise]`, `[hang]`,
 middle of its file, `[no file]`, `[short]`, `[renamed]`, `[upscaled]`, `[fell back]`, `[no box]`,
 `[not rewritten]`, `[broken]`, `[silent]`, `[gone]`, `[child]`, `[other seed]`, `[plain]`,
 `[late exit 3]` behind its file, `[dies]` behind its answer, `[moved]` out of its folder, `[loud]`,
-`[open end]` without a last newline, `[edits]` its own code, `[slow]` steps.
+`[open end]` without a last newline, `[edits]` its own code, `[slow]` steps,
+`[half speed]` frames.
 Source of the flags and words: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7.
 """
 
@@ -88,6 +89,7 @@ class HunyuanVideo_1_5_Pipeline:
                 time.sleep(0.2)
         print(file=sys.stderr)
         name = "plain" if has("plain") else f"{args.video_length - has('short')}"
+        name = "at_12" if has("half speed") else name
         return os.path.join(FOLDER, "videos", f"{name}.mp4")
 
 

@@ -47,6 +47,22 @@ def test_the_box_and_the_bar_tell_the_progress() -> None:
     assert (output.step, output.attention, output.dtype) == (4, "flash", "bfloat16")
 
 
+def test_a_file_is_confirmed_by_its_own_name_behind_anything_that_is_printed() -> None:
+    said = "Saved video to: /a/b.mp4"
+    for line, is_error, is_heard in (
+        (f"...{said}", False, True),
+        ("z" * 100_000 + said, False, True),
+        (f"2026 | INFO | {said}", False, True),
+        (f"...{said}", True, False),
+        (f"...{said}.tmp", False, False),
+        ("... Saved video to: /a/c.mp4", False, False),
+    ):
+        output = Output(4, Path("/a/b.mp4"))
+        heard(output, *box())
+        heard(output, line, is_error=is_error)
+        assert (output.saved is not None) is is_heard, line[:40]
+
+
 def test_a_warning_behind_a_bar_is_heard() -> None:
     output = Output(4)
     heard(output, *box(Attn_mode="sageattn"))
