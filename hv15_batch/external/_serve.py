@@ -96,7 +96,11 @@ def load(script: str) -> Any:
         if needs_argument(render):
             return lambda: render(sys.argv[1:])
         return render
-    return lambda: runpy.run_path(script, run_name="__main__")
+
+    def render_all() -> None:
+        runpy.run_path(script, run_name="__main__")  # its value is the module's names
+
+    return render_all
 
 
 def needs_argument(function: Any) -> bool:

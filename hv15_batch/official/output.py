@@ -153,7 +153,10 @@ class Output:
     @property
     def last_words(self) -> str:
         """The best reason for a failure that it gave, on one line."""
-        return self.error or (self._tail[-1] if self._tail else "it said nothing")
+        if self.error or not self._tail:
+            return self.error or "it said nothing"
+        no_warnings = [text for text in self._tail if "Warning: " not in text]
+        return (no_warnings or self._tail)[-1]
 
 
 def _cut(text: str) -> str:

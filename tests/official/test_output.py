@@ -63,6 +63,18 @@ def test_a_file_is_confirmed_by_its_own_name_behind_anything_that_is_printed() -
         assert (output.saved is not None) is is_heard, line[:40]
 
 
+def test_a_warning_is_no_reason_where_something_else_is_said() -> None:
+    output = Output(4)
+    heard(
+        output, "no kernel for this card", "x.py:1: ResourceWarning: unclosed file", is_error=True
+    )
+    assert output.last_words == "no kernel for this card"
+
+    output = Output(4)
+    heard(output, "x.py:1: UserWarning: no kernel", is_error=True)
+    assert output.last_words == "x.py:1: UserWarning: no kernel"
+
+
 def test_a_warning_behind_a_bar_is_heard() -> None:
     output = Output(4)
     heard(output, *box(Attn_mode="sageattn"))
