@@ -68,7 +68,7 @@ def test_a_warning_is_no_reason_where_something_else_is_said() -> None:
     heard(
         output, "no kernel for this card", "x.py:1: ResourceWarning: unclosed file", is_error=True
     )
-    assert output.last_words == "no kernel here"
+    assert output.last_words == "no kernel for this card"
 
     output = Output(4)
     heard(output, "x.py:1: UserWarning: no kernel", is_error=True)
