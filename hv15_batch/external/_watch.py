@@ -48,7 +48,9 @@ class Watch:
         now = time.perf_counter()
         self._tell_alive(now)
         if heard in (Heard.first, Heard.step):
-            self._step_at.setdefault(self.output.step, now)
+            if self.output.step in self._step_at:
+                return
+            self._step_at[self.output.step] = now
             self._step(DENOISE, self.output.step)
             if self.output.step == self._num_steps:
                 self._step(DECODE, self._num_steps)
