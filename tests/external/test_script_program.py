@@ -65,10 +65,12 @@ def test_lines_come_by_stream_and_bars_by_their_states(tmp_path: Path) -> None:
 
 def test_a_state_of_a_bar_is_heard_before_the_next_one(tmp_path: Path) -> None:
     state = " 50%|##  | 1/2 [00:01<00:01,  1.00s/it]"
-    code = f"import sys, time; sys.stderr.write('\\r{state}'); sys.stderr.flush(); time.sleep(600)"
+    code = f"import sys, time; sys.stderr.write('\\r{state}'); sys.stderr.flush(); time.sleep(30)"
+    begin = time.monotonic()
 
     with start(code, tmp_path) as program:
         assert lines_of(program, 2) == [("error", ""), ("error", state)]
+    assert time.monotonic() - begin < 25
 
 
 def test_what_was_said_comes_before_the_errors_that_followed(tmp_path: Path) -> None:
