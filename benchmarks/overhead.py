@@ -72,7 +72,7 @@ class Figure:
 
 def plan_rows(folder: Path, count: int) -> Figure:
     """Validate and plan rows as a run does: read, check, resolve, hash, write plan.csv."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
 
     def work() -> None:
         prepared = prepare(config, (), None)
@@ -86,9 +86,9 @@ def plan_rows(folder: Path, count: int) -> Figure:
 
 def dry_run(folder: Path, count: int) -> Figure:
     """Make the same a dry run: its tokens are counted too, once the tokenizer is there."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
     ensure_tiny(config)
-    figure = _timed(lambda: session.run(replace(config, dry_run=True), (), None, _quiet))
+    figure = _timed(lambda: session.run(replace(config, dry_run=True), (), None, quiet))
     what = f"dry run of {count:,} rows, {PROMPT_CHARACTERS} characters of each as tokens"
     return replace(figure, what=what, target="")
 
@@ -107,7 +107,7 @@ def ensure_tiny(config: Config) -> None:
 
 def resume_done(folder: Path, count: int) -> Figure:
     """Resume a run directory in which every clip is done."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
     _write_done(config, folder / "out")
     figure = _timed(lambda: _expect_done(config))
     what = f"resume of {count:,} clips, all done; tables and page written anew"
@@ -116,7 +116,7 @@ def resume_done(folder: Path, count: int) -> Figure:
 
 def resume_decided(folder: Path, count: int) -> Figure:
     """Resume it in a process of its own, until it is known that nothing is left to do."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
     _write_done(config, folder / "out")
     context = multiprocessing.get_context("spawn")
     told, tell = context.Pipe(duplex=False)
@@ -136,14 +136,14 @@ def resume_decided(folder: Path, count: int) -> Figure:
 def _decide(config: Config, tell: Connection) -> None:
     """Resume, and tell the most KiB of RAM; `ru_maxrss` would count the parent's too."""
     session._nothing_to_do = lambda *_: 0
-    assert session.run(config, (), None, _quiet) == 0
+    assert session.run(config, (), None, quiet) == 0
     status = Path("/proc/self/status").read_text(encoding="ascii")
     tell.send(int(status.partition("VmHWM:")[2].split()[0]))
 
 
 def resume_again(folder: Path, count: int) -> Figure:
     """Resume it once more: tables and page are up to date."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
     _write_done(config, folder / "out")
     _expect_done(config)
     figure = _timed(lambda: _expect_done(config))
@@ -158,10 +158,10 @@ def _expect_done(config: Config) -> None:
 
 def render_nothing(folder: Path, count: int) -> Figure:
     """Run clips through parent and child with a renderer that does nothing."""
-    config = _config(folder, count)
+    config = many_rows(folder, count)
     few = replace(config, run_dir=str(folder / "few"), limit=1)
-    start = _timed(lambda: session.run(few, (), None, _quiet, _executor))
-    figure = _timed(lambda: session.run(config, (), None, _quiet, _executor))
+    start = _timed(lambda: session.run(few, (), None, quiet, executor))
+    figure = _timed(lambda: session.run(config, (), None, quiet, executor))
     return Figure(
         f"parent, child and log per clip, over {count} clips of a renderer that does nothing",
         (figure.wall_seconds - start.wall_seconds) / (count - 1),
@@ -191,17 +191,17 @@ class NoRenderer:
 
     def render(self, job: Job, emit: Callable[[Event], None]) -> Callable[[], ClipRecord]:
         """Return what gives a record of the usual size."""
-        return lambda: _done_record(job.clip, run_id=self._run_id, attempt=job.attempt)
+        return lambda: done_record(job.clip, run_id=self._run_id, attempt=job.attempt)
 
 
-def _executor(spec: ExecutorSpec) -> LocalExecutor:
+def executor(spec: ExecutorSpec) -> LocalExecutor:
     return LocalExecutor(spec, NoRenderer)
 
 
 # -- a project of that size -------------------------------------------------------------------
 
 
-def _config(folder: Path, count: int) -> Config:
+def many_rows(folder: Path, count: int) -> Config:
     manifest = folder / "prompts.csv"
     with manifest.open("w", encoding="utf-8") as file:
         file.write("id,prompt,negative_prompt,num_frames,tag_scene\n")
@@ -225,14 +225,14 @@ def _write_done(config: Config, path: Path) -> None:
     """Write the run directory of a manifest of which every clip is done, with sparse files."""
     run_dir = RunDir(path)
     first = replace(config, limit=1)
-    assert session.run(first, (), None, _quiet, _executor) == 0
+    assert session.run(first, (), None, quiet, executor) == 0
     for segment in run_dir.log.iterdir():
         segment.unlink()
     assert config.manifest is not None
     manifest = read_manifest(Path(config.manifest), config.model.task)
     clips = make_clips(manifest, config, resolve_checkpoint(config.model).revision)
     for n in range(0, len(clips), SEGMENT_ROWS):
-        rows = [vars(_done_record(c, run_id="r", attempt=1)) for c in clips[n : n + SEGMENT_ROWS]]
+        rows = [vars(done_record(c, run_id="r", attempt=1)) for c in clips[n : n + SEGMENT_ROWS]]
         segment = run_dir.log / f"20261122T000000-0000-abcd-{n // SEGMENT_ROWS:04d}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), segment)
     for clip in clips:
@@ -246,7 +246,7 @@ def _write_sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _done_record(clip: Clip, **known: object) -> ClipRecord:
+def done_record(clip: Clip, **known: object) -> ClipRecord:
     now = datetime.now(timezone.utc)
     columns = {
         "status": "ok",
@@ -280,7 +280,7 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _quiet(_text: str) -> None:
+def quiet(_text: str) -> None:
     pass
 
 

@@ -26,6 +26,7 @@ _VALUE_RULES = (
     (r"could not be converted to Integer", "must be a whole number"),
     (r"could not be converted to Float", "must be a number"),
     (r"type hint 'Union\[bool, str\]'", "must be auto, true or false"),
+    (r"type hint 'Union\[int, str\]'", "must be auto, all or a whole number"),
     (r"is not a valid bool", "must be true or false"),
     (r"Invalid value .*expected one of \[(.*)\]", r"must be one of \1"),
     (r"is not Optional|Incompatible value 'None'", "must not be null; leave it out"),

@@ -103,7 +103,7 @@ class NodeWorker:
         """Answer a question in the run's store: (SHA-256 of the answer or None, what is wrong)."""
         try:
             return answer(Shared(place), question), ""
-        except Refused as error:
+        except (Refused, StoreError) as error:  # the second: this machine's environment opens none
             return None, str(error)
 
     def start(self, number: int, order: Order, make: Callable[[ExecutorSpec], Renderer]) -> None:

@@ -45,6 +45,7 @@ class _Actor:
     """An actor, and what is asked of it."""
 
     handle: Any
+    number: int
     hello: Any = None
     """The answer that is waited for; None once it sits in a seat."""
     asked_at: float = 0.0
@@ -99,6 +100,7 @@ class RayCluster:
         self._renderer = renderer
         self._class = actor_class
         self._actors: list[_Actor] = []
+        self._numbers = itertools.count()
         self._num_failed = 0
         self._failed_at = 0.0
         self._looked_at = -LOOK_SECONDS
@@ -189,7 +191,7 @@ class RayCluster:
         handle = self._class.options(
             max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD", **kind
         ).remote({})
-        actor = _Actor(handle)
+        actor = _Actor(handle, next(self._numbers))
         actor.ask_hello(self._uses_card)
         return actor
 
@@ -231,7 +233,7 @@ class RayCluster:
                 gone=lambda has_clip: self._lost(actor, has_clip),
             )
 
-        return Seat(node, hello.machine, hello.facts, num_sharing, make_executor)
+        return Seat(node, hello.machine, hello.facts, num_sharing, make_executor, actor.number)
 
     def _give_up(self, actor: _Actor, note: str) -> None:
         self._actors.remove(actor)

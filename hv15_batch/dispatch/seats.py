@@ -59,6 +59,8 @@ class Seat:
     num_sharing: int
     """Seats of that machine, which share its RAM."""
     make_executor: Callable[[Order], Executor]
+    number: int | None = None
+    """Of the cluster's worker, which keeps it where it dies and comes back; None if none does."""
 
     @property
     def gpu(self) -> Gpu | None:

@@ -213,7 +213,7 @@ def find_run_dir(config: Config, sweep: str | None) -> RunDir:
     assert config.manifest is not None
     path = find_manifest(os.path.expanduser(config.manifest))
     if config.run_dir is not None and is_url(config.run_dir):
-        folder = place(config.run_dir)
+        folder = place(config.run_dir, is_start=True)
     else:
         typed = os.path.expanduser(config.run_dir or default_run_dir(path, sweep))
         folder = Path(os.path.abspath(typed))

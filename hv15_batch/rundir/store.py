@@ -47,7 +47,7 @@ __all__ = (
 )
 
 
-def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
+def place(typed: str | os.PathLike[str], setting: str = "run_dir", is_start: bool = False) -> Path:
     """Return the folder of a typed run directory; of a URL its working folder, up to date.
 
     One listing brings it up to date, and log segments and small files that have changed are
@@ -56,6 +56,7 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
     Args:
         typed: A path or a URL.
         setting: What it was typed for.
+        is_start: A run begins there, and looks again once it holds it, see `hold`.
 
     Raises:
         Refused: The URL has another form, or its store cannot be read.
@@ -73,7 +74,7 @@ def place(typed: str | os.PathLike[str], setting: str = "run_dir") -> Path:
         mirror = Mirror(Client(url, LOOK), folder)
         with pull_lock(folder):
             if read_holder(folder) is None:
-                mirror.pull(but=written_here(folder))
+                mirror.pull(but=written_here(folder), is_start=is_start)
     except StoreError as error:
         raise Refused(f"{setting}={error}") from error
     return folder
@@ -131,8 +132,9 @@ def check_free(run_dir: RunDir) -> None:
     from hv15_batch.rundir.remote.mirror import Mirror
     from hv15_batch.rundir.remote.probe import probe
 
-    client, name = Client(run_dir.url), run_dir.relative(run_dir.own / NAME)
+    name = run_dir.relative(run_dir.own / NAME)
     try:
+        client = Client(run_dir.url)
         now = probe(client).now
         Lease(client, {"folder": Mirror(client, run_dir.path).id}, name=name).check_free(now)
     except StoreError as error:
@@ -233,9 +235,9 @@ def clip_file(typed: str) -> Path:
 def let_go(run_dir: RunDir, record: ClipRecord) -> None:
     """Delete what a worker of another machine uploaded of a finished clip; nothing on a disk."""
     if run_dir.url is not None:
-        from hv15_batch.rundir.remote import held
+        from hv15_batch.rundir.remote import leftovers
 
-        held.let_go(run_dir.path, record)
+        leftovers.let_go(run_dir.path, record)
 
 
 def refresher(typed: str, seconds: float = 15.0) -> Callable[[], None]:

@@ -188,7 +188,7 @@ def format_status(run_dir: Path, status: Status, now: datetime) -> str:
     path = Path(os.path.abspath(run_dir))  # without `..`
     status = _in_single_lines(status)
     lines = [
-        str(path),
+        RunDir(path).shown(),
         format_progress(
             total=status.total, done=status.done, failed=status.failed, suspect=status.suspect
         ),
@@ -229,8 +229,9 @@ def shard_lines(whole: OverallStatus) -> list[str]:
 def _done_lines(status: Status, path: Path) -> list[str]:
     left_out = status.total - status.done - status.failed
     lines = [left_out_line(left_out, path)] if left_out > 0 else []
-    page = RunDir(path).page
-    return [*lines, f"page: {page}"] if page.is_file() else lines
+    run_dir = RunDir(path)
+    has_page = run_dir.page.is_file() or run_dir.url is not None  # which has it at a run's end
+    return [*lines, f"page: {run_dir.shown(run_dir.page)}"] if has_page else lines
 
 
 def _in_single_lines(status: Status) -> Status:
@@ -250,7 +251,7 @@ def format_start(run_dir: Path, holder: Holder, now: datetime) -> str:
     )
     return "\n".join(
         [
-            os.path.abspath(run_dir),
+            RunDir(Path(os.path.abspath(run_dir))).shown(),
             f"a run has started {age(holder.started_at, now)} ago (process {holder.pid}{where}); "
             "it has not written its status yet",
         ]

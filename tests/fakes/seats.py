@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fakes.runs import FakeRenderer
@@ -34,7 +35,13 @@ class UnfitLater(FakeRenderer):
             raise Refused("loras: /a.safetensors is not on this machine")
 
 
-def seat(node: str, gpu: Gpu | None = None, leaves: bool = False, renderer: Any = None) -> Seat:
+def seat(
+    node: str,
+    gpu: Gpu | None = None,
+    leaves: bool = False,
+    renderer: Any = None,
+    number: int | None = None,
+) -> Seat:
     """Return a seat on a machine of that name."""
     machine = replace(read_machine(), hostname=node, gpus=(gpu,) if gpu else ())
     kind = LeavingExecutor if leaves else LocalExecutor
@@ -48,7 +55,22 @@ def seat(node: str, gpu: Gpu | None = None, leaves: bool = False, renderer: Any 
         {"hardware": {"ram_total_bytes": 2**34}, "software": {"on": node}},
         1,
         make_executor,
+        number,
     )
+
+
+class Returning(LeavingExecutor):
+    """Says when its machine is gone."""
+
+    def __init__(self, spec: ExecutorSpec, renderer: Any, gone: Callable[[], None]) -> None:
+        super().__init__(spec, renderer)
+        self._gone = gone
+
+    def poll(self, timeout_seconds: float) -> Event | None:
+        event = super().poll(timeout_seconds)
+        if isinstance(event, Died):
+            self._gone()
+        return event
 
 
 class FakeCluster:
@@ -65,6 +87,18 @@ class FakeCluster:
     def add(self, seat: Seat) -> None:
         with self._lock:
             self._new.append(seat)
+
+    def returning(self, node: str, number: int, renderer: Any = FakeRenderer) -> Seat:
+        """Return a seat that comes back after each death of its worker, as Ray makes it again."""
+
+        def make_executor(order: Order) -> LocalExecutor:
+            again = partial(self.add, self.returning(node, number, renderer))
+            return Returning(replace(order.spec, only_card=None), renderer, again)
+
+        return replace(seat(node, number=number), make_executor=make_executor)
+
+    def begin_with(self, *first: Seat) -> None:
+        self._first = list(first)
 
     def first_seats(self) -> list[Seat]:
         return self._first

@@ -282,6 +282,15 @@ def test_on_the_cpu_workers_are_processes() -> None:
     assert len(chosen("all", nothing)) == usable_cpus()
 
 
+def test_more_processes_than_the_ram_holds_are_refused_with_how_many_it_does() -> None:
+    nothing = replace(machine(24), gpus=(), ram_total_bytes=200 * GIB)
+    assert len(chosen(800, nothing, clips=2000)) == 800
+    with pytest.raises(Refused, match=r"workers=1000: the RAM .*200.0 GiB.* 800 processes at most"):
+        chosen(1000, nothing, clips=2000)
+    assert len(chosen(1000, nothing, clips=2)) == 2, "no more than clips"
+    assert len(chosen(1000, nothing, clips=2000, dry_run=True)) == 1000
+
+
 @pytest.mark.parametrize("typed", ["two", "0", "-1", "true", "5000", "1.5"])
 def test_what_is_no_number_of_workers_is_refused(typed: str) -> None:
     with pytest.raises(Refused, match=r"dispatch.workers=.*: must be auto, all or 1 to 4096"):

@@ -289,6 +289,14 @@ def test_another_value_is_refused(
     assert answer.err.startswith(f"runtime.compile={value}: {allowed}")
 
 
+def test_a_number_of_workers_that_is_no_whole_number_is_refused_with_what_is_allowed(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = command(str(tmp_path / "p.csv"), "dispatch.workers=1.5")
+    assert answer.code == 2
+    assert answer.err.startswith("dispatch.workers=1.5: must be auto, all or a whole number")
+
+
 def test_text_in_yaml_is_taken_too(command: Callable[..., Answer], tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     preset = tmp_path / "experiment" / "mine.yaml"

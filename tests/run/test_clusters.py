@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,7 @@ from fakes.seats import FakeCluster, UnfitLater, seat
 from fakes.worker import jobs, spec
 
 from hv15_batch.clip import Source
-from hv15_batch.config.settings import DispatchConfig, DispatchKind, RuntimeConfig
+from hv15_batch.config.settings import DispatchConfig, DispatchKind, RetryConfig, RuntimeConfig
 from hv15_batch.config.shard import Shard
 from hv15_batch.dispatch._node import _Serving
 from hv15_batch.dispatch.protocol import Job
@@ -111,6 +113,35 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     said = capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
     assert "starting another one" not in said
+
+
+class DiesEncoding(FakeRenderer):
+    """Is killed, with the machine's worker, by a text that is encoded before all rendering."""
+
+    def encode(self, clips: Any, emit: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_text_that_kills_the_machines_worker_while_all_are_encoded_ends_no_run(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("id,prompt", "cat,a cat", "dog,a dog")
+    cluster = FakeCluster()
+    cluster.begin_with(cluster.returning("one", 0, DiesEncoding))
+    assert run(project, cluster) == 0
+    assert done_by(project) == {"ray-2-0": 2}, "two workers died; the third renders"
+    assert "from here on each clip is encoded just before" in capsys.readouterr().out
+
+
+def test_bad_clips_in_a_row_are_counted_across_the_deaths_of_a_clusters_worker(
+    project: Project,
+) -> None:
+    project.write("id,prompt", *(f"r{n},die {n}" for n in range(5)))
+    cluster = FakeCluster()
+    cluster.begin_with(cluster.returning("one", 0))
+    retry = RetryConfig(max_attempts=1, max_consecutive_bad=2)
+    assert run(project, cluster, retry=retry) == 4
+    assert len(project.records()) == 2, "the other three are not tried"
 
 
 def test_the_only_worker_is_given_up_if_it_is_unfit_once_the_log_has_rows(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
+from hv15_batch.rundir.remote.leftovers import orphans
 from hv15_batch.rundir.remote.objects import add_objects
 from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import hold, open_uploads, place
@@ -99,11 +101,30 @@ def test_a_resume_with_nothing_to_do_asks_for_no_clip(stored: Stored) -> None:
         assert f"{stored.url}: {rows} of {rows} done" in stored.said
         assert not stored.server.count("HEAD", "clips/|latents/|thumbs/")
         assert not stored.server.count("GET", "clips/|latents/|thumbs/")
-        # Before the lease and under it: the top, and clips, latents, log, runs, assets.
-        assert stored.server.count("GET", f"/{BUCKET}$") == 12
+        # Before the lease the top, and clips, latents, log, runs, assets; clips only there.
+        assert stored.server.count("GET", f"/{BUCKET}$") == 10
         counts.append(len(stored.server.requests))
     fetched_more = stored.server.count("GET", "log/|runs/")
     assert counts[1] - counts[0] <= fetched_more, "one more segment and run folder, not clips"
+
+
+def test_a_resume_asks_only_for_more_pages_of_the_listing_where_there_are_more_clips(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "4")
+    asked = []
+    for rows in (2, 9):
+        stored.write("prompt", *(f"a cat {number}" for number in range(rows)))
+        assert stored.go() == 0
+        stored.server.requests.clear()
+        assert stored.go() == 0
+        assert f"{stored.url}: {rows} of {rows} done" in stored.said
+        pages = stored.server.count("GET", f"/{BUCKET}$")
+        asked.append((pages, len(stored.server.requests) - pages))
+    few, many = asked
+    # Clips and latents have two pages more each, and runs one, which is listed twice.
+    assert many[0] - few[0] == 2 + 2 + 2 * 1
+    assert many[1] == few[1], "nothing else"
 
 
 @exhaustive
@@ -186,7 +207,7 @@ def test_frames_are_kept_as_long_as_their_clips(stored: Stored) -> None:
     frames = [f"frames/{'0' * 64}_4.{attempt}.png" for attempt in attempts]
     now = utc_now()
     items = [Item(name, 1, "", now - timedelta(hours=30)) for name in frames]
-    assert held.orphans(items, now, {f"clips/a_s0_1.{attempts[0]}.mp4"}) == [frames[1]]
+    assert orphans(items, now, {f"clips/a_s0_1.{attempts[0]}.mp4"}) == [frames[1]]
 
 
 @exhaustive
@@ -245,6 +266,26 @@ def test_a_clip_whose_upload_fails_is_failed_and_later_only_decoded(
     assert stored.render() == 0
     assert sorted(ok_rows(stored.rows())) == ["cat", "dog"]
     assert not list(stored.mirror.clips.iterdir())
+
+
+def test_what_was_kept_here_goes_once_another_machine_has_uploaded_the_clip(
+    stored: Stored,
+) -> None:
+    stored.server.fail("PUT", "clips/cat|latents/", 403)
+    assert stored.go() == 3
+    stored.server.faults.clear()
+    kept = [*stored.mirror.clips.iterdir(), *stored.mirror.latents.iterdir()]
+    assert len(kept) == 4
+    here, aside = stored.mirror.path, stored.mirror.path.with_name("this-machine")
+    here.rename(aside)
+    for obj in stored.server.bucket().values():
+        obj.last_modified -= timedelta(seconds=100)
+    assert stored.go() == 0, "on another machine"
+    shutil.rmtree(here)
+    aside.rename(here)
+    assert stored.go() == 0
+    assert "2 of 2 done" in stored.said[0]
+    assert not [path for path in kept if path.exists()]
 
 
 @exhaustive

@@ -30,7 +30,9 @@ def test_status_is_read_from_the_url(
     stored.on_another_machine()
     code, out, _ = said(capsys, "status", stored.url)
     assert code == 0
-    assert "2 of 2 done" in out
+    assert out.splitlines()[:2] == [stored.url, "2 of 2 done"]
+    assert f"page: {stored.url}/index.html" in out
+    assert str(stored.mirror.path) not in out
     code, out, _ = said(capsys, "status", stored.url, "--json")
     assert json.loads(out)["state"] == "done"
     monkeypatch.setattr(_watch, "START_SECONDS", 0.0)

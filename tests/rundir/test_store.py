@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from datetime import datetime, timedelta, timezone
@@ -14,13 +15,16 @@ import pytest
 from fakes.object_store import BUCKET, Server
 
 from hv15_batch.errors import Refused, StoreError
+from hv15_batch.files import read_bytes
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.remote import lease as leases
+from hv15_batch.rundir.remote import mirror as mirrors
 from hv15_batch.rundir.remote.address import checked_url, is_url, mirror_folder
 from hv15_batch.rundir.remote.client import SHORT, Client, Patience
 from hv15_batch.rundir.remote.lease import Lease
+from hv15_batch.rundir.remote.mirror import Mirror
 from hv15_batch.rundir.remote.probe import probe
-from hv15_batch.rundir.store import open_uploads
+from hv15_batch.rundir.store import open_uploads, place
 
 URL = f"s3://{BUCKET}/night"
 QUICK = Patience(request_seconds=0.5, retries=0, retry_seconds=1.0)
@@ -134,6 +138,69 @@ def test_an_answer_of_the_server_becomes_one_message_without_the_key(
     assert reason in str(failed.value)
     assert URL in str(failed.value)
     assert "key-of-nobody" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "reason"),
+    [
+        ("az://films/night", {}, "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+        (
+            "az://films/night",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": "secret-!"},
+            "begin with AZURE_",
+        ),
+        (
+            "gs://films/night",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "/no/such/secret-file"},
+            "set GOOGLE_APPLICATION_CREDENTIALS",
+        ),
+        (URL, {"AWS_ACCESS_KEY_ID": "secret-id"}, "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
+        (
+            URL,
+            {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "secret-"},
+            "other variables that begin with AWS_",
+        ),
+    ],
+)
+def test_an_environment_that_opens_no_store_is_one_message_of_what_to_set(
+    url: str, environ: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refused) as refused:
+        place(url)
+    message = str(refused.value)
+    assert message.startswith(f"run_dir={url}: the environment does not open this store; set ")
+    assert reason in message
+    assert "secret-" not in message
+    assert "network" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("AWS_ENDPOINT_URL", "", "AWS_ENDPOINT_URL is no address such as https://HOST:PORT"),
+        ("AWS_ENDPOINT_URL", "secret-host", "AWS_ENDPOINT_URL is no address"),
+        ("AWS_ENDPOINT_URL_S3", "http://u:secret-word@host", "AWS_ENDPOINT_URL_S3 is no address"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-key\n", "AWS_SECRET_ACCESS_KEY has a blank or a line"),
+        ("AWS_SESSION_TOKEN", "secret key", "AWS_SESSION_TOKEN has a blank or a line break"),
+        ("AWS_REGION", "secret<region>", "look at its other variables that begin with AWS_"),
+    ],
+)
+def test_a_variable_that_breaks_every_request_is_named_and_not_shown(
+    name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(known)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Refused) as refused:
+        place(URL)
+    assert reason in str(refused.value)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_missing_bucket_is_named(s3: Server) -> None:
@@ -293,3 +360,31 @@ def test_it_is_renewed_by_a_thread(s3: Server, monkeypatch: pytest.MonkeyPatch) 
         time.sleep(0.02)
     lease.release()
     assert json.loads(bytes(s3.bucket()["night/lock.json"].value))["released"] is True
+
+
+# -- the listing of a start ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["nothing", "a row", "too long"])
+def test_the_listing_of_a_start_holds_under_the_lease_unless_a_run_has_written(
+    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    client = Client(URL, SHORT)
+    client.put("log/a.parquet", b"rows")
+    client.put("clips/a.0123456789abcdef.mp4", b"frames")
+    mirror = Mirror(client, tmp_path)
+    assert len(mirror.pull(is_start=True)) == 2
+    client.put("clips/b.0123456789abcdef.mp4", b"frames")
+    client.put("lock.json", b"{}")
+    client.put("probe/0123456789abcdef", b"")
+    if what == "a row":
+        client.put("log/a.parquet", b"more rows")
+    elif what == "too long":
+        monkeypatch.setattr(mirrors, "FRESH_SECONDS", 0.0)
+    s3.requests.clear()
+    names = [item.name for item in mirror.pull(may_put=True)]
+    assert ("clips/b.0123456789abcdef.mp4" in names) == (what != "nothing")
+    assert {"clips/a.0123456789abcdef.mp4", "log/a.parquet", "lock.json"} <= set(names)
+    assert (read_bytes(tmp_path / "log" / "a.parquet", 99) == b"more rows") == (what == "a row")
+    later = [item.name for item in mirror.pull(may_put=True)]
+    assert "clips/b.0123456789abcdef.mp4" in later, "it holds once"

@@ -72,7 +72,7 @@ class SeatsTaken:
         }
         make = self._maker(seat, offloads, place, columns)
         # Its card is looked for on its own machine.
-        return Supervisor(make, retry, stalls, place, columns=columns)
+        return Supervisor(make, retry, stalls, place, columns=columns, seat=seat.number)
 
     def _keep_facts(self, seat: Seat) -> None:
         """Write what a worker's machine is, under the hash that its clips are logged with."""

@@ -115,25 +115,24 @@ class Loop:
         """
         if not clips:
             return
-        encoder, is_last_try = self._first_working(), False
+        encoder, was_replaced, num_deaths = self._first_working(), False, 0
         while True:
             encoder.encode(clips)  # finished encodings stay on the disk
             event = self._until_encoded([encoder], encoder)
             if event is None:
                 break
+            num_deaths += event.was_up  # of whichever worker: a clip may have killed it
             is_unfit = event.is_gone or event.error_type == DECLINED
-            if is_unfit or (is_last_try and not event.was_up):
+            if is_unfit := is_unfit or (was_replaced and not event.was_up):
                 self._retire(encoder, self._recovery.unfit(event))
-                encoder, is_last_try = self._first_working(), False
-                continue
-            self._progress.say_of(
-                encoder.place, f"{event.reason} while encoding; starting another one"
-            )
-            self._start(encoder)
-            if is_last_try:
+            else:
+                say = f"{event.reason} while encoding; starting another one"
+                self._progress.say_of(encoder.place, say)
+                self._start(encoder)
+            if num_deaths == 2:
                 self._progress.say("from here on each clip is encoded just before it is rendered")
                 return
-            is_last_try = True
+            encoder, was_replaced = self._first_working() if is_unfit else encoder, not is_unfit
         others = [worker for worker in self._team.working if worker is not encoder]
         for worker in others:
             worker.encode(self._team.to_check(clips))  # they choose and check their kernels
@@ -165,7 +164,7 @@ class Loop:
         while self._team.is_busy or (self._may_go_on and self._team.awaits_another()):
             worker, event = self._next_event()
             if isinstance(event, Finished):
-                self._recovery.finished(event.job, event.record, worker.place)
+                self._recovery.finished(event.job, event.record, worker.seat)
             elif isinstance(event, Died):
                 self._queue.put_back(self._bury(worker, event))
                 if event.is_gone or self._next_job(worker):
@@ -312,7 +311,7 @@ class Loop:
         """
         worker.kill()
         rendering, lost = worker.current.rendering, worker.current.let_go()
-        self._recovery.died(event, lost, rendering, worker.place)
+        self._recovery.died(event, lost, rendering, worker.seat)
         if not event.was_up:  # it never received them
             return [held.job for held in lost][::-1]
         again = []
@@ -323,7 +322,7 @@ class Loop:
             self._tell(worker, Finished(held.job, record))
             job = self._recovery.another_attempt(held)
             if job is None:
-                self._recovery.ended(held.job, record, worker.place)
+                self._recovery.ended(held.job, record, worker.seat)
                 self._progress.say(f"{record.clip_id} is skipped: its worker died each time")
             else:
                 again.append(job)
@@ -331,7 +330,7 @@ class Loop:
 
     def _replace(self, worker: Supervisor, event: Died) -> None:
         """Start another worker where one died, unless that has no prospect."""
-        message = self._recovery.hopeless(event.reason, worker.place)
+        message = self._recovery.hopeless(event.reason, worker.seat)
         is_lost = event.error_type == GPU_LOST and len(self._team.working) > 1
         if is_lost or event.is_gone or event.error_type == DECLINED:
             message = event.reason

@@ -146,11 +146,15 @@ class Recovery:
         """Count a death of a worker.
 
         A clip that was only being written is not blamed, unless it was the only one. No clip is
-        blamed for a lost card, or for a worker that never started.
+        blamed for a lost card, or for a worker that never started. How often one leaves a cluster
+        is counted there.
         """
         is_no_clips_fault = event.error_type == GPU_LOST or not event.was_up
         suspects = set() if is_no_clips_fault else {held.job.key for held in lost}
-        self._lost[worker].append(frozenset(suspects))
+        if event.is_gone:
+            self._lost[worker].clear()
+        else:
+            self._lost[worker].append(frozenset(suspects))
         self._blamed.update(suspects & {rendering} or suspects)
 
     def another_attempt(self, lost: Held) -> Job | None:

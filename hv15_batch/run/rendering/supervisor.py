@@ -49,6 +49,7 @@ class Supervisor:
         place: int = 0,
         gpu: Gpu | None = None,
         columns: Mapping[str, Any] | None = None,
+        seat: int | None = None,
     ) -> None:
         """Make a supervisor without a worker; `start` starts one.
 
@@ -60,8 +61,11 @@ class Supervisor:
             place: Number of this supervisor among those of the run.
             gpu: The card of its workers; None on the CPU.
             columns: What the log says of its worker, where that runs on another machine.
+            seat: Number of its seat in the cluster, which a worker that comes back keeps.
         """
         self.place, self.gpu = place, gpu
+        self.seat = place if seat is None else seat
+        """Under which number its bad clips and deaths are counted."""
         self.columns = {} if columns is None else columns
         self.current = Current()
         """The clips that its worker has."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.units import GIB, MIB
@@ -26,7 +27,24 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of the instance",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the instance's identity",
 }
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_WORDS = {
+    "s3": (
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        *("AWS_REGION", "AWS_DEFAULT_REGION"),
+    ),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
+"""Variables whose values go into a request as they are."""
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[!-~]*)?")
+_PANIC = "PanicException"
+"""What the library raises instead of an error where it did not foresee one; no `Exception`."""
 _FOLDERS_AT_ONCE = 8
 _MOST_VERSIONS = 64
 _MOST_AT_ONCE = 4 * GIB
@@ -40,9 +58,8 @@ _UNKNOWN = re.compile(
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One object."""
+class Item(NamedTuple):
+    """One object; a listing may have a million."""
 
     name: str
     """Relative to the run directory."""
@@ -86,7 +103,8 @@ class Client:
             patience: None for `USUAL`.
 
         Raises:
-            Refused: obstore is not installed, or the environment does not suit it.
+            Refused: obstore is not installed.
+            StoreError: The environment does not suit the store.
         """
         try:
             import obstore
@@ -105,17 +123,19 @@ class Client:
             "timeout": timedelta(seconds=patience.request_seconds),
             "connect_timeout": timedelta(seconds=min(10.0, patience.request_seconds)),
         }
-        if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+        if fault := _environment_fault(self._scheme):
+            raise StoreError(f"{url}: in the environment {fault}; correct it, or unset it.")
+        named = _ENDPOINTS[self._scheme]
+        if any(os.environ.get(name, "").startswith("http://") for name in named):
             options["allow_http"] = True  # typed by the user, so it is meant
-        with self._asking("opened"):
-            self._store = obstore.store.from_url(
-                url,
-                client_options=options,
-                retry_config={
-                    "max_retries": patience.retries,
-                    "retry_timeout": timedelta(seconds=patience.retry_seconds),
-                },
-            )
+        retry = {
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(seconds=patience.retry_seconds),
+        }
+        try:
+            self._store = obstore.store.from_url(url, client_options=options, retry_config=retry)
+        except self._errors.BaseError:  # nothing was asked: a variable is missing or wrong
+            raise StoreError(self._not_opened()) from None
 
     def put(self, name: str, data: bytes | Path) -> str:
         """Write an object, whether it exists or not, and return its etag."""
@@ -203,10 +223,13 @@ class Client:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def list(self) -> list[Item]:
+    def list(self, but: Container[str] = ()) -> list[Item]:
         """Return every object below the URL, oldest first.
 
         One request per 1,000 of them, for all folders in it side by side.
+
+        Args:
+            but: Folders that are left out.
         """
 
         def below(folder: str) -> list[Item]:
@@ -217,9 +240,8 @@ class Client:
         with self._asking("list it"):
             top = self._api.list_with_delimiter(self._store)
         with ThreadPoolExecutor(_FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
-            parts = list(pool.map(below, top["common_prefixes"]))
-        found = chain(map(_item, top["objects"]), *parts)
-        return sorted(found, key=lambda item: (item.modified, item.name))
+            parts = list(pool.map(below, (f for f in top["common_prefixes"] if f not in but)))
+        return oldest_first(chain(map(_item, top["objects"]), *parts))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; it is no error if one is gone."""
@@ -247,6 +269,17 @@ class Client:
             if passed and isinstance(error, conflicts):
                 raise
             raise self._error(what, error) from None
+        except BaseException as error:
+            if type(error).__name__ == _PANIC:
+                raise StoreError(self._not_opened()) from None
+            raise
+
+    def _not_opened(self) -> str:
+        return (
+            f"{self.url}: the environment does not open this store; set "
+            f"{_CREDENTIALS[self._scheme]}, and look at its other variables that begin with "
+            f"{_VARIABLES[self._scheme]}."
+        )
 
     def _error(self, what: str, error: Exception) -> StoreError:
         text = str(error)
@@ -274,6 +307,23 @@ class Client:
     def _no_bucket(self) -> str:
         bucket = self.url.split("/")[2]
         return f"{self.url}: there is no bucket {bucket}; create it, or correct the name."
+
+
+def _environment_fault(scheme: str) -> str | None:
+    """Return which variable would break every request, without its value; None if none does."""
+    for name in _WORDS[scheme]:
+        value = os.environ.get(name, "")
+        if " " in value or not value.isprintable():
+            return f"{name} has a blank or a line break in it"
+    for name in _ENDPOINTS[scheme]:
+        if not _ENDPOINT.fullmatch(os.environ.get(name, "https://-")):
+            return f"{name} is no address such as https://HOST:PORT"
+    return None
+
+
+def oldest_first(items: Iterable[Item]) -> list[Item]:
+    """Return objects by the time of their writing."""
+    return sorted(items, key=attrgetter("modified", "name"))
 
 
 def _bare(etag: str | None) -> str:

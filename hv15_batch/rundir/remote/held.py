@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,29 +22,25 @@ from hv15_batch.rundir._lock import COUNT, SHARDS, holder_facts, write_count
 from hv15_batch.rundir.chosen.previews import found_previews
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import REWRITES, RunDir
-from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Item, Patience
+from hv15_batch.rundir.remote.client import ROW, SHORT, Client, Patience
 from hv15_batch.rundir.remote.lease import NAME as LEASE
 from hv15_batch.rundir.remote.lease import Lease
-from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror, film_names, push_results
-from hv15_batch.rundir.remote.objects import (
-    ATTEMPT,
-    FRAME_SUFFIX,
-    FRAMES,
-    add_objects,
+from hv15_batch.rundir.remote.leftovers import (
+    ATTEMPT_IN_NAME,
+    UPLOADED,
+    delete_copies,
+    let_go,
+    orphans,
 )
-from hv15_batch.rundir.remote.probe import FOLDER, Probed, probe
+from hv15_batch.rundir.remote.mirror import PULL_LOCK, Mirror, film_names, push_results
+from hv15_batch.rundir.remote.objects import FRAME_SUFFIX, FRAMES, add_objects
+from hv15_batch.rundir.remote.probe import Probed, probe
 from hv15_batch.rundir.status import read_holder
 
 STATUS_SECONDS = 15.0
 ORPHAN_AGE = timedelta(hours=24)
 _END = Patience(request_seconds=60.0, retries=3, retry_seconds=30.0)
 """For page and tables at the end of a run."""
-_UPLOADED = re.compile(
-    rf"(clips|thumbs)/.+\.{ATTEMPT}\.(mp4|mkv|jpg)|latents/[0-9a-f]{{64}}\.{ATTEMPT}\.safetensors"
-    rf"|{FRAMES}/[0-9a-f]{{64}}_[0-9]+\.{ATTEMPT}\.png"
-    rf"|{FOLDER}/{ATTEMPT}"
-)
-_ATTEMPT = re.compile(rf"\.{ATTEMPT}(?=\.[a-z0-9]+$)")
 UPLOAD_LOST = "UploadLost"
 ROW_SECONDS = 180.0
 """A row, or a look at a clip, is tried for so long in the parent, unless a signal ends the run."""
@@ -84,15 +79,19 @@ class StoredRun:
         """
         self._etag_is_md5 = probed.etag_is_md5
         run_dir = self._run_dir
+        others = written_here(run_dir.path, run_dir.own)
         with pull_lock(run_dir.path):
-            items = self._mirror.pull(may_put=True, but=written_here(run_dir.path, run_dir.own))
+            items = self._mirror.pull(may_put=True, but=others)
         self._lease.check_others(items, self._excludes)
         if run_dir.shard is not None:
             write_count(run_dir.path, run_dir.shard)
             self._mirror.push([COUNT])
         old = probed.now - ORPHAN_AGE
         with Secondary("objects that no row names were not deleted"):
-            self._client.delete(orphans(items, old, self._named()))
+            named = self._named()
+            self._client.delete(orphans(items, old, named))
+            if not others:  # of another shard a worker may be uploading
+                delete_copies(run_dir.path, named)
 
     def _excludes(self, lease_name: str) -> bool:
         """Whether the holder of another lease may render the same clips as this run."""
@@ -179,7 +178,7 @@ class StoredRun:
         except StoreError as error:
             reason = str(error)
         if reason is None:
-            attempt = _ATTEMPT.search(record.file or "")
+            attempt = ATTEMPT_IN_NAME.search(record.file or "")
             frames = (f"{record.denoise_sha256}_{number}" for number in kept_frames)
             if attempt is not None:
                 suffix = f"{attempt[0]}{FRAME_SUFFIX}"
@@ -200,7 +199,7 @@ class StoredRun:
         """Return what differs between a record and its object; None if nothing does."""
         name = record.file or ""
         where = f"{self._client.url}/{name}"
-        item = self._row_client.head(name) if _UPLOADED.fullmatch(name) else None
+        item = self._row_client.head(name) if UPLOADED.fullmatch(name) else None
         if item is None:
             return f"{where}: was uploaded and is not in the store"
         if item.size != record.file_bytes:
@@ -242,7 +241,7 @@ class StoredRun:
         let_go(self._run_dir.path, record)
         added = []
         for name, size in ((record.file, record.file_bytes), (record.latents_file, 0)):
-            if name is not None and _UPLOADED.fullmatch(name):
+            if name is not None and UPLOADED.fullmatch(name):
                 added.append((name, size or 0))
         if record.file is not None and done:
             added.append((f"thumbs/{Path(record.file).stem}.jpg", 0))
@@ -289,16 +288,6 @@ class StoredRun:
             self._lease.release()
 
 
-def let_go(folder: Path, record: ClipRecord) -> None:
-    """Delete the files of a finished clip in a working folder; the store has them."""
-    if record.status not in DONE_STATUSES or record.repeat is not None:
-        return
-    for name in (record.file, record.latents_file):
-        if name is not None and _UPLOADED.fullmatch(name):
-            with suppress(OSError):
-                (folder / _ATTEMPT.sub("", name)).unlink(missing_ok=True)
-
-
 class _StoredLog(RunLog):
     """A log whose segments are put, each as a whole object, when a row was added."""
 
@@ -335,22 +324,6 @@ class _StoredLog(RunLog):
             self._fault = error
             raise
         self._fault = None
-
-
-def orphans(items: list[Item], before: datetime, named: set[str]) -> list[str]:
-    """Return the uploads of a listing that no row names, and that are older than a moment."""
-    thumbs = {f"thumbs/{Path(name).stem}.jpg" for name in named}
-    attempts = {match[0] for match in map(_ATTEMPT.search, named) if match}
-    # Frames are named by no row; they belong to the attempt that made their clip.
-    return [
-        item.name
-        for item in items
-        if item.modified < before
-        and _UPLOADED.fullmatch(item.name)
-        and item.name not in named
-        and item.name not in thumbs
-        and not (item.name.startswith(FRAMES) and _ATTEMPT.findall(item.name)[0] in attempts)
-    ]
 
 
 def written_here(folder: Path, own: Path | None = None) -> list[str]:

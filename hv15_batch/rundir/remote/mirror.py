@@ -6,6 +6,7 @@ Clips, latents and thumbnails are not copied; of them the folder has a list.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +17,7 @@ from hv15_batch.rundir.log import num_rows
 from hv15_batch.rundir.paths import ASSETS, REWRITES, RunDir
 from hv15_batch.rundir.publish import publishing, sha256_of_file
 from hv15_batch.rundir.remote import lease
-from hv15_batch.rundir.remote.client import Client, Item
+from hv15_batch.rundir.remote.client import Client, Item, oldest_first
 from hv15_batch.rundir.remote.objects import (
     FILMS,
     NAMES,
@@ -40,11 +41,19 @@ _COPIED = re.compile(
     rf"({_SHARD})?({_OWN})|plan\.csv|decided\.json|run\.json|(rows|rewrites)\.jsonl"
 )
 """What planning and readers need. A name from the store decides nothing else here."""
-_LARGE = "clips|latents|thumbs|frames|films"
+_LARGE_FOLDERS = ("clips", "latents", "thumbs", "frames", "films")
+_LARGE = "|".join(_LARGE_FOLDERS)
 _LISTED = re.compile(rf"({_LARGE})/[A-Za-z0-9._-]+")
 _OURS = re.compile(
     rf"({_LARGE}|log|runs|assets|previews|probe|inputs|shards)/.*|{re.escape(lease.NAME)}"
 )
+
+FRESH_SECONDS = 120.0
+"""For so long the listing of a run's start holds under its lease, if no run has written since."""
+_LARGE_NAMES = tuple(f"{folder}/" for folder in _LARGE_FOLDERS)
+_UNCOMPARED = (*_LARGE_NAMES, "probe/")
+_kept: dict[str, tuple[float, list[Item]]] = {}
+"""By URL the listing of a start, from then until the run has its lease: it may be large."""
 
 __all__ = ("NAMES", "PULL_LOCK", "Mirror", "film_names", "push_results")
 
@@ -65,7 +74,9 @@ class Mirror:
         """Tells this folder from those of other machines."""
         return self._address.id
 
-    def pull(self, may_put: bool = False, but: Collection[str] = ()) -> list[Item]:
+    def pull(
+        self, may_put: bool = False, but: Collection[str] = (), is_start: bool = False
+    ) -> list[Item]:
         """Bring the folder up to date by one listing, and return the listing.
 
         Log segments that an earlier run here could not put are kept. So are rewritten prompts
@@ -74,16 +85,18 @@ class Mirror:
         Args:
             may_put: Put those files; needs the lease.
             but: Beginnings of names that are left as they are: runs of this machine write them.
+            is_start: A run begins here, and will ask again under its lease.
 
         Raises:
             Refused: There are other objects, and no run. Or rewritten prompts that would be put
                 were changed in the store too.
             StoreError: The store does not answer.
         """
-        items = self._client.list()
+        items, is_known = self._listing(may_put, is_start)
         self._check_usable(items)
         but = tuple(but)
-        copied = (i for i in items if _COPIED.fullmatch(i.name) and not i.name.startswith(but))
+        others = (item for item in items if not item.name.startswith((*_LARGE_NAMES, *but)))
+        copied = (item for item in others if _COPIED.fullmatch(item.name))
         listed = {item.name: item for item in copied}
         is_edited = self._is_edited(listed.get(REWRITES), may_put)
         if is_edited:
@@ -99,11 +112,32 @@ class Mirror:
             if _COPIED.fullmatch(name) and not name.startswith(but):  # deleted in the store
                 (self._folder / name).unlink(missing_ok=True)
                 del self._address.copies[name]
-        write_objects(self._folder, ((i.name, i.size) for i in items if _LISTED.fullmatch(i.name)))
+        if not is_known:
+            large = (item for item in items if _LISTED.fullmatch(item.name))
+            write_objects(self._folder, ((item.name, item.size) for item in large))
         write_address(self._folder, self._address)
         if may_put:
             self.push(unsent)
         return items
+
+    def _listing(self, may_put: bool, is_start: bool) -> tuple[list[Item], bool]:
+        """Return a listing, and whether its large folders are those of the start.
+
+        Under the lease these are enough, if they still hold. Runs write log and status with each
+        clip, so what they put shows in the small folders.
+        """
+        at, url = time.monotonic(), self._client.url
+        before, known = _kept.pop(url, (at, []))
+        if may_put and known and at - before < FRESH_SECONDS:
+            small = self._client.list(but=_LARGE_FOLDERS)
+            large = [item for item in known if item.name.startswith(_LARGE_NAMES)]
+            if _states(small) == _states(known):
+                return oldest_first([*large, *small]), True
+        items = self._client.list()
+        if is_start:
+            _kept.clear()  # of a plan that no run followed
+            _kept[url] = at, items
+        return items, False
 
     def push(self, names: Iterable[str], client: Client | None = None) -> None:
         """Put the files that have changed since they were alike in the store.
@@ -211,6 +245,15 @@ class Mirror:
             return False
         self._address.copies[item.name] = (item.etag, *_state(path))
         return False
+
+
+def _states(items: Iterable[Item]) -> set[tuple[str, str]]:
+    """Return names and etags of what a run writes besides its clips and its lease."""
+    return {
+        (item.name, item.etag)
+        for item in items
+        if not item.name.startswith(_UNCOMPARED) and not item.name.endswith(lease.NAME)
+    }
 
 
 def _has_more_rows(path: Path, other: Path) -> bool:

@@ -75,8 +75,26 @@ def read_stored(folder: Path) -> Stored | None:
 
 
 def _objects(folder: Path) -> dict[str, int]:
+    """Return the list of objects; one that was read just before is not parsed again."""
+    path = folder / OBJECTS
     try:
-        lines = read_bytes(folder / OBJECTS, _MAX_OBJECTS_BYTES).decode().splitlines()
+        status = path.stat()
+    except OSError:
+        return {}
+    state = str(path), status.st_size, status.st_mtime_ns
+    if _last.get("state") != state:
+        _last.update(state=state, found=_parsed(path))
+    found: dict[str, int] = _last["found"]
+    return found
+
+
+_last: dict[str, Any] = {}
+"""The last list that was read, and the state of its file then."""
+
+
+def _parsed(path: Path) -> dict[str, int]:
+    try:
+        lines = read_bytes(path, _MAX_OBJECTS_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
     found: dict[str, int] = {}
