@@ -92,6 +92,30 @@ def test_a_clip_is_on_the_page_within_two_seconds(opened: Opened, run_dir: RunDi
     assert time.monotonic() - written < 2
 
 
+def test_a_film_appears_and_goes_on_playing(driver: Any, tmp_path: Path) -> None:
+    clips = [clip("fox", 0), clip("sea", 1)]
+    folder = make_run(
+        tmp_path / "run", clips[:1], clips, is_playable=True, films={"fox": "one", "sea": "two"}
+    )
+    with (
+        serving(folder, is_let_in=False) as client,
+        browsing(driver, client.view.gate.address, tmp_path / "profile") as opened,
+    ):
+        assert opened.page.locator(".film video").count() == 0
+        (folder / "films").mkdir()
+        (folder / "films" / "one.mp4").write_bytes(moving_clip()[0])
+        video = opened.page.get_by_label("Film one", exact=True)
+        video.wait_for()
+        video.evaluate("film => { window.playing = film; film.loop = true; return film.play(); }")
+        wait(opened.page, "playing.currentTime > 0.1")
+
+        RunLog(folder / "log", "20261124T230000-0001-bbbb").append(clips[1])
+        wait(opened.page, "document.querySelector('h1').textContent.startsWith('2 of 2')")
+
+        assert opened.page.evaluate("playing.isConnected && !playing.paused")
+        assert (opened.complaints, opened.foreign()) == ([], [])
+
+
 def test_a_rating_is_saved_and_shown_on_another_page(
     opened: Opened, run_dir: RunDir, driver: Any, client: Client, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -209,3 +210,35 @@ def until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_film_of_the_plan_is_handed_out_and_no_other(tmp_path: Path) -> None:
+    clips = [record(name, n, file=f"clips/{name}.mp4") for n, name in enumerate("abcd")]
+    films = {"a": "story", "b": "../../key", "c": "linked", "d": "secret/inner"}
+    folder = make_run(tmp_path / "run", clips, clips, is_playable=True, films=films)
+    (tmp_path / "key.mp4").write_bytes(b"secret")
+    (folder / "films" / "secret").mkdir(parents=True)
+    for name in ("story.mp4", "unplanned.mp4", "secret/inner.mp4"):
+        (folder / "films" / name).write_bytes(moving_clip()[0])
+    (folder / "films" / "linked.mp4").symlink_to(tmp_path / "key.mp4")
+
+    with serving(folder) as client:
+        page = client.get("/").text
+        assert re.findall(r'src="(media/0/films[^"]*)"', page) == [
+            "media/0/films/story.mp4", "media/0/films/linked.mp4",
+        ]  # fmt: skip
+        film = client.get("/media/0/films/story.mp4")
+        assert (film.status, film.headers["content-type"]) == (200, "video/mp4")
+        assert film.body == moving_clip()[0]
+        for name in ("linked.mp4", "unplanned.mp4", "secret/inner.mp4", "../../key.mp4"):
+            assert client.get(f"/media/0/films/{name}").status == 404
+
+
+def test_a_folder_of_films_that_is_a_link_gives_none(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [record("a")], [record("a")], films={"a": "story"})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "story.mp4").write_bytes(b"secret")
+    (folder / "films").symlink_to(tmp_path / "elsewhere")
+
+    with serving(folder) as client:
+        assert client.get("/media/0/films/story.mp4").status == 404
