@@ -109,6 +109,7 @@ def test_a_film_appears_and_goes_on_playing(driver: Any, tmp_path: Path) -> None
         video.evaluate("film => { window.playing = film; film.loop = true; return film.play(); }")
         wait(opened.page, "playing.currentTime > 0.1")
 
+        (folder / "clips" / "sea.mp4").write_bytes(moving_clip()[0])
         RunLog(folder / "log", "20261124T230000-0001-bbbb").append(clips[1])
         wait(opened.page, "document.querySelector('h1').textContent.startsWith('2 of 2')")
 
