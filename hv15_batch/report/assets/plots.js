@@ -1,8 +1,9 @@
-/* Plots: the library is loaded when the first of them comes into view, each is drawn when it does. */
+/* Plots: the library is loaded behind the page's own scripts, each plot is drawn when it comes into view. */
 (function () {
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var LIBRARY = "assets/plotly.min.js";
+  var PICTURES_MS = 10000; // that printing waits for pictures of clips at most
   var LETTER_PX = 6.5; // of the plots' font, on average
   var COLOURS = {
     light: ["#0b62c4", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#475569"],
@@ -199,6 +200,8 @@
   /* Show the plots of now: what has not changed stays as it is. */
   function update(plots) {
     document.getElementById("plots").hidden = !plots.length;
+    // Now, not at the first plot: who prints by a menu, or without a window, draws them all at once.
+    if (plots.length) load().catch(function () { /* said in the place of each plot */ });
     var ids = new Set(plots.map(function (plot) { return plot.id; }));
     shown.forEach(function (made, id) {
       if (ids.has(id)) return;
@@ -239,7 +242,19 @@
       opened = Array.from(document.querySelectorAll("main details:not([open]), header details:not([open])"));
     }
     opened.forEach(function (fold) { fold.open = isOn; });
+    document.querySelectorAll(".scroll").forEach(function (table) {
+      table.classList.remove("tight");
+      table.classList.toggle("tight", isOn && table.scrollWidth > table.clientWidth);
+    });
     drawn.forEach(function (place, plot) { draw(plot, place); });
+  }
+
+  /* A promise of all pictures of clips: those that were never in view are not there yet. */
+  function pictures() {
+    var late = Array.from(document.querySelectorAll("#gallery img"));
+    late.forEach(function (image) { image.loading = "eager"; });
+    var patience = new Promise(function (resolve) { setTimeout(resolve, PICTURES_MS); });
+    return Promise.race([patience, Promise.allSettled(late.map(function (image) { return image.decode(); }))]);
   }
 
   /* Draw all plots as they look on paper, also those that were never in view. */
@@ -253,12 +268,12 @@
         observer.unobserve(made.place);
       });
       rest.forEach(paint);
-      return Promise.all(underway);
+      return Promise.all([pictures()].concat(Array.from(underway)));
     });
     return whenDrawn;
   }
 
-  // By a menu the plots must be there at once, which they are where the library was loaded before.
+  // By a menu the plots must be there at once, which they are once the library is loaded.
   window.addEventListener("beforeprint", forPaper);
   window.addEventListener("afterprint", function () { if (isPrinting) setPrinting(false); });
   document.addEventListener("keydown", function (event) {
