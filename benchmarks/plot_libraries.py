@@ -28,7 +28,8 @@ CHART = """new Chart(place.appendChild(document.createElement('canvas')), {type:
     data: {labels: clips, datasets: stages.map(s => ({label: s, data: values[s]}))},
     options: {animation: false, scales: {x: {stacked: true}, y: {stacked: true}}}})"""
 ECHARTS = """echarts.init(place, null, {renderer: 'svg', width: 600, height: 280}).setOption({
-    animation: false, tooltip: {trigger: 'axis'}, legend: {}, xAxis: {type: 'category', data: clips},
+    animation: false, tooltip: {trigger: 'axis'}, legend: {},
+    xAxis: {type: 'category', data: clips},
     yAxis: {}, series: stages.map(s => ({type: 'bar', stack: 'all', name: s, data: values[s]}))})"""
 UPLOT = """new uPlot({width: 600, height: 280, scales: {x: {time: false}},
     series: [{}, ...stages.map(s => ({label: s, stroke: 'blue', fill: 'lightblue',

@@ -20,7 +20,7 @@ from fakes.pages import (
     settings,
 )
 
-from hv15_batch.errors import Refused, Secondary
+from hv15_batch.errors import Secondary
 from hv15_batch.report import render
 from hv15_batch.report.command import main
 from hv15_batch.rundir.paths import RunDir
