@@ -490,6 +490,26 @@ def test_every_plot_is_drawn_when_it_comes_into_view(opened: Opened) -> None:
     assert [name for name, count in marks if count == 0] == []
 
 
+def test_long_names_of_series_are_whole_on_a_phone(driver: Any, tmp_path: Path) -> None:
+    clips = [
+        record(f"c{n}", n, model=("480p_t2v", "480p_t2v_distilled")[n % 2], offload="stream",
+               attention_backend=("_native_cudnn", "_flash_3_varlen_hub")[n % 2], **MEASURED)
+        for n in range(8)
+    ]  # fmt: skip
+    folder = make_run(tmp_path / "run", clips, clips, is_playable=True)
+    main([str(folder)])
+
+    with browsing(driver, folder / "index.html", tmp_path / "profile", width=390) as opened:
+        draw_all(opened.page)
+        over = """all => all.filter(text => text.getBoundingClientRect().right
+            > text.closest('.plot').getBoundingClientRect().right).map(text => text.textContent)"""
+        assert opened.page.locator("#plot-steps .legendtext").count() == 4
+        assert opened.page.eval_on_selector_all(".legendtext", over) == []
+        room = "e => e.querySelector('.nsewdrag').getBoundingClientRect().height"
+        assert opened.page.eval_on_selector("#plot-steps", room) > 90
+        assert opened.complaints == []
+
+
 def test_a_plot_without_values_is_left_out(driver: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "run", [record("a")], [record("a")], is_playable=True)
     main([str(tmp_path / "run")])

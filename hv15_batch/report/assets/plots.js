@@ -46,11 +46,21 @@
     return place.clientWidth < 640 || longest * LETTER_PX > place.clientWidth / 3;
   }
 
+  /* A name in the legend; one that is wider than the plot would be cut, so it is broken. */
+  function seriesName(name, place) {
+    if (name.length * LETTER_PX < place.clientWidth - 60) return name;
+    return name.replace(/([,:]) /g, "$1<br>");
+  }
+
   function heightOf(plot, place) {
-    if (!plot.isByName) return 280;
-    var names = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
-    var lines = Math.max.apply(null, Array.from(names, function (name) { return name.split(", ").length; }));
-    return 90 + names.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
+    if (!plot.isByName) {
+      var names = plot.traces.map(function (trace) { return seriesName(trace.name, place); });
+      var broken = names.filter(function (name) { return name.indexOf("<br>") >= 0; });
+      return 280 + 17 * (broken.length ? names.join("<br>").split("<br>").length - 2 : 0);
+    }
+    var rows = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
+    var lines = Math.max.apply(null, Array.from(rows, function (name) { return name.split(", ").length; }));
+    return 90 + rows.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
   }
 
   function layoutOf(plot, place) {
@@ -99,7 +109,7 @@
 
   function tracesOf(plot, place) {
     return plot.traces.map(function (trace) {
-      var copy = Object.assign({}, trace);
+      var copy = Object.assign({}, trace, { name: seriesName(trace.name, place) });
       if (plot.isByName && isNarrow(plot, place)) {
         copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
       }
