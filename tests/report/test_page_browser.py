@@ -505,9 +505,34 @@ def test_long_names_of_series_are_whole_on_a_phone(driver: Any, tmp_path: Path) 
             > text.closest('.plot').getBoundingClientRect().right).map(text => text.textContent)"""
         assert opened.page.locator("#plot-steps .legendtext").count() == 4
         assert opened.page.eval_on_selector_all(".legendtext", over) == []
-        room = "e => e.querySelector('.nsewdrag').getBoundingClientRect().height"
-        assert opened.page.eval_on_selector("#plot-steps", room) > 90
+        assert opened.page.eval_on_selector("#plot-steps", ROOM) > 120
         assert opened.complaints == []
+
+
+ROOM = "e => e.querySelector('.nsewdrag').getBoundingClientRect().height"
+
+
+def test_a_legend_of_many_names_leaves_room_for_the_plot_on_a_phone(
+    driver: Any, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("480p_t2v", "480p_t2v_distilled", "720p_t2v", "720p_i2v")):
+        for profile in ("resident", "stream"):
+            values = {
+                **MEASURED,
+                "total_seconds": 100.0 + number,
+                "peak_vram_reserved_bytes": 2**34,
+            }
+            clips = [record(f"c{n}", n, offload=profile, model=name, **values) for n in range(3)]
+            make_run(tmp_path / "p.sweep" / f"{name}-{profile}", clips, clips)
+    main([str(tmp_path / "p.sweep")])
+
+    page = tmp_path / "p.sweep" / "comparison.html"
+    with browsing(driver, page, tmp_path / "profile", width=390) as opened:
+        draw_all(opened.page)
+        first = opened.page.locator(".plots > figure").first
+        assert first.locator(".legendtext").count() >= 8
+        assert first.evaluate(ROOM) > 120
+        assert first.locator(".scrollbar").evaluate("bar => bar.getBBox().height") == 0
 
 
 def test_a_plot_without_values_is_left_out(driver: Any, tmp_path: Path) -> None:

@@ -52,12 +52,17 @@
     return name.replace(/([,:]) /g, "$1<br>");
   }
 
+  /* Lines that a legend takes: its names stand in columns as wide as the widest. */
+  function legendLines(plot, place) {
+    var names = plot.traces.map(function (trace) { return seriesName(trace.name, place).split("<br>"); });
+    var widest = Math.max.apply(null, names.flat().map(function (part) { return part.length; }));
+    var columns = Math.max(1, Math.floor((place.clientWidth - 60) / (widest * LETTER_PX + 40)));
+    var highest = Math.max.apply(null, names.map(function (parts) { return parts.length; }));
+    return Math.ceil(names.length / columns) * highest;
+  }
+
   function heightOf(plot, place) {
-    if (!plot.isByName) {
-      var names = plot.traces.map(function (trace) { return seriesName(trace.name, place); });
-      var broken = names.filter(function (name) { return name.indexOf("<br>") >= 0; });
-      return 280 + 17 * (broken.length ? names.join("<br>").split("<br>").length - 2 : 0);
-    }
+    if (!plot.isByName) return 280 + 17 * Math.max(0, legendLines(plot, place) - 2);
     var rows = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
     var lines = Math.max.apply(null, Array.from(rows, function (name) { return name.split(", ").length; }));
     return 90 + rows.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
