@@ -152,6 +152,8 @@ class Watch:
         if seen is not self.seen or fault or now > self._status_at + _STATUS_SECONDS:
             self._status_at = now
             statuses = self._statuses(seen.served, fault)
+            if _states(statuses) != _states(seen.statuses):
+                self._prints = []  # the page's first line names the state: it is made again
             if statuses != seen.statuses:
                 version = max(seen.version, self.seen.version + 1)
                 seen = replace(seen, statuses=statuses, version=version, statuses_version=version)
@@ -165,6 +167,10 @@ class Watch:
                 zip(self.run_dirs, served.rating_faults, strict=True)
             )
         ]
+
+
+def _states(statuses: Sequence[dict[str, Any]]) -> list[str | None]:
+    return [status.get("state") for status in statuses]
 
 
 def _rating_lines(fault: str | None) -> list[str]:

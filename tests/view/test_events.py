@@ -163,3 +163,15 @@ def test_a_film_that_is_built_is_told_within_two_seconds(tmp_path: Path) -> None
         assert time.monotonic() - built < 2
         assert news["clips"] == []
         assert 'src="media/0/films/story.mp4"' in client.get("/").text
+
+
+def test_the_first_line_follows_the_state_of_the_run(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [], [record("a")])
+    with serving(run_dir) as client, client.events() as events:
+        next(events)
+        for state, said in (("encoding", "0 of 1, encoding"), ("rendering", "0 of 1, rendering")):
+            status = make_status(state=state, pid=4321, hostname="another", total=1, done=0)
+            (run_dir / "status.json").write_text(json.dumps(status), encoding="utf-8")
+            first(events, lambda n, now=state: n.get("statuses", [{}])[0].get("state") == now)
+            first(events, lambda n: n["isPageOld"])
+            assert said in client.get("/").text
