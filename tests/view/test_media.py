@@ -51,6 +51,16 @@ def test_page_and_scripts_come_from_the_package(client: Client) -> None:
     assert client.get("/assets/page.css").headers["content-type"].startswith("text/css")
 
 
+def test_scripts_are_sent_again_only_when_they_changed(client: Client) -> None:
+    whole = client.get("/assets/plotly.min.js")
+
+    again = client.get("/assets/plotly.min.js", **{"If-None-Match": whole.headers["etag"]})
+
+    assert (whole.status, len(whole.body) > 1_000_000) == (200, True)
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", whole.headers["etag"])
+    assert again.headers["cache-control"] == "no-cache"
+
+
 @pytest.mark.parametrize(
     "path",
     [
