@@ -100,7 +100,7 @@ def _environment(folder: Path) -> Environment:
 PLOTLY = "plotly.min.js"
 GALLERY_ASSETS = (
     *("page.css", "ratings.js", "picks.js", "clock.js", "player.js", "gallery.js", "large.js"),
-    *("downloads.js", "plots.js", "page.js"),
+    *("downloads.js", "paper.js", "plots.js", "page.js"),
 )
 RUN_ASSETS = GALLERY_ASSETS
 LIVE_ASSETS = (*GALLERY_ASSETS, "live.js")

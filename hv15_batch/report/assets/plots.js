@@ -10,7 +10,6 @@
     dark: ["#6cb2ff", "#fdba74", "#5eead4", "#c4b5fd", "#fde047", "#f9a8d4", "#bef264", "#cbd5e1"],
   };
   var isDark = window.matchMedia("(prefers-color-scheme: dark)");
-  var isPrinting = false; // paper is white
   var drawn = new Map();
   var library = null;
 
@@ -76,7 +75,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif", size: 12, color: colour("--text") },
-      colorway: COLOURS[isDark.matches && !isPrinting ? "dark" : "light"],
+      colorway: COLOURS[isDark.matches && !hv15.paper.isOn() ? "dark" : "light"],
       barmode: plot.isStacked ? "stack" : "group",
       bargap: plot.isByName ? 0.45 : 0.15,
       showlegend: plot.traces.length > 1 && !plot.isByName,
@@ -246,23 +245,7 @@
 
   /* -- paper ------------------------------------------------------------------------------ */
 
-  var opened = []; // folds that were closed before
   var whenDrawn = Promise.resolve();
-
-  function setPrinting(isOn) {
-    isPrinting = isOn;
-    document.documentElement.classList.toggle("printing", isOn);
-    if (isOn) {
-      if (hv15.gallery) hv15.gallery.finish();
-      opened = Array.from(document.querySelectorAll("main details:not([open]), header details:not([open])"));
-    }
-    opened.forEach(function (fold) { fold.open = isOn; });
-    document.querySelectorAll(".scroll").forEach(function (table) {
-      table.classList.remove("tight");
-      table.classList.toggle("tight", isOn && table.scrollWidth > table.clientWidth);
-    });
-    drawn.forEach(function (place, plot) { draw(plot, place); });
-  }
 
   /* A promise of all pictures of clips: those that were never in view are not there yet. */
   function pictures() {
@@ -272,10 +255,12 @@
     return Promise.race([patience, Promise.allSettled(late.map(function (image) { return image.decode(); }))]);
   }
 
-  /* Draw all plots as they look on paper, also those that were never in view. */
-  function forPaper() {
-    if (isPrinting) return whenDrawn;
-    setPrinting(true);
+  /* Draw all plots as they look on paper, also those that were never in view. By a menu they must be
+     there at once, which they are once the library is loaded. */
+  document.addEventListener("hv15-paper", function () {
+    drawn.forEach(function (place, plot) { draw(plot, place); });
+    if (!hv15.paper.isOn()) return;
+    if (hv15.gallery) hv15.gallery.finish();
     whenDrawn = load().then(function () {
       var rest = Array.from(waiting.values());
       rest.forEach(function (made) {
@@ -285,16 +270,13 @@
       rest.forEach(paint);
       return Promise.all([pictures()].concat(Array.from(underway)));
     });
-    return whenDrawn;
-  }
+  });
 
-  // By a menu the plots must be there at once, which they are once the library is loaded.
-  window.addEventListener("beforeprint", forPaper);
-  window.addEventListener("afterprint", function () { if (isPrinting) setPrinting(false); });
   document.addEventListener("keydown", function (event) {
     if (event.key.toLowerCase() !== "p" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
     event.preventDefault();
-    forPaper().then(function () { window.print(); }, function () { window.print(); });
+    hv15.paper.set(true);
+    whenDrawn.then(function () { window.print(); }, function () { window.print(); });
   });
 
   hv15.plots = { update: update };
