@@ -65,7 +65,7 @@ class SeatsTaken:
     def _supervisor(self, seat: Seat, offloads: Mapping[str, OffloadChoice]) -> Supervisor:
         place, retry = next(self._places), self.run.config.retry
         self._keep_facts(seat)
-        stalls = StallWatch(retry.stall_factor, self.patience, self.run.pace, self.run.compiles)
+        stalls = StallWatch(retry, self.patience, self.run.pace, self.run.compiles)
         columns: dict[str, Any] = {
             "hostname": seat.machine.hostname,
             "system_sha256": system_sha256(dict(seat.facts)),
