@@ -10,7 +10,7 @@ r"""Pictures of pages for docs/: what a browser shows of the page of a run or of
 
     python benchmarks/example_report.py OUT
     python benchmarks/page_pictures.py OUT/runs/480p_t2v-resident/index.html docs/report.png \
-        --size 1200x1780
+        --size 1200x1840
     python benchmarks/page_pictures.py OUT/runs/comparison.html docs/report_comparison.png \
         --size 1320x1300
 

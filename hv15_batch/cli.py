@@ -34,6 +34,7 @@ hv15-batch recipe clip.mp4 [--out FILE]   manifest and command that render a cli
 hv15-batch -m prompts.csv model=480p_t2v,480p_t2v_distilled              Hydra sweep
 hv15-batch prompts.csv experiment=rtx4090_standard                       a preset
 hv15-batch report RUN_DIR [RUN_DIR ...]   build the page again; for several runs a comparison too
+hv15-batch report RUN_DIR --figures DIR   plots as files; --grid FILE.mp4: clips as one video
 hv15-batch prompts.csv window=22:00-07:00 render by night only; also until=07:00 time_limit=8h
 hv15-batch status [RUN_DIR] [--watch]     progress and time left; default: the latest run
 hv15-batch status RUN_DIR --pause         use the card for something else, until --unpause

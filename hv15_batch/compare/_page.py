@@ -38,7 +38,7 @@ from hv15_batch.units import NOT_MEASURED, format_seconds
 PAGE = "compare.html"
 CSV = "compare.csv"
 MARKDOWN = "compare.md"
-REPORT_ASSETS = ("page.css", "clock.js")
+REPORT_ASSETS = ("page.css", "clock.js", "paper.js")
 OWN_ASSETS = ("compare.css", "compare.js")
 PREVIEWS = "previews"
 PLAYABLE_SUFFIX = ".mp4"

@@ -1,19 +1,24 @@
-"""`films/`: the clips of a chain as one file, built once all of them are done."""
+"""`films/`: the clips of a chain as one file, built once all are done; and what there is."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from hv15_batch.config.settings import VideoCodec
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.rundir.frames import film_path
+from hv15_batch.record import DONE_STATUSES
+from hv15_batch.rundir.frames import film_path, saved_films
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.store import fetched
 from hv15_batch.units import counted
+
+_USUAL_SUFFIX = ".mp4"
 
 
 def build_films(planned: Sequence[PlannedClip], run_dir: RunDir) -> Iterator[str]:
@@ -105,3 +110,49 @@ def _build(path: Path, members: Sequence[PlannedClip], run_dir: RunDir) -> None:
 def _some(missing: Sequence[PlannedClip]) -> str:
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     return f"{missing[0].clip.clip_id}{more}"
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film of the current manifest."""
+
+    name: str
+    is_built: bool
+    """Whether there is a file, perhaps of earlier clips."""
+    file: str | None
+    """Path below the run directory; None where there is none to show."""
+    thumb: str | None
+    """Picture of one of its clips, as a path below the run directory."""
+    num_clips: int
+    num_done: int
+
+
+def read_films(run_dir: RunDir, clips: Sequence[Mapping[str, Any]]) -> list[Film]:
+    """Return the films that the plan names, in the order of their first clips.
+
+    A film has the container of its clips. So an older one of another codec is not taken for it.
+
+    Args:
+        run_dir: The run directory.
+        clips: Rows of the plan; with `status`, and `file` and `thumb` as paths below the run
+            directory or None.
+    """
+    members: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for clip in clips:
+        for name in (clip.get("film") or "").split():
+            members[name].append(clip)
+    saved = saved_films(run_dir) if members else set()
+    return [_film(run_dir, name, of_it, saved) for name, of_it in members.items()]
+
+
+def _film(run_dir: RunDir, name: str, clips: Sequence[Mapping[str, Any]], saved: set[str]) -> Film:
+    suffix = next((PurePosixPath(c["file"]).suffix for c in clips if c["file"]), _USUAL_SUFFIX)
+    path, is_built = film_path(run_dir, f"{name}{suffix}"), f"{name}{suffix}" in saved
+    return Film(
+        name=name,
+        is_built=is_built,
+        file=run_dir.relative(path) if is_built else None,
+        thumb=next((clip["thumb"] for clip in clips if clip["thumb"]), None),
+        num_clips=len(clips),
+        num_done=sum(clip["status"] in DONE_STATUSES for clip in clips),
+    )

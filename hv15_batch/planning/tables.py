@@ -18,6 +18,7 @@ from hv15_batch.errors import LogSchemaError
 from hv15_batch.files import read_bytes
 from hv15_batch.planning.plan import PlannedClip, State
 from hv15_batch.record import DECODE, DENOISE, DONE_STATUSES, columns, seconds_column
+from hv15_batch.rundir.frames import films_folder
 from hv15_batch.rundir.log import last_attempts, read_last_attempts, read_rows, segments
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.publish import publishing
@@ -241,10 +242,11 @@ def median_of_clips(run_dir: RunDir, column: str, *, is_benchmark: bool) -> floa
 
 
 def is_up_to_date(run_dir: RunDir) -> bool:
-    """Whether clips.csv and the page were written after plan and log were changed last."""
+    """Whether clips.csv and the page were written after plan, log and films were changed last."""
     results = [run_dir.clips_table, run_dir.page]
     if not all(path.is_file() for path in results):
         return False
-    sources = [run_dir.plan, *segments(run_dir.log)]
+    films = films_folder(run_dir)
+    sources = [run_dir.plan, *segments(run_dir.log), *([films] if films.is_dir() else [])]
     changed_at = max(path.stat().st_mtime_ns for path in sources)
     return min(path.stat().st_mtime_ns for path in results) >= changed_at

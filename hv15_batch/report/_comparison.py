@@ -33,6 +33,7 @@ from hv15_batch.report._gallery import Place, clip_views, other_ratings
 from hv15_batch.report._plots import make_plot, with_values
 from hv15_batch.report._read import NOT_RENDERED, RunData, read_run
 from hv15_batch.report._tradeoff import tradeoff
+from hv15_batch.report._view import film_views
 from hv15_batch.report.render import (
     GALLERY_ASSETS,
     Live,
@@ -151,6 +152,11 @@ def comparison_of(
         "headline": found.headline,
         "numbers": numbers,
         "has_gallery": any(clip["status"] != NOT_RENDERED for clip in clips),
+        "films": [
+            film
+            for run, place in zip(runs, places, strict=True)
+            for film in film_views(run.films, place)
+        ],
         "live": live,
     }
     data = {

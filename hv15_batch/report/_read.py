@@ -10,6 +10,7 @@ from typing import Any
 
 from hv15_batch.errors import Refused
 from hv15_batch.planning.benchmark import Progress, progress_of
+from hv15_batch.planning.films import Film, read_films
 from hv15_batch.planning.tables import FROM_PLAN, SKIPPED, read_plan
 from hv15_batch.record import DONE_STATUSES, columns
 from hv15_batch.rundir.chosen.ratings import Rating, read_ratings
@@ -41,6 +42,8 @@ class RunData:
     one. `status` is always set; `file` is None where there is none to show, `thumb` likewise."""
     variants: list[dict[str, Any]]
     """Finished clips of the same rows with other settings."""
+    films: list[Film]
+    """Joined clips of chains, in the manifest's order, also those that are not built yet."""
     attempts: list[dict[str, Any]]
     """Every attempt, oldest first, benchmark repetitions included; with `RUN_COLUMNS`."""
     status: Status | None
@@ -103,6 +106,7 @@ def read_run(directory: RunDir) -> RunData:
         folder=directory.path.name,
         clips=clips,
         variants=_variants(clips, others),
+        films=read_films(directory, clips),
         attempts=attempts,
         status=_status(directory),
         settings=settings,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from hv15_batch.figures.facts import common_facts, group_facts, noise_notes
 from hv15_batch.figures.groups import Group, TimingWarning, WarningKind, group_rows
@@ -25,6 +26,7 @@ from hv15_batch.figures.workers import (
     worker_figures,
 )
 from hv15_batch.model.options import conf_dir
+from hv15_batch.planning.films import Film
 from hv15_batch.planning.tables import SKIPPED
 from hv15_batch.record import DONE_STATUSES, FAILED, INTERRUPTED, SUSPECT
 from hv15_batch.references.check import MET, compare_with_references
@@ -36,13 +38,21 @@ from hv15_batch.references.text import (
     format_utilisation,
     sentences,
 )
-from hv15_batch.report._gallery import OWN_PAGE, Place, clip_views, other_ratings, problem
+from hv15_batch.report._gallery import (
+    OWN_PAGE,
+    PLAYABLE_SUFFIX,
+    Place,
+    clip_views,
+    other_ratings,
+    problem,
+)
 from hv15_batch.report._headline import Headline, headline
 from hv15_batch.report._plots import plots
 from hv15_batch.report._read import FILE_MISSING, NOT_RENDERED, RunData
 from hv15_batch.units import (
     JOULES_PER_WATT_HOUR,
     NOT_MEASURED,
+    counted,
     format_gib,
     format_seconds,
     format_share,
@@ -114,6 +124,18 @@ class ReferenceRow:
 
 
 @dataclass(frozen=True)
+class FilmView:
+    """A film as a page shows it."""
+
+    name: str
+    state: str
+    """Its clips, or what is missing."""
+    address: str | None
+    poster: str | None
+    is_playable: bool
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page of one run shows."""
 
@@ -129,6 +151,7 @@ class Page:
     benchmark: Benchmark | None
     has_gallery: bool
     """Whether there is a clip to show: a benchmark keeps none."""
+    films: list[FilmView]
     notes: list[str]
     problems: list[Problems]
     common: dict[str, str]
@@ -162,6 +185,7 @@ def make_page(run: RunData, now: datetime, price: float | None, place: Place = O
         workers=_workers(workers, now) if len(workers) > 1 else None,
         benchmark=_benchmark(run, repetitions) if repetitions else None,
         has_gallery=has_gallery,
+        films=film_views(run.films, place),
         notes=[*noise_notes(clip["weights"] for clip in seen), *_unrated(run)],
         problems=_problems(run.clips),
         common=common,
@@ -175,6 +199,29 @@ def make_page(run: RunData, now: datetime, price: float | None, place: Place = O
             "otherRatings": other_ratings(run),
         },
     )
+
+
+def film_views(films: Sequence[Film], place: Place) -> list[FilmView]:
+    """Return the films of a run as a page shows them."""
+    return [
+        FilmView(
+            name=f"{place.name}: {film.name}" if place.name else film.name,
+            state=_film_state(film),
+            address=place.prefix + quote(film.file) if film.file else None,
+            poster=place.prefix + quote(film.thumb) if film.thumb else None,
+            is_playable=(film.file or "").endswith(PLAYABLE_SUFFIX),
+        )
+        for film in films
+    ]
+
+
+def _film_state(film: Film) -> str:
+    clips = counted(film.num_clips, "clip")
+    if film.num_done < film.num_clips:
+        clips = f"{film.num_done} of {clips} done"
+    if not film.is_built:
+        return f"{clips}, not built yet"
+    return clips if film.num_done == film.num_clips else f"{clips}; the file has earlier clips"
 
 
 def _unrated(run: RunData) -> list[str]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +100,7 @@ def _environment(folder: Path) -> Environment:
 PLOTLY = "plotly.min.js"
 GALLERY_ASSETS = (
     *("page.css", "ratings.js", "picks.js", "clock.js", "player.js", "gallery.js", "large.js"),
-    *("downloads.js", "plots.js", "page.js"),
+    *("downloads.js", "paper.js", "plots.js", "page.js"),
 )
 RUN_ASSETS = GALLERY_ASSETS
 LIVE_ASSETS = (*GALLERY_ASSETS, "live.js")
@@ -145,22 +144,14 @@ def write_library(folder: Path) -> None:
 
 
 def plotly_file() -> Path:
-    """Return the plotting library of the installed `plotly`, which is not imported: it is slow.
+    """Return the plotting library, plotly.js with bars, lines and dots alone, in this package.
 
     Raises:
-        Refused: It is not installed, or not whole; the message says what to do.
+        Refused: It is missing; the message says what to do.
     """
-    spec = find_spec("plotly")
-    if spec is None or spec.origin is None:
-        raise Refused(
-            "plots need the package plotly, which is not installed; install it: pip install plotly"
-        )
-    file = Path(spec.origin).parent / "package_data" / PLOTLY
+    file = _HERE.parent / "vendor" / PLOTLY
     if not file.is_file():
-        raise Refused(
-            f"plots need {file}, which is missing; install it again: "
-            "pip install --force-reinstall --no-deps plotly"
-        )
+        raise Refused(f"plots need {file}, which is missing; install hv15_batch again.")
     return file
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hv15_batch.planning.films import Film
 from hv15_batch.report._comparison import DATA as COMPARISON_DATA
 from hv15_batch.report._comparison import common_folder, comparison_of, named_apart
 from hv15_batch.report._gallery import Place, rating_view
@@ -100,14 +101,20 @@ def _served(run: RunData) -> RunData:
         for name in ("file", "thumb"):
             if served_type(clip[name]) is None:
                 clip[name] = None
-    return run
+    return replace(run, films=[_handed_out(film) for film in run.films])
+
+
+def _handed_out(film: Film) -> Film:
+    file, thumb = (name if served_type(name) else None for name in (film.file, film.thumb))
+    return replace(film, file=file, thumb=thumb)
 
 
 def _files(number: int, run: RunData) -> Iterator[tuple[str, tuple[int, str]]]:
-    for clip in (*run.clips, *run.variants):
-        for name in (clip["file"], clip["thumb"]):
-            if name is not None:
-                yield f"/{MEDIA}/{number}/{name}", (number, name)
+    shown = (*run.clips, *run.variants)
+    names = [name for clip in shown for name in (clip["file"], clip["thumb"])]
+    for name in (*names, *(film.file for film in run.films)):
+        if name is not None:
+            yield f"/{MEDIA}/{number}/{name}", (number, name)
 
 
 def served_assets() -> dict[str, Path]:

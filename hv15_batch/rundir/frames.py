@@ -28,7 +28,7 @@ def frame_files(run_dir: RunDir, clip: Clip) -> list[Path]:
 
 def film_path(run_dir: RunDir, file_name: str) -> Path:
     """Return where a film is kept."""
-    return run_dir.path / FILMS / file_name
+    return films_folder(run_dir) / file_name
 
 
 def saved_frames(run_dir: RunDir) -> set[str]:
@@ -40,3 +40,17 @@ def saved_frames(run_dir: RunDir) -> set[str]:
     with suppress(OSError):  # none yet, or not readable: they are made again
         names = os.listdir(run_dir.path / FRAMES)
     return {n.removesuffix(FRAME_SUFFIX) for n in names if n[0] != "." and n.endswith(FRAME_SUFFIX)}
+
+
+def films_folder(run_dir: RunDir) -> Path:
+    """Return the folder of the films."""
+    return run_dir.path / FILMS
+
+
+def saved_films(run_dir: RunDir) -> set[str]:
+    """Return the names of the films that there are; of object storage those of its listing too."""
+    stored = run_dir.stored()
+    names = set() if stored is None else set(stored.sizes(FILMS))
+    with suppress(OSError):  # none yet, or not readable
+        names.update(os.listdir(films_folder(run_dir)))
+    return {name for name in names if name[0] != "."}

@@ -19,6 +19,7 @@ from hv15_batch.clock import utc_now
 from hv15_batch.errors import Refused, Secondary, reason_of
 from hv15_batch.report.served import Served, rate_again, serve_page
 from hv15_batch.rundir.chosen.ratings import ratings_file
+from hv15_batch.rundir.frames import films_folder
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.status import ACTIVE_STATES, Holder, Status, is_gone
 from hv15_batch.status.overall import current_run
@@ -44,6 +45,8 @@ class Seen:
     """By `key_of`: when each clip last changed."""
     order_version: int
     """When a clip last came, went or changed its place."""
+    page_version: int = 0
+    """When what stands around the gallery last changed."""
     statuses: list[dict[str, Any]] = field(default_factory=list)
     """How each run stands."""
     statuses_version: int = 0
@@ -59,6 +62,7 @@ class Seen:
         known = self.clip_versions
         news: dict[str, Any] = {
             "version": self.version,
+            "isPageOld": self.page_version > version,
             "clips": [clip for clip in clips if known[key_of(clip)] > version],
         }
         if self.order_version > version:
@@ -148,6 +152,8 @@ class Watch:
         if seen is not self.seen or fault or now > self._status_at + _STATUS_SECONDS:
             self._status_at = now
             statuses = self._statuses(seen.served, fault)
+            if _states(statuses) != _states(seen.statuses):
+                self._prints = []  # the page's first line names the state: it is made again
             if statuses != seen.statuses:
                 version = max(seen.version, self.seen.version + 1)
                 seen = replace(seen, statuses=statuses, version=version, statuses_version=version)
@@ -161,6 +167,10 @@ class Watch:
                 zip(self.run_dirs, served.rating_faults, strict=True)
             )
         ]
+
+
+def _states(statuses: Sequence[dict[str, Any]]) -> list[str | None]:
+    return [status.get("state") for status in statuses]
 
 
 def _rating_lines(fault: str | None) -> list[str]:
@@ -183,6 +193,7 @@ def _newer(seen: Seen, served: Served) -> Seen:
         version=version,
         clip_versions=versions,
         order_version=seen.order_version if is_same_order else version,
+        page_version=seen.page_version if served.html == seen.served.html else version,
     )
 
 
@@ -223,7 +234,7 @@ def _numbers(status: Status) -> dict[str, Any]:
 def _print_of(run_dir: RunDir) -> list[tuple[str, int, int]]:
     """Return what changes when a page of the run would change."""
     own = [folder for d in (run_dir, *run_dir.shard_dirs()) for folder in (d.runs, d.own_log)]
-    paths = [run_dir.plan, run_dir.clips, run_dir.thumbs, *own]
+    paths = [run_dir.plan, run_dir.clips, run_dir.thumbs, films_folder(run_dir), *own]
     return list(_stamps(paths))
 
 

@@ -607,7 +607,10 @@ def test_the_page_stands_in_b_with_assets_players_and_prompts_as_text(
     assert answer.out.splitlines()[-1] == f"Page: {folder / 'compare.html'}"
     assert "&lt;script&gt;alert(" in html
     assert "<script>alert" not in html
-    own = ("assets/page.css", "assets/clock.js", "assets/compare.css", "assets/compare.js")
+    own = tuple(
+        f"assets/{name}"
+        for name in ("page.css", "clock.js", "paper.js", "compare.css", "compare.js")
+    )
     for name in (*own, "compare.csv", "compare.md"):
         assert f'"{name}"' in html
         assert (folder / name).is_file()

@@ -275,3 +275,22 @@ def test_nobody_is_shut_out(
         )
         assert (tops[0] == tops[1]) == (width == 1280)  # side by side where there is room
         assert (opened.complaints, opened.foreign()) == ([], [])
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.exhaustive)])
+def test_on_paper_no_table_is_cut_and_colours_are_light(
+    driver: Any, page: Path, tmp_path: Path, scheme: str
+) -> None:
+    with browsing(driver, page, tmp_path / "paper", scheme=scheme) as opened:
+        shown = opened.page
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+        shown.emulate_media(media="print")
+        shown.set_viewport_size({"width": 700, "height": 1000})  # A4 without its margins
+        right = "all => all.map(table => table.getBoundingClientRect().right)"
+        assert max(shown.eval_on_selector_all("table", right)) <= 700
+        assert shown.locator("main details:not([open])").count() == 0
+        colour = "getComputedStyle(document.documentElement).getPropertyValue('--text').trim()"
+        assert shown.evaluate(colour) == "#1a1f26"
+        shown.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert not shown.evaluate("document.documentElement.classList.contains('printing')")
+        assert opened.complaints == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -98,8 +98,12 @@ def make_run(
     config: Config | None = None,
     status: dict[str, Any] | None = None,
     is_playable: bool = False,
+    films: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a run directory: log, clips, thumbnails, and a plan of `planned` (else no plan)."""
+    """Write a run directory: log, clips, thumbnails, and a plan of `planned` (else no plan).
+
+    `films` has the films that a clip is part of, by its name; none is built.
+    """
     directory = RunDir(folder)
     directory.create()
     video, thumb = moving_clip() if is_playable else (b"clip", b"jpeg")
@@ -111,6 +115,7 @@ def make_run(
             (directory.thumbs / f"{Path(r.file).stem}.jpg").write_bytes(thumb)
     if planned is not None:
         rows = [{"line": 2, "state": "new", "reason": "", **vars(r)} for r in planned]
+        rows = [{**row, "film": (films or {}).get(row["clip_id"])} for row in rows]
         named = [{name: row.get(name) for name in PLAN_COLUMNS} for row in rows]
         publish_plan(named, directory.plan)
     if config is not None:

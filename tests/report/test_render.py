@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from fakes.pages import (
@@ -20,7 +20,7 @@ from fakes.pages import (
     settings,
 )
 
-from hv15_batch.errors import Refused, Secondary
+from hv15_batch.errors import Secondary
 from hv15_batch.report import render
 from hv15_batch.report.command import main
 from hv15_batch.rundir.paths import RunDir
@@ -125,11 +125,11 @@ def test_the_module_runs_from_any_directory_with_a_relative_path(tmp_path: Path)
     assert done.stdout == f"{tmp_path / 'run' / 'index.html'}\n"
 
 
-def test_building_a_page_imports_no_plotly(tmp_path: Path) -> None:
+def test_building_a_page_imports_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [record("a")], [record("a")])
     code = (
         "import sys; from hv15_batch.report.command import main; main(['run']);"
-        "print(sorted({'plotly', 'torch'} & set(sys.modules)))"
+        "print(sorted({'torch', 'av'} & set(sys.modules)))"
     )
 
     done = subprocess.run(
@@ -149,28 +149,39 @@ def test_clips_csv_is_written_again_too(tmp_path: Path) -> None:
     assert (row["clip_id"], row["status"], row["prompt"]) == ("a", "ok", "prompt of a")
 
 
-def test_without_plotly_the_line_says_what_is_missing_and_what_to_do(
+def test_without_the_plotting_library_the_line_says_what_is_missing_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     (tmp_path / "assets").mkdir()
-    monkeypatch.setattr(render, "find_spec", lambda name: None)
+    monkeypatch.setattr(render, "_HERE", tmp_path / "report" / "assets")
 
     with Secondary("the page is not up to date", told.append):
         render.write_library(tmp_path)
 
+    file = tmp_path / "report" / "vendor" / "plotly.min.js"
     assert told == [
-        "the page is not up to date (plots need the package plotly, which is not installed; "
-        "install it: pip install plotly)"
+        f"the page is not up to date (plots need {file}, which is missing; "
+        "install hv15_batch again.)"
     ]
 
 
-def test_a_plotly_that_lacks_its_library_is_named_with_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "assets").mkdir()
-    found = SimpleNamespace(origin=str(tmp_path / "plotly" / "__init__.py"))
-    monkeypatch.setattr(render, "find_spec", lambda name: found)
+def test_the_plotting_library_is_the_published_one_with_its_licence() -> None:
+    """CONTRIBUTING.md says how it is renewed."""
+    file = render.plotly_file()
+    published = "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
 
-    with pytest.raises(Refused, match=r"plots need .*/plotly/package_data/plotly\.min\.js, which"):
-        render.write_library(tmp_path)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == published
+    assert b"plotly.js (basic - minified) v4.1.1" in file.read_bytes()[:200]
+    assert "MIT License" in file.with_name("LICENSE").read_text(encoding="utf-8")
+
+
+def test_a_run_whose_page_has_an_older_library_gets_the_present_one(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, [record("a")], [record("a")])
+    (run_dir / "assets").mkdir()
+    (run_dir / "assets" / "plotly.min.js").write_bytes(b"older")
+
+    build(run_dir)
+
+    present = render.plotly_file().read_bytes()
+    assert (run_dir / "assets" / "plotly.min.js").read_bytes() == present

@@ -16,7 +16,7 @@ from hv15_batch.run import _notify, _progress, _results, session
 from hv15_batch.rundir import status, text_log
 
 ERRORS = (
-    ModuleNotFoundError("No module named 'plotly'"),
+    ModuleNotFoundError("No module named 'jinja2'"),
     MemoryError(),
     RuntimeError("a bug"),
     OSError(5, "Input/output error"),

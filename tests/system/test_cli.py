@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hv15_batch import __version__, cli
+from hv15_batch.config.messages import WORDS
 from hv15_batch.config.settings import Config, Order
 from hv15_batch.machine import machine
 from hv15_batch.run import session
@@ -35,8 +37,21 @@ def test_help_is_one_screen_with_the_commands_and_exit_codes(
 
     assert (answer.code, answer.err) == (0, "")
     assert len(answer.out.splitlines()) <= 24
-    for word in ("--dry-run", "resume=", "-m ", "report", "status", "prefetch", "Exit codes"):
+    for word in ("--dry-run", "resume=", "-m ", "report", "status", "prefetch", "Exit codes",
+                 "--figures", "--grid"):  # fmt: skip
         assert word in answer.out
+
+
+@pytest.mark.parametrize("word", sorted(WORDS))
+def test_every_subcommand_stands_in_the_help_and_every_option_in_the_docs(
+    command: Command, word: str
+) -> None:
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", command(word, "--help").out)) - {"--help"}
+    pages = Path(__file__).parents[2] / "docs"
+    said = "".join(page.read_text(encoding="utf-8") for page in pages.glob("*.md"))
+
+    assert f"hv15-batch {word}" in command("help").out
+    assert {option for option in options if option not in said} == set()
 
 
 def test_the_version_is_that_of_the_package(command: Command) -> None:

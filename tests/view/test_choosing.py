@@ -253,6 +253,27 @@ def test_a_pattern_with_an_unknown_field_is_refused(client: Client, run_dir: Run
         pick_name("x" * 201, {}, "row")
 
 
+@pytest.mark.parametrize("pattern", ["{seed", "seed}", "{{seed}}", "}{", "v{seed}_{"])
+def test_a_pattern_with_a_single_brace_is_refused(pattern: str) -> None:
+    with pytest.raises(Refused, match=r"has a single [{}]; a field is such as \{seed\}"):
+        pick_name(pattern, {"seed": "3"}, "row")
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        ("夜の街", "夜の街_v3"), ("Öl/Wasser", "Öl_Wasser_v3"), ("กลางคืน", "กลางคืน_v3"),
+        ("a\u202egpj", "a_gpj_v3"), ("e\u0301", "é_v3"), ("..", "v3"), ("夜" * 120, "夜" * 66),
+    ],
+)  # fmt: skip
+def test_a_tag_of_any_script_stays_in_the_name_of_a_copy(tag: str, name: str) -> None:
+    assert pick_name("{tag_shot}_v{seed}", {"tag_shot": tag, "seed": "3"}, "row") == name
+
+
+def test_a_copy_with_the_longest_name_is_written(client: Client, run_dir: RunDir) -> None:
+    assert copy(client, "fox", pattern="夜" * 200).json()["names"] == ["夜" * 66 + ".mp4"]
+
+
 def test_picks_that_are_a_link_or_clips_that_are_one_are_refused(
     client: Client, run_dir: RunDir, tmp_path: Path
 ) -> None:

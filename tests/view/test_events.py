@@ -147,3 +147,31 @@ def test_the_watcher_outlives_what_it_cannot_read(
             (run_dir / "status.json").write_text(json.dumps(make_status()), encoding="utf-8")
             first(events, lambda n: str(n.get("statuses")).count("OverflowError: date value") == 2)
         assert first(events, lambda n: n["clips"] != [])["clips"][0]["status"] == "failed"
+
+
+def test_a_film_that_is_built_is_told_within_two_seconds(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [record("a")], [record("a")], films={"a": "story"})
+    with serving(folder) as client, client.events() as events:
+        assert "not built yet" in client.get("/").text
+        version = next(events)["version"]
+        (folder / "films").mkdir()
+        (folder / "films" / "story.mp4").write_bytes(moving_clip()[0])
+        built = time.monotonic()
+
+        news = first(events, lambda n: n["version"] > version and n["isPageOld"])
+
+        assert time.monotonic() - built < 2
+        assert news["clips"] == []
+        assert 'src="media/0/films/story.mp4"' in client.get("/").text
+
+
+def test_the_first_line_follows_the_state_of_the_run(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [], [record("a")])
+    with serving(run_dir) as client, client.events() as events:
+        next(events)
+        for state, said in (("encoding", "0 of 1, encoding"), ("rendering", "0 of 1, rendering")):
+            status = make_status(state=state, pid=4321, hostname="another", total=1, done=0)
+            (run_dir / "status.json").write_text(json.dumps(status), encoding="utf-8")
+            first(events, lambda n, now=state: n.get("statuses", [{}])[0].get("state") == now)
+            first(events, lambda n: n["isPageOld"])
+            assert said in client.get("/").text

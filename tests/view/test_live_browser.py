@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from PIL import Image
 from hv15_batch.rundir.chosen.picks import picks_folder
 from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.chosen.ratings import Rating, format_ratings, ratings_file, read_ratings
-from hv15_batch.rundir.log import RunLog
+from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import RunDir
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -90,6 +93,84 @@ def test_a_clip_is_on_the_page_within_two_seconds(opened: Opened, run_dir: RunDi
     opened.page.wait_for_selector("#clip-sky .play")
 
     assert time.monotonic() - written < 2
+
+
+@pytest.mark.exhaustive
+def test_clips_of_a_running_tiny_run_are_on_the_open_page_within_two_seconds(
+    driver: Any, tmp_path: Path
+) -> None:
+    """Run, server and browser as a user has them; the time is that of the log's row."""
+    manifest = "prompt\n" + "".join(f"a cat and {n} dogs\n" for n in range(8))
+    (tmp_path / "p.csv").write_text(manifest, encoding="utf-8")
+    run_dir = RunDir(tmp_path / "outputs" / "p")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    words = ["-m", "hv15_batch", "p.csv", "model=tiny_t2v"]
+    run = subprocess.Popen(
+        [sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        until(run_dir.status.is_file)
+        with (
+            serving(run_dir.path, is_let_in=False) as client,
+            browsing(driver, client.view.gate.address, tmp_path / "profile") as opened,
+        ):
+            wait(opened.page, "document.querySelectorAll('.card').length == 8")
+            written: dict[str, float] = {}
+            shown: dict[str, float] = {}
+            early = set(playable(opened))
+            end = time.monotonic() + 300
+            while len(shown) < 8 - len(early):
+                assert time.monotonic() < end
+                for row in read_records(run_dir.log, ["clip_id"]).to_pylist():
+                    written.setdefault(row["clip_id"], time.monotonic())
+                for name in set(playable(opened)) - early:
+                    shown.setdefault(name, time.monotonic())
+                opened.page.wait_for_timeout(20)
+            assert (opened.complaints, opened.foreign()) == ([], [])
+    finally:
+        run.terminate()
+        run.wait()
+    assert len(shown) >= 4
+    assert max(shown[name] - written.get(name, shown[name]) for name in shown) < 2
+
+
+def playable(opened: Opened) -> list[str]:
+    script = "cards => cards.map(card => card.id.replace('clip-', ''))"
+    names: list[str] = opened.page.eval_on_selector_all(".card:has(.play)", script)
+    return names
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_film_appears_and_goes_on_playing(driver: Any, tmp_path: Path) -> None:
+    clips = [clip("fox", 0), clip("sea", 1)]
+    folder = make_run(
+        tmp_path / "run", clips[:1], clips, is_playable=True, films={"fox": "one", "sea": "two"}
+    )
+    with (
+        serving(folder, is_let_in=False) as client,
+        browsing(driver, client.view.gate.address, tmp_path / "profile") as opened,
+    ):
+        assert opened.page.locator(".film video").count() == 0
+        (folder / "films").mkdir()
+        (folder / "films" / "one.mp4").write_bytes(moving_clip()[0])
+        video = opened.page.get_by_label("Film one", exact=True)
+        video.wait_for()
+        video.evaluate("film => { window.playing = film; film.loop = true; return film.play(); }")
+        wait(opened.page, "playing.currentTime > 0.1")
+
+        (folder / "clips" / "sea.mp4").write_bytes(moving_clip()[0])
+        RunLog(folder / "log", "20261124T230000-0001-bbbb").append(clips[1])
+        wait(opened.page, "document.querySelector('h1').textContent.startsWith('2 of 2')")
+
+        assert opened.page.evaluate("playing.isConnected && !playing.paused")
+        assert (opened.complaints, opened.foreign()) == ([], [])
 
 
 def test_a_rating_is_saved_and_shown_on_another_page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def test_page_and_scripts_come_from_the_package(client: Client) -> None:
     assert "evil" not in client.get("/assets/page.js").text
     assert client.get("/assets/page.js").headers["content-type"].startswith("text/javascript")
     assert client.get("/assets/page.css").headers["content-type"].startswith("text/css")
+
+
+def test_scripts_are_sent_again_only_when_they_changed(client: Client) -> None:
+    whole = client.get("/assets/plotly.min.js")
+
+    again = client.get("/assets/plotly.min.js", **{"If-None-Match": whole.headers["etag"]})
+
+    assert (whole.status, len(whole.body) > 1_000_000) == (200, True)
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", whole.headers["etag"])
+    assert again.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize(
@@ -209,3 +220,35 @@ def until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_film_of_the_plan_is_handed_out_and_no_other(tmp_path: Path) -> None:
+    clips = [record(name, n, file=f"clips/{name}.mp4") for n, name in enumerate("abcd")]
+    films = {"a": "story", "b": "../../key", "c": "linked", "d": "secret/inner"}
+    folder = make_run(tmp_path / "run", clips, clips, is_playable=True, films=films)
+    (tmp_path / "key.mp4").write_bytes(b"secret")
+    (folder / "films" / "secret").mkdir(parents=True)
+    for name in ("story.mp4", "unplanned.mp4", "secret/inner.mp4"):
+        (folder / "films" / name).write_bytes(moving_clip()[0])
+    (folder / "films" / "linked.mp4").symlink_to(tmp_path / "key.mp4")
+
+    with serving(folder) as client:
+        page = client.get("/").text
+        assert re.findall(r'src="(media/0/films[^"]*)"', page) == [
+            "media/0/films/story.mp4", "media/0/films/linked.mp4",
+        ]  # fmt: skip
+        film = client.get("/media/0/films/story.mp4")
+        assert (film.status, film.headers["content-type"]) == (200, "video/mp4")
+        assert film.body == moving_clip()[0]
+        for name in ("linked.mp4", "unplanned.mp4", "secret/inner.mp4", "../../key.mp4"):
+            assert client.get(f"/media/0/films/{name}").status == 404
+
+
+def test_a_folder_of_films_that_is_a_link_gives_none(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [record("a")], [record("a")], films={"a": "story"})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "story.mp4").write_bytes(b"secret")
+    (folder / "films").symlink_to(tmp_path / "elsewhere")
+
+    with serving(folder) as client:
+        assert client.get("/media/0/films/story.mp4").status == 404

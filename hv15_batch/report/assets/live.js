@@ -124,7 +124,8 @@
   function isInUse(part) {
     const selection = window.getSelection();
     const isSelected = selection && !selection.isCollapsed && selection.containsNode(part, true);
-    return part.contains(document.activeElement) || isSelected;
+    const plays = Array.from(part.querySelectorAll("video")).some((video) => !video.paused && !video.ended);
+    return part.contains(document.activeElement) || isSelected || plays;
   }
 
   /* Let a new state look as the one before was left: folds that were opened, tables that were moved. */
@@ -186,10 +187,10 @@
   function take(news) {
     version = news.version;
     if (news.statuses) showStatuses(news.statuses);
-    if (news.clips.length || news.order) {
-      hv15.clips.update(news.clips, news.order);
-      if (!timer) timer = setTimeout(refresh, Math.max(300, refreshed + REFRESH_MS - Date.now()));
-    }
+    if (news.clips.length || news.order) hv15.clips.update(news.clips, news.order);
+    // Not of the page alone: a rating that another page gave changes clips, and no text around them.
+    if (!news.clips.length && !news.order && !news.isPageOld) return;
+    if (!timer) timer = setTimeout(refresh, Math.max(300, refreshed + REFRESH_MS - Date.now()));
   }
 
   function open() {

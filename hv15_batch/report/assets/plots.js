@@ -1,15 +1,15 @@
-/* Plots: the library is loaded when the first of them comes into view, each is drawn when it does. */
+/* Plots: the library is loaded behind the page's own scripts, each plot is drawn when it comes into view. */
 (function () {
   "use strict";
   var hv15 = (window.hv15 = window.hv15 || {});
   var LIBRARY = "assets/plotly.min.js";
+  var PICTURES_MS = 10000; // that printing waits for pictures of clips at most
   var LETTER_PX = 6.5; // of the plots' font, on average
   var COLOURS = {
     light: ["#0b62c4", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#475569"],
     dark: ["#6cb2ff", "#fdba74", "#5eead4", "#c4b5fd", "#fde047", "#f9a8d4", "#bef264", "#cbd5e1"],
   };
   var isDark = window.matchMedia("(prefers-color-scheme: dark)");
-  var isPrinting = false; // paper is white
   var drawn = new Map();
   var library = null;
 
@@ -45,11 +45,26 @@
     return place.clientWidth < 640 || longest * LETTER_PX > place.clientWidth / 3;
   }
 
+  /* A name in the legend; one that is wider than the plot would be cut, so it is broken. */
+  function seriesName(name, place) {
+    if (name.length * LETTER_PX < place.clientWidth - 60) return name;
+    return name.replace(/([,:]) /g, "$1<br>");
+  }
+
+  /* Lines that a legend takes: its names stand in columns as wide as the widest. */
+  function legendLines(plot, place) {
+    var names = plot.traces.map(function (trace) { return seriesName(trace.name, place).split("<br>"); });
+    var widest = Math.max.apply(null, names.flat().map(function (part) { return part.length; }));
+    var columns = Math.max(1, Math.floor((place.clientWidth - 60) / (widest * LETTER_PX + 40)));
+    var highest = Math.max.apply(null, names.map(function (parts) { return parts.length; }));
+    return Math.ceil(names.length / columns) * highest;
+  }
+
   function heightOf(plot, place) {
-    if (!plot.isByName) return 280;
-    var names = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
-    var lines = Math.max.apply(null, Array.from(names, function (name) { return name.split(", ").length; }));
-    return 90 + names.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
+    if (!plot.isByName) return 280 + 17 * Math.max(0, legendLines(plot, place) - 2);
+    var rows = new Set(plot.traces.flatMap(function (trace) { return trace.y; }));
+    var lines = Math.max.apply(null, Array.from(rows, function (name) { return name.split(", ").length; }));
+    return 90 + rows.size * (isNarrow(plot, place) ? 14 + 15 * lines : 34);
   }
 
   function layoutOf(plot, place) {
@@ -60,7 +75,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif", size: 12, color: colour("--text") },
-      colorway: COLOURS[isDark.matches && !isPrinting ? "dark" : "light"],
+      colorway: COLOURS[isDark.matches && !hv15.paper.isOn() ? "dark" : "light"],
       barmode: plot.isStacked ? "stack" : "group",
       bargap: plot.isByName ? 0.45 : 0.15,
       showlegend: plot.traces.length > 1 && !plot.isByName,
@@ -98,7 +113,7 @@
 
   function tracesOf(plot, place) {
     return plot.traces.map(function (trace) {
-      var copy = Object.assign({}, trace);
+      var copy = Object.assign({}, trace, { name: seriesName(trace.name, place) });
       if (plot.isByName && isNarrow(plot, place)) {
         copy.y = trace.y.map(function (name) { return name.replace(/, /g, "<br>"); });
       }
@@ -199,6 +214,8 @@
   /* Show the plots of now: what has not changed stays as it is. */
   function update(plots) {
     document.getElementById("plots").hidden = !plots.length;
+    // Now, not at the first plot: who prints by a menu, or without a window, draws them all at once.
+    if (plots.length) load().catch(function () { /* said in the place of each plot */ });
     var ids = new Set(plots.map(function (plot) { return plot.id; }));
     shown.forEach(function (made, id) {
       if (ids.has(id)) return;
@@ -228,24 +245,22 @@
 
   /* -- paper ------------------------------------------------------------------------------ */
 
-  var opened = []; // folds that were closed before
   var whenDrawn = Promise.resolve();
 
-  function setPrinting(isOn) {
-    isPrinting = isOn;
-    document.documentElement.classList.toggle("printing", isOn);
-    if (isOn) {
-      if (hv15.gallery) hv15.gallery.finish();
-      opened = Array.from(document.querySelectorAll("main details:not([open]), header details:not([open])"));
-    }
-    opened.forEach(function (fold) { fold.open = isOn; });
-    drawn.forEach(function (place, plot) { draw(plot, place); });
+  /* A promise of all pictures of clips: those that were never in view are not there yet. */
+  function pictures() {
+    var late = Array.from(document.querySelectorAll("#gallery img"));
+    late.forEach(function (image) { image.loading = "eager"; });
+    var patience = new Promise(function (resolve) { setTimeout(resolve, PICTURES_MS); });
+    return Promise.race([patience, Promise.allSettled(late.map(function (image) { return image.decode(); }))]);
   }
 
-  /* Draw all plots as they look on paper, also those that were never in view. */
-  function forPaper() {
-    if (isPrinting) return whenDrawn;
-    setPrinting(true);
+  /* Draw all plots as they look on paper, also those that were never in view. By a menu they must be
+     there at once, which they are once the library is loaded. */
+  document.addEventListener("hv15-paper", function () {
+    drawn.forEach(function (place, plot) { draw(plot, place); });
+    if (!hv15.paper.isOn()) return;
+    if (hv15.gallery) hv15.gallery.finish();
     whenDrawn = load().then(function () {
       var rest = Array.from(waiting.values());
       rest.forEach(function (made) {
@@ -253,18 +268,15 @@
         observer.unobserve(made.place);
       });
       rest.forEach(paint);
-      return Promise.all(underway);
+      return Promise.all([pictures()].concat(Array.from(underway)));
     });
-    return whenDrawn;
-  }
+  });
 
-  // By a menu the plots must be there at once, which they are where the library was loaded before.
-  window.addEventListener("beforeprint", forPaper);
-  window.addEventListener("afterprint", function () { if (isPrinting) setPrinting(false); });
   document.addEventListener("keydown", function (event) {
     if (event.key.toLowerCase() !== "p" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
     event.preventDefault();
-    forPaper().then(function () { window.print(); }, function () { window.print(); });
+    hv15.paper.set(true);
+    whenDrawn.then(function () { window.print(); }, function () { window.print(); });
   });
 
   hv15.plots = { update: update };

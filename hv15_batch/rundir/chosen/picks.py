@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -18,15 +19,16 @@ from hv15_batch.units import MIB
 
 USUAL_PATTERN = "{tag_shot}_v{seed}"
 MAX_NAME = 100
+_MAX_NAME_BYTES = 200
+"""A file system takes 255, and a suffix, a number and a temporary name's beginning are added."""
 MAX_PATTERN = 200
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_ODD = re.compile(r"[^\w.-]+", re.ASCII)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_OF_A_NAME = 10_000
 
 
 def pick_name(pattern: str, values: Mapping[str, str], instead: str) -> str:
-    """Return the name of a copy, without its suffix: letters, digits, `.`, `_` and `-`.
+    """Return the name of a copy, without its suffix: letters of any script, digits, `.`, `_`, `-`.
 
     Args:
         pattern: A text with fields such as `{seed}` or `{tag_shot}`.
@@ -34,7 +36,7 @@ def pick_name(pattern: str, values: Mapping[str, str], instead: str) -> str:
         instead: What a tag that this clip lacks stands for.
 
     Raises:
-        Refused: the pattern has an unknown field, or is too long.
+        Refused: the pattern has an unknown field or a single brace, or is too long.
     """
     if len(pattern) > MAX_PATTERN:
         raise Refused(f"a name pattern has at most {MAX_PATTERN} characters.")
@@ -48,8 +50,20 @@ def pick_name(pattern: str, values: Mapping[str, str], instead: str) -> str:
         known = ", ".join(f"{{{name}}}" for name in values if not name.startswith("tag_"))
         raise Refused(f"{{{field}}}: no such field; name {known} or a tag such as {{tag_shot}}.")
 
-    name = _ODD.sub("_", _FIELD.sub(value, pattern)).strip("._-")[:MAX_NAME]
+    if lone := re.search(r"[{}]", _FIELD.sub("", pattern)):
+        raise Refused(f"{pattern!r}: has a single {lone[0]}; a field is such as {{seed}}.")
+    name = _plain(_FIELD.sub(value, pattern)).strip("._-")
     return name or instead
+
+
+def _plain(text: str) -> str:
+    """Return a text with `_` for what a name may not have, and not too long."""
+    plain = "".join(
+        each if each.isalnum() or each in "._-" or unicodedata.category(each)[0] == "M" else " "
+        for each in unicodedata.normalize("NFC", text)
+    )
+    name = "_".join(part for part in plain.split(" ") if part)[:MAX_NAME]
+    return name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
 
 
 def picks_folder(run_dir: RunDir) -> Path:
