@@ -40,3 +40,15 @@ def saved_frames(run_dir: RunDir) -> set[str]:
     with suppress(OSError):  # none yet, or not readable: they are made again
         names = os.listdir(run_dir.path / FRAMES)
     return {n.removesuffix(FRAME_SUFFIX) for n in names if n[0] != "." and n.endswith(FRAME_SUFFIX)}
+
+
+def frames_made_again(run_dir: RunDir) -> set[str] | None:
+    """Return the names of frames that several attempts put into object storage; None on a disk.
+
+    Names there are never reused, so nothing can have begun with another frame than one that was put
+    once. On a disk the newest replaces the others.
+    """
+    stored = run_dir.stored()
+    if stored is None:
+        return None
+    return {frame for frame, names in stored.attempts_at_frames.items() if len(names) > 1}
