@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from fakes.engine import InProcessExecutor
 from fakes.pages import read_data
 from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor, read_csv
+from fakes.seats import FakeCluster, seat
 from PIL import Image
 
 from hv15_batch.clock import utc_now
-from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
+from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, DispatchKind, RetryConfig
 from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.engine import _write
 from hv15_batch.engine.encode.encoders import Encoders
@@ -29,6 +31,7 @@ from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.video import read_frames
 from hv15_batch.record import OK, asked_record
+from hv15_batch.run import session
 from hv15_batch.run.rendering import fitting, rounds
 from hv15_batch.run.rendering.journal import Journal
 from hv15_batch.rundir.frames import frame_files
@@ -304,6 +307,23 @@ def test_followers_of_another_model_are_rendered_in_the_same_run(
     assert (status["done"], status["total"]) == (5, 5)
     assert project.run() == EXIT_OK
     assert done(project) == []
+
+
+def test_followers_of_another_model_are_rendered_on_a_cluster_too(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run() == EXIT_OK
+    done(project)
+    _other_pixels(monkeypatch)
+    _lose(project, "a")
+    make = _Specs()
+    place = replace(seat("one"), make_executor=lambda order: make(order.spec))
+    config = project.config(dispatch=DispatchConfig(kind=DispatchKind.ray))
+    said = project.said.append
+    assert session.run(config, (), None, said, open_cluster=FakeCluster(place).open) == EXIT_OK
+    assert sorted(done(project)) == ["a", "b", "c", "d"]
+    assert make.models == [["tiny_t2v"], ["tiny_t2v", "tiny_i2v"]]
+    assert set(states(project).values()) == {"done"}
 
 
 def test_followers_that_are_longer_than_all_planned_clips_get_workers_of_their_own(
