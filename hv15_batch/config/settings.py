@@ -250,6 +250,9 @@ class RetryConfig:
     stall_factor: float = at_least(10.0, 2)
     """A worker that takes this many times the expected time for a step or stage counts as dead.
     After two minutes at the earliest; half an hour to load, encode and render a size first."""
+    stall_minutes: float | None = at_least(None, 0.01)
+    """A worker that renders a clip and shows no progress for this long counts as dead, in place of
+    `stall_factor`; null leaves it to that. A line of the official script is progress too."""
     max_consecutive_bad: int = at_least(5, 1)
     """Give a model with its LoRAs up after this many failed or suspect clips in a row; stop the run
     when all are given up."""

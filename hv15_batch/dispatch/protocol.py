@@ -167,6 +167,11 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The program that renders said something: no progress that is counted, and no silence."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """The device is free for the next clip; the last one may still be written."""
 
@@ -207,11 +212,14 @@ Event = (
     | EncodingCosts
     | EncodingEnded
     | Stepped
+    | Alive
     | Ready
     | Finished
     | Declined
     | Died
 )
+Passing = Note | Loading | Encoded | Stepped | Alive
+"""Events that only tell; nobody has to act."""
 Emit = Callable[[Event], None]
 """Sends an event to the parent."""
 

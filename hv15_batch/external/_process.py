@@ -18,6 +18,11 @@ _END_SECONDS = 60.0
 _CHUNK_BYTES = 65536
 _MAX_LINE_BYTES = 1 << 20
 """A longer line is given in pieces."""
+_MAX_REST_READS = 1000
+"""A thread of the program may write for ever."""
+_ORDER = ("out", "error", "results")
+_BAR = re.compile(rb"%\|[^|]*\|[^|]*\]\s*\Z")
+"""Source: tqdm, `bar_format`."""
 _ENDS = re.compile(rb"[\r\n]")
 _KILLED = 128
 
@@ -98,24 +103,52 @@ class Program:
     def read(self, timeout_seconds: float) -> Iterator[tuple[str, str]]:
         """Yield `out`, `error` or `results`, and a line without its end, of what came in that time.
 
-        A line ends at a carriage return too, which bars write.
+        A line ends at a carriage return too. A bar writes that before its next state, so its state
+        counts as a line as soon as it is whole.
         """
-        for key, _ in self._streams.select(timeout_seconds):
-            number = key.fd
-            try:
-                data = os.read(number, _CHUNK_BYTES)
-            except BlockingIOError:
-                continue
-            *lines, rest = _ENDS.split(self._rest.pop(number, b"") + data)
-            if not data:
-                self._streams.unregister(key.fileobj)
-                lines.append(rest)
-            elif len(rest) > _MAX_LINE_BYTES:
-                lines.append(rest)
-            else:
-                self._rest[number] = rest
-            for line in lines:
-                yield self._name(number), line.decode(errors="replace")
+        yield from self._read_ready(timeout_seconds)
+
+    def read_rest(self) -> Iterator[tuple[str, str]]:
+        """Yield as `read` what was written before now; a line without an end counts as one."""
+        for _ in range(_MAX_REST_READS):
+            if not self._streams.select(0.0):
+                break
+            yield from self._read_ready(0.0)
+        for number, rest in list(self._rest.items()):
+            del self._rest[number]
+            yield self._name(number), rest.decode(errors="replace")
+
+    def _read_ready(self, timeout_seconds: float) -> list[tuple[str, str]]:
+        """Read once from each stream that is ready, and return the lines.
+
+        What is said is read last and comes first: it may be what errors and results followed.
+        """
+        ready = [key for key, _ in self._streams.select(timeout_seconds)]
+        assert self._process.stdout is not None
+        out = self._streams.get_map().get(self._process.stdout) if ready else None
+        if out is not None and out not in ready:
+            ready.append(out)
+        ready.sort(key=lambda key: _ORDER.index(self._name(key.fd)), reverse=True)
+        found = [list(self._take(key)) for key in ready]
+        return [line for lines in reversed(found) for line in lines]
+
+    def _take(self, key: selectors.SelectorKey) -> Iterator[tuple[str, str]]:
+        """Read once from a stream, and yield its lines."""
+        number = key.fd
+        try:
+            data = os.read(number, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        *lines, rest = _ENDS.split(self._rest.pop(number, b"") + data)
+        if not data:
+            self._streams.unregister(key.fileobj)
+            lines.append(rest)
+        elif len(rest) > _MAX_LINE_BYTES or _BAR.search(rest):
+            lines.append(rest)
+        elif rest:
+            self._rest[number] = rest
+        for line in lines:
+            yield self._name(number), line.decode(errors="replace")
 
     def _name(self, number: int) -> str:
         assert self._process.stdout is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hv15_batch.clip import Clip
+from hv15_batch.clip import Clip, ClipSettings
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.attempt import Attempt
 from hv15_batch.dispatch.protocol import Emit, Job, Note
@@ -18,7 +19,13 @@ from hv15_batch.files import remove_scratch
 from hv15_batch.media.faults import FaultMeter
 from hv15_batch.media.quality import FrameMeter
 from hv15_batch.media.tag import settings_comment
-from hv15_batch.media.video import copy_video, read_frames, write_thumbnail
+from hv15_batch.media.video import (
+    copy_video,
+    frame_rate,
+    frame_size_and_rate,
+    read_frames,
+    write_thumbnail,
+)
 from hv15_batch.official.verdict import DAMAGED, ScriptFault
 from hv15_batch.record import OK, SUSPECT, ClipRecord
 from hv15_batch.rundir.paths import RunDir
@@ -87,6 +94,7 @@ class ClipPublisher:
                 if middle is None or count == settings.num_frames // 2:
                     middle = frame
                 count += 1
+            differences = list(_differences(file, settings))
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise ScriptFault(DAMAGED, f"the video of generate.py cannot be read: {why}") from error
@@ -95,14 +103,8 @@ class ClipPublisher:
                 DAMAGED,
                 f"the video of generate.py has {count} frames instead of {settings.num_frames}",
             )
-        size = middle.shape[:2]
-        if size != (settings.height, settings.width):
-            emit(
-                Note(
-                    f"WARNING: {clip.clip_id}: the video of generate.py is {size[0]}x{size[1]}, "
-                    f"and {settings.height}x{settings.width} was expected"
-                )
-            )
+        for difference in differences:
+            emit(Note(f"WARNING: {clip.clip_id}: the video of generate.py {difference}"))
         quality = meter.quality(config.quality)
         if quality.quality_flag is None and config.quality.parts and (found := parts.faults()):
             quality = replace(quality, quality_flag=", ".join(found))
@@ -128,3 +130,17 @@ class ClipPublisher:
             attempt.add(file_bytes=temporary.stat().st_size, file_sha256=sha256_of_file(temporary))
         if is_kept:
             attempt.add(file=self._run_dir.relative(path))
+
+
+def _differences(file: Path, settings: ClipSettings) -> Iterator[str]:
+    """Yield what a file has otherwise than expected, though it may be what was rendered.
+
+    Raises:
+        ValueError: It is no video.
+        OSError: It cannot be opened.
+    """
+    (height, width), rate = frame_size_and_rate(file)
+    if (height, width) != (settings.height, settings.width):
+        yield f"is {height}x{width}, and {settings.height}x{settings.width} was expected"
+    if rate != frame_rate(settings.fps):
+        yield f"has {float(rate):g} frames a second, and {settings.fps:g} were expected"

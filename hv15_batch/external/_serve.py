@@ -2,8 +2,9 @@
 
 It runs in the environment of that repository, which need not have hv15_batch: nothing but Python's
 own library is imported here, and the repository. `_serve.py FD SCRIPT`; a line of standard input is
-`{"arguments": [...]}`, the flags of a row, and each is answered on descriptor FD by
-`{"code": 0}`, the exit code that the script would have had. What the script prints is its own.
+`{"arguments": [...]}`, the flags of a row, and each is answered on descriptor FD: `{"taken": true}`
+when it begins, and `{"code": 0}`, the exit code that the script would have had. What the script
+prints is its own.
 
 Source of all names: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7 generate.py.
 """
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     run = None
     for line in rows:
         sys.argv = [script, *json.loads(line)["arguments"]]
+        print(json.dumps({"taken": True}), file=results, flush=True)
         code = 0
         # Each row is warned anew: Python tells a warning once for each place, until this is left.
         with warnings.catch_warnings():
@@ -94,7 +96,11 @@ def load(script: str) -> Any:
         if needs_argument(render):
             return lambda: render(sys.argv[1:])
         return render
-    return lambda: runpy.run_path(script, run_name="__main__")
+
+    def render_all() -> None:
+        runpy.run_path(script, run_name="__main__")  # its value is the module's names
+
+    return render_all
 
 
 def needs_argument(function: Any) -> bool:

@@ -14,7 +14,10 @@ from hv15_batch.official.command import ENVIRONMENT, row_arguments, serve_comman
 from hv15_batch.official.limits import script_of
 
 _POLL_SECONDS = 0.25
-_DRAIN_SECONDS = 0.0
+
+
+class NotTaken(Exception):
+    """The process ended before it began the row, which is no fault of the row."""
 
 
 class Served:
@@ -52,34 +55,33 @@ class Served:
 
         Returns:
             The code; that of the process where it ended before its answer.
+
+        Raises:
+            NotTaken: It had finished another row, and ended before it began this one.
         """
         row = {"arguments": row_arguments(config, clip, file)}
         try:
             self._program.write(json.dumps(row))
         except OSError:
             pass  # it is gone: its last words and its code say why
-        result: dict[str, Any] | None = None
-        while result is None and not self._program.is_over:
+        result: dict[str, Any] = {}
+        while "code" not in result and not self._program.is_over:
             for stream, line in self._program.read(_POLL_SECONDS):
-                if stream == "results":
-                    result = json.loads(line) if line else None
-                else:
+                if stream != "results":
                     heard(stream, line)
+                elif line:
+                    result |= json.loads(line)
             tick()
-        if result is None:
-            return self._program.wait() or None
+        if "code" not in result:
+            code = self._program.wait() or None
+            if self.num_rows and not result:
+                raise NotTaken
+            return code
         self.num_rows += 1
-        self._drain(heard)
-        return int(result["code"])
-
-    def _drain(self, heard: Callable[[str, str], None]) -> None:
-        """Take what was written before the result and not read yet."""
-        while not self._program.is_over:
-            lines = list(self._program.read(_DRAIN_SECONDS))
-            if not lines:
-                return
-            for stream, line in lines:
+        for stream, line in self._program.read_rest():
+            if stream != "results":
                 heard(stream, line)
+        return int(result["code"])
 
     def end(self) -> None:
         """End it."""

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hv15_batch.clip import Clip
 from hv15_batch.config.settings import Config
 from hv15_batch.dispatch.attempt import Attempt, base_record
-from hv15_batch.dispatch.protocol import Emit, ExecutorSpec, Job, Loading, Stepped
+from hv15_batch.dispatch.protocol import Emit, ExecutorSpec, Job, Loading, Note, Stepped
 from hv15_batch.external._process import Program
 from hv15_batch.external._publish import ClipPublisher
-from hv15_batch.external._served import Served
+from hv15_batch.external._served import NotTaken, Served
+from hv15_batch.external._strays import Strays
+from hv15_batch.external._unchanged import Unchanged
+from hv15_batch.external._watch import Watch
 from hv15_batch.files import remove_scratch
 from hv15_batch.machine.nvml import GpuHealthReader
 from hv15_batch.media.image import read_image_bytes
 from hv15_batch.official.command import ENVIRONMENT, output_file, row_command
 from hv15_batch.official.limits import asks_for_sage, script_of
-from hv15_batch.official.output import Heard, Output
 from hv15_batch.official.verdict import check_words
-from hv15_batch.record import DECODE, DENOISE, ENCODE, LOAD, WARM_UP, ClipRecord
+from hv15_batch.record import LOAD, WARM_UP, ClipRecord
 from hv15_batch.rundir.paths import RunDir
 from hv15_batch.rundir.store import open_uploads
-
-logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 
@@ -42,6 +39,7 @@ class ScriptRenderer:
         self._run_dir = RunDir(spec.run_dir)
         self._publisher = ClipPublisher(self._run_dir, open_uploads(self._run_dir))
         self._health = GpuHealthReader(spec.gpu.uuid if spec.gpu else None)
+        self._unchanged = Unchanged()
         self._served: Served | None = None
 
     def encode(self, clips: Sequence[Clip], emit: Emit) -> None:
@@ -53,7 +51,6 @@ class ScriptRenderer:
         config = self._spec.models[clip.settings.model].config
         attempt = Attempt(self._base_record(job, config))
         file = output_file(self._run_dir.clips, clip.clip_id, job.repeat)
-        output = Output(clip.settings.num_inference_steps, file)
         # A process of its own is as cold for each clip, so that none of them is colder.
         attempt.add(is_cold=job.repeat == WARM_UP)
         with attempt.failing():
@@ -61,22 +58,23 @@ class ScriptRenderer:
             file.parent.mkdir(parents=True)
             clip = with_checked_image(clip, file.parent)
             emit(Stepped(clip.clip_id, LOAD, 0, clip.settings.num_inference_steps))
-            watch = _Watch(clip, output, emit, self._health)
-            if config.official.load_once:
-                code = self._serve(config, clip, file, watch, emit, attempt)
-            else:
-                emit(Loading("generate.py and its model"))
-                code = self._run(config, clip, file, watch)
-                attempt.add(load_seconds=watch.load_seconds)
-            attempt.other_seconds = watch.clip_seconds
+            self._unchanged.check(config, clip, emit)
+            strays = Strays(self._run_dir, clip.clip_id)
+            try:
+                watch, code = self._ask(config, clip, file, emit, attempt)
+            finally:
+                if names := strays.remove():
+                    emit(Note(f"WARNING: {clip.clip_id}: removed what generate.py left: {names}"))
+            attempt.other_seconds = watch.other_seconds
             attempt.add(**watch.columns())
             check_words(
-                output,
+                watch.output,
                 code,
                 file,
                 seed=clip.settings.seed,
                 asks_for_sage=asks_for_sage(config),
             )
+            self._unchanged.check(config, clip, emit)
         if attempt.error is not None:
             self.close()  # what is left of a process after an error is not to be trusted
         repo = self._spec.models[clip.settings.model].checkpoint.repo
@@ -88,7 +86,24 @@ class ScriptRenderer:
             self._served.end()
             self._served = None
 
-    def _run(self, config: Config, clip: Clip, file: Path, watch: _Watch) -> int:
+    def _ask(
+        self, config: Config, clip: Clip, file: Path, emit: Emit, attempt: Attempt
+    ) -> tuple[Watch, int | None]:
+        """Let the script make a clip; return what it said, and its exit code."""
+        watch = Watch(clip, file, emit, self._health)
+        if config.official.load_once:
+            try:
+                return watch, self._serve(config, clip, file, watch, emit, attempt)
+            except NotTaken:
+                self.close()
+            watch = Watch(clip, file, emit, self._health)
+            return watch, self._serve(config, clip, file, watch, emit, attempt)
+        emit(Loading("generate.py and its model"))
+        code = self._run(config, clip, file, watch)
+        attempt.add(load_seconds=watch.load_seconds)
+        return watch, code
+
+    def _run(self, config: Config, clip: Clip, file: Path, watch: Watch) -> int:
         """Run the script under torchrun for one clip; return its exit code."""
         words = row_command(config, clip, file)
         folder = script_of(config.official).parent
@@ -105,7 +120,7 @@ class ScriptRenderer:
         config: Config,
         clip: Clip,
         file: Path,
-        watch: _Watch,
+        watch: Watch,
         emit: Emit,
         attempt: Attempt,
     ) -> int | None:
@@ -155,64 +170,3 @@ def with_checked_image(clip: Clip, folder: Path) -> Clip:
     copy = folder / f"first_frame{path.suffix}"
     copy.write_bytes(data)
     return replace(clip, image_path=str(copy))
-
-
-class _Watch:
-    """Follows one clip: its stages for those who wait, its seconds and the card's memory."""
-
-    def __init__(self, clip: Clip, output: Output, emit: Emit, health: GpuHealthReader) -> None:
-        self._clip, self._output, self._emit, self._health = clip, output, emit, health
-        self._began = time.perf_counter()
-        self._box_at: float | None = None
-        self._ended_at: float | None = None
-        self._peak_bytes: int | None = None
-
-    def heard(self, stream: str, line: str) -> None:
-        """Take in a line."""
-        heard = self._output.heard(line, stream == "error")
-        steps = self._clip.settings.num_inference_steps
-        if heard is Heard.step:
-            self._step(DENOISE, self._output.step)
-            if self._output.step == steps:
-                self._step(DECODE, steps)
-            return
-        if heard is Heard.box:
-            self._box_at = time.perf_counter()
-            self._step(ENCODE, 0)
-        if line.strip() and "%|" not in line:
-            logger.info("generate.py: %s", line.rstrip())
-
-    def _step(self, stage: str, step: int) -> None:
-        self._emit(
-            Stepped(self._clip.clip_id, stage, step, self._clip.settings.num_inference_steps)
-        )
-
-    def tick(self) -> None:
-        """Look at the card's memory."""
-        used = self._health.read().vram_used_bytes
-        if used is not None:
-            self._peak_bytes = max(used, self._peak_bytes or 0)
-
-    def end(self) -> None:
-        """Stop the clock."""
-        self._ended_at = time.perf_counter()
-
-    @property
-    def load_seconds(self) -> float | None:
-        """From the start to the box, which is printed once the model is loaded."""
-        return None if self._box_at is None else self._box_at - self._began
-
-    @property
-    def clip_seconds(self) -> float | None:
-        """From the box to the end; None where it said none."""
-        if self._box_at is None or self._ended_at is None:
-            return None
-        return self._ended_at - self._box_at
-
-    def columns(self) -> dict[str, Any]:
-        """Return what is known of the clip; what the script does not tell is missing."""
-        return {
-            "attention_backend": self._output.attention,
-            "dtype": self._output.dtype,
-            "peak_vram_device_bytes": self._peak_bytes,
-        }

@@ -30,6 +30,8 @@ _ERROR = re.compile(r"(?:\[[^\]]*\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Interr
 _USAGE = re.compile(r"\S+: (error: .*)")
 _MAX_FIELD_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 500
+_MAX_END_CHARACTERS = 16_384
+"""A path has at most 4,096. Source: Linux, PATH_MAX."""
 
 
 class Heard(Enum):
@@ -37,6 +39,8 @@ class Heard(Enum):
 
     box = auto()
     """The model is loaded, and the clip begins."""
+    first = auto()
+    """Denoising begins: its bar stands at 0."""
     step = auto()
     """A denoising step has ended."""
     nothing = auto()
@@ -78,7 +82,7 @@ class Output:
             line: The text.
             is_error: It came from standard error, which has no box.
         """
-        text = line.strip()
+        text = _cut(line.strip())
         if not text:
             return Heard.nothing
         if not is_error and (self._is_in_box or self._goes_on(text)):
@@ -90,6 +94,8 @@ class Output:
         bar = _BAR.search(text)
         if bar is None and not _RULE.fullmatch(text):
             self._tail.append(text[:_MAX_TEXT_CHARACTERS])
+        if not is_error and self._asked is not None:
+            text = _from(text, f"Saved video to: {self._asked}")
         self._notice(text)  # also behind a bar, which has no line of its own
         return Heard.nothing if bar is None else self._bar(int(bar[1]), int(bar[2]))
 
@@ -109,7 +115,11 @@ class Output:
         return is_early and _FIELD.match(text.strip(_FRAME)) is not None
 
     def _bar(self, step: int, of: int) -> Heard:
-        if not self._has_box or of != self._num_steps or not self.step < step <= of:
+        if not self._has_box or of != self._num_steps:
+            return Heard.nothing
+        if not step and not self.step:
+            return Heard.first
+        if not self.step < step <= of:
             return Heard.nothing
         self.step = step
         return Heard.step
@@ -143,4 +153,19 @@ class Output:
     @property
     def last_words(self) -> str:
         """The best reason for a failure that it gave, on one line."""
-        return self.error or (self._tail[-1] if self._tail else "it said nothing")
+        if self.error or not self._tail:
+            return self.error or "it said nothing"
+        no_warnings = [text for text in self._tail if "Warning: " not in text]
+        return (no_warnings or self._tail)[-1]
+
+
+def _cut(text: str) -> str:
+    """Return a line without the middle of one that is very long."""
+    if len(text) <= 2 * _MAX_END_CHARACTERS:
+        return text
+    return f"{text[:_MAX_END_CHARACTERS]}…{text[-_MAX_END_CHARACTERS:]}"
+
+
+def _from(text: str, words: str) -> str:
+    """Return what stands at the end of a line, behind something that had no line of its own."""
+    return words if text.endswith(words) else text

@@ -15,6 +15,7 @@ NO_FILE = "OutputMissing"
 NO_WORD = "OutputUnconfirmed"
 EXITED = "ScriptFailed"
 DAMAGED = "OutputDamaged"
+CHANGED = "ScriptChanged"
 SAGE_MODE = "sage"
 """How the script's names of SageAttention begin."""
 

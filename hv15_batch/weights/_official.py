@@ -61,6 +61,18 @@ def engine_of(config: Config, cache_file: Path, say: Callable[[str], None]) -> s
     return " ".join([*words, *(flag.replace(" ", ",") for flag in frame_flags(official))])
 
 
+def state_of(config: Config) -> dict[Path, tuple[int, int]]:
+    """Return size in bytes and time of change (ns) of each file that `engine_of` hashes.
+
+    Raises:
+        OSError: A file cannot be looked at.
+    """
+    script, weights = script_of(config.official), weights_of(config.official)
+    files = (*_code_files(script), *_weight_files(weights, config.model.name))
+    found = {path: path.stat() for path in files}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
 def _hash_of(named: Iterator[tuple[Path, str]]) -> str:
     total = hashlib.sha256()
     for path, sha256 in named:

@@ -63,6 +63,32 @@ def test_lines_come_by_stream_and_bars_by_their_states(tmp_path: Path) -> None:
     assert code_of_exit == 7
 
 
+def test_a_state_of_a_bar_is_heard_before_the_next_one(tmp_path: Path) -> None:
+    state = " 50%|##  | 1/2 [00:01<00:01,  1.00s/it]"
+    code = f"import sys, time; sys.stderr.write('\\r{state}'); sys.stderr.flush(); time.sleep(30)"
+    begin = time.monotonic()
+
+    with start(code, tmp_path) as program:
+        assert lines_of(program, 2) == [("error", ""), ("error", state)]
+    assert time.monotonic() - begin < 25
+
+
+def test_what_was_said_comes_before_the_errors_that_followed(tmp_path: Path) -> None:
+    code = "import os, sys; os.write(2, b'1\\n'); os.write(1, b'2\\n'); os.write(2, b'3\\n')"
+    with start(code + "; sys.stdin.read()", tmp_path, True, RESULTS) as program:
+        time.sleep(1.0)  # so that all of it is there
+        assert [line for _, line in lines_of(program, 3)] == ["2", "1", "3"]
+
+
+def test_what_has_no_last_newline_is_heard_when_it_is_asked_for(tmp_path: Path) -> None:
+    code = "import os, sys; os.write(1, b'z' * 40_000 + b'\\nsaved'); sys.stdin.readline()"
+
+    with start(code, tmp_path, True, RESULTS) as program:
+        time.sleep(1.0)
+        assert [line[-9:] for _, line in program.read_rest()] == ["z" * 9, "saved"]
+        assert list(program.read_rest()) == []
+
+
 def test_the_signal_that_ended_it_is_its_negative_code(tmp_path: Path) -> None:
     with start("import os; os.kill(os.getpid(), 9)", tmp_path) as program:
         lines_of(program, 99)

@@ -16,7 +16,10 @@ from fakes.official import OfficialProject, official_project
 
 from hv15_batch.config.settings import BenchmarkConfig, QualityConfig, RetryConfig, RuntimeConfig
 from hv15_batch.dispatch.local import LocalExecutor
+from hv15_batch.dispatch.protocol import ExecutorSpec
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
+from hv15_batch.external._served import Served
+from hv15_batch.external.renderer import ScriptRenderer
 from hv15_batch.machine.machine import read_machine
 from hv15_batch.machine.nvml import GpuHealth, GpuHealthReader
 from hv15_batch.media.tag import read_clip_tag
@@ -28,6 +31,8 @@ from hv15_batch.run.rendering.stalls import Patience
 
 FAULTS = {
     "[exit 3]": "ScriptFailed",
+    "[late exit 5]": "ScriptFailed",
+    "[moved]": "OutputMissing",
     "[raise]": "ScriptFailed",
     "[kill]": "ScriptFailed",
     "[no file]": "OutputMissing",
@@ -112,11 +117,12 @@ def test_what_the_script_does_not_tell_is_null(project: OfficialProject, load_on
         assert row["engine"].startswith("official@")
         assert row["engine_version"] == row["engine"].split()[0].removeprefix("official@")
         assert row["total_seconds"] > row["write_seconds"] > 0
+        assert row["step_seconds"] is None or len(row["step_seconds"]) == 2
         assert row["is_cold"] is (load_once and number == 0)
         assert (row["load_seconds"] is None) is (load_once and number > 0)
         assert not told & {
             *("revision", "mask_free", "compiled", "offload", "vae_tile_size", "decode_device"),
-            *("encode_seconds", "denoise_seconds", "decode_seconds", "step_seconds", "mfu"),
+            *("encode_seconds", "decode_seconds", "model_pflop", "tflops", "mfu"),
             *("num_text_tokens", "num_computed_steps", "latents_file", "latents_sha256"),
             *("peak_vram_allocated_bytes", "peak_ram_bytes", "torch_version", "diffusers_version"),
             *("peak_vram_device_bytes", "gpu_name", "gpu_uuid", "energy_joules"),
@@ -140,6 +146,105 @@ def test_frames_are_published_as_the_script_wrote_them_and_with_a_tag(
     recipe = make_recipe(tag, project.folder)
     assert not any(word.startswith(("official.", "runtime.engine")) for word in recipe.settings)
     assert any("official.repo=DIR" in note for note in recipe.notes)
+
+
+@MODES
+def test_steps_are_timed_by_the_scripts_bar(project: OfficialProject, load_once: bool) -> None:
+    rewrite(project, "[slow]")
+
+    assert project.render(official={"load_once": load_once}) == EXIT_OK
+
+    row = project.records()[0]
+    assert len(row["step_seconds"]) == row["num_inference_steps"] == 2
+    assert all(seconds > 0 for seconds in row["step_seconds"])
+    assert row["denoise_seconds"] == pytest.approx(sum(row["step_seconds"]))
+    assert row["denoise_seconds"] > 0.2  # of 0.4; what starves this process is not counted
+    assert row["total_seconds"] > row["denoise_seconds"] + row["write_seconds"]
+
+
+@MODES
+def test_noise_and_a_missing_newline_change_nothing(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "[loud]", "[open end]", "a cat")
+
+    assert project.render(official={"load_once": load_once}) == EXIT_OK
+
+    kept = next(project.run_dir.runs.glob("*/run.log"))
+    assert kept.stat().st_size < 2**19
+    assert "more of r0" in kept.read_text()
+
+
+@MODES
+def test_clips_are_not_made_by_code_that_was_changed_since_planning(
+    project: OfficialProject, load_once: bool
+) -> None:
+    (project.repo / "hyvideo").mkdir()
+    (project.repo / "hyvideo" / "steps.py").write_text("STEPS = 50\n")
+    rewrite(project, "a cat", "[edits]", "a dog")
+
+    assert project.render(official={"load_once": load_once}) == EXIT_SOME_FAILED
+
+    changed = ("failed", "ScriptChanged")
+    assert project.statuses() == {"r0": ("ok", None), "r1": changed, "r2": changed}
+    assert "its code was changed" in project.records()[-1]["error_message"]
+    assert len(project.rows()) == 2
+    assert len(list(project.run_dir.clips.iterdir())) == 1
+
+
+def test_clips_are_not_made_with_weights_that_were_changed_since_planning(
+    project: OfficialProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = project.repo / "ckpts" / "vae" / "model.safetensors"
+    vae.parent.mkdir()
+    vae.write_bytes(b"one")
+    start = ScriptRenderer.__init__
+
+    def changed_before(self: ScriptRenderer, spec: ExecutorSpec) -> None:
+        start(self, spec)
+        vae.write_bytes(b"another")
+
+    monkeypatch.setattr(ScriptRenderer, "__init__", changed_before)
+    assert project.render() == EXIT_SOME_FAILED
+
+    assert {each[1] for each in project.statuses().values()} == {"ScriptChanged"}
+    assert "its ckpts was changed" in project.records()[0]["error_message"]
+    assert project.rows() == []
+
+
+def test_a_process_that_dies_behind_its_answer_harms_no_clip(
+    project: OfficialProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(project, "[dies] a", "[dies] b", "[dies] c")
+    render = Served.render
+
+    def render_when_dead(self: Served, *args: Any) -> int | None:
+        limit = time.monotonic() + 20
+        while self.num_rows and not self.is_gone and time.monotonic() < limit:
+            time.sleep(0.01)
+        return render(self, *args)
+
+    # It is found dead only when it is given its next row, however it is looked at before.
+    monkeypatch.setattr(Served, "render", render_when_dead)
+
+    assert project.render(official={"load_once": True}) == EXIT_OK
+
+    assert [status for status, _ in project.statuses().values()] == ["ok"] * 3
+    assert len(project.noted("imports.txt")) == len(project.rows()) == 3
+    assert [row["is_cold"] for row in project.records()] == [True] * 3
+
+
+def test_another_size_and_frame_rate_are_told_of_and_kept(
+    project: OfficialProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(project, "[half speed]", "a cat", "a dog")
+
+    assert project.render() == EXIT_OK
+
+    told = capsys.readouterr().out  # a fake worker tells what it checks one clip later
+    assert "WARNING: r0_" in told
+    assert "is 48x64, and 480x848 was expected" in told
+    assert told.count("has 12 frames a second, and 24 were expected") == 1
 
 
 def test_a_plain_picture_is_suspect_as_with_the_other_engine(project: OfficialProject) -> None:
@@ -314,6 +419,24 @@ def test_a_script_that_hangs_is_ended_with_all_that_it_started(
 
     assert code == EXIT_SOME_FAILED
     assert project.statuses() == {"r0": ("failed", "WorkerStalled"), "r1": ("ok", None)}
+    assert {process.pid for process in processes_of(project)} <= before
+    assert project.strays() == []
+
+
+@SAMPLED
+def test_a_typed_limit_ends_a_script_that_is_silent(
+    project: OfficialProject, load_once: bool
+) -> None:
+    rewrite(project, "[hang] [child]", "a cat")
+    before = {process.pid for process in processes_of(project)}
+    retry = RetryConfig(max_attempts=1, stall_minutes=0.1)
+    config = project.config(official={"load_once": load_once}, retry=retry)
+
+    code = session.run(config, (), None, project.said.append, LocalExecutor)
+
+    assert code == EXIT_SOME_FAILED
+    assert project.statuses() == {"r0": ("failed", "WorkerStalled"), "r1": ("ok", None)}
+    assert "6 s are allowed, see retry.stall_minutes" in project.records()[0]["error_message"]
     assert {process.pid for process in processes_of(project)} <= before
     assert project.strays() == []
 

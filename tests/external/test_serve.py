@@ -22,6 +22,8 @@ from hv15_batch.official.command import ENVIRONMENT
         ("def main(): return 'why'", 1),
         ("def main(argv): return len(argv)", 2),
         ("def main(argv=None): return 4 if argv is None else 5", 4),
+        ("import sys\nif __name__ == '__main__': sys.argv[2]", 0),
+        ("import sys\nif __name__ == '__main__': sys.exit(int(sys.argv[2]))", 7),
     ],
 )
 def test_main_is_called_as_it_wants_and_its_value_counts(
@@ -34,7 +36,11 @@ def test_main_is_called_as_it_wants_and_its_value_counts(
 
     run = _serve.load(str(script))
 
-    assert _serve.exit_code(SystemExit(run())) == code
+    try:
+        found = run()
+    except SystemExit as error:
+        found = error.code
+    assert _serve.exit_code(SystemExit(found)) == code
 
 
 def test_a_model_is_kept_for_rows_and_not_for_another_model() -> None:

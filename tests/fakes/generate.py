@@ -5,7 +5,10 @@ Its videos are those in the folder `videos` beside it, named by their number of 
 What a prompt says in square brackets, it does: `[exit 3]`, `[raise]`, `[hang]`, `[kill]` in the
 middle of its file, `[no file]`, `[short]`, `[renamed]`, `[upscaled]`, `[fell back]`, `[no box]`,
 `[not rewritten]`, `[broken]`, `[silent]`, `[gone]`, `[child]`, `[other seed]`, `[plain]`,
-`[leave]`. Source of the flags and words: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7.
+`[late exit 3]` behind its file, `[dies]` behind its answer, `[moved]` out of its folder, `[loud]`,
+`[open end]` without a last newline, `[edits]` its own code, `[slow]` steps,
+`[half speed]` frames.
+Source of the flags and words: Tencent-Hunyuan/HunyuanVideo-1.5@60783e7.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -81,8 +85,11 @@ class HunyuanVideo_1_5_Pipeline:
                 )
             if step == 1 and has("hang"):
                 time.sleep(3600)
+            if has("slow"):
+                time.sleep(0.2)
         print(file=sys.stderr)
         name = "plain" if has("plain") else f"{args.video_length - has('short')}"
+        name = "at_12" if has("half speed") else name
         return os.path.join(FOLDER, "videos", f"{name}.mp4")
 
 
@@ -123,6 +130,15 @@ def generate_video(args):
     if has("renamed"):
         path = f"{path[:-4]}_0.mp4"
     save_video(video, path)
+    if has("moved"):
+        clips = os.path.dirname(os.path.dirname(path))
+        os.rename(path, os.path.join(clips, f"{os.path.basename(path)[:-4]}_0.mp4"))
+    if has("edits"):
+        with open(os.path.join(FOLDER, "hyvideo", "steps.py"), "a") as file:
+            file.write("# edited\n")
+    if has("loud"):
+        sys.stdout.flush()
+        os.write(1, b"\xff\xfe" * 100_000 + b"\n" + b"a line\n" * 20_000)
     if has("broken"):
         with open(path, "r+b") as file:
             file.truncate(os.path.getsize(path) // 2)
@@ -133,8 +149,15 @@ def generate_video(args):
     if args.sr or has("upscaled"):
         print(f"Saved SR video to: {path}")
         print(f"Saved original video (before SR) to: {path[:-4]}_before_sr.mp4")
+    elif has("open end"):
+        print(f"Saved video to: {path}", end="")
+        return
     else:
         print(f"Saved video to: {path}")
+    if has("late exit"):
+        sys.exit(int(args.prompt.partition("[late exit ")[2].partition("]")[0]))
+    if has("dies"):
+        threading.Timer(0.05, os._exit, (9,)).start()
     config = {"task": task, "transformer_version": version, "arguments": vars(args)}
     with open(f"{path[:-4]}_config.json", "w") as file:
         json.dump(config, file)

@@ -79,15 +79,15 @@ class OfficialProject(Project):
 
 
 @cache
-def video(num_frames: int, is_plain: bool = False) -> bytes:
-    """Return a video of 64x48 pixels at 24 frames a second: noise, or one grey."""
+def video(num_frames: int, is_plain: bool = False, fps: float = 24.0) -> bytes:
+    """Return a video of 64x48 pixels: noise, or one grey."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (num_frames, 48, 64, 3), dtype=np.uint8)
     if is_plain:
         frames[:] = 100
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        write_video(frames, path, fps=24.0, video=VideoConfig(), comment=None)
+        write_video(frames, path, fps=fps, video=VideoConfig(), comment=None)
         return path.read_bytes()
 
 
@@ -101,7 +101,8 @@ def official_project(folder: Path, *lines: str) -> OfficialProject:
     (project.repo / "ckpts").mkdir(parents=True, exist_ok=True)
     shutil.copy(SCRIPT, project.repo / "generate.py")
     (project.repo / "videos").mkdir()
-    for name, content in {"5": video(5), "4": video(4), "plain": video(5, True)}.items():
+    videos = {"5": video(5), "4": video(4), "plain": video(5, True), "at_12": video(5, fps=12.0)}
+    for name, content in videos.items():
         (project.repo / "videos" / f"{name}.mp4").write_bytes(content)
     python = WITHOUT_TORCHRUN.format(python=shlex.quote(sys.executable))
     project.python.write_text(python, encoding="utf-8")

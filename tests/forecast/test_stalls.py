@@ -12,6 +12,7 @@ from fakes.runs import FakeExecutor, Project
 from hv15_batch.clock import Clock
 from hv15_batch.config.settings import RetryConfig
 from hv15_batch.dispatch.protocol import (
+    Alive,
     Died,
     Encoded,
     EncodingEnded,
@@ -45,9 +46,15 @@ def job(tmp_path: Path) -> Job:
 class Watch(StallWatch):
     """Hears what its pace hears first, as in a run."""
 
-    def __init__(self, pace: Pace, patience: Patience, compiles: bool = False) -> None:
+    def __init__(
+        self,
+        pace: Pace,
+        patience: Patience,
+        compiles: bool,
+        retry: RetryConfig,
+    ) -> None:
         self.pace = pace
-        super().__init__(10.0, patience, pace, compiles)
+        super().__init__(retry, patience, pace, compiles)
 
     def new_worker(self) -> None:
         self.pace.started_worker()
@@ -62,8 +69,11 @@ class Watch(StallWatch):
         super().heard(event)
 
 
-def make_watch(cost: ClipCost | None = None, compiles: bool = False) -> Watch:
-    return Watch(make_pace(cost), Patience(COLD, WARM), compiles)
+def make_watch(
+    cost: ClipCost | None = None, compiles: bool = False, minutes: float | None = None
+) -> Watch:
+    retry = RetryConfig(stall_minutes=minutes)
+    return Watch(make_pace(cost), Patience(COLD, WARM), compiles, retry)
 
 
 def make_pace(cost: ClipCost | None = None) -> Pace:
@@ -272,7 +282,7 @@ def test_a_worker_that_stalls_is_ended(job: Job, tmp_path: Path) -> None:
     made = Hangs(worker.spec(Project(tmp_path)))
     killed: list[bool] = []
     made.kill = lambda: killed.append(True)  # type: ignore[method-assign]
-    watch = StallWatch(10.0, Patience(0.0, 0.0), make_pace(), False)
+    watch = StallWatch(RetryConfig(), Patience(0.0, 0.0), make_pace(), False)
     workers = Supervisor(lambda _: made, RetryConfig(), watch)
     workers.start()
     workers.submit(job)
@@ -314,3 +324,62 @@ def test_another_programs_steps_are_waited_for_as_long_as_a_first_one(job: Job) 
         watch.submitted(each)
 
         assert (watch.waited(WARM + 1) is not None) is is_dead
+
+
+def of_script(job: Job) -> Job:
+    return replace(job, clip=replace(job.clip, settings=replace(job.clip.settings, engine="e@0")))
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(1.0, WARM), (40.0, 400.0)], ids=["short", "long"])
+def test_another_programs_step_is_waited_for_by_the_longest_of_its_clip(
+    job: Job, seconds: float, limit: float
+) -> None:
+    watch, job = make_watch(), of_script(job)
+    for _ in range(2):  # another process may load and compile again
+        watch.submitted(job)
+        watch.waited(COLD)  # to load
+        watch.heard(denoised(job, 0))
+        assert watch.waited(COLD) is None
+        watch.heard(denoised(job, 0))
+        for step in (1, 2):
+            watch.waited(seconds)
+            watch.heard(denoised(job, step))
+        assert allowed(watch) == limit
+
+    watch.heard(Stepped(job.clip.clip_id, "decode", STEPS, STEPS))
+    assert allowed(watch) == COLD
+
+
+@pytest.mark.parametrize("is_of_script", [False, True])
+def test_a_typed_limit_holds_for_all_of_a_clip_but_not_for_its_writing(
+    job: Job, is_of_script: bool
+) -> None:
+    watch = make_watch(ClipCost(800.0, 1.0, CostBasis.estimated), minutes=0.1)
+    job = of_script(job) if is_of_script else job
+    watch.encoding()
+    assert watch.waited(COLD) is None, "the worker starts"
+    watch.heard(EncodingEnded())
+
+    watch.submitted(job)
+    assert allowed(watch) == 6
+    for stage in ("load", "encode", "denoise", "decode"):
+        watch.heard(Stepped(job.clip.clip_id, stage, 0, STEPS))
+        watch.waited(5.0)
+        watch.heard(Alive())
+        assert watch.waited(5.0) is None, "a sign of life begins the wait again"
+        assert allowed(watch) == 1
+    assert "6 s are allowed, see retry.stall_minutes)" in str(watch.waited(1.0))
+    watch.heard(Ready())
+    assert allowed(watch) not in (None, 6)
+
+
+def test_a_typed_limit_leaves_a_new_worker_its_time_to_start(job: Job) -> None:
+    watch = make_watch(minutes=0.1)
+
+    watch.submitted(job)
+
+    assert allowed(watch) == COLD
+    watch.new_worker()
+    watch.submitted(job)
+    watch.heard(Stepped(job.clip.clip_id, "load", 0, STEPS))
+    assert allowed(watch) == 6

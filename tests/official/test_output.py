@@ -42,9 +42,37 @@ def test_the_box_and_the_bar_tell_the_progress() -> None:
     assert heard(output, "Loading: 100%|██| 4/4 [00:01<00:00]", is_error=True) == []
     assert heard(output, *box()) == [Heard.box]
     bars = ("  0%|  | 0/4 [00:00<?]", " 25%|█ | 1/4 [00:01<00:03]", "100%|██| 4/4 [00:04<00:00]")
-    assert heard(output, *bars, is_error=True) == [Heard.step, Heard.step]
+    assert heard(output, *bars, is_error=True) == [Heard.first, Heard.step, Heard.step]
     assert heard(output, "100%|██| 6/6 [00:04<00:00]", is_error=True) == []  # of another loop
     assert (output.step, output.attention, output.dtype) == (4, "flash", "bfloat16")
+
+
+def test_a_file_is_confirmed_by_its_own_name_behind_anything_that_is_printed() -> None:
+    said = "Saved video to: /a/b.mp4"
+    for line, is_error, is_heard in (
+        (f"...{said}", False, True),
+        ("z" * 100_000 + said, False, True),
+        (f"2026 | INFO | {said}", False, True),
+        (f"...{said}", True, False),
+        (f"...{said}.tmp", False, False),
+        ("... Saved video to: /a/c.mp4", False, False),
+    ):
+        output = Output(4, Path("/a/b.mp4"))
+        heard(output, *box())
+        heard(output, line, is_error=is_error)
+        assert (output.saved is not None) is is_heard, line[:40]
+
+
+def test_a_warning_is_no_reason_where_something_else_is_said() -> None:
+    output = Output(4)
+    heard(
+        output, "no kernel for this card", "x.py:1: ResourceWarning: unclosed file", is_error=True
+    )
+    assert output.last_words == "no kernel for this card"
+
+    output = Output(4)
+    heard(output, "x.py:1: UserWarning: no kernel", is_error=True)
+    assert output.last_words == "x.py:1: UserWarning: no kernel"
 
 
 def test_a_warning_behind_a_bar_is_heard() -> None:

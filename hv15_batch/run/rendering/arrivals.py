@@ -65,7 +65,7 @@ class SeatsTaken:
         retry = run.config.retry
         self.fitting.seats.append(seat)
         self._keep_facts(seat)
-        stalls = StallWatch(retry.stall_factor, self.patience, run.pace, run.compiles)
+        stalls = StallWatch(retry, self.patience, run.pace, run.compiles)
         columns: dict[str, Any] = {
             "hostname": seat.machine.hostname,
             "system_sha256": system_sha256(dict(seat.facts)),

@@ -22,13 +22,10 @@ class Fitting:
     def __init__(self, run: Run) -> None:
         """Begin with the clips that were planned."""
         self.run = run
+        self.groups = _groups(run)
+        """Those of all clips."""
         self.seats: list[Seat] = []
         """Of a cluster, those that workers have taken."""
-
-    @property
-    def groups(self) -> set[Group]:
-        """The groups of all clips."""
-        return {p.clip.settings.group for p in self.run.todo.to_render}
 
     def take_in(self, further: Sequence[PlannedClip], say: Say) -> None:
         """Plan the workers for further clips too. Those that are up were made for the others only.
@@ -60,4 +57,8 @@ class Fitting:
         else:
             refuse_or_note(run.asked, todo, made.offload_kinds, len(run.cards))
             grown = replace(grown, choices=made.choices[: len(run.cards)])
-        self.run = grown
+        self.run, self.groups = grown, _groups(grown)
+
+
+def _groups(run: Run) -> set[Group]:
+    return {p.clip.settings.group for p in run.todo.to_render}

@@ -13,14 +13,11 @@ from hv15_batch.dispatch.protocol import (
     GPU_LOST,
     Declined,
     Died,
-    Encoded,
     EncodingEnded,
     Event,
     Finished,
     Job,
-    Loading,
-    Note,
-    Stepped,
+    Passing,
 )
 from hv15_batch.errors import EXIT_STOPPED, Refused
 from hv15_batch.record import FAILED, INTERRUPTED
@@ -293,7 +290,7 @@ class Loop:
                 self._tell(worker, event)
             elif self._is_held_back or not self._team.working:
                 return worker, None
-            if not isinstance(event, Note | Loading | Encoded | Stepped | None):
+            if not isinstance(event, Passing | None):
                 return worker, event
 
     def _tell(self, worker: Supervisor, event: Event) -> None:

@@ -211,7 +211,7 @@ def make_supervisors(fitting: Fitting, start: Start) -> list[Supervisor]:
         Supervisor(
             _maker(fitting, start, place),
             retry,
-            StallWatch(retry.stall_factor, start.patience, run.pace, run.compiles),
+            StallWatch(retry, start.patience, run.pace, run.compiles),
             place,
             gpu,
         )
