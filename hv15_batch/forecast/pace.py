@@ -123,6 +123,11 @@ class Pace:
             place.on_device = Underway(job, kind, place, now, place.is_cold)
             self._underway[job.key] = place.on_device
 
+    def added(self, jobs: Iterable[Job]) -> None:
+        """Note clips that are rendered besides those of `todo`."""
+        with self._lock:
+            self._left.update((job.key, self._kind(job)) for job in jobs)
+
     def left_out(self, jobs: Iterable[Job]) -> None:
         """Note that clips are not rendered in this run."""
         with self._lock:
@@ -216,8 +221,7 @@ class Pace:
         """Take what a clip took; cold clips count only until there is a warm one."""
         if not self._is_outdated and is_cold and self._basis is EtaBasis.measured:
             return
-        nominal = self._nominal(kind)
-        if nominal[_CLIP]:  # else of a small model, which says nothing about other kinds
+        if (nominal := self._nominal(kind))[_CLIP]:  # else of a small model: it says nothing more
             if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
                 for kinds in self._measured.values():
                     kinds.clear()

@@ -5,14 +5,16 @@ A clip follows another one if it begins with a frame of it (`Clip.source`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 
 from hv15_batch.clip import Clip, Source
+from hv15_batch.errors import StoreError
 from hv15_batch.planning.plan import FORCED, PlannedClip, State
 from hv15_batch.record import FAILED, SUSPECT
-from hv15_batch.rundir.frames import frame_file, frame_name, saved_frames
+from hv15_batch.rundir.frames import frame_file, frame_name, frames_made_again, saved_frames
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.rundir.store import frame_of
 from hv15_batch.units import counted
 
 
@@ -62,10 +64,12 @@ def with_chains(
 def outdated(planned: Iterable[PlannedClip], run_dir: RunDir) -> list[PlannedClip]:
     """Return the finished clips whose first frame is another one now, to be rendered again."""
     reason = "the frame that it begins with has changed"
+    planned = [p for p in planned if p.is_done and p.clip.source]
+    made_again = frames_made_again(run_dir) if planned else None
     return [
         replace(p, state=State.retry, reason=reason, use_latents=False)
         for p in planned
-        if p.is_done and _begins_otherwise(p, run_dir)
+        if _begins_otherwise(p, run_dir, made_again)
     ]
 
 
@@ -92,16 +96,28 @@ def _is_kept(source: Source | None, kept: set[str], run_dir: RunDir) -> bool:
     return frame_sha256(frame_file(run_dir, source.denoise_sha256, source.number)) is not None
 
 
-def _begins_otherwise(p: PlannedClip, run_dir: RunDir) -> bool:
+def _begins_otherwise(p: PlannedClip, run_dir: RunDir, made_again: Container[str] | None) -> bool:
     """Whether the kept frame is another one than a finished clip began with.
 
-    A frame that is lost, or only in object storage, is not looked at.
+    A frame that is lost is not looked at, nor one that the store does not give now.
+
+    Args:
+        p: The clip.
+        run_dir: Has the frame.
+        made_again: `frames_made_again`: other frames need not be looked at; None looks at all.
     """
     source, last = p.clip.source, p.last
-    if source is None or last is None or run_dir.url is not None:
+    if (
+        source is None
+        or last is None
+        or (made_again is not None and _name(source) not in made_again)
+    ):
         return False
-    path = frame_file(run_dir, source.denoise_sha256, source.number)
-    if not path.is_file():
+    try:
+        path = frame_of(run_dir, source.denoise_sha256, source.number)
+    except StoreError:
+        return False
+    if path is None:
         return False
     from hv15_batch.media.frame import frame_sha256
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +15,12 @@ from hv15_batch.files import parse_json
 from hv15_batch.manifest.cells import is_empty, parse_text
 from hv15_batch.redaction import redacted, secret_values
 from hv15_batch.rewrite.asked import Key, Rewriting
-from hv15_batch.units import shortened
+from hv15_batch.units import MIB, shortened
 
 TIMEOUT_SECONDS = 120.0
-"""For one answer; a large model on a CPU takes a minute."""
+"""For the beginning of an answer, and then for the rest; a large model on a CPU takes a minute."""
+MAX_ANSWER_BYTES = 16 * MIB
+"""Of an answer with all that a server adds, such as a model's thoughts."""
 MAX_RETRIES = 4
 """After 408, 409, 429, 5xx, a broken connection or a time-out, each time after a longer wait."""
 MAX_ANSWERS = 3
@@ -26,6 +30,15 @@ MAX_CHARACTERS = 20_000
 MAX_REASON_CHARACTERS = 300
 _HOPELESS = (401, 403, 404, 405)
 """Status codes that each further request would get too: a wrong key, address or model."""
+_BROKEN_OFF = {
+    "length": "is cut off: raise the server's limit of tokens",
+    "content_filter": "was held back by the server's content filter",
+    "abort": "was broken off by the server",
+    "error": "was broken off by the server",
+    "tool_calls": "calls a tool in place of a text",
+    "function_call": "calls a tool in place of a text",
+}
+"""What it means that a server ended an answer for such a reason: what there is of it is no text."""
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 """Around the thoughts of a model. Servers that begin an answer with the first leave it out."""
 PIP = "pip install 'hv15_batch[rewrite]'"
@@ -78,6 +91,7 @@ class Client:
             base_url=config.address(os.environ),
             timeout=TIMEOUT_SECONDS,
             max_retries=MAX_RETRIES,
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [_bounding(openai)]}),
         )
 
     def rewrite(self, key: Key) -> str:
@@ -125,14 +139,50 @@ class Client:
             raise NotRewritten(f"{error}{cause}", is_server=True) from None
         try:
             choice = parse_json(content)["choices"][0]
-            text, is_cut_off = choice["message"]["content"], choice.get("finish_reason") == "length"
+            message, reason = choice["message"], choice.get("finish_reason")
+            text, refusal = message["content"], message.get("refusal")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError("the answer is no chat completion in JSON") from None
-        if is_cut_off:
-            raise ValueError("the answer is cut off: raise the server's limit of tokens")
+        if isinstance(reason, str) and reason in _BROKEN_OFF:
+            raise ValueError(f"the answer {_BROKEN_OFF[reason]}")
+        if isinstance(refusal, str) and refusal:
+            raise ValueError(f"the model refuses: {shortened(refusal, 100)}")
         if not isinstance(text, str):
             raise ValueError("the answer has no text")
         return text
+
+
+def _bounding(openai: Any) -> Callable[[Any], None]:
+    """Return what lets the reading of an answer end: a server may send for ever, or very slowly.
+
+    The client treats an answer that ends so like a broken connection, and asks again.
+    """
+    # openai 2 stands on httpx and openai 3 on httpx2, which have these names in common.
+    http: Any = import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+
+    class Bounded(http.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            end, size = time.monotonic() + TIMEOUT_SECONDS, 0
+            for part in self._stream:
+                size += len(part)
+                if size > MAX_ANSWER_BYTES:
+                    raise http.RemoteProtocolError(
+                        f"the answer has more than {MAX_ANSWER_BYTES // MIB} MiB"
+                    )
+                if time.monotonic() > end:
+                    raise http.ReadTimeout(f"the answer took more than {TIMEOUT_SECONDS:g} s")
+                yield part
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def bound(response: Any) -> None:
+        response.stream = Bounded(response.stream)
+
+    return bound
 
 
 def checked(original: str, answer: str) -> str:

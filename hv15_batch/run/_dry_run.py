@@ -223,7 +223,7 @@ def _reason_lines(planned: Sequence[PlannedClip]) -> list[str]:
     ]
     if len(common) > MAX_REASONS:
         clips = sum(count for _, count in common[MAX_REASONS:])
-        lines.append(f"{clips:>6} for {len(common) - MAX_REASONS} more reasons")
+        lines.append(f"{clips:>6} for {counted(len(common) - MAX_REASONS, 'more reason')}")
     return lines
 
 

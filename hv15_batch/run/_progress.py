@@ -228,9 +228,11 @@ class Progress:
         self._status.update(stage=ENCODE, step=done, steps=total)
 
     @_shown
-    def rendering(self, todo: int) -> None:
-        """Show that the rendering of clips starts."""
+    def rendering(self, todo: int, again: Collection[Rendering] = ()) -> None:
+        """Show that the rendering of clips starts; `again` are finished ones that were added."""
         self._num_todo = todo
+        self._done_before -= len(set(again) - self._done)
+        self._done |= set(again)
         self._state = "rendering"
         self._show_clips()
         self._status.update(state=self._state, stage=None, step=None, steps=None)

@@ -65,6 +65,7 @@ from hv15_batch.run.prepare import (
     with_weights,
 )
 from hv15_batch.run.rendering.arrivals import SeatsTaken
+from hv15_batch.run.rendering.fitting import Fitting
 from hv15_batch.run.rendering.journal import FailedCompilation
 from hv15_batch.run.rendering.loop import Loop
 from hv15_batch.run.rendering.stalls import PATIENCE, Patience
@@ -261,7 +262,8 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
             run.store.signals = received
         first = FirstClip(run.rules, run.pace, progress.say, COMPILE_SECONDS[0])
         watchers = (notices, first, FailedCompilation(run))
-        loop = Loop(run, _team(run, start, progress), progress, watchers, received)
+        fitting = Fitting(run)
+        loop = Loop(fitting, _team(fitting, start, progress), progress, watchers, received)
         outcome = Outcome(EXIT_FAULT, "failed", "ended by an error, see run.log")
         try:
             with live_page(run.run_dir.path):
@@ -286,10 +288,10 @@ def _render(run: Run, start: Start, say: Say, listener: Listener | None) -> int:
     return outcome.exit_code
 
 
-def _team(run: Run, start: Start, progress: Progress) -> Team:
+def _team(fitting: Fitting, start: Start, progress: Progress) -> Team:
     if start.cluster is None:
-        return Team(make_supervisors(run, start))
-    seats = SeatsTaken(run, start.cluster, start.patience, progress)
+        return Team(make_supervisors(fitting, start))
+    seats = SeatsTaken(fitting, start.cluster, start.patience, progress)
     return Team(seats.first(), seats)
 
 

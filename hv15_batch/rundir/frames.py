@@ -54,3 +54,15 @@ def saved_films(run_dir: RunDir) -> set[str]:
     with suppress(OSError):  # none yet, or not readable
         names.update(os.listdir(films_folder(run_dir)))
     return {name for name in names if name[0] != "."}
+
+
+def frames_made_again(run_dir: RunDir) -> set[str] | None:
+    """Return the names of frames that several attempts put into object storage; None on a disk.
+
+    Names there are never reused, so nothing can have begun with another frame than one that was put
+    once. On a disk the newest replaces the others.
+    """
+    stored = run_dir.stored()
+    if stored is None:
+        return None
+    return {frame for frame, names in stored.attempts_at_frames.items() if len(names) > 1}

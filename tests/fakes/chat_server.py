@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,6 +24,8 @@ class ChatServer:
         self.first: list[Answer] = []
         """Answers of the first requests, before `answer` is asked."""
         self.headers: dict[str, str] = {}
+        self.in_parts: Callable[[bytes], Iterable[bytes]] = lambda data: [data]
+        """How the body is sent."""
         self.url = ""
         self.lock = threading.Lock()
         self.num_at_once = 0
@@ -61,7 +63,9 @@ class ChatServer:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
-        handler.wfile.write(data)
+        for part in self.in_parts(data):
+            handler.wfile.write(part)
+            handler.wfile.flush()
 
 
 @contextmanager

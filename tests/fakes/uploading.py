@@ -11,6 +11,7 @@ from hv15_batch.dispatch.local import LocalExecutor
 from hv15_batch.dispatch.protocol import Event, ExecutorSpec, Job, Note
 from hv15_batch.errors import StoreError
 from hv15_batch.record import FAILED, ClipRecord
+from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.store import open_uploads
 
 
@@ -35,6 +36,8 @@ class UploadingRenderer(FakeRenderer):
             try:
                 record = replace(record, latents_file=self._uploads.end_latents(attempt_id, tell))
                 if record.file is not None:
+                    frames = frame_files(self._run_dir, job.clip)
+                    self._uploads.upload_frames(frames, attempt_id, tell)
                     name = self._uploads.upload_clip(record.file, attempt_id, tell)
                     record = replace(record, file=name)
             except StoreError as error:

@@ -30,9 +30,14 @@ from hv15_batch.model.variant import Task
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 ALL = Reading(templates=Templates(None))
+NO_WEIGHT = (
+    "is no weight: one is a number such as 3 or 1.5, of at most 9 digits, at the very start of its "
+    r"option; for the text write \: for each colon"
+)
 CHOICES = "write choices like {red|blue}, 3::red for a weight, {@colours.txt} for a file"
 LITERAL = r"and a brace of the text as \{ or \}"
 FILE = "name a .txt file beside the manifest or below it, like {@colours.txt}"
+SPACE = rf"a space stands before @; {FILE}, or write \@ for the character"
 
 
 def clips_of(manifest: Manifest) -> tuple[Clip, ...]:
@@ -65,6 +70,7 @@ def test_three_by_four_choices_are_twelve_prompts_in_the_order_of_reading() -> N
         (r"a | b \{c\} C:\new \\", [r"a | b {c} C:\new " + "\\"]),
         ("{ a |b}x", [" a x", "bx"]),
         ("50:: red", ["50:: red"]),
+        (r"{2024: red|a::b|-1\:\: c| \@d}", ["2024: red", "a::b", "-1:: c", " @d"]),
     ],
 )
 def test_choices_nest_have_weights_and_can_be_written_as_text(
@@ -88,6 +94,15 @@ def test_without_templates_braces_are_text_and_a_line_says_so() -> None:
         ("A {red}", f"character 3 opens a choice with one option only; {CHOICES}, {LITERAL}"),
         ("A {}", f"character 3 opens a choice with one option only; {CHOICES}, {LITERAL}"),
         ("A {0::red|blue}", "a weight is over 0; leave that option out, or write 1::"),
+        ("A {-1::red|blue}", f"-1:: {NO_WEIGHT}"),
+        ("A {red| 2::blue}", f"2:: {NO_WEIGHT}"),
+        ("A {1e3::red|blue}", f"1e3:: {NO_WEIGHT}"),
+        ("A {1234567890::red|blue}", f"1234567890:: {NO_WEIGHT}"),
+        ("A { @colours.txt}", SPACE),
+        (
+            "A {2:: @colours.txt|b}",
+            SPACE,
+        ),
         ("{a|" * 17 + "b" + "}" * 17, "choices are nested at most 16 deep; write them flatter"),
         ("{|a}", "one of the prompts of this template is empty; write what that clip shows"),
         ("{@}", f"nothing is no name of a file of words; {FILE}"),

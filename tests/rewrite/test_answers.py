@@ -50,6 +50,8 @@ def test_what_passes_is_asked_again(server: ChatServer, first: Any) -> None:
     "choice",
     [
         {"message": {"content": "A cat that"}, "finish_reason": "length"},
+        {"message": {"content": "A cat that"}, "finish_reason": "content_filter"},
+        {"message": {"content": "A cat that"}, "finish_reason": "abort"},
         {"message": {"content": "<think>A cat?"}, "finish_reason": "stop"},
     ],
 )
@@ -61,6 +63,42 @@ def test_an_answer_that_is_cut_off_is_asked_for_again_and_never_a_prompt(
     assert asking(server).rewrite(KEY) == "Rewritten: a cat"
     server.answer = lambda prompt: broken
     with pytest.raises(client.NotRewritten, match=r"the answer .* \(3 answers\)"):
+        asking(server).rewrite(KEY)
+
+
+@pytest.mark.parametrize("content", ["", None])
+def test_a_model_that_refuses_is_heard(server: ChatServer, content: str | None) -> None:
+    message = {"content": content, "refusal": "I do not write of cats."}
+    answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    server.answer = lambda prompt: answer
+    with pytest.raises(client.NotRewritten, match="the model refuses: I do not write of cats"):
+        asking(server).rewrite(KEY)
+
+
+def test_an_answer_that_never_ends_is_left(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def a_byte_at_a_time(data: bytes) -> Iterator[bytes]:
+        for byte in data:
+            time.sleep(0.05)
+            yield bytes([byte])
+
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.3)
+    server.in_parts = a_byte_at_a_time
+    start = time.monotonic()
+    with pytest.raises(client.NotRewritten, match="timed out") as caught:
+        asking(server).rewrite(KEY)
+    assert caught.value.is_server
+    assert time.monotonic() - start < 5, "it would take longer to the end"
+    assert len(server.asked) == 2
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 2**20)
+    server.answer = lambda prompt: b" " * (2**20 + 1)
+    with pytest.raises(client.NotRewritten, match="more than 1 MiB"):
         asking(server).rewrite(KEY)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ import pytest
 from fakes.engine import InProcessExecutor
 from fakes.pages import read_data
 from fakes.runs import FakeExecutor, FakeRenderer, Project, fake_local_executor, read_csv
+from fakes.seats import FakeCluster, seat
 from PIL import Image
 
 from hv15_batch.clock import utc_now
-from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, RetryConfig
-from hv15_batch.dispatch.protocol import Job
+from hv15_batch.config.settings import BenchmarkConfig, DispatchConfig, DispatchKind, RetryConfig
+from hv15_batch.dispatch.protocol import ExecutorSpec, Job
 from hv15_batch.engine import _write
 from hv15_batch.engine.encode.encoders import Encoders
 from hv15_batch.errors import EXIT_OK, EXIT_SOME_FAILED, Refused
@@ -28,7 +31,8 @@ from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.media.video import read_frames
 from hv15_batch.record import OK, asked_record
-from hv15_batch.run.rendering import rounds
+from hv15_batch.run import session
+from hv15_batch.run.rendering import fitting, rounds
 from hv15_batch.run.rendering.journal import Journal
 from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.publish import publishing, sha256_of_file
@@ -267,23 +271,99 @@ def test_followers_of_a_clip_with_other_pixels_are_rendered_in_the_same_run(
     assert states(project)["d"] == "retry"
 
 
-def test_followers_that_the_run_has_no_model_for_are_left_to_the_next_one(
+def _lose(project: Project, row_id: str) -> None:
+    """Let a clip be rendered again as a whole, with other pixels than before."""
+    (record,) = (r for r in project.records() if r["row_id"] == row_id)
+    (project.run_dir.path / record["file"]).unlink()
+    project.run_dir.latents_file(record["denoise_sha256"]).unlink()
+
+
+class _Specs:
+    """Makes executors, and keeps what each was made for."""
+
+    def __init__(self) -> None:
+        self.models: list[list[str]] = []
+
+    def __call__(self, spec: ExecutorSpec) -> FakeExecutor:
+        self.models.append(list(spec.models))
+        return FakeExecutor(spec)
+
+
+def test_followers_of_another_model_are_rendered_in_the_same_run(
     project: Project, joined: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert project.run() == EXIT_OK
     done(project)
     joined.clear()
     _other_pixels(monkeypatch)
-    (record,) = (r for r in project.records() if r["row_id"] == "a")
-    (project.run_dir.path / record["file"]).unlink()
-    project.run_dir.latents_file(record["denoise_sha256"]).unlink()
-    assert project.run() == EXIT_SOME_FAILED
-    assert done(project) == ["a"]
-    assert joined == [], "its clips do not fit"
+    _lose(project, "a")
+    make = _Specs()
+    assert project.run(make) == EXIT_OK
+    assert done(project) == ["a", "d", "b", "c"]
+    assert make.models == [["tiny_t2v"], ["tiny_t2v", "tiny_i2v"]]
+    assert joined == [["a", "b", "c"]]
+    assert set(states(project).values()) == {"done"}
+    status = json.loads(project.run_dir.status.read_text(encoding="utf-8"))
+    assert (status["done"], status["total"]) == (5, 5)
+    assert project.run() == EXIT_OK
+    assert done(project) == []
+
+
+def test_followers_of_another_model_are_rendered_on_a_cluster_too(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run() == EXIT_OK
+    done(project)
+    _other_pixels(monkeypatch)
+    _lose(project, "a")
+    make = _Specs()
+    place = replace(seat("one"), make_executor=lambda order: make(order.spec))
+    config = project.config(dispatch=DispatchConfig(kind=DispatchKind.ray))
+    said = project.said.append
+    assert session.run(config, (), None, said, open_cluster=FakeCluster(place).open) == EXIT_OK
+    assert sorted(done(project)) == ["a", "b", "c", "d"]
+    assert make.models == [["tiny_t2v"], ["tiny_t2v", "tiny_i2v"]]
+    assert set(states(project).values()) == {"done"}
+
+
+def test_followers_that_are_longer_than_all_planned_clips_get_workers_of_their_own(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "id,prompt,model,image,num_frames"
+    rows = ["a,a cat,,,", "b,a dog,tiny_i2v,@a:last,5", "c,a fox,tiny_i2v,@b:first,9"]
+    project.write(head, *rows)
+    assert project.run() == EXIT_OK
+    done(project)
+    _other_pixels(monkeypatch)
+    _lose(project, "b")
+    make = _Specs()
+    assert project.run(make) == EXIT_OK
+    assert done(project) == ["b", "c"]
+    assert make.models == [["tiny_i2v"]] * 2
+
+
+def test_a_follower_whose_model_cannot_be_loaded_now_is_skipped_and_that_is_said(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(project, f="f,a cow,tiny_t2v,,")
+    assert project.run() == EXIT_OK
+    done(project)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        _other_pixels(patch)
+        _lose(project, "a")
+        patch.setattr(fitting, "lacks_weights", lambda *_: True)
+        assert project.run() == EXIT_SOME_FAILED
+        assert done(project) == ["a"]
+    b = next(row["clip_id"] for row in project.plan() if row["row_id"] == "b")
+    assert (
+        f"{b} is skipped: the frame that it begins with has changed, and it cannot be rendered "
+        "now: its weights are not on disk, and are fetched at the start of a run. The same "
+        "command tries it again."
+    ) in capsys.readouterr().out
     assert states(project)["b"] == "retry"
     assert project.run() == EXIT_OK
-    assert done(project) == ["d", "b", "c"]
-    assert joined == [["a", "b", "c"]]
+    assert done(project)[:2] == ["d", "b"]
 
 
 def _maker(project: Project, row_id: str) -> str:

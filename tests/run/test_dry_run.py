@@ -161,6 +161,15 @@ def test_thirty_settings_fit_the_screen_and_every_row_is_in_the_table(
     assert [int(row["num_frames"]) for row in table] == [4 * n + 1 for n in range(30)]
 
 
+def test_one_more_reason_is_no_reasons(tiny_on_disk: Path) -> None:
+    clip = clip_of(1, BASE, off_recipe=True)
+    planned = [
+        planned_clip(clip, State.changed, f"num_inference_steps 50 -> {n}") for n in range(3)
+    ]
+    lines = lines_of(planned, resolve_checkpoint(tiny_t2v()))
+    assert "     1 for 1 more reason" in lines
+
+
 def test_the_longest_dry_run_is_twenty_lines(tiny_on_disk: Path) -> None:
     planned = [
         planned_clip(

@@ -22,18 +22,23 @@ import pytest
 from fakes.engine import InProcessExecutor
 from fakes.object_store import BUCKET, Fault
 from fakes.pages import read_data
+from fakes.runs import FakeRenderer
 from fakes.stored import Stored
 from fakes.uploading import uploading_local_executor
+from PIL import Image
 
 from hv15_batch import cli
 from hv15_batch.clock import utc_now
 from hv15_batch.config.settings import DispatchConfig, RewriteConfig
+from hv15_batch.dispatch.protocol import Job
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
 from hv15_batch.media.film import film_members
 from hv15_batch.media.frame import frame_sha256
 from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
+from hv15_batch.rundir.frames import frame_files
 from hv15_batch.rundir.log import RunLog
+from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
 from hv15_batch.rundir.remote.leftovers import orphans
@@ -184,6 +189,40 @@ def test_a_frame_that_another_clip_begins_with_is_read_from_the_store(stored: St
     stored.server.requests.clear()
     assert stored.render() == 0
     assert not stored.server.count("GET", "clips/"), "the film is compared by its comment"
+
+
+@pytest.mark.parametrize("only", [None, "a"])
+def test_followers_of_a_clip_with_other_pixels_are_rendered_again_there(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, only: str | None
+) -> None:
+    stored.write("id,prompt,model,image", "a,a cat,,", "b,a dog,tiny_i2v,@a:last")
+    assert stored.go() == 0
+    before = {row["row_id"]: row for row in stored.rows()}
+    stored.on_another_machine()
+    stored.denoised()
+
+    def keep_others(self: FakeRenderer, job: Job) -> None:
+        for path in frame_files(self._run_dir, job.clip):
+            with publishing(path, makes_folder=True) as temporary:
+                Image.new("RGB", (16, 16), "teal").save(temporary, "PNG")
+
+    monkeypatch.setattr(FakeRenderer, "_keep_frames", keep_others)
+    Client(stored.url).delete([before["a"]["file"], before["a"]["latents_file"]])
+    assert stored.go(only=only) == 0
+    if only:
+        assert stored.denoised() == ["a"], "b was not named"
+        stored.on_another_machine()
+        assert stored.go() == 0
+        assert stored.denoised() == ["b"]
+    else:
+        assert stored.denoised() == ["a", "b"]
+    after = {row["row_id"]: row for row in stored.rows()}
+    assert after["b"]["image_sha256"] != before["b"]["image_sha256"]
+    assert len(stored.names("frames/")) == 2
+    stored.server.requests.clear()
+    assert stored.go() == 0
+    assert any(line.startswith("Nothing to do") for line in stored.said)
+    assert not stored.server.count("GET", "frames/"), "it is here"
 
 
 def test_a_film_that_the_store_does_not_take_keeps_nothing_else_back(stored: Stored) -> None:

@@ -24,6 +24,8 @@ MAX_COUNT = 10**15
 
 _MARK = re.compile(r"\\[{}|@:\\]|[{}|]")
 _WEIGHT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)::")
+_LIKE_WEIGHT = re.compile(r"\s*[+-]?\.?[0-9][^\s{}|\\:]*\s*::")
+_LIKE_FILE = re.compile(r"\s+@")
 _ONE = Fraction(1)
 _CHOICE_FORM = "write choices like {red|blue}, 3::red for a weight, {@colours.txt} for a file"
 _LITERAL_FORM = r"and a brace of the text as \{ or \}"
@@ -204,6 +206,7 @@ class _Parser:
             start = weight.end() if weight else start
             if not weights[-1]:
                 raise ValueError("a weight is over 0; leave that option out, or write 1::")
+            self._check_start(start, has_weight=weight is not None)
             is_file = self._text.startswith("@", start)
             parts, start, mark = self._sequence(start, depth)
             options.append((self._file(parts),) if is_file else parts)
@@ -219,6 +222,18 @@ class _Parser:
                 f"{_LITERAL_FORM}"
             )
         return _choice(options, weights), start
+
+    def _check_start(self, start: int, has_weight: bool) -> None:
+        """Refuse an option that nearly begins with a weight, or with a file: it would be text."""
+        if not has_weight and (found := _LIKE_WEIGHT.match(self._text, start)):
+            raise ValueError(
+                f"{found[0].strip()} is no weight: one is a number such as 3 or 1.5, of at most 9 "
+                r"digits, at the very start of its option; for the text write \: for each colon"
+            )
+        if _LIKE_FILE.match(self._text, start):
+            raise ValueError(
+                f"a space stands before @; {WORDS_FORM}, " r"or write \@ for the character"
+            )
 
     def _file(self, parts: tuple[_Part, ...]) -> _Choice:
         """Return the choice between the lines of the file that `@name` names."""

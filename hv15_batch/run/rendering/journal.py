@@ -63,6 +63,10 @@ class Journal:
         record = self._records.get((settings_sha256, None))
         return None if record is None else record.status
 
+    def added(self, jobs: Iterable[Job]) -> None:
+        """Note clips that the run renders besides those that were planned."""
+        self._pace.added(jobs)
+
     def left_out(self, job: Job) -> None:
         """Note that a clip is not rendered in this run."""
         self._pace.left_out([job])

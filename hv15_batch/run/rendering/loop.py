@@ -24,6 +24,7 @@ from hv15_batch.record import FAILED, INTERRUPTED
 from hv15_batch.run._progress import Progress
 from hv15_batch.run._run import Run
 from hv15_batch.run.outcome import Outcome, StopRun, ended
+from hv15_batch.run.rendering.fitting import Fitting
 from hv15_batch.run.rendering.journal import Journal, Watcher
 from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.run.rendering.recovery import Recovery
@@ -46,7 +47,7 @@ class Loop:
 
     def __init__(
         self,
-        run: Run,
+        fitting: Fitting,
         team: Team,
         progress: Progress,
         watchers: Sequence[Watcher] = (),
@@ -55,30 +56,27 @@ class Loop:
         """Make a loop.
 
         Args:
-            run: The clips to render, and what was decided for them.
+            fitting: The clips to render, and what was decided for them.
             team: Its workers render; a dead one is replaced.
             progress: Shows what happens.
             watchers: Others that follow the run, after its pace and `progress`.
             received: See `Signals`; None if only the system sends signals.
         """
-        self._run = run
+        self._fitting, run = fitting, fitting.run
         self._team = team
         self.journal = Journal(run, (progress, *watchers))
         self._progress = progress
         self._recovery = Recovery(run.config.retry)
-        first = self._recovery.first_attempt
-        self._rounds = Rounds(run.todo, run.run_dir, first, self.journal, progress.say)
+        self._rounds = Rounds(fitting, self._recovery.first_attempt, self.journal, progress.say)
         self._queue = Queue(())
         self._signals = Signals(run.pace, run.clock, received)
         self._stop_reason: str | None = None
         self._is_held_back = False
-        self._groups = {p.clip.settings.group for p in run.todo.to_render}
         self._num_given_up = 0
 
-    def _make_queue(self, jobs: Sequence[Job]) -> Queue:
-        if self._team.is_alone:
-            return Queue(jobs)
-        return Queue(jobs, self._run.pace.warm_seconds, self._run.load_seconds)
+    @property
+    def _run(self) -> Run:
+        return self._fitting.run
 
     def render(self) -> Outcome:
         """Render all clips.
@@ -89,12 +87,14 @@ class Loop:
         with self._signals:
             try:
                 for each in self._rounds:
-                    self._queue = self._make_queue(each.jobs)
+                    if each.needs_others:
+                        self._team.close()
+                    self._queue = self._team.queue_of(each.jobs, self._run)
                     if self._next_job(self._first_working()):
                         for worker in (w for w in self._team.working if not w.is_up):
                             self._start(worker)
                         self._encode(each.to_encode)
-                    self._progress.rendering(self._rounds.num_clips)
+                    self._progress.rendering(self._rounds.num_clips, each.again)
                     self.journal.without_text(each.unwritten)
                     self._render()
                 self._team.close()
@@ -243,7 +243,7 @@ class Loop:
 
     def _give_up(self) -> None:
         """Leave out the clips of groups with too many bad ones; stop if no other group is left."""
-        given_up = self._recovery.give_up(self._queue, self._groups)
+        given_up = self._recovery.give_up(self._queue, self._fitting.groups)
         if given_up is None:
             return
         if given_up.ends_run:

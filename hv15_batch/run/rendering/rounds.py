@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hv15_batch.clip import Clip, Group
 from hv15_batch.dispatch.protocol import Job
+from hv15_batch.errors import Refused
 from hv15_batch.model.shapes import Shape
 from hv15_batch.planning.chains import hindrance, outdated
 from hv15_batch.planning.plan import PlannedClip
-from hv15_batch.planning.todo import Todo
 from hv15_batch.record import OK
+from hv15_batch.run.rendering.fitting import Fitting
 from hv15_batch.run.rendering.journal import Journal
-from hv15_batch.rundir.paths import RunDir
 from hv15_batch.units import Say, shortened
 
 
@@ -27,6 +27,10 @@ class Round:
     frames that are not there yet are left for their own round."""
     unwritten: list[Job] = field(default_factory=list)
     """Clips whose prompts could not be rewritten."""
+    again: frozenset[tuple[str, int | None]] = frozenset()
+    """Clips of this round that earlier runs had finished."""
+    needs_others: bool = False
+    """The workers of the rounds before were not made for some of these clips."""
 
 
 class Rounds:
@@ -34,8 +38,7 @@ class Rounds:
 
     def __init__(
         self,
-        todo: Todo,
-        run_dir: RunDir,
+        fitting: Fitting,
         first_attempt: Callable[[PlannedClip], Job],
         journal: Journal,
         say: Say,
@@ -43,17 +46,17 @@ class Rounds:
         """Start.
 
         Args:
-            todo: The clips that the run is to render, in the plan's order.
-            run_dir: Has the frames with which clips begin.
+            fitting: Has the run, and plans its workers for clips that are added.
             first_attempt: Makes a job of one.
             journal: Knows how each attempt ended.
             say: Prints a line.
         """
+        todo = fitting.run.todo
         self._planned = todo.to_render
         self._done = [
             p for p in todo.selected if p.is_done and p.clip.source and todo.repetitions is None
         ]
-        self._run_dir = run_dir
+        self._fitting = fitting
         self._num_skipped_before = len(todo.skipped)
         self._first_attempt = first_attempt
         self._journal = journal
@@ -80,41 +83,61 @@ class Rounds:
         first = min(levels)
         levels |= {level for p in self._done if (level := _level(p)) > first}
         for level in sorted(levels):
+            run = self._fitting.run
             added = self._outdated(level)
             own = [*(p for p in ready if _level(p) == level), *added]
             if not own and level != first:
                 continue
             to_encode += [p.clip for p in added]
+            self._journal.added(map(self._first_attempt, added))
             jobs = [job for job in map(self._first_attempt, own) if not self._is_skipped(job)]
             keys = {job.key[0] for job in jobs}
             is_first = level == first
             of_round = [clip for clip in to_encode if is_first or clip.settings_sha256 in keys]
-            yield Round(jobs, of_round, unwritten)
+            again = frozenset((p.clip.clip_id, p.repeat) for p in added)
+            yield Round(jobs, of_round, unwritten, again, self._fitting.run is not run)
             unwritten = []
 
     def _outdated(self, level: int) -> list[PlannedClip]:
         """Return the finished clips of a round whose first frame this run has changed.
 
-        One that the run's workers were not made for is skipped, and left to the next run.
+        One that cannot be rendered now is skipped, and left to the next run.
         """
         of_level = (p for p in self._done if _level(p) == level)
         followers = [p for p in of_level if _source(p) in self._clips]
-        found = outdated(followers, self._run_dir)
-        longest: dict[Group, int] = {}
-        for p in self._planned if found else ():
-            if not p.is_from_latents:
-                group = p.clip.settings.group
-                longest[group] = max(longest.get(group, 0), _num_tokens(p))
+        found = outdated(followers, self._fitting.run.run_dir)
+        if not found:
+            return []
+        longest = self._longest()
+        beyond: dict[str, list[PlannedClip]] = {}
+        for p in found:
+            if _num_tokens(p) > longest.get(p.clip.settings.group, 0):
+                beyond.setdefault(p.clip.settings.model, []).append(p)
         self._planned = self._planned + found
         self._clips |= {p.clip.settings_sha256 for p in found}
-        left = [p for p in found if _num_tokens(p) > longest.get(p.clip.settings.group, 0)]
-        for p in left:
+        for of_model in beyond.values():
+            try:
+                self._fitting.take_in(of_model, self._say)
+            except Refused as error:
+                self._leave(of_model, str(error))
+        return [p for p in found if p.clip.settings_sha256 not in self._skipped]
+
+    def _longest(self) -> dict[Group, int]:
+        """Return the video tokens of the longest clip that each group has been planned for."""
+        found: dict[Group, int] = {}
+        for p in self._planned:
+            if not (p.is_from_latents or p.clip.settings_sha256 in self._skipped):
+                group = p.clip.settings.group
+                found[group] = max(found.get(group, 0), _num_tokens(p))
+        return found
+
+    def _leave(self, clips: Iterable[PlannedClip], why: str) -> None:
+        for p in clips:
             self._skipped.add(p.clip.settings_sha256)
             self._say(
-                f"{p.clip.clip_id} is skipped: the frame that it begins with has changed, and this "
-                "run has nothing else of its model and size to render; the same command renders it"
+                f"{p.clip.clip_id} is skipped: the frame that it begins with has changed, and it "
+                f"cannot be rendered now: {why} The same command tries it again."
             )
-        return [p for p in found if p not in left]
 
     def _is_skipped(self, job: Job) -> bool:
         """Whether the clip that a job follows is not fit for it. Then that is told."""

@@ -28,7 +28,7 @@ from hv15_batch.dispatch.protocol import (
 from hv15_batch.dispatch.seats import Cluster
 from hv15_batch.machine.nvml import Gpu
 from hv15_batch.model.variant import OffloadKind
-from hv15_batch.run._run import Run
+from hv15_batch.run.rendering.fitting import Fitting
 from hv15_batch.run.rendering.recovery import Current, Recycling
 from hv15_batch.run.rendering.stalls import Patience, StallWatch
 
@@ -204,16 +204,16 @@ class Start:
     """File descriptor of the run directory's lock, which holds until parent and worker are gone."""
 
 
-def make_supervisors(run: Run, start: Start) -> list[Supervisor]:
+def make_supervisors(fitting: Fitting, start: Start) -> list[Supervisor]:
     """Return a supervisor for each card of a run, or for each process on the CPU.
 
     Workers are `local-0`, `local-1`, ... where there is one at a time; else the card's place comes
     before that number, e.g. `local-2-0`.
     """
-    retry = run.config.retry
+    run, retry = fitting.run, fitting.run.config.retry
     return [
         Supervisor(
-            _maker(run, start, place),
+            _maker(fitting, start, place),
             retry,
             StallWatch(retry, start.patience, run.pace, run.compiles),
             place,
@@ -223,14 +223,17 @@ def make_supervisors(run: Run, start: Start) -> list[Supervisor]:
     ]
 
 
-def _maker(run: Run, start: Start, place: int) -> Callable[[Mapping[str, OffloadKind]], Executor]:
+def _maker(
+    fitting: Fitting, start: Start, place: int
+) -> Callable[[Mapping[str, OffloadKind]], Executor]:
     """Return what makes the workers of one card, which are numbered from 0."""
-    spec = run.spec(start.lock_descriptor, place)
     numbers = itertools.count()
-    prefix = f"local-{place}" if len(run.cards) > 1 else "local"
+    prefix = f"local-{place}" if len(fitting.run.cards) > 1 else "local"
 
     def make_executor(offloads: Mapping[str, OffloadKind]) -> Executor:
+        run = fitting.run
         run.pace.started_worker(place)
+        spec = run.spec(start.lock_descriptor, place)
         worker_id = f"{prefix}-{next(numbers)}"
         return start.make_executor(replace(spec, worker_id=worker_id).with_offloads(offloads))
 

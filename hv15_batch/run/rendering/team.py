@@ -11,6 +11,7 @@ from typing import Protocol
 from hv15_batch.clip import Clip, Group
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.errors import EXIT_STOPPED
+from hv15_batch.run._run import Run
 from hv15_batch.run.outcome import StopRun
 from hv15_batch.run.rendering.queue import Queue
 from hv15_batch.run.rendering.supervisor import Supervisor
@@ -107,6 +108,12 @@ class Team:
         new = list(self._arrivals.arrived()) if self._arrivals is not None else []
         self.all += new
         return new
+
+    def queue_of(self, jobs: Sequence[Job], run: Run) -> Queue:
+        """Return the queue of a round: in the plan's order for one worker, else longest first."""
+        if self.is_alone:
+            return Queue(jobs)
+        return Queue(jobs, run.pace.warm_seconds, run.load_seconds)
 
     def to_check(self, clips: Sequence[Clip]) -> Sequence[Clip]:
         """Return the clips that a worker looks at before it renders, once another has encoded.

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ class Stored:
     @property
     def frames(self) -> dict[str, str]:
         """Names of kept frames by `<denoise_sha256>_<number>`; of several the last one."""
-        return {match[1]: match[0] for match in map(_FRAME.fullmatch, self.objects) if match}
+        return {frame: names[-1] for frame, names in self.attempts_at_frames.items()}
+
+    @cached_property
+    def attempts_at_frames(self) -> dict[str, list[str]]:
+        """Names of each kept frame, one of each attempt that made it, the newest last."""
+        found: dict[str, list[str]] = {}
+        for match in map(_FRAME.fullmatch, self.objects):
+            if match:
+                found.setdefault(match[1], []).append(match[0])
+        return found
 
 
 def read_url(folder: Path) -> str | None:
