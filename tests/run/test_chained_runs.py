@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -459,7 +460,10 @@ def test_a_run_that_ends_between_two_rounds_loses_nothing(
 
 @pytest.mark.parametrize("row", ["b", "c"])
 def test_a_run_that_is_killed_resumes_the_chain_where_it_was(project: Project, row: str) -> None:
-    project.write(HEAD, ROWS["a"], *(ROWS[name].replace("a dog", "sleep 0.3") for name in "bc"))
+    rows = [ROWS["a"], ROWS["b"], ROWS["c"]]
+    at = "abc".index(row)
+    rows[at] = re.sub(r"a dog|a fox", "sleep 2", rows[at])
+    project.write(HEAD, *rows)
     tests = Path(__file__).parents[1]
     path = os.pathsep.join(filter(None, [str(tests.parent), str(tests)]))
     words = [sys.executable, "-m", "fakes.run_parent", str(project.folder)]

@@ -64,6 +64,24 @@ def run(
     return session.run(config, (), None, project.said.append, open_cluster=cluster.open)
 
 
+class Refilled(FakeCluster):
+    """Has another seat once the first one is given up."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], first: Seat, second: Seat) -> None:
+        super().__init__(first)
+        self._capsys = capsys
+        self._second = second
+        self._is_added = False
+        self.said = ""
+
+    def new_seats(self) -> list[Seat]:
+        self.said += self._capsys.readouterr().out
+        if "worker 0 is given up" in self.said and not self._is_added:
+            self._is_added = True
+            self.add(self._second)
+        return super().new_seats()
+
+
 def done_by(project: Project) -> Counter[str]:
     return Counter(r["worker_id"] for r in project.records() if r["status"] == "ok")
 
@@ -101,8 +119,7 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("id,prompt", "bad,die once", "cat,a cat", "dog,a dog")
-    cluster = FakeCluster(seat("one", leaves=True))
-    threading.Timer(3.0, cluster.add, (seat("two"),)).start()
+    cluster = Refilled(capsys, seat("one", leaves=True), seat("two"))
 
     assert run(project, cluster) == 0
     statuses = Counter((r["row_id"], r["status"]) for r in project.records())
@@ -110,7 +127,7 @@ def test_a_seat_that_leaves_is_given_up_and_another_one_goes_on(
     lost = next(r for r in project.records() if r["status"] == "failed")
     assert (lost["hostname"], lost["worker_id"]) == ("one", "ray-0-0"), "not the driver"
     assert lost["system_sha256"] == system_sha256(dict(seat("one").facts))
-    said = capsys.readouterr().out
+    said = cluster.said + capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: the worker was ended by SIGKILL" in said
     assert "starting another one" not in said
 
@@ -148,12 +165,11 @@ def test_the_only_worker_is_given_up_if_it_is_unfit_once_the_log_has_rows(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("id,prompt", "bad,die once", "cat,a cat", "dog,a dog")
-    cluster = FakeCluster(seat("one", renderer=UnfitLater))
-    threading.Timer(3.0, cluster.add, (seat("two"),)).start()
+    cluster = Refilled(capsys, seat("one", renderer=UnfitLater), seat("two"))
 
     assert run(project, cluster) == 0
     assert set(done_by(project)) == {"ray-1-0"}
-    said = capsys.readouterr().out
+    said = cluster.said + capsys.readouterr().out
     assert "worker 0 is given up, 0 workers left: loras: /a.safetensors is not on this" in said
 
 
