@@ -27,6 +27,7 @@ def clip(error: float | None, frames: str, **right: bool) -> dict[str, object]:
     return {"right": right, "error": error, "frames": frames}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_clips_of_other_types_kernels_and_code_obey_and_look_like_those_of_plain_float32(
     tmp_path: Path,

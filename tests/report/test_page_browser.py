@@ -352,6 +352,7 @@ def test_a_reason_leads_to_its_clip(opened: Opened) -> None:
     opened.page.wait_for_selector("#clip-bad:focus")
 
 
+@pytest.mark.exhaustive
 def test_the_head_leads_by_keyboard_past_a_thousand_clips(driver: Any, tmp_path: Path) -> None:
     clips = [record(f"c{n:04d}", n, **MEASURED) for n in range(1000)]
     make_run(tmp_path / "run", clips, clips, is_playable=True)

@@ -330,6 +330,7 @@ def test_the_command_of_a_clip_names_a_row_called_null_as_a_text(tmp_path: Path)
     assert typed.texts["only"] == "null"  # the text, not what Hydra calls null
 
 
+@pytest.mark.exhaustive
 def test_the_command_of_a_clip_makes_that_clip(tmp_path: Path, command: Any) -> None:
     (tmp_path / "p.csv").write_text(
         'id,prompt,seed,guidance_scale\nfox,"a fox, ""OPEN"", ${x}",3 4,\ncat,a cat,,2\n',

@@ -148,6 +148,7 @@ def test_the_lock_of_a_killed_run_passes_on_only_when_its_worker_is_gone_too(
             worker.kill()
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_of_the_tiny_model_goes_on_from_the_command_line(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write(

@@ -721,6 +721,7 @@ def test_after_a_sticky_cuda_error_the_child_is_replaced_and_the_other_clips_are
     assert {r["worker_id"] for r in project.records()} == {"local-0", "local-1"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_clip_that_breaks_the_device_each_time_is_set_aside(project: Project) -> None:
     """Its attempts are the real records, with what the worker knew; not bare ones."""
