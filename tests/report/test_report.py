@@ -167,7 +167,7 @@ def test_text_arrives_whole_in_the_data_and_never_as_markup(tmp_path: Path, prom
     assert shown["problem"] == f"RuntimeError: {prompt}"
     assert "<" not in (run_dir / "assets" / "data.js").read_text(encoding="ascii")
     assert "<script>alert" not in html
-    assert html.count("<script") == 10
+    assert html.count("<script") == 11
 
 
 def test_a_prompt_longer_than_the_csv_module_allows_is_read(tmp_path: Path) -> None:

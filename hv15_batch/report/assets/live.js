@@ -10,14 +10,16 @@
   let timer = 0;
   let refreshed = 0;
 
-  /* Ask the server for a change; resolves to its answer, or throws with its reason. */
-  async function post(name, values) {
+  /* Ask the server for a change; resolves to its answer, or throws with its reason. One that outlives
+     the page arrives even if the page is left meanwhile. */
+  async function post(name, values, outlives) {
     let answer;
     try {
       answer = await fetch(name, {
         method: "POST",
         headers: { "Content-Type": "application/json", "X-HV15-Token": token.content },
         body: JSON.stringify(values),
+        keepalive: Boolean(outlives),
       });
     } catch (error) {
       throw new Error("the server does not answer: is hv15-batch view still running?");

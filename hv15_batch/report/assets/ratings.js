@@ -8,6 +8,7 @@
   /* The folder is known from the page's own address: one store serves all pages on a disk. */
   const KEY = "hv15-ratings:" + decodeURIComponent(location.pathname).replace(/[^/]*$/, "");
   let queue = Promise.resolve(); // one after the other, so that the last one counts
+  const unsent = new Map(); // of each clip the newest that waits for its turn
   const changes = new Map(Object.entries(read()));
 
   function read() {
@@ -74,8 +75,15 @@
       const values = {
         run: clip.run, settings_sha256: clip.settings, file_sha256: clip.sha, rating: value,
       };
-      queue = queue.then(() => hv15.live.post("rate", values), () => hv15.live.post("rate", values));
-      clip.rating = (await queue).rating;
+      unsent.set(key, values);
+      const send = function () {
+        if (unsent.get(key) !== values) return null; // a newer one of this clip follows
+        unsent.delete(key);
+        return hv15.live.post("rate", values, true);
+      };
+      queue = queue.then(send, send);
+      const said = await queue;
+      if (said) clip.rating = said.rating;
     } catch (error) {
       if (changes.get(key) === entry && before) changes.set(key, before);
       hv15.say("Not saved: " + error.message);
@@ -83,6 +91,12 @@
     if (changes.get(key) === entry) changes.delete(key); // the server's is shown from now on
     changed(clip);
   }
+
+  /* What waits when the page is left is sent at once; the browser finishes it. */
+  window.addEventListener("pagehide", function () {
+    unsent.forEach((values) => hv15.live.post("rate", values, true).catch(() => {}));
+    unsent.clear();
+  });
 
   const cell = (text) => (/[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text);
 
