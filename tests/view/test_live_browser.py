@@ -22,6 +22,7 @@ from hv15_batch.rundir.chosen.previews import remove_preview, write_preview
 from hv15_batch.rundir.chosen.ratings import Rating, format_ratings, ratings_file, read_ratings
 from hv15_batch.rundir.log import RunLog, read_records
 from hv15_batch.rundir.paths import RunDir
+from hv15_batch.view import _changes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium
@@ -174,13 +175,25 @@ def test_a_film_appears_and_goes_on_playing(driver: Any, tmp_path: Path) -> None
 
 
 def test_a_rating_is_saved_and_shown_on_another_page(
-    opened: Opened, run_dir: RunDir, driver: Any, client: Client, tmp_path: Path
+    opened: Opened,
+    run_dir: RunDir,
+    driver: Any,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with browsing(driver, client.view.gate.address, tmp_path / "other") as other:
         press(opened, "fox", "4")
         wait(other.page, "document.querySelector('#clip-fox .stars').textContent == '★★★★☆'")
         assert read_ratings(run_dir)[sha("fox")].rating == "4"
         assert other.complaints == []
+    real = _changes.change_ratings
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.3)
+        real(*arguments)
+
+    monkeypatch.setattr(_changes, "change_ratings", slow)
     for key in ("1", "x", "3", "0", "5", "2"):  # quickly: the last one counts
         press(opened, "fox", key)
     opened.page.reload()  # at once: what is not sent yet arrives all the same
