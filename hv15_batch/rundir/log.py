@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,9 @@ def bring_to_current_schema(log_folder: Path) -> int:
     schema = arrow_schema()
     rewritten = 0
     for path in _segments_in(log_folder):
-        with _open_segment(path) as (file, written, version):
-            if version is None or version == SCHEMA_VERSION:
-                continue  # foreign, or current
+        if _version(path) in (None, SCHEMA_VERSION):
+            continue  # foreign, or current
+        with _open_segment(path) as (file, written, _):
             table = _columns(file, written, schema)
         with publishing(path) as temporary:
             pq.write_table(table, temporary)
@@ -221,10 +222,25 @@ def _is_segment(path: Path) -> bool:
     if not _SEGMENT.fullmatch(path.name):
         return False
     try:
-        with _open_segment(path) as (_, _, version):
-            return version is not None
+        return _version(path) is not None
     except LogSchemaError:  # damaged or newer: reading it reports that
         return True
+
+
+def _version(path: Path) -> int | None:
+    """Return a segment's schema version, None for a foreign file; raise like `read_records`."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _stated_version(path, 0, 0)  # raises
+    return _stated_version(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16384)
+def _stated_version(path: Path, size: int, modified_ns: int) -> int | None:
+    """As `_version`; a run asks for it twice, and a file of other bytes or time is another one."""
+    with _open_segment(path) as (_, _, version):
+        return version
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
