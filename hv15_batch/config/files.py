@@ -9,9 +9,10 @@ import shlex
 from itertools import islice
 from pathlib import Path
 
+from hv15_batch.model.codec import VIDEO_SUFFIXES
+
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Suffixes of manifests, in lower case; upper case is accepted."""
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 MAX_COMPARED_NAMES = 10_000
 """At most this many names of a folder are compared with a misspelt one."""

@@ -24,6 +24,7 @@ from hv15_batch.config.files import MANIFEST_SUFFIXES, word_fault
 from hv15_batch.config.messages import WORDS, not_understood
 from hv15_batch.config.settings import NOT_TYPED, Config, ManifestColumns
 from hv15_batch.errors import Refused
+from hv15_batch.model.codec import VIDEO_SUFFIXES
 from hv15_batch.model.variant import HubFile
 
 _COLUMN_KEYS = tuple(f"manifest_columns.{column.name}" for column in fields(ManifestColumns))
@@ -274,7 +275,6 @@ def _option_fault(group: str, value: Any) -> str | None:
 
 
 GROUPS = ("model", "offload", "dispatch", "experiment")
-_CLIP_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
 @cache
@@ -327,7 +327,7 @@ def _meant(word: str, following: Iterator[str]) -> str:
     """Return e.g. ` Did you mean resume=outputs/a?` for its folder, or nothing."""
     if word in WORDS:
         return f" {word} comes first: hv15-batch {word}."
-    if word.lower().endswith(_CLIP_SUFFIXES):
+    if word.lower().endswith(VIDEO_SUFFIXES):
         return f" Did you mean hv15-batch recipe {shlex.quote(word)}?"
     if os.path.isdir(word):
         return f" Did you mean {shlex.quote(f'resume={word}')}?"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from hv15_batch.config.files import (
     MANIFEST_SUFFIXES,
-    VIDEO_SUFFIXES,
     manifests_in,
     near_manifest,
     stream_fault,
@@ -28,6 +27,7 @@ from hv15_batch.manifest.formats.records import MAX_JSON_BYTES, RecordReader
 from hv15_batch.manifest.rows import MAX_ROWS, Row, RowReader, TaskOf, task_of_ours
 from hv15_batch.manifest.templates.expand import Expander
 from hv15_batch.manifest.unmeant import Unmeant
+from hv15_batch.model.codec import VIDEO_SUFFIXES
 from hv15_batch.model.variant import Task
 from hv15_batch.units import GIB, MIB
 

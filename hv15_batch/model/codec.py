@@ -38,3 +38,7 @@ class VideoCodec(Enum):
         rates of 422 HQ: 3.5 at 1920x1080 and up to 4.2 at 720x486.
         """
         return {"h264": 0.5, "ffv1": 12, "prores": 5, "png": 16}[self.value]
+
+
+VIDEO_SUFFIXES = tuple(dict.fromkeys(codec.suffix for codec in VideoCodec))
+"""Suffixes of clips, with their dots, each once."""

@@ -29,7 +29,7 @@ from PIL import Image
 
 from hv15_batch import cli
 from hv15_batch.clock import utc_now
-from hv15_batch.config.settings import DispatchConfig, RewriteConfig
+from hv15_batch.config.settings import DispatchConfig, RewriteConfig, VideoCodec, VideoConfig
 from hv15_batch.dispatch.protocol import Job
 from hv15_batch.engine.render import ClipRenderer
 from hv15_batch.errors import Refused, StoreError
@@ -41,7 +41,7 @@ from hv15_batch.rundir.log import RunLog
 from hv15_batch.rundir.publish import publishing
 from hv15_batch.rundir.remote import held, lease, uploads
 from hv15_batch.rundir.remote.client import Client, Item
-from hv15_batch.rundir.remote.leftovers import orphans
+from hv15_batch.rundir.remote.leftovers import UPLOADED, orphans
 from hv15_batch.rundir.remote.objects import add_objects
 from hv15_batch.rundir.schema import SCHEMA_VERSION
 from hv15_batch.rundir.store import hold, open_uploads, place
@@ -55,6 +55,18 @@ def ok_rows(rows: list[dict[str, Any]]) -> list[str]:
 
 
 # -- a run ------------------------------------------------------------------------------------
+
+
+def test_a_clip_for_editing_is_confirmed_and_kept_too(stored: Stored) -> None:
+    assert stored.render(video=VideoConfig(codec=VideoCodec.prores)) == 0
+    assert ok_rows(stored.rows()) == ["cat", "dog"]
+    assert all(row["file"] in stored.names() for row in stored.rows())
+    assert not list(stored.mirror.clips.iterdir())
+
+
+@pytest.mark.parametrize("codec", VideoCodec)
+def test_an_upload_of_any_codec_is_one(codec: VideoCodec) -> None:
+    assert UPLOADED.fullmatch(f"clips/cat_s0_1c629cb4.{16 * 'a'}{codec.suffix}")
 
 
 def test_a_run_makes_the_same_clips_there_as_on_a_disk(

@@ -8,13 +8,15 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from hv15_batch.model.codec import VIDEO_SUFFIXES
 from hv15_batch.record import DONE_STATUSES, ClipRecord
 from hv15_batch.rundir.remote.client import Item
 from hv15_batch.rundir.remote.objects import ATTEMPT, FRAMES
 from hv15_batch.rundir.remote.probe import FOLDER
 
 UPLOADED = re.compile(
-    rf"(clips|thumbs)/.+\.{ATTEMPT}\.(mp4|mkv|jpg)|latents/[0-9a-f]{{64}}\.{ATTEMPT}\.safetensors"
+    rf"clips/.+\.{ATTEMPT}({'|'.join(map(re.escape, VIDEO_SUFFIXES))})|thumbs/.+\.{ATTEMPT}\.jpg"
+    rf"|latents/[0-9a-f]{{64}}\.{ATTEMPT}\.safetensors"
     rf"|{FRAMES}/[0-9a-f]{{64}}_[0-9]+\.{ATTEMPT}\.png"
     rf"|{FOLDER}/{ATTEMPT}"
 )
