@@ -100,28 +100,12 @@ class Program:
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
-    def read(self, timeout_seconds: float) -> Iterator[tuple[str, str]]:
-        """Yield `out`, `error` or `results`, and a line without its end, of what came in that time.
+    def read(self, timeout_seconds: float) -> list[tuple[str, str]]:
+        """Return `out`, `error` or `results`, and a line without its end, of what came meanwhile.
 
         A line ends at a carriage return too. A bar writes that before its next state, so its state
-        counts as a line as soon as it is whole.
-        """
-        yield from self._read_ready(timeout_seconds)
-
-    def read_rest(self) -> Iterator[tuple[str, str]]:
-        """Yield as `read` what was written before now; a line without an end counts as one."""
-        for _ in range(_MAX_REST_READS):
-            if not self._streams.select(0.0):
-                break
-            yield from self._read_ready(0.0)
-        for number, rest in list(self._rest.items()):
-            del self._rest[number]
-            yield self._name(number), rest.decode(errors="replace")
-
-    def _read_ready(self, timeout_seconds: float) -> list[tuple[str, str]]:
-        """Read once from each stream that is ready, and return the lines.
-
-        What is said is read last and comes first: it may be what errors and results followed.
+        counts as a line as soon as it is whole. Each stream that is ready is read once. What is
+        said is read last and comes first: it may be what errors and results followed.
         """
         ready = [key for key, _ in self._streams.select(timeout_seconds)]
         assert self._process.stdout is not None
@@ -131,6 +115,16 @@ class Program:
         ready.sort(key=lambda key: _ORDER.index(self._name(key.fd)), reverse=True)
         found = [list(self._take(key)) for key in ready]
         return [line for lines in reversed(found) for line in lines]
+
+    def read_rest(self) -> Iterator[tuple[str, str]]:
+        """Yield as `read` what was written before now; a line without an end counts as one."""
+        for _ in range(_MAX_REST_READS):
+            if not self._streams.select(0.0):
+                break
+            yield from self.read(0.0)
+        for number, rest in list(self._rest.items()):
+            del self._rest[number]
+            yield self._name(number), rest.decode(errors="replace")
 
     def _take(self, key: selectors.SelectorKey) -> Iterator[tuple[str, str]]:
         """Read once from a stream, and yield its lines."""

@@ -221,7 +221,7 @@ class Pace:
         """Take what a clip took; cold clips count only until there is a warm one."""
         if not self._is_outdated and is_cold and self._basis is EtaBasis.measured:
             return
-        if (nominal := self._nominal(kind))[_CLIP]:  # else of a small model: it says nothing more
+        if (nominal := self._nominal(kind))[_CLIP]:  # a small model tells nothing of other kinds
             if self._is_outdated or not (is_cold or self._basis is EtaBasis.measured):
                 for kinds in self._measured.values():
                     kinds.clear()

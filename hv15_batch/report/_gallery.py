@@ -48,6 +48,10 @@ class Place:
     name: str = ""
     """Of the run, on a page of several; empty on its own page."""
 
+    def address(self, name: str | None) -> str | None:
+        """Return the address of a file, given its path below the run directory; None of None."""
+        return self.prefix + quote(name) if name else None
+
 
 OWN_PAGE = Place()
 """The page beside the clips."""
@@ -102,9 +106,9 @@ def _view(
         "isCold": bool(clip["is_cold"]),
         "isFromLatents": not is_denoised_here(clip),
         "finished": finished_at.timestamp() if finished_at is not None else None,
-        "file": place.prefix + quote(clip["file"]) if clip["file"] else None,
+        "file": place.address(clip["file"]),
         "isPlayable": Path(clip["file"] or "").suffix == PLAYABLE_SUFFIX,
-        "poster": place.prefix + quote(clip["thumb"]) if clip["thumb"] else None,
+        "poster": place.address(clip["thumb"]),
         "shape": _shape(clip),
         "isVariant": is_variant,
         "differences": different_facts(clip, common),

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 
 from hv15_batch.figures.facts import common_facts, group_facts, noise_notes
 from hv15_batch.figures.groups import Group, TimingWarning, WarningKind, group_rows
@@ -207,8 +206,8 @@ def film_views(films: Sequence[Film], place: Place) -> list[FilmView]:
         FilmView(
             name=f"{place.name}: {film.name}" if place.name else film.name,
             state=_film_state(film),
-            address=place.prefix + quote(film.file) if film.file else None,
-            poster=place.prefix + quote(film.thumb) if film.thumb else None,
+            address=place.address(film.file),
+            poster=place.address(film.thumb),
             is_playable=(film.file or "").endswith(PLAYABLE_SUFFIX),
         )
         for film in films

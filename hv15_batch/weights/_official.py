@@ -61,7 +61,7 @@ def engine_of(config: Config, cache_file: Path, say: Callable[[str], None]) -> s
     return " ".join([*words, *(flag.replace(" ", ",") for flag in frame_flags(official))])
 
 
-def state_of(config: Config) -> dict[Path, tuple[int, int]]:
+def engine_state(config: Config) -> dict[Path, tuple[int, int]]:
     """Return size in bytes and time of change (ns) of each file that `engine_of` hashes.
 
     Raises:

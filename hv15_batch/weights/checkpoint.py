@@ -22,7 +22,8 @@ from hv15_batch.machine.machine import cache_root as cache_root
 from hv15_batch.model.architectures import checkpoint_folder, definition_sha256, size_of
 from hv15_batch.model.variant import HubFile, ModelConfig, Weights
 from hv15_batch.official.limits import is_official, weights_of
-from hv15_batch.weights._official import engine_of, state_of
+from hv15_batch.weights._official import engine_of
+from hv15_batch.weights._official import engine_state as engine_state
 from hv15_batch.weights.files import (
     check_task,
     content_sha256,
@@ -168,15 +169,6 @@ def resolve_weights(config: Config, say: Say = lambda _: None) -> Checkpoint:
     folder = weights_of(config.official)
     engine = engine_of(config, cache_root() / "file_sha256.json", say)
     return Checkpoint(str(folder), None, folder, CheckpointKind.official, engine=engine)
-
-
-def engine_state(config: Config) -> dict[Path, tuple[int, int]]:
-    """Return size and time of the official script's files; the same ones have the same content.
-
-    Raises:
-        OSError: A file cannot be looked at.
-    """
-    return state_of(config)
 
 
 def _check_hub_file(source: HubFile) -> None:

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,18 @@ def read_stored(folder: Path) -> Stored | None:
 
 
 def _objects(folder: Path) -> dict[str, int]:
-    """Return the list of objects; one that was read just before is not parsed again."""
+    """Return the list of objects."""
     path = folder / OBJECTS
     try:
         status = path.stat()
     except OSError:
         return {}
-    state = str(path), status.st_size, status.st_mtime_ns
-    if _last.get("state") != state:
-        _last.update(state=state, found=_parsed(path))
-    found: dict[str, int] = _last["found"]
-    return found
+    return _parsed(path, status.st_size, status.st_mtime_ns)
 
 
-_last: dict[str, Any] = {}
-"""The last list that was read, and the state of its file then."""
-
-
-def _parsed(path: Path) -> dict[str, int]:
+@lru_cache(maxsize=1)
+def _parsed(path: Path, num_bytes: int, modified_ns: int) -> dict[str, int]:
+    """Return a list of objects; the last one is kept until its file has other bytes or time."""
     try:
         lines = read_bytes(path, _MAX_OBJECTS_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError):
